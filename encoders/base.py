@@ -1,0 +1,209 @@
+"""The contract that every encoder keeps, whatever library its weights come from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# Shapes: B = images, H, W = rows and columns of the given pixels, S = side of the encoder's input, h, w = rows and
+# columns of its patch grid, D = width, T = texts, E = width of the joint embedding.
+
+
+class PatchFeatures(NamedTuple):
+    """Patch tokens in row-major order, and the grid they lie on."""
+
+    tokens: Tensor  # [B, h*w, D]
+    grid: tuple[int, int]  # (h, w)
+
+
+class Encoder(nn.Module, ABC):
+    """A vision transformer that takes plain pixels and gives the patch tokens of one layer.
+
+    Resizing, normalisation, class and register tokens, the choice of the layer and position interpolation happen in
+    here and nowhere else. A subclass hands its backend's model to `__init__` and implements `patch_tokens` and
+    `image_embedding` (and `text_embedding`, `change_input_size` where it can).
+
+    Attributes:
+        tower: the backend's own model, with a text tower if there is one.
+        width, patch_size, image_size: D, the patch side and S, in pixels.
+        embed_dim: E, or None when the model has no embedding of a whole image.
+        layer: whose output `forward` gives: -1 the last block, -2 the one before, k >= 1 the k-th, 0 the embeddings. By
+            default -2 with a text tower, else -1.
+        norm: whether the tower's final norm is applied to it. By default not.
+        blocks: the number of blocks that `forward` runs, from `layer`. None after it runs.
+        flexible: whether other input sizes are possible.
+        frozen: no gradient, always in eval mode. The default.
+    """
+
+    tower: Any
+
+    def __init__(
+        self,
+        tower: nn.Module,
+        *,
+        width: int,
+        depth: int,
+        patch_size: int,
+        image_size: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        interpolation: str = "bicubic",
+        embed_dim: int | None = None,
+        layer: int | None = None,
+        norm: bool | None = None,
+        trainable: bool = False,
+        flexible: bool = False,
+        has_text: bool = False,
+    ) -> None:
+        super().__init__()
+        if layer is None:
+            layer = -2 if has_text else -1  # LLaVA's choice for CLIP, MMVP's for DINOv2
+        if not -depth - 1 <= layer <= depth:
+            raise ValueError(f"layer {layer} does not exist: the tower has {depth} blocks, give -{depth + 1}..{depth}")
+        self.name = type(self).__name__  # build_encoder writes the name it was asked for
+        self.weights: str | None = None  # and the weight file, if it was given one
+        self.width, self.patch_size, self.image_size, self.embed_dim = width, patch_size, image_size, embed_dim
+        self.mean, self.std, self.interpolation = tuple(mean), tuple(std), interpolation
+        self.layer, self.norm = layer, bool(norm)
+        self.blocks = layer if layer >= 0 else depth + 1 + layer
+        self.frozen, self.flexible, self.has_text = not trainable, flexible, has_text
+        self.tower = tower.requires_grad_(trainable)
+        self.eval()
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the tokens that `forward` gives."""
+        return (self.image_size // self.patch_size,) * 2
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """JSON-able; `build_encoder(**spec)` builds this encoder again (weights trained since apart)."""
+        spec: dict[str, Any] = {
+            "name": self.name,
+            "image_size": self.image_size,
+            "layer": self.layer,
+            "norm": self.norm,
+            "trainable": not self.frozen,
+        }
+        return spec if self.weights is None else {**spec, "weights": self.weights}
+
+    def forward(self, pixels: Tensor) -> PatchFeatures:
+        """pixels [B, 3, H, W], uint8 or float in [0, 1] -> tokens [B, h*w, D]; no block past `layer` runs."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            tokens = self.patch_tokens(self.prepare(pixels))  # [B, h*w, D]
+        assert tokens.shape[1:] == (self.grid[0] * self.grid[1], self.width), (tokens.shape, self.grid, self.width)
+        return PatchFeatures(tokens, self.grid)
+
+    def embed_image(self, pixels: Tensor) -> Tensor:
+        """pixels [B, 3, H, W] as for `forward` -> [B, E] float32 of unit norm, through the whole tower.
+
+        CLIP-like models: the projected embedding that is compared with texts. DINOv2: the normalised class token.
+        """
+        if self.embed_dim is None:
+            raise ValueError(f"{self.name} has no embedding of a whole image; use its patch tokens")
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return F.normalize(self.image_embedding(self.prepare(pixels)).float(), dim=-1)  # [B, E]
+
+    def embed_text(self, texts: list[str]) -> Tensor:
+        """T texts -> [T, E] float32 of unit norm. ValueError for an encoder without a text tower."""
+        if not self.has_text:
+            raise ValueError(
+                f"{self.name} has no text tower; embed texts with a CLIP-like encoder such as clip-vit-l14"
+            )
+        if isinstance(texts, str):
+            raise ValueError(f"embed_text takes a list of texts, got the single text {texts!r}")
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return F.normalize(self.text_embedding(list(texts)).float(), dim=-1)  # [T, E]
+
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """Resize to S x S (aspect ratio not kept), scale, normalise with this encoder's own mean and std, cast.
+
+        Args:
+            pixels: [B, 3, H, W], uint8 or float in [0, 1].
+
+        Returns:
+            [B, 3, S, S] in the dtype and on the device of the tower.
+
+        Raises:
+            ValueError: another rank, channel count or dtype; on the CPU also floats outside [0, 1].
+        """
+        _check_pixels(pixels)
+        parameter = next(self.tower.parameters())
+        x = pixels.to(parameter.device).float()  # [B, 3, H, W]
+        if pixels.dtype == torch.uint8:
+            x = x / 255
+        if x.shape[-2:] != (self.image_size, self.image_size):
+            side = (self.image_size, self.image_size)
+            x = F.interpolate(x, side, mode=self.interpolation, antialias=True).clamp(0, 1)  # [B, 3, S, S]
+        # By channel: a mean tensor would have to be a buffer (cast to bf16 with the tower) or a copy in every call.
+        channels = [(x[:, c] - self.mean[c]) / self.std[c] for c in range(3)]
+        return torch.stack(channels, dim=1).to(parameter.dtype)  # [B, 3, S, S]
+
+    def resize_to(self, grid: tuple[int, int]) -> None:
+        """Choose the input size whose tokens lie on `grid`. ValueError when this encoder cannot reach it."""
+        height, width = grid
+        if (height, width) == self.grid:
+            return
+        have = f"{self.name} gives a {self.grid[0]}x{self.grid[1]} grid and cannot give {height}x{width}"
+        if height != width:
+            raise ValueError(f"{have}: encoders take square images, so grids are square")
+        if not self.flexible or height < 1:
+            raise ValueError(f"{have}: its input size is fixed at {self.image_size} pixels")
+        self.set_image_size(height * self.patch_size)
+
+    def set_image_size(self, image_size: int) -> None:
+        """Take square inputs of `image_size` pixels from now on, positions interpolated as the backend does it.
+
+        Where the backend keeps positions as a parameter for one size, that parameter is replaced.
+        """
+        if image_size == self.image_size:
+            return
+        if not self.flexible:
+            raise ValueError(f"{self.name} takes {self.image_size} pixels only, not {image_size}")
+        if image_size < self.patch_size or image_size % self.patch_size:
+            near = max(1, round(image_size / self.patch_size)) * self.patch_size
+            raise ValueError(
+                f"image_size {image_size} is no multiple of the patch size {self.patch_size} of {self.name}; try {near}"
+            )
+        self.change_input_size(image_size)
+        self.image_size = image_size
+
+    def train(self, mode: bool = True) -> Encoder:
+        """A frozen encoder stays in eval mode, whatever its parent does."""
+        return super().train(mode and not self.frozen)
+
+    @abstractmethod
+    def patch_tokens(self, x: Tensor) -> Tensor:
+        """[B, 3, S, S] normalised -> [B, h*w, D]: output of block `blocks`, normed if `norm`, no prefix tokens."""
+
+    @abstractmethod
+    def image_embedding(self, x: Tensor) -> Tensor:
+        """[B, 3, S, S] normalised -> [B, E], of any norm. Never called when `embed_dim` is None."""
+
+    def text_embedding(self, texts: list[str]) -> Tensor:
+        """T texts -> [T, E], of any norm. Only for encoders with `has_text`."""
+        raise NotImplementedError
+
+    def change_input_size(self, image_size: int) -> None:
+        """Make the tower take `image_size` pixels, a multiple of the patch size. Only for `flexible` encoders."""
+        raise NotImplementedError
+
+
+def _check_pixels(pixels: Tensor) -> None:
+    """Refuse what is no batch of plain RGB pixels."""
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.numel():
+        raise ValueError(f"expected pixels of shape [B, 3, H, W], none of them 0, got {list(pixels.shape)}")
+    if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
+        raise ValueError(f"expected uint8 pixels or floats in [0, 1], got {pixels.dtype}")
+    # On a GPU the check would wait for all work queued there.
+    if pixels.is_floating_point() and pixels.device.type == "cpu":
+        low, high = pixels.min().item(), pixels.max().item()
+        if not (low >= -0.01 and high <= 1.01):  # written so that nan fails too; interpolation may overshoot a little
+            raise ValueError(
+                f"float pixels must lie in [0, 1], got {low:.3g}..{high:.3g}; give them before normalisation "
+                "(each encoder normalises for itself), or as uint8"
+            )

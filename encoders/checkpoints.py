@@ -1,0 +1,57 @@
+"""Weight files: read safely, loaded strictly, and errors that say which file is missing and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+
+class WeightsError(ValueError):
+    """Weights that are missing, unreadable, or made for another architecture."""
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a torch file read with weights_only=True (none of its code is run)."""
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"no weight file at {path}; expected a .safetensors or .pt file")
+    with refuse_misfit(path):
+        state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    return state.get("state_dict", state)  # training checkpoints often nest it
+
+
+def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Load `state` into `model`. WeightsError naming each missing, unexpected or misshapen key."""
+    with refuse_misfit(source):
+        model.load_state_dict(state, strict=True)
+
+
+@contextmanager
+def refuse_misfit(source: str | Path) -> Iterator[None]:
+    """Turn any error of reading or loading a weight file into a WeightsError that names the file.
+
+    torch's own error lists each missing, unexpected and misshapen key. Errors of unpickling, zip archives and headers
+    share no base class, so all are caught.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise WeightsError(f"the weights of {source} cannot be loaded: {error}") from error
+
+
+@contextmanager
+def explain_download(what: str) -> Iterator[None]:
+    """Turn the many errors of a failed download of `what` into one WeightsError that says how to supply the file."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        raise WeightsError(
+            f"cannot get {what}: {error}. Without a network, put it into the cache by downloading it once with one, or "
+            "give a local file with weights=PATH; pretrained=False builds random weights"
+        ) from error

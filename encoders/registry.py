@@ -1,0 +1,125 @@
+"""Encoders by name: presets and registered factories by exact key, anything else as "backend:model"."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from encoders.base import Encoder
+
+Factory = Callable[..., Encoder]
+
+# The modules are imported when first used: together they take seconds.
+BACKENDS = {"open_clip": "encoders.open_clip_backend", "timm": "encoders.timm_backend", "hf": "encoders.hf_backend"}
+
+_FACTORIES: dict[str, Factory] = {}
+
+
+def register_encoder(key: str) -> Callable[[Factory], Factory]:
+    """Decorator: make a factory available as `build_encoder(key)`.
+
+    The factory is called with the keywords of `build_encoder` (image_size, layer, norm, pretrained, trainable, weights)
+    and returns an `Encoder`. ValueError for a key that is taken, or that reads like "backend:model".
+    """
+    if not key or key.partition(":")[0] in BACKENDS:
+        raise ValueError(f"{key!r} cannot be the key of an encoder: it is empty or names a backend")
+
+    def add(factory: Factory) -> Factory:
+        if key in _factories():
+            raise ValueError(f"an encoder named {key!r} is registered already")
+        _FACTORIES[key] = factory
+        return factory
+
+    return add
+
+
+def available_encoders() -> list[str]:
+    """The keys that `build_encoder` knows besides "backend:model", sorted."""
+    return sorted(_factories())
+
+
+def build_encoder(
+    name: str,
+    *,
+    image_size: int | None = None,
+    layer: int | None = None,
+    norm: bool | None = None,
+    pretrained: bool = True,
+    trainable: bool = False,
+    weights: str | os.PathLike[str] | None = None,
+) -> Encoder:
+    """The encoder called `name`: frozen and in eval mode unless `trainable`.
+
+    Args:
+        name: a key of `available_encoders`, or "open_clip:model/tag", "timm:model.tag", "hf:hub-id-or-folder". A file
+            may follow instead of a tag: "open_clip:ViT-B-32//path/to/weights.safetensors", "timm:model//path/to/it.pt".
+        image_size: side of the square input in pixels; None is the preset's, else the model's own.
+        layer: whose output to give, -1 the last block, -2 the one before (see `Encoder`). None is the preset's, else -2
+            for models with a text tower (LLaVA) and -1 for others (MMVP's DINOv2).
+        norm: apply the final norm to it; None is the preset's, else False.
+        pretrained: False gives random weights: no weight file is read (not even `weights`), nothing is downloaded.
+        trainable: let gradients through, and follow the parent's train() and eval().
+        weights: a local file (.safetensors, or .pt read with weights_only=True) in place of the name's own weights.
+
+    Raises:
+        ValueError: unknown name (the near ones are listed), impossible layer or size, weights that are missing or do
+            not fit.
+    """
+    options: dict[str, Any] = {
+        "image_size": image_size,
+        "layer": layer,
+        "norm": norm,
+        "pretrained": pretrained,
+        "trainable": trainable,
+        "weights": None if weights is None else os.path.abspath(weights),
+    }
+    if pretrained and torch.get_default_device().type == "meta":
+        raise ValueError(
+            f"{name}: weights cannot be loaded onto the meta device; build it with pretrained=False, or under "
+            "torch.device('cpu')"
+        )
+    factory = _factories().get(name)
+    encoder = build_from_backend(name, **options) if factory is None else factory(**options)
+    encoder.name, encoder.weights = name, options["weights"]
+    return encoder
+
+
+def build_from_backend(name: str, **options: Any) -> Encoder:
+    """The encoder of "backend:model", with `build_encoder`'s keywords, all given. What a preset is made with."""
+    image_size = options.pop("image_size")
+    backend, colon, model = name.partition(":")
+    if not (colon and model and backend in BACKENDS):
+        known = available_encoders()
+        raise ValueError(
+            f"unknown encoder {name!r}.{near_names(name, known)} Known: {', '.join(known)}; or backend:model with a "
+            f"backend of {', '.join(BACKENDS)}"
+        )
+    encoder: Encoder = importlib.import_module(BACKENDS[backend]).build(model, **options)
+    encoder.name = name
+    if image_size is not None:
+        encoder.set_image_size(image_size)
+    return encoder
+
+
+def near_names(name: str, known: Iterable[str]) -> str:
+    """' Did you mean a, b?' for error messages, or '' when nothing known is near."""
+    near = difflib.get_close_matches(name, list(known), n=5, cutoff=0.5)
+    return f" Did you mean {', '.join(near)}?" if near else ""
+
+
+def split_weights(model: str) -> tuple[str, str | None]:
+    """'model/tag-or-file' -> (model, tag or file); "hf-hub:..." and "local-dir:..." stay whole."""
+    if ":" in model:
+        return model, None
+    model, _, weights = model.partition("/")
+    return model, weights or None
+
+
+def _factories() -> dict[str, Factory]:
+    importlib.import_module("encoders.presets")  # registers its keys on first import
+    return _FACTORIES

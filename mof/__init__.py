@@ -1,0 +1,15 @@
+"""Mixture of features: several frozen encoders side by side in front of any causal language model."""
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
+
+from mof.adapter import AdditiveMoF, ConcatMoF, InterleavedMoF
+from mof.config import MoFConfig
+from mof.model import MoFForConditionalGeneration
+from mof.processor import MoFImageProcessor, MoFProcessor
+
+__all__ = ["AdditiveMoF", "ConcatMoF", "InterleavedMoF", "MoFConfig", "MoFForConditionalGeneration", "MoFProcessor"]
+
+AutoConfig.register(MoFConfig.model_type, MoFConfig)
+AutoModelForImageTextToText.register(MoFConfig, MoFForConditionalGeneration)
+AutoImageProcessor.register(MoFConfig, MoFImageProcessor)
+AutoProcessor.register(MoFConfig, MoFProcessor)

@@ -1,0 +1,55 @@
+"""Two chat templates that mark the assistant's words, for tokenizers whose own template does not.
+
+Published language models come with templates that expect plain strings and lack `{% generation %}`, from which training
+takes its answer tokens. Both templates here render images in place and put the end-of-turn token into the answer.
+"""
+
+from __future__ import annotations
+
+from transformers import PreTrainedTokenizerBase
+
+from mof.records import IMAGE_PLACEHOLDER
+
+# An image is followed by a line break, as in LLaVA. Content may be a plain string or a list of parts.
+_CONTENT = (
+    "{%- macro text(content) -%}{%- if content is string -%}{{ content }}{%- else -%}{%- for part in content -%}"
+    "{{ '" + IMAGE_PLACEHOLDER + "\\n' if part['type'] == 'image' else part['text'] }}"
+    "{%- endfor -%}{%- endif -%}{%- endmacro -%}"
+)
+
+VICUNA = _CONTENT + (
+    "{%- for message in messages -%}"
+    "{%- if message['role'] == 'assistant' -%}"
+    "{{ 'ASSISTANT:' }}{% generation %}{{ ' ' + text(message['content']) + eos_token }}{% endgeneration %}"
+    "{%- elif message['role'] == 'user' -%}{{ 'USER: ' + text(message['content']) + ' ' }}"
+    "{%- else -%}{{ text(message['content']) + ' ' }}{%- endif -%}"
+    "{%- endfor -%}"
+    "{{ 'ASSISTANT:' if add_generation_prompt else '' }}"
+)
+"""LLaVA-1.5's form: "USER: <image>\\nWhat is it? ASSISTANT: A cat.</s>USER: ..."."""
+
+CHATML = _CONTENT + (
+    "{%- for message in messages -%}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' }}"
+    "{%- if message['role'] == 'assistant' -%}"
+    "{% generation %}{{ text(message['content']) + '<|im_end|>' }}{% endgeneration %}"
+    "{%- else -%}{{ text(message['content']) + '<|im_end|>' }}{%- endif -%}{{ '\\n' }}"
+    "{%- endfor -%}"
+    "{{ '<|im_start|>assistant\\n' if add_generation_prompt else '' }}"
+)
+"""The form of Qwen, SmolLM and others, whose end-of-sequence token ends a turn too."""
+
+
+def choose_chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tokenizer's own template if it marks answers and knows images; else CHATML if `<|im_end|>` ends its turns; else
+    VICUNA.
+
+    Raises:
+        ValueError: for a tokenizer without an end-of-sequence token, with which no answer would ever end.
+    """
+    own = tokenizer.chat_template
+    if isinstance(own, str) and "generation %}" in own and IMAGE_PLACEHOLDER in own:
+        return own
+    if tokenizer.eos_token is None:
+        raise ValueError("the tokenizer has no eos_token, so answers could not end: set one, or give a chat_template")
+    return CHATML if tokenizer.eos_token == "<|im_end|>" else VICUNA

@@ -1,0 +1,57 @@
+"""What a multimodal model is made of: its language model, its encoders, and how they are fused."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from mof.adapter import FUSIONS
+
+
+class MoFConfig(PreTrainedConfig):
+    """Configuration of `MoFForConditionalGeneration`.
+
+    Args:
+        text_config: the configuration of any causal language model of transformers (or its dict). A default Llama if None.
+        encoders: by name, in the order of fusion: the `spec` that `encoders.build_encoder` rebuilds the encoder from.
+        fusion: "interleaved", "additive" or "concat".
+        fusion_options: further arguments of the fusion: pool, grid, weights.
+        image_token_id: the token whose embeddings the image features replace.
+        embed_encoders: save the encoders' weights with the model. By default a checkpoint refers to them by their spec.
+
+    Raises:
+        ValueError: for an unknown fusion, or a trainable encoder whose training `embed_encoders=False` would lose.
+    """
+
+    model_type = "mof"
+    sub_configs: ClassVar[dict[str, Any]] = {"text_config": AutoConfig}
+
+    def __init__(
+        self,
+        text_config: PreTrainedConfig | dict[str, Any] | None = None,
+        encoders: dict[str, dict[str, Any]] | None = None,
+        fusion: str = "interleaved",
+        fusion_options: dict[str, Any] | None = None,
+        image_token_id: int | None = None,
+        embed_encoders: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        # First, since it resets what the sub-configs know about attention: text_config may be that of a model in use.
+        super().__init__(**kwargs)
+        if not isinstance(text_config, PreTrainedConfig):
+            text_config = dict(text_config or {})
+            text_config = AutoConfig.for_model(text_config.pop("model_type", "llama"), **text_config)
+        if fusion not in FUSIONS:
+            raise ValueError(f"unknown fusion {fusion!r}; expected one of {', '.join(FUSIONS)}")
+        self.text_config = text_config
+        if kwargs.get("attn_implementation") is not None:
+            self._attn_implementation = kwargs["attn_implementation"]  # asked for, so handed down
+        self.encoders = encoders or {}
+        self.fusion = fusion
+        self.fusion_options = fusion_options or {}
+        self.image_token_id = image_token_id
+        self.embed_encoders = embed_encoders
+        trainable = [name for name, spec in self.encoders.items() if spec.get("trainable")]
+        if trainable and not embed_encoders:
+            raise ValueError(f"encoders {trainable} are trainable, so a reference cannot restore them: set embed_encoders=True")

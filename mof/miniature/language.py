@@ -1,0 +1,79 @@
+"""What is said about the scenes: web captions, descriptions, questions and answers, all made of the same few facts."""
+
+from typing import Any
+
+import numpy as np
+
+from mof.miniature.scenes import PATTERNS, VALUES, Scene
+
+_WEB = ("a photo of a {}", "a picture of a {}", "{}", "my new {}", "one {} on the ground", "look at this {}")
+_QUESTIONS = {
+    "Orientation": "Which way does the {kind} point, {a} or {b}?",
+    "Presence": "Is the {kind} dotted or bare?",
+    "State": "Is the {kind} whole or broken?",
+    "Quantity": "How many balls are there, {a} or {b}?",
+    "Spatial": "On which side of the {kind} are the balls, {a} or {b}?",
+    "Color": "What colour is the {kind}, {a} or {b}?",
+    "Structural Character": "Is the surface of the {kind} plain or striped?",
+    "Text": "Which letter is on the sign, {a} or {b}?",
+    "Camera Perspective": "Is the camera level or above?",
+}
+_ANSWERS = {
+    "Orientation": "The {kind} points {value}.",
+    "Presence": "The {kind} is {value}.",
+    "State": "The {kind} is {value}.",
+    "Quantity": "The number of balls is {value}.",
+    "Spatial": "The balls are on the {value}.",
+    "Color": "The colour of the {kind} is {value}.",
+    "Structural Character": "Its surface is {value}.",
+    "Text": "The letter on the sign is {value}.",
+    "Camera Perspective": "The camera is {value}.",
+}
+_WORDS: dict[object, str] = {True: "dotted", False: "bare", 1: "one", 2: "two", 3: "three"}
+DESCRIBE = "Describe the picture."
+
+
+def word(pattern: str, value: Any) -> str:
+    """The one word that answers a question of this pattern."""
+    return _WORDS[value] if pattern in ("Presence", "Quantity") else value
+
+
+def options(pattern: str) -> list[str]:
+    """All words that can answer a question of this pattern."""
+    return [word(pattern, value) for value in VALUES[PATTERNS[pattern]] if value is not None]
+
+
+def patterns_of(scene: Scene) -> list[str]:
+    """The patterns that can be asked about: all nine, or eight when there is no sign."""
+    return [pattern for pattern, field in PATTERNS.items() if getattr(scene, field) is not None]
+
+
+def answer(scene: Scene, pattern: str) -> str:
+    return _ANSWERS[pattern].format(kind=scene.kind, value=word(pattern, getattr(scene, PATTERNS[pattern])))
+
+
+def question(scene: Scene, pattern: str, rng: np.random.Generator, other: str | None = None) -> str:
+    """The question about this scene, its right option and one wrong one (`other`, or any) in random order."""
+    right = word(pattern, getattr(scene, PATTERNS[pattern]))
+    wrong = [option for option in options(pattern) if option != right]
+    pair = [right, other or wrong[rng.integers(len(wrong))]]
+    a, b = pair if rng.random() < 0.5 else pair[::-1]
+    return _QUESTIONS[pattern].format(kind=scene.kind, a=a, b=b)
+
+
+def description(scene: Scene, rng: np.random.Generator, facts: int = 4) -> str:
+    """What the object is, and some facts in any order: the caption of a careful writer."""
+    chosen = rng.permutation(patterns_of(scene))[:facts]
+    return " ".join([f"This is a {scene.kind}.", *(answer(scene, str(pattern)) for pattern in chosen)])
+
+
+def web_caption(scene: Scene, rng: np.random.Generator) -> str:
+    """What the web says about a picture: always the object, half of the time its colour, nothing else."""
+    name = f"{scene.colour} {scene.kind}" if rng.random() < 0.5 else scene.kind
+    return _WEB[rng.integers(len(_WEB))].format(name)
+
+
+def dialogue(scene: Scene, rng: np.random.Generator, turns: int = 3) -> list[tuple[str, str]]:
+    """Questions about different patterns with their answers."""
+    chosen = [str(pattern) for pattern in rng.permutation(patterns_of(scene))[:turns]]
+    return [(question(scene, pattern, rng), answer(scene, pattern)) for pattern in chosen]

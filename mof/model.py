@@ -1,0 +1,244 @@
+"""The multimodal model: a mixer of encoders in front of any causal language model of transformers."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import os
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AddedToken,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from mof.adapter import Mixer
+from mof.checkpoints import build_configured_mixer, complete, refuse_stray_keys, shell_of
+from mof.config import MoFConfig
+from mof.records import IMAGE_PLACEHOLDER
+
+# Shapes: R records, L tokens per record, M images of all records in order, S the side of an image, T tokens per image,
+# D the width of the language model, V its vocabulary.
+
+ENCODERS_PREFIX = "mixer.encoders."  # keys of the encoders' weights in a state dict
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+class MoFForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """Image features replace the embeddings of image tokens; everything after that is the language model's own code.
+
+    Make one with `from_parts`, or load one with `from_pretrained`.
+    """
+
+    config_class = MoFConfig
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_flash_attn = _supports_sdpa = _supports_flex_attn = _supports_attention_backend = True
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+
+    def __init__(self, config: MoFConfig, mixer: Mixer | None = None, language_model: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        if language_model is None:
+            language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.mixer = (build_configured_mixer(config) if mixer is None else mixer).to(language_model.dtype)
+        self.language_model = language_model
+        self._llm_takes_positions = "position_ids" in inspect.signature(language_model.forward).parameters
+        self._skip_referred_keys()
+        self.post_init()
+
+    @classmethod
+    def from_parts(
+        cls, mixer: Mixer, llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, embed_encoders: bool = False
+    ) -> MoFForConditionalGeneration:
+        """Join a mixer and a causal language model; the mixer takes the language model's dtype and device.
+
+        An `<image>` token is added to the tokenizer, and a row to the embeddings if there is none left for it.
+
+        Raises:
+            ValueError: when the adapters do not map to the language model's width.
+        """
+        width = llm.config.get_text_config().hidden_size
+        if mixer.hidden_size != width:
+            raise ValueError(f"the mixer maps to {mixer.hidden_size} channels, the language model has {width}")
+        image_token_id = _add_image_token(tokenizer, llm)
+        config = MoFConfig(llm.config, image_token_id=image_token_id, embed_encoders=embed_encoders, **mixer.spec)
+        config.dtype = llm.dtype
+        model = cls(config, mixer.to(llm.device), llm)
+        model.generation_config = _generation_config(llm, tokenizer, image_token_id)
+        return model
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_features: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """The language model's output, and its loss when labels are given.
+
+        Args:
+            input_ids: [R, L], each image as T image tokens. Records may have one image, several or none.
+            pixel_values: [M, 3, S, S] uint8, or float in [0, 1]: all images of the batch, in order.
+            image_features: [M, T, D], the mixer's output, in place of pixel_values.
+            inputs_embeds: [R, L, D] in place of input_ids; then the images must be in it already.
+            labels: [R, L], -100 where no loss is taken.
+            **kwargs: the language model's own, `num_items_in_batch` (the Trainer's global token count) among them.
+
+        Raises:
+            ValueError: when image tokens and image features differ in number.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        decoding = past_key_values is not None and past_key_values.get_seq_length() > 0
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)  # [R, L, D]
+            if pixel_values is not None:
+                image_features = self.get_image_features(pixel_values)  # [M, T, D]
+            if image_features is not None or not decoding:
+                inputs_embeds = self._insert_images(inputs_embeds, input_ids, image_features)
+        if position_ids is None and not decoding and attention_mask is not None and attention_mask.ndim == 2:
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)  # [R, L]: padding on the left moves no token
+        if self._llm_takes_positions:
+            kwargs["position_ids"] = position_ids
+        return self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            labels=labels,
+            logits_to_keep=logits_to_keep,
+            **kwargs,
+        )
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values [M, 3, S, S] -> [M, T, D]: what takes the place of the image tokens."""
+        return self.mixer(pixel_values)
+
+    def _insert_images(self, embeds: Tensor, input_ids: Tensor, features: Tensor | None) -> Tensor:
+        """Put features [M, T, D] into embeds [R, L, D] where input_ids [R, L] holds image tokens."""
+        slots = input_ids == self.config.image_token_id  # [R, L]
+        found, given = int(slots.sum()), 0 if features is None else features.shape[0] * features.shape[1]
+        if found != given:
+            images = 0 if features is None else features.shape[0]
+            raise ValueError(
+                f"{found} image tokens in input_ids, but {given} image features ({images} images of "
+                f"{self.mixer.tokens_per_image} tokens): give one image per placeholder, and expand placeholders with MoFProcessor"
+            )
+        if features is not None:
+            return embeds.masked_scatter(slots.unsqueeze(-1), features.to(embeds))  # [R, L, D]
+        if not self.training:
+            return embeds
+        # Data-parallel training waits for every parameter's gradient, so text-only batches must touch the adapters too.
+        blank = torch.zeros(1, 3, self.mixer.image_size, self.mixer.image_size, dtype=torch.uint8, device=embeds.device)
+        return embeds + 0 * self.get_image_features(blank).sum()  # [R, L, D]
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, *args: Any, is_first_iteration: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
+        """With a KV cache, images enter with the prompt only."""
+        inputs = super().prepare_inputs_for_generation(input_ids, *args, is_first_iteration=is_first_iteration, **kwargs)
+        if not is_first_iteration and kwargs.get("use_cache", True):
+            inputs |= {"pixel_values": None, "image_features": None}
+        return inputs
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        """Beams and several samples per prompt: images lie flat over the batch, so they repeat by record, not by row."""
+        images = {key: kwargs.pop(key) for key in ("pixel_values", "image_features") if kwargs.get(key) is not None}
+        if images and expand_size > 1:
+            tokens = (input_ids == self.config.image_token_id).sum(dim=1)  # [R]
+            counts = (tokens // self.mixer.tokens_per_image).tolist()
+            for key, value in images.items():
+                by_record = value.split(counts)  # R of [M_r, ...]
+                images[key] = torch.cat([chunk for chunk in by_record for _ in range(expand_size)])  # [M * expand_size, ...]
+        input_ids, kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
+        )
+        return input_ids, kwargs | images
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """As in transformers; the encoders' weights are written only with `config.embed_encoders`."""
+        self._skip_referred_keys()
+        super().save_pretrained(save_directory, **kwargs)
+
+    def _skip_referred_keys(self) -> None:
+        """Tell transformers which keys checkpoints leave out: those of encoders that the config refers to."""
+        referred = [] if self.config.embed_encoders else [key for key in self.state_dict() if key.startswith(ENCODERS_PREFIX)]
+        self._keys_to_ignore_on_save = set(referred)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *args: Any,
+        config: MoFConfig | None = None,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """As in transformers, but strict: every key is accounted for. Encoders by reference are built from their spec.
+
+        Raises:
+            ValueError: listing the keys that the checkpoint misses or that it should not have.
+        """
+        path = pretrained_model_name_or_path
+        hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
+        if config is None:
+            config, kwargs = cls.config_class.from_pretrained(path, return_unused_kwargs=True, **hub, **kwargs)
+        # Encoders come from several libraries, few of which can be built inside transformers' meta-device context.
+        mixer = build_configured_mixer(config)
+        model, info = super().from_pretrained(
+            path, *args, config=config, mixer=shell_of(mixer, config.embed_encoders), output_loading_info=True, **hub, **kwargs
+        )
+        refuse_stray_keys(info, path)
+        complete(model.mixer, mixer, config.embed_encoders)
+        model._skip_referred_keys()
+        return (model, info) if output_loading_info else model
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Nothing: adapters keep torch's initialisation, and encoders and language model come with weights of their own."""
+
+
+def _add_image_token(tokenizer: PreTrainedTokenizerBase, llm: PreTrainedModel) -> int:
+    """The id of the image token, which is added where the tokenizer or the language model's vocabulary lacks it."""
+    tokenizer.add_tokens([AddedToken(IMAGE_PLACEHOLDER, special=True, normalized=False)], special_tokens=True)
+    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER)
+    if image_token_id >= llm.get_input_embeddings().num_embeddings:
+        llm.resize_token_embeddings(image_token_id + 1, mean_resizing=False)
+    return image_token_id
+
+
+def _generation_config(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_token_id: int) -> GenerationConfig:
+    """The language model's, which now also stops where the tokenizer ends a turn, and never writes an image token."""
+    config = copy.deepcopy(llm.generation_config)
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    config.eos_token_id = sorted({*ends, tokenizer.eos_token_id} - {None}) or None
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    config.suppress_tokens = [image_token_id]
+    return config

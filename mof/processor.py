@@ -1,0 +1,147 @@
+"""Text and images in, model inputs out: placeholders are expanded, images become one uint8 tensor."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from transformers import BatchFeature, PreTrainedTokenizerBase
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_utils import load_image
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
+
+from encoders.images import Fit, read_image, to_pixels
+from mof.chat_templates import choose_chat_template
+from mof.model import MoFForConditionalGeneration
+from mof.records import IMAGE_PLACEHOLDER
+
+# Shapes: M images of all texts in order, S the side of an image.
+
+
+class MoFImageProcessor(BaseImageProcessor):
+    """Images to uint8 pixels of one size. No normalisation: each encoder does its own.
+
+    Args:
+        image_size: S, in pixels.
+        fit: how an image becomes square: "pad", "crop" or "squash", as in `encoders.images.to_pixels`.
+        background: RGB in 0..255, around padded images.
+    """
+
+    model_input_names: ClassVar[list[str]] = ["pixel_values"]
+
+    def __init__(
+        self, image_size: int = 336, fit: Fit = "pad", background: Sequence[int] = (122, 116, 104), **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.image_size, self.fit, self.background = image_size, fit, list(background)
+
+    def fetch_images(self, images: Any) -> Any:
+        """Files, addresses and PIL images, alone or in nested lists, to RGB images in the same nesting."""
+        if isinstance(images, (list, tuple)):
+            return [self.fetch_images(image) for image in images]
+        if isinstance(images, str) and images.startswith(("http://", "https://", "data:")):
+            images = load_image(images)
+        return read_image(images)
+
+    def preprocess(self, images: Any, **kwargs: Any) -> BatchFeature:
+        """Images, alone or in nested lists -> pixel_values [M, 3, S, S] uint8."""
+        flat = _flatten(self.fetch_images(images))
+        pixels = [to_pixels(image, self.image_size, self.fit, tuple(self.background)) for image in flat]
+        return BatchFeature({"pixel_values": torch.stack(pixels)})  # [M, 3, S, S]
+
+
+class MoFProcessor(ProcessorMixin):
+    """A tokenizer and an image processor that agree on how many tokens an image takes. Pads on the left.
+
+    Args:
+        tokens_per_image: how many image tokens a placeholder becomes: the mixer's `tokens_per_image`.
+        image_token: the placeholder, one token of the tokenizer.
+    """
+
+    def __init__(
+        self,
+        image_processor: MoFImageProcessor,
+        tokenizer: PreTrainedTokenizerBase,
+        chat_template: str | None = None,
+        tokens_per_image: int = 576,
+        image_token: str = IMAGE_PLACEHOLDER,
+    ) -> None:
+        self.tokens_per_image = tokens_per_image
+        self.image_token = image_token
+        self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        tokenizer.padding_side = "left"  # generation goes on from the last token; SupervisedCollator pads on the right
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    @classmethod
+    def from_parts(
+        cls, model: MoFForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None
+    ) -> MoFProcessor:
+        """The processor of a model. A tokenizer without padding token pads with its end-of-sequence token.
+
+        Args:
+            chat_template: Jinja; by default `mof.chat_templates` chooses. Training needs `{% generation %}` around answers.
+
+        Raises:
+            ValueError: for a tokenizer that is not the one the model was made with.
+        """
+        mixer = model.mixer
+        first = next(iter(mixer.encoders.values()))
+        background = [round(255 * mean) for mean in first.mean]  # padding is then near zero for that encoder, as in LLaVA
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        processor = cls(
+            MoFImageProcessor(mixer.image_size, background=background),
+            tokenizer,
+            chat_template=chat_template or choose_chat_template(tokenizer),
+            tokens_per_image=mixer.tokens_per_image,
+        )
+        if processor.image_token_id != model.config.image_token_id:
+            raise ValueError(
+                f"{IMAGE_PLACEHOLDER} has id {processor.image_token_id} in this tokenizer and {model.config.image_token_id} in "
+                "the model; give the tokenizer that the model's from_parts was given"
+            )
+        return processor
+
+    def __call__(self, images: Any = None, text: str | list[str] | None = None, **kwargs: Any) -> BatchFeature:
+        """Texts with one placeholder per image, and the images of all texts in order -> model inputs.
+
+        Raises:
+            ValueError: when placeholders and images differ in number.
+        """
+        options = self._merge_kwargs(ProcessingKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        options = options["text_kwargs"]
+        return_tensors = options.pop("return_tensors", None)
+        return_replacements = options.pop("return_text_replacement_offsets", False)
+        texts = [text] if isinstance(text, str) else list(text or [])
+        flat = [] if images is None else _flatten(images)
+        placeholders = sum(one.count(self.image_token) for one in texts)
+        if texts and placeholders != len(flat):
+            raise ValueError(f"{placeholders} {self.image_token} placeholders in the text, but {len(flat)} images")
+        data: dict[str, Any] = {}
+        if texts:
+            expanded = [one.replace(self.image_token, self.image_token * self.tokens_per_image) for one in texts]
+            data.update(self.tokenizer(expanded, **options))
+        if return_replacements:
+            data["text_replacement_offsets"] = [self._replacements(one) for one in texts]
+        if flat:
+            data.update(self.image_processor(flat))
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def _replacements(self, text: str) -> list[dict[str, Any]]:
+        """Where each placeholder of `text` stands before and after expansion: what transformers shifts its masks by."""
+        length = len(self.image_token)
+        starts = [match.start() for match in re.finditer(re.escape(self.image_token), text)]
+        grown = length * (self.tokens_per_image - 1)
+        return [
+            {"span": (start, start + length), "new_span": (start + i * grown, start + (i + 1) * grown + length)}
+            for i, start in enumerate(starts)
+        ]
+
+
+def _flatten(images: Any) -> list[Any]:
+    """One image, a list, or nested lists -> one list."""
+    if not isinstance(images, (list, tuple)):
+        return [images]
+    return [leaf for image in images for leaf in _flatten(image)]

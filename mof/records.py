@@ -1,0 +1,175 @@
+"""The record reader: LLaVA dicts and chat messages in, one checked `Record` out.
+
+Two forms are read, and nothing else about a data set is assumed:
+    {"id": "7", "image": "cat.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"}, {"from": "gpt", ...}]}
+    {"id": "7", "images": ["cat.jpg"], "messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", ...}]}, ...]}
+Everything wrong with a record is a `RecordError` that names the record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+IMAGE_PLACEHOLDER = "<image>"
+ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
+
+ImageSource = str | Image.Image
+Part = dict[str, str]  # {"type": "image"} or {"type": "text", "text": ...}
+
+
+class RecordError(ValueError):
+    """A record that cannot be used. The message names the record and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One conversation about zero, one or several images."""
+
+    id: str
+    """Unique name; scores and selections refer to it."""
+    messages: list[dict[str, Any]]
+    """Chat messages {"role": "user"|"assistant"|"system", "content": [parts]}: an optional system message, then user and
+    assistant in turn."""
+    images: list[ImageSource]
+    """One per {"type": "image"} part, in order: a file path or an open PIL image."""
+
+
+def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The raw record dicts of a `.json` file (one list) or a `.jsonl` file (one dict a line).
+
+    Raises:
+        RecordError: naming the file (and line) that is not that.
+    """
+    path = Path(path)
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".jsonl":
+        records = _parse_json(text, str(path))
+        if not isinstance(records, list):
+            raise RecordError(f"{path}: expected a list of records, got a {type(records).__name__}; one dict a line is .jsonl")
+        return records
+    lines = enumerate(text.split("\n"), start=1)
+    return [_parse_json(line, f"{path}, line {number}") for number, line in lines if line.strip()]
+
+
+def to_record(raw: Mapping[str, Any], image_folder: str | os.PathLike[str] | None = None) -> Record:
+    """Check a raw dict and bring it into the one form that everything else works on.
+
+    A leading assistant turn is dropped, as LLaVA does (its instruction mix holds a few). White space next to an image
+    placeholder is dropped too: how an image is set off from the text is the chat template's business.
+
+    Args:
+        raw: a LLaVA dict or a dict of chat messages (see the module's docstring).
+        image_folder: joined in front of relative image paths.
+
+    Raises:
+        RecordError: for unknown or misplaced roles, an image in an answer, a number of placeholders that is not the number
+            of images, or an image file that does not exist.
+    """
+    name = str(raw["id"]) if "id" in raw else _content_hash(raw)
+    messages = [_to_message(name, turn) for turn in _turns(name, raw)]
+    if messages and messages[0]["role"] == "assistant":
+        messages = messages[1:]
+    _check_roles(name, messages)
+    images = [_resolve(name, image, image_folder) for image in _images(raw)]
+    placeholders = sum(part["type"] == "image" for message in messages for part in message["content"])
+    if placeholders != len(images):
+        raise RecordError(
+            f"record {name!r}: {placeholders} {IMAGE_PLACEHOLDER} placeholder(s) but {len(images)} image(s); "
+            "write one placeholder per image into the user's text"
+        )
+    return Record(name, messages, images)
+
+
+def _parse_json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RecordError(f"{where}: not JSON ({error})") from error
+
+
+def _content_hash(raw: Mapping[str, Any]) -> str:
+    """A stable id for a record that has none. Open images have no stable text form and do not count."""
+    text = json.dumps(dict(raw), sort_keys=True, default=lambda value: type(value).__name__)
+    return hashlib.sha1(text.encode()).hexdigest()[:16]
+
+
+def _turns(name: str, raw: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    turns = raw.get("conversations", raw.get("messages"))
+    if not isinstance(turns, list) or not turns:
+        raise RecordError(f"record {name!r}: expected a list under 'conversations' or 'messages', got {turns!r}")
+    return turns
+
+
+def _to_message(name: str, turn: Mapping[str, Any]) -> dict[str, Any]:
+    role = turn.get("from", turn.get("role"))
+    if role not in ROLES:
+        raise RecordError(f"record {name!r}: unknown role {role!r}; expected one of {', '.join(ROLES)}")
+    content = turn.get("value", turn.get("content"))
+    if isinstance(content, str):
+        parts = _split(content)
+    elif isinstance(content, list):
+        parts = [_to_part(name, part) for part in content]
+    else:
+        raise RecordError(f"record {name!r}: the {role} message must hold text or a list of parts, got {content!r}")
+    if ROLES[role] != "user" and any(part["type"] == "image" for part in parts):
+        raise RecordError(f"record {name!r}: an image in a {role} message; images belong to the user's messages")
+    return {"role": ROLES[role], "content": parts}
+
+
+def _split(text: str) -> list[Part]:
+    """"<image>\\nWhat?" -> [image, "What?"]. Text without a placeholder stays as it is, white space included."""
+    if IMAGE_PLACEHOLDER not in text:
+        return [{"type": "text", "text": text}]
+    parts: list[Part] = []
+    for index, piece in enumerate(text.split(IMAGE_PLACEHOLDER)):
+        if index:
+            parts.append({"type": "image"})
+        if piece.strip():
+            parts.append({"type": "text", "text": piece.strip()})
+    return parts
+
+
+def _to_part(name: str, part: Mapping[str, Any]) -> Part:
+    if part.get("type") == "image":
+        return {"type": "image"}
+    if part.get("type") == "text" and isinstance(part.get("text"), str):
+        return {"type": "text", "text": part["text"]}
+    raise RecordError(f"record {name!r}: expected a part of type 'text' or 'image', got {part!r}")
+
+
+def _check_roles(name: str, messages: list[dict[str, Any]]) -> None:
+    roles = [message["role"] for message in messages]
+    turns = roles[1:] if roles[:1] == ["system"] else roles
+    if not turns or turns != (["user", "assistant"] * len(turns))[: len(turns)]:
+        raise RecordError(
+            f"record {name!r}: roles are {', '.join(roles) or 'empty'}; expected an optional system message, "
+            "then user and assistant in turn"
+        )
+
+
+def _images(raw: Mapping[str, Any]) -> list[ImageSource]:
+    """`image` or `images`: absent, one, or a list. Images inside message parts count when neither is given."""
+    images = raw.get("image") if raw.get("images") is None else raw["images"]
+    if images is None and "messages" in raw:
+        parts = [part for turn in raw["messages"] if isinstance(turn.get("content"), list) for part in turn["content"]]
+        return [part[key] for part in parts for key in ("image", "path", "url") if part.get("type") == "image" and key in part]
+    if images is None or images == "":
+        return []
+    return list(images) if isinstance(images, (list, tuple)) else [images]
+
+
+def _resolve(name: str, image: ImageSource, folder: str | os.PathLike[str] | None) -> ImageSource:
+    if isinstance(image, Image.Image):
+        return image
+    path = os.path.join(folder, image) if folder is not None else image
+    if not os.path.isfile(path):
+        raise RecordError(f"record {name!r}: no image file {path}; relative paths are looked up in image_folder={folder}")
+    return path

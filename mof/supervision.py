@@ -1,0 +1,228 @@
+"""Which tokens are answers: one code for whoever trains and whoever scores, for any processor with a chat template.
+
+The chat template says in characters where the assistant speaks (`{% generation %}`). The tokenizer says in characters where
+tokens lie. The processor then makes many tokens of one image placeholder, which shifts what follows; so the tokens of the
+plain text are aligned with the processor's one by one, and only runs of image tokens may differ in length.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import ProcessorMixin
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from encoders.images import read_image
+from mof.records import ImageSource, Record, RecordError, to_record
+
+# Shapes: R records, T tokens of a record, L tokens of the longest, A answer tokens of a record.
+
+# What some processors give besides ids, one value per token. It is cut and padded with the ids.
+PER_TOKEN = ("token_type_ids", "mm_token_type_ids")
+
+Span = tuple[int, int]  # characters start..end-1
+
+
+@dataclass(frozen=True)
+class Example:
+    """A record as tokens."""
+
+    id: str
+    """The record's id."""
+    input_ids: Tensor
+    """int64 [T], image placeholders expanded."""
+    answer_mask: Tensor
+    """bool [T]: the assistant's tokens of every turn, with the end-of-turn tokens that the template puts into its spans."""
+    images: dict[str, Tensor] = field(default_factory=dict)
+    """What else the processor gives, such as pixel_values; empty without images."""
+
+
+def encode_record(
+    processor: ProcessorMixin, record: Record, *, max_length: int = 2048, images: Sequence[ImageSource] | None = None
+) -> Example:
+    """Tokenise a conversation and find its answer tokens. A token that holds a character of an answer is one.
+
+    Args:
+        max_length: longer conversations are cut at the end.
+        images: in place of the record's own, in number the same.
+
+    Raises:
+        ValueError: for a template without generation spans, or a tokenizer without offsets.
+        RecordError: for a record without an answer, tokens that cannot be aligned, or an image that does not fit into
+            `max_length`.
+        ImageError: for an image that cannot be read.
+    """
+    images = [read_image(image) for image in (record.images if images is None else images)]
+    text, spans = _render(processor, record)
+    # As transformers does it: a template that writes <s> itself must not get a second one.
+    bos = processor.tokenizer.bos_token
+    specials = not (bos and text.startswith(bos))
+    outputs = processor(text=[text], images=images or None, add_special_tokens=specials, return_tensors="pt")
+    outputs = dict(outputs)
+    input_ids = outputs.pop("input_ids")[0]  # [T]
+    outputs.pop("attention_mask", None)
+    plain = processor.tokenizer(text, add_special_tokens=specials, return_offsets_mapping=True)
+    answers = _answers(plain["offset_mapping"], spans)
+    image_token_id = getattr(processor, "image_token_id", None)  # None: a processor that expands nothing
+    mask = _align(record.id, plain["input_ids"], answers, input_ids.tolist(), image_token_id)
+    _refuse_cut_image(record.id, input_ids, image_token_id, max_length)
+    for key in PER_TOKEN:
+        if key in outputs:
+            outputs[key] = outputs[key][0, :max_length]  # [T]
+    return Example(record.id, input_ids[:max_length], torch.tensor(mask[:max_length]), outputs)
+
+
+def _render(processor: ProcessorMixin, record: Record) -> tuple[str, list[Span]]:
+    """The conversation as text, and the characters of each answer in it."""
+    template = processor.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    if template is None or "generation %}" not in template:
+        raise ValueError(
+            "the chat template does not mark the assistant's words: put {% generation %} and {% endgeneration %} around them, "
+            "the end-of-turn token inside, and set processor.chat_template (mof.chat_templates has two that do)"
+        )
+    if not processor.tokenizer.is_fast:
+        raise ValueError(f"{type(processor.tokenizer).__name__} gives no character offsets; load the fast tokenizer")
+    answers = sum(message["role"] == "assistant" for message in record.messages)
+    if not answers:
+        raise RecordError(f"record {record.id!r} has no assistant message, so there is nothing to learn or score")
+    texts, spans = render_jinja_template(
+        conversations=[record.messages],
+        chat_template=template,
+        return_assistant_tokens_mask=True,
+        **processor.tokenizer.special_tokens_map,
+    )
+    if len(spans[0]) != answers:
+        raise ValueError(
+            f"record {record.id!r}: {answers} assistant messages, but the chat template marks {len(spans[0])} generation spans"
+        )
+    return texts[0], spans[0]
+
+
+def _answers(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
+    """Per token, whether it is in an answer: all from the first token that overlaps a span to the last.
+
+    Some tokenizers trim white space off their offsets; a token of nothing else is then an empty span at its end.
+    """
+    answers = [False] * len(offsets)
+    for start, end in spans:
+        inside = [i for i, (left, right) in enumerate(offsets) if right > start and (left < end or left == right == end)]
+        if inside:
+            answers[inside[0] : inside[-1] + 1] = [True] * (inside[-1] + 1 - inside[0])
+    return answers
+
+
+def _align(
+    record_id: str, plain: list[int], answers: list[bool], expanded: list[int], image_token_id: int | None
+) -> list[bool]:
+    """`answers` of the plain tokens, for the expanded tokens."""
+    mask: list[bool] = []
+    position = 0
+    runs = list(_runs(expanded, image_token_id))
+    plain_runs = list(_runs(plain, image_token_id))
+    matching = len(runs) == len(plain_runs) and all(
+        is_image == plain_is_image and (is_image or ids == plain_ids)
+        for (is_image, ids), (plain_is_image, plain_ids) in zip(runs, plain_runs, strict=True)
+    )
+    if not matching:
+        raise RecordError(
+            f"record {record_id!r}: the processor changes more than the number of image tokens (id {image_token_id}): "
+            f"{len(plain)} tokens of text cannot be aligned with {len(expanded)} tokens of the processor"
+        )
+    for (is_image, ids), (_, plain_ids) in zip(runs, plain_runs, strict=True):
+        mask += [False] * len(ids) if is_image else answers[position : position + len(ids)]
+        position += len(plain_ids)
+    return mask
+
+
+def _runs(ids: list[int], image_token_id: int | None) -> Iterator[tuple[bool, list[int]]]:
+    """Split into runs of image tokens (True) and of others (False)."""
+    return ((is_image, list(run)) for is_image, run in groupby(ids, key=lambda token: token == image_token_id))
+
+
+def _refuse_cut_image(record_id: str, input_ids: Tensor, image_token_id: int | None, max_length: int) -> None:
+    """The cut may not go through or before an image: its features would have no place."""
+    if image_token_id is None:
+        return
+    places = (input_ids == image_token_id).nonzero()  # [image tokens, 1]
+    needed = int(places[-1]) + 1 if len(places) else 0
+    if needed > max_length:
+        raise RecordError(
+            f"record {record_id!r}: its images end at token {needed}, but max_length is {max_length}; raise max_length or pool"
+        )
+
+
+def collate(
+    examples: Sequence[Example], pad_token_id: int, padding_side: str = "right", keep: Sequence[Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Examples to a batch: input_ids, attention_mask and labels [R, L], and the images of all records in order.
+
+    Args:
+        keep: per example bool [T], in place of its answer mask: where labels are not -100.
+    """
+    masks = [example.answer_mask for example in examples] if keep is None else keep
+    ids = [example.input_ids for example in examples]  # R of [T]
+    labels = [torch.where(mask, one, -100) for one, mask in zip(ids, masks, strict=True)]  # R of [T]
+    batch = {
+        "input_ids": _pad(ids, pad_token_id, padding_side),
+        "attention_mask": _pad([torch.ones_like(one) for one in ids], 0, padding_side),
+        "labels": _pad(labels, -100, padding_side),
+    }
+    for key in dict.fromkeys(key for example in examples for key in example.images):
+        values = [example.images[key] for example in examples if key in example.images]
+        batch[key] = _pad(values, 0, padding_side) if key in PER_TOKEN else torch.cat(values)  # [M, ...]
+    return batch
+
+
+def _pad(rows: Sequence[Tensor], value: int, side: str) -> Tensor:
+    """R of [T] -> [R, L]."""
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side=side)
+
+
+class SupervisedCollator:
+    """Raw record dicts to a training batch, padded on the right; the `data_collator` of a Trainer.
+
+    A record may carry a "token_mask": one bool per answer token, in order. Where it is false the token stays in context, but
+    takes no part in the loss.
+
+    Args:
+        max_length: longer conversations are cut at the end, token masks with them.
+        image_folder: where relative image paths start.
+    """
+
+    def __init__(
+        self, processor: ProcessorMixin, max_length: int = 2048, image_folder: str | os.PathLike[str] | None = None
+    ) -> None:
+        self.processor, self.max_length, self.image_folder = processor, max_length, image_folder
+
+    def __call__(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """R records -> the batch of `collate`. RecordError for whatever is wrong with one."""
+        examples, keep = [], []
+        for raw in records:
+            example = encode_record(self.processor, to_record(raw, self.image_folder), max_length=self.max_length)
+            examples.append(example)
+            keep.append(_apply_token_mask(example, raw.get("token_mask")))
+        pad_token_id = self.processor.tokenizer.pad_token_id
+        return collate(examples, 0 if pad_token_id is None else pad_token_id, keep=keep)  # masked out: any id will do
+
+
+def _apply_token_mask(example: Example, token_mask: Sequence[bool] | None) -> Tensor:
+    """bool [T]: the answer tokens that `token_mask` [A] keeps."""
+    if token_mask is None:
+        return example.answer_mask
+    answers = int(example.answer_mask.sum())
+    if len(token_mask) != answers:
+        raise RecordError(
+            f"record {example.id!r}: token_mask has {len(token_mask)} values for {answers} answer tokens; scores made with "
+            "another tokenizer, chat template or max_length do not fit"
+        )
+    kept = example.answer_mask.clone()  # [T]
+    kept[example.answer_mask] = torch.as_tensor(token_mask, dtype=torch.bool)
+    return kept

@@ -1,0 +1,57 @@
+"""Small parts that the tests of several packages share: all random but seeded, all built in a moment, none downloaded.
+
+    tiny_encoders    two encoders that differ in width, patch size, resolution and statistics
+    tiny_tokenizer   byte-level tokenizer with <s>, </s> and <pad>; knows every text
+    tiny_llm         Llama of 2 layers, 32 wide
+    tiny_model       MoFForConditionalGeneration: tiny_encoders interleaved into tiny_llm
+    tiny_processor   its MoFProcessor
+
+Each test gets fresh ones. `tiny_model` adds <image> to the tokenizer. `tiny.py` holds what builds them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+sys.path.insert(0, str(Path(__file__).parent))  # for `from tiny import ...`: pytest's importlib mode adds no folder itself
+
+import pytest
+import torch
+from tiny import build_llm, build_model, build_tokenizer
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from encoders import Encoder, build_encoder
+from mof import MoFForConditionalGeneration, MoFProcessor
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny_encoders() -> dict[str, Encoder]:
+    return {"a": build_encoder("tiny-a"), "b": build_encoder("tiny-b")}
+
+
+@pytest.fixture
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    return build_tokenizer()
+
+
+@pytest.fixture
+def tiny_llm(tiny_tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    return build_llm(tiny_tokenizer)
+
+
+@pytest.fixture
+def tiny_model(tiny_llm: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast) -> MoFForConditionalGeneration:
+    return build_model(tiny_tokenizer, tiny_llm)
+
+
+@pytest.fixture
+def tiny_processor(tiny_model: MoFForConditionalGeneration, tiny_tokenizer: PreTrainedTokenizerFast) -> MoFProcessor:
+    return MoFProcessor.from_parts(tiny_model, tiny_tokenizer)

@@ -1,0 +1,167 @@
+"""The open_clip backend against open_clip itself, on the same weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from encoders import build_encoder
+
+TOLERANCE = {"atol": 1e-4, "rtol": 0.0}
+
+
+@pytest.fixture(params=["tiny-native", "tiny-timm"])
+def name(request: pytest.FixtureRequest, clip_config: Path, tiny_timm: object) -> str:
+    return request.param
+
+
+@pytest.fixture
+def weights(name: str, tmp_path: Path, randomised: Callable[[nn.Module], nn.Module]) -> Path:
+    model = randomised(open_clip.create_model(name))
+    save_file(model.state_dict(), tmp_path / "clip.safetensors")
+    return tmp_path / "clip.safetensors"
+
+
+def blocks(visual: Any) -> Any:
+    return visual.trunk.blocks if hasattr(visual, "trunk") else visual.transformer.resblocks
+
+
+@pytest.mark.parametrize("scale", [1, 0.5, 1.5])
+def test_features_equal_open_clip_at_any_size(
+    name: str, weights: Path, scale: float, block_outputs: Callable[..., list[Tensor]]
+) -> None:
+    encoder = build_encoder(f"open_clip:{name}", weights=weights)
+    size = int(encoder.image_size * scale)
+    encoder = build_encoder(f"open_clip:{name}/{weights}", image_size=size)
+    # open_clip interpolates the positions of a checkpoint when it loads it into a model of another size.
+    theirs = open_clip.create_model(name, pretrained=str(weights), force_image_size=size).eval()
+    image = torch.rand(2, 3, size, size)
+    x = encoder.prepare(image)
+    hidden = block_outputs(blocks(theirs.visual), lambda: theirs.encode_image(x))
+    side = encoder.grid[0]
+    assert side == 4 * scale
+    torch.testing.assert_close(encoder(image).tokens, hidden[-2][:, -side * side :], **TOLERANCE)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.embed_image(image), theirs.encode_image(x, normalize=True), **TOLERANCE)
+
+
+def test_text_equals_open_clip(name: str, weights: Path) -> None:
+    encoder = build_encoder(f"open_clip:{name}", weights=weights)
+    theirs = open_clip.create_model(name, pretrained=str(weights)).eval()
+    texts = ["a photo of a dog", "red cat"]
+    with torch.no_grad():
+        expected = theirs.encode_text(open_clip.get_tokenizer(name)(texts), normalize=True)
+    torch.testing.assert_close(encoder.embed_text(texts), expected, **TOLERANCE)
+
+
+def test_declared_statistics(name: str) -> None:
+    encoder = build_encoder(f"open_clip:{name}", pretrained=False)
+    declared = open_clip.get_model_preprocess_cfg(open_clip.create_model(name))
+    assert (encoder.mean, encoder.std) == (declared["mean"], declared["std"])
+    assert encoder.interpolation == declared["interpolation"]
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_weight_files_load_strictly(name: str, weights: Path, suffix: str, tmp_path: Path) -> None:
+    state = open_clip.create_model(name).state_dict()
+    state.pop("logit_scale")
+    state["extra.weight"] = torch.zeros(1)
+    path = tmp_path / f"other.{suffix}"
+    if suffix == "pt":
+        torch.save(state, path)
+    else:
+        save_file(state, path)
+    with pytest.raises(ValueError) as error:
+        build_encoder(f"open_clip:{name}", weights=path)
+    for part in (str(path), "logit_scale", "extra.weight"):
+        assert part in str(error.value)
+
+
+def test_weights_from_a_local_dir(name: str, weights: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": open_clip.get_model_config(name)}))
+    (folder / "open_clip_model.safetensors").write_bytes(weights.read_bytes())
+    image = torch.rand(1, 3, 64, 64)
+    expected = build_encoder(f"open_clip:{name}", weights=weights)(image).tokens
+    assert torch.equal(build_encoder(f"open_clip:local-dir:{folder}")(image).tokens, expected)
+    random = build_encoder(f"open_clip:local-dir:{folder}", pretrained=False)
+    assert not torch.equal(random(image).tokens, expected)
+    (folder / "open_clip_model.safetensors").unlink()
+    assert torch.equal(build_encoder(f"open_clip:local-dir:{folder}", weights=weights)(image).tokens, expected)
+
+
+def test_openai_tag_brings_quick_gelu_and_the_tag_its_statistics() -> None:
+    with torch.device("meta"):
+        openai = build_encoder("open_clip:ViT-B-32/openai", pretrained=False)
+        laion = build_encoder("open_clip:ViT-B-32/laion2b_s34b_b79k", pretrained=False)
+    activations = [type(encoder.tower.visual.transformer.resblocks[0].mlp.gelu) for encoder in (openai, laion)]
+    assert activations == [open_clip.transformer.QuickGELU, nn.GELU]
+    with torch.device("meta"):
+        siglip = build_encoder("open_clip:ViT-B-16-SigLIP/webli", pretrained=False)
+    assert (siglip.mean, siglip.std) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert (siglip.grid, siglip.embed_dim) == ((14, 14), 768)
+
+
+def test_unknown_model_and_weights_name_near_ones() -> None:
+    with pytest.raises(ValueError, match="ViT-L-14-336"):
+        build_encoder("open_clip:ViT-L14-336/openai")
+    with pytest.raises(ValueError, match="Did you mean openai"):
+        build_encoder("open_clip:ViT-B-32/opnai")
+    with pytest.raises(ValueError, match="openai, laion400m_e31.*pretrained=False"):
+        build_encoder("open_clip:ViT-B-32")
+    with pytest.raises(ValueError, match="no-such-file"):
+        build_encoder("open_clip:ViT-B-32//tmp/no-such-file.pt")
+
+
+def test_weights_replace_those_of_the_tag_but_not_what_it_declares(
+    name: str, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(open_clip, "download_pretrained")
+    with monkeypatch.context() as patch:
+        patch.setattr(open_clip, "get_pretrained_cfg", lambda *_: {"mean": (0.1, 0.2, 0.3)})
+        encoder = build_encoder(f"open_clip:{name}/some_tag", weights=weights)
+    assert encoder.mean == (0.1, 0.2, 0.3)
+    loaded = load_file(weights)
+    assert all(torch.equal(value, loaded[key]) for key, value in encoder.tower.state_dict().items())
+    with torch.device("meta"):
+        openai = build_encoder("open_clip:ViT-B-32/openai", weights=weights, pretrained=False)
+    assert isinstance(openai.tower.visual.transformer.resblocks[0].mlp.gelu, open_clip.transformer.QuickGELU)
+
+
+def test_attention_pooled_tower_has_tokens_but_no_norm_for_them() -> None:
+    with torch.device("meta"):
+        coca = build_encoder("open_clip:coca_ViT-B-32", pretrained=False)
+        assert coca(torch.zeros(1, 3, 9, 9)).tokens.shape == (1, 49, 768)
+        with pytest.raises(ValueError, match="norm=False"):
+            build_encoder("open_clip:coca_ViT-B-32", pretrained=False, norm=True)
+
+
+def test_stem_of_a_hybrid_tower_counts_for_the_grid() -> None:
+    with torch.device("meta"):
+        vitamin = build_encoder("open_clip:ViTamin-S", pretrained=False)
+        assert vitamin(torch.zeros(1, 3, 9, 9)).grid == (14, 14)
+        vitamin.resize_to((10, 10))
+        assert vitamin(torch.zeros(1, 3, 9, 9)).tokens.shape == (1, 100, vitamin.width)
+
+
+def test_tower_that_is_no_transformer_is_refused() -> None:
+    with torch.device("meta"), pytest.raises(ValueError, match="ModifiedResNet"):
+        build_encoder("open_clip:RN50", pretrained=False)
+
+
+def test_failed_download_says_what_and_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise FileNotFoundError("open_clip_model.safetensors of timm/vit_base_patch32_clip_224.openai")
+
+    monkeypatch.setattr(open_clip, "download_pretrained", fail)
+    with pytest.raises(ValueError, match=r"ViT-B-32-quickgelu/openai.*open_clip_model\.safetensors.*weights=PATH"):
+        build_encoder("clip-vit-b32")

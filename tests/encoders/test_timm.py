@@ -1,0 +1,184 @@
+"""The timm backend against timm itself, on the same weights."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from timm.models import eva, vision_transformer
+from torch import Tensor, nn
+
+from encoders import build_encoder
+
+TOLERANCE = {"atol": 1e-4, "rtol": 0.0}
+Create = Callable[..., nn.Module]
+
+# Class token; registers beside it; none but attention pooling; pre-norm (CLIP); rotary positions and registers.
+MODELS = [
+    "vit_small_patch14_dinov2",
+    "vit_small_patch14_reg4_dinov2",
+    "vit_base_patch16_siglip_224",
+    "vit_base_patch32_clip_224",
+    "vit_small_patch16_dinov3",
+]
+
+
+@pytest.fixture(params=MODELS)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def weights(name: str, tmp_path: Path, tiny_timm: Create, randomised: Callable[[nn.Module], nn.Module]) -> Path:
+    save_file(randomised(tiny_timm(name, num_classes=0)).state_dict(), tmp_path / "vit.safetensors")
+    return tmp_path / "vit.safetensors"
+
+
+@pytest.mark.parametrize("side", [4, 2, 6])
+def test_features_equal_timm_at_any_size(
+    name: str, weights: Path, side: int, tiny_timm: Create, block_outputs: Callable[..., list[Tensor]]
+) -> None:
+    encoder = build_encoder(f"timm:{name}", weights=weights)
+    size = side * encoder.patch_size
+    encoder = build_encoder(f"timm:{name}/{weights}", image_size=size)
+    # timm interpolates the positions of a checkpoint when it loads it into a model of another size.
+    theirs = tiny_timm(name, num_classes=0, img_size=size).eval()
+    state = timm.models.load_state_dict(str(weights))
+    kind = eva if isinstance(theirs, eva.Eva) else vision_transformer
+    theirs.load_state_dict(kind.checkpoint_filter_fn(state, theirs))
+    image = torch.rand(2, 3, size, size)
+    x = encoder.prepare(image)
+    hidden = block_outputs(theirs.blocks, lambda: theirs(x))
+    torch.testing.assert_close(encoder(image).tokens, hidden[-1][:, -side * side :], **TOLERANCE)
+    with torch.no_grad():
+        expected = nn.functional.normalize(theirs(x), dim=-1)
+    torch.testing.assert_close(encoder.embed_image(image), expected, **TOLERANCE)
+
+
+def test_embedding_of_dinov2_is_its_normalised_class_token(tiny_timm: Create) -> None:
+    encoder = build_encoder("timm:vit_small_patch14_reg4_dinov2", pretrained=False)
+    image = torch.rand(2, 3, 56, 56)
+    with torch.no_grad():
+        expected = encoder.tower.forward_features(encoder.prepare(image))[:, 0]
+    torch.testing.assert_close(encoder.embed_image(image), nn.functional.normalize(expected, dim=-1), **TOLERANCE)
+
+
+def test_size_that_patches_do_not_fill(tiny_timm: Create, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As SigLIP at 384 pixels with patches of 14: timm drops the last pixels. Other sizes have to be multiples."""
+    monkeypatch.setattr(timm, "create_model", lambda *args, **options: tiny_timm(*args, **options, img_size=60))
+    encoder = build_encoder("timm:vit_small_patch14_dinov2", pretrained=False)
+    assert (encoder.image_size, encoder.grid) == (60, (4, 4))
+    encoder.resize_to((4, 4))
+    image = torch.rand(1, 3, 60, 60)
+    with torch.no_grad():
+        expected = encoder.tower.forward_features(encoder.prepare(image))[:, 1:]
+    assert torch.equal(encoder.tower.norm(encoder(image).tokens), expected)
+    encoder.resize_to((5, 5))
+    assert encoder.image_size == 70
+
+
+def test_layer_zero_needs_a_plain_vision_transformer(tiny_timm: Create) -> None:
+    encoder = build_encoder("timm:vit_small_patch16_dinov3", pretrained=False, layer=0)
+    with pytest.raises(ValueError, match="layer 0.*Eva"):
+        encoder(torch.rand(1, 3, 64, 64))
+
+
+def test_metas_own_dinov2_checkpoint_loads(tiny_timm: Create, tmp_path: Path) -> None:
+    """It has a mask token, and a position for the class token, which timm adds to that token if it has registers."""
+    encoder = build_encoder("timm:vit_small_patch14_reg4_dinov2", pretrained=False)
+    state = encoder.tower.state_dict()
+    theirs = {key: value.clone() for key, value in state.items() if key not in ("reg_token", "pos_embed", "cls_token")}
+    class_position = torch.randn(1, 1, 24)
+    theirs |= {
+        "mask_token": torch.zeros(1, 24),
+        "register_tokens": state["reg_token"].clone(),
+        "cls_token": state["cls_token"] - class_position,
+        "pos_embed": torch.cat([class_position, state["pos_embed"]], dim=1),
+    }
+    torch.save(theirs, tmp_path / "dinov2.pth")
+    again = build_encoder("timm:vit_small_patch14_reg4_dinov2", weights=tmp_path / "dinov2.pth")
+    image = torch.rand(1, 3, 56, 56)
+    torch.testing.assert_close(again(image).tokens, encoder(image).tokens, **TOLERANCE)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_weight_files_load_strictly(suffix: str, tiny_timm: Create, tmp_path: Path) -> None:
+    state = tiny_timm("vit_small_patch14_dinov2", num_classes=0).state_dict()
+    state["extra.weight"] = state.pop("norm.weight")
+    path = tmp_path / f"other.{suffix}"
+    if suffix == "pt":
+        torch.save({"state_dict": state}, path)
+    else:
+        save_file(state, path)
+    with pytest.raises(ValueError) as error:
+        build_encoder("timm:vit_small_patch14_dinov2", weights=path)
+    for part in (str(path), "norm.weight", "extra.weight"):
+        assert part in str(error.value)
+
+
+def test_classifier_of_a_weight_file_is_left_out(tiny_timm: Create, tmp_path: Path) -> None:
+    classifier = tiny_timm("vit_small_patch14_dinov2", num_classes=5)
+    torch.save(classifier.state_dict(), tmp_path / "classifier.pt")
+    encoder = build_encoder("timm:vit_small_patch14_dinov2", weights=tmp_path / "classifier.pt")
+    assert torch.equal(encoder.tower.norm.weight, classifier.norm.weight)
+
+
+class Trap:
+    """Unpickling this would run code."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Path.touch, (Path("trapped"),)
+
+
+@pytest.mark.parametrize(
+    "content", [pickle.dumps({"norm.weight": Trap()}, protocol=2), b"", b"no weights"], ids=["code", "empty", "text"]
+)
+def test_unsafe_and_broken_files_are_refused(
+    content: bytes, tiny_timm: Create, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file in ("weights.pt", "weights.safetensors"):
+        Path(file).write_bytes(content)
+        with pytest.raises(ValueError, match=file):
+            build_encoder("timm:vit_small_patch14_dinov2", weights=file)
+    assert not Path("trapped").exists()
+
+
+def test_unknown_model_tag_and_file_are_named() -> None:
+    with pytest.raises(ValueError, match="Did you mean.*vit_small_patch14_dinov2"):
+        build_encoder("timm:vit_smal_patch14_dinov2")
+    with pytest.raises(ValueError, match=r"'wrong'.*vit_small_patch14_dinov2\.lvd142m"):
+        build_encoder("timm:vit_small_patch14_dinov2.wrong")
+    with pytest.raises(ValueError, match="no-such-file"):
+        build_encoder("timm:vit_small_patch14_dinov2", weights="no-such-file.pt")
+
+
+def test_model_without_patch_tokens_is_refused() -> None:
+    with torch.device("meta"), pytest.raises(ValueError, match="ResNet"):
+        build_encoder("timm:resnet18", pretrained=False)
+
+
+def test_failed_download_says_what_and_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise FileNotFoundError("no network")
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    hub = r"vit_small_patch14_dinov2\.lvd142m.*model\.safetensors of timm/vit_small_patch14_dinov2\.lvd142m"
+    with pytest.raises(ValueError, match=rf"{hub}.*no network.*weights=PATH"):
+        build_encoder("dinov2-vit-s14")
+
+
+def test_spec_keeps_a_given_weight_file(tiny_timm: Create, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(tiny_timm("vit_small_patch14_dinov2", num_classes=0).state_dict(), tmp_path / "vit.pt")
+    monkeypatch.chdir(tmp_path)
+    encoder = build_encoder("timm:vit_small_patch14_dinov2", weights="vit.pt")
+    monkeypatch.chdir("/")
+    again = build_encoder(**encoder.spec)
+    assert encoder.spec["weights"] == str(tmp_path / "vit.pt")
+    assert torch.equal(again(image := torch.rand(1, 3, 56, 56)).tokens, encoder(image).tokens)
+    build_encoder(**{**encoder.spec, "weights": "gone.pt"}, pretrained=False)  # reads no file

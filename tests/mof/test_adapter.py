@@ -1,0 +1,245 @@
+"""Fusion against strided assignments, loops over cells and explicit sums."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from encoders import Encoder, PatchFeatures, build_encoder
+from mof import AdditiveMoF, ConcatMoF, InterleavedMoF
+from mof.adapter import SSL_RATIOS, Mixer, build_mixer
+
+HIDDEN = 20
+
+
+class FixedEncoder(Encoder):
+    """Gives random tokens of one grid, always the same, and cannot change its input size."""
+
+    def __init__(self, width: int, side: int, seed: int, patch_size: int = 4) -> None:
+        super().__init__(
+            torch.nn.Linear(1, 1),
+            width=width,
+            depth=1,
+            patch_size=patch_size,
+            image_size=side * patch_size,
+            mean=(0.5,) * 3,
+            std=(0.5,) * 3,
+        )
+        self.seed = seed
+
+    def patch_tokens(self, x: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.randn(len(x), self.grid[0] * self.grid[1], self.width, generator=generator)
+
+    def image_embedding(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@pytest.fixture
+def pixels() -> Tensor:
+    return torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8)
+
+
+@pytest.fixture
+def three() -> dict[str, Encoder]:
+    """Three encoders that agree in nothing: width, patch size, resolution, flexibility."""
+    return {"fixed": FixedEncoder(12, 4, seed=5), "a": build_encoder("tiny-a"), "b": build_encoder("tiny-b")}
+
+
+def test_three_encoders_interleave_as_a_strided_assignment(three: dict[str, Encoder], pixels: Tensor) -> None:
+    mixer = InterleavedMoF(three, HIDDEN)
+    expected = torch.empty(2, 3 * 16, HIDDEN)
+    for k, (name, encoder) in enumerate(three.items()):
+        linear, _, second = mixer.adapters[name]
+        hidden = F.gelu(encoder(pixels).tokens @ linear.weight.T + linear.bias)
+        expected[:, k::3] = hidden @ second.weight.T + second.bias
+    assert mixer.tokens_per_image == 48
+    torch.testing.assert_close(mixer(pixels), expected)
+
+
+def test_order_is_the_encoders_not_the_features(three: dict[str, Encoder], pixels: Tensor) -> None:
+    mixer = InterleavedMoF(three, HIDDEN)
+    features = mixer.encode(pixels)
+    assert torch.equal(mixer.fuse(dict(reversed(features.items()))), mixer.fuse(features))
+
+
+def test_changing_one_adapter_moves_only_its_slots(three: dict[str, Encoder], pixels: Tensor) -> None:
+    mixer = InterleavedMoF(three, HIDDEN)
+    before = mixer(pixels)
+    with torch.no_grad():
+        mixer.adapters["a"][2].bias += 1
+    moved = (mixer(pixels) != before).any(-1).any(0)
+    assert moved[1::3].all()
+    assert not moved[0::3].any() and not moved[2::3].any()
+
+
+def test_changing_one_patch_moves_only_its_slots() -> None:
+    """Spatial order: position (row 1, column 2) of a 4 x 4 grid is slots 2*6 and 2*6 + 1."""
+    mixer = InterleavedMoF({"one": build_encoder("tiny-a"), "two": build_encoder("tiny-a")}, HIDDEN)
+    image = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    changed = image.clone()
+    changed[:, :, 8:16, 16:24] = 255
+    moved = (mixer(changed) != mixer(image)).any(-1).any(0)
+    assert moved.nonzero().flatten().tolist() == [12, 13]
+
+
+def test_flexible_encoders_are_resized_to_the_common_grid(tiny_encoders: dict[str, Encoder], pixels: Tensor) -> None:
+    assert tiny_encoders["b"].grid == (6, 6)
+    mixer = InterleavedMoF(tiny_encoders, HIDDEN, grid=(5, 5))
+    assert tiny_encoders["a"].image_size == 40 and tiny_encoders["b"].image_size == 20
+    assert mixer.tokens_per_image == 50 and mixer(pixels).shape == (2, 50, HIDDEN)
+    assert mixer.image_size == 40
+
+
+@pytest.mark.parametrize("side", [3, 7, 12])
+def test_other_encoders_are_interpolated(side: int, pixels: Tensor) -> None:
+    """Against bilinear interpolation written as two matrices, triangle filters widened when shrinking."""
+    encoder = FixedEncoder(5, 6, seed=2)
+    mixer = ConcatMoF({"fixed": encoder}, HIDDEN, grid=(side, side))
+    tokens = mixer.encode(pixels)["fixed"]
+
+    scale = 6 / side
+    reach = max(scale, 1)
+    centres = (torch.arange(side) + 0.5) * scale
+    weights = (1 - ((torch.arange(6) + 0.5)[None] - centres[:, None]).abs() / reach).clamp(min=0)  # [side, 6]
+    weights = weights / weights.sum(1, keepdim=True)
+    grid = encoder(pixels).tokens.view(2, 6, 6, 5)
+    expected = torch.einsum("ri,cj,bijd->brcd", weights, weights, grid).reshape(2, side * side, 5)
+    torch.testing.assert_close(tokens, expected)
+
+
+@pytest.mark.parametrize("pool", [2, (1, 2), (4, 1)])
+def test_pooling_averages_neighbours(pool: int | tuple[int, int], pixels: Tensor) -> None:
+    encoder = FixedEncoder(7, 4, seed=3)
+    mixer = InterleavedMoF({"fixed": encoder}, HIDDEN, pool=pool)
+    down, across = (pool, pool) if isinstance(pool, int) else pool
+    grid = encoder(pixels).tokens.view(2, 4, 4, 7)
+    cells = [
+        grid[:, row : row + down, column : column + across].mean((1, 2))
+        for row in range(0, 4, down)
+        for column in range(0, 4, across)
+    ]
+    torch.testing.assert_close(mixer.encode(pixels)["fixed"], torch.stack(cells, 1))
+    assert mixer.tokens_per_image == len(cells) == mixer(pixels).shape[1]
+
+
+def test_fusions_can_be_compared_at_equal_token_counts(tiny_encoders: dict[str, Encoder], pixels: Tensor) -> None:
+    interleaved = InterleavedMoF(tiny_encoders, HIDDEN, pool=(1, 2))
+    concat = ConcatMoF(tiny_encoders, HIDDEN)
+    assert interleaved(pixels).shape == concat(pixels).shape == (2, 16, HIDDEN)
+
+
+def test_additive_is_the_weighted_sum(pixels: Tensor) -> None:
+    clip, dino = FixedEncoder(8, 4, seed=1), FixedEncoder(8, 4, seed=2)
+    mixer = AdditiveMoF({"clip": clip, "dino": dino}, HIDDEN, weights={"dino": 0.75, "clip": 0.25})
+    mixed = 0.25 * clip(pixels).tokens + 0.75 * dino(pixels).tokens
+    torch.testing.assert_close(mixer(pixels), mixer.adapter(mixed))
+    halves = AdditiveMoF({"clip": clip, "dino": dino}, HIDDEN)
+    assert halves.weights == {"clip": 0.5, "dino": 0.5}
+
+
+def test_ratio_sweep_runs_from_one_encoder_to_the_other(pixels: Tensor) -> None:
+    encoders = {"clip": FixedEncoder(8, 4, seed=1), "dino": FixedEncoder(8, 4, seed=2)}
+    mixers = [AdditiveMoF(encoders, HIDDEN, weights={"clip": 1 - a, "dino": a}) for a in SSL_RATIOS]
+    for mixer in mixers:
+        mixer.adapter = torch.nn.Identity()
+    outputs = [mixer(pixels) for mixer in mixers]
+    torch.testing.assert_close(outputs[0], encoders["clip"](pixels).tokens)
+    torch.testing.assert_close(outputs[-1], encoders["dino"](pixels).tokens)
+    steps = [float((after - before).norm()) for before, after in pairwise(outputs)]
+    np.testing.assert_allclose(np.array(steps) / steps[0], np.diff(SSL_RATIOS) / SSL_RATIOS[1], rtol=1e-4)
+
+
+def test_concat_puts_channels_side_by_side(three: dict[str, Encoder], pixels: Tensor) -> None:
+    mixer = ConcatMoF(three, HIDDEN)
+    tokens = np.concatenate([encoder(pixels).tokens.numpy() for encoder in three.values()], axis=-1)
+    assert tokens.shape == (2, 16, 12 + 16 + 24)
+    torch.testing.assert_close(mixer(pixels), mixer.adapter(torch.from_numpy(tokens)))
+
+
+@pytest.mark.parametrize("fusion", ["interleaved", "concat"])
+def test_gradient_reaches_adapters_and_no_encoder(fusion: str, tiny_encoders: dict[str, Encoder], pixels: Tensor) -> None:
+    mixer = build_mixer(fusion, tiny_encoders, HIDDEN).train()
+    mixer(pixels).square().mean().backward()
+    for name, parameter in mixer.named_parameters():
+        if name.startswith("encoders."):
+            assert parameter.grad is None and not parameter.requires_grad, name
+        else:
+            assert parameter.grad.abs().sum() > 0, name
+    assert not any(module.training for module in mixer.encoders["a"].modules())
+
+
+def test_trainable_encoder_gets_gradient(pixels: Tensor) -> None:
+    mixer = InterleavedMoF({"a": build_encoder("tiny-a", trainable=True), "b": build_encoder("tiny-b")}, HIDDEN)
+    mixer(pixels).square().mean().backward()
+    assert all(parameter.grad is not None for parameter in mixer.encoders["a"].parameters())
+    assert all(parameter.grad is None for parameter in mixer.encoders["b"].parameters())
+
+
+@pytest.mark.parametrize(
+    ("fusion", "options"),
+    [
+        ("interleaved", {"pool": 2}),
+        ("interleaved", {"grid": (8, 8), "pool": (2, 4)}),
+        ("additive", {"weights": {"a": 0.375, "c": 0.625}}),
+        ("concat", {}),
+    ],
+)
+def test_spec_rebuilds_the_mixer(fusion: str, options: dict, pixels: Tensor) -> None:
+    mixer = build_mixer(fusion, {"a": build_encoder("tiny-a"), "c": build_encoder("tiny-a", image_size=40)}, HIDDEN, **options)
+    spec = mixer.spec
+    encoders = {name: build_encoder(**one) for name, one in spec["encoders"].items()}
+    again = build_mixer(spec["fusion"], encoders, HIDDEN, **spec["fusion_options"])
+    again.load_state_dict(mixer.state_dict())
+    assert torch.equal(again(pixels), mixer(pixels))
+
+
+def test_bfloat16_tokens_stay_bfloat16(tiny_encoders: dict[str, Encoder], pixels: Tensor) -> None:
+    mixer = InterleavedMoF({**tiny_encoders, "fixed": FixedEncoder(8, 6, seed=1)}, HIDDEN, grid=(4, 4), pool=2)
+    exact = mixer(pixels)
+    mixer.encoders["fixed"].patch_tokens = lambda x: torch.randn(2, 36, 8, generator=_seeded(1)).bfloat16()
+    coarse = mixer.to(torch.bfloat16)(pixels)
+    assert coarse.dtype == torch.bfloat16
+    torch.testing.assert_close(coarse.float(), exact, atol=0.05, rtol=0.05)
+
+
+def _seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_errors_say_what_was_given(tiny_encoders: dict[str, Encoder], pixels: Tensor) -> None:
+    with pytest.raises(ValueError, match="at least one encoder"):
+        InterleavedMoF({}, HIDDEN)
+    with pytest.raises(ValueError, match=r"\['a.b'\]"):
+        InterleavedMoF({"a.b": tiny_encoders["a"]}, HIDDEN)
+    with pytest.raises(ValueError, match="4 x 4 patches cannot be pooled by 3 x 3"):
+        InterleavedMoF(tiny_encoders, HIDDEN, pool=3)
+    with pytest.raises(ValueError, match="0 x 4 patches"):
+        InterleavedMoF(tiny_encoders, HIDDEN, grid=(0, 4))
+    with pytest.raises(ValueError, match=r"different widths.*'a': 16, 'b': 24"):
+        AdditiveMoF(tiny_encoders, HIDDEN)
+    with pytest.raises(ValueError, match=r"one weight for each of \['a'\], got \{'dino': 1.0\}"):
+        AdditiveMoF({"a": tiny_encoders["a"]}, HIDDEN, weights={"dino": 1.0})
+    with pytest.raises(ValueError, match="unknown fusion 'stacked'.*interleaved, additive, concat"):
+        build_mixer("stacked", tiny_encoders, HIDDEN)
+
+
+def test_features_that_do_not_meet_are_refused(tiny_encoders: dict[str, Encoder], pixels: Tensor) -> None:
+    mixer: Mixer = InterleavedMoF(tiny_encoders, HIDDEN)
+    features = mixer.encode(pixels)
+    with pytest.raises(ValueError, match=r"grids do not meet: expected 16 tokens.*'a': 16, 'b': 15"):
+        mixer.fuse({**features, "b": features["b"][:, 1:]})
+    with pytest.raises(ValueError, match=r"expected features of \['a', 'b'\], got \['a'\]"):
+        mixer.fuse({"a": features["a"]})
+
+
+def test_encoder_contract_is_all_that_is_used(pixels: Tensor) -> None:
+    """PatchFeatures of a rectangular grid are interpolated too."""
+    encoder = FixedEncoder(6, 4, seed=8)
+    encoder.forward = lambda x: PatchFeatures(torch.ones(len(x), 8, 6), (2, 4))
+    assert torch.equal(ConcatMoF({"odd": encoder}, HIDDEN).encode(pixels)["odd"], torch.ones(2, 16, 6))

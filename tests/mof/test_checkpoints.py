@@ -1,0 +1,155 @@
+"""Saving and loading: bit-equal, strict, with encoders by reference or inside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from tiny import build_llm, build_model
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    MixtralConfig,
+    PreTrainedTokenizerFast,
+)
+
+from encoders import build_encoder
+from mof import AdditiveMoF, MoFConfig, MoFForConditionalGeneration, MoFProcessor
+
+RED = Image.new("RGB", (32, 32), (200, 0, 0))
+
+
+@pytest.fixture
+def inputs(tiny_processor: MoFProcessor) -> dict[str, Tensor]:
+    return dict(tiny_processor(images=[RED], text="<image>What?", return_tensors="pt"))
+
+
+def assert_equal(one: MoFForConditionalGeneration, other: MoFForConditionalGeneration, inputs: dict[str, Tensor]) -> None:
+    """Bit for bit: parameters, buffers (saved or not), modes, and what comes out."""
+    first, second = one.state_dict(), other.state_dict()
+    assert first.keys() == second.keys()
+    for key in first:
+        assert first[key].dtype == second[key].dtype and torch.equal(first[key], second[key]), key
+    buffers = dict(other.named_buffers())
+    for key, buffer in one.named_buffers():
+        assert torch.equal(buffer, buffers[key]), key
+    trained = {key for key, parameter in one.named_parameters() if parameter.requires_grad}
+    assert trained == {key for key, parameter in other.named_parameters() if parameter.requires_grad}
+    assert not other.training
+    with torch.no_grad():
+        assert torch.equal(one(**inputs).logits, other(**inputs).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("embed", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_round_trip_is_bit_equal(
+    embed: bool, dtype: torch.dtype, tied: bool, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    model = build_model(tiny_tokenizer, build_llm(tiny_tokenizer, dtype, tie_word_embeddings=tied))
+    model.config.embed_encoders = embed
+    model.save_pretrained(tmp_path)
+    keys = load_file(tmp_path / "model.safetensors").keys()
+    assert any(key.startswith("mixer.encoders.") for key in keys) == embed
+    assert any(key.startswith("mixer.adapters.") for key in keys)
+    loaded = MoFForConditionalGeneration.from_pretrained(tmp_path)
+    processor = MoFProcessor.from_parts(loaded, tiny_tokenizer)
+    assert_equal(model, loaded, dict(processor(images=[RED], text="<image>What?", return_tensors="pt")))
+    assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
+    assert (loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight) == tied
+    assert loaded.generation_config.suppress_tokens == [model.config.image_token_id]
+
+
+def test_embedded_encoders_come_from_the_file(
+    tiny_model: MoFForConditionalGeneration, inputs: dict[str, Tensor], tmp_path: Path
+) -> None:
+    """Weights that no spec could rebuild."""
+    with torch.no_grad():
+        for parameter in tiny_model.mixer.encoders.parameters():
+            parameter.mul_(1.5)
+    tiny_model.config.embed_encoders = True
+    tiny_model.save_pretrained(tmp_path)
+    assert_equal(tiny_model, MoFForConditionalGeneration.from_pretrained(tmp_path), inputs)
+
+
+def test_trained_encoders_must_be_embedded(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    encoders = {"a": build_encoder("tiny-a", trainable=True), "b": build_encoder("tiny-a", image_size=40)}
+    mixer = AdditiveMoF(encoders, 32, weights={"a": 0.25, "b": 0.75}, pool=2)
+    with pytest.raises(ValueError, match=r"encoders \['a'\] are trainable.*embed_encoders=True"):
+        MoFForConditionalGeneration.from_parts(mixer, build_llm(tiny_tokenizer), tiny_tokenizer)
+    model = MoFForConditionalGeneration.from_parts(mixer, build_llm(tiny_tokenizer), tiny_tokenizer, embed_encoders=True)
+    model.eval().save_pretrained(tmp_path)
+    loaded = MoFForConditionalGeneration.from_pretrained(tmp_path)
+    assert isinstance(loaded.mixer, AdditiveMoF) and loaded.mixer.weights == {"a": 0.25, "b": 0.75}
+    assert loaded.mixer.encoders["a"].tower[0].weight.requires_grad
+    assert not loaded.mixer.encoders["b"].tower[0].weight.requires_grad
+    processor = MoFProcessor.from_parts(loaded, tiny_tokenizer)
+    assert_equal(model, loaded, dict(processor(images=[RED], text="<image>What?", return_tensors="pt")))
+
+
+def test_auto_classes_and_options(
+    tiny_model: MoFForConditionalGeneration, inputs: dict[str, Tensor], tmp_path: Path
+) -> None:
+    tiny_model.save_pretrained(tmp_path)
+    assert isinstance(AutoConfig.from_pretrained(tmp_path), MoFConfig)
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path, attn_implementation="eager")
+    assert isinstance(loaded, MoFForConditionalGeneration)
+    assert loaded.language_model.config._attn_implementation == "eager"
+    half = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    again, info = MoFForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert_equal(tiny_model, again, inputs)
+
+
+def test_sharded_checkpoint(tiny_model: MoFForConditionalGeneration, inputs: dict[str, Tensor], tmp_path: Path) -> None:
+    tiny_model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert_equal(tiny_model, MoFForConditionalGeneration.from_pretrained(tmp_path), inputs)
+
+
+def test_llm_whose_checkpoints_are_stored_otherwise(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """Mixtral's experts are one tensor in memory and many in the file."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = MixtralConfig(vocab_size=len(tiny_tokenizer), num_key_value_heads=2, num_local_experts=2, **sizes)
+    model = build_model(tiny_tokenizer, AutoModelForCausalLM.from_config(config).eval())
+    model.save_pretrained(tmp_path)
+    processor = MoFProcessor.from_parts(model, tiny_tokenizer)
+    inputs = dict(processor(images=[RED], text="<image>What?", return_tensors="pt"))
+    assert_equal(model, MoFForConditionalGeneration.from_pretrained(tmp_path), inputs)
+
+
+def test_stray_keys_are_listed(tiny_model: MoFForConditionalGeneration, tmp_path: Path) -> None:
+    tiny_model.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    state["mixer.dino_mm_projector.0.bias"] = state.pop("mixer.adapters.b.0.bias")
+    save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError) as error:
+        MoFForConditionalGeneration.from_pretrained(tmp_path)
+    assert "1 missing: mixer.adapters.b.0.bias; 1 unexpected: mixer.dino_mm_projector.0.bias" in str(error.value)
+
+
+def test_encoder_weights_in_a_checkpoint_that_should_not_have_them(
+    tiny_model: MoFForConditionalGeneration, tmp_path: Path
+) -> None:
+    tiny_model.config.embed_encoders = True
+    tiny_model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "embed_encoders": False}))
+    with pytest.raises(ValueError, match=r"4 unexpected: mixer.encoders.a.tower.0.bias, "):
+        MoFForConditionalGeneration.from_pretrained(tmp_path)
+
+
+def test_config_round_trip(tiny_model: MoFForConditionalGeneration, tmp_path: Path) -> None:
+    tiny_model.config.save_pretrained(tmp_path)
+    loaded = MoFConfig.from_pretrained(tmp_path)
+    for name in ("encoders", "fusion", "fusion_options", "image_token_id", "embed_encoders"):
+        assert getattr(loaded, name) == getattr(tiny_model.config, name), name
+    assert loaded.text_config.to_diff_dict() == tiny_model.config.text_config.to_diff_dict()
+    assert loaded.get_text_config() is loaded.text_config

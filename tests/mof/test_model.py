@@ -1,0 +1,247 @@
+"""The multimodal model against the bare language model on embeddings put together by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from PIL import Image
+from tiny import build_llm, build_model
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma2Config,
+    GPT2Config,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    pipeline,
+)
+
+from encoders import Encoder
+from mof import ConcatMoF, InterleavedMoF, MoFConfig, MoFForConditionalGeneration, MoFProcessor
+
+SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.2}
+GATED = {**SIZES, "intermediate_size": 64, "num_key_value_heads": 2}
+
+LLMS: dict[str, Callable[[PreTrainedTokenizerFast], PreTrainedModel]] = {
+    "llama": build_llm,
+    "tied llama": lambda tokenizer: build_llm(tokenizer, tie_word_embeddings=True),
+    "qwen2": lambda tokenizer: _build(Qwen2Config(vocab_size=len(tokenizer), **GATED)),
+    "gemma2 (soft caps)": lambda tokenizer: _build(Gemma2Config(vocab_size=len(tokenizer), head_dim=8, **GATED)),
+    "gpt2 (learned positions)": lambda tokenizer: _build(GPT2Config(vocab_size=len(tokenizer), **SIZES)),
+    "bloom (no positions)": lambda tokenizer: _build(BloomConfig(vocab_size=len(tokenizer), **SIZES)),
+}
+
+
+def _build(config: object) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.fixture(params=LLMS)
+def model(request: pytest.FixtureRequest, tiny_tokenizer: PreTrainedTokenizerFast) -> MoFForConditionalGeneration:
+    return build_model(tiny_tokenizer, LLMS[request.param](tiny_tokenizer))
+
+
+@pytest.fixture
+def processor(model: MoFForConditionalGeneration, tiny_tokenizer: PreTrainedTokenizerFast) -> MoFProcessor:
+    return MoFProcessor.from_parts(model, tiny_tokenizer)
+
+
+def noise(seed: int) -> Image.Image:
+    pixels = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return Image.fromarray(pixels.numpy())
+
+
+TEXTS = ["<image>\nWhat is it?", "No image at all here.", "First <image> then <image>, which?"]
+IMAGES = [[noise(1)], [], [noise(2), noise(3)]]
+
+
+def prompt(processor: MoFProcessor, side: str = "left") -> dict[str, Tensor]:
+    images = [image for record in IMAGES for image in record]
+    return processor(images=images, text=TEXTS, padding=True, padding_side=side, return_tensors="pt")
+
+
+def embed(model: MoFForConditionalGeneration, token: int) -> Tensor:
+    """[D]; through the module, since Gemma's scales."""
+    return model.language_model.get_input_embeddings()(torch.tensor(token))
+
+
+def by_hand(model: MoFForConditionalGeneration, ids: Tensor, images: Tensor) -> Tensor:
+    """Embeddings [L, D] of one unpadded record: text embeddings, with image features written over them one by one."""
+    features = [feature for image in images for feature in model.mixer(image[None])[0]]
+    rows = []
+    for token in ids.tolist():
+        own = token == model.config.image_token_id
+        rows.append(features.pop(0) if own else embed(model, token))
+    assert not features
+    return torch.stack(rows)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_batch_with_one_several_and_no_images(
+    model: MoFForConditionalGeneration, processor: MoFProcessor, side: str
+) -> None:
+    batch = prompt(processor, side)
+    logits = model(**batch).logits
+    start = 0
+    for row, images in enumerate(IMAGES):
+        real = batch["attention_mask"][row].bool()
+        pixels = batch["pixel_values"][start : start + len(images)]
+        start += len(images)
+        embeds = by_hand(model, batch["input_ids"][row][real], pixels)
+        alone = model.language_model(inputs_embeds=embeds[None]).logits[0]
+        torch.testing.assert_close(logits[row][real], alone, atol=2e-5, rtol=2e-5)
+
+
+@torch.no_grad()
+def test_image_matters_and_only_where_it_stands(tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor) -> None:
+    inputs = tiny_processor(images=[noise(1)], text="before<image>after", return_tensors="pt")
+    other = {**inputs, "pixel_values": tiny_processor(images=[noise(2)], text="<image>", return_tensors="pt")["pixel_values"]}
+    moved = (tiny_model(**inputs).logits - tiny_model(**other).logits).abs().amax(-1)[0] > 0
+    assert not moved[: len("before")].any() and moved[len("before") :].all()
+
+
+@torch.no_grad()
+def test_features_in_place_of_pixels(tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor) -> None:
+    batch = dict(prompt(tiny_processor))
+    expected = tiny_model(**batch).logits
+    features = tiny_model.get_image_features(batch.pop("pixel_values"))
+    assert features.shape == (3, tiny_model.mixer.tokens_per_image, 32)
+    assert torch.equal(tiny_model(**batch, image_features=features).logits, expected)
+
+
+def test_loss_is_the_language_models(tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor) -> None:
+    batch = prompt(tiny_processor, "right")
+    labels = batch["input_ids"].masked_fill(torch.rand(batch["input_ids"].shape) < 0.5, -100)
+    labels[batch["attention_mask"] == 0] = -100
+    logits = tiny_model(**batch).logits[:, :-1]
+    chosen = labels[:, 1:] != -100
+    losses = -logits[chosen].log_softmax(-1).gather(1, labels[:, 1:][chosen][:, None])
+    torch.testing.assert_close(tiny_model(**batch, labels=labels).loss, losses.mean())
+    torch.testing.assert_close(tiny_model(**batch, labels=labels, num_items_in_batch=7).loss, losses.sum() / 7)
+
+
+@torch.no_grad()
+def test_logits_to_keep(model: MoFForConditionalGeneration, processor: MoFProcessor) -> None:
+    batch = prompt(processor)
+    torch.testing.assert_close(model(**batch, logits_to_keep=3).logits, model(**batch).logits[:, -3:])
+
+
+@torch.no_grad()
+def test_generation_cached_uncached_and_by_hand(model: MoFForConditionalGeneration, processor: MoFProcessor) -> None:
+    """Greedy: with and without KV cache, in a left-padded batch and record by record, all equal to a loop of argmax."""
+    model.generation_config.eos_token_id = None
+    options = {"max_new_tokens": 6, "do_sample": False}
+    batch = prompt(processor)
+    cached = model.generate(**batch, **options)
+    assert torch.equal(cached, model.generate(**batch, **options, use_cache=False))
+    for row, (text, images) in enumerate(zip(TEXTS, IMAGES, strict=True)):
+        alone = processor(images=images or None, text=text, return_tensors="pt")
+        embeds = by_hand(model, alone["input_ids"][0], alone.get("pixel_values", torch.empty(0)))
+        tokens: list[int] = []
+        for _ in range(options["max_new_tokens"]):
+            logits = model.language_model(inputs_embeds=embeds[None]).logits[0, -1]
+            logits[model.config.image_token_id] = -torch.inf
+            tokens.append(int(logits.argmax()))
+            embeds = torch.cat([embeds, embed(model, tokens[-1])[None]])
+        assert cached[row, -len(tokens) :].tolist() == tokens
+        assert model.generate(**alone, **options)[0, -len(tokens) :].tolist() == tokens
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_beams_see_their_own_images(
+    tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor, use_cache: bool
+) -> None:
+    """Records with one, no and two images: the batch gives what each record gives alone."""
+    options = {"max_new_tokens": 5, "num_beams": 3, "num_return_sequences": 2, "do_sample": False, "use_cache": use_cache}
+    batch = dict(prompt(tiny_processor))
+    together = tiny_model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :]
+    features = tiny_model.get_image_features(batch.pop("pixel_values"))
+    again = tiny_model.generate(**batch, image_features=features, **options)[:, batch["input_ids"].shape[1] :]
+    assert torch.equal(together, again)
+    for row, (text, images) in enumerate(zip(TEXTS, IMAGES, strict=True)):
+        alone = tiny_processor(images=images or None, text=text, return_tensors="pt")
+        expected = tiny_model.generate(**alone, **options)[:, alone["input_ids"].shape[1] :]
+        mine = together[2 * row : 2 * row + 2, : expected.shape[1]]
+        assert torch.equal(mine, expected)
+
+
+@torch.no_grad()
+def test_images_are_encoded_once_per_generation(
+    tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor
+) -> None:
+    calls: list[int] = []
+    tiny_model.mixer.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
+    tiny_model.generate(**prompt(tiny_processor), max_new_tokens=5, do_sample=False)
+    assert calls == [3]
+
+
+def test_image_tokens_are_never_written(tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor) -> None:
+    with torch.no_grad():
+        tiny_model.get_output_embeddings().weight[:] = 0  # every token is as likely as any other
+    inputs = tiny_processor(text="Hi", return_tensors="pt")
+    written = tiny_model.generate(**inputs, max_new_tokens=200, do_sample=True, num_return_sequences=8)
+    assert not (written == tiny_model.config.image_token_id).any()
+
+
+def test_parts_are_joined(tiny_encoders: dict[str, Encoder], tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    llm = build_llm(tiny_tokenizer, tie_word_embeddings=True)
+    rows = llm.get_input_embeddings().num_embeddings
+    before = llm.get_input_embeddings().weight.clone()
+    model = MoFForConditionalGeneration.from_parts(InterleavedMoF(tiny_encoders, 32), llm, tiny_tokenizer)
+    assert tiny_tokenizer.convert_tokens_to_ids("<image>") == model.config.image_token_id == rows
+    assert torch.equal(model.get_input_embeddings().weight[:rows], before)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    assert model.get_input_embeddings().num_embeddings == rows + 1 == model.config.text_config.vocab_size
+    assert model.config.encoders["b"] == {
+        "name": "tiny-b", "image_size": 16, "layer": -1, "norm": False, "trainable": False
+    }
+    # A second model on the same tokenizer, with room in its vocabulary, changes neither.
+    roomy = build_llm(tiny_tokenizer, vocab_size=300)
+    other = build_model(tiny_tokenizer, roomy)
+    assert other.config.image_token_id == rows and other.get_input_embeddings().num_embeddings == 300
+
+
+def test_turns_end_where_the_tokenizer_ends_them(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    llm = build_llm(tiny_tokenizer)
+    llm.generation_config.eos_token_id = 7
+    model = build_model(tiny_tokenizer, llm)
+    assert model.generation_config.eos_token_id == [tiny_tokenizer.eos_token_id, 7]
+
+
+@torch.no_grad()
+def test_pipeline(tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor) -> None:
+    chat = [{"role": "user", "content": [{"type": "image", "image": noise(1)}, {"type": "text", "text": "What?"}]}]
+    asked = pipeline("image-text-to-text", model=tiny_model, processor=tiny_processor)
+    answer = asked(text=chat, max_new_tokens=4, return_full_text=False)
+    assert isinstance(answer[0]["generated_text"], str)
+
+
+def test_count_mismatch_names_both_numbers(tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor) -> None:
+    inputs = dict(tiny_processor(images=[noise(1)], text="<image>?", return_tensors="pt"))
+    with pytest.raises(ValueError, match=r"32 image tokens in input_ids, but 64 image features \(2 images of 32 tokens\)"):
+        tiny_model(**{**inputs, "pixel_values": inputs["pixel_values"].repeat(2, 1, 1, 1)})
+    pixels = inputs.pop("pixel_values")
+    with pytest.raises(ValueError, match=r"32 image tokens in input_ids, but 0 image features"):
+        tiny_model(**inputs)
+    with pytest.raises(ValueError, match=r"0 image tokens in input_ids, but 32 image features"):
+        tiny_model(**tiny_processor(text="no image", return_tensors="pt"), pixel_values=pixels)
+    with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
+        tiny_model(pixel_values=pixels)
+
+
+def test_errors(
+    tiny_encoders: dict[str, Encoder], tiny_llm: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with pytest.raises(ValueError, match="the mixer maps to 31 channels, the language model has 32"):
+        MoFForConditionalGeneration.from_parts(ConcatMoF(tiny_encoders, 31), tiny_llm, tiny_tokenizer)
+    with pytest.raises(ValueError, match="unknown fusion 'stacked'"):
+        MoFConfig(fusion="stacked")
+    with pytest.raises(ValueError, match="names no encoders"):
+        MoFForConditionalGeneration(MoFConfig(tiny_llm.config))

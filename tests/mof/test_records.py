@@ -1,0 +1,135 @@
+"""The record reader: what it accepts, what it refuses, and that it names the record."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mof.records import RecordError, read_records, to_record
+
+SHARED = Path(os.environ.get("MOF_SHARED", Path(__file__).parents[2].parent / "shared"))
+
+
+def image_part() -> dict[str, str]:
+    return {"type": "image"}
+
+
+def text_part(text: str) -> dict[str, str]:
+    return {"type": "text", "text": text}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("cat.png", "dog.png"):
+        Image.new("RGB", (4, 4)).save(tmp_path / name)
+    return tmp_path
+
+
+def llava(*values: str, **more: Any) -> dict[str, Any]:
+    turns = [{"from": ("human", "gpt")[i % 2], "value": value} for i, value in enumerate(values)]
+    return {"id": "r1", "conversations": turns, **more}
+
+
+def test_llava_record(folder: Path) -> None:
+    record = to_record(llava("<image>\nWhat is it?", "A cat.", "Sure?", "Yes.", image="cat.png"), folder)
+    assert record.id == "r1" and record.images == [str(folder / "cat.png")]
+    assert record.messages == [
+        {"role": "user", "content": [image_part(), text_part("What is it?")]},
+        {"role": "assistant", "content": [text_part("A cat.")]},
+        {"role": "user", "content": [text_part("Sure?")]},
+        {"role": "assistant", "content": [text_part("Yes.")]},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "parts"),
+    [
+        ("What?\n<image>", [text_part("What?"), image_part()]),
+        ("<image>", [image_part()]),
+        ("A <image> or <image>?", [text_part("A"), image_part(), text_part("or"), image_part(), text_part("?")]),
+        (" kept \n", [text_part(" kept \n")]),
+    ],
+)
+def test_placeholders_become_parts_in_place(value: str, parts: list[dict[str, str]]) -> None:
+    images = [Image.new("RGB", (4, 4))] * value.count("<image>")
+    assert to_record(llava(value, "ok", image=images)).messages[0]["content"] == parts
+
+
+def test_chat_messages(folder: Path) -> None:
+    image = Image.new("RGB", (4, 4))
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "image", "image": image}, text_part("What?")]},
+        {"role": "assistant", "content": [text_part("Nothing.")]},
+    ]
+    record = to_record({"id": 7, "messages": messages})
+    assert record.id == "7" and record.images == [image]
+    assert [message["role"] for message in record.messages] == ["system", "user", "assistant"]
+    beside = to_record({"messages": [{"role": "user", "content": "<image> What?"}], "images": ["dog.png"]}, folder)
+    assert beside.images == [str(folder / "dog.png")]
+
+
+@pytest.mark.parametrize("absent", [{}, {"image": None}, {"image": ""}, {"images": []}])
+def test_text_only(absent: dict[str, Any]) -> None:
+    assert to_record(llava("Hi", "Ho", **absent)).images == []
+
+
+def test_record_without_id_is_named_by_its_content() -> None:
+    first, second = llava("Hi", "Ho"), llava("Hi", "Hum")
+    del first["id"], second["id"]
+    assert to_record(first).id == to_record(dict(first)).id != to_record(second).id
+
+
+def test_leading_answer_is_dropped_as_llava_does() -> None:
+    raw = {"id": "x", "conversations": [{"from": "gpt", "value": "So?"}, *llava("Hi", "Ho")["conversations"]]}
+    assert to_record(raw).messages == to_record(llava("Hi", "Ho")).messages
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (llava("<image>\nWhat?", "A cat."), r"'r1': 1 <image> placeholder\(s\) but 0 image"),
+        (llava("What?", "A cat.", image="cat.png"), r"'r1': 0 <image> placeholder\(s\) but 1 image"),
+        (llava("<image> <image>", "A cat.", image=["cat.png"]), r"'r1': 2 <image> placeholder\(s\) but 1 image"),
+        (llava("<image>", "A cat.", image="bird.png"), r"'r1': no image file .*bird.png.*image_folder="),
+        (llava("What?", "A <image>"), "'r1': an image in a gpt message"),
+        ({"id": "r1", "conversations": [{"from": "bot", "value": "x"}]}, "'r1': unknown role 'bot'; expected one of human, gpt"),
+        ({"id": "r1", "conversations": [{"from": "human", "value": "x"}] * 2}, "'r1': roles are user, user; expected"),
+        ({"id": "r1", "messages": [{"role": "system", "content": "x"}]}, "'r1': roles are system; expected"),
+        ({"id": "r1", "conversations": [{"from": "gpt", "value": "x"}]}, "'r1': roles are empty; expected"),
+        ({"id": "r1", "conversations": [{"from": "human", "value": None}]}, "'r1': the human message must hold text"),
+        ({"id": "r1", "messages": [{"role": "user", "content": [{"type": "video"}]}]}, "'r1': expected a part of type"),
+        ({"id": "r1"}, "'r1': expected a list under 'conversations' or 'messages', got None"),
+    ],
+)
+def test_errors_name_the_record(raw: dict[str, Any], message: str, folder: Path) -> None:
+    with pytest.raises(RecordError, match=message):
+        to_record(raw, folder)
+
+
+def test_files(tmp_path: Path) -> None:
+    records = [llava("Hi", "Ho"), llava("Grüße \u2028 you", "Ho")]
+    (tmp_path / "a.json").write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
+    lines = [json.dumps(record, ensure_ascii=False) for record in records]
+    (tmp_path / "b.jsonl").write_text("\n".join(lines) + "\n\n", encoding="utf-8")
+    assert read_records(tmp_path / "a.json") == read_records(tmp_path / "b.jsonl") == records
+    (tmp_path / "c.jsonl").write_text("{}\n{oops\n")
+    with pytest.raises(RecordError, match=r"c.jsonl, line 2: not JSON"):
+        read_records(tmp_path / "c.jsonl")
+    (tmp_path / "d.json").write_text("{}")
+    with pytest.raises(RecordError, match=r"d.json: expected a list of records, got a dict"):
+        read_records(tmp_path / "d.json")
+
+
+@pytest.mark.skipif(not (SHARED / "data/coco").is_dir(), reason="needs the shared COCO records")
+def test_real_llava_records() -> None:
+    folder = SHARED / "data/coco"
+    raw = read_records(folder / "llava_instruct.json")
+    records = [to_record(one, folder / "train2017") for one in raw]
+    assert len(records) == 230 and sum(not record.images for record in records) == 5
+    assert all("<image>" not in part.get("text", "") for r in records for m in r.messages for part in m["content"])

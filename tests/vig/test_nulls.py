@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from encoders.images import blur
+from vig.nulls import NULLS, NullImages
+
+
+def picture(seed: int, size: tuple[int, int] = (30, 20)) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize("null", list(NULLS))
+def test_null_images_keep_size_and_are_reproducible(null: str) -> None:
+    images = [picture(0), picture(1, (17, 40))]
+    donors = [picture(seed) for seed in range(4)]
+    first = NullImages(null, 0, donors)("a", images)
+    again = NullImages(null, 0, donors)("a", images)
+    assert [image.size for image in first] == [(30, 20), (17, 40)]
+    assert first == again  # PIL compares pixels
+
+
+def test_null_images_by_name() -> None:
+    image = picture(0)
+    same, zero, mean, blurred = (NullImages(name, 0)("a", [image])[0] for name in ("same", "zero", "mean", "blur"))
+    assert same == image
+    assert not np.asarray(zero).any()
+    assert np.abs(np.asarray(mean) - np.asarray(image).mean(axis=(0, 1))).max() <= 0.5
+    assert blurred == blur(image)
+
+
+@pytest.mark.parametrize("null", ["noise", "shuffle"])
+def test_random_nulls_differ_by_record_and_seed(null: str) -> None:
+    donors = [picture(seed) for seed in range(50)]
+    makers = [NullImages(null, seed, donors) for seed in (0, 1)]
+    results = [maker(id, [donors[0]])[0] for maker in makers for id in ("a", "b", "c")]
+    assert len({image.tobytes() for image in results}) > 3
+
+
+def test_shuffle_takes_another_image(tmp_path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    image, other = picture(0), picture(1)
+    donors = [image, image.copy(), str(broken), other]  # a copy, and one that cannot be read, are never taken
+    maker = NullImages("shuffle", 0, donors)
+    assert all(maker(str(id), [image]) == [other] for id in range(20))
+    with pytest.raises(ValueError, match="two different images"):
+        NullImages("shuffle", 0, [image])("a", [image])
+
+
+def test_callable_null() -> None:
+    image = picture(0)
+    flip = NullImages(lambda image: image.transpose(Image.Transpose.ROTATE_180), 0)
+    assert flip("a", [image]) == [image.transpose(Image.Transpose.ROTATE_180)]
+    turn = NullImages(lambda image: image.transpose(Image.Transpose.ROTATE_90), 0)
+    with pytest.raises(ValueError, match=r"'a'.*same size"):
+        turn("a", [image])
+
+
+def test_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="unknown null image 'blurr'.*blur, same, zero, mean, noise, shuffle"):
+        NullImages("blurr", 0)

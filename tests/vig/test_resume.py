@@ -1,0 +1,208 @@
+"""A scoring run that is killed and resumed gives what one run gives; a folder of another run is refused."""
+
+import copy
+import json
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import vig.scoring
+from vig import Score, load_scores, score
+
+CONFTEST = Path(__file__).with_name("conftest.py")
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch) -> None:
+    monkeypatch.setattr(vig.scoring, "SHARD_RECORDS", 2)
+
+
+def assert_same(a: Sequence[Score], b: Sequence[Score], atol: float = 0.0) -> None:
+    assert [s.id for s in a] == [s.id for s in b]
+    for x, y in zip(a, b, strict=True):
+        for name in ("vig", "loss", "null_loss", "token_vig", "token_ids", "turn_ends"):
+            np.testing.assert_allclose(getattr(x, name), getattr(y, name), atol=atol, rtol=0)
+            assert np.asarray(getattr(x, name)).dtype == np.asarray(getattr(y, name)).dtype
+        assert x.digest == y.digest
+
+
+def test_saved_scores_load_as_they_were(llava, records, image_folder, text_only, tmp_path) -> None:
+    records[3]["image"] = "missing.png"
+    scores = score(*llava, [*records, text_only], tmp_path / "scores", image_folder=image_folder)
+    loaded = load_scores(tmp_path / "scores")
+    assert_same(loaded, scores)
+    assert loaded.manifest == scores.manifest
+    assert loaded.manifest["text_only"] == ["text"] and list(loaded.failures) == ["r3"]
+    memory = score(*llava, [*records, text_only], image_folder=image_folder)
+    assert_same(memory, scores)
+    memory.save(tmp_path / "saved")
+    assert_same(load_scores(tmp_path / "saved"), scores)
+    with pytest.raises(ValueError, match="already holds 4 scores"):
+        memory.save(tmp_path / "saved")
+    assert load_scores(tmp_path / "saved").manifest == scores.manifest  # the refusal left it alone
+
+
+def test_manifest_says_what_was_run(llava, records, image_folder, tmp_path) -> None:
+    score(*llava, records, tmp_path, image_folder=image_folder, seed=3, max_length=100)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    identity = manifest["identity"]
+    assert manifest["complete"] is True
+    assert identity["model"] == "LlavaForConditionalGeneration"
+    assert identity["null"] == {"name": "blur", "kernel_by_width": [[2000, 501], [800, 301], [500, 201], [0, 101]]}
+    assert identity["seed"] == 3 and identity["max_length"] == 100
+    assert identity["versions"]["torch"] == version("torch")
+
+
+def raise_after(monkeypatch, batches: int) -> None:
+    original, calls = vig.scoring._score_batch, []
+
+    def limited(*args):
+        calls.append(args)
+        if len(calls) > batches:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    monkeypatch.setattr(vig.scoring, "_score_batch", limited)
+
+
+@pytest.mark.parametrize("batches", [0, 1, 2, 4])
+def test_interrupted_and_resumed_equals_one_run(llava, records, image_folder, tmp_path, monkeypatch, batches) -> None:
+    one = score(*llava, records, tmp_path / "one", image_folder=image_folder, batch_size=1)
+    with monkeypatch.context() as patch:
+        raise_after(patch, batches)
+        with pytest.raises(KeyboardInterrupt):
+            score(*llava, records, tmp_path / "two", image_folder=image_folder, batch_size=1)
+    assert len(load_scores(tmp_path / "two")) == batches
+    resumed = score(*llava, records, tmp_path / "two", image_folder=image_folder, batch_size=1)
+    assert_same(resumed, one)
+    assert_same(load_scores(tmp_path / "two"), one)
+
+
+def test_scored_records_are_not_scored_again(llava, records, image_folder, tmp_path, monkeypatch) -> None:
+    first = score(*llava, records[:3], tmp_path, image_folder=image_folder)
+    raise_after(monkeypatch, 1)  # the two others fit in one batch
+    both = score(*llava, records, tmp_path, image_folder=image_folder)
+    assert both.ids == [record["id"] for record in records]
+    assert_same(both[:3], first)
+    assert_same(score(*llava, records[1:3], tmp_path, image_folder=image_folder), first[1:3])  # only what was asked for
+
+
+def test_a_failed_record_is_tried_again(llava, records, image_folder, tmp_path) -> None:
+    name, records[0]["image"] = records[0]["image"], "missing.png"
+    assert list(score(*llava, records, tmp_path, image_folder=image_folder).failures) == ["r0"]
+    records[0]["image"] = name
+    mended = score(*llava, records, tmp_path, image_folder=image_folder)
+    assert not mended.failures and not load_scores(tmp_path).failures
+    assert_same(mended, score(*llava, records, image_folder=image_folder), atol=1e-5)
+
+
+def test_partial_files_never_count(llava, records, image_folder, tmp_path) -> None:
+    one = score(*llava, records, tmp_path, image_folder=image_folder)
+    shard = (tmp_path / "shard-00000.parquet").read_bytes()
+    (tmp_path / "shard-00009.parquet.tmp").write_bytes(shard[: len(shard) // 2])
+    assert_same(load_scores(tmp_path), one)
+    assert_same(score(*llava, records, tmp_path, image_folder=image_folder), one)
+    assert not list(tmp_path.glob("*.tmp"))
+    (tmp_path / "shard-00000.parquet").write_bytes(shard[: len(shard) // 2])  # a damaged disk
+    with pytest.raises(ValueError, match=r"shard-00000\.parquet cannot be read.*delete it"):
+        load_scores(tmp_path)
+
+
+def test_another_run_in_the_folder_is_refused(llava, records, image_folder, tmp_path) -> None:
+    model, processor = llava
+    score(model, processor, records[:2], tmp_path, image_folder=image_folder)
+
+    def refuses(match: str, model=model, processor=processor, records=records, **options) -> None:
+        with pytest.raises(ValueError, match=match):
+            score(model, processor, records, tmp_path, **{"image_folder": image_folder, **options})
+
+    refuses(r"another run(.|\n)*null\.name: 'blur' there, 'mean' now", null="mean")
+    refuses(r"max_length: 2048 there, 77 now", max_length=77)
+    refuses(r"seed: 0 there, 1 now", seed=1)
+    trained = copy.deepcopy(model)
+    with torch.no_grad():
+        trained.lm_head.weight[3, 5] += 1e-3
+    refuses(r"weights: '\w+' there, '\w+' now", model=trained)
+    other = copy.deepcopy(processor)
+    other.chat_template += " "
+    refuses(r"chat_template:", processor=other)
+    other = copy.deepcopy(processor)
+    other.tokenizer.add_tokens(["<more>"])
+    refuses(r"tokenizer:", processor=other)
+    other = copy.deepcopy(processor)
+    other.image_processor.image_mean = [0.0, 0.0, 0.0]
+    refuses(r"processor:", processor=other)
+    changed = copy.deepcopy(records)
+    changed[1]["conversations"][1]["value"] = "Something else."
+    refuses(r"other records under the same ids.*r1", records=changed)
+    assert len(load_scores(tmp_path)) == 2
+    assert load_scores(tmp_path).manifest["complete"]  # still as it was
+
+
+def test_the_same_model_and_processor_loaded_again_resume(llava, records, image_folder, tmp_path) -> None:
+    model, processor = llava
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    first = score(model, processor, records, tmp_path / "scores", image_folder=image_folder)
+    again = (type(part).from_pretrained(tmp_path / "model") for part in (model, processor))
+    assert_same(score(*again, records, tmp_path / "scores", image_folder=image_folder), first)
+
+
+def test_a_folder_of_something_else_is_refused(llava, records, image_folder, tmp_path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"precious")
+    (tmp_path / "draft.tmp").write_bytes(b"precious too")
+    with pytest.raises(ValueError, match="not empty and holds no manifest.json"):
+        score(*llava, records, tmp_path, image_folder=image_folder)
+    with pytest.raises(ValueError, match="holds no manifest.json"):
+        load_scores(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+KILLED = """
+import runpy, sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+import vig.scoring
+conftest, images, output = sys.argv[1:]
+tools = runpy.run_path(conftest)
+vig.scoring.SHARD_RECORDS = 2
+original = vig.scoring._score_batch
+def slow(*args):
+    time.sleep(0.1)
+    return original(*args)
+vig.scoring._score_batch = slow
+records = tools["build_records"](Path(images), 12)
+vig.scoring.score(*tools["build_llava"](), records, output, image_folder=images, batch_size=1)
+"""
+
+
+def test_sigkill_and_resume_equals_one_run(llava, image_folder, tmp_path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(CONFTEST.parents[2]), "OMP_NUM_THREADS": "1"}
+    images = tmp_path / "images"
+    command = [sys.executable, "-c", KILLED, str(CONFTEST), str(images), str(tmp_path / "scores")]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 50
+    while not list((tmp_path / "scores").glob("shard-*.parquet")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    saved = len(load_scores(tmp_path / "scores"))
+    assert 2 <= saved < 12
+    records = runpy.run_path(str(CONFTEST))["build_records"](images, 12)
+    resumed = score(*llava, records, tmp_path / "scores", image_folder=images, batch_size=1)
+    one = score(*llava, records, tmp_path / "one", image_folder=images, batch_size=1)
+    assert_same(resumed, one, atol=1e-5)
+    assert sum(pq.read_metadata(path).num_rows for path in (tmp_path / "scores").glob("shard-*.parquet")) == 12

@@ -1,0 +1,210 @@
+import copy
+import io
+import logging
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+from torch.nn import functional as F
+
+import vig.scoring
+from encoders.images import blur, read_image
+from vig import score
+
+
+def reference_losses(model, processor, record, image):
+    """One record, one full forward, labels by hand from the concatenated pieces: loss and id of every answer token."""
+
+    def ids(text):
+        return processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    tokens, answers = ids("<s>"), [False]
+    for turn in record["conversations"]:
+        if turn["from"] == "human":
+            image_tokens = [processor.image_token_id] * 4 if "<image>" in turn["value"] else []
+            piece = ids("USER:") + image_tokens + ids(" " + turn["value"].removeprefix("<image>\n"))
+        else:
+            tokens += ids(" ASSISTANT:")
+            answers += [False] * len(ids(" ASSISTANT:"))
+            piece = ids(" " + turn["value"] + "</s>")
+        tokens += piece
+        answers += [turn["from"] == "gpt"] * len(piece)
+    pixels = processor.image_processor(image, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([tokens]), pixel_values=pixels).logits[0]
+    positions = [t for t, answer in enumerate(answers) if answer]
+    losses = [F.cross_entropy(logits[t - 1][None], torch.tensor([tokens[t]])).item() for t in positions]
+    return np.array(losses), [tokens[t] for t in positions]
+
+
+def tokens_of(scores):
+    return np.concatenate([s.token_vig for s in scores])
+
+
+def test_score_matches_plain_forwards(llava, records, image_folder) -> None:
+    scores = score(*llava, records, image_folder=image_folder, batch_size=3)
+    assert scores.ids == [record["id"] for record in records]
+    for record, s in zip(records, scores, strict=True):
+        image = read_image(image_folder / record["image"])
+        loss, token_ids = reference_losses(*llava, record, image)
+        null_loss, _ = reference_losses(*llava, record, blur(image))
+        assert s.token_ids.tolist() == token_ids
+        np.testing.assert_allclose(s.token_vig, null_loss - loss, atol=2e-5)
+        assert s.loss == pytest.approx(loss.mean(), abs=1e-5)
+        # mean of the tokens == sample == log of the ratio of perplexities
+        ratio = math.exp(null_loss.mean()) / math.exp(loss.mean())
+        assert s.vig == pytest.approx(math.log(ratio), abs=1e-5)
+        assert s.vig == pytest.approx(s.token_vig.mean(dtype=np.float64), abs=1e-6)
+        assert s.vig == pytest.approx(s.null_loss - s.loss, abs=1e-5)
+    assert np.abs(tokens_of(scores)).max() > 0.05  # the image matters to this model, so the above says something
+    assert scores.vig.tolist() == [s.vig for s in scores]
+
+
+def test_same_image_scores_exactly_zero(llava, records, image_folder) -> None:
+    assert not tokens_of(score(*llava, records, null="same", image_folder=image_folder, batch_size=2)).any()
+
+
+def test_turn_ends_are_the_end_of_turn_tokens(llava, records, image_folder) -> None:
+    for record, s in zip(records, score(*llava, records, image_folder=image_folder), strict=True):
+        eos = llava[1].tokenizer.eos_token_id
+        assert s.turn_ends.tolist() == [i for i, token in enumerate(s.token_ids) if token == eos]
+        assert len(s.turn_ends) == len(record["conversations"]) // 2
+
+
+@pytest.mark.parametrize("null", ["blur", "noise", "shuffle"])
+def test_batched_equals_one_by_one(llava, records, image_folder, null) -> None:
+    batched = score(*llava, records, null=null, image_folder=image_folder, batch_size=len(records))
+    single = score(*llava, records, null=null, image_folder=image_folder, batch_size=1)
+    np.testing.assert_allclose(tokens_of(batched), tokens_of(single), atol=1e-5)
+
+
+def test_padding_side_does_not_matter(llava, records, image_folder) -> None:
+    model, processor = llava
+    left = copy.deepcopy(processor)
+    left.tokenizer.padding_side = "left"
+    right = copy.deepcopy(processor)
+    right.tokenizer.padding_side = "right"
+    a, b = (tokens_of(score(model, p, records, image_folder=image_folder)) for p in (left, right))
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_model_without_logits_to_keep(llava, records, image_folder, monkeypatch) -> None:
+    model, processor = llava
+    expected = tokens_of(score(model, processor, records, image_folder=image_folder))
+    forward = model.forward
+
+    def plain(input_ids, attention_mask=None, pixel_values=None, **kwargs):
+        assert "logits_to_keep" not in kwargs
+        return forward(input_ids=input_ids, attention_mask=attention_mask, pixel_values=pixel_values, **kwargs)
+
+    monkeypatch.setattr(model, "forward", plain)
+    full = tokens_of(score(model, processor, records, image_folder=image_folder))
+    np.testing.assert_allclose(full, expected, atol=1e-5)
+
+
+def test_text_only_records_are_exempt(llava, records, image_folder, text_only) -> None:
+    scores = score(*llava, [text_only, *records], image_folder=image_folder)
+    assert scores.ids == [record["id"] for record in records]
+    assert scores.manifest["text_only"] == ["text"]
+    assert not scores.failures
+
+
+def test_bad_records_are_listed_not_fatal(llava, records, image_folder, tmp_path, caplog) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG broken")
+    records[0]["image"] = "missing.png"
+    records[1]["image"] = str(tmp_path / "broken.png")
+    records[2]["conversations"][0]["from"] = "alien"
+    with caplog.at_level(logging.WARNING):
+        scores = score(*llava, records, image_folder=image_folder)
+    assert scores.ids == ["r3", "r4"]
+    assert list(scores.failures) == ["r0", "r1", "r2"]
+    for name, failure in zip(["missing.png", "broken.png", "alien"], scores.failures.values(), strict=True):
+        assert name in failure and failure in caplog.text
+
+
+def test_truncation(llava, records, image_folder) -> None:
+    full = score(*llava, records, image_folder=image_folder)
+    length = 45
+    cut = score(*llava, records, image_folder=image_folder, max_length=length)
+    assert any(len(a.token_vig) < len(b.token_vig) for a, b in zip(cut, full, strict=False))
+    by_id = {s.id: s for s in full}
+    for s in cut:
+        np.testing.assert_allclose(s.token_vig, by_id[s.id].token_vig[: len(s.token_vig)], atol=1e-5)
+    nothing = score(*llava, records[:1], image_folder=image_folder, max_length=20)
+    assert "max_length=20" in nothing.failures["r0"]
+    too_short = score(*llava, records[:1], image_folder=image_folder, max_length=5)  # inside the image tokens
+    assert "r0" in too_short.failures
+
+
+def test_non_finite_loss_is_a_failure(llava, records, image_folder, monkeypatch) -> None:
+    model, processor = llava
+    forward = model.forward
+
+    def overflow(*args, **kwargs):
+        outputs = forward(*args, **kwargs)
+        outputs.logits[1] = float("nan")
+        return outputs
+
+    monkeypatch.setattr(model, "forward", overflow)
+    scores = score(model, processor, records[:3], image_folder=image_folder)
+    assert scores.ids == ["r0", "r2"] and "not finite" in scores.failures["r1"]
+
+
+def test_duplicated_ids_and_bad_arguments(llava, records, image_folder) -> None:
+    with pytest.raises(ValueError, match="unique.*r1"):
+        score(*llava, [*records, records[1]], image_folder=image_folder)
+    with pytest.raises(ValueError, match="batch_size"):
+        score(*llava, records, image_folder=image_folder, batch_size=0)
+    with pytest.raises(ValueError, match="unknown null image 'none'"):
+        score(*llava, records, null="none", image_folder=image_folder)
+
+
+def test_chat_messages_several_images_and_no_id(llava) -> None:
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)) for _ in range(2)]
+    content = [
+        {"type": "image"},
+        {"type": "text", "text": "and"},
+        {"type": "image"},
+        {"type": "text", "text": "equal?"},
+    ]
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "No."}]
+    scores = score(*llava, [{"messages": messages, "images": images}, {"messages": messages, "images": images[::-1]}])
+    assert len(scores) == 2 and scores[0].id != scores[1].id
+    assert len(scores[0].token_vig) == len(scores[0].token_ids) > 1
+
+
+def test_training_modes_are_restored(llava, records, image_folder) -> None:
+    model, processor = llava
+    model.train()
+    model.model.vision_tower.eval()  # as a frozen encoder is
+    before = [module.training for module in model.modules()]
+    try:
+        first = score(model, processor, records, image_folder=image_folder)
+        assert [module.training for module in model.modules()] == before
+    finally:
+        model.eval()
+    np.testing.assert_array_equal(first.vig, score(model, processor, records, image_folder=image_folder).vig)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_template_without_generation_spans(llava, records, image_folder) -> None:
+    processor = copy.deepcopy(llava[1])
+    processor.chat_template = processor.chat_template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    with pytest.raises(ValueError, match="generation"):
+        score(llava[0], processor, records, image_folder=image_folder)
+
+
+def test_progress_bar(llava, records, image_folder, monkeypatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(vig.scoring, "Console", lambda stderr: Console(file=screen, force_terminal=True, width=120))
+    scores = score(*llava, records, image_folder=image_folder, batch_size=2)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
+    last = [line for line in plain.replace("\r", "\n").splitlines() if line.strip()][-1]
+    assert "5/5" in last
+    assert "records/s" in last
+    assert f"mean VIG {scores.vig.mean():.3f}" in last

@@ -1,0 +1,191 @@
+"""The selective loss against the ordinary Trainer, and its gradient against the explicit sum over the chosen tokens."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from mof.supervision import SupervisedCollator
+from vig import SelectiveTrainer, score, select
+
+HERE = Path(__file__).parent
+LEARNING_RATE = 0.1
+
+
+def arguments(folder: Path, **options) -> TrainingArguments:
+    quiet = {"use_cpu": True, "report_to": [], "save_strategy": "no", "disable_tqdm": True, "logging_steps": 1}
+    sgd = {"optim": "sgd", "learning_rate": LEARNING_RATE, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
+    size = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 1}
+    return TrainingArguments(str(folder), **{**quiet, **sgd, **size, **options})
+
+
+def masked_records(processor, records, image_folder, last):
+    """Four records: some tokens chosen at random, none at all in r1; `last` is whole, without an image."""
+    collator = SupervisedCollator(processor, 2048, image_folder)
+    generator = torch.Generator().manual_seed(0)
+    chosen = []
+    for index, record in enumerate(records[:3]):
+        count = int((collator([record])["labels"] != -100).sum())
+        mask = torch.rand(count, generator=generator) < 0.4
+        chosen.append({**record, "token_mask": (mask & (index != 1)).tolist()})
+    return [*chosen, last]
+
+
+def explicit_gradient(model, processor, records, image_folder):
+    """One record at a time: the chosen tokens' losses picked from the full row of losses, summed, over their number."""
+    model = copy.deepcopy(model)
+    plain = SupervisedCollator(processor, 2048, image_folder)
+    total, count = 0.0, 0
+    for record in records:
+        batch = plain([{key: value for key, value in record.items() if key != "token_mask"}])
+        labels = batch.pop("labels")[0, 1:]
+        losses = F.cross_entropy(model(**batch).logits[0, :-1], labels, reduction="none")[labels != -100]
+        mask = torch.tensor(record.get("token_mask", [True] * len(losses)))
+        total, count = total + losses[mask].sum(), count + int(mask.sum())
+    (total / count).backward()
+    return (total / count).item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_step_was(before, after, gradient) -> None:
+    """One SGD step: the weights moved by -learning rate * gradient."""
+    for name, weight in before.items():
+        step = (weight - after[name]) / LEARNING_RATE
+        torch.testing.assert_close(step, gradient.get(name, torch.zeros_like(step)), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("accepts_loss_kwargs", [True, False])
+@pytest.mark.parametrize(("size", "accumulate"), [(1, 4), (2, 2), (4, 1)])
+def test_gradient_is_that_of_the_sum_over_chosen_tokens(
+    llava, records, image_folder, text_only, tmp_path, size, accumulate, accepts_loss_kwargs
+) -> None:
+    model, processor = copy.deepcopy(llava[0]), llava[1]
+    model.accepts_loss_kwargs = accepts_loss_kwargs  # the Trainer's sign of a loss that is a mean per batch
+    chosen = masked_records(processor, records, image_folder, text_only)
+    loss, gradient = explicit_gradient(model, processor, chosen, image_folder)
+    before = copy.deepcopy(model.state_dict())
+    args = arguments(tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=accumulate)
+    trainer = SelectiveTrainer(model, args, train_dataset=chosen, processing_class=processor, image_folder=image_folder)
+    assert trainer.train().training_loss == pytest.approx(loss, abs=1e-5)
+    assert_step_was(before, model.state_dict(), gradient)
+    assert args.remove_unused_columns  # the caller's arguments are not touched
+
+
+def test_everything_kept_is_the_ordinary_trainer_exactly(llava, records, image_folder, tmp_path) -> None:
+    scores = score(*llava, records, image_folder=image_folder)
+    chosen = select(scores, keep=1, token_threshold=None).apply(records)
+    curves, weights = [], []
+    for kind, data in ((Trainer, records), (SelectiveTrainer, chosen)):
+        model, processor = copy.deepcopy(llava[0]), llava[1]
+        args = arguments(tmp_path, max_steps=5, optim="adamw_torch", learning_rate=1e-3, remove_unused_columns=False)
+        collator = SupervisedCollator(processor, 2048, image_folder)
+        trainer = kind(model, args, train_dataset=data, data_collator=collator, processing_class=processor)
+        trainer.train()
+        curves.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+        weights.append(model.state_dict())
+    assert len(curves[0]) == 5 and curves[0] == curves[1]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_nothing_chosen_is_loss_zero_and_no_step(llava, records, image_folder, tmp_path) -> None:
+    model, processor = copy.deepcopy(llava[0]), llava[1]
+    before = copy.deepcopy(model.state_dict())
+    chosen = [{**record, "token_mask": [False] * length(processor, record, image_folder)} for record in records[:4]]
+    trainer = SelectiveTrainer(
+        model, arguments(tmp_path), train_dataset=chosen, processing_class=processor, image_folder=image_folder
+    )
+    assert trainer.train().training_loss == 0.0
+    assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
+    assert trainer.evaluate(chosen)["eval_loss"] == 0.0
+
+
+def length(processor, record, image_folder) -> int:
+    return int((SupervisedCollator(processor, 2048, image_folder)([record])["labels"] != -100).sum())
+
+
+def test_evaluation_loss(llava, records, image_folder, text_only, tmp_path) -> None:
+    model, processor = llava
+    chosen = masked_records(processor, records, image_folder, text_only)
+    expected, _ = explicit_gradient(model, processor, chosen, image_folder)
+    args = arguments(tmp_path, per_device_eval_batch_size=4)
+    trainer = SelectiveTrainer(model, args, eval_dataset=chosen, processing_class=processor, image_folder=image_folder)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, abs=1e-5)
+
+
+class StopAt(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == 2
+
+
+def test_stopped_and_resumed_equals_one_run(llava, records, image_folder, text_only, tmp_path) -> None:
+    chosen = masked_records(llava[1], records, image_folder, text_only)
+    weights = []
+    for name, callbacks in (("one", []), ("two", [StopAt()])):
+        options = {
+            "max_steps": 4,
+            "save_strategy": "steps",
+            "save_steps": 2,
+            "optim": "adamw_torch",
+            "learning_rate": 1e-2,
+        }
+        args = arguments(tmp_path / name, gradient_accumulation_steps=1, lr_scheduler_type="cosine", **options)
+        common = {"train_dataset": chosen, "processing_class": llava[1], "image_folder": image_folder}
+        model = copy.deepcopy(llava[0])
+        SelectiveTrainer(model, args, callbacks=callbacks, **common).train()
+        if callbacks:
+            model = copy.deepcopy(llava[0])
+            SelectiveTrainer(model, args, **common).train(resume_from_checkpoint=True)
+        weights.append(model.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_arguments_that_change_the_loss_are_refused(llava, tmp_path) -> None:
+    model, processor = llava
+    with pytest.raises(ValueError, match="average_tokens_across_devices"):
+        SelectiveTrainer(model, arguments(tmp_path, average_tokens_across_devices=False), processing_class=processor)
+    with pytest.raises(ValueError, match="label smoothing"):
+        SelectiveTrainer(model, arguments(tmp_path, label_smoothing_factor=0.1), processing_class=processor)
+
+
+TWO_PROCESSES = """
+import runpy, sys, torch
+from pathlib import Path
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[1])
+from safetensors.torch import save_file
+from vig import SelectiveTrainer
+here, out = Path(sys.argv[1]) / "tests" / "vig", Path(sys.argv[2])
+conftest, test = (runpy.run_path(str(here / name)) for name in ("conftest.py", "test_trainer.py"))
+model, processor = conftest["build_llava"]()
+args = test["arguments"](out, per_device_train_batch_size=1, gradient_accumulation_steps=2)
+images = Path(sys.argv[3])
+chosen = torch.load(out / "records.pt", weights_only=True)
+trainer = SelectiveTrainer(model, args, train_dataset=chosen, processing_class=processor, image_folder=images)
+assert args.world_size == 2, args.world_size
+trainer.train()
+if args.process_index == 0:
+    torch.save({name: weight.clone() for name, weight in model.state_dict().items()}, out / "weights.pt")
+torch.distributed.barrier()  # rank 0 keeps the rendezvous store, so it must not leave first
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_gradient_on_two_processes(llava, records, image_folder, text_only, tmp_path) -> None:
+    model, processor = llava
+    chosen = masked_records(processor, records, image_folder, text_only)
+    _, gradient = explicit_gradient(model, processor, chosen, image_folder)
+    torch.save(chosen, tmp_path / "records.pt")
+    script = tmp_path / "train.py"
+    script.write_text(TWO_PROCESSES)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    command = [sys.executable, *launch, str(HERE.parents[1]), str(tmp_path), str(image_folder)]
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert result.returncode == 0, result.stderr
+    assert_step_was(model.state_dict(), torch.load(tmp_path / "weights.pt", weights_only=True), gradient)

@@ -1,0 +1,93 @@
+"""What makes two scoring runs the same run: model, processor, null image, length, seed and versions, as digests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+# Entries of a config that saving, loading or training fill in and that no forward pass depends on.
+_LABELS = {"_name_or_path", "transformers_version", "architectures", "dtype"}
+_LABELS |= {"bos_token_id", "eos_token_id", "pad_token_id"}
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # integer type by bytes per element
+
+
+def scoring_identity(
+    model: PreTrainedModel, processor: ProcessorMixin, null: Mapping[str, Any], max_length: int, seed: int
+) -> dict[str, Any]:
+    """The part of the manifest that must be equal for a run to be resumed (JSON-able)."""
+    tokenizer = processor.tokenizer
+    return {
+        "model": type(model).__name__,
+        "config": digest(_without_labels(model.config.to_dict())),
+        "weights": weights_fingerprint(model),
+        "processor": digest(processor.to_dict()),
+        "tokenizer": _tokenizer_digest(tokenizer),
+        "chat_template": digest(processor.chat_template or tokenizer.chat_template),
+        "null": dict(null),
+        "max_length": max_length,
+        "seed": seed,
+        "versions": {name: _version(name) for name in ("mof-vig", "torch", "transformers")},
+    }
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """One line per entry that differs, nested entries as "versions.torch"."""
+    for key in sorted({*old, *new}):
+        before, now = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(now, dict):
+            yield from differences(before, now, f"{prefix}{key}.")
+        elif before != now:
+            yield f"{prefix}{key}: {before!r} there, {now!r} now"
+
+
+def digest(value: Any) -> str:
+    """16 hex digits of the SHA-256 of a JSON-able value, which may hold PIL images."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=_plain).encode()).hexdigest()[:16]
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """Changes with any bit of any weight: the bit patterns of every tensor, summed as integers.
+
+    Integer sums are exact, so neither the device nor the number of threads matters (a float sum would move with both).
+    """
+    entries = []
+    for name, tensor in model.state_dict().items():
+        bits = tensor.detach().view(_BITS[tensor.element_size()])
+        entries.append([name, str(tensor.dtype), list(tensor.shape), int(bits.sum(dtype=torch.int64))])
+    return digest(entries)
+
+
+def _without_labels(config: Any) -> Any:
+    if not isinstance(config, dict):
+        return config
+    return {key: _without_labels(value) for key, value in config.items() if key not in _LABELS}
+
+
+def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    if not tokenizer.is_fast:
+        return digest([type(tokenizer).__name__, tokenizer.get_vocab(), tokenizer.special_tokens_map])
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    # these two only record how the tokenizer was last called
+    return digest({k: v for k, v in state.items() if k not in ("padding", "truncation")})
+
+
+def _plain(value: Any) -> Any:
+    """What JSON cannot say: the pixels of an image by their hash, anything else by its text."""
+    if isinstance(value, Image.Image):
+        return [value.mode, value.size, hashlib.sha256(value.tobytes()).hexdigest()]
+    return str(value)
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:  # run from a source tree
+        return "source"
