@@ -23,7 +23,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         raise WeightsError(f"no weight file at {path}; expected a .safetensors or .pt file")
     with refuse_misfit(path):
         state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    return state.get("state_dict", state)  # training checkpoints often nest it
+        return state.get("state_dict", state)  # training checkpoints often nest it
 
 
 def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:

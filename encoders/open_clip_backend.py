@@ -156,6 +156,6 @@ def _locate(model_name: str, tag: str | None, weights: str | None, declared: dic
         return source
     tags = open_clip.list_pretrained_tags_by_model(model_name)
     raise WeightsError(
-        f"{source!r} is neither a file nor one of open_clip's weights for {model_name}.{near_names(source or '', tags)} "
+        f"{source!r} is neither a file nor a tag of open_clip for {model_name}.{near_names(source or '', tags)} "
         f"These are {', '.join(tags) or 'none'}; or give weights=PATH, or pretrained=False for random weights"
     )

@@ -50,5 +50,9 @@ def refuse_stray_keys(info: dict[str, Any], source: object) -> None:
     """ValueError listing the keys that the checkpoint `source` misses or has too many."""
     wrong = {"missing": sorted(info["missing_keys"]), "unexpected": sorted(info["unexpected_keys"])}
     if any(wrong.values()):
-        text = "; ".join(f"{len(keys)} {kind}: {', '.join(keys)}" for kind, keys in wrong.items() if keys)
+        text = "; ".join(f"{len(keys)} {kind}: {_first(keys)}" for kind, keys in wrong.items() if keys)
         raise ValueError(f"the checkpoint {source} does not fit its config.json: {text}")
+
+
+def _first(keys: list[str], count: int = 20) -> str:
+    return ", ".join(keys[:count]) + (", ..." if len(keys) > count else "")

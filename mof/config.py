@@ -19,9 +19,11 @@ class MoFConfig(PreTrainedConfig):
         fusion_options: further arguments of the fusion: pool, grid, weights.
         image_token_id: the token whose embeddings the image features replace.
         embed_encoders: save the encoders' weights with the model. By default a checkpoint refers to them by their spec.
+        encoder_order: the names in the order of fusion, which config.json would lose: it sorts its keys. Taken from `encoders`.
 
     Raises:
-        ValueError: for an unknown fusion, or a trainable encoder whose training `embed_encoders=False` would lose.
+        ValueError: for an unknown fusion, an order that does not name the encoders, or a trainable encoder, whose training
+            would be lost without `embed_encoders`.
     """
 
     model_type = "mof"
@@ -35,6 +37,7 @@ class MoFConfig(PreTrainedConfig):
         fusion_options: dict[str, Any] | None = None,
         image_token_id: int | None = None,
         embed_encoders: bool = False,
+        encoder_order: list[str] | None = None,
         **kwargs: Any,
     ) -> None:
         # First, since it resets what the sub-configs know about attention: text_config may be that of a model in use.
@@ -47,7 +50,11 @@ class MoFConfig(PreTrainedConfig):
         self.text_config = text_config
         if kwargs.get("attn_implementation") is not None:
             self._attn_implementation = kwargs["attn_implementation"]  # asked for, so handed down
-        self.encoders = encoders or {}
+        encoders = encoders or {}
+        self.encoder_order = list(encoders) if encoder_order is None else encoder_order
+        if sorted(self.encoder_order) != sorted(encoders):
+            raise ValueError(f"encoder_order {self.encoder_order} does not name the encoders {sorted(encoders)}")
+        self.encoders = {name: encoders[name] for name in self.encoder_order}
         self.fusion = fusion
         self.fusion_options = fusion_options or {}
         self.image_token_id = image_token_id

@@ -4,8 +4,8 @@
     python recipes/train_miniature.py --only dino --output_dir runs/miniature
 
 No training shows a scene of the held-out tenth (`Scene.held_out`). Each network takes 10 to 40 minutes on one CPU core. To ship
-the result, copy mini-clip/ and mini-dino.safetensors to encoders/weights/, mini-lm/ to mof/miniature/weights/, and run
-`recipes/measure_miniature.py`, which writes the cards.
+the result, copy mini-clip/ and mini-dino/ to encoders/weights/ and mini-lm/ to mof/miniature/weights/; then
+`recipes/measure_miniature.py` writes their cards.
 """
 
 import argparse
@@ -53,9 +53,9 @@ def train_clip(out: Path, scale: float) -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
     config = clip_config()
     model = open_clip.CLIP(config["embed_dim"], config["vision_cfg"], config["text_cfg"])
-    batch, steps = 256, int(1000 * scale)
+    batch, steps = 256, int(800 * scale)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), betas=(0.9, 0.98))
-    contrast, log = open_clip.ClipLoss(), Log("mini-clip", steps, batch)
+    contrast, log = open_clip.ClipLoss(), Log(folder, steps, batch)
     for step in range(steps):
         set_rate(optimizer, cosine(step, steps, 1e-3))
         chosen = rng.integers(len(pool), size=batch)
@@ -130,10 +130,11 @@ def train_dino(out: Path, scale: float) -> None:
     torch.manual_seed(0)
     rng = np.random.default_rng(2)
     pool, _ = picture_pool(int(60_000 * scale), seed=2)
+    (out / "mini-dino").mkdir(exist_ok=True)
     student = DinoNet()
     teacher = copy.deepcopy(student).requires_grad_(False)
     batch, steps = 128, int(800 * scale)
-    optimizer, log = torch.optim.AdamW(parameter_groups(student, 0.04)), Log("mini-dino", steps, batch)
+    optimizer, log = torch.optim.AdamW(parameter_groups(student, 0.04)), Log(out / "mini-dino", steps, batch)
     for step in range(steps):
         set_rate(optimizer, cosine(step, steps, 1e-3))
         image_loss, patch_loss = dino_loss(student, teacher, pool[rng.integers(len(pool), size=batch)])
@@ -145,8 +146,7 @@ def train_dino(out: Path, scale: float) -> None:
         for old, new in zip(teacher.parameters(), student.parameters(), strict=True):
             old.lerp_(new.detach(), 1 - momentum)
         log(step, image=image_loss, patch=patch_loss)
-        if step % 200 == 199 or step == steps - 1:
-            save_half(teacher.vit, out / "mini-dino.safetensors")
+    save_half(teacher.vit, out / "mini-dino/model.safetensors")
 
 
 # --- mini-lm
@@ -176,8 +176,8 @@ def train_lm(out: Path, scale: float) -> None:
         vocab_size=512, hidden_size=192, intermediate_size=384, num_hidden_layers=4, num_attention_heads=6, max_position_embeddings=512,
         tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     ))  # fmt: skip
-    batch, steps = 64, int(800 * scale)
-    optimizer, log = torch.optim.AdamW(parameter_groups(model, 0.05), betas=(0.9, 0.98)), Log("mini-lm", steps, batch)
+    batch, steps = 48, int(400 * scale)
+    optimizer, log = torch.optim.AdamW(parameter_groups(model, 0.05), betas=(0.9, 0.98)), Log(folder, steps, batch)
     for step in range(steps):
         set_rate(optimizer, cosine(step, steps, 2e-3))
         texts = documents(rng, batch, lambda talk: tokenizer.apply_chat_template(talk, tokenize=False))
@@ -260,17 +260,20 @@ def save_half(model: nn.Module, path: Path) -> None:
 
 
 class Log:
-    """One line every hundred steps: losses, rate, time left."""
+    """One line every hundred steps: losses, rate, time left. At the end a file for the card, in the network's folder."""
 
-    def __init__(self, name: str, steps: int, batch: int) -> None:
-        self.name, self.steps, self.batch, self.start = name, steps, batch, time.monotonic()
+    def __init__(self, folder: Path, steps: int, batch: int) -> None:
+        self.folder, self.steps, self.batch, self.start = folder, steps, batch, time.monotonic()
 
     def __call__(self, step: int, **losses: Tensor) -> None:
         if step % 100 == 99 or step == self.steps - 1:
             each = (time.monotonic() - self.start) / (step + 1)
             shown = "  ".join(f"{key} {value.item():.3f}" for key, value in losses.items())
             left = each * (self.steps - step - 1) / 60
-            print(f"{self.name} {step + 1}/{self.steps}  {shown}  {self.batch / each:.0f} samples/s  {left:.1f} min left", flush=True)
+            print(f"{self.folder.name} {step + 1}/{self.steps}  {shown}  {self.batch / each:.0f} samples/s  {left:.1f} min left", flush=True)
+            if step == self.steps - 1:
+                facts = {"samples": self.steps * self.batch, "minutes": round(each * self.steps / 60, 1), "losses": shown}
+                (self.folder / "training.json").write_text(json.dumps(facts))
 
 
 TRAININGS = {"clip": train_clip, "dino": train_dino, "lm": train_lm}

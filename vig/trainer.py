@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainingArguments
+from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback, TrainingArguments
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.trainer_callback import ExportableState
 
 from mof.supervision import SupervisedCollator
 
@@ -34,6 +35,16 @@ def supervised_loss(
     total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
     count = (targets != -100).sum() if num_items_in_batch is None else num_items_in_batch
     return total / torch.as_tensor(count, device=total.device).clamp(min=1)
+
+
+class _Count(TrainerCallback, ExportableState):
+    """Supervised tokens so far; a callback because those are saved with checkpoints and restored from them."""
+
+    def __init__(self) -> None:
+        self.tokens: Tensor | int = 0  # added up where the batches are, so that no step waits for the device
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {}, "attributes": {"tokens": int(self.tokens)}}
 
 
 class SelectiveTrainer(Trainer):
@@ -67,6 +78,7 @@ class SelectiveTrainer(Trainer):
     ) -> None:
         args = copy.copy(args)
         args.remove_unused_columns = False
+        args.restore_callback_states_from_checkpoint = True
         if not args.average_tokens_across_devices:
             raise ValueError("the loss counts tokens over all ranks; leave average_tokens_across_devices=True")
         if args.label_smoothing_factor:
@@ -74,8 +86,23 @@ class SelectiveTrainer(Trainer):
         if options.get("data_collator") is None:
             options["data_collator"] = SupervisedCollator(processing_class, max_length, image_folder)
         super().__init__(model, args, processing_class=processing_class, compute_loss_func=supervised_loss, **options)
+        self.add_callback(_Count())
         if self.args.n_gpu > 1:  # known only now: a model spread over several GPUs is another matter
             raise ValueError(f"{self.args.n_gpu} GPUs in one process would use DataParallel; start with torchrun")
+
+    @property
+    def supervised_tokens(self) -> int:
+        """How many tokens the loss was taken on so far, over all ranks: a training's active tokens."""
+        return int(self._count.tokens)
+
+    @property
+    def _count(self) -> _Count:  # looked up, since resuming replaces it
+        return next(callback for callback in self.callback_handler.callbacks if isinstance(callback, _Count))
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Tensor | int | None]:
+        batches, tokens = super().get_batch_samples(*args, **kwargs)
+        self._count.tokens = self._count.tokens + (0 if tokens is None else tokens)
+        return batches, tokens
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         # The Trainer saves some models (LLaVA, Qwen-VL, mixtures of experts) under the names of their public weights,

@@ -1,0 +1,5 @@
+"""The embedded default: a small drawn world, and the networks that were trained on it (`recipes/train_miniature.py`)."""
+
+from mof.miniature.dataset import write_dataset
+
+__all__ = ["write_dataset"]

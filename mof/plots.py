@@ -1,0 +1,56 @@
+"""Pictures of a study: one bar per row, and one panel per pattern. Needs the extra `plots`."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+
+def plot_study(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
+    """Write pair_accuracy.png and by_pattern.png into `folder` from the rows of results.json; returns their paths.
+
+    Raises:
+        ValueError: when matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError('plots need matplotlib: pip install "mof-vig[plots]"') from error
+    folder.mkdir(parents=True, exist_ok=True)
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_name.setdefault(row["name"], []).append(row)
+    names = list(by_name)
+    seeds = max(len(same) for same in by_name.values())
+
+    figure = Figure(figsize=(8, 0.42 * len(names) + 1.4), layout="constrained")
+    axes = figure.subplots()
+    for place, name in enumerate(names):
+        values = [100 * row["pair_accuracy"] for row in by_name[name]]
+        axes.barh(place, statistics.fmean(values), color="#7aa6c2")
+        axes.plot(values, [place] * len(values), "o", color="#1d3b4f", markersize=4)
+        axes.text(1, place, f"{by_name[name][0]['visual_tokens']} visual tokens", va="center", fontsize=8, color="#1d3b4f")
+    axes.axvline(25, color="grey", linestyle="--", linewidth=1)
+    axes.text(25.5, -0.75, "chance", color="grey", fontsize=8)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel(f"pair accuracy on held-out pairs, % (bar: mean of {seeds} seeds; dots: seeds)")
+    overall = folder / "pair_accuracy.png"
+    figure.savefig(overall, dpi=150)
+
+    patterns = list(rows[0]["by_pattern"])
+    table = [[100 * statistics.fmean(row["by_pattern"][pattern] for row in by_name[name]) for pattern in patterns] for name in names]
+    figure = Figure(figsize=(0.95 * len(patterns) + 2.4, 0.42 * len(names) + 1.9), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(table, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+    axes.set_xticks(range(len(patterns)), patterns, rotation=30, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    for y, values in enumerate(table):
+        for x, value in enumerate(values):
+            axes.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=9, color="black" if value > 55 else "white")
+    figure.colorbar(image, label="pair accuracy, %")
+    detail = folder / "by_pattern.png"
+    figure.savefig(detail, dpi=150)
+    return [overall, detail]

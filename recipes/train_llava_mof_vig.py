@@ -1,0 +1,341 @@
+"""Two frozen encoders into a language model: align -> score -> select -> finetune -> evaluate.
+
+The embedded miniature, then the full study on it:
+    python recipes/train_llava_mof_vig.py
+    python recipes/train_llava_mof_vig.py --compare --seeds 0 1 2 --output_dir runs/compare
+
+A real language model on real photos; LLaVA-1.5 on eight GPUs, planned and run:
+    python recipes/train_llava_mof_vig.py --config recipes/configs/smollm2_photos.yaml --data_dir DATA
+    python recipes/train_llava_mof_vig.py --config recipes/configs/llava15_7b.yaml --dry_run
+    accelerate launch --config_file recipes/configs/launch/fsdp2.yaml recipes/train_llava_mof_vig.py \\
+        --config recipes/configs/llava15_7b.yaml --data_dir DATA --rows interleaved+vig --output_dir runs/llava15_7b
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import PartialState
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForImageTextToText, AutoProcessor, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from encoders import build_encoder
+from mof import MoFForConditionalGeneration, MoFProcessor
+from mof.adapter import SSL_RATIOS, build_mixer
+from mof.data_mix import with_captions
+from mof.language_models import load_language_model
+from mof.miniature import write_dataset
+from mof.pair_accuracy import answer_questions, pair_accuracy
+from mof.plan import plan
+from mof.plots import plot_study
+from mof.records import read_records
+from mof.run_folder import RunFolder
+from mof.settings import Setting, Stage, read_setting
+from vig import SelectiveTrainer, load_scores, random_selection, score, select
+from vig.word_classes import vig_by_word_class
+
+console = Console()
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One line of the final table: which encoders, how fused, and which tokens stage 2 is trained on."""
+
+    name: str
+    encoders: tuple[str, ...]
+    fusion: str
+    options: tuple[tuple[str, Any], ...] = ()
+    selection: str | None = None  # "vig", or "random": as many tokens as VIG selects, drawn at random
+
+    @property
+    def aligned(self) -> str:
+        """Name of the stage 1 that this row starts from; rows that differ in selection only share it."""
+        return self.name.removesuffix(f"+{self.selection}")
+
+
+def table_rows(setting: Setting) -> list[Row]:
+    """The rows of a plain run: the first encoder alone, all of them fused, the same with VIG."""
+    names = tuple(setting.encoders)
+    fused = Row(setting.fusion, names, setting.fusion)
+    return [Row(names[0], names[:1], setting.fusion), fused, dataclasses.replace(fused, name=f"{fused.name}+vig", selection="vig")]
+
+
+def study_rows(setting: Setting) -> list[Row]:
+    """The rows of --compare. The first encoder twice, interleaved, costs as many visual tokens as two encoders."""
+    names = tuple(setting.encoders)
+    rows = [Row(name, (name,), "interleaved") for name in names]
+    rows.append(Row(f"{names[0]}x2", (names[0], names[0]), "interleaved"))
+    for ratio in SSL_RATIOS[1:-1]:
+        rows.append(Row(f"additive {ratio:g}", names, "additive", (("weights", {names[0]: 1 - ratio, names[1]: ratio}),)))
+    rows.append(Row("concat", names, "concat"))
+    rows.append(Row("interleaved", names, "interleaved"))
+    return rows + [Row(f"interleaved+{way}", names, "interleaved", selection=way) for way in ("random", "vig")]
+
+
+# --- data
+@dataclasses.dataclass
+class Records:
+    align: list[dict[str, Any]]
+    finetune: list[dict[str, Any]]
+    held_out: list[dict[str, Any]]
+    """Captions of photos that no training sees."""
+    pairs: list[dict[str, Any]]
+    """MMVP-style questions; only the miniature has them."""
+    images: Path
+
+
+def read_data(setting: Setting, data_dir: Path, run: RunFolder) -> Records:
+    """The setting's records. Those of the miniature are drawn first."""
+    data, pairs = setting.data, []
+    if data.scenes:
+        run.stage("data", lambda folder: write_dataset(folder, **dataclasses.asdict(data.scenes)))
+        data_dir = run.path("data")
+        pairs = json.loads((data_dir / "pairs.json").read_text())
+    folders = [data_dir / folder for folder in data.image_folders]
+    align, finetune, captions = (
+        [record for file in files for record in read_records(data_dir / file)] for files in (data.align, data.finetune, data.captions)
+    )
+    if captions:
+        finetune, summary = with_captions(finetune, captions)
+        console.print(summary)
+    for record in (*align, *finetune):
+        find_image(record, folders)
+    photos = sorted({record["image"] for record in align if "image" in record})
+    held_out = set(photos[:: round(1 / data.held_out)]) if data.held_out else set()
+    return Records(
+        [record for record in align if record.get("image") not in held_out],
+        finetune,
+        [record for record in align if record.get("image") in held_out],
+        pairs,
+        folders[0],
+    )
+
+
+def find_image(record: dict[str, Any], folders: list[Path]) -> None:
+    """Replace the record's image by its path in the first folder that has it."""
+    if "image" not in record:
+        return
+    found = next((path for folder in folders if (path := folder / record["image"]).is_file()), None)
+    if found is None:
+        raise ValueError(
+            f"record {record['id']!r}: image {record['image']!r} is in none of {', '.join(map(str, folders))}; "
+            "give --data_dir, or correct image_folders in the config"
+        )
+    record["image"] = str(found)
+
+
+# --- the stages. Each fills a folder of its own and is not done again on --resume.
+def build(setting: Setting, row: Row) -> tuple[MoFForConditionalGeneration, MoFProcessor]:
+    """A new model: pretrained encoders and language model, random adapters."""
+    llm, tokenizer = load_language_model(setting.llm, torch.bfloat16 if setting.bf16 else torch.float32)
+    encoders = {}
+    for name in row.encoders:  # the same encoder twice gets another name, and an adapter of its own
+        encoders[name if name not in encoders else f"{name}_again"] = build_encoder(**setting.encoders[name])
+    options = {"pool": tuple(setting.pool), "grid": setting.grid} | dict(row.options)
+    mixer = build_mixer(row.fusion, encoders, llm.config.get_text_config().hidden_size, **options)
+    model = MoFForConditionalGeneration.from_parts(mixer, llm, tokenizer)
+    return model, MoFProcessor.from_parts(model, tokenizer)
+
+
+def load(folder: Path) -> tuple[MoFForConditionalGeneration, MoFProcessor]:
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    device = PartialState().device
+    return model.to(device), AutoProcessor.from_pretrained(folder)
+
+
+def train(
+    model: MoFForConditionalGeneration, processor: MoFProcessor, records: list[dict[str, Any]], stage: Stage, setting: Setting,
+    folder: Path, seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Train what requires gradient; save model and processor into `folder`. Goes on from the folder's last checkpoint."""
+    devices = PartialState().num_processes
+    per_device = stage.per_device_batch_size or max(stage.batch_size // devices, 1)
+    if stage.batch_size % (per_device * devices):
+        raise ValueError(f"a batch of {stage.batch_size} cannot be made of {per_device} records on each of {devices} devices")
+    steps = stage.max_steps if stage.max_steps > 0 else int(stage.epochs * len(records)) // stage.batch_size
+    arguments = TrainingArguments(
+        output_dir=str(folder / "checkpoints"), seed=seed, report_to="none", lr_scheduler_type="cosine", optim="adamw_torch",
+        learning_rate=stage.learning_rate, weight_decay=stage.weight_decay, warmup_steps=stage.warmup_ratio,
+        num_train_epochs=stage.epochs, max_steps=stage.max_steps, per_device_train_batch_size=per_device,
+        gradient_accumulation_steps=stage.batch_size // (per_device * devices), bf16=setting.bf16,
+        gradient_checkpointing=stage.gradient_checkpointing, logging_steps=max(1, steps // 10), save_steps=max(1, steps // 4),
+        save_total_limit=1, dataloader_num_workers=setting.workers, disable_tqdm=False,
+    )  # fmt: skip
+    trainer = SelectiveTrainer(
+        model, arguments, train_dataset=records, processing_class=processor, max_length=setting.max_length
+    )
+    start = time.monotonic()
+    checkpoint = get_last_checkpoint(arguments.output_dir) if Path(arguments.output_dir).is_dir() else None
+    trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = time.monotonic() - start
+    trainer.save_model(str(folder))
+    processor.save_pretrained(folder)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {"seconds": seconds, "active_tokens": trainer.supervised_tokens, "losses": losses}
+
+
+def run_row(row: Row, setting: Setting, records: Records, run: RunFolder, seed: int) -> dict[str, Any]:
+    """All stages of one row; returns its line of results.json."""
+    def align(folder: Path) -> dict[str, Any]:
+        set_seed(seed)
+        model, processor = build(setting, row)
+        model.requires_grad_(False)
+        for name, parameter in model.mixer.named_parameters():
+            parameter.requires_grad_(not name.startswith("encoders."))
+        facts = train(model, processor, records.align, setting.align, setting, folder, seed)
+        return facts | {"visual_tokens": model.mixer.tokens_per_image} | held_out_vig(model, processor, records, setting)
+
+    def choose(folder: Path) -> dict[str, Any]:
+        start = time.monotonic()
+        model, processor = load(aligned)
+        score(
+            model, processor, records.finetune, folder, setting.null, batch_size=setting.score_batch_size,
+            max_length=setting.max_length,
+        )  # fmt: skip
+        return {"seconds": time.monotonic() - start}
+
+    def finetune(folder: Path) -> dict[str, Any]:
+        set_seed(seed)
+        model, processor = load(aligned)
+        model.requires_grad_(True)
+        model.mixer.encoders.requires_grad_(False)
+        facts = train(model, processor, chosen, setting.finetune, setting, folder, seed)
+        return facts | evaluate(model, processor, records, setting)
+
+    aligned, scored = run.path(f"seed-{seed}/align-{row.aligned}"), run.path(f"seed-{seed}/score-{row.aligned}")
+    facts = [run.stage(f"seed-{seed}/align-{row.aligned}", align)]
+    chosen = records.finetune
+    if row.selection:
+        facts.append(run.stage(f"seed-{seed}/score-{row.aligned}", choose))
+        scores = load_scores(scored)
+        selection = select(scores, keep=setting.keep)
+        if row.selection == "random":
+            selection = random_selection(scores, selection, seed)
+        console.print(f"{row.name}: {selection.summary()}")
+        chosen = selection.apply(records.finetune)
+    facts.append(run.stage(f"seed-{seed}/finetune-{row.name}", finetune))
+    measured = {key: value for key, value in facts[-1].items() if key not in ("seconds", "active_tokens", "losses")}
+    return {
+        "name": row.name, "visual_tokens": facts[0]["visual_tokens"], "active_tokens": facts[-1]["active_tokens"],
+        "seconds": round(sum(fact["seconds"] for fact in facts), 1), "seed": seed, **measured,
+        "losses": {"align": facts[0]["losses"], "finetune": facts[-1]["losses"]},
+    } | ({"aligned": facts[0]["held_out"]} if "held_out" in facts[0] else {})  # fmt: skip
+
+
+# --- measuring
+def evaluate(model: MoFForConditionalGeneration, processor: MoFProcessor, records: Records, setting: Setting) -> dict[str, Any]:
+    """Accuracy on the held-out pairs, where there are any, and VIG on held-out captions, where there are any."""
+    accuracy: dict[str, Any] = {"pair_accuracy": None, "question_accuracy": None, "by_pattern": {}}
+    if records.pairs:
+        answers = answer_questions(model, processor, records.pairs, records.images)
+        accuracy = dataclasses.asdict(pair_accuracy(records.pairs, answers))
+    return accuracy | held_out_vig(model, processor, records, setting)
+
+
+def held_out_vig(model: MoFForConditionalGeneration, processor: MoFProcessor, records: Records, setting: Setting) -> dict[str, Any]:
+    """What the right photo is worth against another one, on captions of photos that training never saw."""
+    if not records.held_out:
+        return {}
+    scores = score(
+        model, processor, records.held_out, null="shuffle", batch_size=setting.score_batch_size, max_length=setting.max_length
+    )
+    vig = scores.vig
+    return {"held_out": {
+        "captions": len(vig), "mean_vig": float(vig.mean()), "std_vig": float(vig.std()), "share_positive": float((vig > 0).mean()),
+        "loss_right_photo": statistics.fmean(one.loss for one in scores),
+        "loss_other_photo": statistics.fmean(one.null_loss for one in scores),
+        "vig_by_word_class": vig_by_word_class(scores, processor.tokenizer),
+    }}  # fmt: skip
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """The final table: one line per name, mean and spread over seeds."""
+    table = Table(title="pair accuracy: both questions of a held-out pair right (chance 25 %)")
+    for heading in ("row", "pair accuracy", "question accuracy", "visual tokens", "active tokens", "seconds", "seeds"):
+        table.add_column(heading, justify="left" if heading == "row" else "right")
+    for name in dict.fromkeys(row["name"] for row in rows):
+        same = [row for row in rows if row["name"] == name]
+        table.add_row(
+            name, spread([row["pair_accuracy"] for row in same]), spread([row["question_accuracy"] for row in same]),
+            str(same[0]["visual_tokens"]), f"{statistics.fmean(row['active_tokens'] for row in same):,.0f}",
+            f"{statistics.fmean(row['seconds'] for row in same):.0f}", str(len(same)),
+        )  # fmt: skip
+    console.print(table)
+    patterns = list(rows[-1]["by_pattern"])
+    if patterns:
+        detail = Table("row", *patterns, title="pair accuracy by pattern, mean over seeds, %")
+        for name in dict.fromkeys(row["name"] for row in rows):
+            same = [row["by_pattern"] for row in rows if row["name"] == name]
+            detail.add_row(name, *(f"{100 * statistics.fmean(one[pattern] for one in same):.0f}" for pattern in patterns))
+        console.print(detail)
+    for row in rows:
+        if "held_out" in row:
+            console.print(row["name"], "on held-out captions:", row["held_out"])
+
+
+def spread(shares: list[float | None]) -> str:
+    values = [100 * share for share in shares if share is not None]
+    if not values:
+        return "-"
+    return f"{statistics.fmean(values):.1f} %" + (f" +- {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    here = Path(__file__).parent / "configs"
+    parser.add_argument("--config", type=Path, default=here / "miniature.yaml", help=f"one of {here}/*.yaml, or your own")
+    parser.add_argument("--data_dir", type=Path, default=Path("data"), help="what the config's paths are relative to")
+    parser.add_argument("--output_dir", type=Path, help="default: runs/NAME of the setting")
+    parser.add_argument("--rows", nargs="+", help="only these rows of the table")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--compare", action="store_true", help="the full study: every fusion and both controls")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --output_dir")
+    parser.add_argument("--dry_run", action="store_true", help="no training: parameters, tokens, memory and steps")
+    parser.add_argument("--devices", type=int, default=8, help="GPUs to plan for, with --dry_run")
+    parser.add_argument("--quick", action="store_true", help="a twentieth of the miniature, to see that everything works")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
+    setting = read_setting(args.config)
+    if args.dry_run:
+        console.print(plan(setting, devices=args.devices))
+        return
+    if args.quick and setting.data.scenes:
+        setting.data.scenes = dataclasses.replace(setting.data.scenes, **{k: v // 20 for k, v in vars(setting.data.scenes).items()})
+    rows = study_rows(setting) if args.compare else table_rows(setting)
+    if unknown := set(args.rows or []) - {row.name for row in rows}:
+        raise ValueError(f"no rows {sorted(unknown)}; this run has {', '.join(row.name for row in rows)}")
+    rows = [row for row in rows if not args.rows or row.name in args.rows]
+    identity = {"setting": dataclasses.asdict(setting), "data_dir": str(args.data_dir)}
+    run = RunFolder(args.output_dir or Path("runs") / setting.name, identity, resume=args.resume)
+    records = read_data(setting, args.data_dir, run)
+    results = []
+    for seed in args.seeds:
+        for row in rows:
+            console.rule(f"{row.name}, seed {seed}")
+            results.append(run_row(row, setting, records, run, seed))
+            run.write("results.json", {"rows": results})
+    show(results)
+    if args.compare:
+        plot_study(results, run.path("plots"))
+    console.print(f"results: {run.path('results.json')}")
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers fork after the tokenizer was used
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        main()
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error

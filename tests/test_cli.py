@@ -1,0 +1,127 @@
+"""The command line, called as a user would, on tiny models saved in a temporary folder."""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib.metadata import EntryPoint
+from pathlib import Path
+
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+import vig.cli
+from mof import MoFForConditionalGeneration, MoFProcessor
+from mof.cli import build_app
+from vig import load_scores
+
+ROOT = Path(__file__).parent.parent
+APP = build_app({"vig": vig.cli.app})
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(APP, [str(argument) for argument in arguments])
+
+
+def commands(app: typer.Typer) -> list[list[str]]:
+    """Every command as the words that call it."""
+    found = [[command.name or command.callback.__name__] for command in app.registered_commands]
+    for group in app.registered_groups:
+        found += [[group.name, *words] for words in commands(group.typer_instance)]
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor) -> Path:
+    """model/, records.json and the records' images."""
+    tiny_model.save_pretrained(tmp_path / "model")
+    tiny_processor.save_pretrained(tmp_path / "model")
+    records = []
+    for name, colour in COLOURS.items():
+        image = Image.new("RGB", (32, 32), colour)
+        image.paste((255, 255, 255), (0, 0, 16, 16))
+        image.save(tmp_path / f"{name}.png")
+        turns = [{"from": "human", "value": "<image>\nColour?"}, {"from": "gpt", "value": f"It is {name}."}]
+        records.append({"id": name, "image": f"{name}.png", "conversations": turns})
+    (tmp_path / "records.json").write_text(json.dumps(records))
+    return tmp_path
+
+
+def score(folder: Path, *more: str) -> Result:
+    inputs = ("--model", folder / "model", "--records", folder / "records.json", "--image-folder", folder)
+    return run("vig", "score", *inputs, "--output-dir", folder / "scores", *more)
+
+
+@pytest.mark.parametrize("words", commands(APP), ids=" ".join)
+def test_help_shows_an_example_that_parses(words: list[str]) -> None:
+    result = run(*words, "--help")
+    assert result.exit_code == 0
+    example = re.search(r"Example:\n\s+(mof .*)", result.output)
+    assert example is not None and example[1].split()[1:][: len(words)] == words
+    for option in re.findall(r"--[a-z-]+", example[1]):
+        assert option in result.output.split("Options:")[1]
+
+
+def test_declared_sub_commands_exist() -> None:
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["mof.commands"]
+    for name, value in declared.items():
+        assert isinstance(EntryPoint(name, value, "mof.commands").load(), typer.Typer)
+
+
+def test_encoders_are_listed_without_weights() -> None:
+    result = run("encode", "--list")
+    assert result.exit_code == 0, result.output
+    row = next(line for line in result.output.splitlines() if line.split()[:1] == ["clip-vit-l14-336"])
+    assert row.split() == ["clip-vit-l14-336", "open_clip:ViT-L-14-336-quickgelu/openai", "336", "14", "1024", "576"]
+
+
+def test_chat_answers_greedily(folder: Path) -> None:
+    arguments = ("chat", "--model", folder / "model", "--image", folder / "red.png", "--max-new-tokens", "5", "Colour?")
+    first, second = run(*arguments), run(*arguments)
+    assert first.exit_code == 0, first.output
+    assert first.stdout == second.stdout  # and not the progress bars
+
+
+def test_score_then_select(folder: Path) -> None:
+    result = score(folder, "--null", "zero", "--batch-size", "2")
+    assert result.exit_code == 0, result.output
+    assert "3 of 3 records scored" in result.output
+    output = folder / "selected.json"
+    inputs = ("--scores", folder / "scores", "--records", folder / "records.json")
+    result = run("vig", "select", *inputs, "--keep", "0.3", "--output", output)
+    assert result.exit_code == 0, result.output
+    assert "1 of 3 samples" in result.output
+    best = max(load_scores(folder / "scores"), key=lambda one: one.vig)
+    [selected] = json.loads(output.read_text())
+    assert selected["id"] == best.id
+    assert len(selected["token_mask"]) == len(best.token_ids)
+
+
+def refused(result: Result, *words: str) -> None:
+    """One line on stderr (after progress bars, if any), exit code 2, no traceback."""
+    assert result.exit_code == 2
+    assert "Traceback" not in result.stderr
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("mof: ")
+    assert all(word in last for word in words), last
+
+
+def test_errors_are_one_line(folder: Path) -> None:
+    refused(score(folder, "--null", "blurr"), "blurr", "blur")
+    refused(run("chat", "--model", folder / "nothing", "--image", folder / "red.png", "What?"), "nothing", "config.json")
+    refused(run("chat", "--model", folder / "model", "--image", folder / "no.png", "What?"), "no.png")
+    select = ("vig", "select", "--scores", folder, "--records", folder / "records.json", "--output", folder / "out.json")
+    refused(run(*select), "manifest.json")
+    score(folder)
+    select = ("vig", "select", "--scores", folder / "scores", "--output", folder / "out.json")
+    refused(run(*select, "--records", folder / "records.json", "--keep", "7"), "[0, 1]")
+    refused(run(*select, "--records", folder / "no.json"), "no.json")
+    refused(run("encode"), "--list")
+
+
+def test_unknown_command_exits_2() -> None:
+    assert run("encoder").exit_code == 2
