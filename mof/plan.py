@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from encoders import build_encoder
 from mof.adapter import Mixer, build_mixer
+from mof.language_models import MINI_LM
 from mof.memory import GIB, LAYOUTS, USABLE, Layer, Memory
 from mof.plan_tables import memory_table, parts_table, steps_table
 from mof.settings import Setting, Stage
@@ -155,12 +156,13 @@ def _llm_config(setting: Setting) -> PreTrainedConfig:
     if setting.llm_config is not None:
         values = dict(setting.llm_config)
         return AutoConfig.for_model(values.pop("model_type"), **values)
-    if not (Path(setting.llm) / "config.json").is_file():
+    folder = MINI_LM if setting.llm == "mini-lm" else Path(setting.llm)
+    if not (folder / "config.json").is_file():
         raise ValueError(
             f"{setting.name}: the architecture of {setting.llm!r} is not known here; give it as llm_config in the setting, or "
             "give a local folder with a config.json as llm"
         )
-    return AutoConfig.from_pretrained(setting.llm, local_files_only=True)
+    return AutoConfig.from_pretrained(folder, local_files_only=True)
 
 
 def _layer(config: Any) -> Layer:
@@ -193,9 +195,10 @@ def _vision_size(spec: dict[str, Any]) -> int:
 def _adapter_bytes(mixer: Mixer, width: int) -> int:
     """Per image: the input of each linear layer of the adapters, and the input of their GELU."""
     per_position = 0
-    for layer in mixer.modules():
-        if isinstance(layer, nn.Sequential) and len(layer) == 3 and isinstance(layer[1], nn.GELU):
-            per_position += layer[0].in_features + layer[0].out_features + layer[2].in_features
+    for name, part in mixer.named_modules():
+        if isinstance(part, nn.Linear) and not name.startswith("encoders."):
+            # Each adapter's first linear layer maps to hidden_size: its output is what the GELU keeps.
+            per_position += part.in_features + (part.out_features if name.endswith(".0") else 0)
     return width * per_position * mixer.positions
 
 

@@ -48,7 +48,8 @@ class MoFImageProcessor(BaseImageProcessor):
     def preprocess(self, images: Any, **kwargs: Any) -> BatchFeature:
         """Images, alone or in nested lists -> pixel_values [M, 3, S, S] uint8."""
         flat = _flatten(self.fetch_images(images))
-        pixels = [to_pixels(image, self.image_size, self.fit, tuple(self.background)) for image in flat]
+        red, green, blue = self.background
+        pixels = [to_pixels(image, self.image_size, self.fit, (red, green, blue)) for image in flat]
         return BatchFeature({"pixel_values": torch.stack(pixels)})  # [M, 3, S, S]
 
 

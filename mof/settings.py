@@ -191,7 +191,7 @@ def _fill(kind: Any, values: Any, where: str) -> Any:
     filled = {}
     for name, value in values.items():
         inner = [hint for hint in (hints[name], *typing.get_args(hints[name])) if dataclasses.is_dataclass(hint)]
-        if inner and value is not None:
+        if inner and not (value is None and _fits(value, hints[name])):
             value = _fill(inner[0], value, f"{where}, {name}")
         elif not _fits(value, hints[name]):
             raise ValueError(f"{where}: {name} should be {_spelled(hints[name])}, got {value!r}{_exponent_hint(value)}")

@@ -168,7 +168,7 @@ def train(
         num_train_epochs=stage.epochs, max_steps=stage.max_steps, per_device_train_batch_size=per_device,
         gradient_accumulation_steps=stage.batch_size // (per_device * devices), bf16=setting.bf16,
         gradient_checkpointing=stage.gradient_checkpointing, logging_steps=max(1, steps // 10), save_steps=max(1, steps // 4),
-        save_total_limit=1, dataloader_num_workers=setting.workers, disable_tqdm=False,
+        save_total_limit=1, dataloader_num_workers=setting.workers, dataloader_pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
     trainer = SelectiveTrainer(
         model, arguments, train_dataset=records, processing_class=processor, max_length=setting.max_length

@@ -12,11 +12,8 @@ Each test gets fresh ones. `tiny_model` adds <image> to the tokenizer. `tiny.py`
 from __future__ import annotations
 
 import os
-import sys
-from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-sys.path.insert(0, str(Path(__file__).parent))  # for `from tiny import ...`: pytest's importlib mode adds no folder itself
 
 import pytest
 import torch

@@ -47,8 +47,16 @@ def score_command(
     raw = read_records(records)
     network = AutoModelForImageTextToText.from_pretrained(model)
     network.to("cuda" if torch.cuda.is_available() else "cpu")
-    options = {"image_folder": image_folder, "batch_size": batch_size, "max_length": max_length}
-    scores = score(network, AutoProcessor.from_pretrained(model), raw, output_dir, null, **options)
+    scores = score(
+        network,
+        AutoProcessor.from_pretrained(model),
+        raw,
+        output_dir,
+        null,
+        image_folder=image_folder,
+        batch_size=batch_size,
+        max_length=max_length,
+    )
     typer.echo(f"{len(scores)} of {len(raw)} records scored in {output_dir}, {len(scores.failures)} failed")
 
 

@@ -19,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from encoders.open_clip_backend import OpenClipEncoder
 from encoders.timm_backend import TimmEncoder
 from mof.adapter import InterleavedMoF
+from mof.language_models import MINI_LM
 from mof.memory import GIB, Layer
 from mof.plan import Plan, _adapter_bytes, plan
 from mof.settings import Setting, Stage, read_setting
@@ -219,4 +220,10 @@ def test_the_commands_in_the_launch_configs_name_files_that_exist(name: str):
     path = CONFIGS / "launch" / f"{name}.yaml"
     words = path.read_text().split()
     assert words[words.index("--config_file") + 1] == f"recipes/configs/launch/{name}.yaml"
-    assert (CONFIGS / f"{words[words.index('--config') + 1]}.yaml").is_file()
+    assert (CONFIGS.parents[1] / words[words.index("--config") + 1]).is_file()
+
+
+@pytest.mark.skipif(not (MINI_LM / "config.json").is_file(), reason="needs the miniature's weights")
+def test_the_embedded_default_is_planned_too():
+    one = plan(read_setting(CONFIGS / "miniature.yaml"), devices=1)
+    assert one.width == 4 and one.fits(one.memory("finetune", "data parallel"))
