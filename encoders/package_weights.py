@@ -124,7 +124,7 @@ def _initializers(file: Path) -> Iterator[tuple[str, Tensor]]:
     for node in graph.node:
         bias = next((name for name in node.input if name in constants and name.endswith(".bias")), None)
         matrix = next((matrix_of[name] for name in node.input if name in matrix_of), None)
-        if node.op_type == "Add" and bias and matrix in constants:
+        if node.op_type == "Add" and bias and matrix is not None and matrix in constants:
             names[matrix] = bias.removesuffix("bias") + "weight"
     for one in graph.initializer:
         value = torch.from_numpy(numpy_helper.to_array(one).copy())

@@ -107,8 +107,13 @@ def read_data(setting: Setting, data_dir: Path, run: RunFolder) -> Records:
     if captions:
         finetune, summary = with_captions(finetune, captions)
         console.print(summary)
-    for record in (*align, *finetune):
-        find_image(record, folders)
+    for records in (align, finetune):
+        seen: dict[str, int] = {}
+        for record in records:
+            find_image(record, folders)
+            name = str(record["id"])  # LLaVA's mix uses an image's id for several records; scores need one name each
+            seen[name] = seen.get(name, 0) + 1
+            record["id"] = name if seen[name] == 1 else f"{name}#{seen[name]}"
     photos = sorted({record["image"] for record in align if "image" in record})
     held_out = set(photos[:: round(1 / data.held_out)]) if data.held_out else set()
     return Records(
@@ -157,16 +162,17 @@ def train(
     folder: Path, seed: int,
 ) -> dict[str, Any]:  # fmt: skip
     """Train what requires gradient; save model and processor into `folder`. Goes on from the folder's last checkpoint."""
-    devices = PartialState().num_processes
-    per_device = stage.per_device_batch_size or max(stage.batch_size // devices, 1)
-    if stage.batch_size % (per_device * devices):
-        raise ValueError(f"a batch of {stage.batch_size} cannot be made of {per_device} records on each of {devices} devices")
-    steps = stage.max_steps if stage.max_steps > 0 else int(stage.epochs * len(records)) // stage.batch_size
+    per_device, accumulation = stage.split(PartialState().num_processes)
+    steps = stage.steps(len(records))
+    dtype = model.dtype
+    for parameter in model.parameters():
+        if parameter.requires_grad:  # bf16 alone would round most updates away; autocast computes in bf16 all the same
+            parameter.data = parameter.data.float()
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"), seed=seed, report_to="none", lr_scheduler_type="cosine", optim="adamw_torch",
         learning_rate=stage.learning_rate, weight_decay=stage.weight_decay, warmup_steps=stage.warmup_ratio,
         num_train_epochs=stage.epochs, max_steps=stage.max_steps, per_device_train_batch_size=per_device,
-        gradient_accumulation_steps=stage.batch_size // (per_device * devices), bf16=setting.bf16,
+        gradient_accumulation_steps=accumulation, bf16=setting.bf16,
         gradient_checkpointing=stage.gradient_checkpointing, logging_steps=max(1, steps // 10), save_steps=max(1, steps // 4),
         save_total_limit=1, dataloader_num_workers=setting.workers, dataloader_pin_memory=torch.cuda.is_available(),
     )  # fmt: skip
@@ -177,6 +183,7 @@ def train(
     checkpoint = get_last_checkpoint(arguments.output_dir) if Path(arguments.output_dir).is_dir() else None
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.monotonic() - start
+    model.to(dtype)
     trainer.save_model(str(folder))
     processor.save_pretrained(folder)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -261,7 +268,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     """The final table: one line per name, mean and spread over seeds."""
     table = Table(title="pair accuracy: both questions of a held-out pair right (chance 25 %)")
     for heading in ("row", "pair accuracy", "question accuracy", "visual tokens", "active tokens", "seconds", "seeds"):
-        table.add_column(heading, justify="left" if heading == "row" else "right")
+        table.add_column(heading, justify="left" if heading == "row" else "right", no_wrap=heading == "row")
     for name in dict.fromkeys(row["name"] for row in rows):
         same = [row for row in rows if row["name"] == name]
         table.add_row(

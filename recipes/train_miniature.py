@@ -14,7 +14,6 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import encoders.miniature  # noqa: F401  registers mof_mini_vit
 from mof.chat_templates import VICUNA
 from mof.miniature.language import DESCRIBE, description, dialogue, web_caption
-from mof.miniature.scenes import VALUES, Scene, render, sample_scene
+from mof.miniature.scenes import Scene, render, sample_scene
 
 
 # --- mini-clip
@@ -126,58 +125,20 @@ def dino_loss(student: DinoNet, teacher: DinoNet, pixels: Tensor) -> tuple[Tenso
     return image_loss, -(hidden * guess).sum(-1).mean()
 
 
-def burst_loss(student: DinoNet, teacher: DinoNet, drawings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """DINO's loss between two drawings of the same scenes, on the class token and on the mean of the patch tokens."""
-    both = normalised(torch.cat([view(pixels, 0.8) for pixels in drawings]))  # [2B, 3, 40, 40]
-    with torch.no_grad():
-        image, patches = teacher(both)
-        targets = {"image": sinkhorn(teacher.scores(image, "image")), "patch": sinkhorn(teacher.scores(patches.mean(1), "patch"))}
-    image, patches = student(both)
-    guesses = {"image": student.scores(image, "image"), "patch": student.scores(patches.mean(1), "patch")}
-    losses = []
-    for head, target in targets.items():
-        other = torch.cat(target.chunk(2)[::-1])  # what the teacher says of the other drawing
-        losses.append(-(other * (guesses[head] / 0.1).log_softmax(-1)).sum(-1).mean())
-    return losses[0], losses[1]
-
-
-def burst(rng: np.random.Generator, groups: int, each: int = 8) -> tuple[Tensor, Tensor]:
-    """Scenes as they come in bursts of photos: `groups` scenes, `each` variants that differ in one or two things; drawn twice."""
-    scenes = []
-    for _ in range(groups):
-        first = sample_scene(rng)
-        scenes.append(first)
-        while len(scenes) % each:
-            fields = rng.choice(list(VALUES), size=rng.integers(1, 3), replace=False)
-            scene = replace(first, **{field: VALUES[field][rng.integers(len(VALUES[field]))] for field in fields})
-            if not scene.held_out():
-                scenes.append(scene)
-    first_drawing, second_drawing = (torch.from_numpy(np.stack([np.asarray(render(one, rng)) for one in scenes])) for _ in range(2))
-    return first_drawing.permute(0, 3, 1, 2), second_drawing.permute(0, 3, 1, 2)
-
-
 def train_dino(out: Path, scale: float) -> None:
-    """Self-distillation on pictures alone: a student learns to agree with the moving average of itself.
-
-    First on crops of one picture, which background colours are enough to match; then on bursts, where they are not.
-    """
+    """Self-distillation on the pictures alone: a student learns to agree with the moving average of itself."""
     torch.manual_seed(0)
     rng = np.random.default_rng(2)
-    (out / "mini-dino").mkdir(exist_ok=True)
-    student = DinoNet()
+    folder = out / "mini-dino"
+    folder.mkdir(exist_ok=True)
     pool, _ = picture_pool(int(60_000 * scale), seed=2)
-    distil(student, out / "mini-dino", int(800 * scale), lambda teacher: dino_loss(student, teacher, pool[rng.integers(len(pool), size=128)]))
-    teacher = distil(student, out / "mini-dino", int(300 * scale), lambda teacher: burst_loss(student, teacher, burst(rng, 32)))
-    save_half(teacher.vit, out / "mini-dino/model.safetensors")
-
-
-def distil(student: DinoNet, folder: Path, steps: int, loss_of: Callable[[DinoNet], tuple[Tensor, Tensor]]) -> DinoNet:
-    """Train the student in place; returns the teacher, which the student ends as too."""
+    student = DinoNet()
     teacher = copy.deepcopy(student).requires_grad_(False)
-    optimizer, log = torch.optim.AdamW(parameter_groups(student, 0.04)), Log(folder, steps, 128)
+    batch, steps = 128, int(800 * scale)
+    optimizer, log = torch.optim.AdamW(parameter_groups(student, 0.04)), Log(folder, steps, batch)
     for step in range(steps):
         set_rate(optimizer, cosine(step, steps, 1e-3))
-        image_loss, patch_loss = loss_of(teacher)
+        image_loss, patch_loss = dino_loss(student, teacher, pool[rng.integers(len(pool), size=batch)])
         optimizer.zero_grad()
         (image_loss + patch_loss).backward()
         nn.utils.clip_grad_norm_(student.parameters(), 3.0)
@@ -186,8 +147,7 @@ def distil(student: DinoNet, folder: Path, steps: int, loss_of: Callable[[DinoNe
         for old, new in zip(teacher.parameters(), student.parameters(), strict=True):
             old.lerp_(new.detach(), 1 - momentum)
         log(step, image=image_loss, patch=patch_loss)
-    student.load_state_dict(teacher.state_dict())
-    return teacher
+    save_half(teacher.vit, folder / "model.safetensors")
 
 
 # --- mini-lm
@@ -217,7 +177,7 @@ def train_lm(out: Path, scale: float) -> None:
         vocab_size=512, hidden_size=192, intermediate_size=384, num_hidden_layers=4, num_attention_heads=6, max_position_embeddings=512,
         tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     ))  # fmt: skip
-    batch, steps = 48, int(400 * scale)
+    batch, steps = 48, int(250 * scale)
     optimizer, log = torch.optim.AdamW(parameter_groups(model, 0.05), betas=(0.9, 0.98)), Log(folder, steps, batch)
     for step in range(steps):
         set_rate(optimizer, cosine(step, steps, 2e-3))

@@ -29,13 +29,16 @@ _ANSWERS = {
     "Text": "The letter on the sign is {value}.",
     "Camera Perspective": "The camera is {value}.",
 }
-_WORDS: dict[object, str] = {True: "dotted", False: "bare", 1: "one", 2: "two", 3: "three"}
+_WORDS: dict[str, dict[Any, str]] = {
+    "Presence": {True: "dotted", False: "bare"},
+    "Quantity": {1: "one", 2: "two", 3: "three"},
+}
 DESCRIBE = "Describe the picture."
 
 
 def word(pattern: str, value: Any) -> str:
     """The one word that answers a question of this pattern."""
-    return _WORDS[value] if pattern in ("Presence", "Quantity") else value
+    return _WORDS[pattern][value] if pattern in _WORDS else value
 
 
 def options(pattern: str) -> list[str]:
