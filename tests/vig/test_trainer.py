@@ -124,7 +124,7 @@ class StopAt(TrainerCallback):
 
 def test_stopped_and_resumed_equals_one_run(llava, records, image_folder, text_only, tmp_path) -> None:
     chosen = masked_records(llava[1], records, image_folder, text_only)
-    weights = []
+    weights, tokens = [], []
     for name, callbacks in (("one", []), ("two", [StopAt()])):
         options = {
             "max_steps": 4,
@@ -136,12 +136,27 @@ def test_stopped_and_resumed_equals_one_run(llava, records, image_folder, text_o
         args = arguments(tmp_path / name, gradient_accumulation_steps=1, lr_scheduler_type="cosine", **options)
         common = {"train_dataset": chosen, "processing_class": llava[1], "image_folder": image_folder}
         model = copy.deepcopy(llava[0])
-        SelectiveTrainer(model, args, callbacks=callbacks, **common).train()
+        trainer = SelectiveTrainer(model, args, callbacks=callbacks, **common)
+        trainer.train()
         if callbacks:
+            stopped = trainer.supervised_tokens
             model = copy.deepcopy(llava[0])
-            SelectiveTrainer(model, args, **common).train(resume_from_checkpoint=True)
+            trainer = SelectiveTrainer(model, args, **common)
+            trainer.train(resume_from_checkpoint=True)
+            assert 0 < stopped < trainer.supervised_tokens
         weights.append(model.state_dict())
+        tokens.append(trainer.supervised_tokens)
+    assert tokens[0] == tokens[1]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_supervised_tokens_are_the_labels_of_all_batches(llava, records, image_folder, text_only, tmp_path) -> None:
+    chosen = masked_records(llava[1], records, image_folder, text_only)
+    args = arguments(tmp_path, gradient_accumulation_steps=2, num_train_epochs=1)
+    trainer = SelectiveTrainer(llava[0], args, train_dataset=chosen, processing_class=llava[1], image_folder=image_folder)
+    trainer.train()
+    by_hand = sum(int((trainer.data_collator([record])["labels"] != -100).sum()) for record in chosen)
+    assert trainer.supervised_tokens == by_hand
 
 
 def test_arguments_that_change_the_loss_are_refused(llava, tmp_path) -> None:
