@@ -32,7 +32,7 @@ def plot_study(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
         axes.plot(values, [place] * len(values), "o", color="#1d3b4f", markersize=4)
         axes.text(1, place, f"{by_name[name][0]['visual_tokens']} visual tokens", va="center", fontsize=8, color="#1d3b4f")
     axes.axvline(25, color="grey", linestyle="--", linewidth=1)
-    axes.text(25.5, -0.75, "chance", color="grey", fontsize=8)
+    axes.text(25.5, -0.45, "chance", color="grey", fontsize=8)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlim(0, 100)

@@ -153,7 +153,8 @@ def test_stopped_and_resumed_equals_one_run(llava, records, image_folder, text_o
 def test_supervised_tokens_are_the_labels_of_all_batches(llava, records, image_folder, text_only, tmp_path) -> None:
     chosen = masked_records(llava[1], records, image_folder, text_only)
     args = arguments(tmp_path, gradient_accumulation_steps=2, num_train_epochs=1)
-    trainer = SelectiveTrainer(llava[0], args, train_dataset=chosen, processing_class=llava[1], image_folder=image_folder)
+    model = copy.deepcopy(llava[0])
+    trainer = SelectiveTrainer(model, args, train_dataset=chosen, processing_class=llava[1], image_folder=image_folder)
     trainer.train()
     by_hand = sum(int((trainer.data_collator([record])["labels"] != -100).sum()) for record in chosen)
     assert trainer.supervised_tokens == by_hand
