@@ -97,7 +97,8 @@ def read_data(setting: Setting, data_dir: Path, run: RunFolder) -> Records:
     """The setting's records. Those of the miniature are drawn first."""
     data, pairs = setting.data, []
     if data.scenes:
-        run.stage("data", lambda folder: write_dataset(folder, **dataclasses.asdict(data.scenes)))
+        draw = dataclasses.asdict(data.scenes)
+        run.stage("data", lambda folder: write_dataset(folder, **draw) if PartialState().is_main_process else None)
         data_dir = run.path("data")
         pairs = json.loads((data_dir / "pairs.json").read_text())
     folders = [data_dir / folder for folder in data.image_folders]
@@ -174,7 +175,7 @@ def train(
         num_train_epochs=stage.epochs, max_steps=stage.max_steps, per_device_train_batch_size=per_device,
         gradient_accumulation_steps=accumulation, bf16=setting.bf16,
         gradient_checkpointing=stage.gradient_checkpointing, logging_steps=max(1, steps // 10), save_steps=max(1, steps // 4),
-        save_total_limit=1, dataloader_num_workers=setting.workers, dataloader_pin_memory=torch.cuda.is_available(),
+        save_total_limit=1, dataloader_num_workers=setting.workers, dataloader_pin_memory=torch.cuda.is_available(), use_cpu=not torch.accelerator.is_available(),
     )  # fmt: skip
     trainer = SelectiveTrainer(
         model, arguments, train_dataset=records, processing_class=processor, max_length=setting.max_length
@@ -185,7 +186,8 @@ def train(
     seconds = time.monotonic() - start
     model.to(dtype)
     trainer.save_model(str(folder))
-    processor.save_pretrained(folder)
+    if PartialState().is_main_process:
+        processor.save_pretrained(folder)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {"seconds": seconds, "active_tokens": trainer.supervised_tokens, "losses": losses}
 
@@ -203,11 +205,12 @@ def run_row(row: Row, setting: Setting, records: Records, run: RunFolder, seed: 
 
     def choose(folder: Path) -> dict[str, Any]:
         start = time.monotonic()
-        model, processor = load(aligned)
-        score(
-            model, processor, records.finetune, folder, setting.null, batch_size=setting.score_batch_size,
-            max_length=setting.max_length,
-        )  # fmt: skip
+        if PartialState().is_main_process:  # one process scores; the others wait
+            model, processor = load(aligned)
+            score(
+                model, processor, records.finetune, folder, setting.null, batch_size=setting.score_batch_size,
+                max_length=setting.max_length,
+            )  # fmt: skip
         return {"seconds": time.monotonic() - start}
 
     def finetune(folder: Path) -> dict[str, Any]:
@@ -314,6 +317,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
+    PartialState(cpu=not torch.accelerator.is_available())  # several processes on CPUs find each other only when asked to
     setting = read_setting(args.config)
     if args.dry_run:
         console.print(plan(setting, devices=args.devices))
