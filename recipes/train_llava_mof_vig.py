@@ -24,7 +24,6 @@ import torch
 import transformers
 from accelerate import PartialState
 from rich.console import Console
-from rich.table import Table
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -40,6 +39,7 @@ from mof.plots import plot_study
 from mof.records import read_records
 from mof.run_folder import RunFolder
 from mof.settings import Setting, Stage, read_setting
+from mof.study_table import study_tables
 from vig import SelectiveTrainer, load_scores, random_selection, score, select
 from vig.word_classes import vig_by_word_class
 
@@ -267,38 +267,6 @@ def held_out_vig(model: MoFForConditionalGeneration, processor: MoFProcessor, re
     }}  # fmt: skip
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    """The final table: one line per name, mean and spread over seeds."""
-    table = Table(title="pair accuracy: both questions of a held-out pair right (chance 25 %)")
-    for heading in ("row", "pair accuracy", "question accuracy", "visual tokens", "active tokens", "seconds", "seeds"):
-        table.add_column(heading, justify="left" if heading == "row" else "right", no_wrap=heading == "row")
-    for name in dict.fromkeys(row["name"] for row in rows):
-        same = [row for row in rows if row["name"] == name]
-        table.add_row(
-            name, spread([row["pair_accuracy"] for row in same]), spread([row["question_accuracy"] for row in same]),
-            str(same[0]["visual_tokens"]), f"{statistics.fmean(row['active_tokens'] for row in same):,.0f}",
-            f"{statistics.fmean(row['seconds'] for row in same):.0f}", str(len(same)),
-        )  # fmt: skip
-    console.print(table)
-    patterns = list(rows[-1]["by_pattern"])
-    if patterns:
-        detail = Table("row", *patterns, title="pair accuracy by pattern, mean over seeds, %")
-        for name in dict.fromkeys(row["name"] for row in rows):
-            same = [row["by_pattern"] for row in rows if row["name"] == name]
-            detail.add_row(name, *(f"{100 * statistics.fmean(one[pattern] for one in same):.0f}" for pattern in patterns))
-        console.print(detail)
-    for row in rows:
-        if "held_out" in row:
-            console.print(row["name"], "on held-out captions:", row["held_out"])
-
-
-def spread(shares: list[float | None]) -> str:
-    values = [100 * share for share in shares if share is not None]
-    if not values:
-        return "-"
-    return f"{statistics.fmean(values):.1f} %" + (f" +- {statistics.stdev(values):.1f}" if len(values) > 1 else "")
-
-
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     here = Path(__file__).parent / "configs"
@@ -337,7 +305,11 @@ def main() -> None:
             console.rule(f"{row.name}, seed {seed}")
             results.append(run_row(row, setting, records, run, seed))
             run.write("results.json", {"rows": results})
-    show(results)
+    for table in study_tables(results):
+        console.print(table)
+    for row in results:
+        if "held_out" in row:
+            console.print(row["name"], "on held-out captions:", row["held_out"])
     if args.compare:
         plot_study(results, run.path("plots"))
     console.print(f"results: {run.path('results.json')}")

@@ -1,0 +1,45 @@
+"""The rows of results.json as tables: one line per name, mean and spread over seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from rich.table import Table
+
+
+def study_tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
+    """The accuracies with their costs, and pair accuracy by pattern where pairs were asked."""
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_name.setdefault(row["name"], []).append(row)
+    table = Table(title="pair accuracy: both questions of a held-out pair right (chance 25 %)")
+    for heading in ("row", "pair accuracy", "question accuracy", "visual tokens", "active tokens", "seconds", "seeds"):
+        table.add_column(heading, justify="left" if heading == "row" else "right", no_wrap=heading == "row")
+    for name, same in by_name.items():
+        table.add_row(
+            name,
+            spread([row["pair_accuracy"] for row in same]),
+            spread([row["question_accuracy"] for row in same]),
+            str(same[0]["visual_tokens"]),
+            f"{statistics.fmean(row['active_tokens'] for row in same):,.0f}",
+            f"{statistics.fmean(row['seconds'] for row in same):.0f}",
+            str(len(same)),
+        )
+    patterns = list(rows[-1]["by_pattern"])
+    if not patterns:
+        return [table]
+    detail = Table("row", *patterns, title="pair accuracy by pattern, mean over seeds, %")
+    for name, same in by_name.items():
+        means = [statistics.fmean(row["by_pattern"][pattern] for row in same) for pattern in patterns]
+        detail.add_row(name, *(f"{100 * mean:.0f}" for mean in means))
+    return [table, detail]
+
+
+def spread(shares: Sequence[float | None]) -> str:
+    """Shares in [0, 1] as "mean % +- standard deviation"; "-" where nothing was measured."""
+    values = [100 * share for share in shares if share is not None]
+    if not values:
+        return "-"
+    return f"{statistics.fmean(values):.1f} %" + (f" +- {statistics.stdev(values):.1f}" if len(values) > 1 else "")
