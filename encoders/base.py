@@ -111,9 +111,7 @@ class Encoder(nn.Module, ABC):
     def embed_text(self, texts: list[str]) -> Tensor:
         """T texts -> [T, E] float32 of unit norm. ValueError for an encoder without a text tower."""
         if not self.has_text:
-            raise ValueError(
-                f"{self.name} has no text tower; embed texts with a CLIP-like encoder such as clip-vit-l14"
-            )
+            raise ValueError(f"{self.name} has no text tower; embed texts with a CLIP-like encoder such as clip-vit-l14")
         if isinstance(texts, str):
             raise ValueError(f"embed_text takes a list of texts, got the single text {texts!r}")
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
@@ -166,9 +164,7 @@ class Encoder(nn.Module, ABC):
             raise ValueError(f"{self.name} takes {self.image_size} pixels only, not {image_size}")
         if image_size < self.patch_size or image_size % self.patch_size:
             near = max(1, round(image_size / self.patch_size)) * self.patch_size
-            raise ValueError(
-                f"image_size {image_size} is no multiple of the patch size {self.patch_size} of {self.name}; try {near}"
-            )
+            raise ValueError(f"image_size {image_size} is no multiple of the patch size {self.patch_size} of {self.name}; try {near}")
         self.change_input_size(image_size)
         self.image_size = image_size
 

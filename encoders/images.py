@@ -77,9 +77,7 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
 
 
-def to_pixels(
-    image: Image.Image, size: int, fit: Fit = "pad", background: tuple[int, int, int] = (127, 127, 127)
-) -> Tensor:
+def to_pixels(image: Image.Image, size: int, fit: Fit = "pad", background: tuple[int, int, int] = (127, 127, 127)) -> Tensor:
     """The image as the square uint8 tensor [3, S, S] that travels to the device, resized with Pillow's bicubic filter.
 
     Args:

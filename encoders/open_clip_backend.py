@@ -36,10 +36,7 @@ class OpenClipEncoder(Encoder):
         elif isinstance(visual, TimmModel):
             facts = timm_backend.facts(visual.trunk)
         else:
-            raise ValueError(
-                f"{model_name} has a {type(visual).__name__} as its vision tower; only vision transformers give "
-                "patch tokens"
-            )
+            raise ValueError(f"{model_name} has a {type(visual).__name__} as its vision tower; only vision transformers give patch tokens")
         preprocess = visual.preprocess_cfg
         super().__init__(
             model,
@@ -53,9 +50,7 @@ class OpenClipEncoder(Encoder):
             **options,
         )
         if self.norm and isinstance(visual, VisionTransformer) and visual.attn_pool is not None:
-            raise ValueError(
-                f"{model_name} norms after attention pooling: its patch tokens have no final norm, use norm=False"
-            )
+            raise ValueError(f"{model_name} norms after attention pooling: its patch tokens have no final norm, use norm=False")
         self.model_name = model_name
         self._positions = Positions()
         self._tokenizer: Any = None  # made on first use: some come from the hub

@@ -80,8 +80,7 @@ def build_encoder(
     }
     if pretrained and torch.get_default_device().type == "meta":
         raise ValueError(
-            f"{name}: weights cannot be loaded onto the meta device; build it with pretrained=False, or under "
-            "torch.device('cpu')"
+            f"{name}: weights cannot be loaded onto the meta device; build it with pretrained=False, or under torch.device('cpu')"
         )
     factory = _factories().get(name)
     encoder = build_from_backend(name, **options) if factory is None else factory(**options)

@@ -86,9 +86,7 @@ def run_blocks(trunk: Any, x: Tensor, blocks: int, norm: bool) -> Tensor:
     """[B, 3, S, S] -> [B, h*w, D]: the output of block `blocks`, the rest not run, prefix tokens cut off."""
     if blocks == 0:
         return _embed(trunk, x, norm)
-    (tokens,) = trunk.forward_intermediates(
-        x, indices=[blocks - 1], norm=norm, stop_early=True, intermediates_only=True, output_fmt="NLC"
-    )
+    (tokens,) = trunk.forward_intermediates(x, indices=[blocks - 1], norm=norm, stop_early=True, intermediates_only=True, output_fmt="NLC")
     return tokens  # [B, h*w, D]
 
 

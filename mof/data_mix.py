@@ -71,9 +71,7 @@ class MixSummary:
     """Captions there were to choose from."""
 
 
-def with_captions(
-    instructions: Sequence[RawRecord], captions: Sequence[RawRecord], seed: int = 0
-) -> tuple[list[RawRecord], MixSummary]:
+def with_captions(instructions: Sequence[RawRecord], captions: Sequence[RawRecord], seed: int = 0) -> tuple[list[RawRecord], MixSummary]:
     """The instruction mix with each detailed description replaced, in its place, by a caption record.
 
     The caption of the same image is taken where there is one, else a random one of the rest; each caption at most once. The

@@ -31,9 +31,7 @@ class MoFImageProcessor(BaseImageProcessor):
 
     model_input_names: ClassVar[list[str]] = ["pixel_values"]
 
-    def __init__(
-        self, image_size: int = 336, fit: Fit = "pad", background: Sequence[int] = (122, 116, 104), **kwargs: Any
-    ) -> None:
+    def __init__(self, image_size: int = 336, fit: Fit = "pad", background: Sequence[int] = (122, 116, 104), **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.image_size, self.fit, self.background = image_size, fit, list(background)
 

@@ -125,7 +125,7 @@ def _to_message(name: str, turn: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _split(text: str) -> list[Part]:
-    """"<image>\\nWhat?" -> [image, "What?"]. Text without a placeholder stays as it is, white space included."""
+    """ "<image>\\nWhat?" -> [image, "What?"]. Text without a placeholder stays as it is, white space included."""
     if IMAGE_PLACEHOLDER not in text:
         return [{"type": "text", "text": text}]
     parts: list[Part] = []

@@ -153,9 +153,7 @@ class Setting:
             if pair is not None and (len(pair) != 2 or min(pair) < 1):
                 raise ValueError(f"{field_name} should be two numbers (rows, columns) of at least 1, got {pair}")
         if self.score_batch_size < 1 or self.max_length < 1:
-            raise ValueError(
-                f"score_batch_size and max_length should be at least 1, got {self.score_batch_size}, {self.max_length}"
-            )
+            raise ValueError(f"score_batch_size and max_length should be at least 1, got {self.score_batch_size}, {self.max_length}")
         if self.llm_config is not None and "model_type" not in self.llm_config:
             raise ValueError(f"llm_config should name its model_type, such as llama; got {self.llm_config}")
 

@@ -119,9 +119,7 @@ def _answers(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
     return answers
 
 
-def _align(
-    record_id: str, plain: list[int], answers: list[bool], expanded: list[int], image_token_id: int | None
-) -> list[bool]:
+def _align(record_id: str, plain: list[int], answers: list[bool], expanded: list[int], image_token_id: int | None) -> list[bool]:
     """`answers` of the plain tokens, for the expanded tokens."""
     mask: list[bool] = []
     position = 0
@@ -197,9 +195,7 @@ class SupervisedCollator:
         image_folder: where relative image paths start.
     """
 
-    def __init__(
-        self, processor: ProcessorMixin, max_length: int = 2048, image_folder: str | os.PathLike[str] | None = None
-    ) -> None:
+    def __init__(self, processor: ProcessorMixin, max_length: int = 2048, image_folder: str | os.PathLike[str] | None = None) -> None:
         self.processor, self.max_length, self.image_folder = processor, max_length, image_folder
 
     def __call__(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:

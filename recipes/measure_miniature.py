@@ -76,9 +76,7 @@ def measure_encoder(name: str, pairs: int, probe_scenes: int) -> dict[str, dict[
         a, b, same = (encoder.embed_image(x) for x in (first, second, again))
         index = torch.tensor([[values.index(getattr(scene, field)) for scene in pair] for pair in both])  # [P, 2]
         scores = [((patch_features(encoder, x) - mean) / scale) @ weights for x in (first, second)]  # 2 of [P, K]
-        right = [
-            scores[k].gather(1, index[:, k : k + 1]) > scores[k].gather(1, index[:, 1 - k : 2 - k]) for k in (0, 1)
-        ]  # [P, 1]
+        right = [scores[k].gather(1, index[:, k : k + 1]) > scores[k].gather(1, index[:, 1 - k : 2 - k]) for k in (0, 1)]  # [P, 1]
         cosine, redrawn = (a * b).sum(1), (a * same).sum(1)
         table[pattern] = {
             "cosine of the pair": cosine.mean().item(),

@@ -177,9 +177,7 @@ def train(
         gradient_checkpointing=stage.gradient_checkpointing, logging_steps=max(1, steps // 10), save_steps=max(1, steps // 4),
         save_total_limit=1, dataloader_num_workers=setting.workers, dataloader_pin_memory=torch.cuda.is_available(), use_cpu=not torch.accelerator.is_available(),
     )  # fmt: skip
-    trainer = SelectiveTrainer(
-        model, arguments, train_dataset=records, processing_class=processor, max_length=setting.max_length
-    )
+    trainer = SelectiveTrainer(model, arguments, train_dataset=records, processing_class=processor, max_length=setting.max_length)
     start = time.monotonic()
     checkpoint = get_last_checkpoint(arguments.output_dir) if Path(arguments.output_dir).is_dir() else None
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -194,6 +192,7 @@ def train(
 
 def run_row(row: Row, setting: Setting, records: Records, run: RunFolder, seed: int) -> dict[str, Any]:
     """All stages of one row; returns its line of results.json."""
+
     def align(folder: Path) -> dict[str, Any]:
         set_seed(seed)
         model, processor = build(setting, row)
@@ -255,9 +254,7 @@ def held_out_vig(model: MoFForConditionalGeneration, processor: MoFProcessor, re
     """What the right photo is worth against another one, on captions of photos that training never saw."""
     if not records.held_out:
         return {}
-    scores = score(
-        model, processor, records.held_out, null="shuffle", batch_size=setting.score_batch_size, max_length=setting.max_length
-    )
+    scores = score(model, processor, records.held_out, null="shuffle", batch_size=setting.score_batch_size, max_length=setting.max_length)
     vig = scores.vig
     return {"held_out": {
         "captions": len(vig), "mean_vig": float(vig.mean()), "std_vig": float(vig.std()), "share_positive": float((vig > 0).mean()),

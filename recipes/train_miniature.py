@@ -80,9 +80,9 @@ class DinoNet(nn.Module):
         super().__init__()
         self.vit = timm.create_model("mof_mini_vit", dynamic_img_size=True, num_classes=0)
         self.mask_token = nn.Parameter(torch.zeros(192))
-        self.heads = nn.ModuleDict({
-            name: nn.Sequential(nn.Linear(192, 512), nn.GELU(), nn.Linear(512, 128)) for name in ("image", "patch")
-        })
+        self.heads = nn.ModuleDict(
+            {name: nn.Sequential(nn.Linear(192, 512), nn.GELU(), nn.Linear(512, 128)) for name in ("image", "patch")}
+        )
         self.prototypes = nn.ParameterDict({name: torch.randn(prototypes, 128) for name in ("image", "patch")})
 
     def forward(self, pixels: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -157,7 +157,9 @@ def documents(rng: np.random.Generator, count: int, template: Callable[[list], s
     for i in range(count):
         scene = sample_scene(rng, habit_share=0.7)
         told = description(scene, rng, facts=9)
-        talk = [{"role": role, "content": text} for turn in dialogue(scene, rng) for role, text in zip(("user", "assistant"), turn, strict=True)]
+        talk = [
+            {"role": role, "content": text} for turn in dialogue(scene, rng) for role, text in zip(("user", "assistant"), turn, strict=True)
+        ]
         if i % 3 == 0:
             talk = [{"role": "user", "content": DESCRIBE}, {"role": "assistant", "content": description(scene, rng)}]
         elif i % 3 == 1:
@@ -203,7 +205,9 @@ def save_tokenizer(folder: Path, template: str | None) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     special = ["<pad>", "<s>", "<image>", "</s>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=512 - len(special), initial_alphabet=alphabet, show_progress=False))
+    tokenizer.train_from_iterator(
+        corpus, trainers.BpeTrainer(vocab_size=512 - len(special), initial_alphabet=alphabet, show_progress=False)
+    )
     tokenizer.add_special_tokens(special)
     if template is not None:
         tokenizer.post_processor = processors.TemplateProcessing(
@@ -253,7 +257,10 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def parameter_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
     """Weight decay for matrices only."""
     parameters = list(model.parameters())
-    return [{"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay}, {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
 
 
 def save_half(model: nn.Module, path: Path) -> None:
@@ -271,7 +278,9 @@ class Log:
             each = (time.monotonic() - self.start) / (step + 1)
             shown = "  ".join(f"{key} {value.item():.3f}" for key, value in losses.items())
             left = each * (self.steps - step - 1) / 60
-            print(f"{self.folder.name} {step + 1}/{self.steps}  {shown}  {self.batch / each:.0f} samples/s  {left:.1f} min left", flush=True)
+            print(
+                f"{self.folder.name} {step + 1}/{self.steps}  {shown}  {self.batch / each:.0f} samples/s  {left:.1f} min left", flush=True
+            )
             if step == self.steps - 1:
                 facts = {"samples": self.steps * self.batch, "minutes": round(each * self.steps / 60, 1), "losses": shown}
                 (self.folder / "training.json").write_text(json.dumps(facts))

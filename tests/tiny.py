@@ -62,9 +62,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
 
-def build_llm(
-    tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype = torch.float32, **changes: Any
-) -> LlamaForCausalLM:
+def build_llm(tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype = torch.float32, **changes: Any) -> LlamaForCausalLM:
     """Weights well above the usual initialisation, so that what comes in early is felt at the end."""
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}

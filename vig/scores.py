@@ -132,10 +132,7 @@ class ScoreFolder:
             self._manifest = _read_manifest(self.path)
             different = list(differences(self._manifest["identity"], identity))
             if different:
-                raise ValueError(
-                    f"{self.path} holds the scores of another run; give a new folder. Different:\n  "
-                    + "\n  ".join(different)
-                )
+                raise ValueError(f"{self.path} holds the scores of another run; give a new folder. Different:\n  " + "\n  ".join(different))
             self.scores = _read_shards(self.path)
         elif any(self.path.iterdir()):
             raise ValueError(f"{self.path} is not empty and holds no {MANIFEST} of a scoring run; give a new folder")

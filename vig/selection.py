@@ -118,9 +118,7 @@ def select(
     if token_threshold != "shared" and token_threshold is not None and not math.isfinite(token_threshold):
         raise ValueError(f"token_threshold is 'shared', None or a finite number; got {token_threshold}")
     threshold = _threshold(scores.vig, keep)
-    floor = (
-        threshold if token_threshold == "shared" else -math.inf if token_threshold is None else float(token_threshold)
-    )
+    floor = threshold if token_threshold == "shared" else -math.inf if token_threshold is None else float(token_threshold)
     masks = {score.id: _mask(score, floor, keep_end_of_turn) for score in scores if score.vig >= threshold}
     return Selection(threshold, masks, scores)
 

@@ -19,9 +19,7 @@ from mof.supervision import SupervisedCollator
 # Shapes: B = records in a batch, S = padded length, V = vocabulary.
 
 
-def supervised_loss(
-    outputs: CausalLMOutputWithPast, labels: Tensor, num_items_in_batch: Tensor | int | None = None
-) -> Tensor:
+def supervised_loss(outputs: CausalLMOutputWithPast, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
     """Sum of the cross-entropy over the supervised tokens, divided by their number in the whole optimizer step.
 
     Args:

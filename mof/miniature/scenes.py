@@ -187,7 +187,9 @@ def _draw_object(canvas: Image.Image, scene: Scene, centre: np.ndarray, radius: 
         ImageDraw.Draw(canvas).ellipse([x - r, y - r, x + r, y + r], fill=(255, 255, 255), outline=(20, 20, 20), width=2)
 
 
-def _draw_balls(draw: ImageDraw.ImageDraw, count: int, centre: np.ndarray, away: np.ndarray, radius: float, rng: np.random.Generator) -> None:
+def _draw_balls(
+    draw: ImageDraw.ImageDraw, count: int, centre: np.ndarray, away: np.ndarray, radius: float, rng: np.random.Generator
+) -> None:
     """A row of balls beside the object, across the line from the object to them."""
     middle = centre + away * (radius + rng.uniform(4.5, 6) * _SUPER)
     across = np.array([-away[1], away[0]])

@@ -110,9 +110,7 @@ BACKENDS = {
 
 
 @pytest.fixture(params=BACKENDS)
-def build(
-    request: pytest.FixtureRequest, clip_config: Path, tiny_timm: object, hf_folder: Callable[[str], str]
-) -> Callable[..., Encoder]:
+def build(request: pytest.FixtureRequest, clip_config: Path, tiny_timm: object, hf_folder: Callable[[str], str]) -> Callable[..., Encoder]:
     """`build_encoder` of one backend after the other, with random weights."""
     name = BACKENDS[request.param]
     if ":" not in name:

@@ -243,9 +243,7 @@ def test_blur_equals_torchvision() -> None:
     assert (got == expected.round()).float().mean() > 0.999
 
 
-@pytest.mark.parametrize(
-    ("width", "kernel"), [(499, 101), (500, 201), (799, 201), (800, 301), (1999, 301), (2000, 501)]
-)
+@pytest.mark.parametrize(("width", "kernel"), [(499, 101), (500, 201), (799, 201), (800, 301), (1999, 301), (2000, 501)])
 def test_blur_takes_the_kernel_of_that_width(width: int, kernel: int) -> None:
     image, reach = noise(width, 260), kernel // 2
     weight = np.exp(-0.5 * (np.arange(-reach, reach + 1) / (kernel - 1)) ** 2)

@@ -35,9 +35,7 @@ def blocks(visual: Any) -> Any:
 
 
 @pytest.mark.parametrize("scale", [1, 0.5, 1.5])
-def test_features_equal_open_clip_at_any_size(
-    name: str, weights: Path, scale: float, block_outputs: Callable[..., list[Tensor]]
-) -> None:
+def test_features_equal_open_clip_at_any_size(name: str, weights: Path, scale: float, block_outputs: Callable[..., list[Tensor]]) -> None:
     encoder = build_encoder(f"open_clip:{name}", weights=weights)
     size = int(encoder.image_size * scale)
     encoder = build_encoder(f"open_clip:{name}/{weights}", image_size=size)
@@ -122,9 +120,7 @@ def test_unknown_model_and_weights_name_near_ones() -> None:
         build_encoder("open_clip:ViT-B-32//tmp/no-such-file.pt")
 
 
-def test_weights_replace_those_of_the_tag_but_not_what_it_declares(
-    name: str, weights: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_replace_those_of_the_tag_but_not_what_it_declares(name: str, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(open_clip, "download_pretrained")
     with monkeypatch.context() as patch:
         patch.setattr(open_clip, "get_pretrained_cfg", lambda *_: {"mean": (0.1, 0.2, 0.3)})

@@ -48,9 +48,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", FACTS)
-def test_presets_are_what_the_papers_and_backends_say(
-    name: str, no_network: None, blocks_of: Callable[[Encoder], nn.ModuleList]
-) -> None:
+def test_presets_are_what_the_papers_and_backends_say(name: str, no_network: None, blocks_of: Callable[[Encoder], nn.ModuleList]) -> None:
     width, blocks, patch, size, side, prefix, embed_dim, statistics = FACTS[name]
     with torch.device("meta"):
         encoder = build_encoder(name, pretrained=False)

@@ -135,12 +135,8 @@ class Trap:
         return Path.touch, (Path("trapped"),)
 
 
-@pytest.mark.parametrize(
-    "content", [pickle.dumps({"norm.weight": Trap()}, protocol=2), b"", b"no weights"], ids=["code", "empty", "text"]
-)
-def test_unsafe_and_broken_files_are_refused(
-    content: bytes, tiny_timm: Create, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("content", [pickle.dumps({"norm.weight": Trap()}, protocol=2), b"", b"no weights"], ids=["code", "empty", "text"])
+def test_unsafe_and_broken_files_are_refused(content: bytes, tiny_timm: Create, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for file in ("weights.pt", "weights.safetensors"):
         Path(file).write_bytes(content)

@@ -120,9 +120,7 @@ def test_pooling_averages_neighbours(pool: int | tuple[int, int], pixels: Tensor
     down, across = (pool, pool) if isinstance(pool, int) else pool
     grid = encoder(pixels).tokens.view(2, 4, 4, 7)
     cells = [
-        grid[:, row : row + down, column : column + across].mean((1, 2))
-        for row in range(0, 4, down)
-        for column in range(0, 4, across)
+        grid[:, row : row + down, column : column + across].mean((1, 2)) for row in range(0, 4, down) for column in range(0, 4, across)
     ]
     torch.testing.assert_close(mixer.encode(pixels)["fixed"], torch.stack(cells, 1))
     assert mixer.tokens_per_image == len(cells) == mixer(pixels).shape[1]

@@ -70,9 +70,7 @@ def test_round_trip_is_bit_equal(
     assert loaded.generation_config.suppress_tokens == [model.config.image_token_id]
 
 
-def test_embedded_encoders_come_from_the_file(
-    tiny_model: MoFForConditionalGeneration, inputs: dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_embedded_encoders_come_from_the_file(tiny_model: MoFForConditionalGeneration, inputs: dict[str, Tensor], tmp_path: Path) -> None:
     """Weights that no spec could rebuild."""
     with torch.no_grad():
         for parameter in tiny_model.mixer.encoders.parameters():
@@ -97,9 +95,7 @@ def test_trained_encoders_must_be_embedded(tiny_tokenizer: PreTrainedTokenizerFa
     assert_equal(model, loaded, dict(processor(images=[RED], text="<image>What?", return_tensors="pt")))
 
 
-def test_auto_classes_and_options(
-    tiny_model: MoFForConditionalGeneration, inputs: dict[str, Tensor], tmp_path: Path
-) -> None:
+def test_auto_classes_and_options(tiny_model: MoFForConditionalGeneration, inputs: dict[str, Tensor], tmp_path: Path) -> None:
     tiny_model.save_pretrained(tmp_path)
     assert isinstance(AutoConfig.from_pretrained(tmp_path), MoFConfig)
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path, attn_implementation="eager")
@@ -158,9 +154,7 @@ def test_stray_keys_are_listed(tiny_model: MoFForConditionalGeneration, tmp_path
     assert "1 missing: mixer.adapters.b.0.bias; 1 unexpected: mixer.dino_mm_projector.0.bias" in str(error.value)
 
 
-def test_encoder_weights_in_a_checkpoint_that_should_not_have_them(
-    tiny_model: MoFForConditionalGeneration, tmp_path: Path
-) -> None:
+def test_encoder_weights_in_a_checkpoint_that_should_not_have_them(tiny_model: MoFForConditionalGeneration, tmp_path: Path) -> None:
     tiny_model.config.embed_encoders = True
     tiny_model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())

@@ -83,9 +83,7 @@ def by_hand(model: MoFForConditionalGeneration, ids: Tensor, images: Tensor) -> 
 
 @torch.no_grad()
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_batch_with_one_several_and_no_images(
-    model: MoFForConditionalGeneration, processor: MoFProcessor, side: str
-) -> None:
+def test_batch_with_one_several_and_no_images(model: MoFForConditionalGeneration, processor: MoFProcessor, side: str) -> None:
     batch = prompt(processor, side)
     logits = model(**batch).logits
     start = 0
@@ -155,9 +153,7 @@ def test_generation_cached_uncached_and_by_hand(model: MoFForConditionalGenerati
 
 @torch.no_grad()
 @pytest.mark.parametrize("use_cache", [True, False])
-def test_beams_see_their_own_images(
-    tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor, use_cache: bool
-) -> None:
+def test_beams_see_their_own_images(tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor, use_cache: bool) -> None:
     """Records with one, no and two images: the batch gives what the bare language model makes of each one's embeddings."""
     with torch.no_grad():
         for adapter in tiny_model.mixer.adapters.values():
@@ -179,9 +175,7 @@ def test_beams_see_their_own_images(
 
 
 @torch.no_grad()
-def test_images_are_encoded_once_per_generation(
-    tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor
-) -> None:
+def test_images_are_encoded_once_per_generation(tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor) -> None:
     calls: list[int] = []
     tiny_model.mixer.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
     tiny_model.generate(**prompt(tiny_processor), max_new_tokens=5, do_sample=False)
@@ -205,9 +199,7 @@ def test_parts_are_joined(tiny_encoders: dict[str, Encoder], tiny_tokenizer: Pre
     assert torch.equal(model.get_input_embeddings().weight[:rows], before)
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     assert model.get_input_embeddings().num_embeddings == rows + 1 == model.config.text_config.vocab_size
-    assert model.config.encoders["b"] == {
-        "name": "tiny-b", "image_size": 16, "layer": -1, "norm": False, "trainable": False
-    }
+    assert model.config.encoders["b"] == {"name": "tiny-b", "image_size": 16, "layer": -1, "norm": False, "trainable": False}
     # A second model on the same tokenizer, with room in its vocabulary, changes neither.
     roomy = build_llm(tiny_tokenizer, vocab_size=300)
     other = build_model(tiny_tokenizer, roomy)
@@ -242,9 +234,7 @@ def test_count_mismatch_names_both_numbers(tiny_model: MoFForConditionalGenerati
         tiny_model(pixel_values=pixels)
 
 
-def test_errors(
-    tiny_encoders: dict[str, Encoder], tiny_llm: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_errors(tiny_encoders: dict[str, Encoder], tiny_llm: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ValueError, match="the mixer maps to 31 channels, the language model has 32"):
         MoFForConditionalGeneration.from_parts(ConcatMoF(tiny_encoders, 31), tiny_llm, tiny_tokenizer)
     with pytest.raises(ValueError, match="unknown fusion 'stacked'"):

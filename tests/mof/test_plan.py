@@ -44,7 +44,9 @@ def llava() -> dict[str, Plan]:
 def small(**changes: object) -> Setting:
     stage = Stage(1e-3, 8)
     encoders = {"a": {"name": "tiny-a"}, "b": {"name": "tiny-b"}}
-    return Setting(**({"name": "small", "encoders": encoders, "llm": "x", "align": stage, "finetune": stage, "llm_config": LLAMA} | changes))
+    return Setting(
+        **({"name": "small", "encoders": encoders, "llm": "x", "align": stage, "finetune": stage, "llm_config": LLAMA} | changes)
+    )
 
 
 @pytest.mark.parametrize(("size", "llm", "hidden"), [("7b", 6_738_415_616, 4096), ("13b", 13_015_864_320, 5120)])

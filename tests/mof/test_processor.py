@@ -48,8 +48,16 @@ def test_chat_with_images_from_memory_and_file(tiny_processor: MoFProcessor, tmp
 
 
 def test_batch_of_one_several_and_no_images(tiny_processor: MoFProcessor) -> None:
-    two = [{"role": "user", "content": [{"type": "image", "image": RED}, {"type": "text", "text": "or"},
-                                        {"type": "image", "image": RED.rotate(90, expand=True)}]}]
+    two = [
+        {
+            "role": "user",
+            "content": [
+                {"type": "image", "image": RED},
+                {"type": "text", "text": "or"},
+                {"type": "image", "image": RED.rotate(90, expand=True)},
+            ],
+        }
+    ]
     chats = [question(RED), two, question(text="A longer question without any image.")]
     texts = tiny_processor.apply_chat_template(chats)
     images = [RED, RED, RED.rotate(90, expand=True)]
@@ -67,8 +75,7 @@ def test_string_content_and_system_message(tiny_processor: MoFProcessor) -> None
 
 @pytest.mark.skipif(not hasattr(ProcessorMixin, "replace_image_token"), reason="older transformers misplace the mask")
 def test_assistant_mask_of_transformers_is_right_too(tiny_processor: MoFProcessor) -> None:
-    chat = [*question(RED), {"role": "assistant", "content": "A cat."}, *question(text="Sure?"),
-            {"role": "assistant", "content": "Yes."}]
+    chat = [*question(RED), {"role": "assistant", "content": "A cat."}, *question(text="Sure?"), {"role": "assistant", "content": "Yes."}]
     out = tiny_processor.apply_chat_template(chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
     ids = torch.tensor(out["input_ids"][0])[torch.tensor(out["assistant_masks"][0]).bool()]
     assert tiny_processor.decode(ids) == " A cat.</s> Yes.</s>"
@@ -114,9 +121,7 @@ def test_chatml(tiny_model: MoFForConditionalGeneration, tiny_tokenizer: PreTrai
     )
 
 
-def test_errors(
-    tiny_processor: MoFProcessor, tiny_model: MoFForConditionalGeneration, tiny_tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_errors(tiny_processor: MoFProcessor, tiny_model: MoFForConditionalGeneration, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ValueError, match="2 <image> placeholders in the text, but 1 images"):
         tiny_processor(images=[RED], text="<image><image>")
     with pytest.raises(ValueError, match="1 <image> placeholders in the text, but 0 images"):

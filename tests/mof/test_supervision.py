@@ -22,7 +22,13 @@ from mof.supervision import SupervisedCollator, collate, encode_record
 
 SHARED = Path(os.environ.get("MOF_SHARED", Path(__file__).parents[2].parent / "shared"))
 SPECIALS = ["<pad>", "<s>", "</s>", "<image>", "<|im_start|>", "<|im_end|>"]
-CORPUS = ["The cat sat on the mat. Yes, it is red!\n\nNo.", "USER: What is it? ASSISTANT: A cat.", "user\nassistant\nthe red cat", "\n\n", "\n\n"]
+CORPUS = [
+    "The cat sat on the mat. Yes, it is red!\n\nNo.",
+    "USER: What is it? ASSISTANT: A cat.",
+    "user\nassistant\nthe red cat",
+    "\n\n",
+    "\n\n",
+]
 IMAGE = Image.new("RGB", (40, 20), (200, 0, 0))
 TOKENS_PER_IMAGE = 4
 
@@ -169,9 +175,7 @@ def test_ids_are_those_of_generation(kind: str, tokenizer: PreTrainedTokenizerFa
     processor = build_processor(kind, tokenizer, VICUNA)
     example = encode_record(processor, to_record(conversation("<image>\nWhat is it?", "A cat.")))
     chat = [{"role": "user", "content": [{"type": "image", "image": IMAGE}, {"type": "text", "text": "What is it?"}]}]
-    prompt = processor.apply_chat_template(
-        chat, tokenize=True, return_dict=True, add_generation_prompt=True, return_tensors="pt"
-    )
+    prompt = processor.apply_chat_template(chat, tokenize=True, return_dict=True, add_generation_prompt=True, return_tensors="pt")
     length = int(example.answer_mask.nonzero()[0])
     assert torch.equal(example.input_ids[:length], prompt["input_ids"][0])
 

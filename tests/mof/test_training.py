@@ -37,9 +37,7 @@ def gradients(model: torch.nn.Module) -> dict[str, Tensor]:
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
-def test_gradient_reaches_adapters_and_language_model(
-    tiny_model: MoFForConditionalGeneration, batch: dict[str, Tensor]
-) -> None:
+def test_gradient_reaches_adapters_and_language_model(tiny_model: MoFForConditionalGeneration, batch: dict[str, Tensor]) -> None:
     tiny_model.train()
     tiny_model(**batch).loss.backward()
     for name, parameter in tiny_model.named_parameters():
@@ -50,9 +48,7 @@ def test_gradient_reaches_adapters_and_language_model(
     assert not any(module.training for module in tiny_model.mixer.encoders["a"].modules())
 
 
-def test_batch_without_images_touches_the_adapters(
-    tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor
-) -> None:
+def test_batch_without_images_touches_the_adapters(tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor) -> None:
     batch = SupervisedCollator(tiny_processor)([record(1, image=False)])
     calls: list[int] = []
     tiny_model.mixer.register_forward_hook(lambda *_: calls.append(1))
@@ -67,9 +63,7 @@ def test_batch_without_images_touches_the_adapters(
 
 
 @pytest.mark.parametrize("frozen_llm", [False, True])
-def test_gradient_checkpointing(
-    frozen_llm: bool, tiny_model: MoFForConditionalGeneration, batch: dict[str, Tensor]
-) -> None:
+def test_gradient_checkpointing(frozen_llm: bool, tiny_model: MoFForConditionalGeneration, batch: dict[str, Tensor]) -> None:
     tiny_model.language_model.requires_grad_(not frozen_llm)
     tiny_model.train()
     tiny_model(**batch).loss.backward()

@@ -1,6 +1,6 @@
 """Trains the tiny model for a few steps and writes the losses: run by test_training.py as one process and as two.
 
-    python tests/mof/train_curve.py FILE PER_DEVICE_BATCH
+python tests/mof/train_curve.py FILE PER_DEVICE_BATCH
 """
 
 from __future__ import annotations

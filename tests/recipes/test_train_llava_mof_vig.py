@@ -65,9 +65,7 @@ def test_only_adapters_move_while_aligning_and_encoders_are_never_saved(finished
     assert not any(key.startswith("mixer.encoders.") for key in aligned)
     for key, weight in shipped.items():
         assert aligned[f"language_model.{key}"].equal(weight.float()), key
-    assert not tuned["language_model.model.layers.0.mlp.up_proj.weight"].equal(
-        aligned["language_model.model.layers.0.mlp.up_proj.weight"]
-    )
+    assert not tuned["language_model.model.layers.0.mlp.up_proj.weight"].equal(aligned["language_model.model.layers.0.mlp.up_proj.weight"])
 
 
 def test_a_run_killed_in_the_middle_of_a_stage_resumes_to_the_same_result(config, finished, tmp_path):

@@ -85,9 +85,7 @@ def test_random_control_has_equal_samples_and_tokens(tokens, keep, token_thresho
     by_id = {s.id: s for s in scores}
     assert all(len(mask) == len(by_id[id].token_vig) for id, mask in control.token_masks.items())
     again = random_selection(scores, like, seed)
-    assert {id: mask.tolist() for id, mask in again.token_masks.items()} == {
-        id: mask.tolist() for id, mask in control.token_masks.items()
-    }
+    assert {id: mask.tolist() for id, mask in again.token_masks.items()} == {id: mask.tolist() for id, mask in control.token_masks.items()}
     if keep_ends:  # then the budget has a token for the end of every turn
         assert all(mask[-1] for mask in control.token_masks.values())
 

@@ -96,9 +96,7 @@ def test_nothing_chosen_is_loss_zero_and_no_step(llava, records, image_folder, t
     model, processor = copy.deepcopy(llava[0]), llava[1]
     before = copy.deepcopy(model.state_dict())
     chosen = [{**record, "token_mask": [False] * length(processor, record, image_folder)} for record in records[:4]]
-    trainer = SelectiveTrainer(
-        model, arguments(tmp_path), train_dataset=chosen, processing_class=processor, image_folder=image_folder
-    )
+    trainer = SelectiveTrainer(model, arguments(tmp_path), train_dataset=chosen, processing_class=processor, image_folder=image_folder)
     assert trainer.train().training_loss == 0.0
     assert all(torch.equal(before[name], weight) for name, weight in model.state_dict().items())
     assert trainer.evaluate(chosen)["eval_loss"] == 0.0
@@ -200,8 +198,6 @@ def test_gradient_on_two_processes(llava, records, image_folder, text_only, tmp_
     script.write_text(TWO_PROCESSES)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     command = [sys.executable, *launch, str(HERE.parents[1]), str(tmp_path), str(image_folder)]
-    result = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert result.returncode == 0, result.stderr
     assert_step_was(model.state_dict(), torch.load(tmp_path / "weights.pt", weights_only=True), gradient)

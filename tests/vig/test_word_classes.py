@@ -41,7 +41,8 @@ def test_words_outside_the_lists_count_nowhere(tiny_tokenizer: PreTrainedTokeniz
 
 
 @pytest.mark.parametrize(
-    ("word", "kind"), [("green", "colour"), ("three", "number"), ("buses", "object"), ("dogs", "object"), ("left", "spatial"), ("the", "function")]
+    ("word", "kind"),
+    [("green", "colour"), ("three", "number"), ("buses", "object"), ("dogs", "object"), ("left", "spatial"), ("the", "function")],
 )
 def test_classes(word: str, kind: str) -> None:
     assert word_classes()[word] == kind
