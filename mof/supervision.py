@@ -63,8 +63,10 @@ def encode_record(
     # As transformers does it: a template that writes <s> itself must not get a second one.
     bos = processor.tokenizer.bos_token
     specials = not (bos and text.startswith(bos))
-    outputs = processor(text=[text], images=images or None, add_special_tokens=specials, return_tensors="pt")
-    outputs = dict(outputs)
+    try:
+        outputs = dict(processor(text=[text], images=images or None, add_special_tokens=specials, return_tensors="pt"))
+    except ValueError as error:
+        raise RecordError(f"record {record.id!r}: {error}") from error
     input_ids = outputs.pop("input_ids")[0]  # [T]
     outputs.pop("attention_mask", None)
     plain = processor.tokenizer(text, add_special_tokens=specials, return_offsets_mapping=True)

@@ -10,7 +10,7 @@ Held-out pairs of scenes that differ in one thing only, 100 for each of the nine
 
 import argparse
 import json
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +19,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import encoders
 import mof.miniature
 from encoders import Encoder, build_encoder
 from mof.language_models import load_language_model
-from mof.miniature.language import answer, options, patterns_of, question, word
+from mof.miniature.language import answer, description, question, word
 from mof.miniature.scenes import PATTERNS, VALUES, Scene, habit, render, sample_pair, sample_scene
 
 WEIGHTS = {
@@ -35,11 +36,15 @@ WEIGHTS = {
 ABOUT = {
     "mini-clip": "open_clip's CLIP class around a 4-block, 192-wide vision transformer (timm), 40 px, 5 x 5 patches. Trained "
     "contrastively on drawn scenes with captions that name the object always, its colour half of the time and nothing else.",
-    "mini-dino": "The same vision transformer without a text tower. Trained by self-distillation on drawn scenes alone (DINOv2's "
-    "image and masked-patch losses, Sinkhorn-Knopp targets, crops and light changed, never mirrored or turned).",
+    "mini-dino": "The same vision transformer without a text tower. Trained by self-distillation on drawn scenes alone: a student "
+    "finds, among a batch and among the pictures of a burst, the picture and the patch that its moving average saw, in other light "
+    "and with hidden patches. The pictures of a burst share background and place and differ in one thing, as successive frames do. "
+    "The teacher, the momentum and the masked patches are DINOv2's; the loss is contrastive: DINO's clustering of a batch, tried "
+    "first at this size, found little but backgrounds.",
     "mini-lm": "A 4-layer, 192-wide Llama with a byte-level BPE of at most 512 entries. Trained on text about scenes: "
     "descriptions, questions with answers, and questions about a description. Its world has habits: in seven of ten texts a "
-    "thing is as it usually is for its kind of object. It has never seen a picture.",
+    "thing is as it usually is for its kind of object. It has never seen a picture. It answers from habit even when the facts "
+    "stand before the question; trained until it reads them (five times as long), it learned to read pictures far more slowly.",
 }
 PENALTY = 30.0
 console = Console()
@@ -88,38 +93,46 @@ def measure_encoder(name: str, pairs: int, probe_scenes: int) -> dict[str, dict[
     return table
 
 
+def option_shares(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, scene: Scene, pattern: str, asked: str) -> dict[str, float]:
+    """How likely each option's answer is to follow the question, among the options of the pattern."""
+    talk = [{"role": "user", "content": asked}]
+    prompt = len(tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=True)["input_ids"])
+    logs = {}
+    for value in (value for value in VALUES[PATTERNS[pattern]] if value is not None):
+        said = {"role": "assistant", "content": answer(replace(scene, **{PATTERNS[pattern]: value}), pattern)}
+        ids = tokenizer.apply_chat_template([*talk, said], return_tensors="pt", return_dict=True)
+        labels = ids["input_ids"].clone()
+        labels[:, :prompt] = -100
+        with torch.inference_mode():
+            logs[word(pattern, value)] = -model(**ids, labels=labels).loss * (labels != -100).sum()
+    shares = torch.stack(list(logs.values())).softmax(0).tolist()
+    return dict(zip(logs, shares, strict=True))
+
+
 def measure_language_model(pairs: int) -> dict[str, dict[str, float]]:
-    """How the model answers without a picture: how sure it is of the usual answer, and what knowing that costs it on pairs."""
+    """How sure the model is of the usual answer when it is told nothing, and whether it reads what it is told."""
     model, tokenizer = load_language_model("mini-lm")
     rng = np.random.default_rng(8)
-    table: dict[str, list[tuple[float, float]]] = {pattern: [] for pattern in PATTERNS}
-    for pattern in PATTERNS:
+    table = {}
+    for pattern, field in PATTERNS.items():
+        usual, read = [], []
         for _ in range(pairs):
-            scene = sample_scene(rng)
-            while pattern not in patterns_of(scene):
-                scene = sample_scene(rng)
-            talk = [{"role": "user", "content": question(scene, pattern, rng)}]
-            told = {}
-            for option in options(pattern):
-                value = next(v for v in VALUES[PATTERNS[pattern]] if v is not None and word(pattern, v) == option)
-                said = answer(Scene(**(asdict(scene) | {PATTERNS[pattern]: value})), pattern)
-                ids = tokenizer.apply_chat_template([*talk, {"role": "assistant", "content": said}], return_tensors="pt", return_dict=True)
-                prompt = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=True)["input_ids"]
-                labels = ids["input_ids"].clone()
-                labels[:, : len(prompt)] = -100
-                with torch.inference_mode():
-                    count = (labels != -100).sum()
-                    told[option] = -(model(**ids, labels=labels).loss * count).item()
-            shares = torch.tensor(list(told.values())).softmax(0)
-            usual = list(told).index(word(pattern, habit(scene.kind, PATTERNS[pattern])))
-            table[pattern].append((shares[usual].item(), 1 / len(told)))
-    return {
-        pattern: {"share of the usual answer": float(np.mean([a for a, _ in rows])), "by chance": rows[0][1]}
-        for pattern, rows in table.items()
-    }
+            both = sample_pair(rng, pattern)
+            right = [word(pattern, getattr(scene, field)) for scene in both]
+            asked = question(both[0], pattern, rng, other=right[1])
+            shares = option_shares(model, tokenizer, both[0], pattern, asked)
+            usual.append(shares[word(pattern, habit(both[0].kind, field))])
+            told = [option_shares(model, tokenizer, scene, pattern, f"{description(scene, rng, facts=9)}\n{asked}") for scene in both]
+            read.append(told[0][right[0]] > told[0][right[1]] and told[1][right[1]] > told[1][right[0]])
+        table[pattern] = {
+            "told nothing: share of the usual answer": float(np.mean(usual)),
+            "by chance": 1 / len(shares),
+            "told everything: pairs right": float(np.mean(read)),
+        }
+    return table
 
 
-def write_card(name: str, measured: dict[str, dict[str, float]]) -> None:
+def write_card(name: str, measured: dict[str, dict[str, float]], file: Path) -> None:
     training = json.loads((WEIGHTS[name] / "training.json").read_text())
     columns = list(next(iter(measured.values())))
     shown = Table("pattern", *columns, title=name)
@@ -140,7 +153,8 @@ Measured with `recipes/measure_miniature.py` on scenes that no training shows:
 
 {chr(10).join(lines)}
 """
-    (WEIGHTS[name] / "README.md").write_text(card)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(card)
 
 
 if __name__ == "__main__":
@@ -148,9 +162,12 @@ if __name__ == "__main__":
     parser.add_argument("--pairs", type=int, default=100, help="held-out pairs per pattern")
     parser.add_argument("--probe_scenes", type=int, default=6000, help="training scenes for the linear probes")
     parser.add_argument("--only", nargs="+", choices=WEIGHTS, default=list(WEIGHTS))
+    parser.add_argument("--output_dir", type=Path, help="write NETWORK/README.md in here; default: beside the weights")
     arguments = parser.parse_args()
     for network in arguments.only:
         if network == "mini-lm":
-            write_card(network, measure_language_model(arguments.pairs))
+            measured = measure_language_model(arguments.pairs)
         else:
-            write_card(network, measure_encoder(network, arguments.pairs, arguments.probe_scenes))
+            measured = measure_encoder(network, arguments.pairs, arguments.probe_scenes)
+        folder = arguments.output_dir / network if arguments.output_dir else WEIGHTS[network]
+        write_card(network, measured, folder / "README.md")

@@ -31,7 +31,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import encoders.miniature  # noqa: F401  registers mof_mini_vit
 from mof.chat_templates import VICUNA
 from mof.miniature.language import DESCRIBE, description, dialogue, web_caption
-from mof.miniature.scenes import Scene, render, sample_scene
+from mof.miniature.scenes import Scene, render, sample_burst, sample_scene
 
 
 # --- mini-clip
@@ -60,7 +60,7 @@ def train_clip(out: Path, scale: float) -> None:
         set_rate(optimizer, cosine(step, steps, 1e-3))
         chosen = rng.integers(len(pool), size=batch)
         texts = tokenizer([web_caption(scenes[i], rng) for i in chosen], padding="max_length", max_length=16, return_tensors="pt")
-        image, text, temperature = model(normalised(view(pool[chosen], 0.85)), texts["input_ids"])
+        image, text, temperature = model(normalised(light(view(pool[chosen], 0.85))), texts["input_ids"])
         loss = contrast(image, text, temperature)
         optimizer.zero_grad()
         loss.backward()
@@ -73,56 +73,50 @@ def train_clip(out: Path, scale: float) -> None:
 
 
 # --- mini-dino
-class DinoNet(nn.Module):
-    """A vision transformer with the two heads of DINOv2: prototypes for the class token and for patches."""
+BURST = 4
 
-    def __init__(self, prototypes: int = 1024) -> None:
+
+class DinoNet(nn.Module):
+    """A vision transformer with two heads, as in DINOv2: one for the class token, one for patches."""
+
+    def __init__(self) -> None:
         super().__init__()
-        self.vit = timm.create_model("mof_mini_vit", dynamic_img_size=True, num_classes=0)
+        self.vit = timm.create_model("mof_mini_vit", num_classes=0)
         self.mask_token = nn.Parameter(torch.zeros(192))
         self.heads = nn.ModuleDict(
             {name: nn.Sequential(nn.Linear(192, 512), nn.GELU(), nn.Linear(512, 128)) for name in ("image", "patch")}
         )
-        self.prototypes = nn.ParameterDict({name: torch.randn(prototypes, 128) for name in ("image", "patch")})
 
     def forward(self, pixels: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Class tokens [B, 192] and patch tokens [B, h*w, 192]; patches under `mask` [B, h, w] are hidden from the blocks."""
-        x = self.vit.patch_embed(pixels)  # [B, h, w, 192]
-        if mask is not None:
-            x = torch.where(mask[..., None], self.mask_token, x)
-        x = self.vit.norm(self.vit.blocks(self.vit._pos_embed(x)))  # [B, 1 + h*w, 192]
-        return x[:, 0], x[:, 1:]
-
-    def scores(self, tokens: Tensor, head: str) -> Tensor:
-        return F.normalize(self.heads[head](tokens), dim=-1) @ F.normalize(self.prototypes[head], dim=-1).T
-
-
-@torch.no_grad()
-def sinkhorn(scores: Tensor, temperature: float = 0.05) -> Tensor:
-    """Teacher targets [N, K] that use every prototype equally (Sinkhorn-Knopp, three rounds, as DINOv2 does)."""
-    q = torch.exp((scores - scores.max()) / temperature)
-    for _ in range(3):
-        q = q / q.sum(0, keepdim=True)
-        q = q / q.sum(1, keepdim=True)
-    return q
+        """Unit vectors for pictures [B, 128] and patches [B, 25, 128]; patches under `mask` [B, 25] are hidden from the blocks."""
+        with torch.autocast("cpu", torch.bfloat16):
+            x = self.vit.patch_embed(pixels)  # [B, 25, 192]
+            if mask is not None:
+                x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
+            x = self.vit.norm(self.vit.blocks(self.vit._pos_embed(x)))  # [B, 26, 192]
+            image, patches = self.heads["image"](x[:, 0]), self.heads["patch"](x[:, 1:])
+        return F.normalize(image.float(), dim=-1), F.normalize(patches.float(), dim=-1)
 
 
-def dino_loss(student: DinoNet, teacher: DinoNet, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """DINOv2's two losses: the image agrees across crops; hidden patches are predicted from the visible ones."""
-    crops = [view(pixels, 0.6), view(pixels, 0.6)]
-    both = normalised(torch.cat(crops))  # [2B, 3, 40, 40]
-    mask = torch.rand(len(both), 5, 5) < 0.4
+def dino_loss(student: DinoNet, teacher: DinoNet, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The student, which sees a part, finds what the teacher saw of the same picture, and of the same patch.
+
+    The image is looked for among the batch, a patch among the patches at its place in the burst: the pictures of a burst share
+    everything but one thing, so that the background does not help. (DINO's clustering of a whole batch found little but
+    backgrounds here.) Also returns the share of pictures found.
+    """
+    pixels = view(pixels, 0.6)  # [N, BURST * 3, 40, 40]: one crop for a burst
+    pixels = pixels.view(-1, 3, 40, 40)
     with torch.no_grad():
-        image, patches = teacher(both)
-        first, second = sinkhorn(teacher.scores(image, "image")).chunk(2)
-        hidden = sinkhorn(teacher.scores(patches[mask.flatten(1)], "patch"))
-    image, patches = student(both, mask)
-    small, _ = student(normalised(torch.cat([view(pixels, 0.3, 24), view(pixels, 0.3, 24)])))
-    guesses = [(student.scores(x, "image") / 0.1).log_softmax(-1) for x in (*image.chunk(2), *small.chunk(2))]
-    pairs = [(second, guesses[0]), (first, guesses[1]), *((t, g) for t in (first, second) for g in guesses[2:])]
-    image_loss = torch.stack([-(target * guess).sum(-1).mean() for target, guess in pairs]).mean()
-    guess = (student.scores(patches[mask.flatten(1)], "patch") / 0.1).log_softmax(-1)
-    return image_loss, -(hidden * guess).sum(-1).mean()
+        image_seen, patches_seen = teacher(normalised(light(pixels)))
+    image, patches = student(normalised(light(pixels)), torch.rand(len(pixels), 25) < 0.2)
+    scores = image @ image_seen.T / 0.1  # [B, B]
+    itself = torch.arange(len(scores))
+    bursts, bursts_seen = (x.view(-1, BURST, 25, 128) for x in (patches, patches_seen))
+    patch_scores = torch.einsum("nilc,njlc->nlij", bursts, bursts_seen) / 0.1  # [N, 25, BURST, BURST]
+    same = torch.arange(BURST).repeat(patch_scores[..., 0, 0].numel())
+    found = (scores.argmax(1) == itself).float().mean()
+    return F.cross_entropy(scores, itself), F.cross_entropy(patch_scores.reshape(-1, BURST), same), found
 
 
 def train_dino(out: Path, scale: float) -> None:
@@ -131,23 +125,31 @@ def train_dino(out: Path, scale: float) -> None:
     rng = np.random.default_rng(2)
     folder = out / "mini-dino"
     folder.mkdir(exist_ok=True)
-    pool, _ = picture_pool(int(60_000 * scale), seed=2)
+    pool = torch.stack([burst(rng) for _ in track(range(int(15_000 * scale)), "drawing bursts")])
     student = DinoNet()
     teacher = copy.deepcopy(student).requires_grad_(False)
-    batch, steps = 128, int(800 * scale)
-    optimizer, log = torch.optim.AdamW(parameter_groups(student, 0.04)), Log(folder, steps, batch)
+    batch, steps = 16, int(3800 * scale)
+    optimizer, log = torch.optim.AdamW(parameter_groups(student, 0.04), betas=(0.9, 0.98)), Log(folder, steps, batch * BURST)
     for step in range(steps):
         set_rate(optimizer, cosine(step, steps, 1e-3))
-        image_loss, patch_loss = dino_loss(student, teacher, pool[rng.integers(len(pool), size=batch)])
+        image_loss, patch_loss, found = dino_loss(student, teacher, pool[rng.integers(len(pool), size=batch)].flatten(1, 2))
         optimizer.zero_grad()
         (image_loss + patch_loss).backward()
         nn.utils.clip_grad_norm_(student.parameters(), 3.0)
         optimizer.step()
-        momentum = 1 - 0.008 * 0.5 * (1 + math.cos(math.pi * step / steps))
+        momentum = 1 - 0.02 * 0.5 * (1 + math.cos(math.pi * step / steps))
         for old, new in zip(teacher.parameters(), student.parameters(), strict=True):
             old.lerp_(new.detach(), 1 - momentum)
-        log(step, image=image_loss, patch=patch_loss)
-    save_half(teacher.vit, folder / "model.safetensors")
+        log(step, image=image_loss, patch=patch_loss, found=found)
+        if step % 500 == 499 or step == steps - 1:
+            save_half(teacher.vit, folder / "model.safetensors")
+
+
+def burst(rng: np.random.Generator) -> Tensor:
+    """Pictures of one burst, uint8 [BURST, 3, 40, 40]: the same background and place, one thing changed in each."""
+    seed = rng.integers(2**31)
+    pictures = [np.asarray(render(scene, np.random.default_rng(seed))) for scene in sample_burst(rng, BURST)]
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
 
 
 # --- mini-lm
@@ -179,7 +181,7 @@ def train_lm(out: Path, scale: float) -> None:
         vocab_size=512, hidden_size=192, intermediate_size=384, num_hidden_layers=4, num_attention_heads=6, max_position_embeddings=512,
         tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     ))  # fmt: skip
-    batch, steps = 48, int(250 * scale)
+    batch, steps = 48, int(250 * scale)  # trained five times as long, it read its context, but hardly learned to read pictures
     optimizer, log = torch.optim.AdamW(parameter_groups(model, 0.05), betas=(0.9, 0.98)), Log(folder, steps, batch)
     for step in range(steps):
         set_rate(optimizer, cosine(step, steps, 2e-3))
@@ -228,17 +230,20 @@ def picture_pool(count: int, seed: int) -> tuple[Tensor, list[Scene]]:
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), scenes
 
 
-def view(pixels: Tensor, smallest: float, size: int = 40) -> Tensor:
-    """Random crops that keep at least `smallest` of the area, resized to `size`, in other light; never mirrored or turned."""
-    batch = len(pixels)
-    side = torch.empty(batch).uniform_(smallest, 1).sqrt()
-    theta = torch.zeros(batch, 2, 3)
+def view(pixels: Tensor, smallest: float) -> Tensor:
+    """Random crops that keep at least `smallest` of the area, at the size they had; never mirrored or turned."""
+    side = torch.empty(len(pixels)).uniform_(smallest, 1).sqrt()
+    theta = torch.zeros(len(pixels), 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = side, side
-    theta[:, :, 2] = (torch.rand(batch, 2) * 2 - 1) * (1 - side)[:, None]
-    grid = F.affine_grid(theta, [batch, 3, size, size], align_corners=False)
-    cut = F.grid_sample(pixels.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False)
-    gain = torch.empty(batch, 3, 1, 1).uniform_(0.93, 1.07) * torch.empty(batch, 1, 1, 1).uniform_(0.75, 1.25)
-    return (cut * gain + torch.randn_like(cut) * 4).clamp(0, 255)  # [B, 3, size, size]
+    theta[:, :, 2] = (torch.rand(len(pixels), 2) * 2 - 1) * (1 - side)[:, None]
+    grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
+    return F.grid_sample(pixels.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def light(pixels: Tensor) -> Tensor:
+    """The same pictures [B, 3, H, W] in other light and noise."""
+    gain = torch.empty(len(pixels), 3, 1, 1).uniform_(0.85, 1.15) * torch.empty(len(pixels), 1, 1, 1).uniform_(0.75, 1.25)
+    return (pixels * gain + torch.randn_like(pixels) * 5).clamp(0, 255)
 
 
 def normalised(pixels: Tensor) -> Tensor:

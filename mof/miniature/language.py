@@ -30,6 +30,7 @@ _ANSWERS = {
     "Camera Perspective": "The camera is {value}.",
 }
 _WORDS: dict[str, dict[Any, str]] = {
+    "Orientation": {"left": "leftward", "right": "rightward", "up": "upward", "down": "downward"},
     "Presence": {True: "dotted", False: "bare"},
     "Quantity": {1: "one", 2: "two", 3: "three"},
 }

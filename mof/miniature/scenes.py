@@ -4,6 +4,7 @@ A scene holds one object, one to three balls, perhaps a sign with a letter, on a
 about is a field of `Scene`; everything else (background, clutter, exact place, shade, noise) is drawn afresh in `render`.
 """
 
+import hashlib
 import math
 import zlib
 from dataclasses import astuple, dataclass, replace
@@ -60,7 +61,7 @@ class Scene:
 
     def held_out(self) -> bool:
         """True for the tenth of all scenes that no training (of encoders, LLM or adapters) ever shows."""
-        return zlib.crc32(repr(astuple(self)).encode()) % 10 == 0
+        return hashlib.blake2b(repr(astuple(self)).encode()).digest()[0] % 10 == 0
 
 
 def habit(kind: str, field: str) -> object:
@@ -84,20 +85,26 @@ def sample_scene(rng: np.random.Generator, *, habit_share: float = 0.0, held_out
 
 
 def sample_pair(rng: np.random.Generator, pattern: str) -> tuple[Scene, Scene]:
-    """Two held-out scenes that differ in the one field that `pattern` names.
-
-    Held-out scenes are chosen by a checksum, and two scenes that differ in the camera alone never both fall among them; these
-    pairs may differ in the letter on the sign as well.
-    """
+    """Two held-out scenes that differ in the one field that `pattern` names, and in nothing else."""
     field = PATTERNS[pattern]
     while True:
         first = sample_scene(rng, held_out=True)
         others = [value for value in VALUES[field] if value not in (None, getattr(first, field))]
         second = replace(first, **{field: others[rng.integers(len(others))]})
-        if pattern == "Camera Perspective":
-            second = replace(second, letter=VALUES["letter"][rng.integers(len(VALUES["letter"]))])
         if second.held_out() and getattr(first, field) is not None:
             return first, second
+
+
+def sample_burst(rng: np.random.Generator, length: int) -> list[Scene]:
+    """Training scenes as a camera takes them in quick succession: the first, then others in which one thing has changed."""
+    first = sample_scene(rng)
+    burst = [first]
+    while len(burst) < length:
+        field = list(VALUES)[rng.integers(len(VALUES))]
+        other = replace(first, **{field: VALUES[field][rng.integers(len(VALUES[field]))]})
+        if other not in burst and not other.held_out():
+            burst.append(other)
+    return burst
 
 
 # --- drawing. Shapes are outlines in a unit square, pointing right (+x); y grows downwards.
@@ -136,7 +143,7 @@ def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
     draw = ImageDraw.Draw(canvas)
     away = np.array(_SIDE[scene.side], dtype=float)
     centre = (np.array([SIZE / 2, SIZE / 2]) - 4 * away + rng.uniform(-2, 2, 2)) * _SUPER
-    radius = rng.uniform(7.5, 9.5) * _SUPER
+    radius = rng.uniform(8.5, 10.5) * _SUPER
     _draw_object(canvas, scene, centre, radius, rng)
     _draw_balls(draw, scene.count, centre, away, radius, rng)
     if scene.letter is not None:
@@ -148,16 +155,20 @@ def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
 
 def _background(view: str, rng: np.random.Generator) -> Image.Image:
     """Ground only when seen from above; sky over ground when the camera is level. Any colours, some clutter."""
-    side = SIZE * _SUPER
-    canvas = Image.new("RGB", (side, side), tuple(int(c) for c in rng.integers(60, 200, 3)))
+    side, base = SIZE * _SUPER, rng.integers(80, 170)
+
+    def shade(spread: int, lighter: int = 0) -> tuple[int, ...]:
+        return tuple(int(c) for c in base + lighter + rng.integers(-spread, spread + 1, 3))
+
+    canvas = Image.new("RGB", (side, side), shade(25))
     draw = ImageDraw.Draw(canvas)
-    for _ in range(rng.integers(3, 9)):
+    for _ in range(rng.integers(0, 6)):
         x, y = rng.integers(0, side, 2)
         dx, dy = rng.integers(-15, 16, 2)
-        draw.line([(x, y), (x + dx, y + dy)], fill=tuple(int(c) for c in rng.integers(40, 220, 3)), width=int(rng.integers(2, 5)))
+        draw.line([(x, y), (x + dx, y + dy)], fill=shade(40), width=int(rng.integers(2, 5)))
     if view == "level":
         horizon = int(rng.uniform(0.2, 0.45) * side)
-        draw.rectangle([0, 0, side, horizon], fill=tuple(int(c) for c in rng.integers(120, 256, 3)))
+        draw.rectangle([0, 0, side, horizon], fill=shade(25, lighter=60))
     return canvas
 
 
@@ -173,7 +184,7 @@ def _draw_object(canvas: Image.Image, scene: Scene, centre: np.ndarray, radius: 
     for outline in SHAPES[scene.kind]:
         draw.polygon(place(outline), fill=255)
     if scene.state == "broken":  # a zigzag crack right across
-        draw.line(place([(-0.25, -1.1), (0.15, -0.35), (-0.25, 0.35), (0.15, 1.1)]), fill=0, width=round(2.2 * _SUPER))
+        draw.line(place([(-0.25, -1.1), (0.15, -0.35), (-0.25, 0.35), (0.15, 1.1)]), fill=0, width=round(3 * _SUPER))
     colour = (np.array(COLOURS[scene.colour]) * rng.uniform(0.85, 1.1) + rng.normal(0, 8, 3)).clip(0, 255)
     paint = Image.new("RGB", canvas.size, tuple(int(c) for c in colour))
     if scene.surface == "striped":
@@ -182,8 +193,8 @@ def _draw_object(canvas: Image.Image, scene: Scene, centre: np.ndarray, radius: 
             stripes.line(place([(offset, -1.2), (offset, 1.2)]), fill=tuple(int(c * 0.3) for c in colour), width=round(1.9 * _SUPER))
     canvas.paste(paint, mask=mask)
     if scene.dot:
-        x, y = centre + radius * 0.35 * axis
-        r = 2.1 * _SUPER
+        x, y = centre + radius * 0.45 * axis
+        r = 3 * _SUPER
         ImageDraw.Draw(canvas).ellipse([x - r, y - r, x + r, y + r], fill=(255, 255, 255), outline=(20, 20, 20), width=2)
 
 

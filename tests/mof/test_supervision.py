@@ -260,6 +260,16 @@ def test_errors(tiny_processor: MoFProcessor) -> None:
         encode_record(tiny_processor, to_record(conversation("<image>", "a", "b", "c")))
 
 
+def test_what_a_processor_refuses_names_the_record(tiny_processor: MoFProcessor, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise ValueError("no such picture")
+
+    monkeypatch.setattr(type(tiny_processor), "__call__", refuse)
+    record = to_record({"id": "r7", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Yes"}]})
+    with pytest.raises(RecordError, match="'r7': no such picture"):
+        encode_record(tiny_processor, record)
+
+
 def test_processor_that_changes_text_is_refused(tiny_processor: MoFProcessor) -> None:
     tiny_processor.tokenizer.add_tokens(["<row>"])
     tiny_processor.tokens_per_image = 2

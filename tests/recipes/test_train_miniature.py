@@ -27,4 +27,4 @@ def test_all_three_networks_train_and_load(tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "mini-lm")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "mini-lm")
     assert model.config.vocab_size >= len(tokenizer)
-    assert tokenizer.decode(tokenizer("The fish points left.").input_ids) == "The fish points left."
+    assert tokenizer.decode(tokenizer("The fish points leftward.").input_ids) == "The fish points leftward."
