@@ -44,7 +44,7 @@ ABOUT = {
     "mini-lm": "A 4-layer, 192-wide Llama with a byte-level BPE of at most 512 entries. Trained on text about scenes: "
     "descriptions, questions with answers, and questions about a description. Its world has habits: in seven of ten texts a "
     "thing is as it usually is for its kind of object. It has never seen a picture. It answers from habit even when the facts "
-    "stand before the question; trained until it reads them (fourteen times as long), it learned to read pictures far more slowly.",
+    "stand before the question; trained until it reads them in another way (fourteen times as long, on its own words only), it learned to read pictures less well in one trial.",
 }
 PENALTY = 30.0
 console = Console()

@@ -181,7 +181,7 @@ def train_lm(out: Path, scale: float) -> None:
         vocab_size=512, hidden_size=192, intermediate_size=384, num_hidden_layers=4, num_attention_heads=6, max_position_embeddings=512,
         tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     ))  # fmt: skip
-    batch, steps = 48, int(250 * scale)  # trained fourteen times as long, it read its context, but hardly learned to read pictures
+    batch, steps = 48, int(250 * scale)
     optimizer, log = torch.optim.AdamW(parameter_groups(model, 0.05), betas=(0.9, 0.98)), Log(folder, steps, batch)
     for step in range(steps):
         set_rate(optimizer, cosine(step, steps, 2e-3))
