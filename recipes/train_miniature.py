@@ -13,7 +13,6 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,12 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 import encoders.miniature  # noqa: F401  registers mof_mini_vit
 from mof.chat_templates import VICUNA
-from mof.miniature.language import DESCRIBE, description, dialogue, web_caption
-from mof.miniature.scenes import Scene, render, sample_burst, sample_scene
+from mof.miniature.language import DESCRIBE, description, dialogue, facts, web_caption
+from mof.miniature.scenes import SIZE, Scene, render, sample_burst, sample_scene
 
 
 # --- mini-clip
@@ -66,112 +65,153 @@ def train_clip(out: Path, scale: float) -> None:
         loss.backward()
         optimizer.step()
         model.logit_scale.data.clamp_(0, math.log(100))
-        log(step, loss=loss)
+        log(loss=loss)
     preprocess = {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bicubic", "resize_mode": "squash"}
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}, indent=1))
     save_half(model, folder / "open_clip_model.safetensors")
 
 
 # --- mini-dino
-BURST = 4
+BURST = 4  # pictures in a burst
+BURSTS = 16  # in a batch
 
 
 class DinoNet(nn.Module):
-    """A vision transformer with two heads, as in DINOv2: one for the class token, one for patches."""
+    """A vision transformer with heads for the class token and for patches, as in DINOv2, and one for the mean of the patches."""
 
-    def __init__(self) -> None:
+    def __init__(self, vit: nn.Module) -> None:
         super().__init__()
-        self.vit = timm.create_model("mof_mini_vit", num_classes=0)
+        self.vit = vit
         self.mask_token = nn.Parameter(torch.zeros(192))
-        self.heads = nn.ModuleDict(
-            {name: nn.Sequential(nn.Linear(192, 512), nn.GELU(), nn.Linear(512, 128)) for name in ("image", "patch")}
-        )
+        mlps = {name: nn.Sequential(nn.Linear(192, 512), nn.GELU(), nn.Linear(512, 128)) for name in ("image", "patch")}
+        self.heads = nn.ModuleDict({"mean": nn.Linear(192, 128), **mlps})
 
-    def forward(self, pixels: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Unit vectors for pictures [B, 128] and patches [B, 25, 128]; patches under `mask` [B, 25] are hidden from the blocks."""
+    def forward(self, pixels: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
+        """Unit vectors of each picture [B, C] and its patches [B, 25, C]; patches under `mask` [B, 25] are hidden from the blocks."""
         with torch.autocast("cpu", torch.bfloat16):
             x = self.vit.patch_embed(pixels)  # [B, 25, 192]
             if mask is not None:
                 x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
             x = self.vit.norm(self.vit.blocks(self.vit._pos_embed(x)))  # [B, 26, 192]
-            image, patches = self.heads["image"](x[:, 0]), self.heads["patch"](x[:, 1:])
-        return F.normalize(image.float(), dim=-1), F.normalize(patches.float(), dim=-1)
+            token, patches = x[:, 0], x[:, 1:]
+            seen = {"image": self.heads["image"](token), "class": token, "mean": self.heads["mean"](patches.mean(dim=1))}
+            seen["patch"] = self.heads["patch"](patches)
+        return {name: F.normalize(y.float(), dim=-1) for name, y in seen.items()}
 
 
-def dino_loss(student: DinoNet, teacher: DinoNet, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def dino_loss(student: DinoNet, teacher: DinoNet, here: Tensor, there: Tensor) -> dict[str, Tensor]:
     """The student, which sees a part, finds what the teacher saw of the same picture, and of the same patch.
 
-    The image is looked for among the batch, a patch among the patches at its place in the burst: the pictures of a burst share
+    Args:
+        here, there: the same bursts [N, BURST, 3, 40, 40], to the student and to the teacher.
+
+    A picture is looked for among the batch, a patch among the patches at its place in the burst: the pictures of a burst share
     everything but one thing, so that the background does not help. (DINO's clustering of a whole batch found little but
-    backgrounds here.) Also returns the share of pictures found.
+    backgrounds here.)
     """
-    pixels = view(pixels, 0.6)  # [N, BURST * 3, 40, 40]: one crop for a burst
-    pixels = pixels.view(-1, 3, 40, 40)
     with torch.no_grad():
-        image_seen, patches_seen = teacher(normalised(light(pixels)))
-    image, patches = student(normalised(light(pixels)), torch.rand(len(pixels), 25) < 0.2)
-    scores = image @ image_seen.T / 0.1  # [B, B]
-    itself = torch.arange(len(scores))
-    bursts, bursts_seen = (x.view(-1, BURST, 25, 128) for x in (patches, patches_seen))
-    patch_scores = torch.einsum("nilc,njlc->nlij", bursts, bursts_seen) / 0.1  # [N, 25, BURST, BURST]
-    same = torch.arange(BURST).repeat(patch_scores[..., 0, 0].numel())
-    found = (scores.argmax(1) == itself).float().mean()
-    return F.cross_entropy(scores, itself), F.cross_entropy(patch_scores.reshape(-1, BURST), same), found
+        target = teacher(normalised(light(there.flatten(0, 1))))
+        target["patch"] = teacher(normalised(light(here.flatten(0, 1))))["patch"]
+    hidden = torch.rand(target["patch"].shape[:2]) < 0.2
+    found = student(normalised(light(here.flatten(0, 1))), hidden)
+    itself = torch.arange(len(hidden))
+    losses = {name: F.cross_entropy(found[name] @ target[name].T / 0.1, itself) for name in ("image", "class", "mean")}
+    bursts, bursts_seen = (x["patch"].unflatten(0, (-1, BURST)) for x in (found, target))
+    scores = torch.einsum("nilc,njlc->nlij", bursts, bursts_seen) / 0.1  # [N, 25, BURST, BURST]
+    same = torch.arange(BURST).repeat(scores[..., 0, 0].numel())
+    return losses | {"patch": F.cross_entropy(scores.reshape(-1, BURST), same)}
 
 
-def train_dino(out: Path, scale: float) -> None:
-    """Self-distillation on the pictures alone: a student learns to agree with the moving average of itself."""
-    torch.manual_seed(0)
-    rng = np.random.default_rng(2)
-    folder = out / "mini-dino"
-    folder.mkdir(exist_ok=True)
-    pool = torch.stack([burst(rng) for _ in track(range(int(15_000 * scale)), "drawing bursts")])
-    student = DinoNet()
+def distil(vit: nn.Module, bursts: Tensor, steps: int, losses: tuple[str, ...], log: "Log") -> nn.Module:
+    """Self-distillation: a student learns to agree with the moving average of itself, which is returned.
+
+    Args:
+        bursts: [N, D, BURST, 3, 40, 40] in D drawings; the student sees the first, the teacher the last.
+        losses: which of `dino_loss` count.
+    """
+    student = DinoNet(vit).requires_grad_(True)
     teacher = copy.deepcopy(student).requires_grad_(False)
-    batch, steps = 16, int(3800 * scale)
-    optimizer, log = torch.optim.AdamW(parameter_groups(student, 0.04), betas=(0.9, 0.98)), Log(folder, steps, batch * BURST)
+    optimizer = torch.optim.AdamW(parameter_groups(student, 0.04), betas=(0.9, 0.98))
     for step in range(steps):
         set_rate(optimizer, cosine(step, steps, 1e-3))
-        image_loss, patch_loss, found = dino_loss(student, teacher, pool[rng.integers(len(pool), size=batch)].flatten(1, 2))
+        seen = bursts[torch.randint(len(bursts), (BURSTS,))]
+        here = view(seen[:, 0].flatten(1, 2), 0.6)  # one crop for a burst
+        there = here if seen.shape[1] == 1 else view(seen[:, -1].flatten(1, 2), 0.6)
+        loss = dino_loss(student, teacher, *(x.unflatten(1, (BURST, 3)) for x in (here, there)))
         optimizer.zero_grad()
-        (image_loss + patch_loss).backward()
+        sum(loss[name] for name in losses).backward()
         nn.utils.clip_grad_norm_(student.parameters(), 3.0)
         optimizer.step()
         momentum = 1 - 0.02 * 0.5 * (1 + math.cos(math.pi * step / steps))
         for old, new in zip(teacher.parameters(), student.parameters(), strict=True):
             old.lerp_(new.detach(), 1 - momentum)
-        log(step, image=image_loss, patch=patch_loss, found=found)
-        if step % 500 == 499 or step == steps - 1:
-            save_half(teacher.vit, folder / "model.safetensors")
+        log(**{name: loss[name] for name in losses})
+    return teacher.vit
 
 
-def burst(rng: np.random.Generator) -> Tensor:
-    """Pictures of one burst, uint8 [BURST, 3, 40, 40]: the same background and place, one thing changed in each."""
-    seed = rng.integers(2**31)
-    pictures = [np.asarray(render(scene, np.random.default_rng(seed))) for scene in sample_burst(rng, BURST)]
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+def train_dino(out: Path, scale: float) -> None:
+    """Two phases, on pictures alone.
+
+    First the teacher sees what the student sees, in other light: every picture becomes something of its own, background and all.
+    Then the teacher sees the same scenes drawn again, as a camera sees them a while later: what stays is the scene. Compared are
+    now the class token itself, and the mean of the patch tokens through a linear map, so that whoever reads them finds it there.
+    """
+    torch.manual_seed(0)
+    folder = out / "mini-dino"
+    folder.mkdir(exist_ok=True)
+    first, second = int(3800 * scale), int(2000 * scale)
+    log = Log(folder, first + second, BURSTS * BURST)
+    vit = timm.create_model("mof_mini_vit", num_classes=0)
+    vit = distil(vit, burst_pool(int(15_000 * scale), drawings=1, seed=2), first, ("image", "patch"), log)
+    vit = distil(vit, burst_pool(int(12_000 * scale), drawings=2, seed=3), second, ("class", "mean", "patch"), log)
+    save_half(vit, folder / "model.safetensors")
+
+
+def burst_pool(count: int, drawings: int, seed: int) -> Tensor:
+    """Bursts in one or more drawings, uint8 [count, drawings, BURST, 3, 40, 40].
+
+    The pictures of a burst share background and place, and differ in one thing; the drawings differ in all else.
+    """
+    rng = np.random.default_rng(seed)
+    pool = torch.empty(count, drawings, BURST, 3, SIZE, SIZE, dtype=torch.uint8)
+    for i in track(range(count), "drawing bursts"):
+        scenes = sample_burst(rng, BURST)
+        for drawing in range(drawings):
+            again = rng.integers(2**31)
+            pictures = np.stack([np.asarray(render(scene, np.random.default_rng(again))) for scene in scenes])
+            pool[i, drawing] = torch.from_numpy(pictures).permute(0, 3, 1, 2)
+    return pool
 
 
 # --- mini-lm
-def documents(rng: np.random.Generator, count: int, template: Callable[[list], str]) -> list[str]:
-    """Text about scenes as they usually are (four fifths habit): descriptions, talks, and talks about a description."""
-    texts = []
-    for i in range(count):
-        scene = sample_scene(rng, habit_share=0.7)
-        told = description(scene, rng, facts=9)
-        talk = [
-            {"role": role, "content": text} for turn in dialogue(scene, rng) for role, text in zip(("user", "assistant"), turn, strict=True)
-        ]
-        if i % 3 == 0:
-            talk = [{"role": "user", "content": DESCRIBE}, {"role": "assistant", "content": description(scene, rng)}]
-        elif i % 3 == 1:
-            talk[0]["content"] = f"{told}\n{talk[0]['content']}"
-        texts.append(template(talk))
-    return texts
+def talk(scene: Scene, rng: np.random.Generator, *, describe: bool) -> list[dict[str, str]]:
+    """A description that was asked for, or questions and answers, as chat messages."""
+    turns = [(DESCRIBE, description(scene, rng))] if describe else dialogue(scene, rng)
+    return [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]
+
+
+def soft_tokens(scene: Scene, rng: np.random.Generator, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """The scene's facts as 20 to 50 soft tokens: how much of each word of the vocabulary every one of them holds, [K, V].
+
+    A fact is in few of them or in many, weak or strong, but always somewhere: like what an image tells.
+    """
+    words = tokenizer([f" {fact}" for fact in facts(scene)], add_special_tokens=False)["input_ids"]
+    count, known = int(rng.integers(20, 51)), len(words)
+    held = (rng.random((count, known)) < rng.uniform(0.05, 0.5, known)) * rng.uniform(0.5, 1.5, known)
+    held[rng.integers(count, size=known), np.arange(known)] = 1
+    weights = torch.zeros(count, len(tokenizer))
+    for column, ids in enumerate(words):
+        weights[:, ids] = torch.tensor(held[:, column : column + 1] / len(ids), dtype=torch.float32)
+    return weights
 
 
 def train_lm(out: Path, scale: float) -> None:
-    """Next-word training on text alone; no picture is ever shown."""
+    """Next-word training on the assistant's words; no picture is ever shown.
+
+    A quarter of the talks have nothing before them: what the model can say there is what is usual, its habits. Before the others
+    stands the scene in soft tokens, sums of word embeddings with noise, where an image will stand later. A large language model
+    comes with the ability to read what stands between words; this one is too small to get it from text.
+    """
     torch.manual_seed(0)
     rng = np.random.default_rng(3)
     folder = out / "mini-lm"
@@ -181,26 +221,55 @@ def train_lm(out: Path, scale: float) -> None:
         vocab_size=512, hidden_size=192, intermediate_size=384, num_hidden_layers=4, num_attention_heads=6, max_position_embeddings=512,
         tie_word_embeddings=True, pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     ))  # fmt: skip
-    batch, steps = 48, int(250 * scale)
+    batch, steps = 32, int(700 * scale)
     optimizer, log = torch.optim.AdamW(parameter_groups(model, 0.05), betas=(0.9, 0.98)), Log(folder, steps, batch)
     for step in range(steps):
         set_rate(optimizer, cosine(step, steps, 2e-3))
-        texts = documents(rng, batch, lambda talk: tokenizer.apply_chat_template(talk, tokenize=False))
-        inputs = tokenizer(texts, padding=True, return_tensors="pt")
-        loss = model(**inputs, labels=inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)).loss
+        talks, told = [], []
+        for i in range(batch):
+            scene = sample_scene(rng, habit_share=0.7 if i % 4 == 0 else 0.3)
+            talks.append(talk(scene, rng, describe=i % 3 == 0))
+            if i % 4 != 0:
+                told.append(soft_tokens(scene, rng, tokenizer))
+                talks[-1][0]["content"] = f"{'<image>' * len(told[-1])}\n{talks[-1][0]['content']}"
+        inputs = tokenizer.apply_chat_template(
+            talks, return_dict=True, return_tensors="pt", padding=True, return_assistant_tokens_mask=True
+        )
+        said = torch.as_tensor(inputs.pop("assistant_masks")) == 1
+        labels = inputs["input_ids"].masked_fill(~said, -100)
+        embeddings = told_embeddings(model, inputs.pop("input_ids"), told, tokenizer, noise=1.5)
+        loss = model(inputs_embeds=embeddings, labels=labels, **inputs).loss
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        log(step, loss=loss)
+        log(loss=loss)
     model.half().save_pretrained(folder)
+
+
+def told_embeddings(
+    model: PreTrainedModel, ids: Tensor, told: list[Tensor], tokenizer: PreTrainedTokenizerBase, noise: float = 0.0
+) -> Tensor:
+    """The embeddings of ids [B, L], with the soft tokens (in order, each [K, V]) at the image tokens.
+
+    Args:
+        noise: up to so many standard deviations of the embeddings are added to the soft tokens of each scene.
+    """
+    table = model.get_input_embeddings().weight  # [>= V, D]
+    spread = table.detach().std()
+    soft = [x @ table[: x.shape[1]] for x in told]
+    soft = [x + torch.randn_like(x) * torch.rand(()) * noise * spread for x in soft]
+    places = ids == tokenizer.convert_tokens_to_ids("<image>")
+    embeddings = table[ids]
+    return embeddings.masked_scatter(places[..., None], torch.cat(soft)) if soft else embeddings
 
 
 # --- shared
 def save_tokenizer(folder: Path, template: str | None) -> None:
     """A byte-level BPE of 512 entries at most. `</s>` has the highest id: open_clip's CLIP pools the text there."""
     rng = np.random.default_rng(0)
-    corpus = documents(rng, 3000, lambda talk: " ".join(turn["content"] for turn in talk) + " USER: ASSISTANT:")
+    talks = [talk(sample_scene(rng, habit_share=0.7), rng, describe=i % 3 == 0) for i in range(3000)]
+    corpus = [" ".join(turn["content"] for turn in one) + " USER: ASSISTANT:" for one in talks]
     corpus += [web_caption(sample_scene(rng), rng) for _ in range(1000)]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -277,16 +346,18 @@ class Log:
 
     def __init__(self, folder: Path, steps: int, batch: int) -> None:
         self.folder, self.steps, self.batch, self.start = folder, steps, batch, time.monotonic()
+        self.done = 0
 
-    def __call__(self, step: int, **losses: Tensor) -> None:
-        if step % 100 == 99 or step == self.steps - 1:
-            each = (time.monotonic() - self.start) / (step + 1)
+    def __call__(self, **losses: Tensor) -> None:
+        self.done += 1
+        if self.done % 100 == 0 or self.done == self.steps:
+            each = (time.monotonic() - self.start) / self.done
             shown = "  ".join(f"{key} {value.item():.3f}" for key, value in losses.items())
-            left = each * (self.steps - step - 1) / 60
+            left = each * (self.steps - self.done) / 60
             print(
-                f"{self.folder.name} {step + 1}/{self.steps}  {shown}  {self.batch / each:.0f} samples/s  {left:.1f} min left", flush=True
+                f"{self.folder.name} {self.done}/{self.steps}  {shown}  {self.batch / each:.0f} samples/s  {left:.1f} min left", flush=True
             )
-            if step == self.steps - 1:
+            if self.done == self.steps:
                 facts = {"samples": self.steps * self.batch, "minutes": round(each * self.steps / 60, 1), "losses": shown}
                 (self.folder / "training.json").write_text(json.dumps(facts))
 

@@ -10,7 +10,7 @@ from rich.progress import track
 from mof.miniature.language import DESCRIBE, description, dialogue, question, word
 from mof.miniature.scenes import PATTERNS, Scene, render, sample_pair, sample_scene
 
-HABIT_SHARE = 0.5  # how often a field has the value that its kind of object usually has; 0.7 in the texts of mini-lm
+HABIT_SHARE = 0.2  # how often a field has the value that its kind of object usually has; 0.7 in the texts of mini-lm
 
 
 def write_dataset(folder: Path, *, align: int, finetune: int, pairs: int, seed: int = 0) -> None:
@@ -18,7 +18,7 @@ def write_dataset(folder: Path, *, align: int, finetune: int, pairs: int, seed: 
 
     Args:
         align: records that describe a picture.
-        finetune: records of three questions and answers about a picture, a tenth of them about no picture.
+        finetune: records of five questions and answers about a picture, a tenth of them about no picture.
         pairs: pairs of held-out scenes for each of the nine patterns. Both pictures get the same question, whose right
             answers differ; all options are equally likely, whatever is usual.
         seed: the same seed draws the same data. The held-out scenes are never among the training scenes.
@@ -43,7 +43,7 @@ def _talk_record(folder: Path, i: int, rng: np.random.Generator) -> dict[str, An
     scene = sample_scene(rng, habit_share=HABIT_SHARE)
     turns = [(who, text) for turn in dialogue(scene, rng) for who, text in zip(("human", "gpt"), turn, strict=True)]
     if i % 10 == 9:  # text only, as in LLaVA's mix: the description stands in for the picture
-        turns[0] = ("human", f"{description(scene, rng, facts=9)}\n{turns[0][1]}")
+        turns[0] = ("human", f"{description(scene, rng)}\n{turns[0][1]}")
         return _record(f"talk-{i}", turns)
     turns[0] = ("human", f"<image>\n{turns[0][1]}")
     return _record(f"talk-{i}", turns) | {"image": _draw(folder, f"talk-{i}", scene, rng)}

@@ -65,10 +65,15 @@ def question(scene: Scene, pattern: str, rng: np.random.Generator, other: str | 
     return _QUESTIONS[pattern].format(kind=scene.kind, a=a, b=b)
 
 
-def description(scene: Scene, rng: np.random.Generator, facts: int = 4) -> str:
-    """What the object is, and some facts in any order: the caption of a careful writer."""
-    chosen = rng.permutation(patterns_of(scene))[:facts]
-    return " ".join([f"This is a {scene.kind}.", *(answer(scene, str(pattern)) for pattern in chosen)])
+def facts(scene: Scene) -> list[str]:
+    """All that can be said of the scene, a word for each: its kind, and what answers the questions."""
+    return [scene.kind, *(word(pattern, getattr(scene, PATTERNS[pattern])) for pattern in patterns_of(scene))]
+
+
+def description(scene: Scene, rng: np.random.Generator) -> str:
+    """What the object is, then all else in any order: the caption of a careful writer."""
+    said = rng.permutation(patterns_of(scene))
+    return " ".join([f"This is a {scene.kind}.", *(answer(scene, str(pattern)) for pattern in said)])
 
 
 def web_caption(scene: Scene, rng: np.random.Generator) -> str:
@@ -77,7 +82,7 @@ def web_caption(scene: Scene, rng: np.random.Generator) -> str:
     return _WEB[rng.integers(len(_WEB))].format(name)
 
 
-def dialogue(scene: Scene, rng: np.random.Generator, turns: int = 3) -> list[tuple[str, str]]:
+def dialogue(scene: Scene, rng: np.random.Generator, turns: int = 5) -> list[tuple[str, str]]:
     """Questions about different patterns with their answers."""
     chosen = [str(pattern) for pattern in rng.permutation(patterns_of(scene))[:turns]]
     return [(question(scene, pattern, rng), answer(scene, pattern)) for pattern in chosen]
