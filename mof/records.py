@@ -73,7 +73,7 @@ def to_record(raw: Mapping[str, Any], image_folder: str | os.PathLike[str] | Non
         RecordError: for unknown or misplaced roles, an image in an answer, a number of placeholders that is not the number
             of images, or an image file that does not exist.
     """
-    name = str(raw["id"]) if "id" in raw else _content_hash(raw)
+    name = record_id(raw)
     messages = [_to_message(name, turn) for turn in _turns(name, raw)]
     if messages and messages[0]["role"] == "assistant":
         messages = messages[1:]
@@ -88,6 +88,19 @@ def to_record(raw: Mapping[str, Any], image_folder: str | os.PathLike[str] | Non
     return Record(name, messages, images)
 
 
+def record_id(raw: Mapping[str, Any]) -> str:
+    """The record's id; of a record without one a digest of its content.
+
+    A "token_mask" does not count, so that a record is trained under the id that it was scored under.
+    """
+    return str(raw["id"]) if "id" in raw else digest({key: value for key, value in raw.items() if key != "token_mask"})
+
+
+def digest(value: Any) -> str:
+    """16 hex digits of the SHA-256 of a JSON-able value, which may hold PIL images."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=_plain).encode()).hexdigest()[:16]
+
+
 def _parse_json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
@@ -95,10 +108,15 @@ def _parse_json(text: str, where: str) -> Any:
         raise RecordError(f"{where}: not JSON ({error})") from error
 
 
-def _content_hash(raw: Mapping[str, Any]) -> str:
-    """A stable id for a record that has none. Open images have no stable text form and do not count."""
-    text = json.dumps(dict(raw), sort_keys=True, default=lambda value: type(value).__name__)
-    return hashlib.sha1(text.encode()).hexdigest()[:16]
+def _plain(value: Any) -> Any:
+    """What JSON cannot say: the pixels of an image by their hash, anything else by its text."""
+    if not isinstance(value, Image.Image):
+        return str(value)
+    try:
+        pixels = value.tobytes()
+    except Exception:  # a broken file, opened but not decoded yet: whoever needs the pixels reports it
+        pixels = b""
+    return [value.mode, value.size, hashlib.sha256(pixels).hexdigest()]
 
 
 def _turns(name: str, raw: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+from mof.records import digest
 
 # Entries of a config that saving, loading or training fill in and that no forward pass depends on.
 _LABELS = {"_name_or_path", "transformers_version", "architectures", "dtype"}
@@ -48,11 +48,6 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
             yield f"{prefix}{key}: {before!r} there, {now!r} now"
 
 
-def digest(value: Any) -> str:
-    """16 hex digits of the SHA-256 of a JSON-able value, which may hold PIL images."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=_plain).encode()).hexdigest()[:16]
-
-
 def weights_fingerprint(model: nn.Module) -> str:
     """Changes with any bit of any weight: the bit patterns of every tensor, summed as integers.
 
@@ -77,13 +72,6 @@ def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     # these two only record how the tokenizer was last called
     return digest({k: v for k, v in state.items() if k not in ("padding", "truncation")})
-
-
-def _plain(value: Any) -> Any:
-    """What JSON cannot say: the pixels of an image by their hash, anything else by its text."""
-    if isinstance(value, Image.Image):
-        return [value.mode, value.size, hashlib.sha256(value.tobytes()).hexdigest()]
-    return str(value)
 
 
 def _version(distribution: str) -> str:

@@ -16,9 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from encoders.images import ImageError, read_image
-from mof.records import RecordError, to_record
+from mof.records import RecordError, digest, record_id, to_record
 from mof.supervision import Example, encode_record
-from vig.manifest import digest
 from vig.nulls import NullImages
 
 # Shapes: L = tokens of a record, T = answer tokens among them, E = end-of-turn tokens among those.
@@ -79,11 +78,6 @@ class PairReader:
     def fail(self, id: str, reason: str) -> None:
         logger.warning("record %r is not scored: %s", id, reason)
         self.failures[id] = reason
-
-
-def record_id(raw: RawRecord) -> str:
-    """The record's id; of a record without one a digest of its content."""
-    return str(raw["id"]) if "id" in raw else digest(raw)
 
 
 def unique_ids(records: Sequence[RawRecord]) -> list[str]:

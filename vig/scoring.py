@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, ProcessorMixin
 
-from mof.records import RecordError, to_record
+from mof.records import RecordError, digest, to_record
 from mof.supervision import collate
-from vig.manifest import digest, scoring_identity
+from vig.manifest import scoring_identity
 from vig.nulls import ImageSource, NullImages
 from vig.pairs import Pair, PairReader, RawRecord, unique_ids
 from vig.scores import Score, ScoreFolder, Scores

@@ -83,6 +83,21 @@ def test_record_without_id_is_named_by_its_content() -> None:
     first, second = llava("Hi", "Ho"), llava("Hi", "Hum")
     del first["id"], second["id"]
     assert to_record(first).id == to_record(dict(first)).id != to_record(second).id
+    assert to_record({**first, "token_mask": [True]}).id == to_record(first).id  # trained as it was scored
+
+
+def test_record_without_id_is_told_apart_by_its_pixels() -> None:
+    red, blue = ({**llava("<image>", "A square."), "image": Image.new("RGB", (4, 4), colour)} for colour in ("red", "blue"))
+    del red["id"], blue["id"]
+    assert to_record(red).id != to_record(blue).id
+
+
+def test_record_without_id_and_with_a_broken_open_image(folder: Path) -> None:
+    noise = Image.effect_noise((64, 64), 100)
+    noise.save(folder / "cut.png")
+    (folder / "cut.png").write_bytes((folder / "cut.png").read_bytes()[:600])
+    raw = {"conversations": llava("<image>", "A cat.")["conversations"], "image": Image.open(folder / "cut.png")}
+    assert to_record(raw).id  # the file is refused where its pixels are needed
 
 
 def test_leading_answer_is_dropped_as_llava_does() -> None:

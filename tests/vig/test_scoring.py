@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import vig.scoring
 from encoders.images import blur, read_image
+from mof.records import to_record
 from vig import score
 
 
@@ -176,6 +177,7 @@ def test_chat_messages_several_images_and_no_id(llava) -> None:
     scores = score(*llava, [{"messages": messages, "images": images}, {"messages": messages, "images": images[::-1]}])
     assert len(scores) == 2 and scores[0].id != scores[1].id
     assert len(scores[0].token_vig) == len(scores[0].token_ids) > 1
+    assert scores[0].id == to_record({"messages": messages, "images": images}).id  # errors and scores name a record alike
 
 
 def test_training_modes_are_restored(llava, records, image_folder) -> None:
