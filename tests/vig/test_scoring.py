@@ -127,6 +127,16 @@ def test_bad_records_are_listed_not_fatal(llava, records, image_folder, tmp_path
         assert name in failure and failure in caplog.text
 
 
+@pytest.mark.parametrize("null", ["blur", "shuffle"])
+def test_what_is_no_record_is_a_failure(llava, records, image_folder, null) -> None:
+    odd = [None, "hi", {"id": "no turns", "conversations": ["hi"]}, {"id": "no part", "messages": [{"role": "user", "content": ["hi"]}]}]
+    for record in records[:2]:
+        record["id"] = None
+    scores = score(*llava, [*odd, *records], null=null, image_folder=image_folder)
+    assert len(scores) == len(records) and scores.ids[2:] == ["r2", "r3", "r4"]
+    assert len(scores.failures) == len(odd) and {"no turns", "no part"} < set(scores.failures)
+
+
 def test_truncation(llava, records, image_folder) -> None:
     full = score(*llava, records, image_folder=image_folder)
     length = 45
