@@ -48,7 +48,7 @@ class PairReader:
     nulls: NullImages
     max_length: int
     text_only: list[str] = field(default_factory=list)
-    """Ids of records without an image."""
+    """Ids of records without an image that can be trained on."""
     failures: dict[str, str] = field(default_factory=dict)
     """id -> reason."""
 
@@ -60,9 +60,6 @@ class PairReader:
         id = record_id(raw)
         try:
             record = to_record(raw, self.image_folder)
-            if not record.images:
-                self.text_only.append(id)
-                return None
             images = [read_image(image) for image in record.images]
             clean = encode_record(self.processor, record, max_length=self.max_length, images=images)
         except (RecordError, ImageError) as error:
@@ -70,6 +67,9 @@ class PairReader:
             return None
         if not clean.answer_mask.any():
             self.fail(id, f"no answer token within max_length={self.max_length}")
+            return None
+        if not record.images:  # only now: training takes text-only records unscored, so they must have passed the checks
+            self.text_only.append(id)
             return None
         null = encode_record(self.processor, record, max_length=self.max_length, images=self.nulls(id, images))
         assert torch.equal(clean.input_ids, null.input_ids), f"record {id!r}: the null image changed the tokens"

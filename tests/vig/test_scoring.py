@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import vig.scoring
 from encoders.images import blur, read_image
 from mof.records import to_record
-from vig import score
+from vig import score, select
 
 
 def reference_losses(model, processor, record, image):
@@ -112,6 +112,15 @@ def test_text_only_records_are_exempt(llava, records, image_folder, text_only) -
     assert scores.ids == [record["id"] for record in records]
     assert scores.manifest["text_only"] == ["text"]
     assert not scores.failures
+
+
+def test_text_only_records_that_training_would_refuse_are_failures(llava, records, image_folder, text_only) -> None:
+    question = {"id": "question", "conversations": text_only["conversations"][:1]}
+    scores = score(*llava, [question, *records, text_only], image_folder=image_folder)
+    assert scores.manifest["text_only"] == ["text"]
+    assert "no assistant message" in scores.failures["question"]
+    chosen = select(scores, 1).apply([question, *records, text_only])
+    assert [record["id"] for record in chosen] == [*scores.ids, "text"]
 
 
 def test_bad_records_are_listed_not_fatal(llava, records, image_folder, tmp_path, caplog) -> None:
