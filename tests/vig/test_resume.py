@@ -119,6 +119,17 @@ def test_partial_files_never_count(llava, records, image_folder, tmp_path) -> No
         load_scores(tmp_path)
 
 
+@pytest.mark.parametrize(("lost", "left"), [([1], 3), ([0, 1, 2], 0)])
+def test_a_missing_shard_is_not_fewer_scores(llava, records, image_folder, tmp_path, lost, left) -> None:
+    one = score(*llava, records, tmp_path, image_folder=image_folder, batch_size=2)
+    for number in lost:
+        (tmp_path / f"shard-{number:05d}.parquet").unlink()
+    with pytest.raises(ValueError, match=f"saved 5 scores, but the shards hold {left};.*score again with this folder"):
+        load_scores(tmp_path)
+    assert_same(score(*llava, records, tmp_path, image_folder=image_folder, batch_size=2), one, atol=1e-5)  # as it says
+    assert len(load_scores(tmp_path)) == 5
+
+
 def test_another_run_in_the_folder_is_refused(llava, records, image_folder, tmp_path) -> None:
     model, processor = llava
     score(model, processor, records[:2], tmp_path, image_folder=image_folder)
