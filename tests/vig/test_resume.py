@@ -19,6 +19,7 @@ import torch
 
 import vig.scoring
 from vig import Score, load_scores, score
+from vig.manifest import weights_fingerprint
 
 CONFTEST = Path(__file__).with_name("conftest.py")
 
@@ -159,6 +160,30 @@ def test_another_run_in_the_folder_is_refused(llava, records, image_folder, tmp_
     refuses(r"other records under the same ids.*r1", records=changed)
     assert len(load_scores(tmp_path)) == 2
     assert load_scores(tmp_path).manifest["complete"]  # still as it was
+
+
+class Weights(torch.nn.Module):
+    def __init__(self, tensor: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", tensor)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int8])
+def test_fingerprint_depends_on_every_bit_and_on_the_order(dtype, monkeypatch) -> None:
+    monkeypatch.setattr("vig.manifest._CHUNK", 8)
+    torch.manual_seed(0)
+    weight = (torch.randn(6, 4) * 50).to(dtype)
+    weight[0, 0] = 0
+    weight[5] = torch.arange(4).sub(1).to(dtype)
+    changed = weight.clone()
+    changed[5, 3] = 3
+    negative = weight.clone()
+    negative[5, [0, 2]] = weight[5, [2, 0]]  # -1 and 1, which differ in the highest bit only
+    others = [weight, weight.flip(0), weight.flip(1), weight.roll(2, 0), weight[:, [1, 0, 2, 3]], changed, negative]
+    prints = [weights_fingerprint(Weights(other)) for other in others]
+    assert len(set(prints)) == len(prints)
+    assert weights_fingerprint(Weights(weight.t().contiguous().t())) == prints[0]  # not on how it lies in memory
+    assert weights_fingerprint(Weights(weight[0, 0])) != weights_fingerprint(Weights(weight[:0]))  # one number; none
 
 
 def test_the_same_model_and_processor_loaded_again_resume(llava, records, image_folder, tmp_path) -> None:
