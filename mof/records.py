@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from PIL import Image
 
 IMAGE_PLACEHOLDER = "<image>"
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # a lone surrogate: JSON can write it, UTF-8 cannot
 
 ImageSource = str | Image.Image
 Part = dict[str, str]  # {"type": "image"} or {"type": "text", "text": ...}
@@ -146,6 +148,8 @@ def _to_message(name: str, turn: Any) -> dict[str, Any]:
         parts = [_to_part(name, part) for part in content]
     else:
         raise RecordError(f"record {name!r}: the {role} message must hold text or a list of parts, got {content!r}")
+    if any(HALF_CHARACTER.search(part.get("text", "")) for part in parts):
+        raise RecordError(f"record {name!r}: the {role} message holds half of a surrogate pair, which no tokenizer takes: {content!r}")
     if ROLES[role] != "user" and any(part["type"] == "image" for part in parts):
         raise RecordError(f"record {name!r}: an image in a {role} message; images belong to the user's messages")
     return {"role": ROLES[role], "content": parts}
@@ -200,7 +204,7 @@ def _resolve(name: str, image: Any, folder: str | os.PathLike[str] | None) -> Im
         return image
     if not isinstance(image, (str, os.PathLike)):
         raise RecordError(f"record {name!r}: expected a path or an open image, got {image!r}")
-    path = os.path.join(folder, image) if folder is not None else image
+    path = os.path.join(folder or "", image)
     if not os.path.isfile(path):
         raise RecordError(f"record {name!r}: no image file {path}; relative paths are looked up in image_folder={folder}")
     return path

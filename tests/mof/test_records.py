@@ -131,6 +131,7 @@ def test_leading_answer_is_dropped_as_llava_does() -> None:
         (llava("<image>", "A cat.", image=7), "'r1': expected a path or an open image, got 7"),
         (llava("<image>", "A cat.", image=[None]), "'r1': expected a path or an open image, got None"),
         (llava("<image>", "A cat.", messages=None), r"'r1': 1 <image> placeholder\(s\) but 0 image"),
+        (llava("What?", "half a smiley: \ud83d"), "'r1': the gpt message holds half of a surrogate pair"),
         (None, "record '[0-9a-f]{16}': expected a dict, got None"),
         ("hi", "record '[0-9a-f]{16}': expected a dict, got 'hi'"),
         ([{"id": "r1"}], "record '[0-9a-f]{16}': expected a dict, got"),
