@@ -105,10 +105,13 @@ class MoFForConditionalGeneration(PreTrainedModel, GenerationMixin):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         decoding = past_key_values is not None and past_key_values.get_seq_length() > 0
         if input_ids is not None:
+            takes_images = pixel_values is not None or image_features is not None or not decoding
+            if takes_images:  # first of all: counting waits for the device, and here the encoders are not yet in its queue
+                self._check_counts(input_ids, pixel_values, image_features)
             inputs_embeds = self.get_input_embeddings()(input_ids)  # [R, L, D]
             if pixel_values is not None:
                 image_features = self.get_image_features(pixel_values)  # [M, T, D]
-            if image_features is not None or not decoding:
+            if takes_images:
                 inputs_embeds = self._insert_images(inputs_embeds, input_ids, image_features)
         if position_ids is None and not decoding and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)  # [R, L]: padding on the left moves no token
@@ -127,17 +130,23 @@ class MoFForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """pixel_values [M, 3, S, S] -> [M, T, D]: what takes the place of the image tokens."""
         return self.mixer(pixel_values)
 
+    def _check_counts(self, input_ids: Tensor, pixel_values: Tensor | None, features: Tensor | None) -> None:
+        """ValueError unless input_ids [R, L] holds one image token per image feature."""
+        if pixel_values is not None:
+            images, each = pixel_values.shape[0], self.mixer.tokens_per_image
+        else:
+            images, each = (0, self.mixer.tokens_per_image) if features is None else features.shape[:2]
+        found = int((input_ids == self.config.image_token_id).sum())
+        if found != images * each:
+            raise ValueError(
+                f"{found} image tokens in input_ids, but {images * each} image features ({images} images of {each} tokens): "
+                "give one image per placeholder, and expand placeholders with MoFProcessor"
+            )
+
     def _insert_images(self, embeds: Tensor, input_ids: Tensor, features: Tensor | None) -> Tensor:
         """Put features [M, T, D] into embeds [R, L, D] where input_ids [R, L] holds image tokens."""
-        slots = input_ids == self.config.image_token_id  # [R, L]
-        found, given = int(slots.sum()), 0 if features is None else features.shape[0] * features.shape[1]
-        if found != given:
-            images = 0 if features is None else features.shape[0]
-            raise ValueError(
-                f"{found} image tokens in input_ids, but {given} image features ({images} images of "
-                f"{self.mixer.tokens_per_image} tokens): give one image per placeholder, and expand placeholders with MoFProcessor"
-            )
         if features is not None:
+            slots = input_ids == self.config.image_token_id  # [R, L]
             return embeds.masked_scatter(slots.unsqueeze(-1), features.to(embeds))  # [R, L, D]
         if not self.training:
             return embeds

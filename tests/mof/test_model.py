@@ -234,6 +234,18 @@ def test_count_mismatch_names_both_numbers(tiny_model: MoFForConditionalGenerati
         tiny_model(pixel_values=pixels)
 
 
+def test_image_tokens_are_counted_before_the_encoders_run(
+    tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counting waits for a GPU; after the encoders were queued it would wait for them too."""
+    order: list[str] = []
+    count = Tensor.__int__
+    monkeypatch.setattr(Tensor, "__int__", lambda tensor: [order.append("count"), count(tensor)][1])
+    tiny_model.mixer.register_forward_pre_hook(lambda module, inputs: order.append("encoders"))
+    tiny_model(**tiny_processor(images=[noise(1)], text="<image>?", return_tensors="pt"))
+    assert order == ["count", "encoders"]
+
+
 def test_errors(tiny_encoders: dict[str, Encoder], tiny_llm: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     with pytest.raises(ValueError, match="the mixer maps to 31 channels, the language model has 32"):
         MoFForConditionalGeneration.from_parts(ConcatMoF(tiny_encoders, 31), tiny_llm, tiny_tokenizer)
