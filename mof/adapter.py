@@ -32,7 +32,8 @@ class Mixer(nn.Module):
 
     Args:
         encoders: by name; their order is the order of fusion. One whose input size can be chosen (`flexible`) is resized to
-            meet the common grid, so that no value is made up; the tokens of any other are interpolated.
+            meet the common grid, so that no value is made up; the tokens of any other are interpolated. Mixers of different
+            grids therefore need encoders of their own.
         hidden_size: D, the width of the language model.
         pool: token budget: averages over p x p neighbours, or p x q for a pair, before the adapter. A pair makes
             counts such as "two interleaved encoders against one" exactly equal: pool=(1, 2) halves them.
@@ -68,6 +69,7 @@ class Mixer(nn.Module):
             if encoder.flexible and rows == columns:
                 encoder.resize_to(self.grid)
         self.encoders = nn.ModuleDict(encoders)
+        self._grids = {name: encoder.grid for name, encoder in encoders.items()}  # as this mixer leaves them
 
     @property
     def positions(self) -> int:
@@ -96,7 +98,17 @@ class Mixer(nn.Module):
         return {"fusion": self.fusion, "encoders": encoders, "fusion_options": self.options}
 
     def encode(self, pixels: Tensor) -> dict[str, Tensor]:
-        """pixels [B, 3, H, W], uint8 or float in [0, 1] -> each encoder's tokens [B, P, C] at the common grid, pooled."""
+        """pixels [B, 3, H, W], uint8 or float in [0, 1] -> each encoder's tokens [B, P, C] at the common grid, pooled.
+
+        Raises:
+            ValueError: for an encoder that was resized since: its tokens would be interpolated, which gives other values.
+        """
+        for name, encoder in self.encoders.items():
+            if encoder.grid != (made := self._grids[name]):
+                raise ValueError(
+                    f"encoder {name!r} gives a {encoder.grid[0]} x {encoder.grid[1]} grid, but gave {made[0]} x {made[1]} when this "
+                    "mixer was made: another mixer or resize_to has changed its input size; build a second encoder for the other use"
+                )
         return {name: self._meet(*encoder(pixels)) for name, encoder in self.encoders.items()}
 
     def fuse(self, features: Mapping[str, Tensor]) -> Tensor:

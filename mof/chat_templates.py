@@ -26,7 +26,12 @@ VICUNA = _CONTENT + (
     "{%- endfor -%}"
     "{{ 'ASSISTANT:' if add_generation_prompt else '' }}"
 )
-"""LLaVA-1.5's form: "USER: <image>\\nWhat is it? ASSISTANT: A cat.</s>USER: ..."."""
+"""LLaVA-1.5's turns: "USER: <image>\\nWhat is it? ASSISTANT: A cat.</s>USER: ...".
+
+LLaVA-1.5 opens every conversation with a system prompt, "A chat between a curious user and an artificial intelligence
+assistant. The assistant gives helpful, detailed, and polite answers to the user's questions.", and a space. This template
+adds none: a conversation that begins with these words as its system message comes out as there.
+"""
 
 CHATML = _CONTENT + (
     "{%- for message in messages -%}"

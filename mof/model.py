@@ -50,7 +50,10 @@ class MoFForConditionalGeneration(PreTrainedModel, GenerationMixin):
             language_model = AutoModelForCausalLM.from_config(config.text_config)
         self.mixer = (build_configured_mixer(config) if mixer is None else mixer).to(language_model.dtype)
         self.language_model = language_model
-        self._llm_takes_positions = "position_ids" in inspect.signature(language_model.forward).parameters
+        parameters = inspect.signature(language_model.forward).parameters
+        self._llm_takes_positions = "position_ids" in parameters
+        self._recurrent = "cache_params" in parameters  # Mamba's name for its cache: one state, which knows no length
+        self._is_stateful = language_model._is_stateful  # transformers refuses to roll such back
         self._skip_referred_keys()
         self.post_init()
 
@@ -103,41 +106,58 @@ class MoFForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        decoding = past_key_values is not None and past_key_values.get_seq_length() > 0
+        if self._recurrent:
+            decoding = past_key_values is not None and past_key_values.has_previous_state()
+            attention_mask = None if decoding else attention_mask  # the state has left out padding already
+            kwargs["cache_params"] = past_key_values
+        else:
+            decoding = past_key_values is not None and past_key_values.get_seq_length() > 0
+            kwargs["past_key_values"] = past_key_values
         if input_ids is not None:
+            takes_images = pixel_values is not None or image_features is not None or not decoding
+            if takes_images:  # first of all: counting waits for the device, and here the encoders are not yet in its queue
+                self._check_counts(input_ids, pixel_values, image_features)
             inputs_embeds = self.get_input_embeddings()(input_ids)  # [R, L, D]
             if pixel_values is not None:
                 image_features = self.get_image_features(pixel_values)  # [M, T, D]
-            if image_features is not None or not decoding:
+            if takes_images:
                 inputs_embeds = self._insert_images(inputs_embeds, input_ids, image_features)
         if position_ids is None and not decoding and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)  # [R, L]: padding on the left moves no token
         if self._llm_takes_positions:
             kwargs["position_ids"] = position_ids
-        return self.language_model(
+        output = self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             labels=labels,
             logits_to_keep=logits_to_keep,
             **kwargs,
         )
+        if self._recurrent and not isinstance(output, tuple):  # older transformers reorder beams only in what bears this name
+            return CausalLMOutputWithPast(output.loss, output.logits, output.cache_params, output.hidden_states)
+        return output
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """pixel_values [M, 3, S, S] -> [M, T, D]: what takes the place of the image tokens."""
         return self.mixer(pixel_values)
 
+    def _check_counts(self, input_ids: Tensor, pixel_values: Tensor | None, features: Tensor | None) -> None:
+        """ValueError unless input_ids [R, L] holds one image token per image feature."""
+        if pixel_values is not None:
+            images, each = pixel_values.shape[0], self.mixer.tokens_per_image
+        else:
+            images, each = (0, self.mixer.tokens_per_image) if features is None else features.shape[:2]
+        found = int((input_ids == self.config.image_token_id).sum())
+        if found != images * each:
+            raise ValueError(
+                f"{found} image tokens in input_ids, but {images * each} image features ({images} images of {each} tokens): "
+                "give one image per placeholder, and expand placeholders with MoFProcessor"
+            )
+
     def _insert_images(self, embeds: Tensor, input_ids: Tensor, features: Tensor | None) -> Tensor:
         """Put features [M, T, D] into embeds [R, L, D] where input_ids [R, L] holds image tokens."""
-        slots = input_ids == self.config.image_token_id  # [R, L]
-        found, given = int(slots.sum()), 0 if features is None else features.shape[0] * features.shape[1]
-        if found != given:
-            images = 0 if features is None else features.shape[0]
-            raise ValueError(
-                f"{found} image tokens in input_ids, but {given} image features ({images} images of "
-                f"{self.mixer.tokens_per_image} tokens): give one image per placeholder, and expand placeholders with MoFProcessor"
-            )
         if features is not None:
+            slots = input_ids == self.config.image_token_id  # [R, L]
             return embeds.masked_scatter(slots.unsqueeze(-1), features.to(embeds))  # [R, L, D]
         if not self.training:
             return embeds
@@ -149,10 +169,17 @@ class MoFForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self, input_ids: Tensor, *args: Any, is_first_iteration: bool = False, **kwargs: Any
     ) -> dict[str, Any]:
         """With a KV cache, images enter with the prompt only."""
-        inputs = super().prepare_inputs_for_generation(input_ids, *args, is_first_iteration=is_first_iteration, **kwargs)
+        # A recurrent state goes past transformers, which would make attention masks for it.
+        state = {"past_key_values": kwargs.pop("past_key_values", None)} if self._recurrent else {}
+        inputs = super().prepare_inputs_for_generation(input_ids, *args, is_first_iteration=is_first_iteration, **kwargs) | state
         if not is_first_iteration and kwargs.get("use_cache", True):
             inputs |= {"pixel_values": None, "image_features": None}
         return inputs
+
+    def _prepare_cache_for_generation(self, *args: Any, **kwargs: Any) -> None:
+        """As in transformers, which would ask a recurrent language model's cache for its length; those make their own."""
+        if not self._recurrent:
+            super()._prepare_cache_for_generation(*args, **kwargs)
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any

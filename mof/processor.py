@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
+import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import load_image
@@ -17,7 +21,16 @@ from mof.chat_templates import choose_chat_template
 from mof.model import MoFForConditionalGeneration
 from mof.records import IMAGE_PLACEHOLDER
 
-# Shapes: M images of all texts in order, S the side of an image.
+# Shapes: M images of all texts in order, S the side of an image, H, W = rows and columns of an image as given.
+
+
+class MoFImagesKwargs(TypedDict, total=False):
+    """What a call may choose for its images: by these names transformers sorts the arguments of a processor."""
+
+    image_size: int
+    fit: Fit
+    background: Sequence[int]
+    return_tensors: str | None
 
 
 class MoFImageProcessor(BaseImageProcessor):
@@ -30,25 +43,49 @@ class MoFImageProcessor(BaseImageProcessor):
     """
 
     model_input_names: ClassVar[list[str]] = ["pixel_values"]
+    valid_kwargs = MoFImagesKwargs
 
     def __init__(self, image_size: int = 336, fit: Fit = "pad", background: Sequence[int] = (122, 116, 104), **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.image_size, self.fit, self.background = image_size, fit, list(background)
 
     def fetch_images(self, images: Any) -> Any:
-        """Files, addresses and PIL images, alone or in nested lists, to RGB images in the same nesting."""
+        """Images, alone or in nested lists, to RGB images in the same nesting.
+
+        Each is a file, an address, a PIL image, a NumPy array [H, W, 3] or a torch tensor [3, H, W], both uint8.
+
+        Raises:
+            TypeError: for anything else, naming its type.
+            ValueError: for an array or a tensor of another shape or type of numbers.
+        """
         if isinstance(images, (list, tuple)):
             return [self.fetch_images(image) for image in images]
         if isinstance(images, str) and images.startswith(("http://", "https://", "data:")):
             images = load_image(images)
+        if isinstance(images, (np.ndarray, Tensor)):
+            images = _from_array(images)
+        if not isinstance(images, (str, os.PathLike, Image.Image)):
+            raise TypeError(
+                f"an image cannot be a {type(images).__name__}: give a file, an address, a PIL image, a NumPy array [H, W, 3] "
+                "or a torch tensor [3, H, W] of uint8"
+            )
         return read_image(images)
 
-    def preprocess(self, images: Any, **kwargs: Any) -> BatchFeature:
-        """Images, alone or in nested lists -> pixel_values [M, 3, S, S] uint8."""
+    def preprocess(
+        self,
+        images: Any,
+        *,
+        image_size: int | None = None,
+        fit: Fit | None = None,
+        background: Sequence[int] | None = None,
+        return_tensors: str | None = None,
+    ) -> BatchFeature:
+        """Images, alone or in nested lists -> pixel_values [M, 3, S, S] uint8. What is not given is as the processor was made."""
         flat = _flatten(self.fetch_images(images))
-        red, green, blue = self.background
-        pixels = [to_pixels(image, self.image_size, self.fit, (red, green, blue)) for image in flat]
-        return BatchFeature({"pixel_values": torch.stack(pixels)})  # [M, 3, S, S]
+        size, how = image_size or self.image_size, fit or self.fit
+        red, green, blue = self.background if background is None else background
+        pixels = torch.stack([to_pixels(image, size, how, (red, green, blue)) for image in flat])  # [M, 3, S, S]
+        return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
 
 class MoFProcessor(ProcessorMixin):
@@ -106,11 +143,15 @@ class MoFProcessor(ProcessorMixin):
     def __call__(self, images: Any = None, text: str | list[str] | None = None, **kwargs: Any) -> BatchFeature:
         """Texts with one placeholder per image, and the images of all texts in order -> model inputs.
 
+        Args:
+            **kwargs: the tokenizer's, and the image processor's `image_size`, `fit` and `background`; or each kind in a dict
+                `text_kwargs`, `images_kwargs`, as for any processor of transformers.
+
         Raises:
             ValueError: when placeholders and images differ in number.
         """
         options = self._merge_kwargs(ProcessingKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
-        options = options["text_kwargs"]
+        images_options, options = options["images_kwargs"], options["text_kwargs"]
         return_tensors = options.pop("return_tensors", None)
         return_replacements = options.pop("return_text_replacement_offsets", False)
         texts = [text] if isinstance(text, str) else list(text or [])
@@ -125,7 +166,7 @@ class MoFProcessor(ProcessorMixin):
         if return_replacements:
             data["text_replacement_offsets"] = [self._replacements(one) for one in texts]
         if flat:
-            data.update(self.image_processor(flat))
+            data.update(self.image_processor(flat, **images_options))
         return BatchFeature(data, tensor_type=return_tensors)
 
     def _replacements(self, text: str) -> list[dict[str, Any]]:
@@ -137,6 +178,18 @@ class MoFProcessor(ProcessorMixin):
             {"span": (start, start + length), "new_span": (start + i * grown, start + (i + 1) * grown + length)}
             for i, start in enumerate(starts)
         ]
+
+
+def _from_array(array: np.ndarray | Tensor) -> Image.Image:
+    """[H, W, 3] of NumPy or [3, H, W] of torch, uint8 -> the image."""
+    channels, expected = (0, "[3, H, W]") if isinstance(array, Tensor) else (-1, "[H, W, 3]")
+    if str(array.dtype).removeprefix("torch.") != "uint8" or array.ndim != 3 or array.shape[channels] != 3:
+        raise ValueError(
+            f"an image as {type(array).__name__} must be {expected} of uint8, got {list(array.shape)} of {array.dtype}; "
+            "give several images as a list"
+        )
+    pixels = array.permute(1, 2, 0).cpu().numpy() if isinstance(array, Tensor) else array
+    return Image.fromarray(np.ascontiguousarray(pixels))
 
 
 def _flatten(images: Any) -> list[Any]:

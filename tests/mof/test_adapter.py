@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 
 import numpy as np
@@ -234,6 +235,17 @@ def test_features_that_do_not_meet_are_refused(tiny_encoders: dict[str, Encoder]
         mixer.fuse({**features, "b": features["b"][:, 1:]})
     with pytest.raises(ValueError, match=r"expected features of \['a', 'b'\], got \['a'\]"):
         mixer.fuse({"a": features["a"]})
+
+
+def test_encoder_resized_by_another_mixer_is_refused(tiny_encoders: dict[str, Encoder], pixels: Tensor) -> None:
+    mixer = InterleavedMoF({"b": tiny_encoders["b"]}, HIDDEN)
+    clone = copy.deepcopy(mixer)
+    expected = mixer(pixels)
+    InterleavedMoF(tiny_encoders, HIDDEN)
+    for resized in (mixer, copy.deepcopy(mixer)):
+        with pytest.raises(ValueError, match="encoder 'b' gives a 4 x 4 grid, but gave 6 x 6.*build a second encoder"):
+            resized(pixels)
+    assert torch.equal(clone(pixels), expected)  # it has an encoder of its own
 
 
 def test_encoder_contract_is_all_that_is_used(pixels: Tensor) -> None:

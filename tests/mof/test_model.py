@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from transformers import (
     Gemma2Config,
     GPT2Config,
     LlamaForCausalLM,
+    Mamba2Config,
+    MambaConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -26,6 +29,7 @@ from mof import ConcatMoF, InterleavedMoF, MoFConfig, MoFForConditionalGeneratio
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.2}
 GATED = {**SIZES, "intermediate_size": 64, "num_key_value_heads": 2}
+RECURRENT = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "initializer_range": 0.2}
 
 LLMS: dict[str, Callable[[PreTrainedTokenizerFast], PreTrainedModel]] = {
     "llama": build_llm,
@@ -34,6 +38,8 @@ LLMS: dict[str, Callable[[PreTrainedTokenizerFast], PreTrainedModel]] = {
     "gemma2 (soft caps)": lambda tokenizer: _build(Gemma2Config(vocab_size=len(tokenizer), head_dim=8, **GATED)),
     "gpt2 (learned positions)": lambda tokenizer: _build(GPT2Config(vocab_size=len(tokenizer), **SIZES)),
     "bloom (no positions)": lambda tokenizer: _build(BloomConfig(vocab_size=len(tokenizer), **SIZES)),
+    "mamba (no attention)": lambda tokenizer: _build(MambaConfig(vocab_size=len(tokenizer), **RECURRENT)),
+    "mamba2": lambda tokenizer: _build(Mamba2Config(vocab_size=len(tokenizer), num_heads=4, head_dim=16, n_groups=1, **RECURRENT)),
 }
 
 
@@ -175,6 +181,27 @@ def test_beams_see_their_own_images(tiny_model: MoFForConditionalGeneration, tin
 
 
 @torch.no_grad()
+def test_recurrent_language_model(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """Mamba keeps one state under another name: it must be passed on, hold for beams, and not be rolled back."""
+    model = build_model(tiny_tokenizer, LLMS["mamba (no attention)"](tiny_tokenizer))
+    processor = MoFProcessor.from_parts(model, tiny_tokenizer)
+    lengths: list[int] = []
+    model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    batch = prompt(processor)
+    options = {"max_new_tokens": 5, "do_sample": False}
+    beams = model.generate(**batch, **options, num_beams=3)
+    assert lengths == [batch["input_ids"].shape[1], 1, 1, 1, 1]
+    assert torch.equal(beams, model.generate(**batch, **options, num_beams=3, use_cache=False))
+    with pytest.raises(ValueError, match="stateful"):
+        model.generate(**processor(text="Hi", return_tensors="pt"), **options, prompt_lookup_num_tokens=2)
+    model.save_pretrained(tmp_path)
+    again = MoFForConditionalGeneration.from_pretrained(tmp_path)
+    assert torch.equal(again(**batch).logits, model(**batch).logits)
+
+
+@torch.no_grad()
 def test_images_are_encoded_once_per_generation(tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor) -> None:
     calls: list[int] = []
     tiny_model.mixer.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
@@ -232,6 +259,18 @@ def test_count_mismatch_names_both_numbers(tiny_model: MoFForConditionalGenerati
         tiny_model(**tiny_processor(text="no image", return_tensors="pt"), pixel_values=pixels)
     with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
         tiny_model(pixel_values=pixels)
+
+
+def test_image_tokens_are_counted_before_the_encoders_run(
+    tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counting waits for a GPU; after the encoders were queued it would wait for them too."""
+    order: list[str] = []
+    count = Tensor.__int__
+    monkeypatch.setattr(Tensor, "__int__", lambda tensor: [order.append("count"), count(tensor)][1])
+    tiny_model.mixer.register_forward_pre_hook(lambda module, inputs: order.append("encoders"))
+    tiny_model(**tiny_processor(images=[noise(1)], text="<image>?", return_tensors="pt"))
+    assert order == ["count", "encoders"]
 
 
 def test_errors(tiny_encoders: dict[str, Encoder], tiny_llm: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -79,6 +80,40 @@ def test_assistant_mask_of_transformers_is_right_too(tiny_processor: MoFProcesso
     out = tiny_processor.apply_chat_template(chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
     ids = torch.tensor(out["input_ids"][0])[torch.tensor(out["assistant_masks"][0]).bool()]
     assert tiny_processor.decode(ids) == " A cat.</s> Yes.</s>"
+
+
+def test_image_options_reach_the_image_processor(tiny_processor: MoFProcessor) -> None:
+    def pixels(**options: object) -> torch.Tensor:
+        return tiny_processor(images=RED, text="<image>", return_tensors="pt", **options)["pixel_values"][0]
+
+    red = torch.tensor([200, 0, 0], dtype=torch.uint8)[:, None, None].expand(3, 32, 32)
+    assert torch.equal(pixels(fit="squash"), red)
+    assert torch.equal(pixels(images_kwargs={"fit": "squash"}), red)
+    assert torch.equal(pixels(background=(200, 0, 0)), red)
+    assert pixels(image_size=16).shape == (3, 16, 16)
+    assert not torch.equal(pixels(), red)  # a call changes only itself
+    with pytest.raises(TypeError, match="typo"):
+        pixels(images_kwargs={"typo": 3})
+    with pytest.raises(TypeError, match="typo"):
+        tiny_processor.image_processor(RED, typo=3)
+    with pytest.raises(TypeError, match="do_resize"):  # known to transformers, but nothing that this one could do
+        pixels(do_resize=False)
+    with pytest.raises(ValueError, match="unknown fit 'stretch'"):
+        pixels(fit="stretch")
+
+
+def test_arrays_and_tensors_are_images(tiny_processor: MoFProcessor) -> None:
+    image = Image.effect_mandelbrot((40, 20), (-2, -1, 1, 1), 50).convert("RGB")
+    array = np.array(image)
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    batch = tiny_processor(images=[image, array, tensor], text="<image>" * 3, return_tensors="pt")["pixel_values"]
+    assert torch.equal(batch[1], batch[0]) and torch.equal(batch[2], batch[0])
+    refused = [array[..., 0], array / 255, np.stack([array, array]), tensor.bfloat16(), torch.tensor(3)]
+    for wrong in refused:
+        with pytest.raises(ValueError, match=r"an image as (ndarray|Tensor) must be \[.*\] of uint8, got \["):
+            tiny_processor(images=[wrong], text="<image>")
+    with pytest.raises(TypeError, match="an image cannot be a dict: give a file"):
+        tiny_processor(images=[{"path": "red.png"}], text="<image>")
 
 
 def test_save_and_load(tiny_processor: MoFProcessor, tiny_model: MoFForConditionalGeneration, tmp_path: Path) -> None:
