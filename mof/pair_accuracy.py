@@ -30,6 +30,7 @@ def answer_questions(
     model: PreTrainedModel, processor: ProcessorMixin, questions: Sequence[Question], image_folder: Path, *, batch_size: int = 64
 ) -> list[str]:
     """The model's greedy answers, in order. The options stand in the question, as in MMVP."""
+    model.eval()  # a model that was just trained still drops out
     answers: list[str] = []
     for start in track(range(0, len(questions), batch_size), "answering held-out pairs"):
         batch = questions[start : start + batch_size]

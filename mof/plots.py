@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import statistics
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+
+def require_matplotlib() -> None:
+    """ValueError when it is not installed: worth knowing before hours of training."""
+    if find_spec("matplotlib") is None:
+        raise ValueError('plots need matplotlib: pip install "mof-vig[plots]"')
 
 
 def plot_study(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
@@ -13,10 +20,9 @@ def plot_study(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
     Raises:
         ValueError: when matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ValueError('plots need matplotlib: pip install "mof-vig[plots]"') from error
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
     folder.mkdir(parents=True, exist_ok=True)
     by_name: dict[str, list[dict[str, Any]]] = {}
     for row in rows:

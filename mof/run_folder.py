@@ -44,6 +44,10 @@ class RunFolder:
     def path(self, name: str) -> Path:
         return self.folder / name
 
+    def read(self, name: str, otherwise: Any) -> Any:
+        """What `write` wrote, in this run or in the one that is resumed."""
+        return json.loads(self.path(name).read_text()) if self.path(name).is_file() else otherwise
+
     def stage(self, name: str, work: Callable[[Path], dict[str, Any] | None]) -> dict[str, Any]:
         """The facts that `work(folder of the stage)` returned, now or in the run that is resumed."""
         folder, done = self.path(name), self.path(name) / DONE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import types
 import typing
@@ -12,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from encoders import build_encoder
 from mof.adapter import FUSIONS
 
 
@@ -115,7 +117,7 @@ class Setting:
 
     name: str
     encoders: dict[str, dict[str, Any]]
-    """In the order of fusion: name -> the keywords of `encoders.build_encoder`."""
+    """In the order of fusion: name -> the keywords of `encoders.build_encoder` (without `pretrained`)."""
     llm: str
     """"mini-lm", a hub id, a local folder, or "gguf:FOLDER/FILE"."""
     align: Stage
@@ -149,6 +151,9 @@ class Setting:
             )
         if nameless := [key for key, spec in self.encoders.items() if not isinstance(spec, dict) or "name" not in spec]:
             raise ValueError(f"encoders {nameless} should each be the keywords of build_encoder, such as {{name: mini-clip}}")
+        keywords = inspect.signature(build_encoder).parameters.keys() - {"pretrained"}  # frozen random features are no use
+        if odd := {key: sorted(spec.keys() - keywords) for key, spec in self.encoders.items() if spec.keys() - keywords}:
+            raise ValueError(f"encoders: unknown keywords {odd}; there are {', '.join(sorted(keywords))}")
         for field_name, pair in (("pool", self.pool), ("grid", self.grid)):
             if pair is not None and (len(pair) != 2 or min(pair) < 1):
                 raise ValueError(f"{field_name} should be two numbers (rows, columns) of at least 1, got {pair}")

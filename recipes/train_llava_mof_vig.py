@@ -13,10 +13,12 @@ A real language model on real photos; LLaVA-1.5 on eight GPUs, planned and run:
 
 import argparse
 import dataclasses
-import json
+import math
 import os
 import statistics
 import time
+from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +27,21 @@ import transformers
 from accelerate import PartialState
 from rich.console import Console
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from encoders import build_encoder
 from mof import MoFForConditionalGeneration, MoFProcessor
 from mof.adapter import SSL_RATIOS, build_mixer
-from mof.data_mix import with_captions
 from mof.language_models import load_language_model
 from mof.miniature import write_dataset
 from mof.pair_accuracy import answer_questions, pair_accuracy
 from mof.plan import plan
-from mof.plots import plot_study
-from mof.records import read_records
+from mof.plots import plot_study, require_matplotlib
+from mof.run_data import RunData, read_run_data
 from mof.run_folder import RunFolder
 from mof.settings import Setting, Stage, read_setting
 from mof.study_table import study_tables
 from vig import SelectiveTrainer, load_scores, random_selection, score, select
+from vig.nulls import NULLS
 from vig.word_classes import vig_by_word_class
 
 console = Console()
@@ -70,8 +71,16 @@ def table_rows(setting: Setting) -> list[Row]:
 
 
 def study_rows(setting: Setting) -> list[Row]:
-    """The rows of --compare. The first encoder twice, interleaved, costs as many visual tokens as two encoders."""
+    """The rows of --compare. The first encoder twice, interleaved, costs as many visual tokens as two encoders.
+
+    Raises:
+        ValueError: for a setting without two encoders of one width, which the additive rows need, or without pairs.
+    """
     names = tuple(setting.encoders)
+    with torch.device("meta"):  # widths without weights
+        widths = {name: build_encoder(**spec, pretrained=False).width for name, spec in setting.encoders.items()}
+    if len(widths) != 2 or len(set(widths.values())) > 1 or not setting.data.scenes:
+        raise ValueError(f"--compare needs two encoders of one width and held-out pairs (data: scenes); {setting.name} has {widths}")
     rows = [Row(name, (name,), "interleaved") for name in names]
     rows.append(Row(f"{names[0]}x2", (names[0], names[0]), "interleaved"))
     for ratio in SSL_RATIOS[1:-1]:
@@ -82,61 +91,14 @@ def study_rows(setting: Setting) -> list[Row]:
 
 
 # --- data
-@dataclasses.dataclass
-class Records:
-    align: list[dict[str, Any]]
-    finetune: list[dict[str, Any]]
-    held_out: list[dict[str, Any]]
-    """Captions of photos that no training sees."""
-    pairs: list[dict[str, Any]]
-    """MMVP-style questions; only the miniature has them."""
-    images: Path
-
-
-def read_data(setting: Setting, data_dir: Path, run: RunFolder) -> Records:
-    """The setting's records. Those of the miniature are drawn first."""
-    data, pairs = setting.data, []
-    if data.scenes:
-        draw = dataclasses.asdict(data.scenes)
-        run.stage("data", lambda folder: write_dataset(folder, **draw) if PartialState().is_main_process else None)
-        data_dir = run.path("data")
-        pairs = json.loads((data_dir / "pairs.json").read_text())
-    folders = [data_dir / folder for folder in data.image_folders]
-    align, finetune, captions = (
-        [record for file in files for record in read_records(data_dir / file)] for files in (data.align, data.finetune, data.captions)
-    )
-    if captions:
-        finetune, summary = with_captions(finetune, captions)
-        console.print(summary)
-    for records in (align, finetune):
-        seen: dict[str, int] = {}
-        for record in records:
-            find_image(record, folders)
-            name = str(record["id"])  # LLaVA's mix uses an image's id for several records; scores need one name each
-            seen[name] = seen.get(name, 0) + 1
-            record["id"] = name if seen[name] == 1 else f"{name}#{seen[name]}"
-    photos = sorted({record["image"] for record in align if "image" in record})
-    held_out = set(photos[:: round(1 / data.held_out)]) if data.held_out else set()
-    return Records(
-        [record for record in align if record.get("image") not in held_out],
-        finetune,
-        [record for record in align if record.get("image") in held_out],
-        pairs,
-        folders[0],
-    )
-
-
-def find_image(record: dict[str, Any], folders: list[Path]) -> None:
-    """Replace the record's image by its path in the first folder that has it."""
-    if "image" not in record:
-        return
-    found = next((path for folder in folders if (path := folder / record["image"]).is_file()), None)
-    if found is None:
-        raise ValueError(
-            f"record {record['id']!r}: image {record['image']!r} is in none of {', '.join(map(str, folders))}; "
-            "give --data_dir, or correct image_folders in the config"
-        )
-    record["image"] = str(found)
+def read_data(setting: Setting, data_dir: Path, run: Callable[[], RunFolder]) -> tuple[RunFolder, RunData]:
+    """The run's folder and its records. Files are read first, so that a mistyped path leaves no folder behind."""
+    if not setting.data.scenes:
+        records = read_run_data(setting.data, data_dir)
+        return run(), records
+    folder, draw = run(), dataclasses.asdict(setting.data.scenes)
+    folder.stage("data", lambda path: write_dataset(path, **draw) if PartialState().is_main_process else None)
+    return folder, read_run_data(setting.data, folder.path("data"))
 
 
 # --- the stages. Each fills a folder of its own and is not done again on --resume.
@@ -153,9 +115,8 @@ def build(setting: Setting, row: Row) -> tuple[MoFForConditionalGeneration, MoFP
 
 
 def load(folder: Path) -> tuple[MoFForConditionalGeneration, MoFProcessor]:
-    model = AutoModelForImageTextToText.from_pretrained(folder)
-    device = PartialState().device
-    return model.to(device), AutoProcessor.from_pretrained(folder)
+    """A saved model, on the CPU: the trainer knows where it belongs, or how it is sharded."""
+    return AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
 
 
 def train(
@@ -171,7 +132,7 @@ def train(
             parameter.data = parameter.data.float()
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"), seed=seed, report_to="none", lr_scheduler_type="cosine", optim="adamw_torch",
-        learning_rate=stage.learning_rate, weight_decay=stage.weight_decay, warmup_steps=stage.warmup_ratio,
+        learning_rate=stage.learning_rate, weight_decay=stage.weight_decay, warmup_steps=math.ceil(stage.warmup_ratio * steps),
         num_train_epochs=stage.epochs, max_steps=stage.max_steps, per_device_train_batch_size=per_device,
         gradient_accumulation_steps=accumulation, bf16=setting.bf16,
         gradient_checkpointing=stage.gradient_checkpointing, logging_steps=max(1, steps // 10), save_steps=max(1, steps // 4),
@@ -179,10 +140,10 @@ def train(
     )  # fmt: skip
     trainer = SelectiveTrainer(model, arguments, train_dataset=records, processing_class=processor, max_length=setting.max_length)
     start = time.monotonic()
-    checkpoint = get_last_checkpoint(arguments.output_dir) if Path(arguments.output_dir).is_dir() else None
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
     seconds = time.monotonic() - start
-    model.to(dtype)
+    for parameter in model.parameters():  # not model.to(), which would round the rotary frequencies as well
+        parameter.data = parameter.data.to(dtype)
     trainer.save_model(str(folder))
     if PartialState().is_main_process:
         processor.save_pretrained(folder)
@@ -190,7 +151,13 @@ def train(
     return {"seconds": seconds, "active_tokens": trainer.supervised_tokens, "losses": losses}
 
 
-def run_row(row: Row, setting: Setting, records: Records, run: RunFolder, seed: int) -> dict[str, Any]:
+def last_checkpoint(folder: Path) -> str | None:
+    """The last checkpoint that was written whole. The trainer's state is the last of its files."""
+    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+
+
+def run_row(row: Row, setting: Setting, records: RunData, run: RunFolder, seed: int) -> dict[str, Any]:
     """All stages of one row; returns its line of results.json."""
 
     def align(folder: Path) -> dict[str, Any]:
@@ -207,7 +174,7 @@ def run_row(row: Row, setting: Setting, records: Records, run: RunFolder, seed: 
         if PartialState().is_main_process:  # one process scores; the others wait
             model, processor = load(aligned)
             score(
-                model, processor, records.finetune, folder, setting.null, batch_size=setting.score_batch_size,
+                model.to(PartialState().device), processor, records.finetune, folder, setting.null, batch_size=setting.score_batch_size,
                 max_length=setting.max_length,
             )  # fmt: skip
         return {"seconds": time.monotonic() - start}
@@ -241,7 +208,7 @@ def run_row(row: Row, setting: Setting, records: Records, run: RunFolder, seed: 
 
 
 # --- measuring
-def evaluate(model: MoFForConditionalGeneration, processor: MoFProcessor, records: Records, setting: Setting) -> dict[str, Any]:
+def evaluate(model: MoFForConditionalGeneration, processor: MoFProcessor, records: RunData, setting: Setting) -> dict[str, Any]:
     """Accuracy on the held-out pairs, where there are any, and VIG on held-out captions, where there are any."""
     accuracy: dict[str, Any] = {"pair_accuracy": None, "question_accuracy": None, "by_pattern": {}}
     if records.pairs:
@@ -250,7 +217,7 @@ def evaluate(model: MoFForConditionalGeneration, processor: MoFProcessor, record
     return accuracy | held_out_vig(model, processor, records, setting)
 
 
-def held_out_vig(model: MoFForConditionalGeneration, processor: MoFProcessor, records: Records, setting: Setting) -> dict[str, Any]:
+def held_out_vig(model: MoFForConditionalGeneration, processor: MoFProcessor, records: RunData, setting: Setting) -> dict[str, Any]:
     """What the right photo is worth against another one, on captions of photos that training never saw."""
     if not records.held_out:
         return {}
@@ -282,24 +249,33 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
-    PartialState(cpu=not torch.accelerator.is_available())  # several processes on CPUs find each other only when asked to
+    # Several processes on CPUs find each other only when asked to; while one of them scores, the others wait, however long.
+    PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
+    console.quiet = not PartialState().is_main_process
     setting = read_setting(args.config)
+    if setting.null not in NULLS:
+        raise ValueError(f"{args.config}: null {setting.null!r} is none of {', '.join(NULLS)}")
     if args.dry_run:
         console.print(plan(setting, devices=args.devices))
         return
     if args.quick and setting.data.scenes:
         setting.data.scenes = dataclasses.replace(setting.data.scenes, **{k: v // 20 for k, v in vars(setting.data.scenes).items()})
     rows = study_rows(setting) if args.compare else table_rows(setting)
+    if args.compare:
+        require_matplotlib()
     if unknown := set(args.rows or []) - {row.name for row in rows}:
         raise ValueError(f"no rows {sorted(unknown)}; this run has {', '.join(row.name for row in rows)}")
     rows = [row for row in rows if not args.rows or row.name in args.rows]
-    identity = {"setting": dataclasses.asdict(setting), "data_dir": str(args.data_dir)}
-    run = RunFolder(args.output_dir or Path("runs") / setting.name, identity, resume=args.resume)
-    records = read_data(setting, args.data_dir, run)
-    results = []
+    identity = {"setting": dataclasses.asdict(setting), "data_dir": str(args.data_dir.resolve())}
+    folder = args.output_dir or Path("runs") / setting.name
+    run, records = read_data(setting, args.data_dir, lambda: RunFolder(folder, identity, resume=args.resume))
+    if records.summary:
+        console.print(records.summary)
+    results = run.read("results.json", {"rows": []})["rows"]
     for seed in args.seeds:
         for row in rows:
             console.rule(f"{row.name}, seed {seed}")
+            results = [old for old in results if (old["name"], old["seed"]) != (row.name, seed)]
             results.append(run_row(row, setting, records, run, seed))
             run.write("results.json", {"rows": results})
     for table in study_tables(results):
@@ -307,7 +283,7 @@ def main() -> None:
     for row in results:
         if "held_out" in row:
             console.print(row["name"], "on held-out captions:", row["held_out"])
-    if args.compare:
+    if args.compare and PartialState().is_main_process:
         plot_study(results, run.path("plots"))
     console.print(f"results: {run.path('results.json')}")
 
@@ -317,5 +293,5 @@ if __name__ == "__main__":
     transformers.utils.logging.set_verbosity_error()
     try:
         main()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error

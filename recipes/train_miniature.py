@@ -94,8 +94,8 @@ class DinoNet(nn.Module):
                 x = torch.where(mask[..., None], self.mask_token.to(x.dtype), x)
             x = self.vit.norm(self.vit.blocks(self.vit._pos_embed(x)))  # [B, 26, 192]
             token, patches = x[:, 0], x[:, 1:]
-            seen = {"image": self.heads["image"](token), "class": token, "mean": self.heads["mean"](patches.mean(dim=1))}
-            seen["patch"] = self.heads["patch"](patches)
+            given = {"image": token, "mean": patches.mean(dim=1), "patch": patches}
+            seen = {name: self.heads[name](y) for name, y in given.items()}
         return {name: F.normalize(y.float(), dim=-1) for name, y in seen.items()}
 
 
@@ -115,7 +115,7 @@ def dino_loss(student: DinoNet, teacher: DinoNet, here: Tensor, there: Tensor) -
     hidden = torch.rand(target["patch"].shape[:2]) < 0.2
     found = student(normalised(light(here.flatten(0, 1))), hidden)
     itself = torch.arange(len(hidden))
-    losses = {name: F.cross_entropy(found[name] @ target[name].T / 0.1, itself) for name in ("image", "class", "mean")}
+    losses = {name: F.cross_entropy(found[name] @ target[name].T / 0.1, itself) for name in ("image", "mean")}
     bursts, bursts_seen = (x["patch"].unflatten(0, (-1, BURST)) for x in (found, target))
     scores = torch.einsum("nilc,njlc->nlij", bursts, bursts_seen) / 0.1  # [N, 25, BURST, BURST]
     same = torch.arange(BURST).repeat(scores[..., 0, 0].numel())
@@ -153,8 +153,8 @@ def train_dino(out: Path, scale: float) -> None:
     """Two phases, on pictures alone.
 
     First the teacher sees what the student sees, in other light: every picture becomes something of its own, background and all.
-    Then the teacher sees the same scenes drawn again, as a camera sees them a while later: what stays is the scene. Compared are
-    now the class token itself, and the mean of the patch tokens through a linear map, so that whoever reads them finds it there.
+    Then the teacher sees the same scenes drawn again, as a camera sees them a while later: what stays is the scene. There the mean
+    of the patch tokens is compared as well, through a linear map, so that the patches themselves hold it for whoever reads them.
     """
     torch.manual_seed(0)
     folder = out / "mini-dino"
@@ -163,7 +163,7 @@ def train_dino(out: Path, scale: float) -> None:
     log = Log(folder, first + second, BURSTS * BURST)
     vit = timm.create_model("mof_mini_vit", num_classes=0)
     vit = distil(vit, burst_pool(int(15_000 * scale), drawings=1, seed=2), first, ("image", "patch"), log)
-    vit = distil(vit, burst_pool(int(12_000 * scale), drawings=2, seed=3), second, ("class", "mean", "patch"), log)
+    vit = distil(vit, burst_pool(int(12_000 * scale), drawings=2, seed=3), second, ("image", "mean", "patch"), log)
     save_half(vit, folder / "model.safetensors")
 
 

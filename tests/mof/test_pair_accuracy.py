@@ -2,7 +2,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mof.pair_accuracy import chosen_option, pair_accuracy
+from PIL import Image
+
+from mof import MoFProcessor
+from mof.pair_accuracy import answer_questions, chosen_option, pair_accuracy
 
 
 def questions(*patterns):
@@ -54,3 +57,12 @@ def test_unequal_numbers_and_odd_pairs_are_refused():
         pair_accuracy(asked, ["left"])
     with pytest.raises(ValueError, match="every pair needs two questions"):
         pair_accuracy(asked[:1], ["left"])
+
+
+def test_a_model_that_was_just_trained_answers_without_dropout(tiny_model, tiny_tokenizer, tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.png")
+    tiny_model.train()
+    asked = [question | {"question": "Which way?", "image": "a.png"} for question in questions("Orientation")]
+    answers = answer_questions(tiny_model, MoFProcessor.from_parts(tiny_model, tiny_tokenizer), asked, tmp_path)
+    assert len(answers) == 2
+    assert not any(module.training for module in tiny_model.modules())

@@ -80,6 +80,8 @@ def test_overrides_replace_top_level_fields():
         ({"encoders": {}}, "at least one encoder"),
         ({"encoders": {"clip": "mini-clip"}}, "encoders should be"),
         ({"encoders": {"clip": {"image_size": 40}}}, "keywords of build_encoder"),
+        ({"encoders": {"clip": {"name": "mini-clip", "imagesize": 40}}}, "unknown keywords {'clip': \\['imagesize'\\]}"),
+        ({"encoders": {"clip": {"name": "mini-clip", "pretrained": False}}}, "unknown keywords {'clip': \\['pretrained'\\]}"),
         ({"fusion": "stirred"}, "interleaved"),
         ({"keep": 70}, "keep in \\[0, 1\\]"),
         ({"pool": [1]}, "pool should be two numbers"),

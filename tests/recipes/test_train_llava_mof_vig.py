@@ -82,6 +82,8 @@ def test_a_run_killed_in_the_middle_of_a_stage_resumes_to_the_same_result(config
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (folder / "seed-0/finetune-clip/stage.json").exists()
+    (middle / "checkpoint-9999").mkdir()  # as a kill in the middle of writing leaves it
+    (middle / "checkpoint-9999/model.safetensors").write_bytes(b"half")
     run("--config", config, "--output_dir", folder, "--resume")
     ours, theirs = (json.loads((one / "results.json").read_text())["rows"] for one in (folder, finished[0]))
     for row in (*ours, *theirs):
@@ -90,6 +92,36 @@ def test_a_run_killed_in_the_middle_of_a_stage_resumes_to_the_same_result(config
     for stage in ("finetune-clip", "finetune-interleaved+vig"):
         one, other = (load_file(where / f"seed-0/{stage}/model.safetensors") for where in (folder, finished[0]))
         assert all(one[key].equal(other[key]) for key in other), stage
+
+
+def test_resuming_with_other_rows_keeps_those_that_are_there(config, finished):
+    before = json.loads((finished[0] / "results.json").read_text())["rows"]
+    run("--config", config, "--output_dir", finished[0], "--resume", "--rows", "clip")
+    after = json.loads((finished[0] / "results.json").read_text())["rows"]
+    assert sorted(after, key=lambda row: row["name"]) == sorted(before, key=lambda row: row["name"])
+
+
+def test_a_wrong_path_is_one_line_and_leaves_no_folder(tmp_path):
+    arguments = ("--config", ROOT / "recipes/configs/smollm2_photos.yaml", "--output_dir", tmp_path / "run")
+    refused = run(*arguments, "--data_dir", tmp_path / "nowhere", check=False)
+    assert refused.returncode and "nowhere" in refused.stderr and "Traceback" not in refused.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"null": "blurr"}, "blurr"),
+        ({"encoders": {"clip": {"name": "mini-clip"}}}, "two encoders"),
+    ],
+)
+def test_what_would_fail_hours_later_is_refused_at_once(config, tmp_path, change, message):
+    setting = yaml.safe_load(config.read_text()) | change
+    path = tmp_path / "wrong.yaml"
+    path.write_text(yaml.safe_dump(setting))
+    refused = run("--config", path, "--compare", "--output_dir", tmp_path / "run", check=False)
+    assert refused.returncode and message in refused.stderr and "Traceback" not in refused.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_with_another_run_is_refused_in_one_line(config, finished):
