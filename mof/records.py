@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from PIL import Image
 
 IMAGE_PLACEHOLDER = "<image>"
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # a lone surrogate: JSON can write it, UTF-8 cannot
 
 ImageSource = str | Image.Image
 Part = dict[str, str]  # {"type": "image"} or {"type": "text", "text": ...}
@@ -70,15 +72,18 @@ def to_record(raw: Mapping[str, Any], image_folder: str | os.PathLike[str] | Non
         image_folder: joined in front of relative image paths.
 
     Raises:
-        RecordError: for unknown or misplaced roles, an image in an answer, a number of placeholders that is not the number
-            of images, or an image file that does not exist.
+        RecordError: for what is not of that form, unknown or misplaced roles, an image in an answer, a number of placeholders
+            that is not the number of images, or an image file that does not exist.
     """
-    name = str(raw["id"]) if "id" in raw else _content_hash(raw)
-    messages = [_to_message(name, turn) for turn in _turns(name, raw)]
+    name = record_id(raw)
+    if not isinstance(raw, Mapping):
+        raise RecordError(f"record {name!r}: expected a dict, got {raw!r}")
+    turns = _turns(name, raw)
+    messages = [_to_message(name, turn) for turn in turns]
     if messages and messages[0]["role"] == "assistant":
         messages = messages[1:]
     _check_roles(name, messages)
-    images = [_resolve(name, image, image_folder) for image in _images(raw)]
+    images = [_resolve(name, image, image_folder) for image in _images(raw, turns)]
     placeholders = sum(part["type"] == "image" for message in messages for part in message["content"])
     if placeholders != len(images):
         raise RecordError(
@@ -88,6 +93,23 @@ def to_record(raw: Mapping[str, Any], image_folder: str | os.PathLike[str] | Non
     return Record(name, messages, images)
 
 
+def record_id(raw: Any) -> str:
+    """The record's id; of one without (null is none either), and of what is no record at all, a digest of its content.
+
+    A "token_mask" does not count, so that a record is trained under the id that it was scored under.
+    """
+    if not isinstance(raw, Mapping):
+        return digest(raw)
+    if raw.get("id") is not None:
+        return str(raw["id"])
+    return digest({key: value for key, value in raw.items() if key != "token_mask"})
+
+
+def digest(value: Any) -> str:
+    """16 hex digits of the SHA-256 of a JSON-able value, which may hold PIL images."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=_plain).encode()).hexdigest()[:16]
+
+
 def _parse_json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
@@ -95,22 +117,29 @@ def _parse_json(text: str, where: str) -> Any:
         raise RecordError(f"{where}: not JSON ({error})") from error
 
 
-def _content_hash(raw: Mapping[str, Any]) -> str:
-    """A stable id for a record that has none. Open images have no stable text form and do not count."""
-    text = json.dumps(dict(raw), sort_keys=True, default=lambda value: type(value).__name__)
-    return hashlib.sha1(text.encode()).hexdigest()[:16]
+def _plain(value: Any) -> Any:
+    """What JSON cannot say: the pixels of an image by their hash, anything else by its text."""
+    if not isinstance(value, Image.Image):
+        return str(value)
+    try:
+        pixels = value.tobytes()
+    except Exception:  # a broken file, opened but not decoded yet: whoever needs the pixels reports it
+        pixels = b""
+    return [value.mode, value.size, hashlib.sha256(pixels).hexdigest()]
 
 
-def _turns(name: str, raw: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _turns(name: str, raw: Mapping[str, Any]) -> list[Any]:
     turns = raw.get("conversations", raw.get("messages"))
     if not isinstance(turns, list) or not turns:
         raise RecordError(f"record {name!r}: expected a list under 'conversations' or 'messages', got {turns!r}")
     return turns
 
 
-def _to_message(name: str, turn: Mapping[str, Any]) -> dict[str, Any]:
+def _to_message(name: str, turn: Any) -> dict[str, Any]:
+    if not isinstance(turn, Mapping):
+        raise RecordError(f"record {name!r}: expected a dict for each message, got {turn!r}")
     role = turn.get("from", turn.get("role"))
-    if role not in ROLES:
+    if not isinstance(role, str) or role not in ROLES:
         raise RecordError(f"record {name!r}: unknown role {role!r}; expected one of {', '.join(ROLES)}")
     content = turn.get("value", turn.get("content"))
     if isinstance(content, str):
@@ -119,6 +148,8 @@ def _to_message(name: str, turn: Mapping[str, Any]) -> dict[str, Any]:
         parts = [_to_part(name, part) for part in content]
     else:
         raise RecordError(f"record {name!r}: the {role} message must hold text or a list of parts, got {content!r}")
+    if any(HALF_CHARACTER.search(part.get("text", "")) for part in parts):
+        raise RecordError(f"record {name!r}: the {role} message holds half of a surrogate pair, which no tokenizer takes: {content!r}")
     if ROLES[role] != "user" and any(part["type"] == "image" for part in parts):
         raise RecordError(f"record {name!r}: an image in a {role} message; images belong to the user's messages")
     return {"role": ROLES[role], "content": parts}
@@ -137,11 +168,12 @@ def _split(text: str) -> list[Part]:
     return parts
 
 
-def _to_part(name: str, part: Mapping[str, Any]) -> Part:
-    if part.get("type") == "image":
-        return {"type": "image"}
-    if part.get("type") == "text" and isinstance(part.get("text"), str):
-        return {"type": "text", "text": part["text"]}
+def _to_part(name: str, part: Any) -> Part:
+    if isinstance(part, Mapping):
+        if part.get("type") == "image":
+            return {"type": "image"}
+        if part.get("type") == "text" and isinstance(part.get("text"), str):
+            return {"type": "text", "text": part["text"]}
     raise RecordError(f"record {name!r}: expected a part of type 'text' or 'image', got {part!r}")
 
 
@@ -155,21 +187,24 @@ def _check_roles(name: str, messages: list[dict[str, Any]]) -> None:
         )
 
 
-def _images(raw: Mapping[str, Any]) -> list[ImageSource]:
+def _images(raw: Mapping[str, Any], turns: list[Mapping[str, Any]]) -> list[Any]:
     """`image` or `images`: absent, one, or a list. Images inside message parts count when neither is given."""
     images = raw.get("image") if raw.get("images") is None else raw["images"]
-    if images is None and "messages" in raw:
-        parts = [part for turn in raw["messages"] if isinstance(turn.get("content"), list) for part in turn["content"]]
+    if images is None:
+        contents = [turn.get("content") for turn in turns]
+        parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, Mapping)]
         return [part[key] for part in parts for key in ("image", "path", "url") if part.get("type") == "image" and key in part]
-    if images is None or images == "":
+    if images == "":
         return []
     return list(images) if isinstance(images, (list, tuple)) else [images]
 
 
-def _resolve(name: str, image: ImageSource, folder: str | os.PathLike[str] | None) -> ImageSource:
+def _resolve(name: str, image: Any, folder: str | os.PathLike[str] | None) -> ImageSource:
     if isinstance(image, Image.Image):
         return image
-    path = os.path.join(folder, image) if folder is not None else image
+    if not isinstance(image, (str, os.PathLike)):
+        raise RecordError(f"record {name!r}: expected a path or an open image, got {image!r}")
+    path = os.path.join(folder or "", image)
     if not os.path.isfile(path):
         raise RecordError(f"record {name!r}: no image file {path}; relative paths are looked up in image_folder={folder}")
     return path

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from encoders.images import read_image
+from encoders.images import ImageError, read_image
 from mof.records import ImageSource, Record, RecordError, to_record
 
 # Shapes: R records, T tokens of a record, L tokens of the longest, A answer tokens of a record.
@@ -56,9 +56,12 @@ def encode_record(
         ValueError: for a template without generation spans, or a tokenizer without offsets.
         RecordError: for a record without an answer, tokens that cannot be aligned, or an image that does not fit into
             `max_length`.
-        ImageError: for an image that cannot be read.
+        ImageError: for an image that cannot be read, naming the record too.
     """
-    images = [read_image(image) for image in (record.images if images is None else images)]
+    try:
+        images = [read_image(image) for image in (record.images if images is None else images)]
+    except ImageError as error:
+        raise ImageError(f"record {record.id!r}: {error}") from error
     text, spans = _render(processor, record)
     # As transformers does it: a template that writes <s> itself must not get a second one.
     bos = processor.tokenizer.bos_token

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+from mof.records import digest
 
 # Entries of a config that saving, loading or training fill in and that no forward pass depends on.
 _LABELS = {"_name_or_path", "transformers_version", "architectures", "dtype"}
 _LABELS |= {"bos_token_id", "eos_token_id", "pad_token_id"}
-_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # integer type by bytes per element
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int32}  # integer type by bytes per element, 8 as two of 4
+_CHUNK = 2**20  # elements that are summed at a time, so that a large weight needs little memory
 
 
 def scoring_identity(
@@ -48,20 +49,20 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
             yield f"{prefix}{key}: {before!r} there, {now!r} now"
 
 
-def digest(value: Any) -> str:
-    """16 hex digits of the SHA-256 of a JSON-able value, which may hold PIL images."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=_plain).encode()).hexdigest()[:16]
-
-
 def weights_fingerprint(model: nn.Module) -> str:
-    """Changes with any bit of any weight: the bit patterns of every tensor, summed as integers.
+    """Changes with any bit of any weight and with their order: sums of the bit patterns, each times a factor of its place.
 
+    The factors are random, so that rearrangements do not cancel out, and odd, so that no changed bit is lost modulo 2^64.
     Integer sums are exact, so neither the device nor the number of threads matters (a float sum would move with both).
     """
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randint(-(2**63), 2**63 - 1, (_CHUNK,), generator=generator, device="cpu") | 1  # int64 [_CHUNK]
     entries = []
     for name, tensor in model.state_dict().items():
-        bits = tensor.detach().view(_BITS[tensor.element_size()])
-        entries.append([name, str(tensor.dtype), list(tensor.shape), int(bits.sum(dtype=torch.int64))])
+        bits = tensor.detach().reshape(-1).view(_BITS[tensor.element_size()])
+        factors = factors.to(bits.device)
+        sums = [(part * factors[: len(part)]).sum() for part in bits.split(_CHUNK)]
+        entries.append([name, str(tensor.dtype), list(tensor.shape), torch.stack(sums).tolist()])
     return digest(entries)
 
 
@@ -77,13 +78,6 @@ def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     # these two only record how the tokenizer was last called
     return digest({k: v for k, v in state.items() if k not in ("padding", "truncation")})
-
-
-def _plain(value: Any) -> Any:
-    """What JSON cannot say: the pixels of an image by their hash, anything else by its text."""
-    if isinstance(value, Image.Image):
-        return [value.mode, value.size, hashlib.sha256(value.tobytes()).hexdigest()]
-    return str(value)
 
 
 def _version(distribution: str) -> str:

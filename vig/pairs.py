@@ -16,9 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from encoders.images import ImageError, read_image
-from mof.records import RecordError, to_record
+from mof.records import RecordError, digest, record_id, to_record
 from mof.supervision import Example, encode_record
-from vig.manifest import digest
 from vig.nulls import NullImages
 
 # Shapes: L = tokens of a record, T = answer tokens among them, E = end-of-turn tokens among those.
@@ -49,7 +48,7 @@ class PairReader:
     nulls: NullImages
     max_length: int
     text_only: list[str] = field(default_factory=list)
-    """Ids of records without an image."""
+    """Ids of records without an image that can be trained on."""
     failures: dict[str, str] = field(default_factory=dict)
     """id -> reason."""
 
@@ -61,9 +60,6 @@ class PairReader:
         id = record_id(raw)
         try:
             record = to_record(raw, self.image_folder)
-            if not record.images:
-                self.text_only.append(id)
-                return None
             images = [read_image(image) for image in record.images]
             clean = encode_record(self.processor, record, max_length=self.max_length, images=images)
         except (RecordError, ImageError) as error:
@@ -72,6 +68,9 @@ class PairReader:
         if not clean.answer_mask.any():
             self.fail(id, f"no answer token within max_length={self.max_length}")
             return None
+        if not record.images:  # only now: training takes text-only records unscored, so they must have passed the checks
+            self.text_only.append(id)
+            return None
         null = encode_record(self.processor, record, max_length=self.max_length, images=self.nulls(id, images))
         assert torch.equal(clean.input_ids, null.input_ids), f"record {id!r}: the null image changed the tokens"
         return Pair(id, digest(raw), clean, null, _turn_ends(clean.input_ids, clean.answer_mask, self._special_ids))
@@ -79,11 +78,6 @@ class PairReader:
     def fail(self, id: str, reason: str) -> None:
         logger.warning("record %r is not scored: %s", id, reason)
         self.failures[id] = reason
-
-
-def record_id(raw: RawRecord) -> str:
-    """The record's id; of a record without one a digest of its content."""
-    return str(raw["id"]) if "id" in raw else digest(raw)
 
 
 def unique_ids(records: Sequence[RawRecord]) -> list[str]:

@@ -101,12 +101,20 @@ def load_scores(folder: str | os.PathLike[str]) -> Scores:
     """The scores in a folder that `score` wrote; of an interrupted run those it had saved, with a warning.
 
     Raises:
-        ValueError: for a folder without a manifest, or a shard that cannot be read, naming it.
+        ValueError: for a folder without a manifest, a shard that cannot be read, naming it, or shards that together do not
+            hold as many scores as the run had saved.
     """
     manifest = _read_manifest(Path(folder))
+    scores = _read_shards(Path(folder))
+    saved = manifest.pop("scores", None)
     if not manifest["complete"]:
         logger.warning("%s: the scoring run did not finish; run it again with this folder to resume it", folder)
-    return Scores(_read_shards(Path(folder)), manifest)
+    elif saved is not None and saved != len(scores):  # None: a folder from before the number was written down
+        raise ValueError(
+            f"{folder}: the run saved {saved} scores, but the shards hold {len(scores)}; put back the missing shards, remove "
+            "copies, or score again with this folder to fill the gap"
+        )
+    return Scores(scores, manifest)
 
 
 class ScoreFolder:
@@ -138,6 +146,7 @@ class ScoreFolder:
             raise ValueError(f"{self.path} is not empty and holds no {MANIFEST} of a scoring run; give a new folder")
         else:
             self._update_manifest()
+        self._saved = len(self.scores)
         self._next_shard = 1 + max((int(p.stem.removeprefix("shard-")) for p in _shards(self.path)), default=-1)
 
     def append(self, scores: Sequence[Score]) -> None:
@@ -150,10 +159,11 @@ class ScoreFolder:
         table = pa.table(columns, schema=_SCHEMA)
         _write_atomically(self.path / f"shard-{self._next_shard:05d}.parquet", lambda p: pq.write_table(table, p))
         self._next_shard += 1
+        self._saved += len(scores)
 
     def finish(self, text_only: Sequence[str], failures: Mapping[str, str]) -> None:
-        """Mark the run as complete, with its text-only records and failures."""
-        self._update_manifest(complete=True, text_only=list(text_only), failures=dict(failures))
+        """Mark the run as complete, with its text-only records, its failures and the number of scores in the shards."""
+        self._update_manifest(complete=True, scores=self._saved, text_only=list(text_only), failures=dict(failures))
 
     def _update_manifest(self, **entries: Any) -> None:
         self._manifest.update(entries)

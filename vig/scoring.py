@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, ProcessorMixin
 
-from mof.records import RecordError, to_record
+from mof.records import RecordError, digest, to_record
 from mof.supervision import collate
-from vig.manifest import digest, scoring_identity
+from vig.manifest import scoring_identity
 from vig.nulls import ImageSource, NullImages
 from vig.pairs import Pair, PairReader, RawRecord, unique_ids
 from vig.scores import Score, ScoreFolder, Scores
@@ -51,7 +51,7 @@ def score(
 
     Token VIG is the token's negative log-likelihood (natural logarithm) with the null image minus that with the image;
     a record's VIG is the mean over all its answer tokens, those of all its turns together. Records without an image are
-    not scored; records that cannot be read are logged, skipped and listed in `scores.failures`.
+    not scored; records that cannot be read or have no answer are logged, skipped and listed in `scores.failures`.
 
     Args:
         model: any image-text-to-text model of transformers, used where it is and as it is, in eval mode.

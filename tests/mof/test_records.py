@@ -83,6 +83,26 @@ def test_record_without_id_is_named_by_its_content() -> None:
     first, second = llava("Hi", "Ho"), llava("Hi", "Hum")
     del first["id"], second["id"]
     assert to_record(first).id == to_record(dict(first)).id != to_record(second).id
+    assert to_record({**first, "token_mask": [True]}).id == to_record(first).id  # trained as it was scored
+
+
+def test_null_as_id_is_no_id() -> None:
+    first, second = llava("Hi", "Ho") | {"id": None}, llava("Hi", "Hum") | {"id": None}
+    assert to_record(first).id != to_record(second).id != "None"
+
+
+def test_record_without_id_is_told_apart_by_its_pixels() -> None:
+    red, blue = ({**llava("<image>", "A square."), "image": Image.new("RGB", (4, 4), colour)} for colour in ("red", "blue"))
+    del red["id"], blue["id"]
+    assert to_record(red).id != to_record(blue).id
+
+
+def test_record_without_id_and_with_a_broken_open_image(folder: Path) -> None:
+    noise = Image.effect_noise((64, 64), 100)
+    noise.save(folder / "cut.png")
+    (folder / "cut.png").write_bytes((folder / "cut.png").read_bytes()[:600])
+    raw = {"conversations": llava("<image>", "A cat.")["conversations"], "image": Image.open(folder / "cut.png")}
+    assert to_record(raw).id  # the file is refused where its pixels are needed
 
 
 def test_leading_answer_is_dropped_as_llava_does() -> None:
@@ -104,10 +124,21 @@ def test_leading_answer_is_dropped_as_llava_does() -> None:
         ({"id": "r1", "conversations": [{"from": "gpt", "value": "x"}]}, "'r1': roles are empty; expected"),
         ({"id": "r1", "conversations": [{"from": "human", "value": None}]}, "'r1': the human message must hold text"),
         ({"id": "r1", "messages": [{"role": "user", "content": [{"type": "video"}]}]}, "'r1': expected a part of type"),
+        ({"id": "r1", "conversations": ["hi"]}, "'r1': expected a dict for each message, got 'hi'"),
+        ({"id": "r1", "conversations": [None]}, "'r1': expected a dict for each message, got None"),
+        ({"id": "r1", "conversations": [{"from": ["human"], "value": "x"}]}, r"'r1': unknown role \['human'\]"),
+        ({"id": "r1", "messages": [{"role": "user", "content": ["hi"]}]}, "'r1': expected a part of type .*, got 'hi'"),
+        (llava("<image>", "A cat.", image=7), "'r1': expected a path or an open image, got 7"),
+        (llava("<image>", "A cat.", image=[None]), "'r1': expected a path or an open image, got None"),
+        (llava("<image>", "A cat.", messages=None), r"'r1': 1 <image> placeholder\(s\) but 0 image"),
+        (llava("What?", "half a smiley: \ud83d"), "'r1': the gpt message holds half of a surrogate pair"),
+        (None, "record '[0-9a-f]{16}': expected a dict, got None"),
+        ("hi", "record '[0-9a-f]{16}': expected a dict, got 'hi'"),
+        ([{"id": "r1"}], "record '[0-9a-f]{16}': expected a dict, got"),
         ({"id": "r1"}, "'r1': expected a list under 'conversations' or 'messages', got None"),
     ],
 )
-def test_errors_name_the_record(raw: dict[str, Any], message: str, folder: Path) -> None:
+def test_errors_name_the_record(raw: Any, message: str, folder: Path) -> None:
     with pytest.raises(RecordError, match=message):
         to_record(raw, folder)
 

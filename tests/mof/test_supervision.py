@@ -14,6 +14,7 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast, ProcessorMixin
 
+from encoders.images import ImageError
 from mof import MoFProcessor
 from mof.chat_templates import CHATML, VICUNA
 from mof.processor import MoFImageProcessor
@@ -258,6 +259,13 @@ def test_errors(tiny_processor: MoFProcessor) -> None:
     tiny_processor.chat_template = last_only
     with pytest.raises(ValueError, match="'r': 2 assistant messages, but the chat template marks 1"):
         encode_record(tiny_processor, to_record(conversation("<image>", "a", "b", "c")))
+
+
+def test_an_image_that_cannot_be_read_names_record_and_file(tiny_processor: MoFProcessor, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    raw = conversation("<image>\nWhat?", "A cat.") | {"image": "broken.png"}
+    with pytest.raises(ImageError, match=r"record 'r': .*broken\.png"):
+        SupervisedCollator(tiny_processor, image_folder=tmp_path)([raw])
 
 
 def test_what_a_processor_refuses_names_the_record(tiny_processor: MoFProcessor, monkeypatch: pytest.MonkeyPatch) -> None:

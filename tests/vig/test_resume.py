@@ -19,6 +19,7 @@ import torch
 
 import vig.scoring
 from vig import Score, load_scores, score
+from vig.manifest import weights_fingerprint
 
 CONFTEST = Path(__file__).with_name("conftest.py")
 
@@ -119,6 +120,17 @@ def test_partial_files_never_count(llava, records, image_folder, tmp_path) -> No
         load_scores(tmp_path)
 
 
+@pytest.mark.parametrize(("lost", "left"), [([1], 3), ([0, 1, 2], 0)])
+def test_a_missing_shard_is_not_fewer_scores(llava, records, image_folder, tmp_path, lost, left) -> None:
+    one = score(*llava, records, tmp_path, image_folder=image_folder, batch_size=2)
+    for number in lost:
+        (tmp_path / f"shard-{number:05d}.parquet").unlink()
+    with pytest.raises(ValueError, match=f"saved 5 scores, but the shards hold {left};.*score again with this folder"):
+        load_scores(tmp_path)
+    assert_same(score(*llava, records, tmp_path, image_folder=image_folder, batch_size=2), one, atol=1e-5)  # as it says
+    assert len(load_scores(tmp_path)) == 5
+
+
 def test_another_run_in_the_folder_is_refused(llava, records, image_folder, tmp_path) -> None:
     model, processor = llava
     score(model, processor, records[:2], tmp_path, image_folder=image_folder)
@@ -148,6 +160,30 @@ def test_another_run_in_the_folder_is_refused(llava, records, image_folder, tmp_
     refuses(r"other records under the same ids.*r1", records=changed)
     assert len(load_scores(tmp_path)) == 2
     assert load_scores(tmp_path).manifest["complete"]  # still as it was
+
+
+class Weights(torch.nn.Module):
+    def __init__(self, tensor: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", tensor)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int8])
+def test_fingerprint_depends_on_every_bit_and_on_the_order(dtype, monkeypatch) -> None:
+    monkeypatch.setattr("vig.manifest._CHUNK", 8)
+    torch.manual_seed(0)
+    weight = (torch.randn(6, 4) * 50).to(dtype)
+    weight[0, 0] = 0
+    weight[5] = torch.arange(4).sub(1).to(dtype)
+    changed = weight.clone()
+    changed[5, 3] = 3
+    negative = weight.clone()
+    negative[5, [0, 2]] = weight[5, [2, 0]]  # -1 and 1, which differ in the highest bit only
+    others = [weight, weight.flip(0), weight.flip(1), weight.roll(2, 0), weight[:, [1, 0, 2, 3]], changed, negative]
+    prints = [weights_fingerprint(Weights(other)) for other in others]
+    assert len(set(prints)) == len(prints)
+    assert weights_fingerprint(Weights(weight.t().contiguous().t())) == prints[0]  # not on how it lies in memory
+    assert weights_fingerprint(Weights(weight[0, 0])) != weights_fingerprint(Weights(weight[:0]))  # one number; none
 
 
 def test_the_same_model_and_processor_loaded_again_resume(llava, records, image_folder, tmp_path) -> None:

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 import vig.scoring
 from encoders.images import blur, read_image
-from vig import score
+from mof.records import to_record
+from vig import score, select
 
 
 def reference_losses(model, processor, record, image):
@@ -113,6 +114,15 @@ def test_text_only_records_are_exempt(llava, records, image_folder, text_only) -
     assert not scores.failures
 
 
+def test_text_only_records_that_training_would_refuse_are_failures(llava, records, image_folder, text_only) -> None:
+    question = {"id": "question", "conversations": text_only["conversations"][:1]}
+    scores = score(*llava, [question, *records, text_only], image_folder=image_folder)
+    assert scores.manifest["text_only"] == ["text"]
+    assert "no assistant message" in scores.failures["question"]
+    chosen = select(scores, 1).apply([question, *records, text_only])
+    assert [record["id"] for record in chosen] == [*scores.ids, "text"]
+
+
 def test_bad_records_are_listed_not_fatal(llava, records, image_folder, tmp_path, caplog) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG broken")
     records[0]["image"] = "missing.png"
@@ -124,6 +134,16 @@ def test_bad_records_are_listed_not_fatal(llava, records, image_folder, tmp_path
     assert list(scores.failures) == ["r0", "r1", "r2"]
     for name, failure in zip(["missing.png", "broken.png", "alien"], scores.failures.values(), strict=True):
         assert name in failure and failure in caplog.text
+
+
+@pytest.mark.parametrize("null", ["blur", "shuffle"])
+def test_what_is_no_record_is_a_failure(llava, records, image_folder, null) -> None:
+    odd = [None, "hi", {"id": "no turns", "conversations": ["hi"]}, {"id": "no part", "messages": [{"role": "user", "content": ["hi"]}]}]
+    for record in records[:2]:
+        record["id"] = None
+    scores = score(*llava, [*odd, *records], null=null, image_folder=image_folder)
+    assert len(scores) == len(records) and scores.ids[2:] == ["r2", "r3", "r4"]
+    assert len(scores.failures) == len(odd) and {"no turns", "no part"} < set(scores.failures)
 
 
 def test_truncation(llava, records, image_folder) -> None:
@@ -176,6 +196,7 @@ def test_chat_messages_several_images_and_no_id(llava) -> None:
     scores = score(*llava, [{"messages": messages, "images": images}, {"messages": messages, "images": images[::-1]}])
     assert len(scores) == 2 and scores[0].id != scores[1].id
     assert len(scores[0].token_vig) == len(scores[0].token_ids) > 1
+    assert scores[0].id == to_record({"messages": messages, "images": images}).id  # errors and scores name a record alike
 
 
 def test_training_modes_are_restored(llava, records, image_folder) -> None:
