@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import csv
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,18 +105,30 @@ def blind_pairs(
     a, b = unit_rows(clip, "clip").to(device), unit_rows(dino, "dino").to(device)  # [N, D], [N, D']
     if len(a) != len(b):
         raise ValueError(f"clip has {len(a)} rows, dino {len(b)}: both must be of the same images, in the same order")
-    narrow = contract(a, clip_above)  # [N, K]
     found = [torch.empty(0, 4, dtype=torch.float64)]
-    for rows, columns in track(tiles(len(a), tile), "comparing", disable=not progress):
-        close = (narrow[rows] @ narrow[columns].T > clip_above - ROUNDING).nonzero()  # [S, 2]
-        i, j = close[:, 0] + rows.start, close[:, 1] + columns.start
-        i, j = i[i < j], j[i < j]
-        for part in range(0, len(i), tile * 16):
-            found.append(_in_full(a, b, i[part : part + tile * 16], j[part : part + tile * 16], clip_above, dino_below).cpu())
+    with _full_precision():
+        narrow = contract(a, clip_above)  # [N, K]
+        for rows, columns in track(tiles(len(a), tile), "comparing", disable=not progress):
+            close = (narrow[rows] @ narrow[columns].T > clip_above - ROUNDING).nonzero()  # [S, 2]
+            i, j = close[:, 0] + rows.start, close[:, 1] + columns.start
+            upper = i < j
+            for some in zip(i[upper].split(16 * tile), j[upper].split(16 * tile), strict=True):
+                found.append(_in_full(a, b, *some, clip_above, dino_below).cpu())
     i, j, clip_similarity, dino_similarity = torch.cat(found).numpy().T
     order = np.lexsort((j, i, dino_similarity - clip_similarity))
     pairs = (i[order].astype(np.int64), j[order].astype(np.int64))
     return BlindPairs(*pairs, clip_similarity[order].astype(np.float32), dino_similarity[order].astype(np.float32), images=len(a))
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Matrix products in true float32, whatever the program around allows (TF32 errs by far more than ROUNDING)."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def unit_rows(embeddings: Any, name: str) -> Tensor:
