@@ -3,11 +3,12 @@
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
 from mof.adapter import AdditiveMoF, ConcatMoF, InterleavedMoF
+from mof.blind_pair_search import blind_pairs
 from mof.config import MoFConfig
 from mof.model import MoFForConditionalGeneration
 from mof.processor import MoFImageProcessor, MoFProcessor
 
-__all__ = ["AdditiveMoF", "ConcatMoF", "InterleavedMoF", "MoFConfig", "MoFForConditionalGeneration", "MoFProcessor"]
+__all__ = ["AdditiveMoF", "ConcatMoF", "InterleavedMoF", "MoFConfig", "MoFForConditionalGeneration", "MoFProcessor", "blind_pairs"]
 
 AutoConfig.register(MoFConfig.model_type, MoFConfig)
 AutoModelForImageTextToText.register(MoFConfig, MoFForConditionalGeneration)

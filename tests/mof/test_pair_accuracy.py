@@ -1,7 +1,6 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from PIL import Image
 
 from mof import MoFProcessor

@@ -1,0 +1,107 @@
+"""Time and memory of `blind_pairs` against faiss' range search + filter, and against numpy's full matrices, for the same pairs.
+
+    python benchmarks/blind_pairs.py                       # N = 20,000 and 60,000
+    python benchmarks/blind_pairs.py --counts 20000
+
+Needs faiss-cpu for its comparison (`pip install faiss-cpu`). Every method runs in a process of its own with the same embeddings,
+so that its peak memory is its own; times are the least of --repeats, taken in turn. Ratios are what to read: absolute times mean
+little on shared cores.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+import warnings
+
+import numpy as np
+
+ABOVE, BELOW = 0.95, 0.6
+
+
+def embeddings(count: int, spectrum: str) -> tuple[np.ndarray, np.ndarray]:
+    """768-d and 1024-d unit rows with some thousand blind pairs: a common direction and falling variances, or flat ones."""
+    rng = np.random.default_rng(0)
+    centres = rng.integers(count // 4, size=count)  # about four pictures of one thing
+    pair = []
+    for width, spread, offset in ((768, 0.18, 0.9), (1024, 1.2, 0.0)):
+        scale = np.ones(width) if spectrum == "flat" else (1 + np.arange(width)) ** -0.5
+        scale = (scale / np.linalg.norm(scale)).astype(np.float32)
+        things = rng.standard_normal((count // 4, width), dtype=np.float32)
+        x = (things[centres] + spread * rng.standard_normal((count, width), dtype=np.float32)) * scale
+        x[:, 0] += offset
+        pair.append(x / np.linalg.norm(x, axis=1, keepdims=True))
+    return pair[0], pair[1]
+
+
+def ours(clip: np.ndarray, dino: np.ndarray) -> int:
+    from mof import blind_pairs
+
+    return len(blind_pairs(clip, dino, ABOVE, BELOW))
+
+
+def faiss_range_search(clip: np.ndarray, dino: np.ndarray) -> int:
+    import faiss
+
+    index = faiss.IndexFlatIP(clip.shape[1])
+    index.add(clip)
+    limits, _, j = index.range_search(clip, ABOVE)
+    i = np.repeat(np.arange(len(clip)), np.diff(limits).astype(np.int64))
+    i, j = i[i < j], j[i < j]
+    return int((np.einsum("nd,nd->n", dino[i], dino[j]) < BELOW).sum())
+
+
+def numpy_full(clip: np.ndarray, dino: np.ndarray) -> int:
+    return int(np.triu((clip @ clip.T > ABOVE) & (dino @ dino.T < BELOW), 1).sum())
+
+
+METHODS = {"blind_pairs": ours, "faiss range_search": faiss_range_search, "numpy full matrices": numpy_full}
+
+
+def measure(method: str, count: int, spectrum: str) -> dict[str, float]:
+    """Run in this process: seconds, pairs found, and peak memory beyond the embeddings, in GB."""
+    warnings.simplefilter("ignore")
+    clip, dino = embeddings(count, spectrum)
+    METHODS[method](clip[:3000], dino[:3000])  # imports, thread pools
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    found = METHODS[method](clip, dino)
+    return {
+        "seconds": time.perf_counter() - start,
+        "pairs": found,
+        "gigabytes": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--counts", type=int, nargs="+", default=[20_000, 60_000])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # a measurement in a process of its own
+    arguments = parser.parse_args()
+    if arguments.one:
+        method, count, spectrum = arguments.one
+        print(json.dumps(measure(method, int(count), spectrum)))
+        return
+    for count in arguments.counts:
+        methods = [name for name in METHODS if name != "numpy full matrices" or count <= 20_000]
+        for spectrum in ("realistic", "flat"):
+            runs: dict[str, list[dict[str, float]]] = {name: [] for name in methods}
+            for _ in range(arguments.repeats):
+                for name in methods:
+                    command = [sys.executable, __file__, "--one", name, str(count), spectrum]
+                    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                    runs[name].append(json.loads(out.splitlines()[-1]))
+            least = {name: min(run["seconds"] for run in some) for name, some in runs.items()}
+            for name, some in runs.items():
+                print(
+                    f"N = {count:,} {spectrum:<9}  {name:<20} {least[name]:7.2f} s  {least[name] / least['blind_pairs']:6.1f} x  "
+                    f"{some[0]['gigabytes']:5.2f} GB  {some[0]['pairs']:,} pairs",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
