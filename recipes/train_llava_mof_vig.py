@@ -130,12 +130,14 @@ def train(
     for parameter in model.parameters():
         if parameter.requires_grad:  # bf16 alone would round most updates away; autocast computes in bf16 all the same
             parameter.data = parameter.data.float()
+    if stage.gradient_checkpointing:  # not by an argument, whose name differs between versions of transformers
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     arguments = TrainingArguments(
         output_dir=str(folder / "checkpoints"), seed=seed, report_to="none", lr_scheduler_type="cosine", optim="adamw_torch",
         learning_rate=stage.learning_rate, weight_decay=stage.weight_decay, warmup_steps=math.ceil(stage.warmup_ratio * steps),
         num_train_epochs=stage.epochs, max_steps=stage.max_steps, per_device_train_batch_size=per_device,
         gradient_accumulation_steps=accumulation, bf16=setting.bf16,
-        gradient_checkpointing=stage.gradient_checkpointing, logging_steps=max(1, steps // 10), save_steps=max(1, steps // 4),
+        disable_tqdm=not PartialState().is_local_main_process, logging_steps=max(1, steps // 10), save_steps=max(1, steps // 4),
         save_total_limit=1, dataloader_num_workers=setting.workers, dataloader_pin_memory=torch.cuda.is_available(), use_cpu=not torch.accelerator.is_available(),
     )  # fmt: skip
     trainer = SelectiveTrainer(model, arguments, train_dataset=records, processing_class=processor, max_length=setting.max_length)
@@ -291,6 +293,7 @@ def main() -> None:
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers fork after the tokenizer was used
     transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()  # of loading and saving weights; that of training stays
     try:
         main()
     except (ValueError, OSError) as error:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -42,8 +43,9 @@ def config(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(config, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    printed = run("--config", config, "--output_dir", folder).stdout
-    return folder, printed
+    done = run("--config", config, "--output_dir", folder)
+    assert re.search(r"\d+/\d+ \[.*<.*(it/s|s/it)\]", done.stderr), "training shows no progress with rate and time left"
+    return folder, done.stdout
 
 
 def test_the_default_rows_are_measured_and_printed(finished):
