@@ -36,7 +36,8 @@ def plot_study(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
         values = [100 * row["pair_accuracy"] for row in by_name[name]]
         axes.barh(place, statistics.fmean(values), color="#7aa6c2")
         axes.plot(values, [place] * len(values), "o", color="#1d3b4f", markersize=4)
-        axes.text(1, place, f"{by_name[name][0]['visual_tokens']} visual tokens", va="center", fontsize=8, color="#1d3b4f")
+        tokens = f"{by_name[name][0]['visual_tokens']} visual tokens"
+        axes.text(99, place, tokens, va="center", ha="right", fontsize=8, color="#1d3b4f")
     axes.axvline(25, color="grey", linestyle="--", linewidth=1)
     axes.text(25.5, -0.45, "chance", color="grey", fontsize=8)
     axes.set_yticks(range(len(names)), names)

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.table import Table
 
 
@@ -30,7 +31,10 @@ def study_tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
     patterns = list(rows[-1]["by_pattern"])
     if not patterns:
         return [table]
-    detail = Table("row", *patterns, title="pair accuracy by pattern, mean over seeds, %")
+    detail = Table(title="pair accuracy by pattern, mean over seeds, %", box=SIMPLE, padding=(0, 1, 0, 0))
+    detail.add_column("row", no_wrap=True)
+    for pattern in patterns:  # headings break rather than names of rows: 80 columns are all that many terminals have
+        detail.add_column(pattern, justify="right", overflow="fold")
     for name, same in by_name.items():
         means = [statistics.fmean(row["by_pattern"][pattern] for row in same) for pattern in patterns]
         detail.add_row(name, *(f"{100 * mean:.0f}" for mean in means))
