@@ -133,7 +133,7 @@ def _full_precision() -> Iterator[None]:
 
 def unit_rows(embeddings: Any, name: str) -> Tensor:
     """[N, D] float32 with rows of length 1, or 0 for a row of zeros."""
-    x = embeddings if isinstance(embeddings, Tensor) else torch.from_numpy(np.array(embeddings, dtype=np.float32))
+    x = embeddings if isinstance(embeddings, Tensor) else torch.tensor(np.asarray(embeddings, dtype=np.float32))
     x = x.detach().float()
     if x.ndim != 2:
         raise ValueError(f"{name} must be embeddings of shape [N, D], got {list(x.shape)}")
@@ -181,10 +181,10 @@ def tiles(count: int, size: int) -> list[tuple[slice, slice]]:
 
 def _in_full(a: Tensor, b: Tensor, i: Tensor, j: Tensor, clip_above: float, dino_below: float) -> Tensor:
     """Those of the pairs (i, j) that are blind, as rows of i, j and both cosines, [M, 4] float64."""
-    clip = (a[i].double() * a[j].double()).sum(1)  # [S]
+    clip = (a[i] * a[j]).sum(1, dtype=torch.float64)  # [S]
     near = clip > clip_above
     i, j, clip = i[near], j[near], clip[near]
-    dino = (b[i].double() * b[j].double()).sum(1)
+    dino = (b[i] * b[j]).sum(1, dtype=torch.float64)
     far = dino < dino_below
     return torch.stack([i[far].double(), j[far].double(), clip[far], dino[far]], dim=1)
 
