@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from encoders.images import Fit, read_image, to_pixels
 
 # Shapes: B = images, H, W = rows and columns of the given pixels, S = side of the encoder's input, h, w = rows and
 # columns of its patch grid, D = width, T = texts, E = width of the joint embedding.
@@ -30,6 +34,9 @@ class Encoder(nn.Module, ABC):
     Attributes:
         tower: the backend's own model, with a text tower if there is one.
         width, patch_size, image_size: D, the patch side and S, in pixels.
+        prefix_tokens: class and register tokens, which come before the patch tokens in the tower and are cut off.
+        mean, std: per channel, of pixels in [0, 1].
+        fit, interpolation: how the backend's own processor makes an image S x S, and with which filter.
         embed_dim: E, or None when the model has no embedding of a whole image.
         layer: whose output `forward` gives: -1 the last block, -2 the one before, k >= 1 the k-th, 0 the embeddings. By
             default -2 with a text tower, else -1.
@@ -52,6 +59,8 @@ class Encoder(nn.Module, ABC):
         mean: tuple[float, ...],
         std: tuple[float, ...],
         interpolation: str = "bicubic",
+        fit: Fit = "crop",
+        prefix_tokens: int = 0,
         embed_dim: int | None = None,
         layer: int | None = None,
         norm: bool | None = None,
@@ -68,6 +77,8 @@ class Encoder(nn.Module, ABC):
         self.weights: str | None = None  # and the weight file, if it was given one
         self.width, self.patch_size, self.image_size, self.embed_dim = width, patch_size, image_size, embed_dim
         self.mean, self.std, self.interpolation = tuple(mean), tuple(std), interpolation
+        self.declared_statistics = self.mean, self.std  # what `spec` need not record
+        self.fit, self.prefix_tokens = fit, prefix_tokens
         self.layer, self.norm = layer, bool(norm)
         self.blocks = layer if layer >= 0 else depth + 1 + layer
         self.frozen, self.flexible, self.has_text = not trainable, flexible, has_text
@@ -89,7 +100,19 @@ class Encoder(nn.Module, ABC):
             "norm": self.norm,
             "trainable": not self.frozen,
         }
-        return spec if self.weights is None else {**spec, "weights": self.weights}
+        if self.weights is not None:
+            spec["weights"] = self.weights
+        if (self.mean, self.std) != self.declared_statistics:
+            spec |= {"mean": list(self.mean), "std": list(self.std)}
+        return spec
+
+    def pixels(self, image: str | os.PathLike[str] | Image.Image) -> Tensor:
+        """A file or an image -> [3, S, S] uint8, cropped and resized as the backend's own processor does it.
+
+        Raises:
+            ImageError: naming the file that cannot be read.
+        """
+        return to_pixels(read_image(image), self.image_size, self.fit)  # [3, S, S]
 
     def forward(self, pixels: Tensor) -> PatchFeatures:
         """pixels [B, 3, H, W], uint8 or float in [0, 1] -> tokens [B, h*w, D]; no block past `layer` runs."""

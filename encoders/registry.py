@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -52,6 +52,8 @@ def build_encoder(
     pretrained: bool = True,
     trainable: bool = False,
     weights: str | os.PathLike[str] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> Encoder:
     """The encoder called `name`: frozen and in eval mode unless `trainable`.
 
@@ -65,6 +67,8 @@ def build_encoder(
         pretrained: False gives random weights: no weight file is read (not even `weights`), nothing is downloaded.
         trainable: let gradients through, and follow the parent's train() and eval().
         weights: a local file (.safetensors, or .pt read with weights_only=True) in place of the name's own weights.
+        mean, std: normalise by these in place of the encoder's own. The released MoF models need it: their DINOv2 was
+            given pixels normalised for CLIP.
 
     Raises:
         ValueError: unknown name (the near ones are listed), impossible layer or size, weights that are missing or do
@@ -85,7 +89,17 @@ def build_encoder(
     factory = _factories().get(name)
     encoder = build_from_backend(name, **options) if factory is None else factory(**options)
     encoder.name, encoder.weights = name, options["weights"]
+    encoder.mean, encoder.std = _channels("mean", mean, encoder.mean), _channels("std", std, encoder.std)
     return encoder
+
+
+def _channels(what: str, given: Sequence[float] | None, own: tuple[float, ...]) -> tuple[float, ...]:
+    """The three values of `given`, or the encoder's own."""
+    if given is None:
+        return own
+    if len(given) != 3 or (what == "std" and min(given) <= 0):
+        raise ValueError(f"{what} takes three numbers, red, green and blue{' (above 0)' if what == 'std' else ''}; got {list(given)}")
+    return tuple(map(float, given))
 
 
 def build_from_backend(name: str, **options: Any) -> Encoder:

@@ -10,13 +10,11 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.core import TyperGroup
 
-from encoders import available_encoders, build_encoder, read_image
-from encoders.presets import PRESETS, WEIGHTS
+from encoders import read_image
+from mof.encode_command import encode
 
 
 class OneLineErrors(TyperGroup):
@@ -28,29 +26,6 @@ class OneLineErrors(TyperGroup):
         except (ValueError, OSError) as error:
             typer.echo(f"mof: {' '.join(str(error).split())}", err=True)
             raise typer.Exit(2) from None
-
-
-def encode(
-    list_encoders: Annotated[bool, typer.Option("--list", help="Print the encoders that are known by name.")] = False,
-) -> None:
-    """Show the image encoders and how many tokens each gives.
-
-    \b
-    Example:
-      mof encode --list
-    """
-    if not list_encoders:
-        raise ValueError("nothing to do; `mof encode --list` prints the encoders")
-    table = Table("name", "backend:model", "image size", "patch", "width", "tokens", box=None)
-    logging.disable(logging.WARNING)  # open_clip warns that weights are random, which is what is wanted here
-    for name in available_encoders():
-        with torch.device("meta"):  # sizes without weights
-            encoder = build_encoder(name, pretrained=False)
-        model = PRESETS[name].model.replace(str(WEIGHTS), "encoders/weights") if name in PRESETS else "registered"
-        sizes = (encoder.image_size, encoder.patch_size, encoder.width, encoder.grid[0] * encoder.grid[1])
-        table.add_row(name, model, *map(str, sizes))
-    logging.disable(logging.NOTSET)
-    Console(width=120).print(table)
 
 
 def chat(
