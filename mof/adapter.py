@@ -111,6 +111,23 @@ class Mixer(nn.Module):
                 )
         return {name: self._meet(*encoder(pixels)) for name, encoder in self.encoders.items()}
 
+    def unpack(self, encoder_features: Tensor) -> dict[str, Tensor]:
+        """Stored tokens [B, F] -> each encoder's tokens [B, P, C] at the common grid, pooled: as `encode`, no encoder run.
+
+        F numbers per image: the tokens [h*w, C] of the first encoder at its own grid, flattened, then those of the next.
+
+        Raises:
+            ValueError: for an F that is not of these encoders.
+        """
+        shapes = {name: (rows * columns, self.encoders[name].width) for name, (rows, columns) in self._grids.items()}
+        sizes = [tokens * width for tokens, width in shapes.values()]
+        if encoder_features.ndim != 2 or encoder_features.shape[1] != sum(sizes):
+            raise ValueError(
+                f"expected stored features [B, {sum(sizes)}], the tokens x channels of {shapes}, got {list(encoder_features.shape)}"
+            )
+        parts = zip(shapes.items(), encoder_features.split(sizes, dim=1), strict=True)
+        return {name: self._meet(part.unflatten(1, shape), self._grids[name]) for (name, shape), part in parts}
+
     def fuse(self, features: Mapping[str, Tensor]) -> Tensor:
         """Each encoder's tokens [B, P, C] -> [B, T, D]."""
         raise NotImplementedError

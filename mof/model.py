@@ -28,6 +28,7 @@ from mof.records import IMAGE_PLACEHOLDER
 # D the width of the language model, V its vocabulary.
 
 ENCODERS_PREFIX = "mixer.encoders."  # keys of the encoders' weights in a state dict
+IMAGE_INPUTS = ("pixel_values", "encoder_features", "image_features")  # of which a call gives one
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
@@ -82,6 +83,7 @@ class MoFForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor | None = None,
         pixel_values: Tensor | None = None,
+        encoder_features: Tensor | None = None,
         image_features: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
@@ -96,7 +98,8 @@ class MoFForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Args:
             input_ids: [R, L], each image as T image tokens. Records may have one image, several or none.
             pixel_values: [M, 3, S, S] uint8, or float in [0, 1]: all images of the batch, in order.
-            image_features: [M, T, D], the mixer's output, in place of pixel_values.
+            encoder_features: [M, F] in place of pixel_values: what a feature store holds of the encoders (`Mixer.unpack`).
+            image_features: [M, T, D] in place of pixel_values: the mixer's output.
             inputs_embeds: [R, L, D] in place of input_ids; then the images must be in it already.
             labels: [R, L], -100 where no loss is taken.
             **kwargs: the language model's own, `num_items_in_batch` (the Trainer's global token count) among them.
@@ -114,12 +117,13 @@ class MoFForConditionalGeneration(PreTrainedModel, GenerationMixin):
             decoding = past_key_values is not None and past_key_values.get_seq_length() > 0
             kwargs["past_key_values"] = past_key_values
         if input_ids is not None:
-            takes_images = pixel_values is not None or image_features is not None or not decoding
+            images = sum(len(x) for x in (pixel_values, encoder_features, image_features) if x is not None)
+            takes_images = images or not decoding
             if takes_images:  # first of all: counting waits for the device, and here the encoders are not yet in its queue
-                self._check_counts(input_ids, pixel_values, image_features)
+                self._check_counts(input_ids, images, self.mixer.tokens_per_image if image_features is None else image_features.shape[1])
             inputs_embeds = self.get_input_embeddings()(input_ids)  # [R, L, D]
-            if pixel_values is not None:
-                image_features = self.get_image_features(pixel_values)  # [M, T, D]
+            if pixel_values is not None or encoder_features is not None:
+                image_features = self.get_image_features(pixel_values, encoder_features)  # [M, T, D]
             if takes_images:
                 inputs_embeds = self._insert_images(inputs_embeds, input_ids, image_features)
         if position_ids is None and not decoding and attention_mask is not None and attention_mask.ndim == 2:
@@ -137,16 +141,14 @@ class MoFForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return CausalLMOutputWithPast(output.loss, output.logits, output.cache_params, output.hidden_states)
         return output
 
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """pixel_values [M, 3, S, S] -> [M, T, D]: what takes the place of the image tokens."""
-        return self.mixer(pixel_values)
+    def get_image_features(self, pixel_values: Tensor | None = None, encoder_features: Tensor | None = None) -> Tensor:
+        """pixel_values [M, 3, S, S] or encoder_features [M, F] -> [M, T, D]: what takes the place of the image tokens."""
+        if encoder_features is None:
+            return self.mixer(pixel_values)
+        return self.mixer.fuse(self.mixer.unpack(encoder_features.to(self.dtype)))
 
-    def _check_counts(self, input_ids: Tensor, pixel_values: Tensor | None, features: Tensor | None) -> None:
-        """ValueError unless input_ids [R, L] holds one image token per image feature."""
-        if pixel_values is not None:
-            images, each = pixel_values.shape[0], self.mixer.tokens_per_image
-        else:
-            images, each = (0, self.mixer.tokens_per_image) if features is None else features.shape[:2]
+    def _check_counts(self, input_ids: Tensor, images: int, each: int) -> None:
+        """ValueError unless input_ids [R, L] holds `each` image tokens per image."""
         found = int((input_ids == self.config.image_token_id).sum())
         if found != images * each:
             raise ValueError(
@@ -173,7 +175,7 @@ class MoFForConditionalGeneration(PreTrainedModel, GenerationMixin):
         state = {"past_key_values": kwargs.pop("past_key_values", None)} if self._recurrent else {}
         inputs = super().prepare_inputs_for_generation(input_ids, *args, is_first_iteration=is_first_iteration, **kwargs) | state
         if not is_first_iteration and kwargs.get("use_cache", True):
-            inputs |= {"pixel_values": None, "image_features": None}
+            inputs |= dict.fromkeys(IMAGE_INPUTS)
         return inputs
 
     def _prepare_cache_for_generation(self, *args: Any, **kwargs: Any) -> None:
@@ -185,7 +187,7 @@ class MoFForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor | None, dict[str, Any]]:
         """Beams and several samples per prompt: images lie flat over the batch, so they repeat by record, not by row."""
-        images = {key: kwargs.pop(key) for key in ("pixel_values", "image_features") if kwargs.get(key) is not None}
+        images = {key: kwargs.pop(key) for key in IMAGE_INPUTS if kwargs.get(key) is not None}
         if images and expand_size > 1:
             tokens = (input_ids == self.config.image_token_id).sum(dim=1)  # [R]
             counts = (tokens // self.mixer.tokens_per_image).tolist()

@@ -119,6 +119,27 @@ def test_features_in_place_of_pixels(tiny_model: MoFForConditionalGeneration, ti
     assert torch.equal(tiny_model(**batch, image_features=features).logits, expected)
 
 
+@torch.no_grad()
+def test_stored_encoder_features_in_place_of_pixels(tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor) -> None:
+    """What each encoder gives at its own grid, flattened one after the other; the encoders themselves do not run."""
+    batch = dict(prompt(tiny_processor))
+    expected = tiny_model(**batch).logits
+    options = {"max_new_tokens": 4, "num_beams": 2, "do_sample": False}
+    written = tiny_model.generate(**batch, **options)
+    pixels = batch.pop("pixel_values")
+    stored = torch.cat([encoder(pixels).tokens.flatten(1) for encoder in tiny_model.mixer.encoders.values()], dim=1)  # [3, F]
+    for encoder in tiny_model.mixer.encoders.values():
+        encoder.patch_tokens = None
+    assert torch.equal(tiny_model(**batch, encoder_features=stored).logits, expected)
+    assert torch.equal(tiny_model.generate(**batch, encoder_features=stored, **options), written)
+    with pytest.raises(ValueError, match=rf"stored features \[B, {stored.shape[1]}\].*got \[3, {stored.shape[1] - 1}\]"):
+        tiny_model(**batch, encoder_features=stored[:, 1:])
+    with pytest.raises(ValueError, match="image tokens in input_ids"):
+        tiny_model(**batch, encoder_features=stored[1:])
+    with pytest.raises(ValueError, match="image tokens in input_ids"):
+        tiny_model(**batch, encoder_features=stored, pixel_values=pixels)
+
+
 def test_loss_is_the_language_models(tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor) -> None:
     batch = prompt(tiny_processor, "right")
     labels = batch["input_ids"].masked_fill(torch.rand(batch["input_ids"].shape) < 0.5, -100)
