@@ -5,10 +5,20 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextTo
 from mof.adapter import AdditiveMoF, ConcatMoF, InterleavedMoF
 from mof.blind_pair_search import blind_pairs
 from mof.config import MoFConfig
+from mof.mmvp_vlm import probe_mmvp_vlm
 from mof.model import MoFForConditionalGeneration
 from mof.processor import MoFImageProcessor, MoFProcessor
 
-__all__ = ["AdditiveMoF", "ConcatMoF", "InterleavedMoF", "MoFConfig", "MoFForConditionalGeneration", "MoFProcessor", "blind_pairs"]
+__all__ = [
+    "AdditiveMoF",
+    "ConcatMoF",
+    "InterleavedMoF",
+    "MoFConfig",
+    "MoFForConditionalGeneration",
+    "MoFProcessor",
+    "blind_pairs",
+    "probe_mmvp_vlm",
+]
 
 AutoConfig.register(MoFConfig.model_type, MoFConfig)
 AutoModelForImageTextToText.register(MoFConfig, MoFForConditionalGeneration)

@@ -49,15 +49,31 @@ def plot_study(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
 
     patterns = list(rows[0]["by_pattern"])
     table = [[100 * statistics.fmean(row["by_pattern"][pattern] for row in by_name[name]) for pattern in patterns] for name in names]
-    figure = Figure(figsize=(0.95 * len(patterns) + 2.4, 0.42 * len(names) + 1.9), layout="constrained")
+    figure = heat_map(names, patterns, table, "pair accuracy, %")
+    detail = folder / "by_pattern.png"
+    figure.savefig(detail, dpi=150)
+    return [overall, detail]
+
+
+def plot_probe(rows: dict[str, dict[str, float]], path: Path) -> None:
+    """Write name -> {type: value in 0..100} as a heat map, PNG or SVG by the suffix of `path`. ValueError without matplotlib."""
+    require_matplotlib()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = list(next(iter(rows.values())))
+    heat_map(list(rows), columns, [list(values.values()) for values in rows.values()], "right pairs, %").savefig(path, dpi=150)
+
+
+def heat_map(names: list[str], columns: list[str], table: list[list[float]], label: str) -> Any:
+    """A figure: one row per name, values in 0..100 written into their cells."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(0.95 * len(columns) + 2.4, 0.42 * len(names) + 1.9), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(table, cmap="viridis", vmin=0, vmax=100, aspect="auto")
-    axes.set_xticks(range(len(patterns)), patterns, rotation=30, ha="right")
+    axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
     axes.set_yticks(range(len(names)), names)
     for y, values in enumerate(table):
         for x, value in enumerate(values):
             axes.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=9, color="black" if value > 55 else "white")
-    figure.colorbar(image, label="pair accuracy, %")
-    detail = folder / "by_pattern.png"
-    figure.savefig(detail, dpi=150)
-    return [overall, detail]
+    figure.colorbar(image, label=label)
+    return figure

@@ -1,0 +1,200 @@
+"""MMVP-VLM: does an image-text encoder tell apart the pairs that people can (arXiv 2401.06209, section 2.3)?
+
+A folder holds `Questions.csv` (Question ID, Type, Statement) and one image per row, `<image folder>/<Type>/<id>.jpg`. Rows come
+in pairs. Each of a pair's two statements is matched with the more similar of the pair's two images; the pair counts when both
+statements find their own.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from rich.progress import track
+from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
+
+from encoders import Encoder, read_image
+
+# Shapes: H, W = rows and columns of an image, S = side of an encoder's input, E = width of the joint embedding.
+
+IMAGE_FOLDERS = ("MLLM_VLM Images", "MLLM_VLM_Images", "MMVP_VLM_Images")
+"""What the image folder is called in the copies that are about."""
+SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG")
+COLUMNS = 3  # Question ID, Type, Statement: read by position, since copies differ in spelling
+TIE = 1e-9
+"""Cosines closer than this are equal: the same image under two names may differ by the rounding of a sum in float64."""
+PROMPT = "a photo of "  # then the statement, without a full stop
+
+
+class ImageTextEncoder(Protocol):
+    """What the probe needs. An `encoders.Encoder` gets its images as its own processor makes them, anything else as they are."""
+
+    def embed_image(self, pixels: Tensor) -> Tensor:
+        """[1, 3, H, W] uint8 -> [1, E]"""
+
+    def embed_text(self, texts: list[str]) -> Tensor:
+        """T texts -> [T, E]"""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One row of `Questions.csv`."""
+
+    id: int
+    type: str
+    statement: str
+    image: Path
+
+
+@dataclass(frozen=True)
+class PairResult:
+    """One pair, and how similar it is to the encoder."""
+
+    type: str
+    ids: tuple[int, int]
+    statements: tuple[str, str]
+    image_similarity: float
+    """Cosine of the two images: near 1 for a blind pair."""
+    similarities: tuple[tuple[float, float], tuple[float, float]] | None
+    """Cosine of statement (row) and image (column); None for an encoder without a text tower."""
+
+    @property
+    def right(self) -> bool:
+        """Whether both statements find their own image; at a tie the second image is taken, as the released rule does."""
+        if self.similarities is None:
+            raise ValueError("an encoder without a text tower matches no statements: only image_similarity is measured")
+        (first_own, first_other), (second_other, second_own) = self.similarities
+        return first_own - first_other > TIE and not second_other - second_own > TIE
+
+
+@dataclass(frozen=True)
+class MMVPVLMResult:
+    """What one encoder makes of the pairs; shares in [0, 1], chance is 0.25."""
+
+    encoder: str
+    pairs: list[PairResult]
+
+    @property
+    def by_pattern(self) -> dict[str, float]:
+        """Share of right pairs per `Type`, as spelled in the file and in its order."""
+        return {type: statistics.fmean(pair.right for pair in pairs) for type, pairs in self._by_type().items()}
+
+    @property
+    def average(self) -> float:
+        """Share of right pairs of all."""
+        return statistics.fmean(pair.right for pair in self.pairs)
+
+    @property
+    def image_similarity(self) -> dict[str, float]:
+        """Mean cosine of a pair's two images per `Type`; also for encoders without a text tower."""
+        return {type: statistics.fmean(pair.image_similarity for pair in pairs) for type, pairs in self._by_type().items()}
+
+    def to_json(self, path: str | Path) -> None:
+        """The shares, and every pair."""
+        matched = self.pairs[0].similarities is not None
+        shares = {"average": self.average, "by_pattern": self.by_pattern} if matched else {}
+        pairs = [dataclasses.asdict(pair) | ({"right": pair.right} if matched else {}) for pair in self.pairs]
+        document = {"encoder": self.encoder, **shares, "image_similarity": self.image_similarity, "pairs": pairs}
+        Path(path).write_text(json.dumps(document, indent=1))
+
+    def to_csv(self, path: str | Path) -> None:
+        """One row per pair."""
+        with Path(path).open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("encoder", "type", "id_1", "id_2", "image_similarity", "right"))
+            for pair in self.pairs:
+                right = "" if pair.similarities is None else int(pair.right)
+                writer.writerow((self.encoder, pair.type, *pair.ids, f"{pair.image_similarity:.6f}", right))
+
+    def _by_type(self) -> dict[str, list[PairResult]]:
+        types: dict[str, list[PairResult]] = {}
+        for pair in self.pairs:
+            types.setdefault(pair.type, []).append(pair)
+        return types
+
+
+def probe_mmvp_vlm(encoder: ImageTextEncoder, folder: str | Path, *, progress: bool = False) -> MMVPVLMResult:
+    """Run MMVP-VLM. Deterministic; scores are bucketed by `Type`, not by the position of the row.
+
+    Args:
+        encoder: any encoder of this library, or any object with `embed_image` and `embed_text`. Of an encoder without a text
+            tower (DINOv2) only `image_similarity` is measured.
+        folder: holds `Questions.csv` and the image folder in any of its spellings.
+        progress: show a bar.
+
+    Raises:
+        ValueError: for a folder that is not MMVP-VLM, naming the row or the image that is wrong.
+        ImageError: for an image that cannot be read.
+    """
+    items = read_mmvp_vlm(folder)
+    name = encoder.name if isinstance(encoder, Encoder) else type(encoder).__name__
+    with_text = encoder.has_text if isinstance(encoder, Encoder) else True
+    results = []
+    for index in track(range(0, len(items), 2), name, disable=not progress):
+        pair = items[index], items[index + 1]
+        images = torch.cat([_embed(encoder, item.image) for item in pair])  # [2, E]
+        similarities = None
+        if with_text:
+            texts = _unit(encoder.embed_text([PROMPT + item.statement for item in pair]))  # [2, E]
+            (a, b), (c, d) = (texts @ images.T).tolist()
+            similarities = (a, b), (c, d)
+        ids, statements = (pair[0].id, pair[1].id), (pair[0].statement, pair[1].statement)
+        results.append(PairResult(pair[0].type, ids, statements, float(images[0] @ images[1]), similarities))
+    return MMVPVLMResult(name, results)
+
+
+@torch.inference_mode()
+def _embed(encoder: ImageTextEncoder, file: Path) -> Tensor:
+    """[1, E] float64 of unit norm: in float32 the order of a sum may decide a near tie."""
+    if isinstance(encoder, Encoder):
+        return _unit(encoder.embed_image(encoder.pixels(file)[None]))
+    return _unit(encoder.embed_image(pil_to_tensor(read_image(file))[None]))
+
+
+def _unit(x: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(x.detach().double().cpu(), dim=-1)
+
+
+def read_mmvp_vlm(folder: str | Path) -> list[Item]:
+    """The rows of the folder, two by two: an odd id, then the even one after it, of one type.
+
+    Raises:
+        ValueError: naming what is wrong with the folder or with a row.
+    """
+    folder = Path(folder)
+    questions = folder / "Questions.csv"
+    images = next((folder / name for name in IMAGE_FOLDERS if (folder / name).is_dir()), None)
+    if not questions.is_file() or images is None:
+        raise ValueError(f"{folder} is not MMVP-VLM: expected Questions.csv and an image folder called {' or '.join(IMAGE_FOLDERS)}")
+    with questions.open(newline="", encoding="utf-8-sig") as file:
+        rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)][1:]
+    if not rows or len(rows) % 2:
+        raise ValueError(f"{questions} has {len(rows)} rows; rows come in pairs")
+    items = [_item(questions, row, images) for row in rows]
+    for first, second in zip(items[0::2], items[1::2], strict=True):
+        if first.id % 2 == 0 or second.id != first.id + 1 or first.type != second.type:
+            raise ValueError(
+                f"{questions}: rows {first.id} ({first.type}) and {second.id} ({second.type}) are no pair; expected an odd id, then "
+                "the next one, of the same type"
+            )
+    return items
+
+
+def _item(questions: Path, row: Sequence[str], images: Path) -> Item:
+    if len(row) != COLUMNS or not row[0].strip().isdecimal() or not row[2].strip():
+        raise ValueError(f"{questions}: expected a number, a type and a statement in each row, got {list(row)}")
+    id, type = int(row[0]), row[1].strip()
+    spellings = dict.fromkeys((type, type.replace(" ", "_"), type.replace("_", " ")))  # Camera Perspective, Camera_Perspective
+    places = [images / spelling / f"{id}{suffix}" for spelling in spellings for suffix in SUFFIXES]
+    image = next((place for place in places if place.is_file()), None)
+    if image is None:
+        raise ValueError(f"{questions}: row {id} has no image; expected {places[0]}")
+    return Item(id, type, row[2].strip(), image)

@@ -1,0 +1,186 @@
+"""The probe against the released rule, written down here as the released script applies it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+from typer.testing import CliRunner
+
+from encoders import build_encoder
+from mof import probe_mmvp_vlm
+from mof.cli import build_app
+from mof.mmvp_vlm import IMAGE_FOLDERS
+from mof.published import MMVP_VLM, MMVP_VLM_PAIRS, MMVP_VLM_TYPES
+
+TYPES = list(MMVP_VLM_TYPES)
+
+
+def write_folder(
+    folder: Path, types: list[str], pairs: int = 2, images: str = IMAGE_FOLDERS[0], spelled: dict[str, str] | None = None
+) -> Path:
+    """An MMVP-VLM folder whose image number i is a plain square of grey level i; `spelled`: folders called otherwise than types."""
+    rows, number = [], 0
+    for type in types:
+        place = folder / images / (spelled or {}).get(type, type)
+        place.mkdir(parents=True)
+        for _ in range(2 * pairs):
+            number += 1
+            Image.new("RGB", (8, 8), (number,) * 3).save(place / f"{number}.jpg", quality=100, subsampling=0)
+            rows.append((number, type, f"statement {number}"))
+    with (folder / "Questions.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("Question ID", "Type", "Statement"), *rows])
+    return folder
+
+
+class Table:
+    """Knows image i and text i as given vectors; which image it is shown, it reads off the grey level."""
+
+    def __init__(self, images: np.ndarray, texts: np.ndarray) -> None:
+        self.images, self.texts, self.asked = torch.tensor(images), torch.tensor(texts), []
+
+    def embed_image(self, pixels: Tensor) -> Tensor:
+        number = round(float(pixels[:, 0].float().mean()))
+        return self.images[number - 1][None]
+
+    def embed_text(self, texts: list[str]) -> Tensor:
+        self.asked += texts
+        return self.texts[[int(text.removeprefix("a photo of statement ")) - 1 for text in texts]]
+
+
+def released_rule(images: np.ndarray, texts: np.ndarray, types: int) -> list[float]:
+    """Rows two by two; softmax over the two images; above .5 is image 1; odd ids belong to image 1; patterns by row position.
+
+    Over two images the softmax is above .5 where the first is more similar. Cosines of whole numbers compare exactly by their squares.
+    """
+
+    def squared(text: np.ndarray, image: np.ndarray) -> Fraction:  # without the text's length, which both images share
+        product = int(text @ image)
+        return Fraction(product * abs(product), int(image @ image))
+
+    right = []
+    for row in range(0, len(images), 2):
+        correct = 0
+        for k in (0, 1):
+            predicted = "img1" if squared(texts[row + k], images[row]) > squared(texts[row + k], images[row + 1]) else "img2"
+            correct += predicted == ("img1" if (row + k + 1) % 2 == 1 else "img2")
+        right.append(correct == 2)
+    return [float(np.mean(part)) for part in np.array_split(np.array(right), types)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_equals_the_released_rule_ties_included(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    # few whole numbers: many ties, also between images that are the same
+    vectors = st.lists(st.tuples(*[st.integers(-1, 1)] * 2).filter(any), min_size=8, max_size=8)
+    images, texts = (np.array(data.draw(vectors), dtype=np.float32) for _ in range(2))
+    folder = write_folder(tmp_path_factory.mktemp("mmvp"), TYPES[:2])
+    result = probe_mmvp_vlm(Table(images, texts), folder)
+    expected = released_rule(images, texts, 2)
+    assert list(result.by_pattern) == TYPES[:2]
+    assert list(result.by_pattern.values()) == expected
+    assert result.average == pytest.approx(np.mean(expected))
+
+
+@pytest.mark.parametrize("images", IMAGE_FOLDERS)
+@pytest.mark.parametrize("type", ["Camera Perspective", "Camera_Perspective"])
+@pytest.mark.parametrize("place", ["Camera Perspective", "Camera_Perspective"])
+def test_spellings(tmp_path: Path, images: str, type: str, place: str) -> None:
+    eye = np.eye(4, dtype=np.float32)
+    table = Table(eye, eye)
+    result = probe_mmvp_vlm(table, write_folder(tmp_path, [type], images=images, spelled={type: place}))
+    assert result.by_pattern == {type: 1.0} and result.average == 1
+    assert table.asked == [f"a photo of statement {i}" for i in (1, 2, 3, 4)]
+    assert result.image_similarity == {type: 0.0}
+
+
+def test_types_decide_not_positions(tmp_path: Path) -> None:
+    """Types that come in another order and number than in the released file."""
+    folder = write_folder(tmp_path, ["Text", "Color"], pairs=1)
+    rows = (folder / "Questions.csv").read_text().splitlines()
+    (folder / "Questions.csv").write_text("\n".join([rows[0], *rows[3:5], *rows[1:3], "", " "]))
+    images = np.eye(4, dtype=np.float32)
+    assert probe_mmvp_vlm(Table(images, images[[0, 1, 3, 2]]), folder).by_pattern == {"Color": 0.0, "Text": 1.0}
+
+
+def test_files_and_image_only_encoders(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "data", TYPES[:2])
+    clip, dino = build_encoder("mini-clip"), build_encoder("mini-dino")
+    result = probe_mmvp_vlm(clip, folder)
+    result.to_json(tmp_path / "clip.json")
+    result.to_csv(tmp_path / "clip.csv")
+    read = json.loads((tmp_path / "clip.json").read_text())
+    assert read["by_pattern"] == result.by_pattern and len(read["pairs"]) == 4
+    rows = list(csv.DictReader((tmp_path / "clip.csv").open()))
+    assert [int(row["right"]) for row in rows] == [pair.right for pair in result.pairs]
+
+    image_only = probe_mmvp_vlm(dino, folder)
+    files = [folder / IMAGE_FOLDERS[0] / TYPES[0] / f"{i}.jpg" for i in (1, 2)]
+    a, b = (dino.embed_image(dino.pixels(file)[None])[0] for file in files)
+    assert image_only.pairs[0].image_similarity == pytest.approx(float(a @ b), abs=1e-6)
+    with pytest.raises(ValueError, match="without a text tower"):
+        _ = image_only.average
+    image_only.to_json(tmp_path / "dino.json")
+    image_only.to_csv(tmp_path / "dino.csv")
+    assert "by_pattern" not in json.loads((tmp_path / "dino.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda text: text.replace("2,Color,statement 2\n", ""), "3 rows; rows come in pairs"),
+        (lambda text: text.replace("2,Color", "5,Color"), "row 5 has no image"),
+        (lambda text: text.replace("2,Color", "4,Color", 1), "rows 1 .Color. and 4"),
+        (lambda text: text.replace("3,Color", "x,Color"), "expected a number, a type and a statement"),
+        (lambda text: text.replace("statement 3", ""), "expected a number, a type and a statement"),
+        (lambda text: text.replace("statement 3", "a,b"), "expected a number, a type and a statement"),
+        (lambda text: "", "0 rows"),
+    ],
+)
+def test_odd_rows_are_refused(tmp_path: Path, edit: object, message: str) -> None:
+    folder = write_folder(tmp_path, ["Color"])
+    questions = folder / "Questions.csv"
+    questions.write_text(edit(questions.read_text().replace("\r\n", "\n")))
+    with pytest.raises(ValueError, match=message):
+        probe_mmvp_vlm(Table(np.eye(4), np.eye(4)), folder)
+
+
+def test_folders_that_are_something_else(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"is not MMVP-VLM: expected Questions.csv and an image folder called MLLM_VLM Images or"):
+        probe_mmvp_vlm(Table(np.eye(4), np.eye(4)), tmp_path)
+    folder = write_folder(tmp_path / "x", ["Color"])
+    broken = folder / IMAGE_FOLDERS[0] / "Color" / "3.jpg"
+    broken.write_bytes(broken.read_bytes()[:50])
+    with pytest.raises(ValueError, match=r"3\.jpg"):
+        probe_mmvp_vlm(Table(np.eye(4), np.eye(4)), folder)
+
+
+def test_published_averages() -> None:
+    """As printed in the paper's table."""
+    averages = [19.3, 20.0, 37.8, 37.0, 39.3, 34.8, 23.7, 25.2, 23.0, 33.3]
+    for shares, average in zip(MMVP_VLM.values(), averages, strict=True):
+        assert sum(round(share / 100 * MMVP_VLM_PAIRS) for share in shares) / 1.35 == pytest.approx(average, abs=0.05)
+
+
+def test_command(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "data", TYPES, pairs=1)
+    arguments = ["probe", "mmvp-vlm", "--data", str(folder), "--encoder", "mini-clip", "--encoder", "mini-dino"]
+    arguments += ["--out", str(tmp_path / "out"), "--plot", str(tmp_path / "out" / "table.svg")]
+    outcome = CliRunner().invoke(build_app({}), arguments, env={"COLUMNS": "160"})
+    assert outcome.exit_code == 0, outcome.output
+    line = next(line for line in outcome.stdout.splitlines() if "ViT-L/14 224 (published)" in line)
+    assert line.split()[-10:] == ["13.3", "13.3", "20.0", "20.0", "13.3", "53.3", "20.0", "6.7", "13.3", "19.3"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        "mini-clip.json", "mini-clip.csv", "mini-dino.json", "mini-dino.csv", "table.svg",
+    }  # fmt: skip
+    outcome = CliRunner().invoke(build_app({}), ["probe", "mmvp-vlm", "--data", str(tmp_path), "--encoder", "mini-clip"])
+    assert outcome.exit_code == 2 and "is not MMVP-VLM" in outcome.stderr
