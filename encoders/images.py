@@ -6,6 +6,7 @@ Whatever opens an image file in this project goes through `read_image`, so that 
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Literal
 import numpy as np
 import PIL
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -40,32 +41,45 @@ class ImageError(ValueError):
     """An image that cannot be read. The message names the file and the reason."""
 
 
-def read_image(source: str | os.PathLike[str] | Image.Image) -> Image.Image:
+def read_image(source: str | os.PathLike[str] | bytes | Image.Image, name: str | None = None) -> Image.Image:
     """The image as plain 8-bit RGB: EXIF rotation applied, transparency over white, first frame of an animation.
 
     Args:
-        source: a file, or an open PIL image (then of its current frame).
+        source: a file, the content of one, or an open PIL image (then of its current frame).
+        name: what errors call the image; by default the file's path.
 
     Raises:
         ImageError: naming the file, for a file that is missing, empty, truncated, no image, or a decompression bomb.
     """
     if isinstance(source, Image.Image):
-        return _read(source, f"<{source.mode} image of {source.width}x{source.height}>")
-    path = Path(source)
-    if not path.is_file():
-        raise ImageError(f"{path}: no such image file")
-    if path.stat().st_size == 0:
-        raise ImageError(f"{path}: the file is empty")
+        return _decode(source, name or f"<{source.mode} image of {source.width}x{source.height}>")
+    if isinstance(source, bytes):
+        name, content = name or f"<image of {len(source)} bytes>", source
+    else:
+        name, content = name or os.fspath(source), _read_file(Path(source))
+    if not content:
+        raise ImageError(f"{name}: the file is empty")
     try:
-        with Image.open(path) as image:
-            return _read(image, str(path))
+        with Image.open(io.BytesIO(content)) as image:
+            return _decode(image, name)
     except ImageError:
         raise
-    except Exception as error:  # Pillow's decoders raise many kinds (SyntaxError, struct.error, ...) for bad bytes
-        raise ImageError(f"{path}: cannot be read as an image ({type(error).__name__}: {error})") from error
+    except UnidentifiedImageError:
+        raise ImageError(f"{name}: cannot be read as an image (starts with {content[:12]!r})") from None
+    except Exception as error:  # Pillow's readers raise many kinds (SyntaxError, struct.error, ...) for bad bytes
+        raise ImageError(f"{name}: cannot be read as an image ({type(error).__name__}: {error})") from error
 
 
-def _read(image: Image.Image, name: str) -> Image.Image:
+def _read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such image file") from None
+    except (OSError, ValueError) as error:  # a folder, no permission, a name that is too long or has a zero byte
+        raise ImageError(f"{path}: cannot be read ({error})") from error
+
+
+def _decode(image: Image.Image, name: str) -> Image.Image:
     """Decode `image` and convert it to RGB."""
     if image.width == 0 or image.height == 0:
         raise ImageError(f"{name}: the image has no pixels")
