@@ -1,0 +1,139 @@
+"""Many images: in order, ahead of their use but not too far, past the broken ones, and no thread left behind."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from encoders import ImageError, ImageLoader, read_image
+
+
+def png(value: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 3), (value, value, value)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def value(image: Image.Image) -> int:
+    return int(np.asarray(image)[0, 0, 0])
+
+
+def loader_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("image-loader")]
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    yield
+    assert loader_threads() == []
+
+
+def test_files_come_in_order_under_their_own_names(tmp_path: Path) -> None:
+    files = [tmp_path / f"{index}.png" for index in range(40)]
+    for index, file in enumerate(files):
+        file.write_bytes(png(index))
+    loader = ImageLoader(files, workers=3, prefetch=5)
+    got = list(loader)
+    assert [name for name, _ in got] == [str(file) for file in files]
+    assert all(np.array_equal(image, read_image(file)) for (_, image), file in zip(got, files, strict=True))
+    assert loader.failures == {}
+
+
+def test_order_stays_when_early_images_take_longest() -> None:
+    def slow(image: Image.Image) -> int:
+        time.sleep(0.02 if value(image) % 4 == 0 else 0)
+        return value(image)
+
+    sources = [(str(index), png(index)) for index in range(20)]
+    assert list(ImageLoader(sources, workers=4, transform=slow)) == [(str(index), index) for index in range(20)]
+
+
+def test_unreadable_images_are_skipped_and_listed(tmp_path: Path) -> None:
+    missing = tmp_path / "missing.jpg"
+    sources = [("a", png(1)), ("cut", png(2)[:30]), missing, ("b", png(3)), ("empty", b""), ("text", b"<html>")]
+    loader = ImageLoader(sources, transform=value)
+    assert list(loader) == [("a", 1), ("b", 3)]
+    assert list(loader.failures) == ["cut", str(missing), "empty", "text"]
+    assert all(name in reason for name, reason in loader.failures.items())
+
+
+def test_strict_raises_where_the_broken_image_stands() -> None:
+    images = iter(ImageLoader([("a", png(1)), ("b", png(2)), ("cut", png(2)[:30]), ("c", png(3))], strict=True, transform=value))
+    assert [next(images), next(images)] == [("a", 1), ("b", 2)]
+    with pytest.raises(ImageError, match="cut"):
+        next(images)
+
+
+def test_a_mistake_in_the_transform_is_no_broken_image() -> None:
+    with pytest.raises(ZeroDivisionError):
+        list(ImageLoader([("a", png(1))], transform=lambda image: 1 // 0))
+
+
+def test_no_image_is_taken_further_ahead_than_prefetch() -> None:
+    taken = 0
+
+    def sources() -> Iterator[tuple[str, bytes]]:
+        nonlocal taken
+        for index in range(50):
+            taken += 1
+            yield str(index), png(index)
+
+    for used, _ in enumerate(ImageLoader(sources(), workers=2, prefetch=7), start=1):
+        assert taken <= used + 6  # the one in hand was the first of the seven
+    assert taken == 50
+
+
+def test_no_sources_and_fewer_than_prefetch() -> None:
+    assert list(ImageLoader([])) == []
+    assert len(list(ImageLoader([("a", png(1))], prefetch=100))) == 1
+
+
+def test_nothing_begins_after_the_caller_breaks_off() -> None:
+    begun = []
+
+    def slow(image: Image.Image) -> int:
+        begun.append(value(image))
+        time.sleep(0.02)
+        return value(image)
+
+    for _ in ImageLoader([(str(index), png(index)) for index in range(100)], workers=2, prefetch=50, transform=slow):
+        break
+    assert loader_threads() == []
+    assert len(begun) < 10
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_threads_end_when_an_exception_falls_into_the_loop(error: type[BaseException]) -> None:
+    def sources() -> Iterator[tuple[str, bytes]]:
+        yield from [(str(index), png(index)) for index in range(20)]
+        raise error
+
+    with pytest.raises(error):
+        for _ in ImageLoader(sources(), prefetch=4):
+            pass
+    assert loader_threads() == []
+
+
+def test_work_happens_in_the_given_number_of_threads() -> None:
+    names: set[str] = set()
+
+    def record(image: Image.Image) -> None:
+        names.add(threading.current_thread().name)
+        time.sleep(0.005)
+
+    list(ImageLoader([(str(index), png(index)) for index in range(30)], workers=3, transform=record))
+    assert len(names) == 3
+    assert all(name.startswith("image-loader") for name in names)
+
+
+@pytest.mark.parametrize("options", [{"workers": 0}, {"prefetch": 0}])
+def test_nonsense_is_refused(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="0"):
+        ImageLoader([], **options)
