@@ -6,11 +6,13 @@ Whatever opens an image file in this project goes through `read_image`, so that 
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import PIL
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -19,6 +21,16 @@ from torch.nn import functional as F
 # Shapes: H, W = rows and columns of an image, S = side of a square model input, N = length of the blurred axis.
 
 Fit = Literal["pad", "crop", "squash"]
+Interpolation = Literal["bicubic", "bilinear", "lanczos"]
+Centre = Literal["round", "floor"]
+
+FILTERS = {
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+MAX_CANVAS = 2**26  # pixels that may be taken to pad a tall image
+PILLOW = int(PIL.__version__.split(".")[0])
 
 # (smallest image width, kernel size k) of the Gaussian null image; sigma = k - 1 (VIG, appendix).
 BLUR_KERNELS = ((2000, 501), (800, 301), (500, 201), (0, 101))
@@ -77,8 +89,17 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
 
 
-def to_pixels(image: Image.Image, size: int, fit: Fit = "pad", background: tuple[int, int, int] = (127, 127, 127)) -> Tensor:
-    """The image as the square uint8 tensor [3, S, S] that travels to the device, resized with Pillow's bicubic filter.
+def to_pixels(
+    image: Image.Image,
+    size: int,
+    fit: Fit = "pad",
+    background: tuple[int, int, int] = (127, 127, 127),
+    *,
+    interpolation: Interpolation = "bicubic",
+    crop_pct: float = 1.0,
+    centre: Centre = "round",
+) -> Tensor:
+    """The image as the square uint8 tensor [3, S, S] that travels to the device, resized with Pillow's filters.
 
     Args:
         image: RGB, as `read_image` returns it.
@@ -86,49 +107,71 @@ def to_pixels(image: Image.Image, size: int, fit: Fit = "pad", background: tuple
         fit: "pad" centres the whole image on a square of `background` (LLaVA), "crop" keeps the central square (CLIP),
             "squash" ignores the aspect ratio.
         background: RGB in 0..255, for "pad".
+        interpolation: Pillow's filter of that name.
+        crop_pct: for "crop" and "squash", as in timm: the image is resized for a square of floor(S / crop_pct), and its
+            central S x S pixels are kept. 224 of 256 (DINOv2) is 0.875.
+        centre: where the central pixels lie when half a pixel is left over: "round" to the even one (torchvision, hence
+            open_clip and timm) or "floor" (transformers).
 
     Raises:
-        ValueError: for an unknown `fit`, a size below 1, or an image that is not RGB.
+        ValueError: for an unknown `fit`, `interpolation` or `centre`, a size below 1, a `crop_pct` outside (0, 1] or with
+            "pad", or an image that is not RGB.
     """
     if image.mode != "RGB":
         raise ValueError(f"to_pixels expects an RGB image, got mode {image.mode!r}; open it with read_image")
     if size < 1:
         raise ValueError(f"size must be at least 1 pixel, got {size}")
+    if interpolation not in FILTERS:
+        raise ValueError(f"unknown interpolation {interpolation!r}; expected one of {', '.join(FILTERS)}")
+    if centre not in ("round", "floor"):
+        raise ValueError(f"unknown centre {centre!r}; expected 'round' or 'floor'")
+    if not 0 < crop_pct <= 1 or (fit == "pad" and crop_pct != 1):
+        raise ValueError(f"crop_pct must be above 0 and at most 1, and 1 with fit 'pad', got {crop_pct} with {fit!r}")
+    scaled = math.floor(size / crop_pct)
+    width, height = image.size
     if fit == "pad":
-        image = _pad(image, size, background)
-    elif fit == "crop":
-        image = _crop(image, size)
+        image = _pad(image, size, background, FILTERS[interpolation])
+    elif fit == "crop":  # the short side to `scaled`, the other cut off as in torchvision's Resize
+        short = min(width, height)
+        image = _crop(image, (scaled * width // short, scaled * height // short), size, centre, FILTERS[interpolation])
     elif fit == "squash":
-        image = image.resize((size, size), Image.Resampling.BICUBIC)
+        image = _crop(image, (scaled, scaled), size, centre, FILTERS[interpolation])
     else:
         raise ValueError(f"unknown fit {fit!r}; expected 'pad', 'crop' or 'squash'")
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # [S, S, 3] -> [3, S, S]
 
 
-def _pad(image: Image.Image, size: int, background: tuple[int, int, int]) -> Image.Image:
+def _pad(image: Image.Image, size: int, background: tuple[int, int, int], resample: Image.Resampling) -> Image.Image:
     """Centre on a square, then resize; the long side first, because the full square of a long strip takes gigabytes."""
     width, height = image.size
     side = max(width, height)
-    if width >= height:
-        image = image.resize((size, height), Image.Resampling.BICUBIC)
+    if width >= height or side**2 <= MAX_CANVAS:  # rows first, as Pillow does: between the passes values are cut to 0..255
+        canvas = Image.new("RGB", (side, height), background)
+        canvas.paste(image, ((side - width) // 2, 0))
+        image = canvas.resize((size, height), resample)
         canvas = Image.new("RGB", (size, side), background)
         canvas.paste(image, (0, (side - height) // 2))
     else:
-        image = image.resize((width, size), Image.Resampling.BICUBIC)
+        image = image.resize((width, size), resample)
         canvas = Image.new("RGB", (side, size), background)
         canvas.paste(image, ((side - width) // 2, 0))
-    return canvas.resize((size, size), Image.Resampling.BICUBIC)
+    return canvas.resize((size, size), resample)
 
 
-def _crop(image: Image.Image, size: int) -> Image.Image:
-    """Short side to `size`, then the centre, as torchvision's Resize and CenterCrop, in one resampling."""
-    width, height = image.size
-    short = min(width, height)
-    scaled_width, scaled_height = size * width // short, size * height // short
-    left, top = round((scaled_width - size) / 2), round((scaled_height - size) / 2)
+def _crop(image: Image.Image, scaled: tuple[int, int], size: int, centre: Centre, resample: Image.Resampling) -> Image.Image:
+    """The central `size` x `size` pixels of the image resized to `scaled`, whose other pixels need not exist."""
+    (width, height), (scaled_width, scaled_height) = image.size, scaled
+    middle = round if centre == "round" else math.floor
+    left, top = middle((scaled_width - size) / 2), middle((scaled_height - size) / 2)
     across, down = width / scaled_width, height / scaled_height  # source pixels per output pixel
-    box = (left * across, top * down, min((left + size) * across, width), min((top + size) * down, height))
-    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    columns = (left * across, min((left + size) * across, width))
+    rows = (top * down, min((top + size) * down, height))
+    # One axis at a time, in the order that Pillow takes for `scaled`: between the passes values are cut to 0..255.
+    if PILLOW >= 13 and height - scaled_height > max(0, 2 * (width - scaled_width)):
+        image = image.resize((width, size), resample, box=(0, rows[0], width, rows[1]))
+        return image.resize((size, size), resample, box=(columns[0], 0, columns[1], size))
+    image = image.resize((size, height), resample, box=(columns[0], 0, columns[1], height))
+    return image.resize((size, size), resample, box=(0, rows[0], size, rows[1]))
 
 
 def blur(image: Image.Image) -> Image.Image:
