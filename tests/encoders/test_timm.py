@@ -82,12 +82,6 @@ def test_size_that_patches_do_not_fill(tiny_timm: Create, monkeypatch: pytest.Mo
     assert encoder.image_size == 70
 
 
-def test_layer_zero_needs_a_plain_vision_transformer(tiny_timm: Create) -> None:
-    encoder = build_encoder("timm:vit_small_patch16_dinov3", pretrained=False, layer=0)
-    with pytest.raises(ValueError, match="layer 0.*Eva"):
-        encoder(torch.rand(1, 3, 64, 64))
-
-
 def test_metas_own_dinov2_checkpoint_loads(tiny_timm: Create, tmp_path: Path) -> None:
     """It has a mask token, and a position for the class token, which timm adds to that token if it has registers."""
     encoder = build_encoder("timm:vit_small_patch14_reg4_dinov2", pretrained=False)
@@ -160,9 +154,10 @@ def test_unknown_model_tag_and_file_are_named() -> None:
         build_encoder("timm:vit_small_patch14_dinov2", weights="no-such-file.pt")
 
 
-def test_model_without_patch_tokens_is_refused() -> None:
-    with torch.device("meta"), pytest.raises(ValueError, match="ResNet"):
-        build_encoder("timm:resnet18", pretrained=False)
+def test_model_without_intermediate_features_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timm.models.resnet.ResNet, "forward_intermediates", None)
+    with pytest.raises(ValueError, match="ResNet.*forward_intermediates"):
+        build_encoder("timm:test_resnet", pretrained=False)
 
 
 def test_failed_download_says_what_and_how(monkeypatch: pytest.MonkeyPatch) -> None:
