@@ -7,34 +7,37 @@ Whatever opens an image file in this project goes through `read_image`, so that 
 from __future__ import annotations
 
 import io
-import math
 import os
+from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from types import ModuleType
 
 import numpy as np
-import PIL
+import pyarrow as pa
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 from torch import Tensor
 from torch.nn import functional as F
 
-# Shapes: H, W = rows and columns of an image, S = side of a square model input, N = length of the blurred axis.
+from encoders.resizing import Fit, to_pixels
 
-Fit = Literal["pad", "crop", "squash"]
-Interpolation = Literal["bicubic", "bilinear", "lanczos"]
-Centre = Literal["round", "floor"]
+__all__ = ["BLUR_KERNELS", "Fit", "ImageError", "blur", "read_image", "to_pixels"]
 
-FILTERS = {
-    "bicubic": Image.Resampling.BICUBIC,
-    "bilinear": Image.Resampling.BILINEAR,
-    "lanczos": Image.Resampling.LANCZOS,
-}
-MAX_CANVAS = 2**26  # pixels that may be taken to pad a tall image
-PILLOW = int(PIL.__version__.split(".")[0])
+# Shapes: H, W = rows and columns of an image, N = length of the blurred axis.
 
 # (smallest image width, kernel size k) of the Gaussian null image; sigma = k - 1 (VIG, appendix).
 BLUR_KERNELS = ((2000, 501), (800, 301), (500, 201), (0, 101))
+
+TURNS = {  # EXIF orientation -> what makes the image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class ImageError(ValueError):
@@ -45,14 +48,14 @@ def read_image(source: str | os.PathLike[str] | bytes | Image.Image, name: str |
     """The image as plain 8-bit RGB: EXIF rotation applied, transparency over white, first frame of an animation.
 
     Args:
-        source: a file, the content of one, or an open PIL image (then of its current frame).
+        source: a file, the content of one, or an open PIL image (of its current frame; RGB in memory is returned as it is).
         name: what errors call the image; by default the file's path.
 
     Raises:
         ImageError: naming the file, for a file that is missing, empty, truncated, no image, or a decompression bomb.
     """
     if isinstance(source, Image.Image):
-        return _decode(source, name or f"<{source.mode} image of {source.width}x{source.height}>")
+        return _to_rgb(source, name or f"<{source.mode} image of {source.width}x{source.height}>")
     if isinstance(source, bytes):
         name, content = name or f"<image of {len(source)} bytes>", source
     else:
@@ -61,7 +64,7 @@ def read_image(source: str | os.PathLike[str] | bytes | Image.Image, name: str |
         raise ImageError(f"{name}: the file is empty")
     try:
         with Image.open(io.BytesIO(content)) as image:
-            return _decode(image, name)
+            return _to_rgb(_decode_jpeg(image, content) or image, name)
     except ImageError:
         raise
     except UnidentifiedImageError:
@@ -79,113 +82,71 @@ def _read_file(path: Path) -> bytes:
         raise ImageError(f"{path}: cannot be read ({error})") from error
 
 
-def _decode(image: Image.Image, name: str) -> Image.Image:
-    """Decode `image` and convert it to RGB."""
+def _decode_jpeg(image: Image.Image, content: bytes) -> Image.Image | None:
+    """A healthy JPEG by simplejpeg (`pip install mof-vig[fast]`): the same pixels in less time. None: let Pillow do it.
+
+    Strict, it refuses all that libjpeg only warns of, so that what is broken is for Pillow alone to say.
+    """
+    decoder = _simplejpeg()
+    if decoder is None or image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
+        return None
+    try:
+        pixels = decoder.decode_jpeg(content, "RGBA", strict=True)  # [H, W, 4]
+    except ValueError:
+        return None
+    if pixels.shape[:2] != (image.height, image.width):
+        return None
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(pixels.reshape(-1)), 4)  # [H*W] of 4 bytes, as Pillow keeps them
+    decoded = Image.fromarrow(flat, "RGB", image.size)  # takes the memory over
+    decoded.info = image.info
+    return decoded
+
+
+@lru_cache
+def _simplejpeg() -> ModuleType | None:
+    if os.environ.get("MOF_PIXELS") == "pillow":
+        return None
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+    return simplejpeg
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Decode `image` if that is still to do, convert it to RGB and turn it upright."""
     if image.width == 0 or image.height == 0:
         raise ImageError(f"{name}: the image has no pixels")
     try:
         image.load()
-        image = ImageOps.exif_transpose(image)
+        turn = TURNS.get(_orientation(image))
         if image.mode.startswith("I"):
-            return _from_16_bit(image)
-        if "transparency" in image.info or image.getbands()[-1] in ("A", "a"):
+            image = _from_16_bit(image)
+        elif "transparency" in image.info or image.getbands()[-1] in ("A", "a"):
             image = image.convert("RGBA")
             white = Image.new("RGBA", image.size, "white")
-            return Image.alpha_composite(white, image).convert("RGB")
-        return image.convert("RGB")
+            image = Image.alpha_composite(white, image).convert("RGB")
+        elif image.mode != "RGB" or isinstance(image, ImageFile):
+            image = image.convert("RGB")
+        if turn is not None:
+            image = image.transpose(turn)
+            image.info = {}  # which says that it lies on its side
+        return image
     except Exception as error:  # the same many kinds: pixels are decoded only here
         raise ImageError(f"{name}: cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged metadata; the pixels may well be sound
+        return 1
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
     """16-bit grey ("I;16", or "I" of some readers) to RGB. Pillow's own conversion clips at 255, this scales."""
     grey = np.asarray(image).astype(np.int64).clip(0, 65535)  # [H, W]
     return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
-
-
-def to_pixels(
-    image: Image.Image,
-    size: int,
-    fit: Fit = "pad",
-    background: tuple[int, int, int] = (127, 127, 127),
-    *,
-    interpolation: Interpolation = "bicubic",
-    crop_pct: float = 1.0,
-    centre: Centre = "round",
-) -> Tensor:
-    """The image as the square uint8 tensor [3, S, S] that travels to the device, resized with Pillow's filters.
-
-    Args:
-        image: RGB, as `read_image` returns it.
-        size: S, in pixels.
-        fit: "pad" centres the whole image on a square of `background` (LLaVA), "crop" keeps the central square (CLIP),
-            "squash" ignores the aspect ratio.
-        background: RGB in 0..255, for "pad".
-        interpolation: Pillow's filter of that name.
-        crop_pct: for "crop" and "squash", as in timm: the image is resized for a square of floor(S / crop_pct), and its
-            central S x S pixels are kept. 224 of 256 (DINOv2) is 0.875.
-        centre: where the central pixels lie when half a pixel is left over: "round" to the even one (torchvision, hence
-            open_clip and timm) or "floor" (transformers).
-
-    Raises:
-        ValueError: for an unknown `fit`, `interpolation` or `centre`, a size below 1, a `crop_pct` outside (0, 1] or with
-            "pad", or an image that is not RGB.
-    """
-    if image.mode != "RGB":
-        raise ValueError(f"to_pixels expects an RGB image, got mode {image.mode!r}; open it with read_image")
-    if size < 1:
-        raise ValueError(f"size must be at least 1 pixel, got {size}")
-    if interpolation not in FILTERS:
-        raise ValueError(f"unknown interpolation {interpolation!r}; expected one of {', '.join(FILTERS)}")
-    if centre not in ("round", "floor"):
-        raise ValueError(f"unknown centre {centre!r}; expected 'round' or 'floor'")
-    if not 0 < crop_pct <= 1 or (fit == "pad" and crop_pct != 1):
-        raise ValueError(f"crop_pct must be above 0 and at most 1, and 1 with fit 'pad', got {crop_pct} with {fit!r}")
-    scaled = math.floor(size / crop_pct)
-    width, height = image.size
-    if fit == "pad":
-        image = _pad(image, size, background, FILTERS[interpolation])
-    elif fit == "crop":  # the short side to `scaled`, the other cut off as in torchvision's Resize
-        short = min(width, height)
-        image = _crop(image, (scaled * width // short, scaled * height // short), size, centre, FILTERS[interpolation])
-    elif fit == "squash":
-        image = _crop(image, (scaled, scaled), size, centre, FILTERS[interpolation])
-    else:
-        raise ValueError(f"unknown fit {fit!r}; expected 'pad', 'crop' or 'squash'")
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # [S, S, 3] -> [3, S, S]
-
-
-def _pad(image: Image.Image, size: int, background: tuple[int, int, int], resample: Image.Resampling) -> Image.Image:
-    """Centre on a square, then resize; the long side first, because the full square of a long strip takes gigabytes."""
-    width, height = image.size
-    side = max(width, height)
-    if width >= height or side**2 <= MAX_CANVAS:  # rows first, as Pillow does: between the passes values are cut to 0..255
-        canvas = Image.new("RGB", (side, height), background)
-        canvas.paste(image, ((side - width) // 2, 0))
-        image = canvas.resize((size, height), resample)
-        canvas = Image.new("RGB", (size, side), background)
-        canvas.paste(image, (0, (side - height) // 2))
-    else:
-        image = image.resize((width, size), resample)
-        canvas = Image.new("RGB", (side, size), background)
-        canvas.paste(image, ((side - width) // 2, 0))
-    return canvas.resize((size, size), resample)
-
-
-def _crop(image: Image.Image, scaled: tuple[int, int], size: int, centre: Centre, resample: Image.Resampling) -> Image.Image:
-    """The central `size` x `size` pixels of the image resized to `scaled`, whose other pixels need not exist."""
-    (width, height), (scaled_width, scaled_height) = image.size, scaled
-    middle = round if centre == "round" else math.floor
-    left, top = middle((scaled_width - size) / 2), middle((scaled_height - size) / 2)
-    across, down = width / scaled_width, height / scaled_height  # source pixels per output pixel
-    columns = (left * across, min((left + size) * across, width))
-    rows = (top * down, min((top + size) * down, height))
-    # One axis at a time, in the order that Pillow takes for `scaled`: between the passes values are cut to 0..255.
-    if PILLOW >= 13 and height - scaled_height > max(0, 2 * (width - scaled_width)):
-        image = image.resize((width, size), resample, box=(0, rows[0], width, rows[1]))
-        return image.resize((size, size), resample, box=(columns[0], 0, columns[1], size))
-    image = image.resize((size, height), resample, box=(columns[0], 0, columns[1], height))
-    return image.resize((size, size), resample, box=(0, rows[0], size, rows[1]))
 
 
 def blur(image: Image.Image) -> Image.Image:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,12 @@ def smooth(width: int, height: int) -> Image.Image:
     return noise(7, 5).resize((width, height), Image.Resampling.BICUBIC)
 
 
+def encode(image: Image.Image, format: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
 # --- read_image ---
 
 
@@ -44,6 +52,16 @@ def test_every_mode_becomes_rgb_of_the_same_size(mode: str, size: tuple[int, int
     assert (image.mode, image.size) == ("RGB", size)
 
 
+def test_content_is_read_as_the_file_is(tmp_path: Path) -> None:
+    content = encode(smooth(30, 20), "JPEG")
+    (tmp_path / "image.jpg").write_bytes(content)
+    assert np.array_equal(read_image(content), read_image(tmp_path / "image.jpg"))
+    with pytest.raises(ImageError, match="tar/17.jpg"):
+        read_image(content[:100], name="tar/17.jpg")
+    with pytest.raises(ImageError, match="100 bytes"):
+        read_image(content[:100])
+
+
 def test_plain_rgb_is_read_exactly(tmp_path: Path) -> None:
     noise(9, 7).save(tmp_path / "image.png")
     assert np.array_equal(read_image(tmp_path / "image.png"), noise(9, 7))
@@ -51,11 +69,9 @@ def test_plain_rgb_is_read_exactly(tmp_path: Path) -> None:
     assert np.array_equal(read_image(noise(9, 7)), noise(9, 7))
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_rotation_is_applied(orientation: int, tmp_path: Path) -> None:
-    upright = np.zeros((4, 6, 3), np.uint8)
-    upright[0, 0] = 255  # a mark in the upper left corner
-    turn = {  # EXIF: where row 0 and column 0 of the stored image are in the upright one
+def lying(upright: np.ndarray, orientation: int) -> np.ndarray:
+    """EXIF: where row 0 and column 0 of the stored image are in the upright one."""
+    turn = {
         1: upright,
         2: upright[:, ::-1],
         3: upright[::-1, ::-1],
@@ -65,10 +81,46 @@ def test_exif_rotation_is_applied(orientation: int, tmp_path: Path) -> None:
         7: upright[::-1, ::-1].transpose(1, 0, 2),
         8: np.rot90(upright, -1),
     }
+    return np.ascontiguousarray(turn[orientation])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_is_applied(orientation: int, tmp_path: Path) -> None:
+    upright = np.zeros((4, 6, 3), np.uint8)
+    upright[0, 0] = 255  # a mark in the upper left corner
     exif = Image.Exif()
     exif[0x0112] = orientation
-    Image.fromarray(np.ascontiguousarray(turn[orientation])).save(tmp_path / "image.png", exif=exif)
-    assert np.array_equal(read_image(tmp_path / "image.png"), upright)
+    Image.fromarray(lying(upright, orientation)).save(tmp_path / "image.png", exif=exif)
+    image = read_image(tmp_path / "image.png")
+    assert np.array_equal(image, upright)
+    assert np.array_equal(read_image(image), upright)  # turned once, not again
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation_of_a_jpeg(orientation: int) -> None:
+    upright = np.asarray(smooth(48, 32))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encode(Image.fromarray(lying(upright, orientation)), "JPEG", quality=95, exif=exif)
+    got = np.asarray(read_image(content))
+    assert got.shape == upright.shape
+    assert np.abs(got.astype(int) - upright).mean() < 4  # a wrong turn is off by tens
+
+
+def test_rotated_palette_keeps_its_transparency() -> None:
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putdata([0, 1])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    got = np.asarray(read_image(encode(image, "PNG", transparency=0, exif=exif)))
+    assert got.tolist() == [[[255, 255, 255]], [[40, 50, 60]]]
+
+
+def test_damaged_exif_leaves_the_pixels() -> None:
+    content = encode(smooth(48, 32), "JPEG")
+    damaged = content[:2] + b"\xff\xe1\x00\x10Exif\x00\x00not TIFF" + content[2:]
+    assert np.array_equal(read_image(damaged), read_image(content))
 
 
 def test_transparency_lies_over_white(tmp_path: Path) -> None:
@@ -91,28 +143,71 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
     assert np.asarray(read_image(Image.fromarray(np.array([[0, 65535]], np.int32))))[0, :, 0].tolist() == [0, 255]
 
 
-def test_first_frame_of_an_animation(tmp_path: Path) -> None:
-    frames = [Image.new("RGB", (3, 3), colour) for colour in ("red", "lime")]
-    frames[0].save(tmp_path / "image.gif", save_all=True, append_images=frames[1:])
-    assert np.asarray(read_image(tmp_path / "image.gif"))[1, 1].tolist() == [255, 0, 0]
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_first_frame_of_an_animation(format: str) -> None:
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime")]
+    options = {"lossless": True} if format == "WEBP" else {}
+    content = encode(frames[0], format, save_all=True, append_images=frames[1:], **options)
+    assert np.asarray(read_image(content))[8, 8].tolist() == [255, 0, 0]
 
 
-def jpeg() -> bytes:
-    buffer = io.BytesIO()
-    noise(64, 64).save(buffer, "JPEG")
-    return buffer.getvalue()
+def png_of_16_bit(pixels: np.ndarray) -> bytes:
+    """[H, W, C] -> a PNG of 16 bits per channel, which Pillow reads but cannot write."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    height, width, channels = pixels.shape
+    kind = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def png() -> bytes:
-    buffer = io.BytesIO()
-    noise(64, 64).save(buffer, "PNG")
-    return buffer.getvalue()
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_16_bit_png_of_every_kind(channels: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 65536, (5, 7, channels))
+    scaled = pixels / 257
+    if channels in (2, 4):
+        alpha = scaled[..., -1:] / 255
+        scaled = scaled[..., :-1] * alpha + 255 * (1 - alpha)
+    assert np.abs(np.asarray(read_image(png_of_16_bit(pixels))) - scaled).max() <= 2
+
+
+@pytest.mark.parametrize("kind", ["L", "CMYK", "progressive", "4:4:4", "one row", "one column", "MPO", "restart markers"])
+def test_jpegs_of_every_kind_are_what_pillow_reads(kind: str) -> None:
+    image = smooth({"one row": (50, 1), "one column": (1, 50)}.get(kind, (50, 34))[0], 1 if kind == "one row" else 34)
+    options: dict = {"progressive": {"progressive": True}, "4:4:4": {"subsampling": 0}, "restart markers": {"restart_marker_rows": 1}}.get(
+        kind, {}
+    )
+    if kind in ("L", "CMYK"):
+        image = image.convert(kind)
+    if kind == "MPO":
+        content = encode(image, "MPO", save_all=True, append_images=[noise(50, 34)])
+    else:
+        content = encode(image, "JPEG", **options)
+    assert np.array_equal(read_image(content), Image.open(io.BytesIO(content)).convert("RGB"))
+
+
+def test_cmyk_jpeg_has_the_colours_that_went_in() -> None:
+    """Adobe's programs, and Pillow, store CMYK inverted in a JPEG."""
+    content = encode(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95)
+    assert np.abs(np.asarray(read_image(content)).astype(int) - [255, 0, 0]).max() <= 3
 
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"no image at all", jpeg()[:2000], png()[:2000], png()[:40], jpeg()[:10], b"GIF89a\x01\x00\x01\x00"],
-    ids=["empty", "text", "half a jpeg", "half a png", "png header", "jpeg header", "gif header"],
+    [
+        b"",
+        b"no image at all",
+        b"<!DOCTYPE html><html>404</html>",
+        encode(noise(64, 64), "JPEG")[:2000],
+        encode(noise(64, 64), "PNG")[:2000],
+        encode(noise(64, 64), "PNG")[:40],
+        encode(noise(64, 64), "JPEG")[:10],
+        b"GIF89a\x01\x00\x01\x00",
+    ],
+    ids=["empty", "text", "html", "half a jpeg", "half a png", "png header", "jpeg header", "gif header"],
 )
 def test_broken_files_are_named(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "broken-17.jpg"
@@ -133,6 +228,14 @@ def test_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ImageError, match="bomb.png"):
         read_image(tmp_path / "bomb.png")
+
+
+def test_jpeg_that_claims_billions_of_pixels_is_refused() -> None:
+    content = bytearray(encode(noise(64, 64), "JPEG"))
+    frame = content.index(b"\xff\xc0")
+    content[frame + 5 : frame + 9] = b"\xff\xdc\xff\xdc"  # height and width
+    with pytest.raises(ImageError, match="bomb.jpg: .*DecompressionBomb"):
+        read_image(bytes(content), name="bomb.jpg")
 
 
 def test_image_without_pixels_is_refused() -> None:
