@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, Pretrain
 
 from encoders.base import Encoder
 from encoders.checkpoints import WeightsError, explain_download, read_state, refuse_misfit
-from encoders.images import Interpolation
+from encoders.resizing import Interpolation
 
 # Shapes: B, S, h, w, D, E, T as in base.py; L = prefix tokens (class, registers) + h*w.
 

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from encoders import timm_backend
 from encoders.base import Encoder
 from encoders.checkpoints import WeightsError, explain_download, refuse_misfit
-from encoders.images import Fit
 from encoders.positions import Grid, Positions
 from encoders.registry import near_names, split_weights
+from encoders.resizing import Fit
 
 # Shapes: B, S, h, w, D, E, T as in base.py; L = 1 + h*w.
 
