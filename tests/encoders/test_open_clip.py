@@ -75,7 +75,7 @@ def test_pixels_come_as_open_clip_makes_them(tag: str) -> None:
     options = {key: declared[key] for key in ("interpolation", "resize_mode")}
     transform = open_clip.image_transform(encoder.image_size, is_train=False, mean=(0.0,) * 3, std=(1.0,) * 3, **options)
     image = Image.effect_noise((331, 257), 90).convert("RGB").rotate(30)
-    assert (encoder.pixels(image).float() - transform(image) * 255).abs().max() <= 1
+    assert (encoder.pixels(image).float() - (transform(image) * 255).round()).abs().max() <= 1
 
 
 @pytest.fixture
