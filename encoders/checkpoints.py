@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
+from huggingface_hub.utils import get_session
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -46,8 +48,14 @@ def refuse_misfit(source: str | Path) -> Iterator[None]:
 
 
 @contextmanager
-def explain_download(what: str) -> Iterator[None]:
-    """Turn the many errors of a failed download of `what` into one WeightsError that says how to supply the file."""
+def explain_download(what: str, *, local: bool = False) -> Iterator[None]:
+    """Turn the many errors of a failed download of `what` into one WeightsError that says how to supply the file.
+
+    Where the hub does not answer, go on as with HF_HUB_OFFLINE=1: what is cached loads, what is not fails at once. Its client
+    would try every file for half a minute. `local`: nothing comes from the hub, so it is not asked.
+    """
+    offline = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = offline or not (local or _hub_answers())
     try:
         yield
     except (OSError, RuntimeError, ValueError) as error:
@@ -55,3 +63,14 @@ def explain_download(what: str) -> Iterator[None]:
             f"cannot get {what}: {error}. Without a network, put it into the cache by downloading it once with one, or "
             "give a local file with weights=PATH; pretrained=False builds random weights"
         ) from error
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+
+
+def _hub_answers() -> bool:
+    """Whether the hub can be reached within seconds."""
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # of whichever HTTP library its client uses
+        return False
+    return True

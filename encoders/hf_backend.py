@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -157,7 +158,7 @@ class HFEncoder(Encoder):
 
     def text_embedding(self, texts: list[str]) -> Tensor:
         if self._tokenizer is None:
-            with explain_download(f"the tokenizer of {self.source}"):
+            with explain_download(f"the tokenizer of {self.source}", local=Path(self.source).is_dir()):
                 self._tokenizer = AutoTokenizer.from_pretrained(self.source)
         length = self.tower.config.text_config.max_position_embeddings
         # Padded to the full length because SigLIP was trained so; CLIP's masks make it the same either way.
@@ -193,7 +194,7 @@ def _fit(processor: Any, source: str) -> dict[str, Any]:
 
 def build(model: str, *, pretrained: bool, weights: str | None, **options: Any) -> HFEncoder:
     """The encoder of a hub id or a local folder; keywords of `build_encoder`."""
-    with explain_download(f"config.json or preprocessor_config.json of {model}"):
+    with explain_download(f"config.json or preprocessor_config.json of {model}", local=Path(model).is_dir()):
         config = AutoConfig.from_pretrained(model)
         processor = AutoImageProcessor.from_pretrained(model)
     if config.model_type not in FAMILIES:
@@ -215,7 +216,7 @@ def _create(kind: Any, model: str, config: PretrainedConfig, pretrained: bool, w
         with refuse_misfit(weights):
             created, report = kind.from_pretrained(None, state_dict=state, **options)
     else:
-        with explain_download(f"the weight file of {model}"):
+        with explain_download(f"the weight file of {model}", local=Path(model).is_dir()):
             created, report = kind.from_pretrained(model, **options)
     unused = FAMILIES[config.model_type].unused
     faults = {fault: sorted(key for key in map(str, keys) if not key.startswith(unused)) for fault, keys in report.items()}

@@ -117,7 +117,8 @@ def _tokenizer(model_name: str, offline: bool) -> Any:
     config = open_clip.get_model_config(model_name)
     source = (config or {}).get("text_cfg", {}).get("hf_tokenizer_name")
     where = f" (tokenizer.json, tokenizer_config.json of {source} on the hub)" if source else ""
-    with explain_download(f"the tokenizer of {model_name}{where}"):
+    local = offline or source is None or model_name.startswith("local-dir:") or Path(source).is_dir()
+    with explain_download(f"the tokenizer of {model_name}{where}", local=local):
         return open_clip.get_tokenizer(model_name, **({"local_files_only": True} if offline and source else {}))
 
 
@@ -165,7 +166,8 @@ def _create_external(model_name: str, weights: str | None, pretrained: bool) -> 
     """A model whose config, and weights unless `weights` gives others, are on the hub or in a folder."""
     own = pretrained and weights is None
     options = {"pretrained_text": False, "device": torch.get_default_device()}
-    with explain_download(f"{model_name} (open_clip_config.json, open_clip_model.safetensors)"):
+    what = f"{model_name} (open_clip_config.json, open_clip_model.safetensors)"
+    with explain_download(what, local=model_name.startswith("local-dir:")):
         clip = open_clip.create_model(model_name, load_weights=own, require_pretrained=own, **options)
     if pretrained and weights is not None:
         with refuse_misfit(weights):

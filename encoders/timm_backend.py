@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import timm
@@ -139,7 +140,8 @@ def build(model: str, *, pretrained: bool, weights: str | None, **options: Any) 
     file = weights or file
     _check_name(model_name)
     own = pretrained and file is None
-    with explain_download(f"the weight file of {model_name}{_source(model_name)}"):
+    what = f"the weight file of {model_name}{_source(model_name)}"
+    with explain_download(what, local=model_name.startswith("local-dir:")) if own else nullcontext():
         trunk = timm.create_model(model_name, pretrained=own)
     trunk.reset_classifier(0)  # only now: with another number of classes timm would not load strictly
     encoder = TimmEncoder(trunk, **options)

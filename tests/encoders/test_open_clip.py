@@ -10,6 +10,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -49,6 +50,62 @@ def test_features_equal_open_clip_at_any_size(name: str, weights: Path, scale: f
     torch.testing.assert_close(encoder(image).tokens, hidden[-2][:, -side * side :], **TOLERANCE)
     with torch.no_grad():
         torch.testing.assert_close(encoder.embed_image(image), theirs.encode_image(x, normalize=True), **TOLERANCE)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_any_layers_side_by_side(name: str, norm: bool, weights: Path, block_outputs: Callable[..., list[Tensor]]) -> None:
+    encoder = build_encoder(f"open_clip:{name}", weights=weights, layer=[-2, 0, 3], norm=norm)
+    theirs = open_clip.create_model(name, pretrained=str(weights)).eval()
+    visual: Any = theirs.visual
+    image = torch.rand(2, 3, encoder.image_size, encoder.image_size)
+    hidden = block_outputs(blocks(visual), lambda: theirs.encode_image(encoder.prepare(image)))
+    final = visual.trunk.norm if hasattr(visual, "trunk") else visual.ln_post
+    with torch.no_grad():
+        expected = torch.cat([(final(hidden[layer]) if norm else hidden[layer])[:, -16:] for layer in (-2, 0, 3)], dim=-1)
+    assert encoder.width == 72 and encoder.prefix_tokens == 1
+    torch.testing.assert_close(encoder(image).tokens, expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("tag", ["ViT-B-32/openai", "ViT-B-16-SigLIP/webli", "MobileCLIP2-B/dfndr2b", "PE-Core-T-16-384/meta"])
+def test_pixels_come_as_open_clip_makes_them(tag: str) -> None:
+    """Central crops and squashed images, bicubic and bilinear."""
+    with torch.device("meta"):
+        encoder = build_encoder(f"open_clip:{tag}", pretrained=False)
+    declared = open_clip.get_pretrained_cfg(*tag.split("/"))
+    options = {key: declared[key] for key in ("interpolation", "resize_mode")}
+    transform = open_clip.image_transform(encoder.image_size, is_train=False, mean=(0.0,) * 3, std=(1.0,) * 3, **options)
+    image = Image.effect_noise((331, 257), 90).convert("RGB").rotate(30)
+    assert (encoder.pixels(image).float() - (transform(image) * 255).round()).abs().max() <= 1
+
+
+@pytest.fixture
+def siglip(clip_config: Path, tmp_path: Path, tiny_timm: object, randomised: Callable[[nn.Module], nn.Module]) -> tuple[str, Path]:
+    """A tiny SigLIP as open_clip has them: attention pooling, no projection, last text token, canonical text."""
+    text = {"context_length": 8, "vocab_size": 10, "width": 24, "heads": 2, "layers": 1, "no_causal_mask": True}
+    text |= {"proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6}, "act_kwargs": {"approximate": "tanh"}}
+    text |= {"hf_tokenizer_name": str(clip_config / "tokenizer"), "tokenizer_kwargs": {"clean": "canonicalize"}}
+    vision = {"timm_model_name": "vit_base_patch16_siglip_224", "timm_pool": "map", "timm_proj": "none", "image_size": 64}
+    config = {"embed_dim": 24, "init_logit_bias": -10, "custom_text": True, "vision_cfg": vision, "text_cfg": text}
+    (tmp_path / "tiny-siglip.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path)
+    save_file(randomised(open_clip.create_model("tiny-siglip")).state_dict(), tmp_path / "siglip.safetensors")
+    return "tiny-siglip", tmp_path / "siglip.safetensors"
+
+
+def test_siglip_equals_open_clip(siglip: tuple[str, Path], block_outputs: Callable[..., list[Tensor]]) -> None:
+    name, weights = siglip
+    encoder = build_encoder(f"open_clip:{name}", weights=weights, image_size=96)
+    theirs = open_clip.create_model(name, pretrained=str(weights), force_image_size=96).eval()
+    image = torch.rand(2, 3, 96, 96)
+    x = encoder.prepare(image)
+    hidden = block_outputs(theirs.visual.trunk.blocks, lambda: theirs.encode_image(x))
+    texts = ["A photo; of a Dog.", "red cat"]
+    assert encoder.prefix_tokens == 0 and encoder.width == 24
+    torch.testing.assert_close(encoder(image).tokens, hidden[-2], **TOLERANCE)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.embed_image(image), theirs.encode_image(x, normalize=True), **TOLERANCE)
+        expected = theirs.encode_text(open_clip.get_tokenizer(name)(texts), normalize=True)
+    torch.testing.assert_close(encoder.embed_text(texts), expected, **TOLERANCE)
 
 
 def test_text_equals_open_clip(name: str, weights: Path) -> None:

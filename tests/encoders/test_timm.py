@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from timm.models import eva, vision_transformer
 from torch import Tensor, nn
@@ -18,13 +21,17 @@ from encoders import build_encoder
 TOLERANCE = {"atol": 1e-4, "rtol": 0.0}
 Create = Callable[..., nn.Module]
 
-# Class token; registers beside it; none but attention pooling; pre-norm (CLIP); rotary positions and registers.
+# Class token; registers beside it; none but attention pooling; pre-norm (CLIP); rotary positions with and without registers;
+# no class token and RMS norms; relative positions.
 MODELS = [
     "vit_small_patch14_dinov2",
     "vit_small_patch14_reg4_dinov2",
     "vit_base_patch16_siglip_224",
     "vit_base_patch32_clip_224",
     "vit_small_patch16_dinov3",
+    "eva02_tiny_patch14_224",
+    "vit_pe_core_tiny_patch16_384",
+    "aimv2_large_patch14_224",
 ]
 
 
@@ -58,6 +65,39 @@ def test_features_equal_timm_at_any_size(
     with torch.no_grad():
         expected = nn.functional.normalize(theirs(x), dim=-1)
     torch.testing.assert_close(encoder.embed_image(image), expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_any_layers_side_by_side(
+    name: str, norm: bool, weights: Path, tiny_timm: Create, block_outputs: Callable[..., list[Tensor]]
+) -> None:
+    encoder = build_encoder(f"timm:{name}/{weights}", layer=[-2, 0, 3], norm=norm)
+    theirs = tiny_timm(name, num_classes=0).eval()
+    theirs.load_state_dict(timm.models.load_state_dict(str(weights)))
+    image = torch.rand(2, 3, encoder.image_size, encoder.image_size)
+    hidden = block_outputs(theirs.blocks, lambda: theirs(encoder.prepare(image)))
+    with torch.no_grad():
+        chosen = [theirs.norm(hidden[layer]) if norm else hidden[layer] for layer in (-2, 0, 3)]
+    assert (encoder.width, encoder.blocks, encoder.layers) == (72, 3, (2, 0, 3))
+    torch.testing.assert_close(encoder(image).tokens, torch.cat([one[:, -16:] for one in chosen], dim=-1), **TOLERANCE)
+    assert encoder.prefix_tokens == hidden[1].shape[1] - 16
+    again = build_encoder(**json.loads(json.dumps(encoder.spec)))
+    assert torch.equal(again(image).tokens, encoder(image).tokens)
+
+
+PIXELS = ["vit_base_patch16_224.mae", "vit_so400m_patch14_siglip_378.webli_ft_in1k", "dm_nfnet_f0.dm_in1k", "test_vit.r160_in1k"]
+
+
+@pytest.mark.parametrize("name", PIXELS)
+def test_pixels_come_as_timm_makes_them(name: str) -> None:
+    """Crops of 0.9, squashed whole images, squashed and cropped ones, and bilinear or bicubic filters."""
+    with torch.device("meta"):
+        encoder = build_encoder(f"timm:{name}", pretrained=False)
+    transform: Any = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict()))
+    image = Image.effect_noise((331, 257), 90).convert("RGB").rotate(30)
+    normalise = transform.transforms[-1]
+    expected = transform(image) * normalise.std[:, None, None] + normalise.mean[:, None, None]
+    assert (encoder.pixels(image).float() - (expected * 255).round()).abs().max() <= 1
 
 
 def test_embedding_of_dinov2_is_its_normalised_class_token(tiny_timm: Create) -> None:
@@ -168,6 +208,39 @@ def test_failed_download_says_what_and_how(monkeypatch: pytest.MonkeyPatch) -> N
     hub = r"vit_small_patch14_dinov2\.lvd142m.*model\.safetensors of timm/vit_small_patch14_dinov2\.lvd142m"
     with pytest.raises(ValueError, match=rf"{hub}.*no network.*weights=PATH"):
         build_encoder("dinov2-vit-s14")
+
+
+def test_weights_from_a_folder_load_strictly(tmp_path: Path) -> None:
+    """Through timm's own loader, which forgives missing keys when the number of classes is not the declared one."""
+    network = timm.create_model("test_vit", num_classes=3)
+    timm.models.save_for_hf(network, tmp_path, model_config={"num_classes": 3})
+    encoder = build_encoder(f"timm:local-dir:{tmp_path}")
+    assert torch.equal(encoder.tower.norm.weight, network.norm.weight)
+    state = network.state_dict()
+    state["extra.weight"] = state.pop("norm.weight")
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError) as error:
+        build_encoder(f"timm:local-dir:{tmp_path}")
+    assert "norm.weight" in str(error.value) and "extra.weight" in str(error.value)
+
+
+def test_moco_v3_checkpoint_gives_its_encoder(tmp_path: Path) -> None:
+    """Keys as in Meta's vit-s-300ep.pth.tar: encoder, moving average, predictor, and projection heads on both."""
+    generator = torch.Generator().manual_seed(3)
+    encoder = build_encoder("mocov3-vit-s16", pretrained=False)
+    own = {key: torch.randn(value.shape, generator=generator) for key, value in encoder.tower.state_dict().items()}
+    state = {f"module.base_encoder.{key}": value for key, value in own.items()}
+    state |= {f"module.momentum_encoder.{key}": torch.zeros_like(value) for key, value in own.items()}
+    for network in ("module.base_encoder.head", "module.momentum_encoder.head", "module.predictor"):
+        state |= {f"{network}.0.weight": torch.zeros(4, 384), f"{network}.1.running_mean": torch.zeros(4)}
+    torch.save({"epoch": 300, "arch": "vit_small", "state_dict": state, "optimizer": {}}, tmp_path / "vit-s-300ep.pth.tar")
+    loaded = build_encoder("mocov3-vit-s16", weights=tmp_path / "vit-s-300ep.pth.tar").tower
+    assert all(torch.equal(value, own[key]) for key, value in loaded.state_dict().items())
+    assert loaded.blocks[0].attn.num_heads == 12
+    del state["module.base_encoder.norm.bias"]
+    torch.save({"state_dict": state}, tmp_path / "other.pth.tar")
+    with pytest.raises(ValueError, match=r"other\.pth\.tar(.|\n)*norm\.bias"):
+        build_encoder("mocov3-vit-s16", weights=tmp_path / "other.pth.tar")
 
 
 def test_spec_keeps_a_given_weight_file(tiny_timm: Create, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

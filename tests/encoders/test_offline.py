@@ -1,0 +1,79 @@
+"""Without a network: random encoders need none, real ones say within seconds which file is missing and how to supply it."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from huggingface_hub import constants
+
+from encoders import build_encoder, checkpoints
+
+ROOT = Path(__file__).parents[2]
+
+# What has to be named in the message.
+MISSING = {
+    "clip-vit-l14-336": ["ViT-L-14-336-quickgelu/openai", "timm/vit_large_patch14_clip_336.openai"],
+    "siglip-so400m-14-384": ["ViT-SO400M-14-SigLIP-384/webli", "timm/ViT-SO400M-14-SigLIP-384"],
+    "dinov2-vit-l14": ["model.safetensors of timm/vit_large_patch14_dinov2.lvd142m on the hub"],
+    "laion-clip-convnext-xxl": ["open_clip_pytorch_model.bin", "laion/CLIP-convnext_xxlarge-laion2B-s34B-b82K-augreg-soup"],
+    "mocov3-vit-b16": ["https://dl.fbaipublicfiles.com/moco-v3/vit-b-300ep/vit-b-300ep.pth.tar"],
+    "hf:facebook/dinov2-large": ["config.json or preprocessor_config.json of facebook/dinov2-large"],
+    "open_clip:hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K": ["open_clip_config.json", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"],
+}
+SCRIPT = """
+import socket
+def refuse(*args, **kwargs):
+    raise OSError("no network here")
+socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse
+from encoders import build_encoder
+for name in {names!r}:
+    try:
+        {call}
+    except ValueError as error:
+        print("=====", name, type(error).__name__, " ".join(str(error).split()), flush=True)
+"""
+
+
+def run(call: str, names: list[str], cache: Path) -> dict[str, str]:
+    """The messages of a fresh process with an empty cache and no network, by name."""
+    environment = {"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "HF_HOME": str(cache), "HOME": str(cache), "TORCH_HOME": str(cache)}
+    words = [sys.executable, "-c", SCRIPT.format(names=names, call=call)]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=True)
+    lines = [line.split(" ", 3) for line in done.stdout.splitlines() if line.startswith("=====")]
+    return {name: f"{kind} {message}" for _, name, kind, message in [line[:2] + line[2:4] for line in lines]}
+
+
+def test_real_weights_say_what_is_missing(tmp_path: Path) -> None:
+    messages = run("build_encoder(name)", list(MISSING), tmp_path)
+    for name, parts in MISSING.items():
+        for part in ("WeightsError", "weights=PATH", "pretrained=False", *parts):
+            assert part in messages[name], (name, messages[name])
+
+
+def test_text_of_a_random_encoder_does_not_fetch_its_tokenizer(tmp_path: Path) -> None:
+    siglip = "open_clip:ViT-B-16-SigLIP"
+    messages = run("build_encoder(name, pretrained=False).embed_text(['a dog'])", [siglip, "clip-vit-b32"], tmp_path)
+    assert list(messages) == [siglip]  # the tokenizer of CLIP comes with open_clip
+    assert "tokenizer.json" in messages[siglip] and "timm/ViT-B-16-SigLIP" in messages[siglip]
+
+
+@pytest.mark.parametrize("name", ["clip-vit-b32", "dinov2-vit-s14", "hf:facebook/dinov2-large"])
+def test_a_hub_that_does_not_answer_is_asked_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Left alone, its client waits for half a minute with every file that a backend looks for."""
+    asked: list[float] = []
+
+    def refuse(*_: object, **options: float) -> None:
+        asked.append(options["timeout"])
+        raise OSError("no network here")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(checkpoints, "get_session", lambda: SimpleNamespace(head=refuse))
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    with pytest.raises(ValueError, match="weights=PATH"):
+        build_encoder(name)
+    assert asked == [5] and constants.HF_HUB_OFFLINE is False
