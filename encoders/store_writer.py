@@ -1,0 +1,339 @@
+"""Encoding images into a feature store: decoded once in threads, encoded in batches, written in shards."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from filelock import FileLock, Timeout
+from PIL import Image
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from encoders.base import Encoder
+from encoders.fingerprints import View
+from encoders.image_sources import Content, ImageSources, content_key
+from encoders.images import ImageError, read_image
+from encoders.store_files import LOCK
+from encoders.store_manifest import declare, record_errors
+from encoders.store_tables import FailureList, ImageIndex, ShardWriter
+from encoders.token_formats import TOKEN_FORMATS, TokenFormat, pack
+
+# Shapes: B = images of a batch, S = side of an encoder's input.
+
+SHARD_BYTES, SHARD_IMAGES = 2**28, 65_536
+"""A shard is closed when it holds as much or as many."""
+SECONDS, SHARE = 5.0, 0.02
+"""Also when so many seconds, or this share of the run so far, have passed: the most that a kill can cost."""
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class EncodeReport:
+    """What became of the images of one run."""
+
+    images: int
+    """Different contents that were seen and can be read."""
+    encoded: int
+    """Those among them that an encoder ran on; the others were in the store."""
+    duplicates: int
+    """Further names of contents that were seen in this run."""
+    unreadable: int
+    """Names that are in the list of failures, `failures.jsonl`; also a tar that is cut off counts as one."""
+    bytes: int
+    """Size of the whole store on disk."""
+    int8_error: dict[str, dict[str, float]]
+    """Per encoder with int8 tokens, over the whole store: "mean" and "max" of |stored - token| / |token|."""
+
+    def summary(self) -> str:
+        """One line."""
+        parts = [f"{self.images:,} images ({self.encoded:,} encoded now)", f"{self.duplicates:,} duplicates"]
+        parts += [f"{self.unreadable:,} unreadable", f"{self.bytes / 2**20:,.1f} MiB on disk"]
+        parts += [f"int8 error of {name} {e['mean']:.2%} (at most {e['max']:.2%})" for name, e in self.int8_error.items()]
+        return ", ".join(parts)
+
+
+def encode_images(
+    images: str | Path | Sequence[str | Path],
+    encoders: Mapping[str, Encoder],
+    out: str | Path,
+    *,
+    embeddings: bool = True,
+    tokens: TokenFormat | None = None,
+    view: View | None = None,
+    batch_size: int = 32,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    workers: int = 2,
+    strict: bool = False,
+    progress: bool = False,
+) -> EncodeReport:
+    """Write the features of images to a store, which `FeatureStore` reads. Called again, it goes on where it was stopped.
+
+    Only images (by content) that an encoder has not encoded are read and encoded; so new images, and new encoders, can be
+    added to a store at any time.
+
+    Args:
+        images: folders, lists, images or tars, as for `encoders.image_sources.ImageSources`.
+        encoders: by the names that they get in the store.
+        out: the store's folder; made if need be.
+        embeddings: store `Encoder.embed_image`, in float32, of encoders that have it.
+        tokens: store patch tokens in this format, or not.
+        view: what all encoders see of an image. By default each has its own pixels, as its backend makes them.
+        batch_size: images per forward pass.
+        device: where to encode; where the encoders are by default.
+        dtype: in which precision; the encoders' own by default. bfloat16 is several times faster on most machines.
+        workers: threads that read and decode.
+        strict: raise an ImageError at the first image that cannot be read, instead of listing it in `failures.jsonl`.
+        progress: show a bar.
+
+    Raises:
+        ValueError: for sources without images, impossible options, another encoder under a name that is in the store, or a
+            store that another process is writing to.
+        ImageError: see `strict`.
+    """
+    if tokens is not None and tokens not in TOKEN_FORMATS:
+        raise ValueError(f"unknown token format {tokens!r}; expected one of {', '.join(TOKEN_FORMATS)}, or None")
+    if batch_size < 1 or workers < 1:
+        raise ValueError(f"batch_size and workers must be at least 1, got {batch_size} and {workers}")
+    sources, store = ImageSources(images), Path(out)
+    store.mkdir(parents=True, exist_ok=True)
+    with _locked(store):
+        entries = declare(store, encoders, view, embeddings=embeddings, tokens=tokens, dtype=dtype)
+        jobs = [_Job(name, _placed(e, device, dtype), entries[name], store, batch_size) for name, e in encoders.items()]
+        run = _Run(store, jobs, view, strict)
+        with torch.inference_mode(), _bar(sources.total, progress) as advance:
+            run.encode(sources, workers, advance)
+        return run.finish()
+
+
+@contextmanager
+def _locked(store: Path) -> Iterator[None]:
+    """One writer at a time. The operating system frees the lock of a process that dies."""
+    lock = FileLock(store / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"another process is writing to {store}; wait for it, or give another --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _bar(total: int | None, shown: bool) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar; gives what advances it: (images done, images that cannot be read so far)."""
+    columns = (
+        MofNCompleteColumn(),
+        BarColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[bad]}"),
+    )
+    with Progress(*columns, disable=not shown) as bar:
+        task, start = bar.add_task("images", total=total, rate="", bad=""), time.monotonic()
+
+        def advance(done: int, unreadable: int) -> None:
+            rate = done / max(time.monotonic() - start, 1e-9)
+            bar.update(task, completed=done, rate=f"{rate:.1f} images/s", bad=f"{unreadable} unreadable" if unreadable else "")
+
+        yield advance
+
+
+def _placed(encoder: Encoder, device: str | torch.device | None, dtype: torch.dtype | None) -> Encoder:
+    """The encoder as it is to run; a copy where that needs a change, because casting back would not restore it."""
+    parameter = next(encoder.tower.parameters())
+    device, dtype = torch.device(device or parameter.device), dtype or parameter.dtype
+    if (parameter.device, parameter.dtype, encoder.training) == (device, dtype, False):
+        return encoder
+    return copy.deepcopy(encoder).eval().to(device, dtype)
+
+
+class _Job:
+    """One encoder at work: images in, batches through the encoder, rows to its shards."""
+
+    def __init__(self, name: str, encoder: Encoder, entry: Mapping[str, Any], store: Path, batch_size: int) -> None:
+        self.name, self.encoder, self.batch_size = name, encoder, batch_size
+        self.embeddings, self.tokens = entry["embeddings"], entry["tokens"]
+        self.writer = ShardWriter(store / entry["folder"], name)
+        self.keys: list[str] = []
+        self.pixels: list[Tensor] = []  # of [3, S, S] uint8
+
+    def take(self, key: str, pixels: Tensor) -> bool:
+        """Collect an image; encode when a batch is full, and say whether it was."""
+        self.writer.claimed.add(key)
+        self.keys.append(key)
+        self.pixels.append(pixels)
+        return len(self.keys) == self.batch_size and self.run()
+
+    def run(self) -> bool:
+        """Encode what was collected."""
+        if not self.keys:
+            return False
+        device = next(self.encoder.tower.parameters()).device
+        pixels = torch.stack(self.pixels)  # [B, 3, S, S]
+        if device.type == "cuda":
+            pixels = pixels.pin_memory().to(device, non_blocking=True)
+        features: dict[str, Tensor] = {}
+        if self.embeddings:
+            features["embeddings"] = self.encoder.embed_image(pixels)  # [B, E]
+        if self.tokens is not None:
+            features |= pack(self.encoder(pixels).tokens, self.tokens)  # [B, T, D]
+        self.writer.add(self.keys, features)
+        self.keys, self.pixels = [], []
+        return True
+
+
+class _Loaded(NamedTuple):
+    """What a thread made of an image."""
+
+    name: str
+    key: str = ""
+    stat: tuple[int, int] | None = None
+    """Bytes and time of a file."""
+    size: tuple[int, int] | None = None
+    """Width and height; None when the image did not have to be decoded."""
+    pixels: dict[str, Tensor] | None = None
+    """By encoder, for those that have not encoded it."""
+    error: ImageError | None = None
+
+
+class _Run:
+    """One call of `encode_images`. `_load` runs in threads, all else in one."""
+
+    def __init__(self, store: Path, jobs: list[_Job], view: View | None, strict: bool) -> None:
+        self.store, self.jobs, self.view, self.strict = store, jobs, view, strict
+        self.index, self.failures = ImageIndex(store), FailureList(store)
+        self.names, self.seen = set[str](), set[str]()  # names and keys of this run
+        self.encoded = self.duplicates = self.unreadable = 0
+        self.start = self.committed = time.monotonic()
+
+    def encode(self, sources: ImageSources, workers: int, advance: Callable[[int, int], None]) -> None:
+        """Bring every image through; when it is stopped by an error of an image or by the user, keep what is done."""
+        ahead = 2 * workers + max(job.batch_size for job in self.jobs)
+        try:
+            with closing(in_order(self._load, sources, workers, ahead)) as stream:
+                for done, loaded in enumerate(stream, 1):
+                    self._take(loaded)
+                    advance(done, self.unreadable)
+            for job in self.jobs:
+                job.run()
+        finally:
+            self._commit()
+
+    def _load(self, item: tuple[str, Content]) -> _Loaded:
+        """Read, hash, and decode for the encoders that lack it. The decoded image serves all of them."""
+        name, content = item
+        try:
+            if isinstance(content, ImageError):
+                raise content
+            stat, key = None, None
+            if isinstance(content, Path):
+                status = _stat(content)
+                stat = status.st_size, status.st_mtime_ns
+                key = self.index.key_of(name, *stat)
+            if key is None:
+                key = content_key(_bytes(content))
+            jobs = [job for job in self.jobs if key not in job.writer.claimed]
+            if not jobs:
+                return _Loaded(name, key, stat)
+            image = _decode(name, content)
+            if self.view is None:
+                pixels = {job.name: job.encoder.pixels(image) for job in jobs}  # [3, S, S] each
+            else:
+                pixels = dict.fromkeys((job.name for job in jobs), self.view.pixels(image))
+            return _Loaded(name, key, stat, image.size, pixels)
+        except ImageError as error:
+            return _Loaded(name, error=error)
+
+    def _take(self, loaded: _Loaded) -> None:
+        """In the order of the sources, whatever thread was first: so a run that was stopped goes on as if it had not been."""
+        if loaded.name in self.names:
+            return  # sources that overlap
+        self.names.add(loaded.name)
+        if loaded.error is not None:
+            if self.strict:
+                raise loaded.error
+            self.unreadable += 1
+            self.failures.add(loaded.name, str(loaded.error))
+            return
+        self.failures.clear(loaded.name)
+        self.index.add(loaded.name, loaded.key, loaded.stat, loaded.size)
+        self.duplicates += loaded.key in self.seen
+        self.seen.add(loaded.key)
+        jobs = [job for job in self.jobs if loaded.key not in job.writer.claimed]  # a twin may have come since it was loaded
+        self.encoded += bool(jobs)
+        ran = [job.take(loaded.key, (loaded.pixels or {})[job.name]) for job in jobs]
+        if any(ran) and self._due():
+            self._commit()
+
+    def _due(self) -> bool:
+        writers, now = [job.writer for job in self.jobs], time.monotonic()
+        full = any(writer.pending >= SHARD_BYTES or len(writer) >= SHARD_IMAGES for writer in writers)
+        return full or now - self.committed > max(SECONDS, SHARE * (now - self.start))
+
+    def _commit(self) -> None:
+        """The index first: a shard's keys must have names."""
+        self.index.commit()
+        for job in self.jobs:
+            job.writer.commit()
+        self.failures.commit()
+        self.committed = time.monotonic()
+
+    def finish(self) -> EncodeReport:
+        errors = {job.name: job.writer.errors().summary() for job in self.jobs if job.tokens == "int8"}
+        record_errors(self.store, errors)
+        size = sum(file.stat().st_size for file in self.store.rglob("*") if file.is_file())
+        return EncodeReport(len(self.seen), self.encoded, self.duplicates, self.unreadable, size, errors)
+
+
+def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int) -> Generator[Result]:
+    """Map in threads, results in the order of the items; at most `ahead` items are taken before their result is fetched."""
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[Future[Result]] = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) > ahead:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be opened ({error.strerror})") from error
+
+
+def _bytes(content: Path | bytes) -> bytes:
+    try:
+        return content.read_bytes() if isinstance(content, Path) else content
+    except OSError as error:
+        raise ImageError(f"{content!s}: cannot be read ({error.strerror})") from error
+
+
+def _decode(name: str, content: Path | bytes) -> Image.Image:
+    """As RGB. ImageError naming the file or the tar's member."""
+    if isinstance(content, Path):
+        return read_image(content)
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return read_image(image)
+    except Exception as error:  # as in read_image
+        raise ImageError(f"{name}: cannot be read as an image ({error})") from error
