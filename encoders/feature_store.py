@@ -114,7 +114,7 @@ class FeatureStore:
         """
         if self._entry(encoder)["tokens"] is None:
             raise ValueError(f"{self.path} has no patch tokens of {encoder}; encode them with `--tokens int8` into another store")
-        chosen = np.arange(len(self))[rows if isinstance(rows, slice) else np.asarray(rows)]  # [n]
+        chosen = np.arange(len(self))[rows if isinstance(rows, slice) else np.asarray(rows, None if len(rows) else np.int64)]  # [n]
         features = self._features[encoder]
         scales = features.gather("scales", chosen) if self._entry(encoder)["tokens"] == "int8" else None  # [n, T]
         return unpack(features.gather("tokens", chosen), scales)  # [n, T, D]

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 # Shapes: n = rows of a shard.
@@ -82,7 +82,7 @@ def unpack_keys(keys: NDArray[np.bytes_]) -> list[str]:
 def write_shard(path: Path, keys: list[str], features: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Rows of features [n, ...] by name, with the n content keys they belong to."""
     packed = torch.from_numpy(pack_keys(keys).view(np.uint8).reshape(-1, KEY_TYPE.itemsize).copy())  # [n, 16]
-    write_whole(path, lambda temporary: save_file({"keys": packed, **features}, temporary, metadata))
+    write_whole(path, lambda temporary: temporary.write_bytes(save({"keys": packed, **features}, metadata)))
 
 
 def read_shard(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -114,10 +114,9 @@ class ShardWriter:
         return len(self._keys)
 
     def add(self, keys: list[str], features: dict[str, Tensor]) -> None:
-        """Features [B, ...] by kind, on any device, of the images with these keys."""
+        """Features [B, ...] by kind of the images with these keys."""
         self._keys += keys
-        # From a GPU: into pinned memory, and nothing waits for it here.
-        self._rows.append({kind: value.to("cpu", non_blocking=True) for kind, value in features.items()})
+        self._rows.append(features)
         self.pending += sum(value.nbytes for value in features.values())
 
     def commit(self) -> None:
@@ -125,7 +124,7 @@ class ShardWriter:
         if not self._keys:
             return
         if torch.cuda.is_available():
-            torch.cuda.synchronize()
+            torch.cuda.synchronize()  # features may still be on their way into pinned memory
         shard = {kind: torch.cat([rows[kind] for rows in self._rows]) for kind in self._rows[0]}  # [n, ...]
         metadata = {}
         if "errors" in shard:

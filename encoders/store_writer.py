@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import os
 import time
@@ -25,9 +24,10 @@ from encoders.fingerprints import View
 from encoders.image_sources import Content, ImageSources, content_key
 from encoders.images import ImageError, read_image
 from encoders.store_files import LOCK
+from encoders.store_jobs import Job, lanes
 from encoders.store_manifest import declare, record_errors
-from encoders.store_tables import FailureList, ImageIndex, ShardWriter
-from encoders.token_formats import TOKEN_FORMATS, TokenFormat, pack
+from encoders.store_tables import FailureList, ImageIndex
+from encoders.token_formats import TOKEN_FORMATS, TokenFormat
 
 # Shapes: B = images of a batch, S = side of an encoder's input.
 
@@ -111,9 +111,9 @@ def encode_images(
     store.mkdir(parents=True, exist_ok=True)
     with _locked(store):
         entries = declare(store, encoders, view, embeddings=embeddings, tokens=tokens, dtype=dtype)
-        jobs = [_Job(name, _placed(e, device, dtype), entries[name], store, batch_size) for name, e in encoders.items()]
-        run = _Run(store, jobs, view, strict)
-        with torch.inference_mode(), _bar(sources.total, progress) as advance:
+        with lanes() as threads, _bar(sources.total, progress) as advance:
+            options: dict[str, Any] = {"batch_size": batch_size, "device": device, "dtype": dtype}
+            run = _Run(store, [Job(name, e, entries[name], store, threads, **options) for name, e in encoders.items()], view, strict)
             run.encode(sources, workers, advance)
         return run.finish()
 
@@ -152,50 +152,6 @@ def _bar(total: int | None, shown: bool) -> Iterator[Callable[[int, int], None]]
         yield advance
 
 
-def _placed(encoder: Encoder, device: str | torch.device | None, dtype: torch.dtype | None) -> Encoder:
-    """The encoder as it is to run; a copy where that needs a change, because casting back would not restore it."""
-    parameter = next(encoder.tower.parameters())
-    device, dtype = torch.device(device or parameter.device), dtype or parameter.dtype
-    if (parameter.device, parameter.dtype, encoder.training) == (device, dtype, False):
-        return encoder
-    return copy.deepcopy(encoder).eval().to(device, dtype)
-
-
-class _Job:
-    """One encoder at work: images in, batches through the encoder, rows to its shards."""
-
-    def __init__(self, name: str, encoder: Encoder, entry: Mapping[str, Any], store: Path, batch_size: int) -> None:
-        self.name, self.encoder, self.batch_size = name, encoder, batch_size
-        self.embeddings, self.tokens = entry["embeddings"], entry["tokens"]
-        self.writer = ShardWriter(store / entry["folder"], name)
-        self.keys: list[str] = []
-        self.pixels: list[Tensor] = []  # of [3, S, S] uint8
-
-    def take(self, key: str, pixels: Tensor) -> bool:
-        """Collect an image; encode when a batch is full, and say whether it was."""
-        self.writer.claimed.add(key)
-        self.keys.append(key)
-        self.pixels.append(pixels)
-        return len(self.keys) == self.batch_size and self.run()
-
-    def run(self) -> bool:
-        """Encode what was collected."""
-        if not self.keys:
-            return False
-        device = next(self.encoder.tower.parameters()).device
-        pixels = torch.stack(self.pixels)  # [B, 3, S, S]
-        if device.type == "cuda":
-            pixels = pixels.pin_memory().to(device, non_blocking=True)
-        features: dict[str, Tensor] = {}
-        if self.embeddings:
-            features["embeddings"] = self.encoder.embed_image(pixels)  # [B, E]
-        if self.tokens is not None:
-            features |= pack(self.encoder(pixels).tokens, self.tokens)  # [B, T, D]
-        self.writer.add(self.keys, features)
-        self.keys, self.pixels = [], []
-        return True
-
-
 class _Loaded(NamedTuple):
     """What a thread made of an image."""
 
@@ -213,7 +169,7 @@ class _Loaded(NamedTuple):
 class _Run:
     """One call of `encode_images`. `_load` runs in threads, all else in one."""
 
-    def __init__(self, store: Path, jobs: list[_Job], view: View | None, strict: bool) -> None:
+    def __init__(self, store: Path, jobs: list[Job], view: View | None, strict: bool) -> None:
         self.store, self.jobs, self.view, self.strict = store, jobs, view, strict
         self.index, self.failures = ImageIndex(store), FailureList(store)
         self.names, self.seen = set[str](), set[str]()  # names and keys of this run
@@ -228,10 +184,11 @@ class _Run:
                 for done, loaded in enumerate(stream, 1):
                     self._take(loaded)
                     advance(done, self.unreadable)
-            for job in self.jobs:
-                job.run()
+            self._collect(wait=True)
         finally:
             self._commit()
+            for job in self.jobs:
+                job.close()
 
     def _load(self, item: tuple[str, Content]) -> _Loaded:
         """Read, hash, and decode for the encoders that lack it. The decoded image serves all of them."""
@@ -275,9 +232,15 @@ class _Run:
         self.seen.add(loaded.key)
         jobs = [job for job in self.jobs if loaded.key not in job.writer.claimed]  # a twin may have come since it was loaded
         self.encoded += bool(jobs)
-        ran = [job.take(loaded.key, (loaded.pixels or {})[job.name]) for job in jobs]
-        if any(ran) and self._due():
-            self._commit()
+        for job in jobs:
+            job.take(loaded.key, (loaded.pixels or {})[job.name])
+        self._collect()
+
+    def _collect(self, wait: bool = False) -> None:
+        for job in self.jobs:
+            for _ in job.collect(wait):
+                if self._due():
+                    self._commit()
 
     def _due(self) -> bool:
         writers, now = [job.writer for job in self.jobs], time.monotonic()
