@@ -6,7 +6,8 @@ from encoders.fingerprints import View
 from encoders.image_loader import ImageLoader
 from encoders.images import ImageError, read_image
 from encoders.registry import available_encoders, build_encoder, register_encoder
-from encoders.store_writer import EncodeReport, encode_images
+from encoders.store_report import EncodeReport
+from encoders.store_writer import encode_images
 
 __all__ = [
     "EncodeReport",

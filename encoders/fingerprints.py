@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from encoders.base import Encoder
-from encoders.images import Fit, blur, to_pixels
+from encoders.images import blur
+from encoders.resizing import Fit, to_pixels
 
 # Shapes: S = side of a square image.
 
@@ -79,7 +80,8 @@ def refuse_other(store: Path, name: str, stored: Mapping[str, Any], given: Mappi
 
 def preprocessing(encoder: Encoder) -> dict[str, Any]:
     """How the encoder makes an image its input (JSON-able)."""
-    return {"mean": encoder.mean, "std": encoder.std, "fit": encoder.fit, "interpolation": encoder.interpolation}
+    names = ("mean", "std", "fit", "interpolation", "crop_pct", "centre")
+    return {name: getattr(encoder, name) for name in names}
 
 
 def weights_digest(tower: nn.Module) -> str:

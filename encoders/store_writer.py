@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import io
 import os
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from filelock import FileLock, Timeout
-from PIL import Image
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from encoders.base import Encoder
 from encoders.fingerprints import View
+from encoders.image_loader import in_order
 from encoders.image_sources import Content, ImageSources, content_key
 from encoders.images import ImageError, read_image
 from encoders.store_files import LOCK
 from encoders.store_jobs import Job, lanes
 from encoders.store_manifest import declare, record_errors
+from encoders.store_report import EncodeReport, progress_bar
 from encoders.store_tables import FailureList, ImageIndex
 from encoders.token_formats import TOKEN_FORMATS, TokenFormat
 
@@ -35,33 +31,6 @@ SHARD_BYTES, SHARD_IMAGES = 2**28, 65_536
 """A shard is closed when it holds as much or as many."""
 SECONDS, SHARE = 5.0, 0.02
 """Also when so many seconds, or this share of the run so far, have passed: the most that a kill can cost."""
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class EncodeReport:
-    """What became of the images of one run."""
-
-    images: int
-    """Different contents that were seen and can be read."""
-    encoded: int
-    """Those among them that an encoder ran on; the others were in the store."""
-    duplicates: int
-    """Further names of contents that were seen in this run."""
-    unreadable: int
-    """Names that are in the list of failures, `failures.jsonl`; also a tar that is cut off counts as one."""
-    bytes: int
-    """Size of the whole store on disk."""
-    int8_error: dict[str, dict[str, float]]
-    """Per encoder with int8 tokens, over the whole store: "mean" and "max" of |stored - token| / |token|."""
-
-    def summary(self) -> str:
-        """One line."""
-        parts = [f"{self.images:,} images ({self.encoded:,} encoded now)", f"{self.duplicates:,} duplicates"]
-        parts += [f"{self.unreadable:,} unreadable", f"{self.bytes / 2**20:,.1f} MiB on disk"]
-        parts += [f"int8 error of {name} {e['mean']:.2%} (at most {e['max']:.2%})" for name, e in self.int8_error.items()]
-        return ", ".join(parts)
 
 
 def encode_images(
@@ -111,7 +80,7 @@ def encode_images(
     store.mkdir(parents=True, exist_ok=True)
     with _locked(store):
         entries = declare(store, encoders, view, embeddings=embeddings, tokens=tokens, dtype=dtype)
-        with lanes() as threads, _bar(sources.total, progress) as advance:
+        with lanes() as threads, progress_bar(sources.total, progress) as advance:
             options: dict[str, Any] = {"batch_size": batch_size, "device": device, "dtype": dtype}
             run = _Run(store, [Job(name, e, entries[name], store, threads, **options) for name, e in encoders.items()], view, strict)
             run.encode(sources, workers, advance)
@@ -130,26 +99,6 @@ def _locked(store: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@contextmanager
-def _bar(total: int | None, shown: bool) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar; gives what advances it: (images done, images that cannot be read so far)."""
-    columns = (
-        MofNCompleteColumn(),
-        BarColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[bad]}"),
-    )
-    with Progress(*columns, disable=not shown) as bar:
-        task, start = bar.add_task("images", total=total, rate="", bad=""), time.monotonic()
-
-        def advance(done: int, unreadable: int) -> None:
-            rate = done / max(time.monotonic() - start, 1e-9)
-            bar.update(task, completed=done, rate=f"{rate:.1f} images/s", bad=f"{unreadable} unreadable" if unreadable else "")
-
-        yield advance
 
 
 class _Loaded(NamedTuple):
@@ -201,12 +150,12 @@ class _Run:
                 status = _stat(content)
                 stat = status.st_size, status.st_mtime_ns
                 key = self.index.key_of(name, *stat)
-            if key is None:
-                key = content_key(_bytes(content))
-            jobs = [job for job in self.jobs if key not in job.writer.claimed]
+            data = _bytes(content) if key is None or self._lacking(key) else b""
+            key = key or content_key(data)
+            jobs = self._lacking(key)
             if not jobs:
                 return _Loaded(name, key, stat)
-            image = _decode(name, content)
+            image = read_image(data, name=name)
             if self.view is None:
                 pixels = {job.name: job.encoder.pixels(image) for job in jobs}  # [3, S, S] each
             else:
@@ -230,11 +179,14 @@ class _Run:
         self.index.add(loaded.name, loaded.key, loaded.stat, loaded.size)
         self.duplicates += loaded.key in self.seen
         self.seen.add(loaded.key)
-        jobs = [job for job in self.jobs if loaded.key not in job.writer.claimed]  # a twin may have come since it was loaded
+        jobs = self._lacking(loaded.key)  # fewer if a twin has come since it was loaded
         self.encoded += bool(jobs)
         for job in jobs:
             job.take(loaded.key, (loaded.pixels or {})[job.name])
         self._collect()
+
+    def _lacking(self, key: str) -> list[Job]:
+        return [job for job in self.jobs if key not in job.writer.claimed]
 
     def _collect(self, wait: bool = False) -> None:
         for job in self.jobs:
@@ -262,21 +214,6 @@ class _Run:
         return EncodeReport(len(self.seen), self.encoded, self.duplicates, self.unreadable, size, errors)
 
 
-def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int) -> Generator[Result]:
-    """Map in threads, results in the order of the items; at most `ahead` items are taken before their result is fetched."""
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future[Result]] = deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
 def _stat(path: Path) -> os.stat_result:
     try:
         return path.stat()
@@ -289,14 +226,3 @@ def _bytes(content: Path | bytes) -> bytes:
         return content.read_bytes() if isinstance(content, Path) else content
     except OSError as error:
         raise ImageError(f"{content!s}: cannot be read ({error.strerror})") from error
-
-
-def _decode(name: str, content: Path | bytes) -> Image.Image:
-    """As RGB. ImageError naming the file or the tar's member."""
-    if isinstance(content, Path):
-        return read_image(content)
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            return read_image(image)
-    except Exception as error:  # as in read_image
-        raise ImageError(f"{name}: cannot be read as an image ({error})") from error

@@ -29,8 +29,9 @@ from torch import Tensor
 
 from encoders import Encoder, FeatureStore, ImageError, View, build_encoder, encode_images, store_writer
 from encoders.fingerprints import fingerprint
-from encoders.images import blur, to_pixels
+from encoders.images import blur
 from encoders.joint_pass import JointPass
+from encoders.resizing import to_pixels
 from encoders.token_formats import pack, unpack
 
 
@@ -449,6 +450,7 @@ def test_encoder_added_with_other_images_meets_in_the_middle(photos: Path, encod
         (lambda e: setattr(e, "mean", (0.5, 0.5, 0.4)), "preprocessing"),
         (lambda e: setattr(e, "interpolation", "bilinear"), "preprocessing"),
         (lambda e: setattr(e, "fit", "squash"), "preprocessing"),
+        (lambda e: setattr(e, "crop_pct", 0.875), "preprocessing"),
         (lambda e: setattr(e, "layer", 0), "spec"),
         (lambda e: e.to(torch.bfloat16), "weights"),
     ],
