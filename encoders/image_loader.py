@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
 from encoders.images import ImageError, read_image
 
 Source = str | os.PathLike[str] | tuple[str, bytes]  # a file, or the name and the content of one
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class ImageLoader:
@@ -49,31 +53,35 @@ class ImageLoader:
         self.failures: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        sources = iter(self.sources)
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="image-loader")
-        try:
-            ahead: deque[tuple[str, Future[Any]]] = deque()
-            while True:
-                for source in islice(sources, self.prefetch - len(ahead)):
-                    ahead.append((_name(source), pool.submit(self._load, source)))
-                if not ahead:
-                    return
-                name, future = ahead.popleft()
-                try:
-                    result = future.result()
-                except ImageError as error:
-                    if self.strict:
-                        raise
-                    self.failures[name] = str(error)
-                else:
+        with closing(in_order(self._load, self.sources, self.workers, self.prefetch)) as loaded:
+            for name, result in loaded:
+                if not isinstance(result, ImageError):
                     yield name, result
-        finally:  # also when the caller breaks off: what has not begun is dropped, what has is waited for
-            pool.shutdown(cancel_futures=True)
+                elif self.strict:
+                    raise result
+                else:
+                    self.failures[name] = str(result)
 
-    def _load(self, source: Source) -> Any:
-        image = read_image(source[1], name=source[0]) if isinstance(source, tuple) else read_image(source)
-        return image if self.transform is None else self.transform(image)
+    def _load(self, source: Source) -> tuple[str, Any]:
+        """The result, or the ImageError, by name."""
+        name, content = source if isinstance(source, tuple) else (os.fspath(source), source)
+        try:
+            image = read_image(content, name=name)
+            return name, image if self.transform is None else self.transform(image)
+        except ImageError as error:
+            return name, error
 
 
-def _name(source: Source) -> str:
-    return source[0] if isinstance(source, tuple) else os.fspath(source)
+def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int) -> Generator[Result]:
+    """Map in threads, the results in the order of the items; at most `ahead` items are taken before the first one's result."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="image-loader")
+    try:
+        waiting: deque[Future[Result]] = deque()
+        rest = iter(items)
+        while True:
+            waiting.extend(pool.submit(function, item) for item in islice(rest, ahead - len(waiting)))
+            if not waiting:
+                return
+            yield waiting.popleft().result()
+    finally:  # also when the caller breaks off: what has not begun is dropped, what has is waited for
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,206 @@
+"""Images per second through two encoders: `encode_images` against transformers' models and processors in the ordinary way.
+
+    python benchmarks/encode.py --images ../shared/data/coco
+    python benchmarks/encode.py --images ../shared/data/coco --both       # embeddings besides patch tokens
+
+Random weights in the shapes of CLIP ViT-B/16 (patch tokens after its last block but one) and DINOv2 ViT-S/14 (after its last),
+at 224 pixels, the same in all methods; where they differ is how. From top to bottom one thing changes at a time:
+
+    transformers    per encoder: PIL, image processor, model(..., output_hidden_states=True), float32, batch after batch
+    layer           our encoders in the same loop: nothing runs past the wanted layer
+    one decode      each image is opened once for both encoders
+    encode_images   decoded in threads, batches side by side, written to a store as float16
+    bfloat16        the same with dtype=torch.bfloat16
+
+Every measurement is a process of its own, so that its peak memory is its own; they take turns, and the least of --repeats counts:
+on shared cores the wall clock says what else ran, so the CPU's seconds per image stand beside it. Ratios are what to read.
+"""
+
+import argparse
+import contextlib
+import functools
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from transformers import BitImageProcessor, CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2Model
+
+from encoders import Encoder, build_encoder, encode_images, read_image
+from encoders.image_sources import ImageSources
+from encoders.store_jobs import Job
+
+LAYERS = {"clip": -2, "dino": -1}
+BATCH = 16
+
+
+def save_models(folder: Path) -> None:
+    """Both encoders with their processors, as transformers saves them."""
+    torch.manual_seed(0)
+    clip = CLIPVisionModel(CLIPVisionConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12, patch_size=16))
+    dino = Dinov2Model(Dinov2Config(hidden_size=384, num_attention_heads=6, patch_size=14, image_size=518))
+    square, statistics = {"height": 224, "width": 224}, {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+    bit = BitImageProcessor(size={"shortest_edge": 256}, crop_size=square, **statistics)
+    for name, model, processor in (("clip", clip, CLIPImageProcessor()), ("dino", dino, bit)):
+        model.save_pretrained(folder / name)
+        processor.save_pretrained(folder / name)
+
+
+class Clock:
+    """Seconds of the CPU spent on pixels and on the network."""
+
+    def __init__(self) -> None:
+        self.seconds = {"pixels": 0.0, "network": 0.0}
+
+    @contextlib.contextmanager
+    def __call__(self, part: str, timer: Callable[[], float] = time.process_time) -> Iterator[None]:
+        start = timer()
+        yield
+        self.seconds[part] += timer() - start
+
+
+def batches(files: list[Path]) -> list[list[Path]]:
+    return [files[start : start + BATCH] for start in range(0, len(files), BATCH)]
+
+
+@functools.cache
+def theirs(folder: Path) -> list[tuple[str, Any, Any]]:
+    kinds = (("clip", CLIPVisionModel, CLIPImageProcessor), ("dino", Dinov2Model, BitImageProcessor))
+    return [(name, kind.from_pretrained(folder / name).eval(), process.from_pretrained(folder / name)) for name, kind, process in kinds]
+
+
+@functools.cache
+def ours(folder: Path) -> dict[str, Encoder]:
+    return {name: build_encoder(f"hf:{folder / name}", image_size=224, layer=layer) for name, layer in LAYERS.items()}
+
+
+def transformers_way(folder: Path, files: list[Path], both: bool, clock: Clock) -> list[Tensor]:
+    found = []
+    for name, model, processor in theirs(folder):
+        for some in batches(files):
+            with clock("pixels"):
+                inputs = processor([Image.open(file).convert("RGB") for file in some], return_tensors="pt")
+            with clock("network"), torch.no_grad():
+                output = model(**inputs, output_hidden_states=True)
+            found.append(output.hidden_states[LAYERS[name]][:, 1:].half())  # [B, h*w, D]
+            if both:
+                found.append(output.pooler_output)  # [B, E]
+    return found
+
+
+def features(encoder: Encoder, pixels: Tensor, both: bool) -> list[Tensor]:
+    with torch.no_grad():
+        return [encoder(pixels).tokens.half()] + [encoder.embed_image(pixels)] * both
+
+
+def layer(folder: Path, files: list[Path], both: bool, clock: Clock) -> list[Tensor]:
+    found = []
+    for encoder in ours(folder).values():
+        for some in batches(files):
+            with clock("pixels"):
+                pixels = torch.stack([encoder.pixels(file) for file in some])  # [B, 3, S, S]
+            with clock("network"):
+                found += features(encoder, pixels, both)
+    return found
+
+
+def one_decode(folder: Path, files: list[Path], both: bool, clock: Clock) -> list[Tensor]:
+    found, encoders = [], ours(folder).values()
+    for some in batches(files):
+        with clock("pixels"):
+            images = [read_image(file) for file in some]
+            pixels = [torch.stack([encoder.pixels(image) for image in images]) for encoder in encoders]  # of [B, 3, S, S]
+        with clock("network"):
+            for encoder, one in zip(encoders, pixels, strict=True):
+                found += features(encoder, one, both)
+    return found
+
+
+def stored(folder: Path, files: list[Path], both: bool, clock: Clock, dtype: torch.dtype | None = None) -> None:
+    encode = Job._encode
+
+    def timed(job: Job, images: list[Tensor]) -> dict[str, Tensor]:
+        with clock("network", time.thread_time):
+            return encode(job, images)
+
+    Job._encode = timed  # type: ignore[method-assign]
+    start = time.process_time()
+    with tempfile.TemporaryDirectory() as out:
+        encode_images(files, ours(folder), out, embeddings=both, tokens="float16", batch_size=BATCH, dtype=dtype)
+    clock.seconds["pixels"] = time.process_time() - start - clock.seconds["network"]  # and hashing, and writing
+    Job._encode = encode  # type: ignore[method-assign]
+
+
+METHODS: dict[str, Callable[..., object]] = {
+    "transformers": transformers_way,
+    "layer": layer,
+    "one decode": one_decode,
+    "encode_images": stored,
+    "bfloat16": lambda *arguments: stored(*arguments, dtype=torch.bfloat16),
+}
+
+
+def measure(method: str, folder: Path, files: list[Path], both: bool, threads: int) -> dict[str, float]:
+    """Run in this process: seconds, the CPU's seconds, the share of them in the network, and peak memory in GB."""
+    torch.set_num_threads(threads)
+    METHODS[method](folder, files[:BATCH], both, Clock())  # imports, thread pools
+    clock, start, cpu = Clock(), time.perf_counter(), time.process_time()
+    METHODS[method](folder, files, both, clock)
+    return {
+        "seconds": time.perf_counter() - start,
+        "cpu": time.process_time() - cpu,
+        "network": clock.seconds["network"] / sum(clock.seconds.values()),
+        "gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, required=True, help="folder of photos")
+    parser.add_argument("--count", type=int, default=80, help="how many of them, in whole batches")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--both", action="store_true", help="embeddings besides patch tokens")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # a measurement in a process of its own
+    arguments = parser.parse_args()
+    files = [Path(name) for name, _ in ImageSources(arguments.images)][: arguments.count // BATCH * BATCH]
+    if arguments.one:
+        print(json.dumps(measure(arguments.one[0], Path(arguments.one[1]), files, arguments.both, arguments.threads)))
+        return
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in METHODS}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
+    with tempfile.TemporaryDirectory() as folder:
+        save_models(Path(folder))
+        for _ in range(arguments.repeats):
+            for name, some in runs.items():
+                command = [sys.executable, __file__, *sys.argv[1:], "--one", name, folder]
+                out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+                some.append(json.loads(out.splitlines()[-1]))
+    best = {name: {key: min(run[key] for run in some) for key in some[0]} for name, some in runs.items()}
+    first = best["transformers"]
+    kinds = "embeddings and patch tokens" if arguments.both else "patch tokens"
+    print(f"{len(files)} images, {arguments.threads} threads, {kinds}, least of {arguments.repeats}")
+    print(f"{'':<14} images/s   ratio   CPU ms/image   ratio   in the network   peak memory")
+    for name, one in best.items():
+        wall, cpu = one["seconds"] / len(files), one["cpu"] / len(files)
+        print(
+            f"{name:<14} {1 / wall:8.1f} {first['seconds'] / one['seconds']:6.1f}x {1000 * cpu:13.0f} {first['cpu'] / one['cpu']:7.1f}x "
+            f"{one['network']:15.0%} {one['gigabytes']:11.2f} GB",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

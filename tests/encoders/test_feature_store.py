@@ -1,0 +1,613 @@
+"""The feature store against the encoders run by hand on files opened with Pillow; killed, cut, doubled and changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors import safe_open
+from torch import Tensor
+
+from encoders import Encoder, FeatureStore, ImageError, View, build_encoder, encode_images, store_writer
+from encoders.fingerprints import fingerprint
+from encoders.images import blur
+from encoders.joint_pass import JointPass
+from encoders.resizing import to_pixels
+from encoders.token_formats import pack, unpack
+
+
+def photo(path: Path, seed: int, size: tuple[int, int] = (60, 45)) -> Path:
+    """A smooth random picture, so that resizing is not all there is to see."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for i in range(12):
+        photo(tmp_path / f"photos/{i:02d}.png", i, (60 + i, 45))
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def encoders(tiny_encoders: dict[str, Encoder]) -> dict[str, Encoder]:
+    return tiny_encoders
+
+
+def reference(encoder: Encoder, path: str | Path, batch: int = 1) -> tuple[Tensor, Tensor]:
+    """Embedding [E] and tokens [T, D] of a file: opened with Pillow, its central square resized, the encoder called."""
+    with Image.open(path) as image:
+        pixels = to_pixels(image.convert("RGB"), encoder.image_size, "crop")[None]
+    with torch.no_grad():
+        return encoder.embed_image(pixels)[0], encoder(pixels).tokens[0]
+
+
+def assert_true(store: FeatureStore, encoders: dict[str, Encoder], tolerance: float = 1e-6) -> None:
+    """Every row is what the encoder makes of the file that is named there."""
+    for name, encoder in encoders.items():
+        embeddings, tokens = store.embeddings(name), store.tokens(name, slice(None))
+        assert embeddings.dtype == np.float32 and len(embeddings) == len(tokens) == len(store) == len(store.names)
+        for row, path in enumerate(store.names):
+            embedding, patches = reference(encoder, path)
+            np.testing.assert_allclose(embeddings[row], embedding, atol=tolerance)
+            torch.testing.assert_close(tokens[row].float(), patches, atol=2e-2, rtol=2e-2)
+            assert store.keys[row] == hashlib.sha256(Path(path).read_bytes()).hexdigest()[:32]
+
+
+# --- what is stored ---
+
+
+@pytest.mark.parametrize("tokens", ["float16", "bfloat16", "int8"])
+def test_features_are_the_encoders(photos: Path, encoders: dict[str, Encoder], tokens: str, tmp_path: Path) -> None:
+    report = encode_images(photos, encoders, tmp_path / "store", tokens=tokens, batch_size=5)
+    store = FeatureStore(tmp_path / "store")
+    assert (report.images, report.encoded, report.duplicates, report.unreadable) == (12, 12, 0, 0)
+    assert store.names == [str(path) for path in sorted(photos.iterdir())]
+    assert store.encoders == ["a", "b"] and store.grid("b") == encoders["b"].grid
+    assert store.tokens("a", [0]).dtype == {"int8": torch.float32}.get(tokens, getattr(torch, tokens))
+    assert_true(store, encoders)
+
+
+def test_shipped_encoders_on_real_photos(tmp_path: Path) -> None:
+    folder = Path(__file__).parents[2].parent / "shared/data/photos"
+    if not folder.is_dir():
+        pytest.skip("no ../shared/data/photos")
+    encoders = {name: build_encoder(name) for name in ("mini-clip", "mini-dino")}
+    encode_images(folder, encoders, tmp_path / "store", tokens="float16")
+    assert_true(FeatureStore(tmp_path / "store"), encoders)
+
+
+def test_layout_is_open_to_others(photos: Path, encoders: dict[str, Encoder], tmp_path: Path) -> None:
+    encode_images(photos, encoders, tmp_path / "store", tokens="int8", batch_size=12)
+    index = pq.read_table(tmp_path / "store/images-00000.parquet").to_pylist()
+    assert [(row["name"], row["width"], row["height"]) for row in index][3] == (str(photos / "03.png"), 63, 45)
+    manifest = json.loads((tmp_path / "store/manifest.json").read_text())["encoders"]
+    assert list(manifest) == ["a", "b"]
+    assert manifest["a"]["tokens"] == "int8" and manifest["a"]["fingerprint"] == fingerprint(encoders["a"])
+    (file,) = (tmp_path / "store" / manifest["a"]["folder"]).iterdir()
+    with safe_open(file, "pt") as shard:
+        shapes = {name: (shard.get_slice(name).get_dtype(), shard.get_slice(name).get_shape()) for name in shard.keys()}  # noqa: SIM118
+    assert shapes == {
+        "keys": ("U8", [12, 16]),
+        "embeddings": ("F32", [12, 16]),
+        "tokens": ("I8", [12, 16, 16]),
+        "scales": ("F32", [12, 16]),
+    }
+
+
+def test_one_view_serves_all_encoders(photos: Path, encoders: dict[str, Encoder], tmp_path: Path) -> None:
+    for blurred in (False, True):
+        view = View(48, "pad", (122, 116, 104), blurred)
+        encode_images(photos, encoders, tmp_path / f"store-{blurred}", tokens="float16", view=view)
+        store = FeatureStore(tmp_path / f"store-{blurred}")
+        for row, name in enumerate(store.names):
+            image = Image.open(name).convert("RGB")
+            pixels = to_pixels(blur(image) if blurred else image, 48, "pad", (122, 116, 104))[None]
+            for key, encoder in encoders.items():
+                torch.testing.assert_close(store.tokens(key, [row]).float(), encoder(pixels).tokens, atol=2e-2, rtol=1e-2)
+        store.check("a", encoders["a"], view)
+        for other in (None, View(48, "pad", (122, 116, 104), not blurred), View(40, "pad", (122, 116, 104), blurred)):
+            with pytest.raises(ValueError, match="fingerprint .*: view"):
+                store.check("a", encoders["a"], other)
+
+
+def test_pooled_only_and_tokens_only(photos: Path, encoders: dict[str, Encoder], tmp_path: Path) -> None:
+    encode_images(photos, encoders, tmp_path / "pooled")
+    encode_images(photos, encoders, tmp_path / "tokens", embeddings=False, tokens="float16")
+    with pytest.raises(ValueError, match="no patch tokens of a; .*--tokens"):
+        FeatureStore(tmp_path / "pooled").tokens("a", [0])
+    with pytest.raises(ValueError, match="no embeddings of a"):
+        FeatureStore(tmp_path / "tokens").embeddings("a")
+
+
+def test_reduced_precision_leaves_the_encoder_alone(photos: Path, encoders: dict[str, Encoder], tmp_path: Path) -> None:
+    before = {key: value.clone() for key, value in encoders["a"].state_dict().items()}
+    encode_images(photos, encoders, tmp_path / "store", dtype=torch.bfloat16)
+    assert all(torch.equal(value, before[key]) for key, value in encoders["a"].state_dict().items())
+    store = FeatureStore(tmp_path / "store")
+    assert store.manifest["a"]["dtype"] == "bfloat16"
+    close = [reference(encoders["a"], name)[0].numpy() for name in store.names]
+    np.testing.assert_allclose(store.embeddings("a"), close, atol=2e-2)
+    assert not np.allclose(store.embeddings("a"), close, atol=1e-6)
+    store.check("a", encoders["a"])
+
+
+def test_encoder_in_training_is_put_into_eval_mode_for_it(photos: Path, tmp_path: Path) -> None:
+    encoder = build_encoder("tiny-a", trainable=True).train()
+    encode_images(photos, {"a": encoder}, tmp_path / "store")
+    assert encoder.training and encoder.tower[2].training
+    assert_rows = [reference(build_encoder("tiny-a"), path)[0].numpy() for path in sorted(photos.iterdir())]
+    np.testing.assert_allclose(FeatureStore(tmp_path / "store").embeddings("a"), assert_rows, atol=1e-6)
+
+
+@pytest.fixture(params=["mini-clip", "mini-dino", "tiny-a", "hf", "norm", "layer 0", "no embedding pass"])
+def some_encoder(request: pytest.FixtureRequest, hf_folder) -> Encoder:
+    name = request.param
+    if name in ("norm", "layer 0"):
+        return build_encoder("mini-dino", **{"norm": {"norm": True}, "layer 0": {"layer": 0}}[name])
+    if name == "no embedding pass":
+        encoder = build_encoder("tiny-b")
+        encoder.image_embedding = lambda x: x.mean(dim=(2, 3))  # type: ignore[method-assign]  # goes by no layer
+        return encoder
+    return build_encoder(f"hf:{hf_folder('CLIPModel')}" if name == "hf" else name)
+
+
+def test_both_features_come_from_one_pass(some_encoder: Encoder) -> None:
+    """On every batch, in several threads, the very values of two passes; and where it can be, no token pass after the first."""
+    batches = [torch.randint(0, 256, (3, 3, some_encoder.image_size, some_encoder.image_size), dtype=torch.uint8) for _ in range(6)]
+    with torch.no_grad():
+        expected = [(some_encoder.embed_image(batch), some_encoder(batch).tokens) for batch in batches]
+        joint = JointPass(some_encoder)
+        joint(batches[0])
+        with torch.inference_mode(), ThreadPoolExecutor(3) as pool:
+            got = list(pool.map(torch.inference_mode()(joint), batches))
+    joint.close()
+    assert all(torch.equal(a, b) for one, other in zip(got, expected, strict=True) for a, b in zip(one, other, strict=True))
+    assert not any(module._forward_hooks for module in some_encoder.modules())
+    assert (joint.module is not None) == some_encoder.name.startswith(("mini", "hf")), "the tiny ones transpose and scale afterwards"
+
+
+# --- int8 ---
+
+
+@given(seed=st.integers(0, 2**32 - 1), width=st.integers(1, 64), magnitude=st.floats(1e-6, 1e6))
+@settings(max_examples=60, deadline=None)
+def test_int8_keeps_its_bound(seed: int, width: int, magnitude: float) -> None:
+    """No value moves by more than half a step of absmax / 127; so |error| <= sqrt(D) / 254 * absmax <= sqrt(D) / 254 * |token|."""
+    tokens = torch.randn(2, 5, width, generator=torch.Generator().manual_seed(seed)) * magnitude
+    tokens[0, 0] = 0
+    packed = pack(tokens, "int8")
+    back = unpack(packed["tokens"], packed["scales"])
+    largest = tokens.abs().amax(-1, keepdim=True)
+    assert ((back - tokens).abs() <= largest / 254 * (1 + 1e-4)).all()
+    measured = (back - tokens).double().norm(dim=-1) / tokens.double().norm(dim=-1).clamp_min(1e-30)
+    torch.testing.assert_close(packed["errors"].double(), measured, atol=1e-6, rtol=1e-3)
+    assert packed["errors"].max() <= width**0.5 / 254 * (1 + 1e-4)
+    assert packed["tokens"].abs().amax(-1).flatten()[1:].eq(127).all(), "the largest value of a token uses the whole range"
+
+
+def test_int8_error_is_that_of_the_tokens_on_disk(photos: Path, encoders: dict[str, Encoder], tmp_path: Path) -> None:
+    report = encode_images(photos, encoders, tmp_path / "store", tokens="int8", batch_size=5)
+    store = FeatureStore(tmp_path / "store")
+    for name, encoder in encoders.items():
+        true = torch.stack([reference(encoder, path)[1] for path in store.names])
+        errors = (store.tokens(name, slice(None)) - true).norm(dim=-1) / true.norm(dim=-1)
+        expected = {"mean": float(errors.mean()), "max": float(errors.max())}
+        assert report.int8_error[name] == store.manifest[name]["int8_error"] == pytest.approx(expected, rel=1e-3)
+        assert f"int8 error of {name} {expected['mean']:.2%}" in report.summary()
+
+
+def test_features_that_are_not_finite_are_refused(photos: Path, encoders: dict[str, Encoder], tmp_path: Path) -> None:
+    with torch.no_grad():
+        encoders["a"].tower[0].bias += 1e5
+    with pytest.raises(ValueError, match="a gives tokens that are not finite.*65504.*bfloat16"):
+        encode_images(photos, encoders, tmp_path / "store", tokens="float16")
+
+
+# --- files in every state ---
+
+
+def test_unreadable_images_are_listed_and_skipped(photos: Path, encoders: dict[str, Encoder], tmp_path: Path) -> None:
+    (photos / "04.png").write_bytes((photos / "04.png").read_bytes()[:200])
+    (photos / "07.png").write_bytes(b"")
+    (photos / "07a.jpg").write_bytes(b"no image")
+    report = encode_images(photos, encoders, tmp_path / "store", tokens="float16", batch_size=3)
+    assert (report.images, report.unreadable) == (10, 3)
+    failures = [json.loads(line) for line in (tmp_path / "store/failures.jsonl").read_text().splitlines()]
+    assert [entry["name"] for entry in failures] == [str(photos / name) for name in ("04.png", "07.png", "07a.jpg")]
+    assert all(entry["name"] in entry["reason"] for entry in failures)
+    store = FeatureStore(tmp_path / "store")
+    assert len(store) == 10
+    assert_true(store, encoders)
+
+    photo(photos / "07.png", 99)  # mended
+    assert encode_images(photos, encoders, tmp_path / "store", tokens="float16").unreadable == 2
+    assert len((tmp_path / "store/failures.jsonl").read_text().splitlines()) == 2
+    assert_true(FeatureStore(tmp_path / "store"), encoders)
+
+
+def test_strict_raises_at_the_first_and_keeps_what_is_done(photos: Path, encoders: dict[str, Encoder], tmp_path: Path) -> None:
+    (photos / "08.png").write_bytes(b"no image")
+    (photos / "09.png").write_bytes(b"no image")
+    with pytest.raises(ImageError, match="08.png"):
+        encode_images(photos, encoders, tmp_path / "store", strict=True, batch_size=2)
+
+
+def test_same_content_is_encoded_once(photos: Path, encoders: dict[str, Encoder], tmp_path: Path) -> None:
+    for copy in ("00-copy.png", "more/05.png", "zz.png"):
+        (photos / copy).parent.mkdir(exist_ok=True)
+        (photos / copy).write_bytes((photos / "05.png").read_bytes())
+    report = encode_images(photos, encoders, tmp_path / "store", tokens="float16", batch_size=2)
+    assert (report.images, report.duplicates) == (12, 3)
+    store = FeatureStore(tmp_path / "store")
+    assert len(store) == len(set(store.keys)) == 12
+    rows = {store.row_of(photos / name) for name in ("05.png", "00-copy.png", "more/05.png", "zz.png")}
+    assert len(rows) == 1
+    assert_true(store, encoders)
+    named = pq.read_table(tmp_path / "store/images-00000.parquet").to_pylist()
+    key = store.keys[rows.pop()]
+    assert sum(row["key"] == key for row in named) == 4
+
+
+def test_no_readable_image_is_said(encoders: dict[str, Encoder], tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"")
+    assert encode_images(tmp_path / "a.jpg", encoders, tmp_path / "store").images == 0
+    with pytest.raises(ValueError, match="holds no image that a, b has encoded"):
+        FeatureStore(tmp_path / "store")
+
+
+# --- stopped, resumed, added to ---
+
+PLAIN = """
+import torch
+from torch import nn
+from encoders import Encoder, encode_images, store_writer
+
+class Plain(Encoder):
+    def __init__(self, side):
+        torch.manual_seed(side)
+        numbers = {"width": 16, "depth": 1, "patch_size": 8, "image_size": side, "embed_dim": 16}
+        super().__init__(nn.Sequential(nn.Conv2d(3, 16, 8, 8), nn.Flatten(2)), **numbers, mean=(0.5,) * 3, std=(0.2,) * 3)
+
+    def patch_tokens(self, x):
+        return self.tower(x).transpose(1, 2)
+
+    def image_embedding(self, x):
+        return self.tower(x).amax(dim=-1)
+
+def encode(photos, out):
+    return encode_images(photos, {"a": Plain(32), "b": Plain(48)}, out, tokens="int8", batch_size=4)
+"""
+SCRIPT = (
+    PLAIN
+    + """
+import sys
+store_writer.SECONDS = store_writer.SHARE = 0
+print("ready", flush=True)
+encode(sys.argv[1], sys.argv[2])
+"""
+)
+
+
+def start(photos: Path, out: Path) -> subprocess.Popen[str]:
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(photos), str(out)], stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def assert_same(store: FeatureStore, expected: FeatureStore) -> None:
+    """Bit for bit, row for row."""
+    assert (store.keys, store.names) == (expected.keys, expected.names)
+    for name in expected.encoders:
+        assert np.array_equal(store.embeddings(name), expected.embeddings(name))
+        assert torch.equal(store.tokens(name, slice(None)), expected.tokens(name, slice(None)))
+
+
+def test_killed_and_resumed_is_as_never_killed(tmp_path: Path) -> None:
+    for i in range(240):
+        photo(tmp_path / f"photos/{i:03d}.png", i % 220)  # the last 20 are doubles
+    (tmp_path / "photos/033.png").write_bytes(b"damaged")
+    (tmp_path / "photos/122.png").write_bytes((tmp_path / "photos/122.png").read_bytes()[:300])
+    clock = random.Random(7)
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    for _ in range(3):
+        run = start(tmp_path / "photos", killed)
+        assert run.stdout is not None and run.stdout.readline() == "ready\n"
+        for wait in [0.01] * 3000:  # until something new is written, and then at any moment
+            time.sleep(wait)
+            if len(list(killed.glob("*/features-*"))) > clock.randint(2, 12):
+                break
+        run.send_signal(signal.SIGKILL)
+        assert run.wait() == -signal.SIGKILL, "it was too fast to be killed"
+    namespace: dict[str, Any] = {}
+    exec(PLAIN, namespace)
+    report = namespace["encode"](tmp_path / "photos", killed)
+    assert 0 < report.encoded < report.images == 218
+    namespace["encode"](tmp_path / "photos", whole)
+    assert_same(FeatureStore(killed), FeatureStore(whole))
+    assert (killed / "failures.jsonl").read_text() == (whole / "failures.jsonl").read_text()
+    again = namespace["encode"](tmp_path / "photos", killed)
+    assert (again.encoded, again.images, again.duplicates, again.unreadable) == (0, 218, 20, 2)
+
+
+def test_store_that_is_being_written_can_be_read(photos: Path, encoders: dict, tmp_path: Path, monkeypatch, caplog) -> None:
+    """Stopped between the shard of one encoder and that of the other: only what both have is a row."""
+    monkeypatch.setattr(store_writer, "SECONDS", 0)
+    monkeypatch.setattr(store_writer, "SHARE", 0)
+    encode_images(photos, encoders, tmp_path / "store", tokens="float16", batch_size=2)
+    folders = {name: tmp_path / "store" / entry["folder"] for name, entry in FeatureStore(tmp_path / "store").manifest.items()}
+    for name, kept in (("a", 4), ("b", 1)):
+        for file in sorted(folders[name].iterdir())[kept:]:
+            file.unlink()
+    (folders["a"] / "features-00004.safetensors.tmp").write_bytes(b"half a shard")
+    with caplog.at_level(logging.WARNING):
+        store = FeatureStore(tmp_path / "store")
+    assert "10 of 12 images are not encoded by all of a, b" in caplog.text
+    assert len(store) == 2
+    assert_true(store, encoders)
+    only_a = FeatureStore(tmp_path / "store", ["a"])
+    assert len(only_a) == 8
+    assert_true(only_a, {"a": encoders["a"]})
+    report = encode_images(photos, encoders, tmp_path / "store", tokens="float16", batch_size=2)
+    assert report.encoded == 10
+    assert_true(FeatureStore(tmp_path / "store"), encoders)
+    assert len(FeatureStore(tmp_path / "store")) == 12
+
+
+def count_calls(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    seen: list[int] = []
+    original = encoder.image_embedding
+
+    def counted(x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return original(x)
+
+    monkeypatch.setattr(encoder, "image_embedding", counted)
+    return seen
+
+
+def test_only_new_images_are_encoded(photos: Path, encoders: dict[str, Encoder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode_images(photos, encoders, tmp_path / "store", tokens="float16")
+    before = FeatureStore(tmp_path / "store")
+    photo(photos / "00-new.png", 50)
+    seen = count_calls(encoders["a"], monkeypatch)
+    report = encode_images(photos, encoders, tmp_path / "store", tokens="float16")
+    assert (report.encoded, report.images, sum(seen)) == (1, 13, 1)
+    after = FeatureStore(tmp_path / "store")
+    assert after.names == [*before.names, str(photos / "00-new.png")], "rows stay where they were"
+    assert_true(after, encoders)
+
+
+def test_known_files_are_not_read_again(
+    photos: Path, encoders: dict[str, Encoder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode_images(photos, encoders, tmp_path / "store")
+    read: list[Path] = []
+    original = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or original(path))
+    encode_images(photos, encoders, tmp_path / "store")
+    assert [path for path in read if path.parent == photos] == []
+    (photos / "03.png").touch()
+    store = FeatureStore(tmp_path / "store")
+    assert [store.row_of(photos / f"{i:02d}.png") for i in (2, 3, 3)] == [2, 3, 3]
+    assert [path for path in read if path.parent == photos] == [photos / "03.png"]
+
+
+def test_changed_file_gets_new_features(photos: Path, encoders: dict[str, Encoder], tmp_path: Path) -> None:
+    encode_images(photos, encoders, tmp_path / "store", tokens="float16")
+    photo(photos / "03.png", 77)
+    assert encode_images(photos, encoders, tmp_path / "store", tokens="float16").encoded == 1
+    store = FeatureStore(tmp_path / "store")
+    assert len(store) == 12 and sorted(store.names) == sorted(map(str, photos.iterdir()))
+    assert_true(store, encoders)
+
+
+def test_added_encoder_runs_alone(photos: Path, encoders: dict[str, Encoder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encode_images(photos, {"a": encoders["a"]}, tmp_path / "store", tokens="float16", batch_size=5)
+    seen = count_calls(encoders["a"], monkeypatch)
+    report = encode_images(photos, encoders, tmp_path / "store", tokens="float16", batch_size=5)
+    assert seen == [] and report.encoded == 12
+    store = FeatureStore(tmp_path / "store")
+    assert store.encoders == ["a", "b"]
+    assert_true(store, encoders)
+
+
+def test_encoder_added_with_other_images_meets_in_the_middle(photos: Path, encoders: dict[str, Encoder], tmp_path: Path) -> None:
+    files = sorted(photos.iterdir())
+    encode_images(files[:8], {"a": encoders["a"]}, tmp_path / "store", tokens="float16")
+    encode_images(files[:3:-1], {"b": encoders["b"]}, tmp_path / "store", tokens="float16")
+    store = FeatureStore(tmp_path / "store")
+    assert store.names == [str(file) for file in files[4:8]]
+    assert_true(store, encoders)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda e: e.tower[0].bias.data.__setitem__(0, e.tower[0].bias.data[0] * (1 + 2**-22)), "weights"),
+        (lambda e: e.set_image_size(40), "spec"),
+        (lambda e: setattr(e, "mean", (0.5, 0.5, 0.4)), "preprocessing"),
+        (lambda e: setattr(e, "interpolation", "bilinear"), "preprocessing"),
+        (lambda e: setattr(e, "fit", "squash"), "preprocessing"),
+        (lambda e: setattr(e, "crop_pct", 0.875), "preprocessing"),
+        (lambda e: setattr(e, "layer", 0), "spec"),
+        (lambda e: e.to(torch.bfloat16), "weights"),
+    ],
+)
+def test_another_encoder_under_the_same_name_is_refused(change, what: str, photos: Path, tmp_path: Path) -> None:
+    encode_images(photos, {"a": build_encoder("tiny-a")}, tmp_path / "store")
+    other = build_encoder("tiny-a")
+    change(other)
+    store = FeatureStore(tmp_path / "store")
+    store.check("a", build_encoder("tiny-a", trainable=True))  # a gradient changes no feature
+    prints = f"(?s){fingerprint(build_encoder('tiny-a'))}.*{fingerprint(other)}.*{what} .*another name"
+    with pytest.raises(ValueError, match=prints):
+        store.check("a", other)
+    with pytest.raises(ValueError, match=prints):
+        encode_images(photos, {"a": other}, tmp_path / "store")
+    encode_images(photos, {"other": other}, tmp_path / "store")
+    assert FeatureStore(tmp_path / "store").encoders == ["a", "other"]
+
+
+def test_other_kinds_of_features_are_refused(photos: Path, encoders: dict[str, Encoder], tmp_path: Path) -> None:
+    encode_images(photos, encoders, tmp_path / "store", tokens="int8")
+    with pytest.raises(ValueError, match="'a' with tokens int8, not None: ask for the same"):
+        encode_images(photos, encoders, tmp_path / "store")
+    with pytest.raises(ValueError, match="dtype float32, not bfloat16"):
+        encode_images(photos, encoders, tmp_path / "store", tokens="int8", dtype=torch.bfloat16)
+
+
+def test_second_writer_is_refused_and_a_dead_one_is_no_hindrance(photos: Path, encoders: dict[str, Encoder], tmp_path: Path) -> None:
+    code = "import sys, time; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); time.sleep(60)"
+    (tmp_path / "store").mkdir()
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "store/lock")], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    with pytest.raises(ValueError, match="another process is writing to .*store"):
+        encode_images(photos, encoders, tmp_path / "store")
+    holder.kill()
+    holder.wait()
+    assert encode_images(photos, encoders, tmp_path / "store").encoded == 12
+
+
+# --- reading ---
+
+
+@pytest.fixture
+def sharded(photos: Path, encoders: dict[str, Encoder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FeatureStore:
+    """Six shards of two rows."""
+    monkeypatch.setattr(store_writer, "SHARD_IMAGES", 2)
+    encode_images(photos, encoders, tmp_path / "store", tokens="int8", batch_size=2)
+    store = FeatureStore(tmp_path / "store")
+    assert len(list((tmp_path / "store" / store.manifest["a"]["folder"]).iterdir())) == 6
+    return store
+
+
+@given(rows=st.lists(st.integers(-12, 11), max_size=20))
+@settings(max_examples=30, deadline=None)
+def test_rows_in_any_order(sharded_once: FeatureStore, rows: list[int]) -> None:
+    everything = sharded_once.tokens("b", slice(None))
+    expected = torch.stack([everything[row] for row in rows]) if rows else everything[:0]
+    for given_as in (rows, np.array(rows, int), torch.tensor(rows, dtype=torch.long)):
+        assert torch.equal(sharded_once.tokens("b", given_as), expected)
+
+
+@pytest.fixture(scope="module")
+def sharded_once(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
+    folder = tmp_path_factory.mktemp("sharded")
+    for i in range(12):
+        photo(folder / f"photos/{i:02d}.png", i)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_writer, "SHARD_IMAGES", 2)
+        encode_images(folder / "photos", {"b": build_encoder("tiny-b")}, folder / "store", tokens="int8", batch_size=2)
+    return FeatureStore(folder / "store")
+
+
+def test_masks_slices_and_bad_rows(sharded: FeatureStore) -> None:
+    everything = sharded.tokens("a", slice(None))
+    mask = np.arange(12) % 3 == 0
+    assert torch.equal(sharded.tokens("a", mask), everything[::3])
+    assert torch.equal(sharded.tokens("a", slice(5, 1, -2)), everything[[5, 3]])
+    with pytest.raises(IndexError):
+        sharded.tokens("a", [12])
+
+
+def test_row_of_everything_an_image_may_be(sharded: FeatureStore, photos: Path, tmp_path: Path) -> None:
+    moved = (photos / "05.png").rename(tmp_path / "elsewhere.bin")
+    for image in (moved, str(moved), moved.read_bytes(), sharded.keys[5], str(photos / "05.png")):
+        assert sharded.row_of(image) == 5
+    photo(tmp_path / "strange.png", 1234)
+    with pytest.raises(ValueError, match=r"strange.png \(content key [0-9a-f]{32}\) is not in the feature store .* of 12 images"):
+        sharded.row_of(tmp_path / "strange.png")
+    with pytest.raises(ValueError, match="nowhere.png is neither a file nor"):
+        sharded.row_of("nowhere.png")
+    with pytest.raises(ValueError, match="content key"):
+        sharded.row_of(b"other bytes")
+
+
+def test_one_shard_is_mapped_not_read(photos: Path, encoders: dict[str, Encoder], tmp_path: Path) -> None:
+    encode_images(photos, encoders, tmp_path / "store", tokens="float16")
+    store = FeatureStore(tmp_path / "store")
+    embeddings = store.embeddings("a")
+    assert np.shares_memory(embeddings, store.embeddings("a"))
+    maps = Path("/proc/self/maps")
+    if maps.exists():
+        address = embeddings.__array_interface__["data"][0]
+        (line,) = [line for line in maps.read_text().splitlines() if _holds(line, address)]
+        assert line.endswith("features-00000.safetensors")
+
+
+def _holds(line: str, address: int) -> bool:
+    first, last = (int(number, 16) for number in line.split()[0].split("-"))
+    return first <= address < last
+
+
+def _row(store: FeatureStore, row: int) -> Tensor:
+    return store.tokens("a", [row])
+
+
+def test_store_travels_to_processes_and_threads(sharded: FeatureStore) -> None:
+    everything = sharded.tokens("a", slice(None))
+    copy = pickle.loads(data := pickle.dumps(sharded))
+    assert torch.equal(copy.tokens("a", slice(None)), everything) and len(data) < 20_000, "no features travel"
+    with ThreadPoolExecutor(8) as pool:
+        rows = list(pool.map(lambda i: copy.tokens("a", [i % 12]), range(200)))
+    assert all(torch.equal(row[0], everything[i % 12]) for i, row in enumerate(rows))
+    loader = torch.utils.data.DataLoader(_Rows(sharded), batch_size=3, num_workers=2, multiprocessing_context=get_context("fork"))
+    assert torch.equal(torch.cat(list(loader)), everything)
+
+
+class _Rows(torch.utils.data.Dataset):
+    def __init__(self, store: FeatureStore) -> None:
+        self.store = store
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, row: int) -> Tensor:
+        return _row(self.store, row)[0]
+
+
+def test_what_is_no_store_is_refused(tmp_path: Path, sharded: FeatureStore) -> None:
+    with pytest.raises(ValueError, match="holds no manifest.json: expected a feature store"):
+        FeatureStore(tmp_path)
+    with pytest.raises(ValueError, match="no features of c; it has a, b"):
+        FeatureStore(sharded.path, ["a", "c"])
+    with pytest.raises(ValueError, match="'c' is not among the opened encoders .*: a, b"):
+        sharded.embeddings("c")
+    shard = next((sharded.path / sharded.manifest["a"]["folder"]).iterdir())
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(ValueError, match=rf"{shard.name} is damaged .*delete it and run"):
+        FeatureStore(sharded.path)
+
+
+def test_impossible_options_are_refused(photos: Path, encoders: dict[str, Encoder], tmp_path: Path) -> None:
+    for options, message in (
+        ({"tokens": "int4"}, "unknown token format 'int4'; expected one of float16, bfloat16, int8"),
+        ({"batch_size": 0}, "at least 1"),
+        ({"embeddings": False}, "nothing to store of a"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            encode_images(photos, encoders, tmp_path / "store", **options)
+    with pytest.raises(ValueError, match="no encoders"):
+        encode_images(photos, {}, tmp_path / "store")

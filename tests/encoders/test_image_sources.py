@@ -1,0 +1,221 @@
+"""Folders, lists, patterns and tars as one stream; what is cut off or damaged is named, not lost in silence."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import itertools
+import os
+import tarfile
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from encoders import ImageError
+from encoders.image_sources import ImageSources, content_key, expand_braces, tar_images
+
+
+def write(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+    return folder
+
+
+def names(*images: str | Path) -> list[str]:
+    return [name for name, _ in ImageSources(list(images))]
+
+
+def make_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as archive:
+        for name, data in members.items():
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            archive.addfile(header, io.BytesIO(data))
+    return path
+
+
+MEMBERS = {f"{i}.{suffix}": bytes([i]) * 3000 for i in range(4) for suffix in ("jpg", "json")}
+
+
+# --- folders, lists, patterns ---
+
+
+def test_folder_is_searched_with_its_subfolders_sorted(tmp_path: Path) -> None:
+    write(tmp_path, "b.JPG", "a/z.png", "a/b/c.webp", "notes.txt", ".hidden.jpg", ".cache/d.jpg", "c.jpeg.part")
+    assert names(tmp_path) == [str(tmp_path / name) for name in ("a/b/c.webp", "a/z.png", "b.JPG")]
+    assert ImageSources(tmp_path).total == 3
+
+
+def test_names_are_absolute_whatever_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "photos/a.jpg")
+    monkeypatch.chdir(tmp_path)
+    assert names("photos") == names("./photos/../photos/") == names("photos/a.jpg") == [str(tmp_path / "photos/a.jpg")]
+
+
+def test_links_are_followed_and_loops_end(tmp_path: Path) -> None:
+    write(tmp_path, "real/a.jpg", "photos/b.jpg")
+    (tmp_path / "photos/linked").symlink_to(tmp_path / "real")
+    (tmp_path / "photos/loop").symlink_to(tmp_path / "photos")
+    assert names(tmp_path / "photos") == [str(tmp_path / "photos" / name) for name in ("b.jpg", "linked/a.jpg")]
+
+
+def test_list_is_relative_to_itself(tmp_path: Path) -> None:
+    write(tmp_path, "set/a b.jpg", "c.jpg")
+    (tmp_path / "set/list.txt").write_bytes(b"\xef\xbb\xbfa b.jpg\r\n\r\n../c.jpg\nmissing.jpg\n")
+    found = list(ImageSources(tmp_path / "set/list.txt"))
+    assert [name for name, _ in found] == [str(tmp_path / name) for name in ("set/a b.jpg", "c.jpg", "set/missing.jpg")]
+
+
+def test_file_name_that_is_no_text_can_be_named(tmp_path: Path) -> None:
+    raw = os.fsencode(tmp_path) + b"/caf\xe9.jpg"
+    Path(os.fsdecode(raw)).write_bytes(b"x")
+    ((name, path),) = ImageSources(tmp_path)
+    assert name == f"{tmp_path}/caf\\xe9.jpg"
+    assert isinstance(path, Path) and path.read_bytes() == b"x"
+
+
+def test_several_sources_keep_their_order(tmp_path: Path) -> None:
+    write(tmp_path, "b/1.jpg", "a/2.jpg", "3.png")
+    assert [Path(name).name for name in names(tmp_path / "b", tmp_path / "a", tmp_path / "3.png")] == ["1.jpg", "2.jpg", "3.png"]
+
+
+def test_patterns(tmp_path: Path) -> None:
+    write(tmp_path, *(f"d{i}/{j}.jpg" for i in range(3) for j in range(2)), "d[1]/x.jpg")
+    assert names(f"{tmp_path}/d{{0..1}}/1.jpg") == names(f"{tmp_path}/d{{0,1}}/1.jpg") == [f"{tmp_path}/d{i}/1.jpg" for i in (0, 1)]
+    assert names(f"{tmp_path}/d?/0.jpg") == [f"{tmp_path}/d{i}/0.jpg" for i in range(3)]
+    assert len(names(f"{tmp_path}/**/*.jpg")) == 7
+    assert names(f"{tmp_path}/d[1]") == [f"{tmp_path}/d[1]/x.jpg"], "a path that exists is no pattern"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder / "nowhere", "nowhere: no such file or folder"),
+        (lambda folder: f"{folder}/t{{0..2}}.tar", r"t0.tar: no such file or folder \(of .*t\{0..2\}.tar\)"),
+        (lambda folder: f"{folder}/*.tar", r"\*.tar: no such"),
+        (lambda folder: write(folder, "notes.md"), "no images in .*: no file there.*jpg"),
+        (lambda folder: write(folder, "a.tar", "b.tar"), r"2 tars are read by giving '.*/\*.tar'"),
+        (lambda folder: write(folder, "records.json") / "records.json", "records.json is no source of images; expected a folder"),
+        (lambda folder: write(folder, "x/empty.txt") / "nothing", "no such"),
+        (lambda folder: [], "no images: give a folder"),
+    ],
+)
+def test_what_holds_no_images_is_refused(make, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        ImageSources(make(tmp_path))
+
+
+def test_empty_list_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("\n\n")
+    with pytest.raises(ValueError, match=r"list.txt lists no images; expected one path per line"):
+        ImageSources(tmp_path / "list.txt")
+
+
+plain = st.text("ab0-/", max_size=4)
+number = st.tuples(st.integers(0, 120), st.integers(0, 120), st.integers(1, 4))
+
+
+@given(parts=st.lists(st.one_of(plain, st.lists(plain, min_size=2, max_size=4), number), max_size=4))
+@settings(max_examples=200, deadline=None)
+def test_braces_multiply(parts: list) -> None:
+    """Written down apart from the parser: each part is a list of choices, and the pattern all their combinations."""
+    pattern, choices = "", []
+    for part in parts:
+        if isinstance(part, str):
+            pattern += part
+            choices.append([part])
+        elif isinstance(part, list):
+            pattern += "{" + ",".join(part) + "}"
+            choices.append(part)
+        else:
+            first, last, width = part
+            pattern += f"{{{first:0{width}d}..{last:0{width}d}}}"
+            texts = [f"{first:0{width}d}", f"{last:0{width}d}"]
+            padded = max(map(len, texts)) if any(text[0] == "0" and len(text) > 1 for text in texts) else 0
+            choices.append([f"{n:0{padded}d}" for n in (range(first, last + 1) if first <= last else range(first, last - 1, -1))])
+    assert expand_braces(pattern) == list(dict.fromkeys("".join(one) for one in itertools.product(*choices)))
+
+
+@pytest.mark.parametrize("pattern", ["{a}", "{}", "a{1..}", "{a..c}", "}{", "x"])
+def test_other_braces_stay(pattern: str) -> None:
+    assert expand_braces(pattern) == [pattern]
+
+
+# --- tars ---
+
+
+@pytest.mark.parametrize(("name", "mode"), [("t.tar", "w"), ("t.tar.gz", "w:gz"), ("T.TGZ", "w:gz")])
+def test_tar_gives_its_images_in_order(name: str, mode: str, tmp_path: Path) -> None:
+    tar = make_tar(tmp_path / name, {**MEMBERS, "._0.jpg": b"fork"}, mode)
+    assert list(ImageSources(tar)) == [(f"{tar}/{i}.jpg", MEMBERS[f"{i}.jpg"]) for i in range(4)]
+    assert ImageSources([tar, write(tmp_path, "d/a.jpg")]).total is None
+
+
+def test_tars_by_braces(tmp_path: Path) -> None:
+    for i in range(3):
+        make_tar(tmp_path / f"s-{i:03d}.tar", {"x.png": bytes([i])})
+    assert [data for _, data in ImageSources(f"{tmp_path}/s-{{000..002}}.tar")] == [b"\0", b"\1", b"\2"]
+
+
+@given(cut=st.integers(0, 40960))
+@settings(max_examples=80, deadline=None)
+def test_cut_tar_gives_what_is_whole_and_names_the_rest(cut: int, tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    whole = make_tar(folder / "whole.tar", MEMBERS).read_bytes()
+    (folder / "cut.tar").write_bytes(whole[:cut])
+    found = list(tar_images(folder / "cut.tar"))
+    # A member takes a block of 512 bytes and 6 for its 3000 bytes, of which the last need not be whole; images are every other.
+    images = sum(cut >= 2 * i * 3584 + 512 + 3000 for i in range(4))
+    assert [name for name, data in found if isinstance(data, bytes)] == [f"{folder}/cut.tar/{i}.jpg" for i in range(images)]
+    lost = [str(data) for _, data in found if isinstance(data, ImageError)]
+    assert len(lost) == (cut < 8 * 3584 + 512), "unless its end marker has been reached"
+    assert all("cut.tar: cannot be read on after" in text for text in lost)
+
+
+def test_damaged_header_does_not_look_like_the_end(tmp_path: Path) -> None:
+    data = bytearray(make_tar(tmp_path / "t.tar", MEMBERS).read_bytes())
+    data[4 * 3584 + 10] ^= 255  # the header of 2.jpg
+    (tmp_path / "t.tar").write_bytes(data)
+    *images, (name, error) = tar_images(tmp_path / "t.tar")
+    assert len(images) == 2
+    assert name == str(tmp_path / "t.tar")
+    assert isinstance(error, ImageError) and "after 1.json, what follows is lost" in str(error)
+
+
+def test_cut_compressed_tar(tmp_path: Path) -> None:
+    raw = gzip.compress(make_tar(tmp_path / "t.tar", {f"{i}.jpg": os.urandom(5000) for i in range(10)}).read_bytes())
+    (tmp_path / "t.tar.gz").write_bytes(raw[: len(raw) // 2])
+    *images, (_, error) = tar_images(tmp_path / "t.tar.gz")
+    assert 3 <= len(images) <= 5
+    assert isinstance(error, ImageError)
+
+
+@pytest.mark.parametrize("content", [b"", b"no tar at all" * 100])
+def test_what_is_no_tar_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "t.tar").write_bytes(content)
+    ((name, error),) = ImageSources(tmp_path / "t.tar")
+    assert name == str(tmp_path / "t.tar") and isinstance(error, ImageError)
+
+
+def test_tar_without_images_is_named(tmp_path: Path) -> None:
+    ((_, error),) = ImageSources(make_tar(tmp_path / "t.tar", {"a.json": b"{}"}))
+    assert isinstance(error, ImageError) and "holds no images" in str(error)
+
+
+def test_tar_is_never_whole_in_memory(tmp_path: Path) -> None:
+    tar = make_tar(tmp_path / "t.tar", {f"{i}.jpg": bytes(2**20) for i in range(32)} | {"movie.mp4": bytes(2**25)})
+    tracemalloc.start()
+    assert sum(len(data) for _, data in ImageSources(tar) if isinstance(data, bytes)) == 32 * 2**20
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 * 2**20
+
+
+@given(data=st.binary(max_size=100))
+def test_content_key(data: bytes) -> None:
+    assert content_key(data) == hashlib.sha256(data).digest()[:16].hex()

@@ -1,0 +1,154 @@
+"""`mof encode` as a user would call it, on the tiny encoders."""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from encoders import FeatureStore, build_encoder
+from encoders.images import blur, read_image
+from encoders.resizing import to_pixels
+from mof import InterleavedMoF, MoFForConditionalGeneration, MoFProcessor, blind_pairs
+from mof.cli import build_app
+from mof.encode_command import of_model
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(build_app({}), ["encode", *map(str, arguments)])
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Ten photos, one of them damaged."""
+    (tmp_path / "photos").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(10):
+        pixels = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((64, 50), Image.Resampling.BICUBIC).save(tmp_path / f"photos/{i}.jpg")
+    (tmp_path / "photos/6.jpg").write_bytes(b"damaged")
+    return tmp_path / "photos"
+
+
+def test_two_encoders_over_a_folder(photos: Path, tmp_path: Path) -> None:
+    arguments = ("--images", photos, "--encoder", "tiny-a", "--encoder", "tiny-b", "--out", tmp_path / "store", "--tokens", "int8")
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    summary = r"store: 9 images \(9 encoded now\), 0 duplicates, 1 unreadable, 0\.\d MiB on disk, int8 error of tiny-a 0\.\d+%"
+    assert re.search(summary, result.output), result.output
+    assert "failures.jsonl" in result.output
+    (failure,) = map(json.loads, (tmp_path / "store/failures.jsonl").read_text().splitlines())
+    assert failure["name"] == str(photos / "6.jpg")
+    store = FeatureStore(tmp_path / "store")
+    assert store.encoders == ["tiny-a", "tiny-b"] and len(store) == 9
+    encoder = build_encoder("tiny-b")
+    for row, name in enumerate(store.names):
+        with torch.no_grad():
+            np.testing.assert_allclose(store.embeddings("tiny-b")[row], encoder.embed_image(encoder.pixels(name)[None])[0], atol=1e-6)
+    assert len(blind_pairs(store.embeddings("tiny-a"), store.embeddings("tiny-b"), -1, 1)) == 36
+    assert "9 images (0 encoded now)" in run(*arguments).output
+
+
+def test_tars_and_lists_and_several(photos: Path, tmp_path: Path) -> None:
+    for number, names in (("000", "01"), ("001", "23")):
+        with tarfile.open(tmp_path / f"t-{number}.tar", "w") as tar:
+            for name in names:
+                tar.add(photos / f"{name}.jpg", f"x/{name}.jpg")
+    (tmp_path / "list.txt").write_text("photos/4.jpg\nphotos/1.jpg\n")
+    images = ("--images", f"{tmp_path}/t-{{000..001}}.tar", "--images", tmp_path / "list.txt")
+    result = run(*images, "--encoder", "tiny-a", "--out", tmp_path / "store")
+    assert "5 images (5 encoded now), 1 duplicates, 0 unreadable" in result.output
+    store = FeatureStore(tmp_path / "store")
+    assert store.names[:2] == [f"{tmp_path}/t-000.tar/x/0.jpg", f"{tmp_path}/t-000.tar/x/1.jpg"]
+    assert [store.row_of(photos / f"{i}.jpg") for i in range(5)] == list(range(5)), "by content, wherever it came from"
+    assert store.row_of(store.names[1]) == 1
+
+
+@pytest.mark.parametrize("embedded", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_model_gives_its_encoders_and_what_they_see(
+    embedded: bool, dtype: torch.dtype, photos: Path, tmp_path: Path, tiny_llm, tiny_tokenizer, tiny_encoders
+) -> None:
+    """The stored tokens, fused, are what the saved model's own mixer makes of what its own processor gives."""
+    mixer = InterleavedMoF({"left": tiny_encoders["a"], "right": tiny_encoders["b"]}, hidden_size=32)
+    if embedded:
+        with torch.no_grad():
+            tiny_encoders["a"].tower[0].weight += 0.01
+    model = MoFForConditionalGeneration.from_parts(mixer, tiny_llm.to(dtype), tiny_tokenizer, embed_encoders=embedded)
+    model.save_pretrained(tmp_path / "model")
+    MoFProcessor.from_parts(model, tiny_tokenizer).save_pretrained(tmp_path / "model")
+    out = tmp_path / "store"
+    result = run("--images", photos, "--model", tmp_path / "model", "--out", out, "--tokens", "bfloat16", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    blurred = run("--images", photos, "--model", tmp_path / "model", "--out", tmp_path / "null", "--tokens", "bfloat16", "--blurred")
+    assert blurred.exit_code == 0, blurred.output
+
+    loaded = MoFForConditionalGeneration.from_pretrained(tmp_path / "model", dtype=dtype)
+    processor = MoFProcessor.from_pretrained(tmp_path / "model")
+    for folder, null in ((out, False), (tmp_path / "null", True)):
+        store = FeatureStore(folder)
+        assert store.encoders == ["left", "right"]
+        for name, encoder in loaded.mixer.encoders.items():
+            store.check(name, encoder, of_model(tmp_path / "model", null)[1])
+        for row, path in enumerate(store.names):
+            image = read_image(path)
+            pixels = processor.image_processor(blur(image) if null else image, return_tensors="pt")["pixel_values"]
+            features = {name: store.tokens(name, [row]).to(dtype) for name in store.encoders}
+            with torch.no_grad():
+                torch.testing.assert_close(loaded.mixer.fuse(features), loaded.mixer(pixels), atol=2e-2, rtol=2e-2)
+
+
+def test_processor_of_the_model_decides_the_view(photos: Path, tmp_path: Path, tiny_model, tiny_processor) -> None:
+    tiny_model.save_pretrained(tmp_path / "model")
+    tiny_processor.image_processor.image_size, tiny_processor.image_processor.fit = 40, "squash"
+    tiny_processor.save_pretrained(tmp_path / "model")
+    run("--images", photos, "--model", tmp_path / "model", "--out", tmp_path / "store", "--tokens", "float16")
+    store = FeatureStore(tmp_path / "store")
+    pixels = to_pixels(read_image(store.names[3]), 40, "squash")[None]
+    expected = tiny_model.mixer.encoders["a"](pixels).tokens
+    torch.testing.assert_close(store.tokens("a", [3]).float(), expected, atol=2e-3, rtol=2e-3)
+
+
+def test_options_reach_the_encoders(photos: Path, tmp_path: Path) -> None:
+    arguments = ("--images", photos, "--encoder", "mini-dino", "--out", tmp_path / "store", "--tokens", "float16", "--dtype", "bfloat16")
+    arguments += ("--image-size", "48", "--layer", "2", "--batch-size", "4", "--no-pretrained")
+    assert run(*arguments).exit_code == 0
+    entry = FeatureStore(tmp_path / "store").manifest["mini-dino"]
+    assert entry["spec"] == {"name": "mini-dino", "image_size": 48, "layer": 2, "norm": False}
+    assert (entry["grid"], entry["dtype"], entry["tokens"]) == ([6, 6], "bfloat16", "float16")
+    assert "(0 encoded now)" in run(*arguments).output, "random weights are the same again"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give --images, --out, and either --encoder or --model"),
+        (("--images", "photos", "--out", "store"), "either --encoder or --model"),
+        (("--images", "photos", "--out", "store", "--encoder", "tiny-a", "--model", "m"), "either --encoder or --model"),
+        (("--images", "photos", "--out", "store", "--encoder", "tiny-c"), "unknown encoder 'tiny-c'. Did you mean tiny-"),
+        (("--images", "photos", "--out", "store", "--model", "nowhere"), "nowhere holds no config.json"),
+        (("--images", "photos", "--out", "store", "--model", "m", "--layer", "1"), "--layer .* go with --encoder"),
+        (("--images", "photos", "--out", "store", "--encoder", "tiny-a", "--blurred"), "--blurred goes with --model"),
+        (
+            ("--images", "photos", "--out", "store", "--encoder", "tiny-a", "--dtype", "half"),
+            "unknown --dtype 'half'; expected one of float32",
+        ),
+        (("--images", "photos", "--out", "store", "--encoder", "tiny-a", "--tokens", "int4"), "unknown token format 'int4'"),
+        (("--images", "nowhere", "--out", "store", "--encoder", "tiny-a"), "nowhere: no such file or folder"),
+        (("--images", ".", "--out", "store", "--encoder", "tiny-a", "--strict"), "6.jpg: cannot be read"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: tuple[str, ...], message: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert re.search(rf"^mof: .*{message}", result.stderr, re.MULTILINE), result.output
