@@ -14,6 +14,7 @@ from torch.nn import functional as F
 import vig.scoring
 from encoders.images import blur, read_image
 from mof.records import to_record
+from mof.supervision import encode_record
 from vig import score, select
 
 
@@ -160,16 +161,12 @@ def test_truncation(llava, records, image_folder) -> None:
     assert "r0" in too_short.failures
 
 
-def test_non_finite_loss_is_a_failure(llava, records, image_folder, monkeypatch) -> None:
-    model, processor = llava
-    forward = model.forward
-
-    def overflow(*args, **kwargs):
-        outputs = forward(*args, **kwargs)
-        outputs.logits[1] = float("nan")
-        return outputs
-
-    monkeypatch.setattr(model, "forward", overflow)
+def test_non_finite_loss_is_a_failure(llava, records, image_folder) -> None:
+    model, processor = copy.deepcopy(llava[0]), llava[1]
+    tokens = [set(encode_record(processor, to_record(record, image_folder)).input_ids.tolist()) for record in records[:3]]
+    only = (tokens[1] - tokens[0] - tokens[2]).pop()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[only] = float("inf")
     scores = score(model, processor, records[:3], image_folder=image_folder)
     assert scores.ids == ["r0", "r2"] and "not finite" in scores.failures["r1"]
 
