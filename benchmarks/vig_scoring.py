@@ -3,10 +3,11 @@
     python benchmarks/vig_scoring.py                       # vocabularies of 32k and 128k
     python benchmarks/vig_scoring.py --vocabularies 32000 --repeats 1
 
-A LLaVA with a Llama of 8 layers, 512 wide, and a thin vision tower: 576 image tokens, three records per image, 12 % of a record's
-tokens are answers. Both ways start from the same records as tokens and pixels (reading them is no part of either) and take batches
-of the same 8 records at a time. Times are the least of --repeats, taken in turn in one process; peak memory beyond the model and the records
-is measured in a process for each way, by the operating system. Ratios are what to read: absolute times mean little on shared cores.
+A LLaVA with a Llama of 8 layers, 512 wide, and a thin vision tower: 576 image tokens, three records per image, 12 % of a
+record's tokens are answers. Both ways start from the same records as tokens and pixels (reading them is no part of either) and
+give the VIG of every answer token; the plain way takes 8 records at a time, ours the default number of tokens. Times are the
+least of --repeats, taken in turn in one process; peak memory beyond the model and the records is that of a process for each way
+(Linux). Ratios are what to read: absolute times mean little on shared cores.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from mof.supervision import Example, collate
 from vig.answer_losses import AnswerLosses
-from vig.batches import make_batches
+from vig.batches import Batch, make_batches
 from vig.pairs import Pair
 
 IMAGE_TOKENS, SYSTEM_TOKENS, IMAGES, RECORDS_PER_IMAGE = 576, 35, 8, 3
@@ -86,13 +87,15 @@ def ours(model: LlavaForConditionalGeneration, pairs: list[Pair], batch_tokens: 
     result = {}
     losses = AnswerLosses(model, 0)
     for batch in make_batches(pairs, batch_tokens, 64):
-        clean, null = (
-            losses([[getattr(pair, branch) for pair in group] for group in batch.groups], batch.prefix) for branch in ("clean", "null")
-        )
+        clean, null = (losses(branch, batch.prefix) for branch in _branches(batch))  # [N], [N]
         counts = [int(pair.clean.answer_mask.sum()) for pair in batch.pairs]
         for pair, vig in zip(batch.pairs, (null - clean).split(counts), strict=True):
             result[pair.id] = vig.numpy()
     return result
+
+
+def _branches(batch: Batch) -> tuple[list[list[Example]], list[list[Example]]]:
+    return [[pair.clean for pair in group] for group in batch.groups], [[pair.null for pair in group] for group in batch.groups]
 
 
 METHODS = {"two plain forwards": plain, "vig.score": ours}

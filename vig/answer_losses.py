@@ -7,6 +7,7 @@ of the memory of a plain forward pass, never exist.
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from mof.supervision import Example, collate
 from vig.prefix_cache import CannotShareError, first_rows, image_positions, part, shared_cache
 
 # Shapes: R = records in a batch, S = padded length, P = tokens of a shared prefix, N = answer tokens in a batch,
-# D = width of the model, V = its vocabulary.
+# K = positions whose logits are asked for, D = width of the model, V = its vocabulary.
 
 logger = logging.getLogger(__name__)
 
@@ -125,14 +126,18 @@ class AnswerLosses:
         return torch.cat([F.cross_entropy(self._head(some[None])[0].float(), ids, reduction="none") for some, ids in pieces])  # [N]
 
     def _plain_losses(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """By the model's own logits at all positions."""
+        """By the model's own logits at all positions, or at those where some record has an answer if it can be asked for them."""
         rows, columns, targets = self._answers(batch["labels"])  # [N] each
         inputs = {name: value for name, value in batch.items() if name != "labels"}
-        logits = self._model(**self._to_device(inputs), use_cache=False).logits  # [R, S, V]
-        if logits.shape[:2] != batch["labels"].shape:
+        kept = torch.arange(batch["labels"].shape[1])  # [K] = [S]
+        if "logits_to_keep" in inspect.signature(self._model.forward).parameters:
+            kept, columns = columns.unique(return_inverse=True)  # [K], [N]
+            inputs["logits_to_keep"] = kept
+        logits = self._model(**self._to_device(inputs), use_cache=False).logits  # [R, K, V]
+        if logits.shape[:2] != (len(batch["labels"]), len(kept)):
             raise ValueError(
                 f"{type(self._model).__name__} gave logits of shape {tuple(logits.shape)}, expected {len(batch['labels'])} records with "
-                f"{batch['labels'].shape[1]} positions: processor and model must agree on the number of tokens per image"
+                f"{len(kept)} positions: processor and model must agree on the number of tokens per image"
             )
         answers = logits[rows.to(logits.device), columns.to(logits.device)].float()  # [N, V]
         return F.cross_entropy(answers, targets.to(logits.device), reduction="none")  # [N]

@@ -50,10 +50,11 @@ def shared_cache(cache: Any, sizes: Sequence[int]) -> Cache:
     Raises:
         CannotShareError: for a cache with sliding windows or recurrent states, or none at all.
     """
-    if not isinstance(cache, Cache) or not cache.layers or any(type(layer) is not DynamicLayer for layer in cache.layers):
-        layers = {type(layer).__name__ for layer in cache.layers} if isinstance(cache, Cache) else type(cache).__name__
-        raise CannotShareError(f"the model's cache is made of {layers or 'nothing'}")
-    return Cache(layers=[SharedLayer(layer, sizes) for layer in cache.layers])
+    layers = cache.layers if isinstance(cache, Cache) else [cache]
+    other = sorted({type(layer).__name__ for layer in layers if type(layer) is not DynamicLayer})
+    if other:
+        raise CannotShareError(f"its cache holds {', '.join(other)}")
+    return Cache(layers=[SharedLayer(layer, sizes) for layer in layers])
 
 
 def part(example: Example, start: int, end: int | None) -> Example:
