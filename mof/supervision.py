@@ -2,19 +2,22 @@
 
 The chat template says in characters where the assistant speaks (`{% generation %}`). The tokenizer says in characters where
 tokens lie. The processor then makes many tokens of one image placeholder, which shifts what follows; so the tokens of the
-plain text are aligned with the processor's one by one, and only runs of image tokens may differ in length.
+plain text are aligned with the processor's one by one, and only what stands for an image may differ. A processor that takes
+question and answer apart (PaliGemma's) says itself which tokens it made of the answer.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -63,11 +66,14 @@ def encode_record(
     except ImageError as error:
         raise ImageError(f"record {record.id!r}: {error}") from error
     text, spans = _render(processor, record)
+    if "suffix" in inspect.signature(processor.__call__).parameters:
+        return _encode_suffix(processor, record, text, spans, images, max_length)
     # As transformers does it: a template that writes <s> itself must not get a second one.
     bos = processor.tokenizer.bos_token
     specials = not (bos and text.startswith(bos))
     try:
-        outputs = dict(processor(text=[text], images=images or None, add_special_tokens=specials, return_tensors="pt"))
+        nested = [images] if images else None  # one list per conversation: some processors cut up a lone image only
+        outputs = dict(processor(text=[text], images=nested, add_special_tokens=specials, return_tensors="pt"))
     except ValueError as error:
         raise RecordError(f"record {record.id!r}: {error}") from error
     input_ids = outputs.pop("input_ids")[0]  # [T]
@@ -76,11 +82,35 @@ def encode_record(
     answers = _answers(plain["offset_mapping"], spans)
     image_token_id = getattr(processor, "image_token_id", None)  # None: a processor that expands nothing
     mask = _align(record.id, plain["input_ids"], answers, input_ids.tolist(), image_token_id)
-    _refuse_cut_image(record.id, input_ids, image_token_id, max_length)
-    for key in PER_TOKEN:
-        if key in outputs:
-            outputs[key] = outputs[key][0, :max_length]  # [T]
-    return Example(record.id, input_ids[:max_length], torch.tensor(mask[:max_length]), outputs)
+    return _cut(Example(record.id, input_ids, torch.tensor(mask), outputs), image_token_id, max_length)
+
+
+def _encode_suffix(
+    processor: ProcessorMixin, record: Record, text: str, spans: list[Span], images: Sequence[Any], max_length: int
+) -> Example:
+    """For a processor that takes the question as text and the answer as its suffix: tokens of type 1 are the answer's."""
+    if len(spans) != 1:
+        raise RecordError(
+            f"record {record.id!r} has {len(spans)} answers, but {type(processor).__name__} takes one question and one answer"
+        )
+    start, end = spans[0]
+    answer = text[start:end].removesuffix(processor.tokenizer.eos_token)  # which the processor adds
+    try:
+        outputs = dict(processor(text=[text[:start]], suffix=[answer], images=[images] if images else None, return_tensors="pt"))
+    except ValueError as error:
+        raise RecordError(f"record {record.id!r}: {error}") from error
+    input_ids, types = outputs.pop("input_ids")[0], outputs["token_type_ids"][0]  # [T], [T]
+    for key in ("attention_mask", "labels"):
+        outputs.pop(key, None)
+    return _cut(Example(record.id, input_ids, types == 1, outputs), processor.image_token_id, max_length)
+
+
+def _cut(example: Example, image_token_id: int | None, max_length: int) -> Example:
+    """The first `max_length` tokens, and without the batch dimension what there is one of per token."""
+    _refuse_cut_image(example.id, example.input_ids, image_token_id, max_length)
+    per_token = {key: example.images[key][0, :max_length] for key in PER_TOKEN if key in example.images}  # [T]
+    ids, mask = example.input_ids[:max_length], example.answer_mask[:max_length]  # [T], [T]
+    return Example(example.id, ids, mask, example.images | per_token)
 
 
 def _render(processor: ProcessorMixin, record: Record) -> tuple[str, list[Span]]:
@@ -125,29 +155,45 @@ def _answers(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
 
 
 def _align(record_id: str, plain: list[int], answers: list[bool], expanded: list[int], image_token_id: int | None) -> list[bool]:
-    """`answers` of the plain tokens, for the expanded tokens."""
-    mask: list[bool] = []
-    position = 0
-    runs = list(_runs(expanded, image_token_id))
-    plain_runs = list(_runs(plain, image_token_id))
-    matching = len(runs) == len(plain_runs) and all(
-        is_image == plain_is_image and (is_image or ids == plain_ids)
-        for (is_image, ids), (plain_is_image, plain_ids) in zip(runs, plain_runs, strict=True)
-    )
-    if not matching:
+    """`answers` of the plain tokens, for the expanded tokens.
+
+    Between the texts lies what the processor made of the images: image tokens, and around them marks of its own (none of
+    which can be an answer, as images belong to the user's messages).
+    """
+    texts, masks = _between(plain, answers, image_token_id)
+    ends = [len(texts[0])] if expanded[: len(texts[0])] == texts[0] else []
+    for index, text in enumerate(texts[1:], start=1):
+        last = index == len(texts) - 1
+        first = (expanded.index(image_token_id, ends[-1]) + 1) if ends and image_token_id in expanded[ends[-1] :] else len(expanded)
+        starts = [len(expanded) - len(text)] if last else range(first, len(expanded) - len(text) + 1)
+        found = next((at for at in starts if at >= first and expanded[at : at + len(text)] == text), None)
+        if found is None:
+            break
+        ends.append(found + len(text))
+    if len(ends) != len(texts) or ends[-1] != len(expanded):
         raise RecordError(
             f"record {record_id!r}: the processor changes more than the number of image tokens (id {image_token_id}): "
             f"{len(plain)} tokens of text cannot be aligned with {len(expanded)} tokens of the processor"
         )
-    for (is_image, ids), (_, plain_ids) in zip(runs, plain_runs, strict=True):
-        mask += [False] * len(ids) if is_image else answers[position : position + len(ids)]
-        position += len(plain_ids)
+    mask = [False] * len(expanded)
+    for end, inside in zip(ends, masks, strict=True):
+        mask[end - len(inside) : end] = inside
     return mask
 
 
-def _runs(ids: list[int], image_token_id: int | None) -> Iterator[tuple[bool, list[int]]]:
-    """Split into runs of image tokens (True) and of others (False)."""
-    return ((is_image, list(run)) for is_image, run in groupby(ids, key=lambda token: token == image_token_id))
+def _between(ids: list[int], answers: list[bool], image_token_id: int | None) -> tuple[list[list[int]], list[list[bool]]]:
+    """The tokens before, between and after runs of image tokens, and which of them are answers."""
+    texts: list[list[int]] = [[]]
+    masks: list[list[bool]] = [[]]
+    for is_image, run in groupby(zip(ids, answers, strict=True), key=lambda pair: pair[0] == image_token_id):
+        if is_image:
+            texts.append([])
+            masks.append([])
+        else:
+            for token, answer in run:
+                texts[-1].append(token)
+                masks[-1].append(answer)
+    return texts, masks
 
 
 def _refuse_cut_image(record_id: str, input_ids: Tensor, image_token_id: int | None, max_length: int) -> None:
@@ -180,8 +226,15 @@ def collate(
     }
     for key in dict.fromkeys(key for example in examples for key in example.images):
         values = [example.images[key] for example in examples if key in example.images]
-        batch[key] = _pad(values, 0, padding_side) if key in PER_TOKEN else torch.cat(values)  # [M, ...]
+        batch[key] = _pad(values, 0, padding_side) if key in PER_TOKEN else _join(values)  # [M, ...]
     return batch
+
+
+def _join(values: Sequence[Tensor]) -> Tensor:
+    """[M_r, ...] of the records -> [M, ...]; zeros fill up where one has fewer tiles per image, as processors do it."""
+    sizes = [max(lengths) for lengths in zip(*(value.shape[1:] for value in values), strict=True)]
+    padding = [[x for size, most in zip(value.shape[:0:-1], sizes[::-1], strict=True) for x in (0, most - size)] for value in values]
+    return torch.cat([F.pad(value, pad) if any(pad) else value for value, pad in zip(values, padding, strict=True)])
 
 
 def _pad(rows: Sequence[Tensor], value: int, side: str) -> Tensor:

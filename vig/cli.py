@@ -11,7 +11,7 @@ import typer
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mof.records import read_records
-from vig.nulls import NULLS
+from vig.nulls import NULL_NAMES
 from vig.scores import load_scores
 from vig.scoring import score
 from vig.selection import select
@@ -32,8 +32,9 @@ def score_command(
     records: Records,
     image_folder: Annotated[Path, typer.Option(help="What the records' image paths are relative to.")],
     output_dir: Annotated[Path, typer.Option(help="Where the scores go; an interrupted run there is resumed.")],
-    null: Annotated[str, typer.Option(help=f"What takes the image's place: {', '.join(NULLS)}.")] = "blur",
-    batch_size: Annotated[int, typer.Option(min=1, help="Records per forward pass.")] = 8,
+    null: Annotated[str, typer.Option(help=f"What takes the image's place: {', '.join(NULL_NAMES)}.")] = "blur",
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens per forward pass; halved when memory runs out.")] = 16384,
+    batch_size: Annotated[int, typer.Option(min=1, help="Records per forward pass, at most.")] = 64,
     max_length: Annotated[int, typer.Option(min=1, help="Tokens; longer records are cut as in training.")] = 2048,
 ) -> None:
     """Measure how much the image helped each answer token of each record.
@@ -54,6 +55,7 @@ def score_command(
         output_dir,
         null,
         image_folder=image_folder,
+        batch_tokens=batch_tokens,
         batch_size=batch_size,
         max_length=max_length,
     )

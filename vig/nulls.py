@@ -1,20 +1,23 @@
 """Null images: what the model sees in place of the image when VIG asks how much the image helped.
 
-A null image has the size of the image it replaces, so that both branches of the score have the same tokens.
+A null image has the size of the image it replaces, so that both branches of the score have the same tokens. It depends on
+nothing but that image (and the seed), so that all records on one image share their null image too. The exception is "drop",
+which leaves the image out of the conversation.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from encoders.images import BLUR_KERNELS, ImageError, blur, read_image
+from mof.records import ImageSource, Record, RecordError
 
-ImageSource = str | Image.Image  # a file, or an image in memory
 Donors = Sequence[ImageSource]  # one image of every record
 Maker = Callable[[Image.Image, np.random.Generator, Donors], Image.Image]
 
@@ -49,45 +52,54 @@ NULLS: dict[str, Maker] = {
     "same": lambda image, rng, donors: image,  # the image itself: VIG is exactly 0, a check of the whole path
     "zero": _zero,  # black
     "mean": _mean,  # the image's mean colour
-    "noise": _noise,  # uniform noise, seeded by the record
-    "shuffle": _shuffle,  # another record's image, seeded by the record
+    "noise": _noise,  # uniform noise, seeded by the image
+    "shuffle": _shuffle,  # another record's image, seeded by the image
 }
+DROP = "drop"  # no visual tokens: the image's placeholder leaves the conversation
+NULL_NAMES = (*NULLS, DROP)
 
 
 class NullImages:
     """Makes the null images of one record after the other.
 
     Args:
-        null: a name in `NULLS`, or a function from an RGB image to an RGB image of the same size.
-        seed: with the record's id it seeds "noise" and "shuffle", so no score depends on the order of scoring.
+        null: a name in `NULL_NAMES`, or a function from an RGB image to an RGB image of the same size.
+        seed: with the image's pixels it seeds "noise" and "shuffle", so no score depends on the order of scoring.
         donors: where "shuffle" draws from.
+        only_image: the index of the one image of each record that is replaced; None replaces all.
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: for an unknown name or a negative index.
     """
 
-    def __init__(self, null: str | Callable[[Image.Image], Image.Image], seed: int, donors: Donors = ()) -> None:
-        self._seed, self._donors = seed, donors
-        self.description: dict[str, Any]  # what the manifest of a run says about its null image
-        if callable(null):
-            function = null
-            self._make: Maker = lambda image, rng, donors: function(image)
-            self.description = {"name": f"{getattr(null, '__module__', '')}.{getattr(null, '__qualname__', null)}"}
-            return
-        if null not in NULLS:
-            raise ValueError(f"unknown null image {null!r}; expected one of {', '.join(NULLS)}, or a function")
-        self._make = NULLS[null]
-        self.description = {"name": null}
-        if null == "blur":
-            self.description["kernel_by_width"] = [list(row) for row in BLUR_KERNELS]
-        if null == "shuffle":
-            self.description["donors"] = len(donors)
+    def __init__(
+        self,
+        null: str | Callable[[Image.Image], Image.Image],
+        seed: int,
+        donors: Donors = (),
+        only_image: int | None = None,
+    ) -> None:
+        if not callable(null) and null not in NULL_NAMES:
+            raise ValueError(f"unknown null image {null!r}; expected one of {', '.join(NULL_NAMES)}, or a function")
+        if only_image is not None and only_image < 0:
+            raise ValueError(f"only_image is an index from 0 on, or None for all images; got {only_image}")
+        self._seed, self._donors, self.only_image = seed, donors, only_image
+        self.drops = null == DROP
+        self._make = _maker(null)
+        self.description = _describe(null, donors, only_image)
+        """What the manifest of a run says about its null image."""
 
     def __call__(self, record_id: str, images: Sequence[Image.Image]) -> list[Image.Image]:
-        """The null images of the record, in order. ValueError when one has another size than its image."""
-        key = hashlib.sha256(f"{self._seed}:{record_id}".encode()).digest()[:8]
-        rng = np.random.default_rng(int.from_bytes(key))
-        nulls = [self._make(image, rng, self._donors) for image in images]
+        """The images of the record, in order, with null images in place of those to be replaced.
+
+        Raises:
+            RecordError: for a record with fewer images than `only_image` asks for.
+            ValueError: for a null image of another size than its image.
+        """
+        nulls = list(images)
+        for index in self._replaced(record_id, len(images)):
+            key = hashlib.sha256(f"{self._seed}:{pixel_digest(images[index])}".encode()).digest()[:8]
+            nulls[index] = self._make(images[index], np.random.default_rng(int.from_bytes(key)), self._donors)
         for image, null in zip(images, nulls, strict=True):
             if null.size != image.size:
                 raise ValueError(
@@ -95,3 +107,46 @@ class NullImages:
                     "a null function must return an image of the same size"
                 )
         return nulls
+
+    def drop_from(self, record: Record) -> Record:
+        """The record without the images that are to be replaced. RecordError as above."""
+        gone = self._replaced(record.id, len(record.images))
+        places = iter(range(len(record.images)))
+        messages = [
+            {**message, "content": [part for part in message["content"] if part["type"] != "image" or next(places) not in gone]}
+            for message in record.messages
+        ]
+        return replace(record, messages=messages, images=[image for i, image in enumerate(record.images) if i not in gone])
+
+    def _replaced(self, record_id: str, count: int) -> range:
+        if self.only_image is None:
+            return range(count)
+        if self.only_image >= count:
+            raise RecordError(f"record {record_id!r} has {count} image(s), so none of index {self.only_image} to replace")
+        return range(self.only_image, self.only_image + 1)
+
+
+def _maker(null: str | Callable[[Image.Image], Image.Image]) -> Maker:
+    if not callable(null):
+        return NULLS.get(null, NULLS["same"])
+    return lambda image, rng, donors: null(image)
+
+
+def _describe(null: str | Callable[[Image.Image], Image.Image], donors: Donors, only_image: int | None) -> dict[str, Any]:
+    if callable(null):
+        null = f"{getattr(null, '__module__', '')}.{getattr(null, '__qualname__', null)}"
+    description: dict[str, Any] = {"name": null}
+    if null == "blur":
+        description["kernel_by_width"] = [list(row) for row in BLUR_KERNELS]
+    if null == "shuffle":
+        description["donors"] = len(donors)
+    if null in ("noise", "shuffle"):
+        description["seeded_by"] = "image"
+    if only_image is not None:
+        description["only_image"] = only_image
+    return description
+
+
+def pixel_digest(image: Image.Image) -> str:
+    """Of its size and pixels: equal for equal images."""
+    return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Records in, pairs of examples out: each record tokenised once with its images and once with their null images."""
+"""Records in, pairs of examples out: each record with its images and with their null images."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from encoders.images import ImageError, read_image
-from mof.records import RecordError, digest, record_id, to_record
-from mof.supervision import Example, encode_record
-from vig.nulls import NullImages
+from mof.records import Record, RecordError, digest, record_id, to_record
+from mof.supervision import PER_TOKEN, Example, encode_record
+from vig.nulls import NullImages, pixel_digest
+from vig.prefix_cache import part
 
 # Shapes: L = tokens of a record, T = answer tokens among them, E = end-of-turn tokens among those.
 
@@ -29,7 +31,7 @@ RawRecord = Mapping[str, Any]  # as `mof.records.to_record` reads it
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One record in both branches; the token ids are the same."""
+    """One record in both branches; the token ids are the same unless the null branch has no visual tokens."""
 
     id: str
     digest: str
@@ -37,6 +39,22 @@ class Pair:
     null: Example
     turn_ends: NDArray[np.int64]
     """[E] indices into the answer tokens."""
+    images: str
+    """What its images look like: equal for records on the same images."""
+    prefix: int
+    """Tokens up to the last image, which records on the same images may share; 0 if there are answers among them."""
+
+
+@dataclass
+class _Images:
+    """The images of the last record, as the next one is often on the same."""
+
+    sources: list[str | Image.Image]
+    shown: list[Image.Image]
+    digest: str
+    clean: dict[str, Tensor] | None = None
+    """What the processor made of them, and of their null images."""
+    null: dict[str, Tensor] | None = None
 
 
 @dataclass
@@ -54,30 +72,75 @@ class PairReader:
 
     def __post_init__(self) -> None:
         self._special_ids = _special_ids(self.processor.tokenizer)
+        self._last = _Images([], [], "")
 
     def read(self, raw: RawRecord) -> Pair | None:
         """None for a record without an image, and for one that cannot be read or has no answer."""
         id = record_id(raw)
         try:
-            record = to_record(raw, self.image_folder)
-            images = [read_image(image) for image in record.images]
-            clean = encode_record(self.processor, record, max_length=self.max_length, images=images)
+            return self._pair(to_record(raw, self.image_folder), digest(raw))
         except (RecordError, ImageError) as error:
             self.fail(id, str(error))
             return None
+
+    def _pair(self, record: Record, digest: str) -> Pair | None:
+        images = self._read_images(record)
+        clean = encode_record(self.processor, record, max_length=self.max_length, images=images.shown)
         if not clean.answer_mask.any():
-            self.fail(id, f"no answer token within max_length={self.max_length}")
-            return None
+            raise RecordError(f"no answer token within max_length={self.max_length}")
         if not record.images:  # only now: training takes text-only records unscored, so they must have passed the checks
-            self.text_only.append(id)
+            self.text_only.append(record.id)
             return None
-        null = encode_record(self.processor, record, max_length=self.max_length, images=self.nulls(id, images))
-        assert torch.equal(clean.input_ids, null.input_ids), f"record {id!r}: the null image changed the tokens"
-        return Pair(id, digest(raw), clean, null, _turn_ends(clean.input_ids, clean.answer_mask, self._special_ids))
+        null = self._encode_without(record, clean) if self.nulls.drops else self._encode_null(record, clean, images)
+        images.clean = images.clean or _of_images(clean)
+        clean = replace(clean, images={**clean.images, **images.clean})  # one copy in memory for all records on them
+        turn_ends = _turn_ends(clean.input_ids, clean.answer_mask, self._special_ids)
+        return Pair(record.id, digest, clean, null, turn_ends, images.digest, self._prefix(clean))
+
+    def _read_images(self, record: Record) -> _Images:
+        """Decoded once for neighbours on the same images."""
+        if record.images != self._last.sources or not record.images:
+            try:
+                shown = [read_image(image) for image in record.images]
+            except ImageError as error:
+                raise ImageError(f"record {record.id!r}: {error}") from error
+            self._last = _Images(list(record.images), shown, "".join(map(pixel_digest, shown)))
+        return self._last
+
+    def _encode_null(self, record: Record, clean: Example, images: _Images) -> Example:
+        """The same tokens with the null images."""
+        if images.null is None:
+            nulls = self.nulls(record.id, images.shown)
+            null = encode_record(self.processor, record, max_length=self.max_length, images=nulls)
+            assert torch.equal(clean.input_ids, null.input_ids), f"record {record.id!r}: the null image changed the tokens"
+            images.null = _of_images(null)
+        return replace(clean, images={**clean.images, **images.null})
+
+    def _encode_without(self, record: Record, clean: Example) -> Example:
+        """The conversation without the image or images. What is left of its answers is cut where the clean ones are."""
+        shorter = self.nulls.drop_from(record)
+        example = encode_record(self.processor, shorter, max_length=self.max_length)
+        places = example.answer_mask.nonzero().flatten()[: int(clean.answer_mask.sum())]  # [T]
+        if not torch.equal(example.input_ids[places], clean.input_ids[clean.answer_mask]):
+            raise RecordError(f"record {record.id!r}: its answers have other tokens when the image is dropped")
+        return part(example, 0, int(places[-1]) + 1)
+
+    def _prefix(self, example: Example) -> int:
+        image_token_id = getattr(self.processor, "image_token_id", None)  # None: a processor that expands nothing
+        # Where tokens are told apart by type, those before the answer see each other: no prefix is without the question.
+        if image_token_id is None or "token_type_ids" in example.images:
+            return 0
+        places = torch.nonzero(example.input_ids == image_token_id)  # [image tokens, 1]
+        prefix = int(places[-1]) + 1 if len(places) else 0
+        return 0 if example.answer_mask[: prefix + 1].any() else prefix
 
     def fail(self, id: str, reason: str) -> None:
         logger.warning("record %r is not scored: %s", id, reason)
         self.failures[id] = reason
+
+
+def _of_images(example: Example) -> dict[str, Tensor]:
+    return {key: value for key, value in example.images.items() if key not in PER_TOKEN}
 
 
 def unique_ids(records: Sequence[RawRecord]) -> list[str]:

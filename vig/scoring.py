@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 
 import numpy as np
@@ -15,36 +14,37 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
-from mof.records import RecordError, digest, to_record
-from mof.supervision import collate
+from mof.records import ImageSource, RecordError, digest, record_id, to_record
+from vig.answer_losses import AnswerLosses
+from vig.batches import Batch, by_image, make_batches, windows
 from vig.manifest import scoring_identity
-from vig.nulls import ImageSource, NullImages
+from vig.nulls import NullImages
 from vig.pairs import Pair, PairReader, RawRecord, unique_ids
 from vig.scores import Score, ScoreFolder, Scores
 
-# Shapes: B = records in a batch, S = padded length, K = positions whose logits are asked for, V = vocabulary,
-# N = answer tokens in a batch, T = answer tokens of one record.
+# Shapes: N = answer tokens in a batch, T = answer tokens of one record.
 
 logger = logging.getLogger(__name__)
 
-IGNORED = -100  # label of every token outside the answers
 SHARD_RECORDS = 256  # at most so many scores are lost when a run is killed
+WINDOW_BATCHES = 8  # so many batches of records are read before they are sorted by length and by image
 
 
 def score(
     model: PreTrainedModel,
     processor: ProcessorMixin,
-    records: Sequence[RawRecord],
+    records: Iterable[RawRecord],
     output_dir: str | os.PathLike[str] | None = None,
     null: str | Callable[[Image.Image], Image.Image] = "blur",
     *,
     image_folder: str | os.PathLike[str] | None = None,
-    batch_size: int = 8,
+    batch_tokens: int = 16384,
+    batch_size: int = 64,
     max_length: int = 2048,
+    only_image: int | None = None,
     seed: int = 0,
 ) -> Scores:
     """Visual information gain of every answer token of every record that has an image (arXiv 2602.17186).
@@ -56,72 +56,112 @@ def score(
     Args:
         model: any image-text-to-text model of transformers, used where it is and as it is, in eval mode.
         processor: its processor, with a chat template that marks the answers by {% generation %}.
-        records: LLaVA records {"id", "image", "conversations"} or chat messages.
+        records: LLaVA records {"id", "image", "conversations"} or chat messages {"messages", "images"}. Of a list, those on
+            the same images are scored together; anything else, a generator say, is read once and never held in memory.
         output_dir: where the scores are saved; a folder of an interrupted run with the same settings is resumed.
-        null: a name in `vig.nulls.NULLS`, or a function from an RGB image to an RGB image of the same size.
+        null: a name in `vig.nulls.NULL_NAMES`, or a function from an RGB image to an RGB image of the same size.
         image_folder: what relative image paths are relative to.
-        batch_size: records per forward pass. It does not change the scores.
+        batch_tokens: tokens per forward pass; halved for the rest of the run when memory runs out.
+        batch_size: records per forward pass, at most. Neither changes the scores.
         max_length: tokens; longer records are cut as in training.
+        only_image: index of the one image of each record that the null image replaces; by default all are replaced.
         seed: of the null images that are random.
 
     Raises:
         ValueError: for duplicated ids, an unknown null image, a chat template without generation spans, an output
             folder that holds another run, or a record that has changed since it was scored.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    by_id = dict(zip(unique_ids(records), records, strict=True))
-    nulls = NullImages(null, seed, _donors(records, image_folder) if null == "shuffle" else ())
+    if min(batch_size, batch_tokens) < 1:
+        raise ValueError(f"batch_size and batch_tokens must be at least 1, got {batch_size} and {batch_tokens}")
+    if null == "shuffle" and isinstance(records, Iterator):
+        raise ValueError("null='shuffle' draws from the images of all records, which an iterator gives only once: give a list")
+    nulls = NullImages(null, seed, _donors(records, image_folder) if null == "shuffle" else (), only_image)
     identity = scoring_identity(model, processor, nulls.description, max_length, seed)
     folder = None if output_dir is None else ScoreFolder(output_dir, identity)
-    scores = {} if folder is None else _resumed(folder, by_id)
     reader = PairReader(processor, image_folder, nulls, max_length)
-    todo = [record for id, record in by_id.items() if id not in scores]
-    scores.update((fresh.id, fresh) for fresh in _score_all(model, reader, todo, batch_size, folder))
+    scores = {} if folder is None else {score.id: score for score in folder.scores}
+    ids: dict[str, None] = {}  # of all records that are asked for, in order; complete when all are read
+    todo: Iterable[RawRecord] = _unscored(records, dict(scores), ids, reader)
+    if isinstance(records, Sequence):  # then what is wrong shows before anything is scored
+        unique_ids(records)
+        todo = by_image(list(todo))
+        logger.info("%d of %d records are to be scored", len(todo), len(records))
+    tokenizer = processor.tokenizer
+    losses = AnswerLosses(model, 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id)  # masked out: any id serves
+    with _evaluating(model):
+        scores.update((fresh.id, fresh) for fresh in _score_all(losses, reader, todo, batch_tokens, batch_size, folder))
     outcome = {"complete": True, "text_only": reader.text_only, "failures": reader.failures}
     if folder is not None:
         folder.finish(reader.text_only, reader.failures)
-    return Scores((scores[id] for id in by_id if id in scores), {**outcome, "identity": identity})
+    return Scores((scores[id] for id in ids if id in scores), {**outcome, "identity": identity})
+
+
+def _unscored(records: Iterable[RawRecord], scores: Mapping[str, Score], ids: dict[str, None], reader: PairReader) -> Iterator[RawRecord]:
+    """The records without a score, while `ids` takes note of all. ValueError for one that is not what was scored."""
+    for raw in records:
+        id = record_id(raw)
+        if id in ids:
+            reader.fail(id, "another record before it has the same id")
+            continue
+        ids[id] = None
+        if id not in scores:
+            yield raw
+        elif scores[id].digest != digest(raw):
+            raise ValueError(f"the folder holds scores of other records under the same ids; give a new folder. Changed: {id}")
 
 
 def _score_all(
-    model: PreTrainedModel,
+    losses: AnswerLosses,
     reader: PairReader,
-    records: Sequence[RawRecord],
+    records: Iterable[RawRecord],
+    batch_tokens: int,
     batch_size: int,
     folder: ScoreFolder | None,
 ) -> list[Score]:
-    """Score the records in batches, saving shards on the way when there is a folder."""
+    """Score the records window by window, saving shards on the way when there is a folder."""
     scores: list[Score] = []
     saved = 0
+    total = len(records) if isinstance(records, Sized) else None
     try:
-        with _evaluating(model), _progress(len(records)) as advance:
-            for start in range(0, len(records), batch_size):
-                batch = records[start : start + batch_size]
-                pairs = [pair for pair in map(reader.read, batch) if pair is not None]
-                fresh = _score_batch(model, reader, pairs) if pairs else []
-                scores += fresh
-                if folder is not None and len(scores) - saved >= SHARD_RECORDS:
-                    folder.append(scores[saved:])
-                    saved = len(scores)
-                advance(len(batch), fresh)
+        with _progress(total) as advance:
+            for window in windows(map(reader.read, records), WINDOW_BATCHES * batch_tokens, WINDOW_BATCHES * batch_size):
+                batches = make_batches((pair for pair in window if pair is not None), batch_tokens, batch_size)
+                advance(window.count(None), [])
+                while batches:
+                    batch = batches.pop(0)
+                    fresh = _score_batch(losses, reader, batch)
+                    if fresh is None:  # out of memory
+                        batch_tokens = max(batch.tokens // 2, 1)
+                        batches = make_batches((pair for one in [batch, *batches] for pair in one.pairs), batch_tokens, batch_size)
+                        continue
+                    scores += fresh
+                    if folder is not None and len(scores) - saved >= SHARD_RECORDS:
+                        folder.append(scores[saved:])
+                        saved = len(scores)
+                    advance(len(batch.pairs), fresh)
     finally:  # an interrupted run loses nothing, a killed one at most SHARD_RECORDS scores
         if folder is not None:
             folder.append(scores[saved:])
     return scores
 
 
-def _score_batch(model: PreTrainedModel, reader: PairReader, pairs: Sequence[Pair]) -> list[Score]:
-    """One score per pair; one that is not finite (say, an overflow in half precision) is a failure."""
-    tokenizer = reader.processor.tokenizer
-    pad_id = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id  # masked out, so any id serves
-    # padding goes right whatever the tokenizer prefers: then no position moves and a causal model never sees it
-    clean = _answer_losses(model, collate([pair.clean for pair in pairs], pad_id, "right"))  # [N]
-    null = _answer_losses(model, collate([pair.null for pair in pairs], pad_id, "right"))  # [N]
-    losses = torch.stack([clean, null]).cpu().numpy()  # [2, N]; the only wait for the device in a batch
+def _score_batch(losses: AnswerLosses, reader: PairReader, batch: Batch) -> list[Score] | None:
+    """One score per pair; one that is not finite (say, an overflow in half precision) is a failure. None: out of memory."""
+    pairs = batch.pairs
+    try:
+        clean = losses([[pair.clean for pair in group] for group in batch.groups], batch.prefix)  # [N]
+        # without an image there is nothing before the question that would be worth sharing
+        null = losses([[pair.null for pair in group] for group in batch.groups], 0 if reader.nulls.drops else batch.prefix)  # [N]
+    except torch.OutOfMemoryError:
+        if len(pairs) > 1:
+            logger.warning("out of memory with %d records of %d tokens in all; going on with half as many", len(pairs), batch.tokens)
+            return None
+        reader.fail(pairs[0].id, f"out of memory with this record alone, {batch.tokens} tokens")
+        return []
+    both = torch.stack([clean, null]).cpu().numpy()  # [2, N]; the only wait for the device in a batch
     ends = np.cumsum([int(pair.clean.answer_mask.sum()) for pair in pairs])
     scores = []
-    for pair, (loss, null_loss) in zip(pairs, np.split(losses, ends[:-1], axis=1), strict=True):  # [T], [T]
+    for pair, (loss, null_loss) in zip(pairs, np.split(both, ends[:-1], axis=1), strict=True):  # [T], [T]
         if not np.isfinite(null_loss - loss).all():
             reader.fail(pair.id, "the model's loss on it is not finite")
             continue
@@ -137,28 +177,6 @@ def _to_score(pair: Pair, loss: NDArray[np.float32], null_loss: NDArray[np.float
     return Score(pair.id, vig, mean_loss, mean_null, token_vig, token_ids, pair.turn_ends, pair.digest)
 
 
-@torch.inference_mode()
-def _answer_losses(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
-    """-log q(answer token | what comes before it), one record after the other: [N], float32."""
-    labels = batch["labels"]  # [B, S]
-    rows, columns = torch.nonzero(labels[:, 1:] != IGNORED, as_tuple=True)  # [N], [N]: position t predicts token t + 1
-    targets = labels[rows, columns + 1]  # [N]
-    inputs = {name: value.to(model.device) for name, value in batch.items() if name != "labels"}
-    kept = torch.arange(labels.shape[1])  # [K] = [S]
-    if "logits_to_keep" in inspect.signature(model.forward).parameters:
-        # the vocabulary projection, most of the memory, is then done only where some record has an answer
-        kept, columns = columns.unique(return_inverse=True)  # [K], [N]
-        inputs["logits_to_keep"] = kept.to(model.device)
-    logits = model(**inputs, use_cache=False).logits  # [B, K, V]
-    if logits.shape[:2] != (len(labels), len(kept)):
-        raise ValueError(
-            f"{type(model).__name__} gave logits of shape {tuple(logits.shape)}, expected {len(labels)} records with "
-            f"{len(kept)} positions: processor and model must agree on the number of tokens per image"
-        )
-    answers = logits[rows.to(logits.device), columns.to(logits.device)].float()  # [N, V]
-    return F.cross_entropy(answers, targets.to(logits.device), reduction="none")  # [N]
-
-
 def _donors(records: Iterable[RawRecord], image_folder: str | os.PathLike[str] | None) -> list[ImageSource]:
     """The first image of every record that has one and can be read."""
     donors: list[ImageSource] = []
@@ -168,20 +186,6 @@ def _donors(records: Iterable[RawRecord], image_folder: str | os.PathLike[str] |
         except RecordError:  # reported when its turn to be scored comes
             continue
     return donors
-
-
-def _resumed(folder: ScoreFolder, records: Mapping[str, RawRecord]) -> dict[str, Score]:
-    """The scores already in the folder, of the records that are asked for."""
-    scores = {score.id: score for score in folder.scores if score.id in records}
-    changed = [id for id, score in scores.items() if score.digest != digest(records[id])]
-    if changed:
-        raise ValueError(
-            f"{folder.path} holds scores of other records under the same ids; give a new folder. "
-            f"{len(changed)} changed: {', '.join(changed[:10])}"
-        )
-    if scores:
-        logger.info("%d of %d records are already scored in %s", len(scores), len(records), folder.path)
-    return scores
 
 
 @contextmanager
@@ -197,7 +201,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[int, Sequence[Score]], None]]:
+def _progress(total: int | None) -> Iterator[Callable[[int, Sequence[Score]], None]]:
     """A bar with records per second, time left and the running mean VIG; silent when the output is not a terminal."""
     console = Console(stderr=True)
     facts = TextColumn("{task.fields[rate]:.1f} records/s, mean VIG {task.fields[vig]:.3f}")
@@ -205,12 +209,13 @@ def _progress(total: int) -> Iterator[Callable[[int, Sequence[Score]], None]]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=total, rate=0.0, vig=float("nan"))
         start = time.perf_counter()
-        values: list[float] = []
+        count, sum_of_vig = 0, 0.0
 
         def advance(records: int, scores: Sequence[Score]) -> None:
-            values.extend(score.vig for score in scores)
+            nonlocal count, sum_of_vig
+            count, sum_of_vig = count + len(scores), sum_of_vig + sum(score.vig for score in scores)
             progress.advance(task, records)
             rate = progress.tasks[task].completed / (time.perf_counter() - start)
-            progress.update(task, rate=rate, vig=sum(values) / max(len(values), 1))
+            progress.update(task, rate=rate, vig=sum_of_vig / max(count, 1))
 
         yield advance

@@ -30,11 +30,12 @@ def test_null_images_by_name() -> None:
 
 
 @pytest.mark.parametrize("null", ["noise", "shuffle"])
-def test_random_nulls_differ_by_record_and_seed(null: str) -> None:
+def test_random_nulls_differ_by_image_and_seed_alone(null: str) -> None:
     donors = [picture(seed) for seed in range(50)]
     makers = [NullImages(null, seed, donors) for seed in (0, 1)]
-    results = [maker(id, [donors[0]])[0] for maker in makers for id in ("a", "b", "c")]
+    results = [maker("a", [image])[0] for maker in makers for image in donors[:3]]
     assert len({image.tobytes() for image in results}) > 3
+    assert makers[0]("another record", [donors[2].copy()])[0] == results[2]  # so records on one image share their null image
 
 
 def test_shuffle_takes_another_image(tmp_path) -> None:
@@ -43,7 +44,9 @@ def test_shuffle_takes_another_image(tmp_path) -> None:
     image, other = picture(0), picture(1)
     donors = [image, image.copy(), str(broken), other]  # a copy, and one that cannot be read, are never taken
     maker = NullImages("shuffle", 0, donors)
-    assert all(maker(str(id), [image]) == [other] for id in range(20))
+    images = [image, *(picture(seed, (16, 16)) for seed in range(2, 20))]
+    assert all(maker("a", [image])[0] != image for image in images)
+    assert maker("a", [image]) == [other]
     with pytest.raises(ValueError, match="two different images"):
         NullImages("shuffle", 0, [image])("a", [image])
 
@@ -58,5 +61,5 @@ def test_callable_null() -> None:
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="unknown null image 'blurr'.*blur, same, zero, mean, noise, shuffle"):
+    with pytest.raises(ValueError, match="unknown null image 'blurr'.*blur, same, zero, mean, noise, shuffle, drop"):
         NullImages("blurr", 0)

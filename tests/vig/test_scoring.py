@@ -14,6 +14,7 @@ from torch.nn import functional as F
 import vig.scoring
 from encoders.images import blur, read_image
 from mof.records import to_record
+from mof.supervision import encode_record
 from vig import score, select
 
 
@@ -160,16 +161,12 @@ def test_truncation(llava, records, image_folder) -> None:
     assert "r0" in too_short.failures
 
 
-def test_non_finite_loss_is_a_failure(llava, records, image_folder, monkeypatch) -> None:
-    model, processor = llava
-    forward = model.forward
-
-    def overflow(*args, **kwargs):
-        outputs = forward(*args, **kwargs)
-        outputs.logits[1] = float("nan")
-        return outputs
-
-    monkeypatch.setattr(model, "forward", overflow)
+def test_non_finite_loss_is_a_failure(llava, records, image_folder) -> None:
+    model, processor = copy.deepcopy(llava[0]), llava[1]
+    tokens = [set(encode_record(processor, to_record(record, image_folder)).input_ids.tolist()) for record in records[:3]]
+    only = (tokens[1] - tokens[0] - tokens[2]).pop()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[only] = float("inf")
     scores = score(model, processor, records[:3], image_folder=image_folder)
     assert scores.ids == ["r0", "r2"] and "not finite" in scores.failures["r1"]
 
@@ -229,3 +226,111 @@ def test_progress_bar(llava, records, image_folder, monkeypatch) -> None:
     assert "5/5" in last
     assert "records/s" in last
     assert f"mean VIG {scores.vig.mean():.3f}" in last
+
+
+def test_an_iterator_is_read_once_and_shows_progress_without_a_total(llava, records, image_folder, monkeypatch, tmp_path) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(vig.scoring, "Console", lambda stderr: Console(file=screen, force_terminal=True, width=120))
+    expected = score(*llava, records, image_folder=image_folder)
+    again = copy.deepcopy(records[0])
+    scores = score(*llava, (record for record in [*records, again]), tmp_path, image_folder=image_folder)
+    assert scores.ids == expected.ids
+    np.testing.assert_allclose(tokens_of(scores), tokens_of(expected), atol=1e-5)
+    assert "same id" in scores.failures["r0"]
+    assert "5/?" in screen.getvalue()
+    assert score(*llava, iter(records), tmp_path, image_folder=image_folder).ids == expected.ids  # nothing left to do
+    records[1]["conversations"][1]["value"] = "Something else."
+    with pytest.raises(ValueError, match="other records under the same ids.*r1"):
+        score(*llava, iter(records), tmp_path, image_folder=image_folder)
+    with pytest.raises(ValueError, match="shuffle.*give a list"):
+        score(*llava, iter(records), null="shuffle", image_folder=image_folder)
+
+
+class Rows:
+    """As a data set of Hugging Face: rows are made when they are asked for, and it is no Sequence."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __iter__(self):
+        return (copy.deepcopy(row) for row in self.rows)
+
+
+def test_data_set_rows_with_images_in_memory(llava, records, image_folder) -> None:
+    rows = []
+    for record in records:
+        image = read_image(image_folder / record["image"])
+        messages = []
+        for index, turn in enumerate(record["conversations"]):
+            # a data set has the same keys in all parts
+            parts = [{"type": "text", "text": turn["value"].removeprefix("<image>\n")}]
+            parts = [{"type": "image", "text": None}, *parts] if index == 0 else parts
+            messages.append({"role": "user" if turn["from"] == "human" else "assistant", "content": parts})
+        rows.append({"id": record["id"], "messages": messages, "images": [image]})
+    expected = score(*llava, records, image_folder=image_folder)
+    for null in ("blur", "shuffle"):
+        scores = score(*llava, Rows(rows), null=null)
+        assert scores.ids == expected.ids
+        assert np.array_equal(tokens_of(scores), tokens_of(score(*llava, rows, null=null)))
+        if null == "blur":
+            np.testing.assert_allclose(tokens_of(scores), tokens_of(expected), atol=1e-5)
+
+
+def without_image(model, processor, record):
+    """The losses of `reference_losses` for the conversation without its image."""
+    text = [{**turn, "value": turn["value"].removeprefix("<image>\n")} for turn in record["conversations"]]
+    forward = model.forward
+    try:
+        model.forward = lambda input_ids, pixel_values: forward(input_ids=input_ids)
+        return reference_losses(model, processor, {"conversations": text}, Image.new("RGB", (28, 28)))[0]
+    finally:
+        del model.forward
+
+
+@pytest.mark.parametrize("max_length", [2048, 45])
+def test_drop_leaves_the_image_out(llava, records, image_folder, max_length) -> None:
+    scores = score(*llava, records, null="drop", image_folder=image_folder, max_length=max_length)
+    for s in scores:
+        record = records[int(s.id[1:])]
+        loss, token_ids = reference_losses(*llava, record, read_image(image_folder / record["image"]))
+        count = len(s.token_vig)  # what the cut leaves of the answers with the image, and no more of them without
+        assert s.token_ids.tolist() == token_ids[:count] and (max_length < 100 or count == len(token_ids))
+        np.testing.assert_allclose(s.token_vig, (without_image(*llava, record) - loss)[:count], atol=2e-5)
+    assert len(scores) >= 4 and np.abs(tokens_of(scores)).max() > 0.05
+
+
+@pytest.mark.parametrize("null", ["blur", "drop", "same"])
+def test_one_image_of_several(llava, null) -> None:
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)).resize((40, 30)) for _ in range(3)]
+    parts = [{"type": "image"}, {"type": "text", "text": "or"}, {"type": "image"}, {"type": "text", "text": "?"}]
+    answer = {"role": "assistant", "content": "The second one."}
+    pair = {"id": "pair", "messages": [{"role": "user", "content": parts}, answer], "images": images[:2]}
+    single = {"id": "single", "messages": [{"role": "user", "content": parts[2:]}, answer], "images": images[2:]}
+    first, second, both = (score(*llava, [pair, single], null=null, only_image=only) for only in (0, 1, None))
+    assert second.ids == ["pair"] and "1 image(s), so none of index 1" in second.failures["single"]
+    assert first.ids == both.ids == ["pair", "single"] and not first.failures
+    np.testing.assert_allclose(first[1].token_vig, both[1].token_vig, atol=1e-5)  # it has only that one
+    assert first.manifest["identity"]["null"] != both.manifest["identity"]["null"]
+    if null == "same":
+        assert not tokens_of(first).any()
+        return
+    blurred = score(*llava, [pair | {"images": [images[0], blur(images[1])]}], null="same")[0].loss
+    dropped = score(
+        *llava, [{**pair, "messages": [{"role": "user", "content": [*parts[:2], parts[3]]}, answer], "images": images[:1]}], null="same"
+    )[0].loss
+    assert second[0].null_loss == pytest.approx(blurred if null == "blur" else dropped, abs=1e-5)
+    assert len({round(scores[0].vig, 5) for scores in (first, second, both)}) == 3
+    with pytest.raises(ValueError, match="only_image"):
+        score(*llava, [pair], only_image=-1)
+
+
+def test_half_precision_moves_scores_a_little(llava, records, image_folder) -> None:
+    model, processor = llava
+    exact = score(model, processor, records, image_folder=image_folder)
+    rounded = score(copy.deepcopy(model).to(torch.bfloat16), processor, records, image_folder=image_folder)
+    apart = np.abs(tokens_of(rounded) - tokens_of(exact))
+    assert 0 < apart.mean() < 0.1 * np.abs(tokens_of(exact)).mean()

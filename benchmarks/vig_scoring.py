@@ -1,0 +1,156 @@
+"""Time and memory of `vig.score` against two plain forward passes per batch with all logits, for the same token VIGs.
+
+    python benchmarks/vig_scoring.py                       # vocabularies of 32k and 128k
+    python benchmarks/vig_scoring.py --vocabularies 32000 --repeats 1
+
+A LLaVA with a Llama of 8 layers, 512 wide, and a thin vision tower: 576 image tokens, three records per image, 12 % of a
+record's tokens are answers. Both ways start from the same records as tokens and pixels (reading them is no part of either) and
+give the VIG of every answer token; the plain way takes 8 records at a time, ours the default number of tokens. Times are the
+least of --repeats, taken in turn in one process; peak memory beyond the model and the records is that of a process for each way
+(Linux). Ratios are what to read: absolute times mean little on shared cores.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+import warnings
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from mof.supervision import Example, collate
+from vig.answer_losses import AnswerLosses
+from vig.batches import Batch, make_batches
+from vig.pairs import Pair
+
+IMAGE_TOKENS, SYSTEM_TOKENS, IMAGES, RECORDS_PER_IMAGE = 576, 35, 8, 3
+BATCH = 8  # records of a plain batch
+ANSWERS = 0.12  # share of a record's tokens
+
+
+def build_model(vocabulary: int) -> LlavaForConditionalGeneration:
+    torch.manual_seed(0)
+    vision = CLIPVisionConfig(
+        hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, image_size=336, patch_size=14
+    )
+    text = LlamaConfig(
+        hidden_size=512, intermediate_size=1376, num_hidden_layers=8, num_attention_heads=8, vocab_size=vocabulary, initializer_range=0.05
+    )
+    return LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_id=5)).eval()
+
+
+def build_pairs(vocabulary: int) -> list[Pair]:
+    """Records in a shuffled order, of 620 to 760 tokens; the null image is another picture."""
+    rng = np.random.default_rng(0)
+    system = rng.integers(10, vocabulary, SYSTEM_TOKENS).tolist()
+    pairs = []
+    for image in range(IMAGES):
+        pixels = [torch.from_numpy(rng.standard_normal((1, 3, 336, 336), dtype=np.float32)) for _ in range(2)]
+        for index in range(RECORDS_PER_IMAGE):
+            start = SYSTEM_TOKENS + IMAGE_TOKENS
+            total = int(rng.integers(start + 90, start + 150))
+            answers = round(ANSWERS * total)
+            ids = torch.tensor([*system, *[5] * IMAGE_TOKENS, *rng.integers(10, vocabulary, total - start).tolist()])
+            mask = torch.arange(total) >= total - answers
+            clean, null = (Example(f"{image}-{index}", ids, mask, {"pixel_values": one}) for one in pixels)
+            pairs.append(Pair(clean.id, "", clean, null, np.array([], dtype=np.int64), str(image), start))
+    return [pairs[i] for i in rng.permutation(len(pairs))]
+
+
+def plain(model: LlavaForConditionalGeneration, pairs: list[Pair]) -> dict[str, np.ndarray]:
+    """Two forward passes per batch with logits of all positions, in the records' order."""
+    result = {}
+    for start in range(0, len(pairs), BATCH):
+        some = pairs[start : start + BATCH]
+        losses = []
+        for examples in ([pair.clean for pair in some], [pair.null for pair in some]):
+            batch = collate(examples, 0)
+            labels = batch.pop("labels")
+            with torch.no_grad():
+                logits = model(**batch, use_cache=False).logits.float()
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="none")
+            losses.append(loss.view(len(some), -1))
+        for row, pair in enumerate(some):
+            answers = labels[row, 1:] != -100
+            result[pair.id] = (losses[1] - losses[0])[row, answers].numpy()
+    return result
+
+
+def ours(model: LlavaForConditionalGeneration, pairs: list[Pair], batch_tokens: int = 16384) -> dict[str, np.ndarray]:
+    """As `vig.score` does it."""
+    result = {}
+    losses = AnswerLosses(model, 0)
+    for batch in make_batches(pairs, batch_tokens, 64):
+        clean, null = (losses(branch, batch.prefix) for branch in _branches(batch))  # [N], [N]
+        counts = [int(pair.clean.answer_mask.sum()) for pair in batch.pairs]
+        for pair, vig in zip(batch.pairs, (null - clean).split(counts), strict=True):
+            result[pair.id] = vig.numpy()
+    return result
+
+
+def _branches(batch: Batch) -> tuple[list[list[Example]], list[list[Example]]]:
+    return [[pair.clean for pair in group] for group in batch.groups], [[pair.null for pair in group] for group in batch.groups]
+
+
+METHODS = {"two plain forwards": plain, "vig.score": ours}
+
+
+def peak_memory(method: str, vocabulary: int) -> float:
+    """GB beyond model and records, in this process (Linux)."""
+    model, pairs = build_model(vocabulary), build_pairs(vocabulary)
+    METHODS[method](model, pairs[:1])  # thread pools, workspaces
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")  # the peak starts again from what is in memory now
+    before = _status("VmRSS")
+    METHODS[method](model, pairs)
+    return (_status("VmHWM") - before) / 2**20
+
+
+def _status(field: str) -> int:
+    """kB, of this process."""
+    with open("/proc/self/status") as file:
+        return int(next(line for line in file if line.startswith(field)).split()[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vocabularies", type=int, nargs="+", default=[32_000, 128_000])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)  # a measurement in a process of its own
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    if arguments.memory:
+        print(peak_memory(arguments.memory[0], int(arguments.memory[1])))
+        return
+    for vocabulary in arguments.vocabularies:
+        model, pairs = build_model(vocabulary), build_pairs(vocabulary)
+        least, found = dict.fromkeys(METHODS, float("inf")), {}
+        for _ in range(arguments.repeats):
+            for name, method in METHODS.items():
+                start = time.perf_counter()
+                found[name] = method(model, pairs)
+                least[name] = min(least[name], time.perf_counter() - start)
+        reference, fast = found.values()
+        apart = max(float(np.abs(fast[id] - reference[id]).max()) for id in reference)
+        memory = {}
+        for name in METHODS:
+            command = [sys.executable, __file__, "--memory", name, str(vocabulary)]
+            memory[name] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        slow = next(iter(METHODS))
+        for name in METHODS:
+            print(
+                f"vocabulary {vocabulary:>7,}  {name:<18} {least[name]:7.2f} s  {least[slow] / least[name]:5.2f} x  "
+                f"{memory[name]:5.2f} GB  {memory[slow] / memory[name]:5.1f} x less",
+                flush=True,
+            )
+        print(f"vocabulary {vocabulary:>7,}  largest difference {apart:.1e} nats of {len(reference)} records", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,290 @@
+"""Tiny random models of seven families of transformers, each scored and compared with two plain forward passes written here.
+
+Every processor is built without a network. What a family does in its own way: LLaVA-OneVision and InternVL cut images into tiles,
+Qwen-VL gives image tokens places in the image, SmolVLM and Idefics3 put marks between tiles, and PaliGemma reads image and
+question in both directions.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as tf
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch.nn import functional as F
+
+from encoders.images import blur
+from vig import score
+from vig.answer_losses import AnswerLosses
+
+TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+TURN = (
+    "{% for message in messages %}{{ message['role'] + ':' }}{% if message['role'] == 'assistant' %}"
+    "{% generation %}{{ ' ' + message['content'][0]['text'] + eos_token }}{% endgeneration %}{% else %}"
+    "{% for part in message['content'] %}{{ 'IMAGE' if part['type'] == 'image' else ' ' + part['text'] }}{% endfor %}"
+    "{% endif %}{% endfor %}"
+)
+
+
+def tokenizer(**specials: str) -> tf.PreTrainedTokenizerFast:
+    """One token per byte, and the special tokens of a family under the names that its processor asks for."""
+    extra = [f"<row_{row}_col_{column}>" for row in range(1, 4) for column in range(1, 4)]
+    tokens = ["<pad>", "<s>", "</s>", *specials.values(), *extra, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    backend = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    made = tf.PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", extra_special_tokens=dict(specials)
+    )
+    made.add_special_tokens({"additional_special_tokens": extra}, replace_extra_special_tokens=False)
+    return made
+
+
+def template(image: str) -> str:
+    return TURN.replace("IMAGE", image)
+
+
+def llava() -> tuple[Any, Any]:
+    words = tokenizer(image_token="<image>")
+    images = tf.CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    strategy = {"vision_feature_select_strategy": "default"}
+    processor = tf.LlavaProcessor(
+        images, words, patch_size=14, num_additional_image_tokens=1, chat_template=template("<image>"), **strategy
+    )
+    vision = tf.CLIPVisionConfig(**VISION, image_size=28, patch_size=14)
+    text = tf.LlamaConfig(**TEXT, vocab_size=len(words))
+    return tf.LlavaForConditionalGeneration(
+        tf.LlavaConfig(vision_config=vision, text_config=text, image_token_id=processor.image_token_id, **strategy)
+    ), processor
+
+
+def llava_onevision() -> tuple[Any, Any]:
+    words = tokenizer(image_token="<image>", video_token="<video>")
+    pinpoints = [[28, 28], [28, 56], [56, 28], [56, 56]]
+    images = tf.LlavaOnevisionImageProcessor(size={"height": 28, "width": 28}, image_grid_pinpoints=pinpoints)
+    processor = tf.LlavaOnevisionProcessor(
+        images,
+        words,
+        tf.LlavaOnevisionVideoProcessor(size={"height": 28, "width": 28}),
+        num_image_tokens=4,
+        vision_feature_select_strategy="full",
+        chat_template=template("<image>"),
+        vision_aspect_ratio="anyres_max_9",
+    )
+    vision = tf.SiglipVisionConfig(**VISION, image_size=28, patch_size=14, vision_use_head=False)
+    config = tf.LlavaOnevisionConfig(
+        vision_config=vision,
+        text_config=tf.Qwen2Config(**TEXT, vocab_size=len(words)),
+        image_token_id=processor.image_token_id,
+        video_token_id=processor.video_token_id,
+        image_grid_pinpoints=pinpoints,
+        vision_feature_select_strategy="full",
+        vision_feature_layer=-1,
+    )
+    return tf.LlavaOnevisionForConditionalGeneration(config), processor
+
+
+def _qwen_words() -> tuple[Any, dict[str, int]]:
+    names = {"image": "<|image_pad|>", "video": "<|video_pad|>", "vision_start": "<|vision_start|>", "vision_end": "<|vision_end|>"}
+    words = tokenizer(**{f"{key}_token": value for key, value in names.items()})
+    return words, {f"{key}_token_id": words.convert_tokens_to_ids(value) for key, value in names.items()}
+
+
+def qwen2_5_vl() -> tuple[Any, Any]:
+    words, ids = _qwen_words()
+    images = tf.Qwen2VLImageProcessor(patch_size=14, merge_size=2, size={"shortest_edge": 56 * 56, "longest_edge": 112 * 112})
+    video = tf.Qwen2VLVideoProcessor(patch_size=14, merge_size=2)
+    prompt = template("<|vision_start|><|image_pad|><|vision_end|>")
+    processor = tf.Qwen2_5_VLProcessor(images, words, video, chat_template=prompt)
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "out_hidden_size": 32, "patch_size": 14}
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
+    config = tf.Qwen2_5_VLConfig(
+        vision_config={**vision, "window_size": 56, "fullatt_block_indexes": [1]},
+        text_config={**TEXT, "vocab_size": len(words), "rope_parameters": rope},
+        **ids,
+    )
+    return tf.Qwen2_5_VLForConditionalGeneration(config), processor
+
+
+def qwen3_vl() -> tuple[Any, Any]:
+    words, ids = _qwen_words()
+    images = tf.Qwen2VLImageProcessor(patch_size=16, merge_size=2, size={"shortest_edge": 64 * 64, "longest_edge": 128 * 128})
+    video = tf.Qwen3VLVideoProcessor(patch_size=16, merge_size=2)
+    prompt = template("<|vision_start|><|image_pad|><|vision_end|>")
+    processor = tf.Qwen3VLProcessor(images, words, video, chat_template=prompt)
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "out_hidden_size": 32, "patch_size": 16}
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0, "mrope_interleaved": True}
+    config = tf.Qwen3VLConfig(
+        vision_config={**vision, "num_position_embeddings": 64, "deepstack_visual_indexes": [0]},
+        text_config={**TEXT, "vocab_size": len(words), "head_dim": 8, "rope_parameters": rope},
+        **ids,
+    )
+    return tf.Qwen3VLForConditionalGeneration(config), processor
+
+
+def idefics3() -> tuple[Any, Any]:
+    words = tokenizer(image_token="<image>", fake_image_token="<fake_token_around_image>", global_image_token="<global-img>")
+    images = tf.Idefics3ImageProcessor(size={"longest_edge": 56}, max_image_size={"longest_edge": 28})
+    processor = tf.Idefics3Processor(images, words, image_seq_len=1, chat_template=template("<image>"))
+    config = tf.Idefics3Config(
+        vision_config={**VISION, "image_size": 28, "patch_size": 14},
+        text_config=tf.LlamaConfig(**TEXT, vocab_size=len(words)),
+        image_token_id=processor.image_token_id,
+        scale_factor=2,
+        pad_token_id=0,
+    )
+    return tf.Idefics3ForConditionalGeneration(config), processor
+
+
+def smolvlm() -> tuple[Any, Any]:
+    pytest.importorskip("num2words")
+    words = tokenizer(image_token="<image>", fake_image_token="<fake_token_around_image>", global_image_token="<global-img>")
+    images = tf.SmolVLMImageProcessor(size={"longest_edge": 56}, max_image_size={"longest_edge": 28})
+    processor = tf.SmolVLMProcessor(images, words, tf.SmolVLMVideoProcessor(), image_seq_len=1, chat_template=template("<image>"))
+    config = tf.SmolVLMConfig(
+        vision_config={**VISION, "image_size": 28, "patch_size": 14},
+        text_config=tf.LlamaConfig(**TEXT, vocab_size=len(words)),
+        image_token_id=processor.image_token_id,
+        scale_factor=2,
+        pad_token_id=0,
+    )
+    return tf.SmolVLMForConditionalGeneration(config), processor
+
+
+def internvl() -> tuple[Any, Any]:
+    names = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}
+    words = tokenizer(**names)
+    images = tf.GotOcr2ImageProcessor(size={"height": 28, "width": 28}, min_patches=1, max_patches=4, crop_to_patches=True)
+    processor = tf.InternVLProcessor(
+        images, words, tf.InternVLVideoProcessor(), image_seq_length=1, chat_template=template("<IMG_CONTEXT>\n")
+    )
+    config = tf.InternVLConfig(
+        vision_config=tf.InternVLVisionConfig(**VISION, image_size=[28, 28], patch_size=[14, 14]),
+        text_config=tf.Qwen2Config(**TEXT, vocab_size=len(words)),
+        image_token_id=processor.image_token_id,
+        image_seq_length=1,
+        downsample_ratio=0.5,
+    )
+    return tf.InternVLForConditionalGeneration(config), processor
+
+
+def paligemma() -> tuple[Any, Any]:
+    words = tokenizer(image_token="<image>")
+    images = tf.SiglipImageProcessor(size={"height": 28, "width": 28})
+    images.image_seq_length = 4
+    processor = tf.PaliGemmaProcessor(images, words, chat_template=template("<image>"))
+    config = tf.PaliGemmaConfig(
+        vision_config=tf.SiglipVisionConfig(**VISION, image_size=28, patch_size=14, vision_use_head=False, projection_dim=32),
+        text_config=tf.GemmaConfig(**TEXT, head_dim=8, vocab_size=len(words)),
+        image_token_id=processor.image_token_id,
+        projection_dim=32,
+    )
+    return tf.PaliGemmaForConditionalGeneration(config), processor
+
+
+FAMILIES = {make.__name__: make for make in (llava, llava_onevision, qwen2_5_vl, qwen3_vl, idefics3, smolvlm, internvl, paligemma)}
+
+
+def build(family: str) -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    model, processor = FAMILIES[family]()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(0, 0.2)
+    return model.eval(), processor
+
+
+def picture(seed: int, size: tuple[int, int]) -> Image.Image:
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize(size, Image.Resampling.NEAREST)
+
+
+def make_records(turns: int) -> list[dict[str, Any]]:
+    """Two images of different shape with three records each, in turn; Hugging Face rows with images in memory."""
+    images = [picture(0, (60, 40)), picture(1, (40, 80))]
+    answers = ["Yes.", "A red bus in front of a house.", "left", "No, three dogs.", "It is blue", "Many"]
+    records = []
+    for index, answer in enumerate(answers):
+        messages = []
+        for turn in range(turns):
+            content = [{"type": "image"}] if turn == 0 else []
+            messages.append({"role": "user", "content": [*content, {"type": "text", "text": f"Question {index * (turn + 1)}?"}]})
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer * (turn + 1)}]})
+        records.append({"id": str(index), "messages": messages, "images": [images[index % 2]]})
+    return records
+
+
+def plain_losses(model: Any, processor: Any, record: dict[str, Any], images: list[Image.Image]) -> tuple[list[float], list[int]]:
+    """One record, one forward pass, logits of all positions. Answers are found by their text, from the end of the record."""
+    messages, eos = record["messages"], processor.tokenizer.eos_token
+    pieces = ["assistant:" + text for m in messages if m["role"] == "assistant" for text in [f" {m['content'][0]['text']}{eos}"]]
+    text = processor.tokenizer.apply_chat_template(messages, chat_template=processor.chat_template, tokenize=False)
+    if isinstance(processor, tf.PaliGemmaProcessor):
+        prompt, answer = text.split("assistant:")
+        inputs = processor(text=[prompt + "assistant:"], images=images, suffix=[answer.removesuffix(eos)], return_tensors="pt")
+        inputs.pop("labels")
+        pieces = [answer]
+    else:
+        inputs = processor(text=[text], images=images, return_tensors="pt")
+    ids = inputs["input_ids"][0].tolist()
+    positions: list[int] = []
+    start = 0
+    for piece in pieces:
+        whole = processor.tokenizer(piece, add_special_tokens=False)["input_ids"]
+        skip = len(processor.tokenizer("assistant:", add_special_tokens=False)["input_ids"]) if piece.startswith("assistant:") else 0
+        start = next(at for at in range(start, len(ids)) if ids[at : at + len(whole)] == whole)
+        positions += range(start + skip, start + len(whole))
+    with torch.no_grad():
+        logits = model(**inputs).logits[0]
+    return [F.cross_entropy(logits[t - 1][None], torch.tensor([ids[t]])).item() for t in positions], [ids[t] for t in positions]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_score_is_two_plain_forwards(family: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, processor = build(family)
+    records = make_records(turns=1 if family == "paligemma" else 2)
+    shared, losses = [], AnswerLosses._losses
+    monkeypatch.setattr(AnswerLosses, "_losses", lambda self, *args: shared.append(args[1]) or losses(self, *args))
+    with caplog.at_level(logging.WARNING, "vig"):
+        scores = score(model, processor, records)
+    # What comes before the question is shared, except where image and question see each other. All without falling back.
+    assert any(shared) == (family != "paligemma") and not [r for r in caplog.records if r.name.startswith("vig")]
+    assert not scores.failures
+    assert scores.ids == [record["id"] for record in records]
+    for record, s in zip(records, scores, strict=True):
+        image = record["images"][0]
+        loss, ids = plain_losses(model, processor, record, [image])
+        null_loss, _ = plain_losses(model, processor, record, [blur(image)])
+        assert s.token_ids.tolist() == ids
+        np.testing.assert_allclose(s.token_vig, np.array(null_loss) - np.array(loss), atol=1e-4)
+    assert np.abs(np.concatenate([s.token_vig for s in scores])).max() > 0.02  # the image matters to this model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batches_order_and_sharing_change_nothing(family: str) -> None:
+    model, processor = build(family)
+    records = make_records(turns=1)
+    expected = {s.id: s for s in score(model, processor, records, batch_size=1)}
+    for some, options in [
+        (records[::-1], {}),
+        (records, {"batch_tokens": 150}),
+        (iter(records[3:] + records[:3]), {"batch_size": 2}),
+    ]:
+        scores = score(model, processor, some, **options)
+        assert len(scores) == len(records)
+        for s in scores:
+            np.testing.assert_allclose(s.token_vig, expected[s.id].token_vig, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_same_image_gives_exactly_zero(family: str) -> None:
+    model, processor = build(family)
+    scores = score(model, processor, make_records(turns=1), null="same")
+    assert len(scores) == 6 and not any(s.token_vig.any() for s in scores)
