@@ -39,7 +39,7 @@ class SupervisedPass:
         # Here and not in the head: finding them waits for the device, which is not yet busy with this batch.
         positions = (targets != IGNORED).nonzero().flatten()  # [N]
         self._count = len(positions) if count is None else count
-        if not len(positions):  # one without loss, so that all ranks do the same and every parameter has a gradient, of 0
+        if not len(positions):  # one without loss, as not every kernel takes an empty matrix; every parameter has gradient 0
             positions = positions.new_zeros(1)  # [1]
         self._shape, self._positions, self._targets = labels.shape, positions, targets[positions]
         self._weights = None if weights is None else F.pad(weights[:, 1:], (0, 1)).flatten()[positions]  # [N]

@@ -15,6 +15,7 @@ from transformers.trainer_callback import ExportableState
 from mof.supervision import SupervisedCollator
 from vig.supervised_loss import SupervisedPass, is_untouched
 
+
 class _Count(TrainerCallback, ExportableState):
     """Supervised tokens so far; a callback because those are saved with checkpoints and restored from them."""
 
