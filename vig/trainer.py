@@ -6,33 +6,14 @@ import copy
 import os
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback, TrainingArguments
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.trainer_callback import ExportableState
 
 from mof.supervision import SupervisedCollator
-
-# Shapes: B = records in a batch, S = padded length, V = vocabulary.
-
-
-def supervised_loss(outputs: CausalLMOutputWithPast, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-    """Sum of the cross-entropy over the supervised tokens, divided by their number in the whole optimizer step.
-
-    Args:
-        outputs: of any model, with logits [B, S, V].
-        labels: [B, S], -100 for a token without loss. A batch without any supervised token has loss 0 and gradient 0.
-        num_items_in_batch: supervised tokens over all accumulated batches and ranks; None counts those of `labels`.
-    """
-    assert outputs.logits is not None
-    logits = outputs.logits.float()  # [B, S, V]
-    targets = F.pad(labels, (0, 1), value=-100)[:, 1:].to(logits.device)  # [B, S]: position t predicts token t + 1
-    total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
-    count = (targets != -100).sum() if num_items_in_batch is None else num_items_in_batch
-    return total / torch.as_tensor(count, device=total.device).clamp(min=1)
+from vig.supervised_loss import SupervisedPass, is_untouched
 
 
 class _Count(TrainerCallback, ExportableState):
@@ -83,8 +64,12 @@ class SelectiveTrainer(Trainer):
             raise ValueError(f"label smoothing is not supported; got {args.label_smoothing_factor}, expected 0")
         if options.get("data_collator") is None:
             options["data_collator"] = SupervisedCollator(processing_class, max_length, image_folder)
-        super().__init__(model, args, processing_class=processing_class, compute_loss_func=supervised_loss, **options)
+        super().__init__(model, args, processing_class=processing_class, compute_loss_func=self._loss, **options)
         self.add_callback(_Count())
+        self._head_is_last: bool | None = None  # whether the head's output is the logits; known from the first batch
+        self._wants_logits = False
+        if self._head() is None:
+            raise ValueError(f"{type(model).__name__} has no output embeddings: expected a model that predicts tokens")
         if self.args.n_gpu > 1:  # known only now: a model spread over several GPUs is another matter
             raise ValueError(f"{self.args.n_gpu} GPUs in one process would use DataParallel; start with torchrun")
 
@@ -101,6 +86,37 @@ class SelectiveTrainer(Trainer):
         batches, tokens = super().get_batch_samples(*args, **kwargs)
         self._count.tokens = self._count.tokens + (0 if tokens is None else tokens)
         return batches, tokens
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """As in transformers, but the output head sees the supervised positions only, so the outputs hold no logits to use."""
+        inputs = dict(inputs)
+        self._pass = SupervisedPass(inputs["labels"], inputs.pop("token_weights", None), num_items_in_batch)
+        if self._wants_logits:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self._head_is_last is None:
+            unlabelled = {name: value for name, value in inputs.items() if name != "labels"}
+            self._head_is_last = is_untouched(model, self._head(), unlabelled)
+        with self._pass.at(self._head(), untouched=self._head_is_last):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any) -> Any:
+        self._wants_logits = not prediction_loss_only  # predict(), and evaluate() with metrics to compute
+        try:
+            return super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
+        finally:
+            self._wants_logits = False
+
+    def _loss(self, outputs: CausalLMOutputWithPast, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+        return self._pass.loss(outputs.logits)
+
+    def _head(self) -> nn.Module:  # looked up, since adding tokens or adapters replaces it
+        return self.model.get_output_embeddings()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         # The Trainer saves some models (LLaVA, Qwen-VL, mixtures of experts) under the names of their public weights,
