@@ -35,7 +35,7 @@ class AnswererOptions:
     timeout: Annotated[float, typer.Option(help="Of an endpoint: seconds for one attempt.")] = 120.0
     attempts: Annotated[int, typer.Option(min=1, help="Of an endpoint: at each prompt.")] = 6
     key_variable: Annotated[str, typer.Option(help="Environment variable with the endpoint's API key.")] = "OPENAI_API_KEY"
-    price_in: Annotated[float, typer.Option(min=0, help="Per million tokens read, to report what was paid.")] = 0.0
+    price_in: Annotated[float, typer.Option(min=0, help="Per million tokens read, judge included, to report costs.")] = 0.0
     price_out: Annotated[float, typer.Option(min=0, help="Per million tokens written.")] = 0.0
 
     def run(self, max_new_tokens: int) -> Run:

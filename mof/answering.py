@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,18 +69,23 @@ class Answerer(Protocol):
 
 @dataclass(frozen=True)
 class Usage:
-    """Counts of one run; what came out of the cache cost nothing."""
+    """Counts of one run. Tokens are as the answerer counts them."""
 
     answers: int
-    asked: int
-    """Of `answers`, how many the cache did not hold."""
     input_tokens: int
-    """Of those asked, as the answerer counts."""
+    """Behind all answers, those out of the cache included."""
     output_tokens: int
+    asked: int
+    """Of `answers`, how many the cache did not hold; the others cost nothing now."""
+    asked_input_tokens: int
+    asked_output_tokens: int
 
-    def cost(self, price_in: float, price_out: float) -> float:
-        """In the currency of the prices, which are per million tokens."""
-        return (self.input_tokens * price_in + self.output_tokens * price_out) / 1e6
+    def costs(self, price_in: float, price_out: float) -> dict[str, float]:
+        """Of all answers, and of those asked now; in the currency of the prices, which are per million tokens."""
+        return {
+            "cost": (self.input_tokens * price_in + self.output_tokens * price_out) / 1e6,
+            "asked_cost": (self.asked_input_tokens * price_in + self.asked_output_tokens * price_out) / 1e6,
+        }
 
 
 class AnswerCache:
@@ -142,8 +147,11 @@ def answer_all(
     ordered = [answers[key] for key in keys]
     if ordered and all(answer.error is not None for answer in ordered):
         raise ValueError(f"{answerer.name} refused all {len(ordered)} prompts, the first with: {ordered[0].error}")
-    tokens = sum(answer.input_tokens for answer in fresh), sum(answer.output_tokens for answer in fresh)
-    return ordered, Usage(len(ordered), len(fresh), *tokens)
+    return ordered, Usage(*_count(answers.values()), *_count(fresh))
+
+
+def _count(answers: Collection[Answer]) -> tuple[int, int, int]:
+    return len(answers), sum(one.input_tokens for one in answers), sum(one.output_tokens for one in answers)
 
 
 def cache_key(answerer: Answerer, prompt: Prompt) -> str:

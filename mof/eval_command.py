@@ -163,9 +163,11 @@ def _some(ids: Sequence[object]) -> str:
 def _close(console: Console, result: Result, out: Path) -> None:
     for note in result["deviations"]:
         console.print(f"- {note}")
-    usage = result["usage"]
-    cost = f", cost {usage['cost']:.4f}" if "cost" in usage else ""
-    console.print(
-        f"asked {usage['asked']} of {usage['answers']} prompts, the others were kept; "
-        f"{usage['input_tokens']} tokens read, {usage['output_tokens']} written{cost}; written to {out}"
-    )
+    for name, usage in (("", result["usage"]), ("judge: ", result.get("judge", {}).get("usage"))):
+        if usage is not None:
+            cost = f", cost {usage['cost']:.4f}, of which now {usage['asked_cost']:.4f}" if "cost" in usage else ""
+            console.print(
+                f"{name}asked {usage['asked']} of {usage['answers']} prompts, the others were kept; "
+                f"{usage['input_tokens']} tokens read, {usage['output_tokens']} written{cost}"
+            )
+    console.print(f"written to {out}")

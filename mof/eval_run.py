@@ -34,7 +34,7 @@ class Run:
     cache: Path | None = None
     """Another place for the cache, so that several runs share one."""
     prices: tuple[float, float] = (0.0, 0.0)
-    """Per million tokens, read and written."""
+    """Per million tokens, read and written; of the judge, too."""
     progress: bool = False
 
     def ask(self, prompts: Sequence[Prompt], answerer: Answerer | None = None) -> tuple[list[Answer], Usage]:
@@ -49,9 +49,12 @@ class Run:
         self.folder.mkdir(parents=True, exist_ok=True)
         _write(self.folder / "settings.json", json.dumps(document, indent=1))
 
+    def costs(self, usage: Usage) -> Result:
+        return dataclasses.asdict(usage) | (usage.costs(*self.prices) if any(self.prices) else {})
+
     def end(self, rows: Sequence[Mapping[str, Any]], result: Result, usage: Usage) -> Result:
         """Write answers.jsonl and result.json; the result with what it cost."""
-        result["usage"] = dataclasses.asdict(usage) | ({"cost": usage.cost(*self.prices)} if any(self.prices) else {})
+        result["usage"] = self.costs(usage)
         _write(self.folder / "answers.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         _write(self.folder / "result.json", json.dumps(result, indent=1))
         return result
@@ -119,7 +122,7 @@ def _judge(run: Run, judge: Answerer, questions: Sequence[Question], answers: Se
         "wording": "released grader",
         "agreement": dataclasses.asdict(agreement(verdicts["released"], by_rule["released"])),
         "undecided": undecided,
-        "usage": dataclasses.asdict(usage),
+        "usage": run.costs(usage),
     }
 
 

@@ -49,8 +49,9 @@ class LocalModel:
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         self._generation = copy.deepcopy(model.generation_config)
+        # None would be taken from the checkpoint again.
         self._generation.update(
-            do_sample=False, num_beams=1, temperature=None, top_p=None, top_k=None, repetition_penalty=None,
+            do_sample=False, num_beams=1, temperature=1.0, top_p=1.0, top_k=50, repetition_penalty=1.0, no_repeat_ngram_size=0,
             max_length=None, max_new_tokens=max_new_tokens, pad_token_id=self._tokenizer.pad_token_id,
         )  # fmt: skip
         self.settings: dict[str, Any] = {
