@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from encoders import read_image
 from mof.encode_command import encode
+from mof.eval_command import evaluate
 from mof.probe_command import probe
 
 
@@ -66,6 +67,7 @@ def build_app(commands: Mapping[str, typer.Typer]) -> typer.Typer:
     app.command()(encode)
     app.command()(chat)
     app.add_typer(probe, name="probe")
+    app.add_typer(evaluate, name="eval")
     for name, command in commands.items():
         app.add_typer(command, name=name)
     return app

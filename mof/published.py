@@ -22,3 +22,17 @@ MMVP_VLM: dict[str, tuple[float, ...]] = {
 """Right pairs in %, by type. The average is the mean, since every type has 15 pairs."""
 MMVP_VLM_PAIRS = 15
 """Pairs of each type."""
+
+# MMVP, right pairs in %.
+MMVP: dict[str, float] = {
+    "human": 95.7,
+    "Gemini": 40.7,
+    "GPT-4V": 38.7,
+    "chance": 25.0,
+    "LLaVA-1.5": 24.7,
+    "Bard": 19.0,
+    "Bing": 17.3,
+    "InstructBLIP": 16.7,
+    "MiniGPT-4": 12.7,
+    "LLaVA": 6.0,
+}

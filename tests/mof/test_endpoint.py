@@ -1,0 +1,227 @@
+"""Endpoints that time out, rate-limit, drop connections and talk nonsense."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+import time
+from collections.abc import Iterator
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from stand_in import Body, completion, question_of, serve
+
+from mof.answerers import Endpoint, endpoint
+from mof.answering import Answer, AnswerCache, Prompt, answer_all
+
+KEY = "sk-very-secret-0123456789"
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.01)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    file = tmp_path / "red.jpg"
+    Image.new("RGB", (8, 6), (255, 0, 0)).save(file)
+    return file
+
+
+def texts(count: int) -> list[Prompt]:
+    return [Prompt(str(i), [{"role": "user", "content": [{"type": "text", "text": f"say {i}"}]}], []) for i in range(count)]
+
+
+def echo(body: Body) -> str:
+    return question_of(body).removeprefix("say ")
+
+
+def ask(asked: Endpoint, prompts: list[Prompt]) -> list[Answer]:
+    return answer_all(asked, prompts)[0]
+
+
+FAULTS = {
+    "rate limit": (429, {}, b"slow down"),
+    "rate limit with a wait": (429, {"Retry-After": "0"}, b""),
+    "a wait that is nonsense": (429, {"Retry-After": "soon"}, b""),
+    "a wait of not-a-number seconds": (503, {"retry-after": "nan"}, b""),
+    "server error": (500, {}, b"<html>oops</html>"),
+    "garbage": (200, {}, b"\xff\xfe not json"),
+    "half of a JSON": (200, {}, completion("x")[:-5]),
+    "a JSON list": (200, {}, b"[1, 2]"),
+    "no choices": (200, {}, b'{"choices": []}'),
+    "no text": (200, {}, b'{"choices": [{"message": {"content": 5}}]}'),
+    "nested too deep": (200, {}, b"[" * 100000),
+    "dropped connection": "drop",
+    "half a reply": "cut",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_faults_pass(fault: object) -> None:
+    with serve(echo, [fault, fault]) as server:
+        answers = ask(Endpoint(server.url, "m", concurrency=4), texts(6))
+    assert [answer.text for answer in answers] == list("012345")
+    assert len(server.requests) == 18
+
+
+@pytest.mark.parametrize("fault", ["stall", "drip"])
+def test_an_attempt_ends_after_its_timeout(fault: str) -> None:
+    started = time.monotonic()
+    with serve(echo, [fault]) as server:
+        answers = ask(Endpoint(server.url, "m", timeout=0.3), texts(2))
+    assert [answer.text for answer in answers] == ["0", "1"]
+    assert time.monotonic() - started < 2.5
+
+
+def test_the_server_says_how_long_to_wait() -> None:
+    for value, least in (("1", 1.0), (formatdate(time.time() + 3, usegmt=True), 1.0)):
+        started = time.monotonic()
+        with serve(echo, [(429, {"Retry-After": value}, b"")]) as server:
+            ask(Endpoint(server.url, "m"), texts(1))
+        assert time.monotonic() - started >= least
+
+
+def test_waits_double_and_are_drawn_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(endpoint, "FIRST_WAIT", 1.0)
+    monkeypatch.setattr(endpoint.time, "sleep", waits.append)
+    with serve(echo, [(500, {}, b"")] * 9) as server:
+        ask(Endpoint(server.url, "m", attempts=10), texts(1))
+    tops = [1, 2, 4, 8, 16, 32, 60, 60, 60]
+    assert all(top / 2 <= wait <= top for wait, top in zip(waits, tops, strict=True))
+    assert len(set(waits)) == len(waits)
+
+
+def test_a_wait_of_a_day_is_not_waited_for() -> None:
+    with serve(echo, [(429, {"Retry-After": "86400"}, b"quota spent")]) as server, pytest.raises(ValueError, match="quota spent"):
+        ask(Endpoint(server.url, "m"), texts(1))
+
+
+def test_what_fails_for_good_does_not_stop_the_others(tmp_path: Path) -> None:
+    def reply(body: Body) -> object:
+        return (500, {}, b"never") if echo(body) == "3" else echo(body)
+
+    cache = AnswerCache(tmp_path / "cache.jsonl")
+    with serve(reply) as server:
+        with pytest.raises(ValueError, match=r"1 of 6 prompts got no answer after 3 attempts.*prompt 3: HTTP 500: never"):
+            answer_all(Endpoint(server.url, "m", attempts=3), texts(6), cache)
+        assert len(server.requests) == 8
+        server.reply = echo
+        answers, usage = answer_all(Endpoint(server.url, "m", attempts=3), texts(6), AnswerCache(cache.file))
+    assert [answer.text for answer in answers] == list("012345")
+    assert (usage.asked, usage.asked_input_tokens, usage.input_tokens, usage.output_tokens) == (1, 100, 600, 12)
+    assert len(server.requests) == 9
+
+
+def test_a_refused_prompt_is_an_answer_with_an_error_and_is_asked_again_next_time(tmp_path: Path) -> None:
+    def reply(body: Body) -> object:
+        return (400, {}, b"content policy") if echo(body) == "1" else echo(body)
+
+    with serve(reply) as server:
+        for _ in range(2):
+            answers, usage = answer_all(Endpoint(server.url, "m"), texts(3), AnswerCache(tmp_path / "cache.jsonl"))
+            assert [answer.text for answer in answers] == ["0", "", "2"]
+            assert answers[1].error is not None and "content policy" in answers[1].error
+        assert usage.asked == 1
+        with pytest.raises(ValueError, match="refused all 1 prompts.*content policy"):
+            ask(Endpoint(server.url, "m"), texts(2)[1:])
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 302])
+def test_what_is_wrong_for_all_prompts_stops_at_once(status: int) -> None:
+    with serve(lambda _: (status, {"Location": "/elsewhere"}, b"no such model")) as server:
+        with pytest.raises(ValueError, match=f"HTTP {status}: no such model"):
+            ask(Endpoint(server.url, "m", concurrency=2), texts(50))
+        assert len(server.requests) < 10
+
+
+def test_an_address_where_nobody_listens() -> None:
+    with serve(echo) as server:
+        url = server.url
+    with pytest.raises(ValueError, match="ConnectionRefused"):
+        ask(Endpoint(url, "m", attempts=2), texts(1))
+
+
+def test_what_is_sent(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", f" {KEY}\n")
+    turned = image.with_name("turned.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 6), (0, 255, 0)).save(turned, exif=exif)
+    prompts = [Prompt.about("1", str(image), "What?"), Prompt.about("2", str(turned), "And?"), *texts(1)]
+    with serve(lambda _: "ok") as server:
+        ask(Endpoint(server.url + "/", "gpt-x", key_variable="MY_KEY", max_new_tokens=7, concurrency=1), prompts)
+    (first, headers), (second, _), (third, _) = server.requests
+    assert headers["Authorization"] == f"Bearer {KEY}"
+    assert (first["model"], first["temperature"], first["max_tokens"]) == ("gpt-x", 0, 7)
+    picture, words = first["messages"][0]["content"]
+    assert words == {"type": "text", "text": "What?"}
+    assert picture == {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{base64.b64encode(image.read_bytes()).decode()}"}}
+    url = second["messages"][0]["content"][0]["image_url"]["url"]
+    assert url.startswith("data:image/png;base64,")
+    assert Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).size == (6, 8)  # upright
+    assert third["messages"] == [{"role": "user", "content": "say 0"}]
+
+
+def test_the_key_is_written_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    caplog.set_level(logging.DEBUG)
+
+    def reply(body: Body) -> object:
+        return (400, {}, f"bad key {KEY}".encode()) if echo(body) == "0" else echo(body)
+
+    with serve(reply) as server:
+        asked = Endpoint(server.url, "m", attempts=2)
+        answers, _ = answer_all(asked, texts(2), AnswerCache(tmp_path / "cache.jsonl"))
+        server.reply = lambda body: (500, {}, f"bad key {KEY}".encode())
+        with pytest.raises(ValueError, match=r"bad key \*\*\*") as error:
+            ask(asked, texts(1))
+    seen = "".join([str(error.value), str(answers), json.dumps(asked.settings), caplog.text, *capfd.readouterr()])
+    seen += (tmp_path / "cache.jsonl").read_text()
+    assert KEY not in seen and "bad key" in seen
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-\u2019\nx")
+    with pytest.raises(ValueError, match="OPENAI_API_KEY") as error:
+        Endpoint("http://localhost/v1", "m")
+    assert "sk-" not in str(error.value)
+
+
+@pytest.mark.parametrize("url", ["localhost:8000/v1", "ftp://host/v1", "http://", "http://user:pa55@host/v1", "https://host/v1?key=pa55"])
+def test_a_bad_address_is_refused_without_its_secrets(url: str) -> None:
+    with pytest.raises(ValueError, match="expected http") as error:
+        Endpoint(url, "m")
+    assert "pa55" not in str(error.value)
+
+
+def test_no_more_prompts_under_way_than_asked_for() -> None:
+    def slow(body: Body) -> str:
+        time.sleep(0.05)
+        return echo(body)
+
+    with serve(slow) as server:
+        ask(Endpoint(server.url, "m", concurrency=3), texts(12))
+    assert server.most_under_way == 3
+
+
+def test_other_forms_of_reply() -> None:
+    def reply(body: Body) -> bytes:
+        forms: Iterator[dict[str, object]] = iter([
+            {"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {"content": None, "refusal": "I can't."},
+            {"content": ""},
+        ])  # fmt: skip
+        message = [*forms][int(echo(body))]
+        return json.dumps({"choices": [{"message": message}], "usage": {"prompt_tokens": "many", "completion_tokens": -1}}).encode()
+
+    with serve(reply) as server:
+        answers = ask(Endpoint(server.url, "m"), texts(3))
+    assert [answer.text for answer in answers] == ["ab", "I can't.", ""]
+    assert {(answer.input_tokens, answer.output_tokens) for answer in answers} == {(0, 0)}

@@ -1,0 +1,260 @@
+"""`mof eval` from end to end: models, endpoints, finished answers, judges; killed and resumed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from stand_in import Body, question_of, serve
+from typer.testing import CliRunner, Result
+
+from mof import MoFForConditionalGeneration, MoFProcessor
+from mof.answerers import endpoint
+from mof.cli import build_app
+
+REAL = Path(__file__).parents[3] / "shared" / "data"
+PAIRS = 12
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.01)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """MMVP's form: question 2k-1 is answered (a), 2k is answered (b)."""
+    folder = tmp_path / "MMVP"
+    (folder / "MMVP Images").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    with (folder / "Questions.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["lndex", "Question", "Options", "Correct Answer", "Category"])
+        for i in range(1, 2 * PAIRS + 1):
+            writer.writerow([i, f"Number {i}: open or closed?", "(a) Open (b) Closed", "(a)" if i % 2 else "(b)", f"p{(i - 1) // 2 % 3}"])
+            Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(folder / "MMVP Images" / f"{i}.jpg")
+    return folder
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(build_app({}), ["eval", *map(str, arguments)])
+
+
+def done(result: Result, out: Path) -> Any:
+    assert result.exit_code == 0, result.output
+    return json.loads((out / "result.json").read_text())
+
+
+def answer_right(body: Body) -> str:
+    number = int(re.search(r"Number (\d+)", question_of(body))[1])
+    return "(a)" if number % 2 else "The wings are closed."
+
+
+def test_a_model(tmp_path: Path, tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor, data: Path) -> None:
+    tiny_model.save_pretrained(tmp_path / "model")
+    tiny_processor.save_pretrained(tmp_path / "model")
+    out, arguments = tmp_path / "run", ("mmvp", "--data", data, "--model", tmp_path / "model", "--max-new-tokens", "6")
+    first = done(run(*arguments, "--out", out), out)
+    assert first["usage"]["asked"] == first["questions"] == 2 * PAIRS and first["pairs"] == PAIRS
+    assert list(first["scores"]) == ["letter or text", "letter", "text", "likelihood"]
+    assert len(first["unmatched"]) > 0  # a random model talks nonsense
+    rows = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+    for row in rows:
+        a, b = row["log_likelihoods"]
+        assert row["chosen"]["likelihood"] == ("a" if a > b else "b")
+        assert row["right"]["likelihood"]["released"] == (row["chosen"]["likelihood"] == row["labels"]["released"])
+    pairs = [
+        x["right"]["likelihood"]["released"] and y["right"]["likelihood"]["released"] for x, y in zip(rows[::2], rows[1::2], strict=True)
+    ]
+    assert first["scores"]["likelihood"]["released"]["pair_accuracy"] == sum(pairs) / PAIRS
+    settings = json.loads((out / "settings.json").read_text())
+    assert settings["answerer"]["decoding"] == "greedy" and settings["prompt"] == "official"
+    again = done(run(*arguments, "--out", out, "--batch-size", "3"), out)
+    assert again["usage"]["asked"] == 0
+    other = done(run(*arguments, "--out", tmp_path / "other", "--batch-size", "5"), tmp_path / "other")
+    assert other["usage"]["asked"] == 2 * PAIRS
+    assert (tmp_path / "other" / "answers.jsonl").read_text() == (out / "answers.jsonl").read_text()
+    shared = done(run(*arguments, "--out", tmp_path / "third", "--cache", out / "cache.jsonl"), tmp_path / "third")
+    assert shared["usage"]["asked"] == 0 and shared["scores"] == first["scores"]
+
+
+def test_an_endpoint_and_a_judge(tmp_path: Path, data: Path) -> None:
+    def judge(body: Body) -> str:
+        number = int(re.search(r"Number (\d+)", question_of(body))[1])
+        return {1: "Maybe?", 2: "no"}.get(number, "Yes.")
+
+    out = tmp_path / "run"
+    with serve(answer_right, ["drop"]) as server, serve(judge, [(429, {}, b"")]) as court:
+        arguments = (
+            "mmvp", "--data", data, "--endpoint", server.url, "--model-name", "gpt-x", "--judge-endpoint", court.url,
+            "--judge-model", "gpt-4", "--out", out, "--price-in", "10", "--price-out", "30", "--prompt", "letter",
+        )  # fmt: skip
+        shown = run(*arguments)
+        result = done(shown, out)
+        requests = len(server.requests), len(court.requests)
+        assert requests == (4 * PAIRS, 4 * PAIRS)
+        again = done(run(*arguments), out)
+        assert (len(server.requests), len(court.requests)) == requests
+    assert (result["pair_accuracy"], result["question_accuracy"]) == (1, 1)
+    by_letter = result["scores"]["letter"]["released"]
+    assert (by_letter["pair_accuracy"], by_letter["question_accuracy"]) == (0, 0.5)
+    assert result["scores"]["judge"]["released"]["pair_accuracy"] == pytest.approx((PAIRS - 1) / PAIRS)
+    found = result["judge"]["agreement"]
+    assert (found["compared"], found["undecided"], found["kappa"]) == (23, 1, 0)
+    assert found["share"] == pytest.approx(22 / 23) and result["judge"]["undecided"] == [1]
+    assert result["usage"]["cost"] == pytest.approx(24 * (100 * 10 + 2 * 30) / 1e6)
+    assert again["usage"]["asked_cost"] == 0 and again["usage"]["cost"] == result["usage"]["cost"]
+    assert again["judge"]["usage"]["asked"] == 0
+    for words in ("GPT-4V (published)", "38.7", "gpt-x (letter or text, released labels)", "100.0", "asked 24 of 24", "kappa 0.000"):
+        assert words in shown.output
+    assert all("Answer with the option's letter" in question_of(body) for body, _ in server.requests)
+    assert "asked with the letter prompt" in result["deviations"]
+
+
+def test_a_judge_of_nonsense_agrees_with_nobody(tmp_path: Path, data: Path) -> None:
+    out = tmp_path / "run"
+    with serve(answer_right) as server, serve(lambda _: "\u00bfqu\u00e9? {}") as court:
+        result = done(
+            run("mmvp", "--data", data, "--endpoint", server.url, "--model-name", "m", "--judge-endpoint", court.url,
+                "--judge-model", "j", "--out", out), out
+        )  # fmt: skip
+    assert result["pair_accuracy"] == 1 and result["scores"]["judge"]["released"]["question_accuracy"] == 0
+    assert result["judge"]["agreement"] == {"compared": 0, "undecided": 24, "share": None, "kappa": None}
+
+
+def test_killed_and_resumed(tmp_path: Path, data: Path) -> None:
+    """kill -9 in the middle: what was answered is not asked again, and the result is that of a run in one go."""
+
+    def slowly(body: Body) -> str:
+        time.sleep(0.1)
+        return answer_right(body)
+
+    out = tmp_path / "run"
+    with serve(slowly) as server:
+        arguments = ["eval", "mmvp", "--data", data, "--endpoint", server.url, "--model-name", "m", "--out", out, "--concurrency", "2"]
+        command = [sys.executable, "-c", "from mof.cli import main; main()", *map(str, arguments)]
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[2])
+        cache = out / "cache.jsonl"
+        deadline = time.monotonic() + 120
+        while not (cache.exists() and cache.read_bytes().count(b"\n") >= 5):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert not (out / "result.json").exists()
+        time.sleep(0.3)  # the server finishes what it was asked
+        kept, asked = cache.read_bytes().count(b"\n"), len(server.requests)
+        assert 5 <= kept < 2 * PAIRS
+        with cache.open("ab") as file:
+            file.write(b'{"key": "torn')
+        result = done(run(*arguments[1:]), out)
+        assert result["usage"]["asked"] == 2 * PAIRS - kept
+        assert len(server.requests) == asked + 2 * PAIRS - kept <= 2 * PAIRS + 3  # only what was under way is asked twice
+    assert result["pair_accuracy"] == 1
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/data")
+def test_finished_answers_to_the_real_questions(tmp_path: Path) -> None:
+    with (REAL / "mmvp" / "Questions.csv").open() as file:
+        table = list(csv.DictReader(file))
+    answers = [{"question_id": row["Index"], "answer": row["Correct Answer"], "response": row["Correct Answer"]} for row in table]
+    for row in answers[0:20:2]:
+        row["response"] = "(a) or (b)"
+    (tmp_path / "old run.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
+    out = tmp_path / "mmvp"
+    shown = run("mmvp", "--data", REAL / "mmvp", "--answers", tmp_path / "old run.jsonl", "--out", out)
+    result = done(shown, out)
+    assert (result["pair_accuracy"], result["question_accuracy"]) == (0.9, 0.95)
+    corrected = result["scores"]["letter or text"]["corrected"]  # rows 99 and 100 are one pair
+    assert (corrected["pair_accuracy"], corrected["question_accuracy"]) == (0.89, 0.94)
+    assert result["corrected_rows"] == [99, 100] and result["unmatched"] == list(range(1, 20, 2))
+    assert len(corrected["by_pattern"]) == 9 and sum(one["pairs"] for one in corrected["by_pattern"].values()) == 100
+    assert "10 answers name no option or several, and count as wrong: 1, 3, 5" in shown.output
+    assert "200 of 300 questions" in result["deviations"]
+
+    pope = {f"{name}/{i}": "no" for name in ("random", "popular") for i in range(1, 3001)}
+    (tmp_path / "pope.json").write_text(json.dumps(pope))
+    result = done(run("pope", "--data", REAL / "pope", "--answers", tmp_path / "pope.json", "--out", tmp_path / "pope"), tmp_path / "pope")
+    assert (result["accuracy"], result["f1"], result["yes_ratio"], result["questions"]) == (0.5, 0, 0, 6000)
+    assert any("adversarial" in note for note in result["deviations"])
+
+    annotations = json.loads((REAL / "coco" / "captions_train.json").read_text())["annotations"]
+    captions = {row["image_id"]: {"image_id": row["image_id"], "caption": row["caption"]} for row in annotations}
+    (tmp_path / "captions.json").write_text(json.dumps(list(captions.values())))
+    files = ("--instances", REAL / "coco" / "instances_train.json", "--captions", REAL / "coco" / "captions_train.json")
+    synonyms = ("--synonyms", REAL / "chair" / "synonyms.txt")
+    result = done(run("chair", *files, *synonyms, "--answers", tmp_path / "captions.json", "--out", tmp_path / "chair"), tmp_path / "chair")
+    assert (result["chair_i"], result["chair_s"], result["captions"]) == (0, 0, 80)
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/data")
+def test_captions_of_real_photos_by_an_endpoint(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    files = ("--instances", REAL / "coco" / "instances_train.json", "--captions", REAL / "coco" / "captions_train.json")
+    rest = ("--synonyms", REAL / "chair" / "synonyms.txt", "--images", REAL / "coco" / "train2017", "--out", out, "--count", "7")
+    with serve(lambda _: "A zebra rides a bus.") as server:
+        result = done(run("chair", *files, *rest, "--endpoint", server.url, "--model-name", "m"), out)
+        assert len(server.requests) == 7
+    rows = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+    wrong = sum(name not in row["in_image"] for row in rows for name in ("zebra", "bus"))
+    assert result["chair_i"] == wrong / 14 and result["mean_length"] == 5 and result["captions"] == 7
+
+
+def test_pope_by_an_endpoint(tmp_path: Path, data: Path) -> None:
+    lines = [{"question_id": i, "image": f"{i}.jpg", "text": f"Number {i}: open?", "label": "yes" if i % 2 else "no"} for i in range(1, 9)]
+    (tmp_path / "coco_pope_random.json").write_text("\n".join(map(json.dumps, lines)))
+    out = tmp_path / "run"
+    with serve(lambda body: "Yes." if "(a)" in answer_right(body) else "No, closed.") as server:
+        arguments = (
+            "pope",
+            "--data",
+            tmp_path,
+            "--images",
+            data / "MMVP Images",
+            "--endpoint",
+            server.url,
+            "--model-name",
+            "m",
+            "--out",
+            out,
+        )
+        result = done(run(*arguments), out)
+    assert (result["accuracy"], result["f1"], result["yes_ratio"]) == (1, 1, 0.5)
+    (data / "MMVP Images" / "3.jpg").unlink()
+    refused = run(*arguments)
+    assert refused.exit_code == 2 and "1 images are missing" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "give one of --model"),
+        (("--endpoint", "http://localhost:1/v1"), "--model-name"),
+        (("--model", "a", "--answers", "b.json"), "give one of"),
+        (("--model", "nothing"), "config.json"),
+        (("--answers", "nothing.json"), "nothing.json"),
+        (("--answers", "b.json", "--judge-model", "j"), "--judge-endpoint"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_run_is_said_in_one_line(tmp_path: Path, data: Path, arguments: tuple[str, ...], words: str) -> None:
+    result = run("mmvp", "--data", data, "--out", tmp_path / "run", *arguments)
+    assert result.exit_code == 2 and words in result.stderr and "Traceback" not in result.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_photos_are_needed_to_ask_about(tmp_path: Path, data: Path) -> None:
+    result = run("pope", "--data", data, "--out", tmp_path / "run", "--model", "m")
+    assert result.exit_code == 2 and "--images" in result.stderr

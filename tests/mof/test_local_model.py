@@ -1,0 +1,163 @@
+"""Models in this process: ours, LLaVA and InstructBLIP, all tiny and random."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import build_llm
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    InstructBlipConfig,
+    InstructBlipForConditionalGeneration,
+    InstructBlipProcessor,
+    InstructBlipQFormerConfig,
+    InstructBlipVisionConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from mof import MoFForConditionalGeneration, MoFProcessor
+from mof.answerers import LocalModel
+from mof.answering import Answer, Prompt
+from mof.chat_templates import VICUNA
+
+OPTIONS = ("(a)", "(b) or longer")
+
+
+def answers_of(asked: LocalModel, prompts: list[Prompt]) -> list[Answer]:
+    found = dict(asked.answer(prompts))
+    return [found[i] for i in range(len(prompts))]
+
+
+@pytest.fixture
+def prompts() -> list[Prompt]:
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (20 + i, 30, 3), dtype=np.uint8)) for i in range(7)]
+    return [Prompt.about(str(i), image, "Which? " + "really " * i, OPTIONS) for i, image in enumerate(images)]
+
+
+@pytest.fixture
+def llava(tiny_tokenizer: PreTrainedTokenizerFast) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    tiny_tokenizer.add_tokens(["<image>"], special_tokens=True)
+    text = build_llm(tiny_tokenizer).config
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
+    )
+    image_token = tiny_tokenizer.convert_tokens_to_ids("<image>")
+    model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, image_token_index=image_token))
+    model.generation_config.update(eos_token_id=2, pad_token_id=0, do_sample=True, temperature=0.2, repetition_penalty=1.3)
+    images = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    processor = LlavaProcessor(
+        images, tiny_tokenizer, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1, chat_template=VICUNA
+    )
+    return model.eval(), processor
+
+
+@pytest.fixture(params=["ours", "llava"])
+def make(request: pytest.FixtureRequest) -> Callable[..., LocalModel]:
+    if request.param == "ours":
+        parts = request.getfixturevalue("tiny_model"), request.getfixturevalue("tiny_processor")
+    else:
+        parts = request.getfixturevalue("llava")
+    return lambda **options: LocalModel(*parts, "tiny", **{"max_new_tokens": 12} | options)
+
+
+def test_the_batch_size_changes_no_answer(make: Callable[..., LocalModel], prompts: list[Prompt]) -> None:
+    one = answers_of(make(batch_size=1), prompts)
+    assert len({answer.text for answer in one}) > 1  # the model tells the prompts apart
+    for size in (2, 3, 7, 50):
+        many = answers_of(make(batch_size=size), prompts)
+        assert [answer.text for answer in many] == [answer.text for answer in one]
+        assert [answer.input_tokens for answer in many] == [answer.input_tokens for answer in one]
+        for a, b in zip(one, many, strict=True):
+            assert a.log_likelihoods == pytest.approx(b.log_likelihoods, abs=1e-4)
+
+
+def test_greedy_word_by_word(make: Callable[..., LocalModel], prompts: list[Prompt]) -> None:
+    """What `generate` says is what the likeliest next token makes, without cache, padding, penalties or batches."""
+    asked = make()
+    tokenizer = asked.processor.tokenizer
+    for prompt, answer in zip(prompts[:3], answers_of(asked, prompts[:3]), strict=True):
+        inputs = plain_inputs(asked, prompt, "")
+        suppressed = asked.model.generation_config.suppress_tokens or []
+        new: list[int] = []
+        while len(new) < 12 and 2 not in new:
+            logits = asked.model(**inputs).logits[0, -1]
+            logits[suppressed] = -torch.inf
+            new.append(int(logits.argmax()))
+            inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([new[-1:]])], dim=1)
+            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        assert answer.text == tokenizer.decode(new, skip_special_tokens=True).strip()
+        assert answer.output_tokens == len(new) - new.count(0)
+
+
+def plain_inputs(asked: LocalModel, prompt: Prompt, answer: str) -> dict[str, torch.Tensor]:
+    """VICUNA's words by hand."""
+    text = "USER: <image>\n" + prompt.messages[0]["content"][1]["text"] + " ASSISTANT:" + answer
+    inputs = dict(asked.processor(text=[text], images=[image.convert("RGB") for image in prompt.images], return_tensors="pt"))
+    return {key: value for key, value in inputs.items() if key != "token_type_ids"}
+
+
+def test_log_likelihoods_are_those_of_the_whole_sequence(make: Callable[..., LocalModel], prompts: list[Prompt]) -> None:
+    asked = make()
+    for prompt, answer in zip(prompts, answers_of(asked, prompts), strict=True):
+        start = plain_inputs(asked, prompt, "")["input_ids"].shape[1]
+        expected = []
+        for option in OPTIONS:
+            inputs = plain_inputs(asked, prompt, f" {option}")
+            with torch.no_grad():
+                scores = asked.model(**inputs).logits[0].log_softmax(-1)  # [L, V]
+            ids = inputs["input_ids"][0]
+            assert asked.processor.tokenizer.decode(ids[start:]) == f" {option}"
+            expected.append(sum(float(scores[i - 1, ids[i]]) for i in range(start, len(ids))))
+        assert answer.log_likelihoods == pytest.approx(expected, abs=1e-3)
+
+
+def test_no_options_no_likelihoods(make: Callable[..., LocalModel]) -> None:
+    [answer] = answers_of(make(), [Prompt.about("1", Image.new("RGB", (20, 20)), "What?")])
+    assert answer.log_likelihoods is None
+
+
+def test_a_saved_model_is_loaded_and_known_by_its_files(
+    tmp_path: Path, tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor, prompts: list[Prompt]
+) -> None:
+    tiny_model.save_pretrained(tmp_path)
+    tiny_processor.save_pretrained(tmp_path)
+    loaded = LocalModel.load(tmp_path, max_new_tokens=12)
+    expected = answers_of(LocalModel(tiny_model, tiny_processor, "tiny", max_new_tokens=12), prompts)
+    assert [answer.text for answer in answers_of(loaded, prompts)] == [answer.text for answer in expected]
+    assert loaded.settings == LocalModel.load(tmp_path, batch_size=3, max_new_tokens=12).settings
+    tiny_model.save_pretrained(tmp_path)
+    assert loaded.settings != LocalModel.load(tmp_path, max_new_tokens=12).settings  # trained on, for all we know
+    with pytest.raises(ValueError, match=r"config\.json"):
+        LocalModel.load(tmp_path / "none")
+
+
+def test_an_instruct_blip_has_no_chat_template(tiny_tokenizer: PreTrainedTokenizerFast, prompts: list[Prompt]) -> None:
+    tiny_tokenizer.add_tokens(["<image>"], special_tokens=True)
+    text = build_llm(tiny_tokenizer).config
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = InstructBlipVisionConfig(**small, image_size=28, patch_size=14)
+    qformer = InstructBlipQFormerConfig(**small, vocab_size=len(tiny_tokenizer), encoder_hidden_size=16, cross_attention_frequency=1)
+    config = InstructBlipConfig(
+        vision_config=vision, qformer_config=qformer, text_config=text, num_query_tokens=3,
+        image_token_index=tiny_tokenizer.convert_tokens_to_ids("<image>"),
+    )  # fmt: skip
+    model = InstructBlipForConditionalGeneration(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    images = CLIPImageProcessor(size={"height": 28, "width": 28}, do_center_crop=False)
+    processor = InstructBlipProcessor(images, tiny_tokenizer, qformer_tokenizer=tiny_tokenizer, num_query_tokens=3)
+    one = answers_of(LocalModel(model, processor, "blip", batch_size=1, max_new_tokens=12), prompts)
+    many = answers_of(LocalModel(model, processor, "blip", batch_size=4, max_new_tokens=12), prompts)
+    assert len({answer.text for answer in one}) > 1
+    assert [answer.text for answer in many] == [answer.text for answer in one]
+    assert not any("Which?" in answer.text for answer in one)  # the prompt is not given back

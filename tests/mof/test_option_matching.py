@@ -1,0 +1,137 @@
+"""Which option an answer chooses, by cases written down and by properties."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mof.option_matching import match_answer, match_letter, match_text, parse_options
+
+OPEN = {"a": "Open", "b": "Closed"}
+YES = {"a": "Yes", "b": "No"}
+VISIBLE = {"a": "Visible", "b": "Not visible"}
+BUTTON = {"a": "OK/SELECT", "b": "OK"}
+HOW_MANY = {"a": "One", "b": "More than one"}
+CLOCK = {"a": "12", "b": "1"}
+
+
+def test_options_as_the_files_spell_them() -> None:
+    assert parse_options("(a) Open (b) Closed") == OPEN
+    assert parse_options(" (A)Facing  the camera(B) 1 ") == {"a": "Facing the camera", "b": "1"}
+    assert parse_options("(a) A cup (of tea) (b) None (c) I (we) do") == {"a": "A cup (of tea)", "b": "None", "c": "I (we) do"}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "Open or closed", "(a) Open", "(b) Closed (a) Open", "(a) Open (c) Closed", "(a) (b) Closed", "x (a) Open (b) Closed",
+             "(a) Open (b) open", "(a) Open (a) Closed", "a) Open b) Closed"],
+)  # fmt: skip
+def test_what_is_no_list_of_options_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="option"):
+        parse_options(text)
+
+
+plain_words = st.lists(st.text("abcdefghijklmnopqrstuvwxyz0123456789", min_size=1, max_size=6), min_size=1, max_size=4).map(" ".join)
+
+
+@given(st.lists(plain_words, min_size=2, max_size=5, unique=True))
+def test_parsing_undoes_writing(options: list[str]) -> None:
+    text = " ".join(f"({letter}) {option}" for letter, option in zip("abcde", options, strict=False))
+    assert list(parse_options(text).values()) == options
+
+
+@given(st.text(max_size=80))
+def test_any_text_parses_or_is_refused(text: str) -> None:
+    try:
+        options = parse_options(text)
+    except ValueError:
+        return
+    assert len(options) >= 2 and all(options.values())
+
+
+@pytest.mark.parametrize(
+    ("answer", "options", "letter", "text", "either"),
+    [
+        ("(a)", OPEN, "a", None, "a"),
+        ("(B)", OPEN, "b", None, "b"),
+        ("A", OPEN, "a", None, "a"),
+        (" b.\n", OPEN, "b", None, "b"),
+        ("**(b)**", OPEN, "b", None, "b"),
+        ("a) Open", OPEN, "a", "a", "a"),
+        ("A: Open", OPEN, "a", "a", "a"),
+        ("A. The wings are open.", OPEN, "a", "a", "a"),
+        ("The correct answer is (b) Closed.", OPEN, "b", "b", "b"),
+        ("Answer: B", OPEN, "b", None, "b"),
+        ("the answer is b.", OPEN, "b", None, "b"),
+        ("The answer is A because it looks so", OPEN, "a", None, "a"),
+        ("Option b is right", OPEN, "b", None, "b"),
+        ("Open", OPEN, None, "a", "a"),
+        ("The wings are CLOSED!", OPEN, None, "b", "b"),
+        ("(b) Closed, not (a) open", OPEN, "b", "b", "b"),
+        ("not open but closed", OPEN, None, "b", "b"),
+        ("(a), because they are open rather than closed", OPEN, "a", None, "a"),
+        # neither
+        ("", OPEN, None, None, None),
+        ("I cannot tell", OPEN, None, None, None),
+        ("(c)", OPEN, None, None, None),
+        ("A butterfly with wings", OPEN, None, None, None),
+        ("The answer is a riddle", OPEN, None, None, None),
+        ("An opening enclosed", OPEN, None, None, None),
+        ("They aren't open", OPEN, None, None, None),
+        ("They aren\u2019t open", OPEN, None, None, None),
+        ("It is not really closed", OPEN, None, None, None),
+        # both, or at odds
+        ("(a) or (b)", OPEN, None, None, None),
+        ("A or B", OPEN, None, None, None),
+        ("A, B", OPEN, None, None, None),
+        ("a and b", OPEN, None, None, None),
+        ("(a) Open (b) Closed", OPEN, None, None, None),
+        ("a) Open\nb) Closed", OPEN, None, None, None),
+        ("half open, half closed", OPEN, None, None, None),
+        ("(a) Closed", OPEN, "a", "b", None),
+        # options that hold one another
+        ("Yes, it is.", YES, None, "a", "a"),
+        ("There is no hat.", YES, None, "b", "b"),
+        ("Yes and no", YES, None, None, None),
+        ("Nothing noteworthy, yesterday", YES, None, None, None),
+        ("It is visible", VISIBLE, None, "a", "a"),
+        ("It is not visible", VISIBLE, None, "b", "b"),
+        ("It says OK/SELECT", BUTTON, None, "a", "a"),
+        ("It says OK", BUTTON, None, "b", "b"),
+        ("More than one apple", HOW_MANY, None, "b", "b"),
+        ("One apple", HOW_MANY, None, "a", "a"),
+        ("12", CLOCK, None, "a", "a"),
+        ("closer to 1.", CLOCK, None, "b", "b"),
+        ("Upside-down", {"a": "Upright", "b": "Upside down"}, None, "b", "b"),
+    ],
+)  # fmt: skip
+def test_answers(answer: str, options: dict[str, str], letter: str | None, text: str | None, either: str | None) -> None:
+    assert match_letter(answer, options) == letter
+    assert match_text(answer, options) == text
+    assert match_answer(answer, options) == either
+
+
+two_options = st.lists(plain_words, min_size=2, max_size=4, unique=True).map(lambda words: dict(zip("abcd", words, strict=False)))
+
+
+@given(two_options, st.data())
+def test_a_letter_in_brackets_and_the_option_itself_are_found(options: dict[str, str], data: st.DataObject) -> None:
+    letter = data.draw(st.sampled_from(sorted(options)))
+    assert match_letter(f"({letter})", options) == letter
+    assert match_text(options[letter].upper(), options) in (letter, None)
+    if not any(word in options.values() for word in options[letter].split()):
+        assert match_text(options[letter], options) == letter
+
+
+@given(two_options, st.text(max_size=60))
+def test_any_answer_is_matched_or_not_and_case_of_words_does_not_matter(options: dict[str, str], answer: str) -> None:
+    for match in (match_letter, match_text, match_answer):
+        assert match(answer, options) in {None, *options}
+    assert match_text(answer.lower(), options) == match_text(answer.lower().upper().lower(), options)
+
+
+@given(two_options, st.permutations("ab"))
+def test_two_letters_or_two_options_choose_none(options: dict[str, str], order: list[str]) -> None:
+    first, second = order
+    assert match_answer(f"({first}) or ({second})", options) is None
+    assert match_answer(f"({first}) {options[first]} ({second}) {options[second]}", options) is None
