@@ -8,6 +8,7 @@ from encoders.images import ImageError, read_image
 from encoders.registry import available_encoders, build_encoder, register_encoder
 from encoders.store_report import EncodeReport
 from encoders.store_writer import encode_images
+from encoders.stored_images import StoredImage, StoredImages
 
 __all__ = [
     "EncodeReport",
@@ -16,6 +17,8 @@ __all__ = [
     "ImageError",
     "ImageLoader",
     "PatchFeatures",
+    "StoredImage",
+    "StoredImages",
     "View",
     "available_encoders",
     "build_encoder",

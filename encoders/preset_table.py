@@ -11,10 +11,10 @@ Row = tuple[str, str, int, str]
 # Image-text models, read after the last block but one, as LLaVA does it.
 IMAGE_TEXT: list[Row] = [
     # OpenAI CLIP, arXiv 2103.00020
-    ("clip-vit-b32", "open_clip:ViT-B-32-quickgelu/openai", 224, "apache-2.0"),
-    ("clip-vit-b16", "open_clip:ViT-B-16-quickgelu/openai", 224, "apache-2.0"),
-    ("clip-vit-l14", "open_clip:ViT-L-14-quickgelu/openai", 224, "apache-2.0"),
-    ("clip-vit-l14-336", "open_clip:ViT-L-14-336-quickgelu/openai", 336, "apache-2.0"),
+    ("clip-vit-b32", "open_clip:ViT-B-32-quickgelu/openai", 224, "mit"),
+    ("clip-vit-b16", "open_clip:ViT-B-16-quickgelu/openai", 224, "mit"),
+    ("clip-vit-l14", "open_clip:ViT-L-14-quickgelu/openai", 224, "mit"),
+    ("clip-vit-l14-336", "open_clip:ViT-L-14-336-quickgelu/openai", 336, "mit"),
     # OpenCLIP on LAION-2B, arXiv 2212.07143
     ("laion-clip-vit-b32", "open_clip:ViT-B-32/laion2b_s34b_b79k", 224, "mit"),
     ("laion-clip-vit-l14", "open_clip:ViT-L-14/laion2b_s32b_b82k", 224, "mit"),

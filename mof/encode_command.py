@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -30,7 +31,9 @@ def encode(
     out: Annotated[Path | None, typer.Option(help="The store's folder. What it holds is not encoded again.")] = None,
     tokens: Annotated[str | None, typer.Option(help=f"Also store patch tokens: {', '.join(TOKEN_FORMATS)}.")] = None,
     image_size: Annotated[int | None, typer.Option(min=1, help="Side of the encoders' input, in pixels. Their own by default.")] = None,
-    layer: Annotated[int | None, typer.Option(help="Whose patch tokens: -1 the last block, -2 the one before.")] = None,
+    layer: Annotated[
+        list[int] | None, typer.Option(help="Whose patch tokens: -1 the last block, -2 the one before. Several: side by side.")
+    ] = None,
     pretrained: Annotated[bool, typer.Option(help="Without: random weights, always the same.")] = True,
     blurred: Annotated[bool, typer.Option("--blurred", help="With --model: of the blurred images that VIG compares with.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 32,
@@ -64,9 +67,10 @@ def encode(
         raise ValueError("--blurred goes with --model, which says how large its images are")
     else:
         built = {}
+        layers = layer[0] if layer and len(layer) == 1 else layer
         for name in encoder or []:
             torch.manual_seed(0)  # random weights are the same when the run is resumed
-            built[name] = build_encoder(name, image_size=image_size, layer=layer, pretrained=pretrained)
+            built[name] = build_encoder(name, image_size=image_size, layer=layers, pretrained=pretrained)
     report = encode_images(
         images,
         built,
@@ -101,5 +105,4 @@ def of_model(folder: Path, blurred: bool = False) -> tuple[dict[str, Encoder], V
         mixer = MoFForConditionalGeneration.from_pretrained(folder).mixer
     else:
         mixer = build_configured_mixer(config).to(config.dtype)
-    red, green, blue = processor.background
-    return dict(mixer.encoders.items()), View(processor.image_size, processor.fit, (red, green, blue), blurred)
+    return dict(mixer.encoders.items()), replace(processor.view, blurred=blurred)

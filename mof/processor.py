@@ -16,6 +16,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import load_image
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
+from encoders import StoredImage, View
 from encoders.images import Fit, read_image, to_pixels
 from mof.chat_templates import choose_chat_template
 from mof.model import MoFForConditionalGeneration
@@ -49,6 +50,12 @@ class MoFImageProcessor(BaseImageProcessor):
         super().__init__(**kwargs)
         self.image_size, self.fit, self.background = image_size, fit, list(background)
 
+    @property
+    def view(self) -> View:
+        """What the model sees of an image: what its features in a store must have been made from."""
+        red, green, blue = self.background
+        return View(self.image_size, self.fit, (red, green, blue))
+
     def fetch_images(self, images: Any) -> Any:
         """Images, alone or in nested lists, to RGB images in the same nesting.
 
@@ -80,8 +87,16 @@ class MoFImageProcessor(BaseImageProcessor):
         background: Sequence[int] | None = None,
         return_tensors: str | None = None,
     ) -> BatchFeature:
-        """Images, alone or in nested lists -> pixel_values [M, 3, S, S] uint8. What is not given is as the processor was made."""
-        flat = _flatten(self.fetch_images(images))
+        """Images, alone or in nested lists -> pixel_values [M, 3, S, S] uint8. What is not given is as the processor was made.
+
+        Images out of a feature store (`encoders.StoredImage`) -> encoder_features [M, F].
+        """
+        flat = _flatten(images)
+        if stored := [image.features for image in flat if isinstance(image, StoredImage)]:
+            if len(stored) != len(flat):
+                raise ValueError(f"{len(stored)} of {len(flat)} images come out of a feature store; a batch takes all or none of them so")
+            return BatchFeature({"encoder_features": torch.stack(stored)}, tensor_type=return_tensors)  # [M, F]
+        flat = self.fetch_images(flat)
         size, how = image_size or self.image_size, fit or self.fit
         red, green, blue = self.background if background is None else background
         pixels = torch.stack([to_pixels(image, size, how, (red, green, blue)) for image in flat])  # [M, 3, S, S]

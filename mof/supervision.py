@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from transformers import ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from encoders import StoredImage, StoredImages
 from encoders.images import ImageError, read_image
 from mof.records import ImageSource, Record, RecordError, to_record
 
@@ -47,13 +48,19 @@ class Example:
 
 
 def encode_record(
-    processor: ProcessorMixin, record: Record, *, max_length: int = 2048, images: Sequence[ImageSource] | None = None
+    processor: ProcessorMixin,
+    record: Record,
+    *,
+    max_length: int = 2048,
+    images: Sequence[ImageSource | StoredImage] | None = None,
+    stored_images: StoredImages | None = None,
 ) -> Example:
     """Tokenise a conversation and find its answer tokens. A token that holds a character of an answer is one.
 
     Args:
         max_length: longer conversations are cut at the end.
         images: in place of the record's own, in number the same.
+        stored_images: look the images up there instead of reading them. For a processor that takes such: `MoFProcessor`.
 
     Raises:
         ValueError: for a template without generation spans, or a tokenizer without offsets.
@@ -62,7 +69,8 @@ def encode_record(
         ImageError: for an image that cannot be read, naming the record too.
     """
     try:
-        images = [read_image(image) for image in (record.images if images is None else images)]
+        read = stored_images or read_image
+        images = [one if isinstance(one, StoredImage) else read(one) for one in (record.images if images is None else images)]
     except ImageError as error:
         raise ImageError(f"record {record.id!r}: {error}") from error
     text, spans = _render(processor, record)
@@ -251,16 +259,25 @@ class SupervisedCollator:
     Args:
         max_length: longer conversations are cut at the end, token masks with them.
         image_folder: where relative image paths start.
+        stored_images: look the images up there instead of reading them.
     """
 
-    def __init__(self, processor: ProcessorMixin, max_length: int = 2048, image_folder: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self,
+        processor: ProcessorMixin,
+        max_length: int = 2048,
+        image_folder: str | os.PathLike[str] | None = None,
+        stored_images: StoredImages | None = None,
+    ) -> None:
         self.processor, self.max_length, self.image_folder = processor, max_length, image_folder
+        self.stored_images = stored_images
 
     def __call__(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """R records -> the batch of `collate`. RecordError for whatever is wrong with one."""
         examples, keep = [], []
         for raw in records:
-            example = encode_record(self.processor, to_record(raw, self.image_folder), max_length=self.max_length)
+            record = to_record(raw, self.image_folder)
+            example = encode_record(self.processor, record, max_length=self.max_length, stored_images=self.stored_images)
             examples.append(example)
             keep.append(_apply_token_mask(example, raw.get("token_mask")))
         pad_token_id = self.processor.tokenizer.pad_token_id

@@ -76,7 +76,7 @@ def test_encoders_are_listed_without_weights() -> None:
     result = run("encode", "--list")
     assert result.exit_code == 0, result.output
     row = next(line for line in result.output.splitlines() if line.split()[:1] == ["clip-vit-l14-336"])
-    assert row.split() == ["clip-vit-l14-336", "open_clip:ViT-L-14-336-quickgelu/openai", "336", "14", "1024", "576"]
+    assert row.split() == ["clip-vit-l14-336", "1024", "14", "336", "576", "427.9", "yes", "mit"]
 
 
 def test_chat_answers_greedily(folder: Path) -> None:

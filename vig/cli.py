@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
+from encoders import FeatureStore, StoredImages
 from mof.records import read_records
 from vig.nulls import NULL_NAMES
 from vig.scores import load_scores
@@ -36,6 +38,8 @@ def score_command(
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens per forward pass; halved when memory runs out.")] = 16384,
     batch_size: Annotated[int, typer.Option(min=1, help="Records per forward pass, at most.")] = 64,
     max_length: Annotated[int, typer.Option(min=1, help="Tokens; longer records are cut as in training.")] = 2048,
+    features: Annotated[Path | None, typer.Option(help="Store of `mof encode --model`: the encoders are then not run.")] = None,
+    blurred_features: Annotated[Path | None, typer.Option(help="Store of `mof encode --model --blurred`, with --features.")] = None,
 ) -> None:
     """Measure how much the image helped each answer token of each record.
 
@@ -45,12 +49,18 @@ def score_command(
     """
     if not (model / "config.json").is_file():  # or transformers takes a mistyped folder for a name on the hub
         raise ValueError(f"{model} holds no config.json: expected a folder that save_pretrained wrote")
+    if (features is None) != (blurred_features is None):
+        raise ValueError("--features and --blurred-features go together: the score compares the two")
     raw = read_records(records)
+    processor = AutoProcessor.from_pretrained(model)
     network = AutoModelForImageTextToText.from_pretrained(model)
     network.to("cuda" if torch.cuda.is_available() else "cpu")
+    stored = None
+    if features is not None and blurred_features is not None:
+        stored = _stored(network, processor, features, False), _stored(network, processor, blurred_features, True)
     scores = score(
         network,
-        AutoProcessor.from_pretrained(model),
+        processor,
         raw,
         output_dir,
         null,
@@ -58,8 +68,16 @@ def score_command(
         batch_tokens=batch_tokens,
         batch_size=batch_size,
         max_length=max_length,
+        stored_images=stored,
     )
     typer.echo(f"{len(scores)} of {len(raw)} records scored in {output_dir}, {len(scores.failures)} failed")
+
+
+def _stored(model: PreTrainedModel, processor: ProcessorMixin, store: Path, blurred: bool) -> StoredImages:
+    if model.config.model_type != "mof":
+        raise ValueError(f"a feature store serves models of this library, not a {model.config.model_type} model")
+    view = replace(processor.image_processor.view, blurred=blurred)
+    return StoredImages(FeatureStore(store, list(model.mixer.encoders)), model.mixer.encoders, view)
 
 
 @app.command("select")

@@ -16,8 +16,9 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
+from encoders import StoredImages
 from encoders.images import ImageError, read_image
-from mof.records import Record, RecordError, digest, record_id, to_record
+from mof.records import ImageSource, Record, RecordError, digest, record_id, to_record
 from mof.supervision import PER_TOKEN, Example, encode_record
 from vig.nulls import NullImages, pixel_digest
 from vig.prefix_cache import part
@@ -50,7 +51,8 @@ class _Images:
     """The images of the last record, as the next one is often on the same."""
 
     sources: list[str | Image.Image]
-    shown: list[Image.Image]
+    shown: list[Any]
+    """RGB images, or `StoredImage`s."""
     digest: str
     clean: dict[str, Tensor] | None = None
     """What the processor made of them, and of their null images."""
@@ -65,6 +67,8 @@ class PairReader:
     image_folder: str | os.PathLike[str] | None
     nulls: NullImages
     max_length: int
+    stored_images: tuple[StoredImages, StoredImages] | None = None
+    """Where to look up the images, and the null images."""
     text_only: list[str] = field(default_factory=list)
     """Ids of records without an image that can be trained on."""
     failures: dict[str, str] = field(default_factory=dict)
@@ -101,16 +105,22 @@ class PairReader:
         """Decoded once for neighbours on the same images."""
         if record.images != self._last.sources or not record.images:
             try:
-                shown = [read_image(image) for image in record.images]
+                self._last = self._shown(list(record.images))
             except ImageError as error:
                 raise ImageError(f"record {record.id!r}: {error}") from error
-            self._last = _Images(list(record.images), shown, "".join(map(pixel_digest, shown)))
         return self._last
+
+    def _shown(self, sources: list[ImageSource]) -> _Images:
+        if self.stored_images is None:
+            images = [read_image(image) for image in sources]
+            return _Images(sources, images, "".join(map(pixel_digest, images)))
+        stored = [self.stored_images[0](image) for image in sources]
+        return _Images(sources, stored, "".join(image.key for image in stored))
 
     def _encode_null(self, record: Record, clean: Example, images: _Images) -> Example:
         """The same tokens with the null images."""
         if images.null is None:
-            nulls = self.nulls(record.id, images.shown)
+            nulls = [self.stored_images[1](one) for one in record.images] if self.stored_images else self.nulls(record.id, images.shown)
             null = encode_record(self.processor, record, max_length=self.max_length, images=nulls)
             assert torch.equal(clean.input_ids, null.input_ids), f"record {record.id!r}: the null image changed the tokens"
             images.null = _of_images(null)

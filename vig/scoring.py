@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
+from encoders import StoredImages
 from mof.records import ImageSource, RecordError, digest, record_id, to_record
 from vig.answer_losses import AnswerLosses
 from vig.batches import Batch, by_image, make_batches, windows
@@ -45,6 +46,7 @@ def score(
     batch_size: int = 64,
     max_length: int = 2048,
     only_image: int | None = None,
+    stored_images: tuple[StoredImages, StoredImages] | None = None,
     seed: int = 0,
 ) -> Scores:
     """Visual information gain of every answer token of every record that has an image (arXiv 2602.17186).
@@ -65,6 +67,8 @@ def score(
         batch_size: records per forward pass, at most. Neither changes the scores.
         max_length: tokens; longer records are cut as in training.
         only_image: index of the one image of each record that the null image replaces; by default all are replaced.
+        stored_images: features out of stores instead of running the encoders: of the images, and of the blurred images
+            (`mof encode --model`, without and with `--blurred`). With null="blur" only.
         seed: of the null images that are random.
 
     Raises:
@@ -76,9 +80,13 @@ def score(
     if null == "shuffle" and isinstance(records, Iterator):
         raise ValueError("null='shuffle' draws from the images of all records, which an iterator gives only once: give a list")
     nulls = NullImages(null, seed, _donors(records, image_folder) if null == "shuffle" else (), only_image)
+    if stored_images is not None:
+        if null != "blur" or only_image is not None or [one.view.blurred for one in stored_images] != [False, True]:
+            raise ValueError("stored_images are those of the images and of all of them blurred, in this order, for null='blur'")
+        nulls.description["stored"] = [one.description for one in stored_images]
     identity = scoring_identity(model, processor, nulls.description, max_length, seed)
     folder = None if output_dir is None else ScoreFolder(output_dir, identity)
-    reader = PairReader(processor, image_folder, nulls, max_length)
+    reader = PairReader(processor, image_folder, nulls, max_length, stored_images)
     scores = {} if folder is None else {score.id: score for score in folder.scores}
     ids: dict[str, None] = {}  # of all records that are asked for, in order; complete when all are read
     todo: Iterable[RawRecord] = _unscored(records, dict(scores), ids, reader)

@@ -12,6 +12,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.trainer_callback import ExportableState
 
+from encoders import StoredImages
 from mof.supervision import SupervisedCollator
 from vig.supervised_loss import SupervisedPass, is_untouched
 
@@ -39,6 +40,7 @@ class SelectiveTrainer(Trainer):
         processing_class: the model's processor; records become batches by `mof.supervision.SupervisedCollator`.
         image_folder: what relative image paths are relative to.
         max_length: tokens; must be that of the scoring run.
+        stored_images: train on features out of a store instead of running the encoders (`mof encode --model`).
         **options: of `transformers.Trainer`; train_dataset and eval_dataset are lists of records.
 
     Raises:
@@ -53,6 +55,7 @@ class SelectiveTrainer(Trainer):
         processing_class: ProcessorMixin,
         image_folder: str | os.PathLike[str] | None = None,
         max_length: int = 2048,
+        stored_images: StoredImages | None = None,
         **options: Any,
     ) -> None:
         args = copy.copy(args)
@@ -63,7 +66,7 @@ class SelectiveTrainer(Trainer):
         if args.label_smoothing_factor:
             raise ValueError(f"label smoothing is not supported; got {args.label_smoothing_factor}, expected 0")
         if options.get("data_collator") is None:
-            options["data_collator"] = SupervisedCollator(processing_class, max_length, image_folder)
+            options["data_collator"] = SupervisedCollator(processing_class, max_length, image_folder, stored_images)
         super().__init__(model, args, processing_class=processing_class, compute_loss_func=self._loss, **options)
         self.add_callback(_Count())
         self._head_is_last: bool | None = None  # whether the head's output is the logits; known from the first batch
