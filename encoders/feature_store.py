@@ -135,12 +135,12 @@ class FeatureStore:
         return row
 
     def _key_of(self, image: str) -> str:
+        if image in self._row_of_key:
+            return image
         if self._files is None:
             index = read_index(self.path)
             rows = zip(*(index[column].to_pylist() for column in ("name", "bytes", "mtime_ns", "key")), strict=True)
             self._files = {name: (size, time, key) for name, size, time, key in rows}
-        if image in self._row_of_key:
-            return image
         name = readable(image)
         size, time, key = self._files.get(name, (None, None, ""))
         try:
@@ -186,16 +186,15 @@ class _Features:
     def gather(self, kind: str, rows: NDArray[np.int64] | None) -> Tensor:
         """Tensors [n, ...] of `kind` for the rows [n], or for all N in order."""
         shard, within = (self.shard, self.within) if rows is None else (self.shard[rows], self.within[rows])  # [n], [n]
-        present = np.unique(shard)
+        by_shard = np.argsort(shard, kind="stable")  # [n]
+        present, starts = np.unique(shard[by_shard], return_index=True)
         first = self._map(int(present[0]) if len(present) else 0)[kind]
-        if rows is None and len(present) == 1 and len(first) == len(within) and (np.diff(within) == 1).all():
-            return first
         if len(present) == 1:
-            return first[torch.from_numpy(within)]
+            whole = rows is None and len(first) == len(within) and (np.diff(within) == 1).all()
+            return first if whole else first[torch.from_numpy(within)]
         gathered = torch.empty(len(within), *first.shape[1:], dtype=first.dtype)
-        for number in present.tolist():
-            here = torch.from_numpy(np.flatnonzero(shard == number))
-            gathered[here] = self._map(number)[kind][torch.from_numpy(within[here.numpy()])]
+        for number, here in zip(present.tolist(), np.split(by_shard, starts[1:]), strict=False):  # no shard: one empty part
+            gathered[torch.from_numpy(here)] = self._map(number)[kind][torch.from_numpy(within[here])]
         return gathered
 
     def _map(self, number: int) -> dict[str, Tensor]:

@@ -247,11 +247,22 @@ def test_unreadable_images_are_listed_and_skipped(photos: Path, encoders: dict[s
     assert_true(FeatureStore(tmp_path / "store"), encoders)
 
 
-def test_strict_raises_at_the_first_and_keeps_what_is_done(photos: Path, encoders: dict[str, Encoder], tmp_path: Path) -> None:
+def test_strict_raises_at_the_first_and_can_go_on(photos: Path, encoders: dict[str, Encoder], tmp_path: Path) -> None:
     (photos / "08.png").write_bytes(b"no image")
     (photos / "09.png").write_bytes(b"no image")
     with pytest.raises(ImageError, match="08.png"):
-        encode_images(photos, encoders, tmp_path / "store", strict=True, batch_size=2)
+        encode_images(photos, encoders, tmp_path / "store", tokens="float16", strict=True, batch_size=2)
+    for name in ("08.png", "09.png"):
+        (photos / name).unlink()
+    report = encode_images(photos, encoders, tmp_path / "store", tokens="float16", strict=True, batch_size=2)
+    assert (report.images, report.unreadable) == (10, 0)
+    assert_true(FeatureStore(tmp_path / "store"), encoders)
+
+
+def test_sources_that_overlap_count_once(photos: Path, encoders: dict[str, Encoder], tmp_path: Path) -> None:
+    (photos / "zz.png").write_bytes(b"no image")
+    report = encode_images([photos, photos / "03.png", photos, photos / "zz.png"], encoders, tmp_path / "store")
+    assert (report.images, report.duplicates, report.unreadable) == (12, 0, 1)
 
 
 def test_same_content_is_encoded_once(photos: Path, encoders: dict[str, Encoder], tmp_path: Path) -> None:
