@@ -96,13 +96,13 @@ def to_record(raw: Mapping[str, Any], image_folder: str | os.PathLike[str] | Non
 def record_id(raw: Any) -> str:
     """The record's id; of one without (null is none either), and of what is no record at all, a digest of its content.
 
-    A "token_mask" does not count, so that a record is trained under the id that it was scored under.
+    A "token_mask" and "token_weights" do not count, so that a record is trained under the id that it was scored under.
     """
     if not isinstance(raw, Mapping):
         return digest(raw)
     if raw.get("id") is not None:
         return str(raw["id"])
-    return digest({key: value for key, value in raw.items() if key != "token_mask"})
+    return digest({key: value for key, value in raw.items() if key not in ("token_mask", "token_weights")})
 
 
 def digest(value: Any) -> str:

@@ -254,7 +254,8 @@ class SupervisedCollator:
     """Raw record dicts to a training batch, padded on the right; the `data_collator` of a Trainer.
 
     A record may carry a "token_mask": one bool per answer token, in order. Where it is false the token stays in context, but
-    takes no part in the loss.
+    takes no part in the loss. In its place it may carry "token_weights": one number from 0 up per answer token, 0 like false.
+    The batch then has "token_weights" [R, L] too, where tokens of other records weigh 1; `vig.SelectiveTrainer` knows them.
 
     Args:
         max_length: longer conversations are cut at the end, token masks with them.
@@ -274,26 +275,33 @@ class SupervisedCollator:
 
     def __call__(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """R records -> the batch of `collate`. RecordError for whatever is wrong with one."""
-        examples, keep = [], []
+        examples, weights = [], []
         for raw in records:
             record = to_record(raw, self.image_folder)
-            example = encode_record(self.processor, record, max_length=self.max_length, stored_images=self.stored_images)
-            examples.append(example)
-            keep.append(_apply_token_mask(example, raw.get("token_mask")))
-        pad_token_id = self.processor.tokenizer.pad_token_id
-        return collate(examples, 0 if pad_token_id is None else pad_token_id, keep=keep)  # masked out: any id will do
+            examples.append(encode_record(self.processor, record, max_length=self.max_length, stored_images=self.stored_images))
+            weights.append(_token_weights(examples[-1], raw))
+        pad_token_id = self.processor.tokenizer.pad_token_id  # masked out: any id will do where there is none
+        batch = collate(examples, 0 if pad_token_id is None else pad_token_id, keep=[one > 0 for one in weights])
+        if any(raw.get("token_weights") is not None for raw in records):
+            batch["token_weights"] = _pad(weights, 0, "right")  # [R, L]
+        return batch
 
 
-def _apply_token_mask(example: Example, token_mask: Sequence[bool] | None) -> Tensor:
-    """bool [T]: the answer tokens that `token_mask` [A] keeps."""
-    if token_mask is None:
-        return example.answer_mask
-    answers = int(example.answer_mask.sum())
-    if len(token_mask) != answers:
-        raise RecordError(
-            f"record {example.id!r}: token_mask has {len(token_mask)} values for {answers} answer tokens; scores made with "
-            "another tokenizer, chat template or max_length do not fit"
-        )
-    kept = example.answer_mask.clone()  # [T]
-    kept[example.answer_mask] = torch.as_tensor(token_mask, dtype=torch.bool)
-    return kept
+def _token_weights(example: Example, raw: Mapping[str, Any]) -> Tensor:
+    """float [T]: the record's "token_weights" or "token_mask" at its answer tokens, 1 without either; 0 elsewhere."""
+    weights = example.answer_mask.float()  # [T]
+    given = [key for key in ("token_mask", "token_weights") if raw.get(key) is not None]
+    if len(given) > 1:
+        raise RecordError(f"record {example.id!r} has a token_mask and token_weights; give one of them")
+    for key in given:
+        answers = int(example.answer_mask.sum())
+        if len(raw[key]) != answers:
+            raise RecordError(
+                f"record {example.id!r}: {key} has {len(raw[key])} values for {answers} answer tokens; scores made with "
+                "another tokenizer, chat template or max_length do not fit"
+            )
+        values = torch.as_tensor(raw[key], dtype=torch.float32)  # [A]
+        if not ((values >= 0) & values.isfinite()).all():
+            raise RecordError(f"record {example.id!r}: {key} must be finite numbers from 0 up, got {values.tolist()}")
+        weights[example.answer_mask] = values
+    return weights

@@ -28,11 +28,15 @@ class _Count(TrainerCallback, ExportableState):
 
 
 class SelectiveTrainer(Trainer):
-    """Trains any image-text-to-text model on records whose "token_mask" says which answer tokens count.
+    """Trains any image-text-to-text model on records whose "token_mask" or "token_weights" say which answer tokens count.
 
     Every gradient is that of the sum of the supervised tokens' losses divided by their number over all ranks and
     accumulated batches, so neither how records fall into batches nor how many of their tokens were selected weighs in.
-    The model's own loss is not used: it may be a mean per batch, and it is NaN for a batch without supervised tokens.
+    Token weights are factors in that sum and leave the number as it is, that of the tokens with a weight above 0: a step
+    on tokens of little weight is a small step. Let them be 1 on average, as a selection makes them.
+
+    The output head works at the supervised positions only (`vig.supervised_loss`). The model's own loss is not used: it
+    takes all logits, may be a mean per batch, and is NaN for a batch without supervised tokens.
 
     Args:
         model: any image-text-to-text model of transformers, or a PEFT model around one.

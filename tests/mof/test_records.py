@@ -83,7 +83,8 @@ def test_record_without_id_is_named_by_its_content() -> None:
     first, second = llava("Hi", "Ho"), llava("Hi", "Hum")
     del first["id"], second["id"]
     assert to_record(first).id == to_record(dict(first)).id != to_record(second).id
-    assert to_record({**first, "token_mask": [True]}).id == to_record(first).id  # trained as it was scored
+    for chosen in ({"token_mask": [True]}, {"token_weights": [0.5]}):
+        assert to_record({**first, **chosen}).id == to_record(first).id  # trained as it was scored
 
 
 def test_null_as_id_is_no_id() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import random
 from pathlib import Path
@@ -246,6 +247,25 @@ def test_token_masks_silence_answer_tokens(tiny_processor: MoFProcessor) -> None
     assert (SupervisedCollator(tiny_processor)([{**raw, "token_mask": [False] * len(keep)}])["labels"] == -100).all()
     with pytest.raises(RecordError, match=f"'r': token_mask has 2 values for {len(answers)} answer tokens"):
         SupervisedCollator(tiny_processor)([{**raw, "token_mask": [True, False]}])
+
+
+def test_token_weights_lie_at_their_tokens(tiny_processor: MoFProcessor) -> None:
+    raw = conversation("<image>\nWhat?", "A cat.", "Sure?", "Yes.")
+    collator = SupervisedCollator(tiny_processor)
+    plain = collator([raw])
+    answers = plain["labels"] != -100
+    weights = [0.5 * (index % 3) for index in range(int(answers.sum()))]
+    batch = collator([{**raw, "token_weights": weights}, raw])
+    assert batch["token_weights"][0, : answers.shape[1]][answers[0]].tolist() == weights
+    assert torch.equal(batch["token_weights"][0] > 0, batch["labels"][0] != -100)  # a weight of 0 is no loss
+    assert torch.equal(batch["token_weights"][1] == 1, batch["labels"][1] != -100) and "token_weights" not in plain
+    for wrong in (-0.5, math.nan, math.inf):
+        with pytest.raises(RecordError, match=r"'r': token_weights must be finite numbers from 0 up"):
+            collator([{**raw, "token_weights": [*weights[:-1], wrong]}])
+    with pytest.raises(RecordError, match="'r': token_weights has 2 values"):
+        collator([{**raw, "token_weights": [1.0, 1.0]}])
+    with pytest.raises(RecordError, match="'r' has a token_mask and token_weights"):
+        collator([{**raw, "token_weights": weights, "token_mask": [True] * len(weights)}])
 
 
 def test_errors(tiny_processor: MoFProcessor) -> None:

@@ -25,29 +25,34 @@ def arguments(folder: Path, **options) -> TrainingArguments:
     return TrainingArguments(str(folder), **{**quiet, **sgd, **size, **options})
 
 
-def masked_records(processor, records, image_folder, last):
-    """Four records: some tokens chosen at random, none at all in r1; `last` is whole, without an image."""
+def masked_records(processor, records, image_folder, last, weights=False):
+    """Four records: some tokens chosen at random, none at all in r1; `last` is whole, without an image.
+
+    With `weights` the chosen tokens of r0 and r2 have random weights, and r1 keeps its mask.
+    """
     collator = SupervisedCollator(processor, 2048, image_folder)
     generator = torch.Generator().manual_seed(0)
     chosen = []
     for index, record in enumerate(records[:3]):
         count = int((collator([record])["labels"] != -100).sum())
         mask = torch.rand(count, generator=generator) < 0.4
-        chosen.append({**record, "token_mask": (mask & (index != 1)).tolist()})
+        mask &= index != 1
+        weighed = {"token_weights": (mask * 3 * torch.rand(count, generator=generator)).tolist()}
+        chosen.append(record | (weighed if weights and index != 1 else {"token_mask": mask.tolist()}))
     return [*chosen, last]
 
 
 def explicit_gradient(model, processor, records, image_folder):
-    """One record at a time: the chosen tokens' losses picked from the full row of losses, summed, over their number."""
+    """One record at a time: the chosen tokens' losses picked from the full row of losses, weighed, summed, over their number."""
     model = copy.deepcopy(model)
     plain = SupervisedCollator(processor, 2048, image_folder)
     total, count = 0.0, 0
     for record in records:
-        batch = plain([{key: value for key, value in record.items() if key != "token_mask"}])
+        batch = plain([{key: value for key, value in record.items() if not key.startswith("token_")}])
         labels = batch.pop("labels")[0, 1:]
         losses = F.cross_entropy(model(**batch).logits[0, :-1], labels, reduction="none")[labels != -100]
-        mask = torch.tensor(record.get("token_mask", [True] * len(losses)))
-        total, count = total + losses[mask].sum(), count + int(mask.sum())
+        weights = torch.tensor(record.get("token_weights", record.get("token_mask", [True] * len(losses)))).float()
+        total, count = total + (losses * weights)[weights > 0].sum(), count + int((weights > 0).sum())
     (total / count).backward()
     return (total / count).item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
@@ -59,14 +64,15 @@ def assert_step_was(before, after, gradient) -> None:
         torch.testing.assert_close(step, gradient.get(name, torch.zeros_like(step)), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("weights", [False, True])
 @pytest.mark.parametrize("accepts_loss_kwargs", [True, False])
 @pytest.mark.parametrize(("size", "accumulate"), [(1, 4), (2, 2), (4, 1)])
 def test_gradient_is_that_of_the_sum_over_chosen_tokens(
-    llava, records, image_folder, text_only, tmp_path, size, accumulate, accepts_loss_kwargs
+    llava, records, image_folder, text_only, tmp_path, size, accumulate, accepts_loss_kwargs, weights
 ) -> None:
     model, processor = copy.deepcopy(llava[0]), llava[1]
     model.accepts_loss_kwargs = accepts_loss_kwargs  # the Trainer's sign of a loss that is a mean per batch
-    chosen = masked_records(processor, records, image_folder, text_only)
+    chosen = masked_records(processor, records, image_folder, text_only, weights)
     loss, gradient = explicit_gradient(model, processor, chosen, image_folder)
     before = copy.deepcopy(model.state_dict())
     args = arguments(tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=accumulate)
@@ -112,9 +118,10 @@ def length(processor, record, image_folder) -> int:
     return int((SupervisedCollator(processor, 2048, image_folder)([record])["labels"] != -100).sum())
 
 
-def test_evaluation_loss(llava, records, image_folder, text_only, tmp_path) -> None:
+@pytest.mark.parametrize("weights", [False, True])
+def test_evaluation_loss(llava, records, image_folder, text_only, tmp_path, weights) -> None:
     model, processor = llava
-    chosen = masked_records(processor, records, image_folder, text_only)
+    chosen = masked_records(processor, records, image_folder, text_only, weights)
     expected, _ = explicit_gradient(model, processor, chosen, image_folder)
     args = arguments(tmp_path, per_device_eval_batch_size=4)
     trainer = SelectiveTrainer(model, args, eval_dataset=chosen, processing_class=processor, image_folder=image_folder)
@@ -231,7 +238,7 @@ torch.distributed.destroy_process_group()
 
 def test_gradient_on_two_processes(llava, records, image_folder, text_only, tmp_path) -> None:
     model, processor = llava
-    chosen = masked_records(processor, records, image_folder, text_only)
+    chosen = masked_records(processor, records, image_folder, text_only, weights=True)  # not on every rank
     _, gradient = explicit_gradient(model, processor, chosen, image_folder)
     torch.save(chosen, tmp_path / "records.pt")
     script = tmp_path / "train.py"
