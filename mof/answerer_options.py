@@ -25,7 +25,7 @@ class AnswererOptions:
     model: Annotated[Path | None, typer.Option(help="Folder of a saved model with its processor.")] = None
     endpoint: Annotated[str | None, typer.Option(help="In place of a model: an OpenAI-compatible URL, such as http://host:8000/v1.")] = None
     model_name: Annotated[str | None, typer.Option(help="What the endpoint calls the model.")] = None
-    answers: Annotated[Path | None, typer.Option(help="In place of a model: finished answers, .json, .jsonl or .csv.")] = None
+    answers: Annotated[Path | None, typer.Option(help="In place of a model: file of finished answers, .json, .jsonl, .csv.")] = None
     cache: Annotated[Path | None, typer.Option(help="File that keeps answers; by default in the folder --out.")] = None
     batch_size: Annotated[int, typer.Option(min=1, help="Of a model: prompts at a time.")] = 8
     dtype: Annotated[

@@ -78,7 +78,7 @@ def pope(
     images: Annotated[Path | None, typer.Option(help="Folder of the photos; finished answers need none.")] = None,
     max_new_tokens: MaxNewTokens = 64,
 ) -> None:
-    """Whether objects are in photos, yes or no. In files of finished answers the ids are like random/17.
+    """Whether objects are in photos, yes or no. Finished answers are a folder of random.jsonl and so on, or a file with ids like random/17.
 
     \b
     Example:

@@ -105,7 +105,7 @@ def eval_mmvp(run: Run, questions: Sequence[Question], prompt: str = "official",
         "corrected_rows": [q.id for q in questions if q.labels["released"] != q.labels["corrected"]],
         "unmatched": [row["id"] for row in rows if row["chosen"][headline] is None],
         **({"judge": judged} if judged else {}),
-        "deviations": _mmvp_deviations(run, questions, prompt, judge),
+        "deviations": _mmvp_deviations(run, questions, prompt, judge) + _refusals(answers, "they count as wrong"),
     }  # fmt: skip
     return run.end(rows, result, usage)
 
@@ -139,6 +139,11 @@ def _mmvp_deviations(run: Run, questions: Sequence[Question], prompt: str, judge
     return notes
 
 
+def _refusals(answers: Sequence[Answer], consequence: str) -> list[str]:
+    refused = sum(answer.error is not None for answer in answers)
+    return [f"{refused} prompts were refused: {consequence}"] if refused else []
+
+
 def _decoding(answerer: Answerer, official: str) -> str:
     if isinstance(answerer, AnswersFile):
         return "finished answers: how they were made is not known"
@@ -164,6 +169,7 @@ def eval_pope(run: Run, questions: Sequence[PopeQuestion], images: Path | None) 
     missing = [strategy for strategy in STRATEGIES if strategy not in scores]
     partial = {name: one.questions for name, one in scores.items() if name != "mean" and one.questions != POPE_QUESTIONS}
     deviations = [_decoding(run.answerer, "POPE prescribes no decoding")]
+    deviations += _refusals(answers, "they count as yes, as empty answers do by the released rule")
     deviations += [f"the mean leaves out {', '.join(missing)}: no questions"] if missing else []
     deviations += [f"{count} of {POPE_QUESTIONS} {name} questions" for name, count in partial.items()]
     result = {
@@ -192,6 +198,7 @@ def eval_chair(run: Run, words: CocoWords, objects: Mapping[str, set[str]], imag
         "benchmark": "chair", "model": run.answerer.name, **shares, "captions": len(rows),
         "deviations": [
             _decoding(run.answerer, "CHAIR prescribes none"),
+            *_refusals(answers, "they count as captions without objects"),
             "plurals, spaces and double words of the synonyms file as in mof.chair; the released script does not count \"a bus\"",
         ],
     }  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any
 
 from mof.answering import Answer, Prompt
 
+SUFFIXES = (".json", ".jsonl", ".csv")
 IDS = ("id", "question_id", "image_id", "index")
 """Under which of these names a row's id is looked for, in this order."""
 TEXTS = ("response", "text", "caption", "prediction", "answer")
@@ -21,7 +22,8 @@ class AnswersFile:
     """Answers by the id of the prompt.
 
     Reads `.json` (a list of rows, {id: answer}, or {"imgToEval": {id: row}} as in CHAIR's files), `.jsonl` and `.csv` (a row per
-    answer, with names of `IDS` and `TEXTS`). Rows without any id are numbered from 1.
+    answer, with names of `IDS` and `TEXTS`). Rows without any id are numbered from 1. Of a folder, all such files are read, and
+    ids are preceded by the file's name: "random/17" is the answer 17 of `random.jsonl`.
 
     Raises:
         ValueError: for a file that is none of these, a row without an answer, or two answers to one prompt.
@@ -29,19 +31,16 @@ class AnswersFile:
 
     def __init__(self, file: str | Path, name: str | None = None) -> None:
         self.file = Path(file)
-        try:
-            content = self.file.read_bytes()
-        except OSError as error:
-            raise ValueError(f"{file}: cannot be read ({error.strerror}); expected a .json, .jsonl or .csv file of answers") from None
         self.name = name or self.file.stem
-        self.settings: dict[str, Any] = {"kind": "answers file", "sha256": hashlib.sha256(content).hexdigest()}
-        try:
-            rows = _read_rows(content.decode("utf-8-sig"), self.file.suffix.lower())
-        except (ValueError, csv.Error) as error:
-            raise ValueError(f"{file}: cannot be read as answers ({error})") from None
-        self.answers = rows if isinstance(rows, dict) else _by_id(rows, str(file))
-        if wrong := [id for id, text in self.answers.items() if not isinstance(text, str)]:
-            raise ValueError(f"{file}: answers should be text; {wrong[0]} has {self.answers[wrong[0]]!r}")
+        self.answers: dict[str, str] = {}
+        digest = hashlib.sha256()
+        files = sorted(one for one in self.file.iterdir() if one.suffix.lower() in SUFFIXES) if self.file.is_dir() else [self.file]
+        for one in files:
+            answers, content = _read(one)
+            digest.update(content)
+            prefix = f"{one.stem}/" if self.file.is_dir() else ""
+            self.answers |= {prefix + id: text for id, text in answers.items()}
+        self.settings: dict[str, Any] = {"kind": "answers file", "sha256": digest.hexdigest()}
 
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
         missing = [prompt.id for prompt in prompts if prompt.id not in self.answers]
@@ -54,13 +53,30 @@ class AnswersFile:
             yield position, Answer(self.answers[prompt.id])
 
 
+def _read(file: Path) -> tuple[dict[str, str], bytes]:
+    """The answers, and the file's content."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read ({error.strerror}); expected a file of answers, {', '.join(SUFFIXES)}") from None
+    try:
+        rows = _read_rows(content.decode("utf-8-sig"), file.suffix.lower())
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{file}: cannot be read as answers ({error})") from None
+    answers = rows if isinstance(rows, dict) else _by_id(rows, str(file))
+    if wrong := [id for id, text in answers.items() if not isinstance(text, str)]:
+        raise ValueError(f"{file}: answers should be text; {wrong[0]} has {answers[wrong[0]]!r}")
+    return answers, content
+
+
 def _read_rows(text: str, suffix: str) -> list[Any] | dict[str, Any]:
     if suffix == ".csv":
         return list(csv.DictReader(text.splitlines(keepends=True), strict=True))
-    if suffix == ".jsonl":
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
-    if suffix != ".json":
-        raise ValueError(f"{suffix or 'no suffix'}; expected .json, .jsonl or .csv")
+    if suffix not in SUFFIXES:
+        raise ValueError(f"{suffix or 'no suffix'}; expected {', '.join(SUFFIXES)}")
+    lines = [line for line in text.split("\n") if line.strip()]
+    if suffix == ".jsonl" or (len(lines) > 1 and all(line.startswith("{") and line.rstrip().endswith("}") for line in lines)):
+        return [json.loads(line) for line in lines]  # POPE's files are called .json, too
     document = json.loads(text)
     if isinstance(document, dict) and isinstance(document.get("imgToEval"), dict):
         return list(document["imgToEval"].values())

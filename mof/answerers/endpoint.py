@@ -29,6 +29,7 @@ from mof.records import ImageSource
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds between attempts, doubled each time
 LONGEST_REQUESTED_WAIT = 600.0  # a server that asks for more (a spent daily quota) is not waited for
 LARGEST_REPLY = 2**24  # bytes
+TOO_MANY_IN_A_ROW = 10  # prompts without an answer (or two rounds, if that is more): the endpoint is down, the others are not asked
 REFUSALS = (400, 413, 415, 422)  # of this prompt only; other prompts may pass
 MIME = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
@@ -65,7 +66,7 @@ class Endpoint:
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in parts.netloc:
             shown = url.rpartition("@")[2].partition("?")[0]  # without what may be a secret
             raise ValueError(f"endpoint {shown!r}: expected http(s)://HOST[:PORT]/PATH without user, password or query")
-        if min(concurrency, attempts, max_new_tokens) < 1 or not timeout > 0:
+        if min(concurrency, attempts, max_new_tokens) < 1 or not 0 < timeout < math.inf:
             raise ValueError(
                 f"concurrency {concurrency}, attempts {attempts}, max_new_tokens {max_new_tokens} and timeout {timeout} should be positive"
             )
@@ -81,25 +82,32 @@ class Endpoint:
 
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
         unanswered: list[str] = []
-        with ThreadPoolExecutor(self.concurrency) as pool:
-            jobs = {pool.submit(self._ask, prompt): position for position, prompt in enumerate(prompts)}
-            try:
-                for job in as_completed(jobs):
-                    try:
-                        answer = job.result()
-                    except _NoAnswer as error:
-                        unanswered.append(f"prompt {prompts[jobs[job]].id}: {error}")
-                    else:
-                        yield jobs[job], answer
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+        in_a_row = 0
+        stop = threading.Event()
+        pool = ThreadPoolExecutor(self.concurrency)
+        jobs = {pool.submit(self._ask, prompt, stop): position for position, prompt in enumerate(prompts)}
+        try:
+            for job in as_completed(jobs):
+                try:
+                    answer = job.result()
+                except _NoAnswer as error:
+                    unanswered.append(f"prompt {prompts[jobs[job]].id}: {error}")
+                    in_a_row += 1
+                    if in_a_row >= max(TOO_MANY_IN_A_ROW, 2 * self.concurrency):
+                        break
+                else:
+                    in_a_row = 0
+                    yield jobs[job], answer
+        finally:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
         if unanswered:
             raise ValueError(
-                f"{len(unanswered)} of {len(prompts)} prompts got no answer after {self.attempts} attempts each; {unanswered[0]}. Answers "
-                "that came are kept where there is a cache: run again for the others"
+                f"{len(unanswered)} of {len(prompts)} prompts got no answer after {self.attempts} attempts each; {unanswered[0]}. "
+                "Answers that came are kept where there is a cache: run again for the others"
             )
 
-    def _ask(self, prompt: Prompt) -> Answer:
+    def _ask(self, prompt: Prompt, stop: threading.Event) -> Answer:
         body = json.dumps({
             "model": self.name, "messages": _messages(prompt), "temperature": 0, "max_tokens": self.max_new_tokens,
         }).encode()  # fmt: skip
@@ -107,12 +115,9 @@ class Endpoint:
             try:
                 return self._attempt(body)
             except _TryAgain as error:
-                wait = error.wait
-                if wait is None:
-                    wait = random.uniform(0.5, 1) * min(FIRST_WAIT * 2**attempt, LONGEST_WAIT)
-                if attempt + 1 == self.attempts or wait > LONGEST_REQUESTED_WAIT:
+                wait = backoff(attempt) if error.wait is None else error.wait
+                if attempt + 1 == self.attempts or wait > LONGEST_REQUESTED_WAIT or stop.wait(wait):
                     raise _NoAnswer(str(error)) from None
-                time.sleep(wait)
         raise AssertionError("unreachable")
 
     def _attempt(self, body: bytes) -> Answer:
@@ -151,6 +156,11 @@ class Endpoint:
     def _excerpt(self, reply: bytes) -> str:
         text = " ".join(reply[:2000].decode(errors="replace").split())
         return (text.replace(self._key, "***") if self._key else text)[:300]
+
+
+def backoff(attempt: int) -> float:
+    """Seconds to wait after the attempt of this number, from 0."""
+    return random.uniform(0.5, 1) * min(FIRST_WAIT * 2**attempt, LONGEST_WAIT)
 
 
 class _TryAgain(Exception):

@@ -29,12 +29,20 @@ EXPECTED = {"1": "Yes, (a)", "2": "Nein"}
         ("a.json", {"imgToEval": {"x": {"image_id": 1, "caption": "Yes, (a)"}, "y": {"image_id": 2, "caption": "Nein"}}}),
         ("a.jsonl", '{"question_id": 1, "prompt": "?", "answer": "(b)", "response": "Yes, (a)"}\n\n{"question_id": 2, "response": "Nein"}\n'),
         ("a.jsonl", '{"question": "?", "answer": "Yes, (a)"}\n{"question": "?", "answer": "Nein"}'),
+        ("a.json", '{"question": "?", "answer": "Yes, (a)"}\n{"question": "?", "answer": "Nein"}\n'),
         ("a.csv", '\ufeffindex,prediction\r\n1,"Yes, (a)"\r\n2,Nein\r\n'),
         ("A.CSV", '"text"\n"Yes, (a)"\n"Nein"\n'),
     ],
 )  # fmt: skip
 def test_forms(tmp_path: Path, name: str, content: object) -> None:
     assert read(tmp_path, name, content) == EXPECTED
+
+
+def test_a_folder_has_a_file_for_each_part(tmp_path: Path) -> None:
+    read(tmp_path, "random.json", {"1": "yes", "2": "no"})
+    read(tmp_path, "popular.csv", "text\nmaybe\n")
+    (tmp_path / "notes.txt").write_text("about these files")
+    assert AnswersFile(tmp_path).answers == {"random/1": "yes", "random/2": "no", "popular/1": "maybe"}
 
 
 def test_answers_may_hold_line_breaks_and_be_empty(tmp_path: Path) -> None:
@@ -53,7 +61,7 @@ def test_answers_may_hold_line_breaks_and_be_empty(tmp_path: Path) -> None:
         ("a.json", [{"id": 1, "answer": "x"}, {"answer": "y"}], "row 2 has no id"),
         ("a.jsonl", "{}\n{", "cannot be read as answers"),
         ("a.csv", "id,answer\n1\n", "row 1 has no answer"),
-        ("a.txt", "yes", "expected .json, .jsonl or .csv"),
+        ("a.txt", "yes", "expected .json, .jsonl, .csv"),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, name: str, content: object, message: str) -> None:

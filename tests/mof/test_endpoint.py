@@ -89,14 +89,10 @@ def test_the_server_says_how_long_to_wait() -> None:
 
 
 def test_waits_double_and_are_drawn_at_random(monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[float] = []
     monkeypatch.setattr(endpoint, "FIRST_WAIT", 1.0)
-    monkeypatch.setattr(endpoint.time, "sleep", waits.append)
-    with serve(echo, [(500, {}, b"")] * 9) as server:
-        ask(Endpoint(server.url, "m", attempts=10), texts(1))
-    tops = [1, 2, 4, 8, 16, 32, 60, 60, 60]
-    assert all(top / 2 <= wait <= top for wait, top in zip(waits, tops, strict=True))
-    assert len(set(waits)) == len(waits)
+    for attempt, top in enumerate([1, 2, 4, 8, 16, 32, 60, 60, 60]):
+        waits = [endpoint.backoff(attempt) for _ in range(20)]
+        assert all(top / 2 <= wait <= top for wait in waits) and len(set(waits)) == 20
 
 
 def test_a_wait_of_a_day_is_not_waited_for() -> None:
@@ -140,6 +136,23 @@ def test_what_is_wrong_for_all_prompts_stops_at_once(status: int) -> None:
         with pytest.raises(ValueError, match=f"HTTP {status}: no such model"):
             ask(Endpoint(server.url, "m", concurrency=2), texts(50))
         assert len(server.requests) < 10
+
+
+def test_an_endpoint_that_is_down_is_not_asked_thousands_of_times() -> None:
+    with serve(lambda _: (503, {}, b"down")) as server:
+        with pytest.raises(ValueError, match=r"of 1000 prompts got no answer after 2 attempts each; prompt \d+: HTTP 503: down"):
+            ask(Endpoint(server.url, "m", attempts=2, concurrency=4), texts(1000))
+        assert len(server.requests) < 60
+
+
+def test_nobody_waits_for_an_answer_that_is_not_wanted_any_more() -> None:
+    def reply(body: Body) -> object:
+        return (401, {}, b"wrong key") if echo(body) == "9" else (429, {"Retry-After": "30"}, b"")
+
+    started = time.monotonic()
+    with serve(reply) as server, pytest.raises(ValueError, match="wrong key"):
+        ask(Endpoint(server.url, "m", concurrency=10), texts(10))
+    assert time.monotonic() - started < 5
 
 
 def test_an_address_where_nobody_listens() -> None:

@@ -185,9 +185,10 @@ def test_finished_answers_to_the_real_questions(tmp_path: Path) -> None:
     assert "10 answers name no option or several, and count as wrong: 1, 3, 5" in shown.output
     assert "200 of 300 questions" in result["deviations"]
 
-    pope = {f"{name}/{i}": "no" for name in ("random", "popular") for i in range(1, 3001)}
-    (tmp_path / "pope.json").write_text(json.dumps(pope))
-    result = done(run("pope", "--data", REAL / "pope", "--answers", tmp_path / "pope.json", "--out", tmp_path / "pope"), tmp_path / "pope")
+    (tmp_path / "old").mkdir()
+    for name in ("random", "popular"):  # in the form of POPE's own answers
+        (tmp_path / "old" / f"{name}.json").write_text('{"question": "?", "answer": "no"}\n' * 3000)
+    result = done(run("pope", "--data", REAL / "pope", "--answers", tmp_path / "old", "--out", tmp_path / "pope"), tmp_path / "pope")
     assert (result["accuracy"], result["f1"], result["yes_ratio"], result["questions"]) == (0.5, 0, 0, 6000)
     assert any("adversarial" in note for note in result["deviations"])
 
@@ -233,6 +234,9 @@ def test_pope_by_an_endpoint(tmp_path: Path, data: Path) -> None:
         )
         result = done(run(*arguments), out)
     assert (result["accuracy"], result["f1"], result["yes_ratio"]) == (1, 1, 0.5)
+    with serve(lambda body: (400, {}, b"no") if "Number 4:" in question_of(body) else "No") as server:
+        result = done(run(*arguments[:6], server.url, "--model-name", "m", "--out", out), out)
+    assert result["yes_ratio"] == 1 / 8 and "1 prompts were refused" in str(result["deviations"])
     (data / "MMVP Images" / "3.jpg").unlink()
     refused = run(*arguments)
     assert refused.exit_code == 2 and "1 images are missing" in refused.stderr
