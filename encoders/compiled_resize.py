@@ -92,43 +92,52 @@ def _gather(lanes: Any, i: int, weights: Any, colour: Any, sums: Any, out: Any) 
     if background[i]:
         for lane in range(sums.shape[0]):
             sums[lane] += background[i] * colour[lane & 3]
-    for k in range(taps[i]):
-        factor, row = factors[i, k], lanes[first[i] + k]
+    for k in range(0, taps[i] - 1, 2):  # two at a time: half the traffic to and from the sums
+        one, two, row, next_row = factors[i, k], factors[i, k + 1], lanes[first[i] + k], lanes[first[i] + k + 1]
         for lane in range(sums.shape[0]):
-            sums[lane] = np.int32(sums[lane] + np.int32(np.int32(row[lane]) * factor))
+            sums[lane] = np.int32(sums[lane] + np.int32(np.int32(row[lane]) * one) + np.int32(np.int32(next_row[lane]) * two))
+    if taps[i] % 2:
+        one, row = factors[i, taps[i] - 1], lanes[first[i] + taps[i] - 1]
+        for lane in range(sums.shape[0]):
+            sums[lane] = np.int32(sums[lane] + np.int32(np.int32(row[lane]) * one))
     for lane in range(sums.shape[0]):
         out[lane] = np.uint8(min(max(sums[lane] >> BITS, np.int32(0)), np.int32(255)))
 
 
-@compiled(types.uint32[:, ::1](PIXELS, WEIGHTS, VECTOR))
-def resize_columns(source: Any, weights: Any, colour: Any) -> NDArray[np.uint32]:
+@compiled(types.void(PIXELS, types.uint32[:, ::1]))
+def _turn(source: Any, out: Any) -> None:
+    """out[x, y] = source[y, x], wherever both exist; in strips of 16 rows, whose every write is next to the last."""
+    height, width = min(source.shape[0], out.shape[1]), min(source.shape[1], out.shape[0])
+    whole = height // 16 * 16
+    for top in range(0, whole, 16):
+        for x in range(width):
+            for y in range(16):
+                out[x, top + y] = source[top + y, x]
+    for x in range(width):
+        for y in range(whole, height):
+            out[x, y] = source[y, x]
+
+
+@compiled(types.void(PIXELS, WEIGHTS, VECTOR, types.uint32[:, ::1]))
+def resize_columns(source: Any, weights: Any, colour: Any, out: Any) -> None:
     """[H, W] -> [h, W]"""
-    out = np.empty((weights[0].shape[0], source.shape[1]), np.uint32)  # [h, W]
     lanes, out_lanes = source.view(np.uint8), out.view(np.uint8)  # [H, L], [h, L]
     sums = np.empty(lanes.shape[1], np.int32)  # [L]
     for i in range(out.shape[0]):
         _gather(lanes, i, weights, colour, sums, out_lanes[i])
-    return out
 
 
-@compiled(types.uint32[:, ::1](PIXELS, WEIGHTS, VECTOR))
-def resize_rows(source: Any, weights: Any, colour: Any) -> NDArray[np.uint32]:
+@compiled(types.void(PIXELS, WEIGHTS, VECTOR, types.uint32[:, ::1]))
+def resize_rows(source: Any, weights: Any, colour: Any, out: Any) -> None:
     """[H, W] -> [H, w]"""
-    height, width = source.shape
-    out = np.empty((height, weights[0].shape[0]), np.uint32)  # [H, w]
-    turned, turned_out = np.zeros((width, BLOCK), np.uint32), np.empty(BLOCK, np.uint32)
-    lanes, out_lanes = turned.view(np.uint8), turned_out.view(np.uint8)  # [W, L], [L]
+    turned, turned_out = np.zeros((source.shape[1], BLOCK), np.uint32), np.empty((out.shape[1], BLOCK), np.uint32)
+    lanes, out_lanes = turned.view(np.uint8), turned_out.view(np.uint8)  # [W, L], [w, L]
     sums = np.empty(4 * BLOCK, np.int32)  # [L]
-    for top in range(0, height, BLOCK):
-        block = min(BLOCK, height - top)
-        for y in range(block):
-            for x in range(width):
-                turned[x, y] = source[top + y, x]
+    for top in range(0, source.shape[0], BLOCK):
+        _turn(source[top : top + BLOCK], turned)
         for i in range(out.shape[1]):
-            _gather(lanes, i, weights, colour, sums, out_lanes)
-            for y in range(block):
-                out[top + y, i] = turned_out[y]
-    return out
+            _gather(lanes, i, weights, colour, sums, out_lanes[i])
+        _turn(turned_out, out[top : top + BLOCK])
 
 
 @compiled(types.uint8[:, :, ::1](PIXELS))

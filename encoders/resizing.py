@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import threading
 from functools import lru_cache
 from types import ModuleType
 from typing import Literal, NamedTuple
@@ -167,10 +168,31 @@ def _by_compiled(
     y_weights = (first - np.int32(top), taps, *rest)
     pixels = _pixels_of(image)[top:bottom]  # [H, W]
     if _columns_first(across, down, size):
-        pixels = compiled.resize_rows(compiled.resize_columns(pixels, y_weights, colour), x_weights, colour)  # [S, S]
+        between, out = _room.take((size, image.width), (size, size))  # [S, W], [S, S]
+        compiled.resize_columns(pixels, y_weights, colour, between)
+        compiled.resize_rows(between, x_weights, colour, out)
     else:
-        pixels = compiled.resize_columns(compiled.resize_rows(pixels, x_weights, colour), y_weights, colour)  # [S, S]
-    return torch.from_numpy(compiled.planes(pixels))  # [3, S, S]
+        between, out = _room.take((bottom - top, size), (size, size))  # [H, S], [S, S]
+        compiled.resize_rows(pixels, x_weights, colour, between)
+        compiled.resize_columns(between, y_weights, colour, out)
+    return torch.from_numpy(compiled.planes(out))  # [3, S, S]
+
+
+class _Room(threading.local):
+    """Room to work in, of every thread its own: new memory from the system, image after image, costs as much as resizing."""
+
+    kept = np.empty(0, np.uint32)
+
+    def take(self, *shapes: tuple[int, int]) -> list[NDArray[np.uint32]]:
+        sizes = [math.prod(shape) for shape in shapes]
+        room = self.kept if sum(sizes) <= self.kept.size else np.empty(sum(sizes), np.uint32)
+        if self.kept.size < room.size <= 2**22:  # 16 MB: not that of a giant
+            self.kept = room
+        parts = np.split(room[: sum(sizes)], np.cumsum(sizes)[:-1])
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+_room = _Room()
 
 
 def _pixels_of(image: Image.Image) -> NDArray[np.uint32]:
