@@ -20,7 +20,8 @@ from encoders.token_formats import pack
 
 # Shapes: B = images of a batch, S = side of an encoder's input, E = width of an embedding, T = patch tokens, D = their width.
 
-MAX_LANES = 8
+CPU_LANES, GPU_LANES = 8, 2
+"""At most, and exactly. More take memory: each holds the activations of a batch."""
 
 
 class Lanes(NamedTuple):
@@ -31,15 +32,15 @@ class Lanes(NamedTuple):
 
 
 @contextmanager
-def lanes() -> Iterator[Lanes]:
+def lanes(gpu: bool) -> Iterator[Lanes]:
     """The cores, shared out among threads.
 
     One batch on all cores makes them wait for each other after every operation, and far longer when another program, or our
-    own decoding, holds one of them; batches side by side do not wait. On a GPU the lanes only keep its queue filled.
+    own decoding, holds one of them; batches side by side do not wait. For a GPU one lane queues work while another fetches.
     """
     threads = torch.get_num_threads()
-    count = min(threads, MAX_LANES)
-    torch.set_num_threads(threads // count)
+    count = GPU_LANES if gpu else min(threads, CPU_LANES)
+    torch.set_num_threads(max(threads // count, 1))
     try:
         with ThreadPoolExecutor(count, "encode") as pool:
             try:
@@ -112,7 +113,7 @@ class Job:
 
     @torch.inference_mode()
     def _encode(self, images: list[Tensor]) -> dict[str, Tensor]:
-        """B images [3, S, S] -> what is stored of them, by kind, in memory (or on its way there from a GPU)."""
+        """B images [3, S, S] -> what is stored of them, by kind, in memory."""
         device = next(self.encoder.tower.parameters()).device
         pixels = torch.stack(images)  # [B, 3, S, S]
         if device.type == "cuda":
@@ -125,8 +126,7 @@ class Job:
             features["embeddings"] = self.encoder.embed_image(pixels)  # [B, E]
         else:
             features |= pack(self.encoder(pixels).tokens, self.tokens)  # [B, T, D]
-        # From a GPU into pinned memory; the writer waits for it before it writes.
-        return {kind: value.to("cpu", non_blocking=True) for kind, value in features.items()}
+        return {kind: value.cpu() for kind, value in features.items()}  # only this lane waits for a GPU here
 
 
 def _placed(encoder: Encoder, device: str | torch.device | None, dtype: torch.dtype | None) -> Encoder:

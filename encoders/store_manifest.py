@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -53,7 +54,7 @@ def declare(
         manifest = {"format": FORMAT, "version": _version(), "encoders": {}}
     for name, encoder in encoders.items():
         entry = describe(encoder, view) | {
-            "folder": f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name).strip('.-')[-40:]}",
+            "folder": _folder(name),
             "grid": list(encoder.grid),
             "width": encoder.width,
             "embed_dim": encoder.embed_dim,
@@ -61,7 +62,6 @@ def declare(
             "tokens": tokens,
             "dtype": str(dtype or next(encoder.tower.parameters()).dtype).removeprefix("torch."),
         }
-        entry["folder"] += f"-{entry['fingerprint'][:8]}"
         if not entry["embeddings"] and tokens is None:
             raise ValueError(f"nothing to store of {name}: ask for patch tokens (int8, float16 or bfloat16)")
         stored = manifest["encoders"].setdefault(name, entry)
@@ -85,6 +85,11 @@ def record_errors(store: Path, errors: Mapping[str, dict[str, float]]) -> None:
 def write_manifest(store: Path, manifest: dict[str, Any]) -> None:
     """In place of the one before, at once."""
     write_whole(store / MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=2)))
+
+
+def _folder(name: str) -> str:
+    """A name for a folder that tells whose it is, and of which there are no two: encoder names may be long paths."""
+    return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name).strip('.-')[-40:]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _version() -> str:

@@ -21,7 +21,7 @@ class EncodeReport:
     duplicates: int
     """Further names of contents that were seen in this run."""
     unreadable: int
-    """Names that are in the list of failures, `failures.jsonl`; also a tar that is cut off counts as one."""
+    """Names listed in `failures.jsonl` in the store; also a tar that is cut off counts as one."""
     bytes: int
     """Size of the whole store on disk."""
     int8_error: dict[str, dict[str, float]]

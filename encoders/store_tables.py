@@ -1,8 +1,9 @@
-"""What a run appends to a feature store: names to the index, rows to the shards of each encoder, failures to their list."""
+"""What a run writes to a feature store: names to the index, rows to the shards of each encoder, the list of failures."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -123,8 +124,6 @@ class ShardWriter:
         """Write a shard of what was added. ValueError when something in it is not finite."""
         if not self._keys:
             return
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()  # features may still be on their way into pinned memory
         shard = {kind: torch.cat([rows[kind] for rows in self._rows]) for kind in self._rows[0]}  # [n, ...]
         metadata = {}
         if "errors" in shard:
@@ -143,22 +142,7 @@ class ShardWriter:
         return sum((Errors(*json.loads(text)) for text in found if text), Errors())
 
 
-class FailureList:
-    """Images that could not be read, with the reasons; those of earlier runs are kept unless they can be read now."""
-
-    def __init__(self, store: Path) -> None:
-        self.path = store / FAILURES
-        lines = self.path.read_text().splitlines() if self.path.is_file() else []
-        self._reasons = {entry["name"]: entry["reason"] for entry in map(json.loads, lines)}
-
-    def add(self, name: str, reason: str) -> None:
-        self._reasons[name] = reason
-
-    def clear(self, name: str) -> None:
-        """It could be read."""
-        self._reasons.pop(name, None)
-
-    def commit(self) -> None:
-        """Write the whole list."""
-        lines = [json.dumps({"name": name, "reason": reason}) + "\n" for name, reason in self._reasons.items()]
-        write_whole(self.path, lambda path: path.write_text("".join(lines)))
+def write_failures(store: Path, reasons: Mapping[str, str]) -> None:
+    """The images that a run could not read, by name, with the reasons; in place of those of the run before."""
+    lines = [json.dumps({"name": name, "reason": reason}) + "\n" for name, reason in reasons.items()]
+    write_whole(store / FAILURES, lambda path: path.write_text("".join(lines)))

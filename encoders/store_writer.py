@@ -22,7 +22,7 @@ from encoders.store_files import LOCK
 from encoders.store_jobs import Job, lanes
 from encoders.store_manifest import declare, record_errors
 from encoders.store_report import EncodeReport, progress_bar
-from encoders.store_tables import FailureList, ImageIndex
+from encoders.store_tables import ImageIndex, write_failures
 from encoders.token_formats import TOKEN_FORMATS, TokenFormat
 
 # Shapes: B = images of a batch, S = side of an encoder's input.
@@ -80,7 +80,9 @@ def encode_images(
     store.mkdir(parents=True, exist_ok=True)
     with _locked(store):
         entries = declare(store, encoders, view, embeddings=embeddings, tokens=tokens, dtype=dtype)
-        with lanes() as threads, progress_bar(sources.total, progress) as advance:
+        own = next(iter(encoders.values())).tower.parameters()
+        gpu = torch.device(device or next(own).device).type != "cpu"
+        with lanes(gpu) as threads, progress_bar(sources.total, progress) as advance:
             options: dict[str, Any] = {"batch_size": batch_size, "device": device, "dtype": dtype}
             run = _Run(store, [Job(name, e, entries[name], store, threads, **options) for name, e in encoders.items()], view, strict)
             run.encode(sources, workers, advance)
@@ -120,9 +122,9 @@ class _Run:
 
     def __init__(self, store: Path, jobs: list[Job], view: View | None, strict: bool) -> None:
         self.store, self.jobs, self.view, self.strict = store, jobs, view, strict
-        self.index, self.failures = ImageIndex(store), FailureList(store)
+        self.index, self.failures = ImageIndex(store), dict[str, str]()  # name -> reason
         self.names, self.seen = set[str](), set[str]()  # names and keys of this run
-        self.encoded = self.duplicates = self.unreadable = 0
+        self.encoded = self.duplicates = 0
         self.start = self.committed = time.monotonic()
 
     def encode(self, sources: ImageSources, workers: int, advance: Callable[[int, int], None]) -> None:
@@ -132,7 +134,7 @@ class _Run:
             with closing(in_order(self._load, sources, workers, ahead)) as stream:
                 for done, loaded in enumerate(stream, 1):
                     self._take(loaded)
-                    advance(done, self.unreadable)
+                    advance(done, len(self.failures))
             self._collect(wait=True)
         finally:
             self._commit()
@@ -172,10 +174,8 @@ class _Run:
         if loaded.error is not None:
             if self.strict:
                 raise loaded.error
-            self.unreadable += 1
-            self.failures.add(loaded.name, str(loaded.error))
+            self.failures[loaded.name] = str(loaded.error)
             return
-        self.failures.clear(loaded.name)
         self.index.add(loaded.name, loaded.key, loaded.stat, loaded.size)
         self.duplicates += loaded.key in self.seen
         self.seen.add(loaded.key)
@@ -204,14 +204,14 @@ class _Run:
         self.index.commit()
         for job in self.jobs:
             job.writer.commit()
-        self.failures.commit()
+        write_failures(self.store, self.failures)
         self.committed = time.monotonic()
 
     def finish(self) -> EncodeReport:
         errors = {job.name: job.writer.errors().summary() for job in self.jobs if job.tokens == "int8"}
         record_errors(self.store, errors)
         size = sum(file.stat().st_size for file in self.store.rglob("*") if file.is_file())
-        return EncodeReport(len(self.seen), self.encoded, self.duplicates, self.unreadable, size, errors)
+        return EncodeReport(len(self.seen), self.encoded, self.duplicates, len(self.failures), size, errors)
 
 
 def _stat(path: Path) -> os.stat_result:

@@ -434,6 +434,13 @@ def test_changed_file_gets_new_features(photos: Path, encoders: dict[str, Encode
     assert_true(store, encoders)
 
 
+def test_names_of_encoders_may_be_anything(photos: Path, encoders: dict[str, Encoder], tmp_path: Path) -> None:
+    odd = dict(zip(["open_clip:a/b//c.pt", "open_clip:a-b-c.pt", "..", "é" * 200], [*encoders.values()] * 2, strict=True))
+    encode_images(photos, odd, tmp_path / "store", tokens="float16")
+    assert len([path for path in (tmp_path / "store").iterdir() if path.is_dir()]) == 4
+    assert_true(FeatureStore(tmp_path / "store"), odd)
+
+
 def test_added_encoder_runs_alone(photos: Path, encoders: dict[str, Encoder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encode_images(photos, {"a": encoders["a"]}, tmp_path / "store", tokens="float16", batch_size=5)
     seen = count_calls(encoders["a"], monkeypatch)
