@@ -24,6 +24,8 @@ PAIR = np.dtype([("i", "<i8"), ("j", "<i8"), ("clip", "<f4"), ("dino", "<f4")])
 """One pair, as it is held and stored."""
 WINDOW = 4_000_000
 """Pairs held at a time for the rules: 100 MB."""
+SPARE = 100_000
+"""Pairs held beyond twice what is kept before the worse are dropped."""
 
 
 @dataclass
@@ -44,7 +46,7 @@ class BestPairs:
             pairs = pairs[_behind(pairs, self.after)]
         self._held.append(pairs)
         self._count += len(pairs)
-        if self.most is not None and self._count > 2 * self.most + 100_000:
+        if self.most is not None and self._count > 2 * self.most + SPARE:
             self._held = [self.ranked()]
             self._count = len(self._held[0])
 

@@ -85,3 +85,21 @@ def test_tiles_cover_the_upper_triangle_once(count, size):
         seen[rows, columns] += 1
     assert (seen[np.triu_indices(count)] == 1).all()
     assert seen.max(initial=0) <= 1
+
+
+@given(
+    seed=st.integers(0, 1000),
+    count=st.integers(1, 40),
+    width=st.integers(1, 40),
+    largest=st.sampled_from([0, 1, 30, 127]),
+    share=st.floats(0, 1),
+)
+def test_the_distance_of_integers_is_exact_but_for_halves(seed, count, width, largest, share):
+    q = np.random.default_rng(seed).integers(-largest, largest + 1, size=(count, width))
+    distances = np.square(q[:, None] - q[None]).sum(2)  # [count, count]
+    most = int(share * distances.max())
+    padded = np.zeros((-(-count // 32) * 32, width))
+    padded[:count] = q
+    found = survivors(pair_sieve._with_squares(torch.from_numpy(padded).to(torch.int8), most, count), count, 32)
+    upper = set(zip(*(i.tolist() for i in np.nonzero(np.triu(distances <= most, 1))), strict=True))
+    assert upper <= found <= set(zip(*(i.tolist() for i in np.nonzero(np.triu(distances <= most + 2, 1))), strict=True))
