@@ -1,13 +1,12 @@
 """CLIP-blind pairs: images that CLIP takes for the same and DINOv2 does not (arXiv 2401.06209, section 2).
 
-All pairs are compared, exactly: a narrow matrix product that can only overestimate CLIP's cosine throws nearly all of them out,
-and what is left is computed in full.
+All pairs are compared, exactly: a product of few small integers that can only overestimate CLIP's cosine throws nearly all of them
+out (`mof.pair_sieve`), and what is left is computed in full.
 """
 
 from __future__ import annotations
 
 import csv
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,15 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
-from torch import Tensor
 
-# Shapes: N images, D width of an embedding, K width after contraction, M pairs.
+from mof.embedding_rows import EmbeddingRows
+from mof.pair_choice import Rules, choose
+from mof.pair_ledger import PairLedger
+from mof.pair_search import PairSearch
 
-ROUNDING = 1e-5
-"""How much less than the threshold a float32 product may be and still be looked at in full."""
-WIDTHS = (32, 64, 128, 256)
-"""Widths that the contraction chooses from, besides no contraction."""
+# Shapes: N images, D width of an embedding, M pairs.
 
 
 @dataclass(frozen=True)
@@ -39,11 +36,13 @@ class BlindPairs:
     j: NDArray[np.int64]
     """[M], index of the other; i < j"""
     clip_similarity: NDArray[np.float32]
-    """[M], cosine"""
+    """[M], cosine; of several encoders the least"""
     dino_similarity: NDArray[np.float32]
-    """[M], cosine"""
+    """[M], cosine; of several encoders the largest"""
     images: int
     """N, how many were compared"""
+    total: int
+    """How many pairs are blind, of which these were kept"""
 
     def __len__(self) -> int:
         return len(self.i)
@@ -54,10 +53,11 @@ class BlindPairs:
         return self.clip_similarity - self.dino_similarity
 
     def summary(self) -> str:
-        """One line: how many pairs of how many, and how wide the gap is."""
+        """One line: how many pairs of how many, how many were kept, and how wide the gap is."""
         possible = self.images * (self.images - 1) // 2
-        found = f"{len(self):,} blind pairs among {self.images:,} images ({possible:,} pairs)"
-        return f"{found}; gap {self.gap.min():.3f} to {self.gap.max():.3f}" if len(self) else found
+        found = f"{self.total:,} blind pairs among {self.images:,} images ({possible:,} pairs)"
+        kept = f"; {len(self):,} kept" if len(self) < self.total else ""
+        return f"{found}{kept}" + (f"; gap {self.gap.min():.3f} to {self.gap.max():.3f}" if len(self) else "")
 
     def to_parquet(self, path: str | Path) -> None:
         """Columns i, j, clip_similarity, dino_similarity."""
@@ -80,8 +80,13 @@ def blind_pairs(
     clip_above: float = 0.95,
     dino_below: float = 0.6,
     *,
+    max_pairs: int | None = None,
+    one_per_image: bool = False,
+    duplicates_above: float | None = None,
+    per_cluster: int | None = None,
+    ledger: str | Path | None = None,
     device: str | torch.device = "cpu",
-    tile: int = 2048,
+    tile: int | None = None,
     progress: bool = False,
 ) -> BlindPairs:
     """All pairs of images with CLIP cosine > `clip_above` and DINOv2 cosine < `dino_below`.
@@ -90,103 +95,61 @@ def blind_pairs(
 
     Args:
         clip: embeddings [N, D] of one encoder: an array, a memory map or a tensor. Rows that are not of unit length are
-            normalised, with a warning; a row of zeros has cosine 0 with everything.
-        dino: embeddings [N, any width] of the other encoder, of the same images in the same order.
+            normalised, with a warning; a row of zeros has cosine 0 with everything. A list or tuple holds those of several
+            encoders: a pair must be above with all of them.
+        dino: embeddings [N, any width] of the other encoder, of the same images in the same order. With several encoders, a pair
+            must be below with all.
         clip_above, dino_below: the defaults are the paper's.
+        max_pairs: keep this many, those of the largest gap; 0 only counts. The number of all is in `.total`. None: all.
+        one_per_image: an image may be in one pair only, its best.
+        duplicates_above: images with cosine above this in every encoder count as one: the pair of two such groups with the
+            largest gap stands for all. Images are grouped round the one that comes first by gap.
+        per_cluster: keep at most so many pairs of a cluster. A pair is of the cluster of its image i: the first one, by gap, with
+            CLIP cosine > `clip_above` to it.
+        ledger: a folder through which any number of processes or machines share the work, each calling this function with the same
+            arguments (see `mof.pair_ledger`). All of them return the whole result. A stopped search goes on where it was.
         device: where the products are computed.
-        tile: rows compared at a time. Memory is O(N D + tile^2) besides the result.
+        tile: rows compared at a time; default 1,024, on a GPU 16,384. Besides the embeddings, which may be memory maps, memory is
+            O(N K + tile^2) for the K of the sieve, mostly 28 to 124.
         progress: show a bar.
 
     Raises:
-        ValueError: for arrays that are not two-dimensional, differ in length, or hold NaN or infinity; for thresholds that are NaN.
+        ValueError: for arrays that are not two-dimensional, differ in length, or hold NaN or infinity; for thresholds that are NaN;
+            for a ledger of another search.
     """
     if np.isnan(clip_above) or np.isnan(dino_below):
         raise ValueError(f"thresholds must be numbers, got clip_above={clip_above}, dino_below={dino_below}")
-    a, b = unit_rows(clip, "clip").to(device), unit_rows(dino, "dino").to(device)  # [N, D], [N, D']
-    if len(a) != len(b):
-        raise ValueError(f"clip has {len(a)} rows, dino {len(b)}: both must be of the same images, in the same order")
-    found = [torch.empty(0, 4, dtype=torch.float64)]
+    rules = Rules(max_pairs, one_per_image, duplicates_above, per_cluster)
+    clips, dinos = _encoders(clip, "clip", device), _encoders(dino, "dino", device)
+    for one in (*clips, *dinos):
+        if len(one) != len(clips[0]):
+            raise ValueError(f"clip has {len(clips[0])} rows, {one.name} {len(one)}: all must be of the same images, in the same order")
+    search = PairSearch(clips, dinos, clip_above, dino_below, tile)
     with _full_precision():
-        narrow = contract(a, clip_above)  # [N, K]
-        for rows, columns in track(tiles(len(a), tile), "comparing", disable=not progress):
-            close = (narrow[rows] @ narrow[columns].T > clip_above - ROUNDING).nonzero()  # [S, 2]
-            i, j = close[:, 0] + rows.start, close[:, 1] + columns.start
-            upper = i < j
-            for some in zip(i[upper].split(16 * tile), j[upper].split(16 * tile), strict=True):
-                found.append(_in_full(a, b, *some, clip_above, dino_below).cpu())
-    i, j, clip_similarity, dino_similarity = torch.cat(found).numpy().T
-    order = np.lexsort((j, i, dino_similarity - clip_similarity))
-    pairs = (i[order].astype(np.int64), j[order].astype(np.int64))
-    return BlindPairs(*pairs, clip_similarity[order].astype(np.float32), dino_similarity[order].astype(np.float32), images=len(a))
+        found = search.found if ledger is None else PairLedger(ledger, search, rules.most_per_tile).found
+        pairs, total = choose(lambda: found(progress), rules, clips, dinos, clip_above)
+    i, j, clip_similarity, dino_similarity = (np.ascontiguousarray(pairs[name]) for name in ("i", "j", "clip", "dino"))
+    return BlindPairs(i, j, clip_similarity, dino_similarity, len(clips[0]), total)
+
+
+def _encoders(given: Any, name: str, device: str | torch.device) -> list[EmbeddingRows]:
+    """One encoder's embeddings, or those of a list of encoders."""
+    if not isinstance(given, list | tuple):
+        return [EmbeddingRows(given, name, device)]
+    if not given:
+        raise ValueError(f"{name} is an empty list: expected embeddings [N, D], or a list of them")
+    return [EmbeddingRows(one, f"{name}[{n}]", device) for n, one in enumerate(given)]
 
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """Matrix products in true float32, whatever the program around allows (TF32 errs by far more than ROUNDING)."""
+    """Matrix products in true float32, whatever the program around allows (TF32 errs by far more than the sieve makes room for)."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def unit_rows(embeddings: Any, name: str) -> Tensor:
-    """[N, D] float32 with rows of length 1, or 0 for a row of zeros."""
-    x = embeddings if isinstance(embeddings, Tensor) else torch.tensor(np.asarray(embeddings, dtype=np.float32))
-    x = x.detach().float()
-    if x.ndim != 2:
-        raise ValueError(f"{name} must be embeddings of shape [N, D], got {list(x.shape)}")
-    lengths = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float64)  # [N, 1]
-    if not lengths.isfinite().all():
-        bad = (~lengths[:, 0].isfinite()).nonzero()[:, 0].tolist()
-        raise ValueError(f"{name} has NaN or infinity in {len(bad)} of {len(x)} rows, the first is row {bad[0]}")
-    if ((lengths - 1).abs() > 1e-3).any():
-        warnings.warn(f"{name}: rows are not of unit length; they are normalised", stacklevel=3)
-    return (x / torch.where(lengths > 0, lengths, 1)).float()
-
-
-def contract(x: Tensor, above: float, sample: int = 2048) -> Tensor:
-    """Fewer columns whose products are never smaller: for rows of `x` [N, D] gives [N, K] with x'y' >= xy.
-
-    K - 1 principal directions and the length of the rest; by Cauchy-Schwarz the rests multiply to at most the product of their
-    lengths. K is what costs least, judged by a sample of the pairs; where too many would be left to compute, it is D: `x` itself.
-    """
-    if len(x) < sample or x.shape[1] <= WIDTHS[0]:
-        return x
-    some = x[torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:sample].to(x.device)]  # [sample, D]
-    directions = torch.linalg.eigh((some.T @ some).double()).eigenvectors.flip(1).float()  # [D, D], largest first
-    best, least = x.shape[1], float(x.shape[1])
-    for width in (w for w in WIDTHS if w < x.shape[1]):
-        narrow = _narrow(some, directions, width)
-        left = ((narrow @ narrow.T).triu(1) > above - ROUNDING).float().sum().item() / (sample * (sample - 1) / 2)
-        cost = width + 64 * left * x.shape[1]  # a product out of order costs about 64 times one in a matrix product
-        if cost < least:
-            best, least = width, cost
-    return x if best == x.shape[1] else torch.cat([_narrow(part, directions, best) for part in x.split(1 << 16)])
-
-
-def _narrow(x: Tensor, directions: Tensor, width: int) -> Tensor:
-    principal = directions[:, : width - 1]  # [D, K-1]
-    kept = x @ principal  # [N, K-1]
-    rest = torch.linalg.vector_norm(x - kept @ principal.T, dim=1)  # [N]; not from lengths, whose difference loses all digits
-    return torch.cat([kept, rest[:, None]], dim=1)  # [N, K]
-
-
-def tiles(count: int, size: int) -> list[tuple[slice, slice]]:
-    """The squares of a `count` x `count` matrix on and above its diagonal, as rows and columns."""
-    starts = range(0, count, size)
-    return [(slice(r, min(r + size, count)), slice(c, min(c + size, count))) for r in starts for c in starts if c >= r]
-
-
-def _in_full(a: Tensor, b: Tensor, i: Tensor, j: Tensor, clip_above: float, dino_below: float) -> Tensor:
-    """Those of the pairs (i, j) that are blind, as rows of i, j and both cosines, [M, 4] float64."""
-    clip = (a[i] * a[j]).sum(1, dtype=torch.float64)  # [S]
-    near = clip > clip_above
-    i, j, clip = i[near], j[near], clip[near]
-    dino = (b[i] * b[j]).sum(1, dtype=torch.float64)
-    far = dino < dino_below
-    return torch.stack([i[far].double(), j[far].double(), clip[far], dino[far]], dim=1)
 
 
 __all__ = ["BlindPairs", "blind_pairs"]

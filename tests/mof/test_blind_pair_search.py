@@ -1,6 +1,8 @@
-"""Blind pairs against brute force: the same pairs whatever the spectrum, the tiles and the thresholds."""
+"""Blind pairs against brute force: the same pairs whatever the spectrum, the sieve, the tiles, the thresholds and the encoders."""
 
 import csv
+from contextlib import nullcontext
+from unittest import mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -8,24 +10,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from spectra import SPECTRA, clustered, embeddings
 
-from mof import blind_pairs
-from mof.blind_pair_search import contract, tiles, unit_rows
+from mof import blind_pairs, pair_sieve
+from mof.pair_search import PairSearch
 
 SLACK = 2e-6
 
 
-def embeddings(rng: np.random.Generator, count: int, width: int, spectrum: str) -> np.ndarray:
-    """Unit rows around a common direction, as CLIP's are; "duplicates" and "zeros" spoil some."""
-    decay = {"flat": 0.0, "steep": 1.5}.get(spectrum, 0.7)
-    x = rng.normal(size=(count, width)) / (1 + np.arange(width)) ** decay
-    x[:, 0] += rng.choice([0.5, 3.0])
-    if spectrum == "duplicates" and count:
-        x[rng.integers(count, size=count // 2)] = x[0]
-    x /= np.linalg.norm(x, axis=1, keepdims=True)
-    if spectrum == "zeros" and count:
-        x[rng.integers(count, size=count // 3)] = 0
-    return x.astype(np.float32)
+def sieved():
+    """So that even small collections go through a sieve, whether it pays or not."""
+    return mock.patch.multiple(pair_sieve, SAMPLE=4, SURVIVOR=0.0, TILE_COST=0)
 
 
 def brute_force(clip: np.ndarray, dino: np.ndarray, above: float, below: float) -> tuple[set, set]:
@@ -37,62 +32,55 @@ def brute_force(clip: np.ndarray, dino: np.ndarray, above: float, below: float) 
     return set(zip(*np.nonzero(must), strict=True)), set(zip(*np.nonzero(may), strict=True))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     count=st.sampled_from([0, 1, 2, 3, 17, 64, 130]),
-    spectra=st.tuples(*[st.sampled_from(["flat", "steep", "usual", "duplicates", "zeros"])] * 2),
+    spectra=st.tuples(*[st.sampled_from(SPECTRA)] * 2),
     above=st.sampled_from([-1.0, 0.0, 0.5, 0.9, 0.95, 1.0]),
     below=st.sampled_from([-1.0, 0.0, 0.6, 0.95, 1.0]),
-    tile=st.sampled_from([1, 7, 64, 2048]),
+    tile=st.sampled_from([1, 7, 64, 2048, None]),
+    forced=st.booleans(),
 )
-def test_the_same_pairs_as_brute_force(seed, count, spectra, above, below, tile):
+def test_the_same_pairs_as_brute_force(seed, count, spectra, above, below, tile, forced):
     rng = np.random.default_rng(seed)
-    clip, dino = embeddings(rng, count, 48, spectra[0]), embeddings(rng, count, 40, spectra[1])
-    with pytest.warns(UserWarning) if "zeros" in spectra and count // 3 else np.errstate():
+    clip, dino = embeddings(rng, count, 48, spectra[0], above), embeddings(rng, count, 40, spectra[1], below)
+    with pytest.warns(UserWarning) if "zeros" in spectra and count // 3 else nullcontext(), sieved() if forced else nullcontext():
         pairs = blind_pairs(clip, dino, above, below, tile=tile)
     must, may = brute_force(clip, dino, above, below)
     found = set(zip(pairs.i.tolist(), pairs.j.tolist(), strict=True))
-    assert len(found) == len(pairs)
+    assert len(found) == len(pairs) == pairs.total
     assert must <= found <= may
-    gap = (pairs.clip_similarity - pairs.dino_similarity).astype(np.float64)
-    assert (np.diff(gap) <= 1e-6).all()
+    assert (np.diff(pairs.gap) <= 0).all()
     np.testing.assert_allclose(pairs.clip_similarity, (clip[pairs.i] * clip[pairs.j]).sum(1), atol=1e-6)
     np.testing.assert_allclose(pairs.dino_similarity, (dino[pairs.i] * dino[pairs.j]).sum(1), atol=1e-6)
 
 
-@pytest.mark.parametrize("spectrum", ["flat", "steep", "usual", "duplicates", "zeros"])
-def test_contraction_never_loses_a_pair(spectrum):
-    x = torch.from_numpy(embeddings(np.random.default_rng(1), 2500, 96, spectrum))
-    for above in (0.6, 0.95):
-        narrow = contract(x, above)
-        assert ((narrow @ narrow.T) - (x @ x.T)).min() > -1e-5
-
-
-def clustered(rng: np.random.Generator) -> np.ndarray:
-    """2,600 unit rows about 200 centres: close within a cluster, far between."""
-    x = np.repeat(rng.normal(size=(200, 192)) / (1 + np.arange(192)) ** 0.7, 13, axis=0)
-    x += 0.01 * rng.normal(size=x.shape)
-    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
-
-
 def test_a_large_collection_takes_the_narrow_way_to_the_same_pairs():
     rng = np.random.default_rng(2)
-    clip, dino = clustered(rng), embeddings(rng, 2600, 64, "flat")
-    assert contract(torch.from_numpy(clip), 0.97).shape[1] < 192
+    clip, dino = clustered(rng, 4500), embeddings(rng, 4500, 64, "flat")
+    search = PairSearch(*([pair_sieve.EmbeddingRows(x, "x")] for x in (clip, dino)), 0.97, 0.6)
+    assert isinstance(search.sieve, pair_sieve.Sieve) and search.sieve.left.shape[1] < 150
     pairs = blind_pairs(torch.from_numpy(clip), torch.from_numpy(dino), 0.97, 0.6, tile=700)
     must, may = brute_force(clip, dino, 0.97, 0.6)
     assert must <= set(zip(pairs.i.tolist(), pairs.j.tolist(), strict=True)) <= may
     assert len(must) > 100
 
 
-@given(count=st.integers(0, 40), size=st.integers(1, 50))
-def test_tiles_cover_the_upper_triangle_once(count, size):
-    seen = np.zeros((count, count), dtype=int)
-    for rows, columns in tiles(count, size):
-        seen[rows, columns] += 1
-    assert (seen[np.triu_indices(count)] == 1).all()
-    assert seen.max(initial=0) <= 1
+@pytest.mark.parametrize("forced", [False, True])
+def test_with_several_encoders_a_pair_must_pass_them_all(forced):
+    rng = np.random.default_rng(5)
+    clips = [embeddings(rng, 60, width, "duplicates") for width in (16, 48, 64)]
+    dinos = [embeddings(rng, 60, width, "flat") for width in (8, 12)]
+    with sieved() if forced else nullcontext():
+        pairs = blind_pairs(clips, tuple(dinos), 0.9, 0.6)
+    must = set.intersection(*(brute_force(clip, dino, 0.9, 0.6)[0] for clip in clips for dino in dinos))
+    may = set.intersection(*(brute_force(clip, dino, 0.9, 0.6)[1] for clip in clips for dino in dinos))
+    assert must <= set(zip(pairs.i.tolist(), pairs.j.tolist(), strict=True)) <= may
+    assert 0 < len(must) < len(brute_force(clips[0], dinos[0], 0.9, 0.6)[0])
+    each = np.stack([(x[pairs.i] * x[pairs.j]).sum(1) for x in clips])
+    np.testing.assert_allclose(pairs.clip_similarity, each.min(0), atol=1e-6)
+    np.testing.assert_allclose(pairs.dino_similarity, np.max([(x[pairs.i] * x[pairs.j]).sum(1) for x in dinos], 0), atol=1e-6)
 
 
 def test_rows_of_any_length_are_normalised_and_said_so():
@@ -112,7 +100,12 @@ def test_half_precision_and_memory_maps(tmp_path):
     np.save(tmp_path / "clip.npy", clip)
     mapped = blind_pairs(np.load(tmp_path / "clip.npy", mmap_mode="r"), dino, 0.8, 0.6)
     np.testing.assert_array_equal(mapped.clip_similarity, blind_pairs(clip, dino, 0.8, 0.6).clip_similarity)
-    assert unit_rows(torch.ones(2, 4, dtype=torch.bfloat16) / 2, "clip").dtype == torch.float32
+    half = torch.from_numpy(clip).bfloat16()
+    rounded = torch.nn.functional.normalize(half.float())
+    with pytest.warns(UserWarning, match="not of unit length"):
+        np.testing.assert_array_equal(blind_pairs(half, dino, 0.8, 0.6).i, blind_pairs(rounded, dino, 0.8, 0.6).i)
+    turned = np.asfortranarray(clip.astype(np.float64))[::-1]
+    assert len(blind_pairs(turned, dino[::-1], 0.8, 0.6)) == len(mapped) > 0
 
 
 @pytest.mark.parametrize(
@@ -120,6 +113,9 @@ def test_half_precision_and_memory_maps(tmp_path):
     [
         (np.ones(4), np.ones((4, 2)), r"clip must be embeddings of shape \[N, D\], got \[4\]"),
         (np.eye(4), np.eye(3), "clip has 4 rows, dino 3"),
+        ([], np.eye(2), "clip is an empty list"),
+        ([np.eye(4), np.eye(3)], np.eye(4), r"clip has 4 rows, clip\[1\] 3"),
+        (np.eye(4), [np.eye(4), np.ones(4)], r"dino\[1\] must be embeddings"),
         (np.array([[1.0, 0], [np.nan, 0]]), np.eye(2), "clip has NaN or infinity in 1 of 2 rows, the first is row 1"),
         (np.eye(2), np.array([[np.inf, 0], [1, 0]]), "dino has NaN or infinity in 1 of 2 rows, the first is row 0"),
     ],
@@ -129,9 +125,28 @@ def test_bad_input(clip, dino, message):
         blind_pairs(clip, dino)
 
 
-def test_bad_thresholds():
-    with pytest.raises(ValueError, match="thresholds must be numbers"):
-        blind_pairs(np.eye(2), np.eye(2), clip_above=float("nan"))
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"clip_above": float("nan")}, "thresholds must be numbers"),
+        ({"tile": 0}, "tile must be at least 1"),
+        ({"max_pairs": -1}, "max_pairs must not be negative"),
+        ({"per_cluster": 0}, "per_cluster must be at least 1"),
+        ({"duplicates_above": 95}, "duplicates_above is a cosine"),
+    ],
+)
+def test_bad_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        blind_pairs(np.eye(2), np.eye(2), **arguments)
+
+
+def test_lengths_beyond_what_squares_in_float32_can_hold():
+    clip = np.array([[3, 4, 0], [3, 4, 0.1], [0, 0, 1]], dtype=np.float32)
+    for scale in (1e-25, 1e30):
+        with pytest.warns(UserWarning, match="not of unit length"):
+            pairs = blind_pairs(clip * np.float32(scale), np.eye(3), 0.9, 0.6)
+        assert (pairs.i.tolist(), pairs.j.tolist()) == ([0], [1])
+        assert pairs.clip_similarity[0] == pytest.approx(5 / 25.01**0.5, abs=1e-6)
 
 
 def test_files_and_summary(tmp_path):

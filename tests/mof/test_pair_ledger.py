@@ -1,0 +1,156 @@
+"""The shared ledger: killed workers, other machines, restarts and other searches; always the result of a single run."""
+
+import multiprocessing
+import os
+import random
+import socket
+import time
+
+import numpy as np
+import pytest
+import torch
+from spectra import embeddings
+
+from mof import blind_pairs, pair_ledger
+from mof.pair_search import PairSearch
+
+THRESHOLDS = (0.6, 0.2)
+
+
+def collection(count: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return embeddings(rng, count, 24, "usual"), embeddings(rng, count, 24, "flat")
+
+
+def arrays(pairs) -> list[np.ndarray]:
+    return [pairs.i, pairs.j, pairs.clip_similarity, pairs.dino_similarity, np.array([pairs.images, pairs.total])]
+
+
+def work(folder, result, count):
+    torch.set_num_threads(1)
+    pairs = blind_pairs(*collection(count), *THRESHOLDS, ledger=folder, tile=32)
+    np.savez(result, *arrays(pairs))
+
+
+def test_four_processes_two_of_them_killed(tmp_path):
+    count, folder = 3000, tmp_path / "ledger"
+    single = blind_pairs(*collection(count), *THRESHOLDS)
+    assert len(single) > 1000
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mof.blind_pair_search", "spectra"])
+    workers = [context.Process(target=work, args=(folder, tmp_path / f"{n}.npz", count)) for n in range(4)]
+    for worker in workers:
+        worker.start()
+    while len(list(folder.glob("*.npz"))) < 5:
+        time.sleep(0.01)
+    doomed = random.sample(range(4), 2)
+    for n in doomed:
+        time.sleep(random.uniform(0, 0.2))
+        workers[n].kill()
+    killed_at = len(list(folder.glob("*.npz")))
+    for worker in workers:
+        worker.join(60)
+    squares = 24 * 25 // 2
+    assert killed_at < squares, "all was over before the second was killed"
+    assert len(list(folder.glob("*-*.npz"))) == squares
+    for n in set(range(4)) - set(doomed):
+        assert workers[n].exitcode == 0
+        with np.load(tmp_path / f"{n}.npz") as found:
+            for ours, theirs in zip(arrays(single), found.values(), strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.fixture
+def compared(monkeypatch) -> list:
+    """The squares that are compared, not read from the ledger."""
+    squares, within = [], PairSearch.within
+    monkeypatch.setattr(PairSearch, "within", lambda self, *square: (squares.append(square[:2]), within(self, *square))[1])
+    return squares
+
+
+def search(folder, above=0.6, below=0.2, tile=32, **arguments):
+    clip, dino = collection(300)
+    return blind_pairs(clip, dino, above, below, ledger=folder, tile=tile, **arguments)
+
+
+def test_a_restart_does_what_is_missing_and_no_more(tmp_path, compared):
+    whole = search(tmp_path)
+    assert len(compared) == 6
+    results = sorted(tmp_path.glob("*.npz"))
+    results[2].unlink()
+    (tmp_path / f".{results[2].name}.there.17").write_bytes(b"half")  # of a worker killed while it wrote
+    (tmp_path / results[2].with_suffix(".claim").name).write_text(f"{socket.gethostname()} 4194305")  # no process has that number
+    again = search(tmp_path)
+    assert len(compared) == 7
+    for ours, theirs in zip(arrays(whole), arrays(again), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert not list(tmp_path.glob("*.claim"))
+
+
+def test_the_claim_of_another_machine_counts_while_it_is_renewed(tmp_path, monkeypatch, compared):
+    monkeypatch.setattr(pair_ledger, "POLL", 0.05)
+    monkeypatch.setattr(pair_ledger, "TIMEOUT", 0.4)
+    search(tmp_path)
+    (tmp_path / "0-128.npz").unlink()
+    claim = tmp_path / "0-128.claim"
+    claim.write_text("elsewhere 1")
+    sleep, start, looks = time.sleep, time.monotonic(), []
+
+    def renew(seconds: float) -> None:
+        sleep(seconds)
+        looks.append(len(compared))
+        if len(looks) < 12:
+            os.utime(claim, ns=(0, len(looks)))  # by a clock that is years behind
+
+    monkeypatch.setattr(pair_ledger.time, "sleep", renew)
+    search(tmp_path)
+    assert looks[11] == 6  # not while it was renewed
+    assert len(compared) == 7
+    assert time.monotonic() - start > 0.4 + 11 * 0.05
+
+
+def test_a_long_square_renews_its_claim(tmp_path, monkeypatch):
+    monkeypatch.setattr(pair_ledger, "RENEWAL", 0.0)
+    written = []
+    write = pair_ledger.PairLedger._write
+    monkeypatch.setattr(pair_ledger.PairLedger, "_write", lambda self, path, how: (written.append(path.suffix), write(self, path, how))[1])
+    search(tmp_path)
+    assert written.count(".claim") > written.count(".npz") == 6
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"above": 0.61}, "clip_above"), ({"below": 0.1}, "dino_below"), ({"max_pairs": 3}, "kept_per_square"), ({"tile": 64}, "square")],
+)
+def test_the_ledger_of_another_search_is_refused(tmp_path, change, message):
+    search(tmp_path)
+    with pytest.raises(ValueError, match=rf"is the ledger of another search \({message}"):
+        search(tmp_path, **change)
+
+
+def test_other_embeddings_are_refused_to_the_last_bit(tmp_path):
+    clip, dino = collection(300)
+    blind_pairs(clip, dino, ledger=tmp_path)
+    dino[299, 23] = np.nextafter(dino[299, 23], 1)
+    with pytest.raises(ValueError, match=r"another search \(dino differ"):
+        blind_pairs(clip, dino, ledger=tmp_path)
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path):
+    (tmp_path / "ledger.json").write_text("mine")
+    with pytest.raises(ValueError, match="is not a ledger"):
+        search(tmp_path)
+
+
+@pytest.mark.parametrize("rules", [{"max_pairs": 5}, {"max_pairs": 0}, {"max_pairs": 9, "one_per_image": True}, {"per_cluster": 2}])
+def test_bounded_results_come_out_the_same(tmp_path, rules):
+    alone = blind_pairs(*collection(300), *THRESHOLDS, **rules)
+    shared = search(tmp_path, **rules)
+    assert alone.total > 20
+    for ours, theirs in zip(arrays(alone), arrays(shared), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_tiny_collections(tmp_path, count):
+    assert blind_pairs(*collection(count), -1, 1, ledger=tmp_path).images == count
