@@ -84,6 +84,7 @@ class Encoder(nn.Module, ABC):
             raise ValueError(f"layers {layer} lie on grids of different strides ({strides}): their tokens cannot stand side by side")
         self.name = type(self).__name__  # build_encoder writes the name it was asked for
         self.weights: str | None = None  # and the weight file, if it was given one
+        self.config: dict[str, Any] | None = None  # and the config
         self.width, self.patch_size = sum(widths[one] for one in self.layers), strides[self.layers[0]]
         self.image_size, self.embed_dim = image_size, embed_dim
         self.mean, self.std = tuple(mean), tuple(std)
@@ -113,6 +114,8 @@ class Encoder(nn.Module, ABC):
         }
         if self.weights is not None:
             spec["weights"] = self.weights
+        if self.config is not None:
+            spec["config"] = self.config
         if (self.mean, self.std) != self.declared_statistics:
             spec |= {"mean": list(self.mean), "std": list(self.std)}
         return spec

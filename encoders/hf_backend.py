@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -192,8 +195,18 @@ def _fit(processor: Any, source: str) -> dict[str, Any]:
     return {"fit": "squash" if squash else "crop", "crop_pct": crop_pct, "centre": "floor"}
 
 
-def build(model: str, *, pretrained: bool, weights: str | None, **options: Any) -> HFEncoder:
-    """The encoder of a hub id or a local folder; keywords of `build_encoder`."""
+def build(model: str, *, config: Mapping[str, Any] | None = None, **options: Any) -> HFEncoder:
+    """The encoder of a hub id or a local folder, or of what `config` gives in their place; keywords of `build_encoder`."""
+    if config is None:
+        return _build(model, **options)
+    with TemporaryDirectory() as folder:
+        for file, part in {"config.json": "model", "preprocessor_config.json": "processor"}.items():
+            Path(folder, file).write_text(json.dumps(config[part]))
+        return _build(folder, **options)
+
+
+def _build(model: str, *, pretrained: bool, weights: str | None, **options: Any) -> HFEncoder:
+    """The encoder of a hub id or a local folder."""
     with explain_download(f"config.json or preprocessor_config.json of {model}", local=Path(model).is_dir()):
         config = AutoConfig.from_pretrained(model)
         processor = AutoImageProcessor.from_pretrained(model)

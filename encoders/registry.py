@@ -7,7 +7,7 @@ import functools
 import importlib
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -18,7 +18,12 @@ from encoders.base import Encoder
 Factory = Callable[..., Encoder]
 
 # The modules are imported when first used: together they take seconds.
-BACKENDS = {"open_clip": "encoders.open_clip_backend", "timm": "encoders.timm_backend", "hf": "encoders.hf_backend"}
+BACKENDS = {
+    "open_clip": "encoders.open_clip_backend",
+    "timm": "encoders.timm_backend",
+    "hf": "encoders.hf_backend",
+    "torch_hub": "encoders.torch_hub_backend",
+}
 
 # Other packages name their factories under this group of entry points.
 ENTRY_POINTS = "mof.encoders"
@@ -64,11 +69,13 @@ def build_encoder(
     weights: str | os.PathLike[str] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> Encoder:
     """The encoder called `name`: frozen and in eval mode unless `trainable`.
 
     Args:
-        name: a key of `available_encoders`, or "open_clip:model/tag", "timm:model.tag", "hf:hub-id-or-folder". A file
+        name: a key of `available_encoders`, or "open_clip:model/tag", "timm:model.tag", "hf:hub-id-or-folder",
+            "torch_hub:dinov2_vitl14". A file
             may follow instead of a tag: "open_clip:ViT-B-32//path/to/weights.safetensors", "timm:model//path/to/it.pt".
         image_size: side of the square input in pixels; None is the preset's, else the model's own.
         layer: whose output to give, -1 the last block, -2 the one before (see `Encoder`); of several, as [-2, -5], the
@@ -80,6 +87,9 @@ def build_encoder(
         weights: a local file (.safetensors, or .pt read with weights_only=True) in place of the name's own weights.
         mean, std: normalise by these in place of the encoder's own. The released MoF models need it: their DINOv2 was
             given pixels normalised for CLIP.
+        config: the architecture in place of the one that the name stands for, so that a checkpoint which holds the weights
+            needs no other file. For hf {"model": ..., "processor": ...}, what config.json and preprocessor_config.json say;
+            for torch_hub the arguments of its `DinoV2`.
 
     Raises:
         ValueError: unknown name (the near ones are listed), impossible layer or size, weights that are missing or do
@@ -97,9 +107,13 @@ def build_encoder(
         raise ValueError(
             f"{name}: weights cannot be loaded onto the meta device; build it with pretrained=False, or under torch.device('cpu')"
         )
+    if config is not None:
+        if name.partition(":")[0] not in ("hf", "torch_hub"):
+            raise ValueError(f"{name} takes no config: only encoders of hf and torch_hub do")
+        options["config"] = config
     factory = _factories().get(name)
     encoder = build_from_backend(name, **options) if factory is None else factory(**options)
-    encoder.name, encoder.weights = name, options["weights"]
+    encoder.name, encoder.weights, encoder.config = name, options["weights"], None if config is None else dict(config)
     encoder.mean, encoder.std = _channels("mean", mean, encoder.mean), _channels("std", std, encoder.std)
     return encoder
 

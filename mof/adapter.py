@@ -6,12 +6,14 @@ defines for itself, puts them together and maps them to the width of the languag
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.activations import ACT2FN
 
 from encoders import Encoder
 
@@ -22,9 +24,21 @@ SSL_RATIOS = (0.0, 0.25, 0.5, 0.625, 0.75, 0.875, 1.0)
 """The share of the self-supervised encoder in the paper's additive sweep (arXiv 2401.06209, table 2)."""
 
 
-def mlp2x_gelu(width: int, hidden_size: int) -> nn.Sequential:
-    """LLaVA-1.5's adapter: linear, GELU, linear."""
-    return nn.Sequential(nn.Linear(width, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size))
+def build_projector(kind: str, width: int, hidden_size: int) -> nn.Module:
+    """The adapter called `kind`, as LLaVA names them: "linear", or "mlp2x_gelu", which is linear, GELU, linear.
+
+    Raises:
+        ValueError: for another name; the number of linears and the activation (one of transformers) may be others.
+    """
+    if kind == "linear":
+        return nn.Linear(width, hidden_size)
+    match = re.fullmatch(r"mlp([1-9])x_(\w+)", kind)
+    if match is None or match[2] not in ACT2FN:
+        raise ValueError(f"unknown projector {kind!r}; expected 'linear', or linears and activation such as 'mlp2x_gelu'")
+    layers: list[nn.Module] = [nn.Linear(width, hidden_size)]
+    for _ in range(int(match[1]) - 1):
+        layers += [nn.GELU() if match[2] == "gelu" else ACT2FN[match[2]], nn.Linear(hidden_size, hidden_size)]
+    return nn.Sequential(*layers)
 
 
 class Mixer(nn.Module):
@@ -38,6 +52,7 @@ class Mixer(nn.Module):
         pool: token budget: averages over p x p neighbours, or p x q for a pair, before the adapter. A pair makes
             counts such as "two interleaved encoders against one" exactly equal: pool=(1, 2) halves them.
         grid: the common grid (rows, columns); the first encoder's unless given.
+        projector: the kind of the adapters, see `build_projector`.
 
     Raises:
         ValueError: for no encoders, a bad name, or a grid that is empty or not divisible by `pool`.
@@ -53,13 +68,14 @@ class Mixer(nn.Module):
         *,
         pool: int | tuple[int, int] = 1,
         grid: tuple[int, int] | None = None,
+        projector: str = "mlp2x_gelu",
     ) -> None:
         super().__init__()
         if not encoders:
             raise ValueError("a mixer needs at least one encoder, got none")
         if bad := [name for name in encoders if not name or "." in name]:
             raise ValueError(f"encoder names may not be empty or hold a dot, got {bad}")
-        self.hidden_size = hidden_size
+        self.hidden_size, self.projector = hidden_size, projector
         rows, columns = grid or next(iter(encoders.values())).grid
         down, across = (pool, pool) if isinstance(pool, int) else pool
         self.grid, self.pool = (rows, columns), (down, across)
@@ -89,7 +105,7 @@ class Mixer(nn.Module):
     @property
     def options(self) -> dict[str, Any]:
         """The constructor's options, JSON-able."""
-        return {"pool": list(self.pool), "grid": list(self.grid)}
+        return {"pool": list(self.pool), "grid": list(self.grid), "projector": self.projector}
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -167,7 +183,7 @@ class InterleavedMoF(Mixer):
 
     def __init__(self, encoders: Mapping[str, Encoder], hidden_size: int, **options: Any) -> None:
         super().__init__(encoders, hidden_size, **options)
-        self.adapters = nn.ModuleDict({name: mlp2x_gelu(e.width, hidden_size) for name, e in encoders.items()})
+        self.adapters = nn.ModuleDict({name: build_projector(self.projector, e.width, hidden_size) for name, e in encoders.items()})
 
     @property
     def tokens_per_image(self) -> int:
@@ -202,7 +218,7 @@ class AdditiveMoF(Mixer):
         if set(weights) != set(encoders):
             raise ValueError(f"expected one weight for each of {list(encoders)}, got {dict(weights)}")
         self.weights = {name: float(weights[name]) for name in encoders}
-        self.adapter = mlp2x_gelu(next(iter(widths.values())), hidden_size)
+        self.adapter = build_projector(self.projector, next(iter(widths.values())), hidden_size)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -221,7 +237,7 @@ class ConcatMoF(Mixer):
 
     def __init__(self, encoders: Mapping[str, Encoder], hidden_size: int, **options: Any) -> None:
         super().__init__(encoders, hidden_size, **options)
-        self.adapter = mlp2x_gelu(sum(encoder.width for encoder in encoders.values()), hidden_size)
+        self.adapter = build_projector(self.projector, sum(encoder.width for encoder in encoders.values()), hidden_size)
 
     def fuse(self, features: Mapping[str, Tensor]) -> Tensor:
         return self.adapter(torch.cat(self._ordered(features), dim=-1))  # [B, P, N*C] -> [B, P, D]

@@ -10,6 +10,7 @@ from torch import nn
 from encoders import build_encoder
 from mof.adapter import Mixer, build_mixer
 from mof.config import MoFConfig
+from mof.weight_shards import first
 
 
 def build_configured_mixer(config: MoFConfig) -> Mixer:
@@ -50,9 +51,5 @@ def refuse_stray_keys(info: dict[str, Any], source: object) -> None:
     """ValueError listing the keys that the checkpoint `source` misses or has too many."""
     wrong = {"missing": sorted(info["missing_keys"]), "unexpected": sorted(info["unexpected_keys"])}
     if any(wrong.values()):
-        text = "; ".join(f"{len(keys)} {kind}: {_first(keys)}" for kind, keys in wrong.items() if keys)
+        text = "; ".join(f"{len(keys)} {kind}: {first(keys)}" for kind, keys in wrong.items() if keys)
         raise ValueError(f"the checkpoint {source} does not fit its config.json: {text}")
-
-
-def _first(keys: list[str], count: int = 20) -> str:
-    return ", ".join(keys[:count]) + (", ..." if len(keys) > count else "")

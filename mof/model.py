@@ -79,6 +79,13 @@ class MoFForConditionalGeneration(PreTrainedModel, GenerationMixin):
         model.generation_config = _generation_config(llm, tokenizer, image_token_id)
         return model
 
+    @classmethod
+    def from_checkpoint(cls, folder: str | os.PathLike[str], **options: Any) -> MoFForConditionalGeneration:
+        """The model of a LLaVA, released MoF or LoRA folder; `mof.load_checkpoint`, whose options these are, gives its processor too."""
+        from mof.llava_checkpoints import load_checkpoint  # which imports this module
+
+        return load_checkpoint(folder, **options).model
+
     def forward(
         self,
         input_ids: Tensor | None = None,

@@ -1,0 +1,59 @@
+"""Hugging Face LLaVA in: logits, generation, ids and pixels equal transformers' own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+from tiny_checkpoints import write_hf_llava, write_weights
+from transformers import AutoProcessor, LlavaForConditionalGeneration, PreTrainedTokenizerFast
+
+from mof import MoFForConditionalGeneration
+from mof.llava_checkpoints import load_checkpoint
+
+NOISE = Image.effect_noise((90, 120), 200).convert("RGB").filter(ImageFilter.GaussianBlur(2))
+IMAGES = [NOISE.crop((0, 0, *size)) for size in ((60, 40), (28, 28), (56, 100))]
+PROMPTS = ["USER: <image>\nWhat? ASSISTANT:", "USER: <image> and <image>\nWhich of these two? ASSISTANT:", "No image."]
+
+
+def same_as_transformers(folder: Path, tolerance: float = 1e-4) -> None:
+    """The converted model and processor against transformers' own, on a padded batch of one, two and no images."""
+    reference, processor = LlavaForConditionalGeneration.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+    processor.tokenizer.padding_side = "left"  # ours always does; the side is no part of the weights
+    loaded = load_checkpoint(folder)
+    options = {"images": IMAGES, "text": PROMPTS, "padding": True, "return_tensors": "pt"}
+    theirs, ours = processor(**options), loaded.processor(**options)
+    for key in ("input_ids", "attention_mask"):
+        assert torch.equal(theirs[key], ours[key]), key
+    statistics = processor.image_processor
+    mean, std = (torch.tensor(values)[:, None, None] for values in (statistics.image_mean, statistics.image_std))
+    grey = (theirs["pixel_values"] * std + mean) * 255
+    assert (grey - ours["pixel_values"].float()).abs().max() < 1.01
+    exact = (ours["pixel_values"].float() / 255 - mean) / std  # both models look at the same pixels
+    with torch.no_grad():
+        expected = reference(**{**theirs, "pixel_values": exact.to(reference.dtype)}).logits
+        actual = loaded.model(**ours).logits
+    kept = ours["attention_mask"].bool()
+    assert expected.float().std() > 0.1
+    assert (expected - actual)[kept].abs().max() < tolerance
+    chosen = {"do_sample": False, "max_new_tokens": 8}
+    written = reference.generate(
+        **{**theirs, "pixel_values": exact.to(reference.dtype)}, suppress_tokens=[reference.config.image_token_id], **chosen
+    )
+    assert torch.equal(written, loaded.model.generate(**ours, **chosen))
+
+
+@pytest.mark.parametrize("vision", ["clip", "siglip"])
+def test_logits_and_generation(vision: str, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    write_hf_llava(tmp_path, tiny_tokenizer, vision=vision)
+    same_as_transformers(tmp_path)
+
+
+@pytest.mark.parametrize("layer", [-1, -3, 2])
+def test_feature_layer(layer: int, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    write_hf_llava(tmp_path, tiny_tokenizer, vision_feature_layer=layer)
+    same_as_transformers(tmp_path)
