@@ -14,6 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.core import TyperGroup
 
 from encoders import read_image
+from mof.convert_command import convert
 from mof.encode_command import encode
 from mof.eval_command import evaluate
 from mof.probe_command import probe
@@ -65,6 +66,7 @@ def build_app(commands: Mapping[str, typer.Typer]) -> typer.Typer:
         add_completion=False,
     )
     app.command()(encode)
+    app.command()(convert)
     app.command()(chat)
     app.add_typer(probe, name="probe")
     app.add_typer(evaluate, name="eval")

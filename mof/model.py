@@ -244,6 +244,10 @@ class MoFForConditionalGeneration(PreTrainedModel, GenerationMixin):
         model._skip_referred_keys()
         return (model, info) if output_loading_info else model
 
+    def adjust_generation_fn(self, *args: Any, mixer: Mixer | None = None, **kwargs: Any) -> None:
+        """As in transformers, which would take the mixer that `from_pretrained` hands to `__init__` for a setting of generation."""
+        super().adjust_generation_fn(*args, **kwargs)
+
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
 

@@ -23,12 +23,12 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-SIZE, PATCH, WIDTH, HIDDEN = 28, 7, 64, 32
+SIZE, PATCH, WIDTH, HIDDEN = 28, 7, 128, 32  # two heads of 64, from which OpenAI's and DINOv2's are counted
 VISION = {
     "hidden_size": WIDTH,
     "intermediate_size": 48,
     "num_hidden_layers": 3,
-    "num_attention_heads": 1,
+    "num_attention_heads": 2,
     "image_size": SIZE,
     "patch_size": PATCH,
     "initializer_range": 0.2,
@@ -68,12 +68,10 @@ def clip_processor() -> CLIPImageProcessor:
     return CLIPImageProcessor(size={"shortest_edge": SIZE}, crop_size=SQUARE)
 
 
-def write_clip(folder: Path) -> CLIPVisionModel:
+def write_clip(folder: Path, clip: CLIPVisionModel) -> None:
     """What `mm_vision_tower` refers to."""
-    clip = build_clip()
     clip.save_pretrained(folder)
     clip_processor().save_pretrained(folder)
-    return clip
 
 
 def write_hf_llava(
@@ -192,3 +190,26 @@ def write_weights(folder: Path, state: dict[str, Tensor], shards: int = 1, endin
         torch.save(part, folder / name) if ending == ".bin" else save_file(part, folder / name, metadata={"format": "pt"})
     if shards > 1 and index:
         (folder / f"{stem}{ending}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+
+
+def build_parts(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """What original checkpoints are made of, as modules and state dicts."""
+    return {
+        "llama": build_llama(tokenizer),
+        "clip": build_clip(),
+        "projector": build_projector(),
+        "dino projector": build_projector(),
+        "dino": build_dino(),
+    }
+
+
+def llava_state(parts: dict[str, Any], tower: bool = True) -> dict[str, Tensor]:
+    state = {**parts["llama"].state_dict(), **prefixed("model.mm_projector.", parts["projector"])}
+    vision = {f"model.vision_tower.vision_tower.vision_model.{key}": value for key, value in parts["clip"].state_dict().items()}
+    return state | (vision if tower else {})
+
+
+def mof_state(parts: dict[str, Any], towers: bool = True) -> dict[str, Tensor]:
+    state = llava_state(parts, towers) | prefixed("model.dino_mm_projector.", parts["dino projector"])
+    unused = prefixed("model.dino_tower.clip_vision_tower.vision_model.", parts["clip"].state_dict())
+    return state | (prefixed("model.dino_tower.vision_tower.", parts["dino"]) | unused if towers else {})

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
-from tiny_checkpoints import write_hf_llava, write_weights
+from tiny_checkpoints import write_hf_llava
 from transformers import AutoProcessor, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from mof import MoFForConditionalGeneration
 from mof.llava_checkpoints import load_checkpoint
 
 NOISE = Image.effect_noise((90, 120), 200).convert("RGB").filter(ImageFilter.GaussianBlur(2))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
@@ -13,19 +15,19 @@ from tiny_checkpoints import (
     PATCH,
     SIZE,
     WIDTH,
-    build_clip,
     build_dino,
-    build_llama,
+    build_parts,
     build_projector,
+    llava_state,
+    mof_state,
     prefixed,
     write_clip,
     write_original,
 )
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import CLIPVisionModel, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPVisionModel, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from encoders import build_encoder
 from mof import MoFForConditionalGeneration
 from mof.llava_checkpoints import Loaded, load_checkpoint
 
@@ -64,8 +66,10 @@ def dino_features(state: dict[str, Tensor], x: Tensor) -> Tensor:
     x = torch.cat([state["cls_token"].expand(len(x), -1, -1), x], 1) + torch.cat([table[:, :1], patches], 1)
     for i in range(len([key for key in state if key.endswith("norm1.weight")])):
         name = f"blocks.{i}"
-        q, k, v = linear(norm(x, f"{name}.norm1"), f"{name}.attn.qkv").chunk(3, -1)  # one head of 64
-        x = x + linear((q @ k.mT / 8).softmax(-1) @ v, f"{name}.attn.proj") * state[f"{name}.ls1.gamma"]
+        qkv = linear(norm(x, f"{name}.norm1"), f"{name}.attn.qkv")
+        q, k, v = (third.unflatten(-1, (-1, 64)).transpose(1, 2) for third in qkv.chunk(3, -1))  # heads of 64
+        mixed = ((q @ k.mT / 8).softmax(-1) @ v).transpose(1, 2).flatten(2)
+        x = x + linear(mixed, f"{name}.attn.proj") * state[f"{name}.ls1.gamma"]
         hidden = F.gelu(linear(norm(x, f"{name}.norm2"), f"{name}.mlp.fc1"))
         x = x + linear(hidden, f"{name}.mlp.fc2") * state[f"{name}.ls2.gamma"]
     return x[:, 1:]
@@ -102,25 +106,7 @@ def check(loaded: Loaded, llama: LlamaForCausalLM, features: Tensor) -> None:
 
 @pytest.fixture
 def parts(tiny_tokenizer: PreTrainedTokenizerFast) -> dict:
-    return {
-        "llama": build_llama(tiny_tokenizer),
-        "clip": build_clip(),
-        "projector": build_projector(),
-        "dino projector": build_projector(),
-        "dino": build_dino(),
-    }
-
-
-def llava_state(parts: dict, tower: bool = True) -> dict[str, Tensor]:
-    state = {**parts["llama"].state_dict(), **prefixed("model.mm_projector.", parts["projector"])}
-    vision = {f"model.vision_tower.vision_tower.vision_model.{key}": value for key, value in parts["clip"].state_dict().items()}
-    return state | (vision if tower else {})
-
-
-def mof_state(parts: dict, towers: bool = True) -> dict[str, Tensor]:
-    state = llava_state(parts, towers) | prefixed("model.dino_mm_projector.", parts["dino projector"])
-    unused = prefixed("model.dino_tower.clip_vision_tower.vision_model.", parts["clip"].state_dict())
-    return state | (prefixed("model.dino_tower.vision_tower.", parts["dino"]) | unused if towers else {})
+    return build_parts(tiny_tokenizer)
 
 
 def pixels_of(loaded: Loaded) -> Tensor:
@@ -132,7 +118,7 @@ def padded(image: Image.Image, size: int) -> Tensor:
     square = Image.new("RGB", (max(image.size),) * 2, tuple(int(255 * mean) for mean in CLIP_MEAN))
     square.paste(image, tuple((max(image.size) - side) // 2 for side in image.size))
     pixels = square.resize((size, size), Image.Resampling.BICUBIC)
-    return torch.tensor(list(pixels.getdata())).view(size, size, 3).permute(2, 0, 1)
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1).long()
 
 
 @pytest.mark.parametrize(
@@ -173,3 +159,121 @@ def test_released_mof(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_
 
     check(loaded, parts["llama"], interleaved(CLIP_MEAN, CLIP_STD))
     check(load_checkpoint(tmp_path, released_preprocessing=False), parts["llama"], interleaved(OWN_MEAN, OWN_STD))
+
+
+def test_released_dinov2_at_another_size(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """As in the released models: weights for 518 pixels, images of 224. Positions are interpolated as torch.hub does it."""
+    parts["dino"] = build_dino(side=9)
+    write_original(tmp_path, tiny_tokenizer, mof_state(parts))
+    loaded = load_checkpoint(tmp_path)
+    pixels = pixels_of(loaded)
+    with torch.no_grad():
+        features = loaded.model.mixer.encode(pixels)["dinov2"]
+    assert (features - dino_features(parts["dino"], normalised(pixels, CLIP_MEAN, CLIP_STD))).abs().max() < 1e-4
+
+
+def test_linear_projector_and_crop(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    parts["projector"] = build_projector(linear=True)
+    options = {"mm_projector_type": "linear", "image_aspect_ratio": "square", "mm_vision_select_layer": -2}
+    write_original(tmp_path, tiny_tokenizer, llava_state(parts), **options)
+    loaded = load_checkpoint(tmp_path)
+    assert loaded.processor.image_processor.fit == "crop"
+    check(loaded, parts["llama"], project(parts["projector"], clip_features(parts["clip"], pixels_of(loaded))))
+
+
+def test_towers_by_reference(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    write_clip(tmp_path / "clip", parts["clip"])
+    torch.save(parts["dino"], tmp_path / "dino.pth")
+    write_original(tmp_path / "mof", tiny_tokenizer, mof_state(parts, towers=False))
+    with pytest.raises(
+        ValueError, match="(?s)vision tower 'openai/clip-vit-tiny', which cannot be loaded.*vision_tower=FOLDER, or --vision-tower"
+    ):
+        load_checkpoint(tmp_path / "mof")
+    with pytest.raises(ValueError, match="(?s)a DINOv2 that is 128 wide.*dino_tower=FILE, or --dino-tower"):
+        load_checkpoint(tmp_path / "mof", vision_tower=tmp_path / "clip")
+    loaded = load_checkpoint(tmp_path / "mof", vision_tower=tmp_path / "clip", dino_tower=tmp_path / "dino.pth")
+    assert not loaded.model.config.embed_encoders
+    write_original(tmp_path / "whole", tiny_tokenizer, mof_state(parts))
+    same_outputs(loaded, load_checkpoint(tmp_path / "whole"))
+    loaded.model.save_pretrained(tmp_path / "saved")
+    same_outputs(loaded, replace(loaded, model=MoFForConditionalGeneration.from_pretrained(tmp_path / "saved")))
+
+
+def test_what_holds_its_towers_needs_no_other_file(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    write_original(tmp_path / "mof", tiny_tokenizer, mof_state(parts))
+    loaded = load_checkpoint(tmp_path / "mof")
+    loaded.model.save_pretrained(tmp_path / "saved")
+    loaded.processor.save_pretrained(tmp_path / "saved")
+    shutil.rmtree(tmp_path / "mof")
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path / "saved").eval()
+    same_outputs(loaded, replace(loaded, model=again, processor=AutoProcessor.from_pretrained(tmp_path / "saved")))
+    state, saved = loaded.model.state_dict(), again.state_dict()
+    assert state.keys() == saved.keys() and all(torch.equal(state[key], saved[key]) for key in state)
+
+
+def same_outputs(one: Loaded, other: Loaded) -> None:
+    inputs = [it.processor(images=IMAGES, text=PROMPTS, padding=True, return_tensors="pt") for it in (one, other)]
+    assert all(torch.equal(inputs[0][key], inputs[1][key]) for key in inputs[0])
+    with torch.no_grad():
+        assert torch.equal(one.model(**inputs[0]).logits, other.model(**inputs[1]).logits)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_dtype_is_kept(dtype: torch.dtype, parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    state = {key: value.to(dtype) for key, value in mof_state(parts).items()}
+    write_original(tmp_path, tiny_tokenizer, state, shards=2)
+    model = MoFForConditionalGeneration.from_checkpoint(tmp_path)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype} == {model.dtype}
+    assert torch.equal(model.mixer.adapters["dinov2"][0].weight, state["model.dino_mm_projector.0.weight"])
+    assert torch.equal(model.mixer.encoders["clip"].tower.state_dict()["pre_layrnorm.bias"], parts["clip"].pre_layrnorm.bias.to(dtype))
+
+
+def test_files_are_mapped_not_written(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """What is done to a loaded model stays in it."""
+    for ending, name in ((".bin", "pytorch_model.bin"), (".safetensors", "model.safetensors")):
+        write_original(tmp_path / ending, tiny_tokenizer, llava_state(parts), ending=ending)
+        before = (tmp_path / ending / name).read_bytes()
+        model = MoFForConditionalGeneration.from_checkpoint(tmp_path / ending)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1)
+        assert (tmp_path / ending / name).read_bytes() == before
+
+
+def test_image_start_and_end_tokens(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    tiny_tokenizer.add_tokens(["<im_start>", "<im_end>"], special_tokens=True)
+    parts = build_parts(tiny_tokenizer)
+    write_original(tmp_path, tiny_tokenizer, llava_state(parts), mm_use_im_start_end=True)
+    processor = load_checkpoint(tmp_path).processor
+    content = [{"type": "image"}, {"type": "text", "text": "What?"}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    assert text == "USER: <im_start><image><im_end>\nWhat? ASSISTANT:"
+
+
+def test_buffers_of_older_versions_are_unused(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    old = {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
+        "model.vision_tower.vision_tower.vision_model.embeddings.position_ids": torch.arange(17)[None],
+    }
+    write_original(tmp_path, tiny_tokenizer, llava_state(parts) | old)
+    assert load_checkpoint(tmp_path).unused == sorted(old)
+
+
+def test_stage_1(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    write_clip(tmp_path / "clip", parts["clip"])
+    torch.save(parts["dino"], tmp_path / "dino.pth")
+    parts["llama"].save_pretrained(tmp_path / "llama")
+    tiny_tokenizer.save_pretrained(tmp_path / "llama")
+    towers = {"vision_tower": tmp_path / "clip", "dino_tower": tmp_path / "dino.pth"}
+    one = prefixed("model.mm_projector.", parts["projector"])
+    both = one | prefixed("model.dino_mm_projector.", parts["dino projector"])
+    for name, state in {"one": one, "both": both}.items():
+        write_original(tmp_path / name, tiny_tokenizer, {})
+        torch.save(state, tmp_path / name / "mm_projector.bin")
+        with pytest.raises(ValueError, match="projectors of stage 1 only.*base=FOLDER"):
+            load_checkpoint(tmp_path / name)
+    loaded = load_checkpoint(tmp_path / "one", base=tmp_path / "llama", vision_tower=tmp_path / "clip")
+    check(loaded, parts["llama"], project(parts["projector"], clip_features(parts["clip"], pixels_of(loaded))))
+    loaded = load_checkpoint(tmp_path / "both", base=tmp_path / "llama", **towers)
+    write_original(tmp_path / "whole", tiny_tokenizer, mof_state(parts))
+    same_outputs(loaded, load_checkpoint(tmp_path / "whole"))
