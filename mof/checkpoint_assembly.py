@@ -72,8 +72,8 @@ def assemble(it: Ingredients) -> Loaded:
         llm.generation_config = it.generation
     mixer = InterleavedMoF(it.encoders, it.text.hidden_size, projector=it.projector)
     for name in it.parts.layout.encoders:
-        named = f"{it.source} ({it.parts.layout.key(projector(name), '0.')[:-2]}*)"
-        load_strict(mixer.adapters[name], it.parts.tensors(projector(name), it.weights), named)
+        place = it.parts.layout.place(projector(name), it.source)
+        load_strict(mixer.adapters[name], it.parts.tensors(projector(name), it.weights), place)
     embedded = any(tower(name) in it.parts.names for name in it.encoders)
     if embedded:
         for encoder in it.encoders.values():

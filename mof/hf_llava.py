@@ -56,7 +56,9 @@ def read_hf_llava(folder: Path, vision_tower: Tower | None) -> Ingredients:
     weights = open_weights(folder)
     parts = HF_LLAVA.sort(weights, folder)
     state = parts.tensors(tower(CLIP), weights)
-    encoder = embedded_vision_tower(vision.model_type, vision, processor.image_processor, state, config.vision_feature_layer)
+    encoder = embedded_vision_tower(
+        vision.model_type, vision, processor.image_processor, state, config.vision_feature_layer, HF_LLAVA.place(tower(CLIP), folder)
+    )
     fit = fit_of(processor.image_processor, vision.image_size, folder)
     template = choose_template(processor.chat_template, processor.tokenizer)
     kind = f"mlp2x_{config.projector_hidden_act}"

@@ -110,7 +110,7 @@ def _read_original(
     chosen = choose_layout(list(weights), layout, dino_tower is not None, folder)
     parts = chosen.sort(weights, folder)
     clip_state = parts.tensors(tower(CLIP), weights)
-    encoders = {CLIP: build_vision_tower(config.vision_tower, vision_tower, clip_state, config.layer)}
+    encoders = {CLIP: build_vision_tower(config.vision_tower, vision_tower, clip_state, config.layer, chosen.place(tower(CLIP), folder))}
     kind = config.projector or _kind_of(parts)
     if chosen is MOF:
         projectors = {name: parts.tensors(projector(name), weights) for name in chosen.encoders}
@@ -123,7 +123,8 @@ def _read_original(
                 "released_preprocessing=False (--own-preprocessing) normalises them for DINOv2"
             )
         width = next(tensor.shape[-1] for name, tensor in projectors[DINO].items() if name.endswith("weight"))
-        encoders[DINO] = build_dino_tower(dino_tower, parts.tensors(tower(DINO), weights), width, options)
+        state = parts.tensors(tower(DINO), weights)
+        encoders[DINO] = build_dino_tower(dino_tower, state, width, options, chosen.place(tower(DINO), folder))
     home = next((place for place in (folder, base) if place is not None and _has_tokenizer(place)), None)
     if home is None:
         raise ValueError(

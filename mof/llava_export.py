@@ -73,7 +73,7 @@ def _parts(model: MoFForConditionalGeneration, encoders: dict[str, Encoder]) -> 
     if model.language_model.config.tie_word_embeddings:
         del llm["lm_head.weight"]
     for key in {"model.embed_tokens.weight", "lm_head.weight"} & llm.keys():
-        llm[key] = llm[key][:rows]
+        llm[key] = llm[key][:rows].clone()  # a part of a storage cannot be saved
     parts, mixer = {LANGUAGE_MODEL: llm}, cast(Any, model.mixer)
     for name, adapter in zip(encoders, mixer.adapters.values(), strict=True):
         parts[projector(name)] = adapter.state_dict()

@@ -66,6 +66,11 @@ class Layout:
             raise WeightsError(f"{source} is no checkpoint in the layout {self.name}: {len(stray)} unexpected: {first(sorted(stray))}")
         return parts
 
+    def place(self, part: str, source: object) -> str:
+        """Where a part lies, for messages."""
+        prefix = next(rule[0] for rule in self.prefixes if rule[1] == part)
+        return f"{source} ({prefix}*)"
+
     def key(self, part: str, own: str) -> str:
         """What this layout calls the weight `own` of a part."""
         prefix, _, own_prefix = next(rule for rule in self.prefixes if rule[1] == part and own.startswith(rule[2]))

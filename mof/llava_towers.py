@@ -24,23 +24,24 @@ VISION = ("clip_vision_model", "siglip_vision_model")
 """The vision models that LLaVA checkpoints are read with, by transformers' model_type."""
 
 
-def build_vision_tower(named: str, given: Tower | None, state: Mapping[str, Tensor], layer: int) -> Encoder:
+def build_vision_tower(named: str, given: Tower | None, state: Mapping[str, Tensor], layer: int, source: str) -> Encoder:
     """The CLIP or SigLIP of a LLaVA checkpoint.
 
     Args:
         named: what the checkpoint calls it: a hub id, or a path on the machine where it was trained.
         given: what the user gave in its place.
         state: its weights, by transformers' names; empty when the checkpoint does not hold them.
+        source: where these come from, for messages.
 
     Raises:
         ValueError: when neither the checkpoint nor the user says what it is, saying how to supply it.
     """
     if isinstance(given, Encoder):
         if state:
-            load_tower(given, state, "the checkpoint")
+            load_tower(given, state, source)
         return given
     if state:
-        return embedded_vision_tower(named, *_architecture(named, given, state), state, layer)
+        return embedded_vision_tower(named, *_architecture(named, given, state), state, layer, source)
     try:
         name = f"hf:{named}" if given is None else f"hf:{os.path.abspath(given)}" if Path(given).exists() else str(given)
         return build_encoder(name, layer=layer)
@@ -51,10 +52,12 @@ def build_vision_tower(named: str, given: Tower | None, state: Mapping[str, Tens
         ) from error
 
 
-def embedded_vision_tower(label: str, config: PretrainedConfig, processor: Any, state: Mapping[str, Tensor], layer: int) -> Encoder:
+def embedded_vision_tower(
+    label: str, config: PretrainedConfig, processor: Any, state: Mapping[str, Tensor], layer: int, source: str
+) -> Encoder:
     """The encoder of a config and an image processor, with the weights `state`; its spec needs no file."""
     encoder = build_encoder(f"hf:{label}", config=_inline(config, processor), layer=layer, pretrained=False)
-    load_tower(encoder, state, "the checkpoint")
+    load_tower(encoder, state, source)
     return encoder
 
 
@@ -91,7 +94,7 @@ def _openai_clip(state: Mapping[str, Tensor]) -> tuple[PretrainedConfig, Any]:
     return config, CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
 
 
-def build_dino_tower(given: Tower | None, state: Mapping[str, Tensor], width: int, options: Mapping[str, Any]) -> Encoder:
+def build_dino_tower(given: Tower | None, state: Mapping[str, Tensor], width: int, options: Mapping[str, Any], source: str) -> Encoder:
     """The DINOv2 of a released MoF checkpoint: the last block's patch tokens, before the final norm.
 
     Args:
@@ -99,16 +102,17 @@ def build_dino_tower(given: Tower | None, state: Mapping[str, Tensor], width: in
         state: its weights, by torch.hub's names; empty when the checkpoint does not hold them.
         width: of its features, as the projector tells.
         options: image_size, and mean and std where they are not its own.
+        source: where the weights come from, for messages.
     """
     if isinstance(given, Encoder):
         if state:
-            load_tower(given, state, "the checkpoint")
+            load_tower(given, state, source)
         return given
     options = {**options, "layer": -1, "norm": False}
     if state:
-        config = sizes_of(state, "the DINOv2 inside the checkpoint")
+        config = sizes_of(state, source)
         encoder = build_encoder(f"torch_hub:{_name_of(width)}", config=config, pretrained=False, **options)
-        load_tower(encoder, state, "the checkpoint")
+        load_tower(encoder, state, source)
         return encoder
     try:
         if given is not None and Path(given).is_file():
@@ -141,13 +145,13 @@ def _inline(config: PretrainedConfig, processor: Any) -> dict[str, Any]:
     return {"model": model, "processor": json.loads(processor.to_json_string())}
 
 
-def load_tower(encoder: Encoder, state: Mapping[str, Tensor], source: object) -> None:
+def load_tower(encoder: Encoder, state: Mapping[str, Tensor], source: str) -> None:
     """Give an encoder the weights that a checkpoint holds for it, in their dtype; every key accounted for."""
     if isinstance(encoder, TorchHubEncoder):
-        load_strict(encoder.tower.to(next(iter(state.values())).dtype), state, f"DINOv2 in {source}")
+        load_strict(encoder.tower.to(next(iter(state.values())).dtype), state, source)
     elif isinstance(encoder, HFEncoder):
         config = encoder.tower.config
-        encoder.tower = load_pretrained(type(encoder.tower), config, state, f"the vision tower in {source}")
+        encoder.tower = load_pretrained(type(encoder.tower), config, state, source)
         encoder.tower.requires_grad_(not encoder.frozen)
     else:
         raise ValueError(

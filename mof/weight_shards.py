@@ -42,7 +42,9 @@ class WeightShards(Mapping[str, Tensor]):
     def __getitem__(self, key: str) -> Tensor:
         file = self.file_of[key]
         with refuse_misfit(file):
-            return self._shards[file][key]
+            tensor = self._shards[file][key]
+        # A view of a larger storage, which torch files may hold, could not be saved again.
+        return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.file_of)
@@ -83,7 +85,7 @@ def _open(file: Path) -> Mapping[str, Tensor]:
 
 def has_weights(folder: Path) -> bool:
     """Whether `folder` holds weight files of a model."""
-    return any(_files(folder, *kind) or _index(folder, *kind).is_file() for kind in KINDS)
+    return any(_index(folder, *kind).is_file() or _files(folder, *kind) for kind in KINDS)
 
 
 def open_weights(folder: Path) -> WeightShards:

@@ -88,9 +88,8 @@ def write_hf_llava(
     config = LlavaConfig(
         vision_config=tower,
         text_config=LlamaConfig(vocab_size=len(tokenizer) + 5, **LLAMA),
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=(SIZE // PATCH) ** 2,
-        **{"vision_feature_select_strategy": strategy, **changes},
+        **{"vision_feature_select_strategy": strategy, "image_token_index": tokenizer.convert_tokens_to_ids("<image>"), **changes},
     )
     model = randomise(LlavaForConditionalGeneration(config)).to(dtype)
     model.save_pretrained(folder)
