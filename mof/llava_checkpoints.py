@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import (
     AutoProcessor,
     AutoTokenizer,
+    PreTrainedTokenizerBase,
 )
 
 from encoders.checkpoints import explain_download, read_state
@@ -133,8 +134,8 @@ def _read_original(
     with explain_download(f"the tokenizer of {home}"):
         tokenizer = AutoTokenizer.from_pretrained(home, config=config.text)
     template = choose_template(tokenizer.chat_template, tokenizer)
-    if config.wraps_images:
-        template = template.replace(IMAGE_PLACEHOLDER, f"<im_start>{IMAGE_PLACEHOLDER}<im_end>")
+    if template != tokenizer.chat_template:
+        template = template.replace(IMAGE_PLACEHOLDER, _image_in_prompt(config, tokenizer))
     generation = read_generation(folder)
     return Ingredients(folder, parts, weights, config.text, encoders, kind, tokenizer, template, config.fit, generation)
 
@@ -153,6 +154,18 @@ def _weights_of(folder: Path, base: Path | None) -> Mapping[str, Tensor]:
     if base is None:
         raise ValueError(f"{folder} holds the projectors of stage 1 only: give the language model's folder, base=FOLDER or --base FOLDER")
     return ChainMap({name: state[key] for name, key in names.items()}, open_weights(base))  # type: ignore[arg-type]
+
+
+def _image_in_prompt(config: OriginalConfig, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What LLaVA's code makes of an image in a prompt.
+
+    It tokenizes the texts around images one by one, so where a tokenizer puts a space before every text, one follows the image.
+    """
+    if config.wraps_images:
+        return f"<im_start>{IMAGE_PLACEHOLDER}<im_end>"
+    end = tokenizer.eos_token or ""
+    alone, after = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("\n", f"{end}\n"))
+    return IMAGE_PLACEHOLDER if alone == after[-len(alone) :] else f"{IMAGE_PLACEHOLDER} "
 
 
 def _kind_of(parts: Parts) -> str:

@@ -142,6 +142,7 @@ def embed(encoder: Encoder) -> None:
 def _inline(config: PretrainedConfig, processor: Any) -> dict[str, Any]:
     """What `build_encoder` takes as the `config` of an encoder of hf."""
     model = {**config.to_diff_dict(), "model_type": config.model_type}
+    model.pop("_name_or_path", None)  # a place on this machine
     return {"model": model, "processor": json.loads(processor.to_json_string())}
 
 

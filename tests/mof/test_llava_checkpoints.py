@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from dataclasses import replace
@@ -24,9 +25,17 @@ from tiny_checkpoints import (
     write_clip,
     write_original,
 )
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoModelForImageTextToText, AutoProcessor, CLIPVisionModel, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    CLIPVisionModel,
+    LlamaForCausalLM,
+    LlamaTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 from mof import MoFForConditionalGeneration
 from mof.llava_checkpoints import Loaded, load_checkpoint
@@ -277,3 +286,28 @@ def test_stage_1(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path:
     loaded = load_checkpoint(tmp_path / "both", base=tmp_path / "llama", **towers)
     write_original(tmp_path / "whole", tiny_tokenizer, mof_state(parts))
     same_outputs(loaded, load_checkpoint(tmp_path / "whole"))
+
+
+def test_prompts_are_tokenized_as_by_llava(tmp_path: Path) -> None:
+    """LLaVA's `tokenizer_image_token`: the texts around images one by one, for Llama's tokenizer each with its space before it."""
+    trained = Tokenizer(models.BPE(unk_token="<unk>"))
+    trained.pre_tokenizer = pre_tokenizers.Metaspace(split=False)
+    texts = ["USER: What is this? ASSISTANT: A cat.", "USER: \nWhich of these two? ASSISTANT:"]
+    trained.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=90, special_tokens=["<unk>", "<s>", "</s>"]))
+    model = json.loads(trained.to_str())["model"]
+    tokenizer = LlamaTokenizer(
+        vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]], unk_token="<unk>", add_bos_token=True
+    )
+    tokenizer.pad_token = "<unk>"
+    expected: list[int] = []
+    for number, piece in enumerate(["USER: ", "\nWhat is this? ASSISTANT:"]):
+        ids = tokenizer(piece)["input_ids"]
+        expected += ids if number == 0 else [-200, *ids[1:]]
+    write_original(tmp_path, tokenizer, llava_state(build_parts(tokenizer)))
+    processor = load_checkpoint(tmp_path).processor
+    content = [{"type": "image", "image": IMAGES[0]}, {"type": "text", "text": "What is this?"}]
+    options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
+    ids = processor.apply_chat_template([{"role": "user", "content": content}], **options)["input_ids"][0]
+    images = [i for i, token in enumerate(ids) if token == processor.image_token_id]
+    assert len(images) == 16
+    assert [*ids[: images[0]], -200, *ids[images[-1] + 1 :]] == expected and expected[0] == tokenizer.bos_token_id
