@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from encoders.base import Encoder
 from encoders.images import blur
-from encoders.resizing import Fit, to_pixels
+from encoders.resizing import Centre, Fit, Interpolation, to_pixels
 
 # Shapes: S = side of a square image.
 
@@ -35,13 +35,19 @@ class View:
     """RGB in 0..255, around padded images."""
     blurred: bool = False
     """Blurred at the original size before (`encoders.images.blur`): the null image of visual information gain."""
+    interpolation: Interpolation = "bicubic"
+    """Pillow's filter of that name."""
+    centre: Centre = "round"
+    """Where half a pixel goes that is left over by "crop", as in `to_pixels`."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "background", tuple(self.background))
 
     def pixels(self, image: Image.Image) -> Tensor:
         """An RGB image -> [3, S, S] uint8."""
-        return to_pixels(blur(image) if self.blurred else image, self.image_size, self.fit, self.background)  # [3, S, S]
+        image = blur(image) if self.blurred else image
+        how: dict[str, Any] = {"interpolation": self.interpolation, "centre": self.centre}
+        return to_pixels(image, self.image_size, self.fit, self.background, **how)  # [3, S, S]
 
 
 def fingerprint(encoder: Encoder, view: View | None = None) -> str:

@@ -75,8 +75,8 @@ def build_encoder(
 
     Args:
         name: a key of `available_encoders`, or "open_clip:model/tag", "timm:model.tag", "hf:hub-id-or-folder",
-            "torch_hub:dinov2_vitl14". A file
-            may follow instead of a tag: "open_clip:ViT-B-32//path/to/weights.safetensors", "timm:model//path/to/it.pt".
+            "torch_hub:dinov2_vitl14". A file may follow instead of a tag: "open_clip:ViT-B-32//path/to/weights.safetensors",
+            "timm:model//path/to/it.pt".
         image_size: side of the square input in pixels; None is the preset's, else the model's own.
         layer: whose output to give, -1 the last block, -2 the one before (see `Encoder`); of several, as [-2, -5], the
             channels stand side by side. None is the preset's, else -2 for transformers with a text tower (LLaVA) and -1

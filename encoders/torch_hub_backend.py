@@ -6,7 +6,7 @@ transformers without torch.hub's offset), so away from 518 pixels their features
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,14 +52,15 @@ class DinoV2(nn.Module):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.normal_(self.cls_token, std=1e-6)
 
-    def forward(self, x: Tensor, blocks: int) -> Tensor:
-        """x [B, 3, S, S] -> [B, 1 + h*w, D]: class token and patches after so many blocks, not normed."""
+    def forward(self, x: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
+        """x [B, 3, S, S] -> [B, 1 + h*w, D] by layer: class token and patches after so many blocks, not normed."""
         side = x.shape[-1] // self.patch_embed.patch_size[0]
         x = self.patch_embed(x)  # [B, h*w, D]
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.positions(side)  # [B, 1 + h*w, D]
-        for block in self.blocks[:blocks]:
-            x = block(x)  # [B, 1 + h*w, D]
-        return x
+        after = {0: x}
+        for number, block in enumerate(self.blocks[: max(layers)], start=1):
+            after[number] = x = block(x)  # [B, 1 + h*w, D]
+        return {layer: after[layer] for layer in layers}
 
     def positions(self, side: int) -> Tensor:
         """[1, 1 + side*side, D], by the factor (side + OFFSET) / n and without antialiasing, as in torch.hub."""
@@ -81,11 +82,13 @@ class TorchHubEncoder(Encoder):
         super().__init__(tower, **sizes, **statistics, embed_dim=facts["width"], prefix_tokens=1, flexible=True, **options)
 
     def patch_tokens(self, x: Tensor) -> Tensor:
-        x = self.tower(x, self.blocks)[:, 1:]  # [B, h*w, D]
-        return self.tower.norm(x) if self.norm else x
+        tokens = self.tower(x, self.layers)  # [B, 1 + h*w, D] each
+        norm = self.tower.norm if self.norm else nn.Identity()
+        return torch.cat([norm(tokens[layer])[:, 1:] for layer in self.layers], dim=-1)  # [B, h*w, D]
 
     def image_embedding(self, x: Tensor) -> Tensor:
-        return self.tower.norm(self.tower(x, len(self.tower.blocks))[:, 0])  # [B, D]
+        last = len(self.tower.blocks)
+        return self.tower.norm(self.tower(x, [last])[last][:, 0])  # [B, D]
 
     def change_input_size(self, image_size: int) -> None:
         """Nothing to change: positions are interpolated in every forward pass."""

@@ -17,7 +17,7 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig, Pretrain
 
 from encoders import Encoder
 from encoders.checkpoints import WeightsError, load_strict
-from encoders.images import Fit
+from encoders.resizing import Fit
 from mof.adapter import InterleavedMoF
 from mof.chat_templates import choose_chat_template
 from mof.llava_keys import LANGUAGE_MODEL, Parts, projector, tower
@@ -82,9 +82,9 @@ def assemble(it: Ingredients) -> Loaded:
     model = MoFForConditionalGeneration.from_parts(mixer, llm, it.tokenizer, embed_encoders=embedded).eval()
     _fill_new_rows(model, rows)
     processor = MoFProcessor.from_parts(model, it.tokenizer, chat_template=it.template)
-    processor.image_processor.fit = it.fit
-    mean = next(iter(it.encoders.values())).mean
-    processor.image_processor.background = [int(255 * channel) for channel in mean]  # cut off, as LLaVA does
+    images, first = processor.image_processor, next(iter(it.encoders.values()))
+    images.fit, images.interpolation, images.centre = it.fit, first.interpolation, "floor"  # as image processors of transformers
+    images.background = [int(255 * channel) for channel in first.mean]  # cut off, as LLaVA does
     return Loaded(model, processor, it.parts.layout.name, len(it.weights), sorted(it.parts.unused))
 
 

@@ -19,6 +19,7 @@ from transformers import (
 
 from encoders import Encoder
 from encoders.checkpoints import explain_download, refuse_misfit
+from encoders.hf_backend import FILTERS
 from mof.checkpoint_assembly import Ingredients, choose_template
 from mof.llava_configs import fit_of, read_config, read_generation
 from mof.llava_export import refuse_pooled
@@ -129,6 +130,7 @@ def _image_processor(processor: MoFProcessor, encoder: Encoder) -> LlavaImagePro
         size=side if squash else {"shortest_edge": encoder.image_size},
         crop_size=side,
         do_center_crop=not squash,
+        resample=next(number for number, name in FILTERS.items() if name == images.interpolation),
         do_pad=images.fit == "pad",
         image_mean=list(encoder.mean),
         image_std=list(encoder.std),

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import AutoConfig, GenerationConfig, PretrainedConfig
 
-from encoders.images import Fit
+from encoders.resizing import Fit
 
 LLAVA_TYPES = ("llava", "llava_llama")
 """model_type of original LLaVA checkpoints on Llama."""

@@ -95,6 +95,8 @@ def _config(model: MoFForConditionalGeneration, processor: MoFProcessor, encoder
     """config.json, with the entries by which LLaVA's code builds the rest around its language model."""
     text = model.language_model.config
     aspects = {"pad": "pad", "crop": "square"}
+    if not isinstance(encoders[CLIP].layer, int):
+        raise ValueError(f"layers {encoders[CLIP].layer} side by side: LLaVA's code reads one layer")
     if processor.image_processor.fit not in aspects:
         raise ValueError(f"images are fitted by {processor.image_processor.fit!r}; LLaVA's code knows 'pad' and 'crop'")
     clip = encoders[CLIP]

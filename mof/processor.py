@@ -17,7 +17,8 @@ from transformers.image_utils import load_image
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
 from encoders import StoredImage, View
-from encoders.images import Fit, read_image, to_pixels
+from encoders.images import read_image
+from encoders.resizing import Centre, Fit, Interpolation, to_pixels
 from mof.chat_templates import choose_chat_template
 from mof.model import MoFForConditionalGeneration
 from mof.records import IMAGE_PLACEHOLDER
@@ -41,20 +42,30 @@ class MoFImageProcessor(BaseImageProcessor):
         image_size: S, in pixels.
         fit: how an image becomes square: "pad", "crop" or "squash", as in `encoders.images.to_pixels`.
         background: RGB in 0..255, around padded images.
+        interpolation, centre: the filter, and where half a pixel goes that is left over by "crop", as in `to_pixels`.
     """
 
     model_input_names: ClassVar[list[str]] = ["pixel_values"]
     valid_kwargs = MoFImagesKwargs
 
-    def __init__(self, image_size: int = 336, fit: Fit = "pad", background: Sequence[int] = (122, 116, 104), **kwargs: Any) -> None:
+    def __init__(
+        self,
+        image_size: int = 336,
+        fit: Fit = "pad",
+        background: Sequence[int] = (122, 116, 104),
+        interpolation: Interpolation = "bicubic",
+        centre: Centre = "round",
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.image_size, self.fit, self.background = image_size, fit, list(background)
+        self.interpolation, self.centre = interpolation, centre
 
     @property
     def view(self) -> View:
         """What the model sees of an image: what its features in a store must have been made from."""
         red, green, blue = self.background
-        return View(self.image_size, self.fit, (red, green, blue))
+        return View(self.image_size, self.fit, (red, green, blue), interpolation=self.interpolation, centre=self.centre)
 
     def fetch_images(self, images: Any) -> Any:
         """Images, alone or in nested lists, to RGB images in the same nesting.
@@ -99,7 +110,8 @@ class MoFImageProcessor(BaseImageProcessor):
         flat = self.fetch_images(flat)
         size, how = image_size or self.image_size, fit or self.fit
         red, green, blue = self.background if background is None else background
-        pixels = torch.stack([to_pixels(image, size, how, (red, green, blue)) for image in flat])  # [M, 3, S, S]
+        options: dict[str, Any] = {"interpolation": self.interpolation, "centre": self.centre}
+        pixels = torch.stack([to_pixels(image, size, how, (red, green, blue), **options) for image in flat])  # [M, 3, S, S]
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
 

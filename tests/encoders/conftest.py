@@ -1,4 +1,4 @@
-"""Tiny random models of all three backends, under the names that `build_encoder` takes. None is downloaded.
+"""Tiny random models of all backends, under the names that `build_encoder` takes. None is downloaded.
 
     clip_config    a folder with the open_clip models "tiny-native" (own vision transformer) and "tiny-timm" (timm's)
     tiny_timm      makes timm build every vision transformer 3 blocks deep and 24 wide, at 4 x 4 patches
@@ -108,6 +108,7 @@ BACKENDS = {
     "timm": "timm:vit_small_patch14_reg4_dinov2",
     "hf clip": "CLIPModel",
     "hf dinov2": "Dinov2Model",
+    "torch_hub": "torch_hub:tiny",
 }
 
 
@@ -119,7 +120,8 @@ def build(request: pytest.FixtureRequest, clip_config: Path, tiny_timm: object, 
         name = f"hf:{hf_folder(name)}"
 
     def of_backend(**options: Any) -> Encoder:
-        encoder = build_encoder(name, **{"pretrained": False, **options})
+        architecture = {"config": {"width": 24, "depth": DEPTH, "heads": 2, **SIZES}} if name.startswith("torch_hub") else {}
+        encoder = build_encoder(name, **{"pretrained": False, **architecture, **options})
         _randomised(encoder.tower)
         return encoder
 

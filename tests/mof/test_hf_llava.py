@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration, PreTraine
 from mof.llava_checkpoints import load_checkpoint
 
 NOISE = Image.effect_noise((90, 120), 200).convert("RGB").filter(ImageFilter.GaussianBlur(2))
-IMAGES = [NOISE.crop((0, 0, *size)) for size in ((60, 40), (28, 28), (56, 100))]
+IMAGES = [NOISE.crop((0, 0, *size)) for size in ((60, 40), (28, 28), (56, 102))]
 PROMPTS = ["USER: <image>\nWhat? ASSISTANT:", "USER: <image> and <image>\nWhich of these two? ASSISTANT:", "No image."]
 
 
@@ -50,7 +51,20 @@ def test_logits_and_generation(vision: str, tiny_tokenizer: PreTrainedTokenizerF
     same_as_transformers(tmp_path)
 
 
-@pytest.mark.parametrize("layer", [-1, -3, 2])
-def test_feature_layer(layer: int, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layer", [-1, -3, 2, [-2], [-2, 1]])
+def test_feature_layer(layer: int | list[int], tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     write_hf_llava(tmp_path, tiny_tokenizer, vision_feature_layer=layer)
     same_as_transformers(tmp_path)
+
+
+def test_fits_and_filters(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """Filters, padding, and (in all of them) 51 rows of which 28 are kept: the half row goes where transformers puts it."""
+    for number, changes in enumerate(({"resample": 2}, {"do_pad": True, "image_processor_type": "LlavaImageProcessor"}, {"resample": 1})):
+        folder = tmp_path / str(number)
+        write_hf_llava(folder, tiny_tokenizer)
+        for name in ("preprocessor_config.json", "processor_config.json"):
+            if (folder / name).is_file():
+                config = json.loads((folder / name).read_text())
+                config.get("image_processor", config).update(changes)
+                (folder / name).write_text(json.dumps(config))
+        same_as_transformers(folder)
