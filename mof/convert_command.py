@@ -7,6 +7,7 @@ import logging
 import shutil
 from enum import Enum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -68,16 +69,17 @@ def convert(
         released_preprocessing=False if own_preprocessing else None,
     )
     typer.echo(_found(loaded))
-    partial = out.with_name(f"{out.name}.partial")  # a conversion that is cut off leaves nothing that looks whole
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_checkpoint(loaded, partial, to.value)
-    files = sorted(str(file.relative_to(partial)) for file in partial.rglob("*") if file.is_file())
-    record = {"source": str(source), "layout": loaded.layout, "to": to.value, "unused": loaded.unused, "files": [*files, RECORD]}
-    (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-    if out.is_dir():
-        shutil.rmtree(out)
-    partial.rename(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.partial-") as folder:  # a conversion cut off never looks whole
+        partial = Path(folder, "whole")
+        partial.mkdir()
+        save_checkpoint(loaded, partial, to.value)
+        files = sorted(str(file.relative_to(partial)) for file in partial.rglob("*") if file.is_file())
+        record = {"source": str(source), "layout": loaded.layout, "to": to.value, "unused": loaded.unused, "files": [*files, RECORD]}
+        (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        if out.is_dir():
+            shutil.rmtree(out)
+        partial.rename(out)
     typer.echo(f"written: {out} (layout {to.value}, {len(files)} files)")
 
 

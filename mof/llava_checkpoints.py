@@ -6,6 +6,7 @@ import logging
 import os
 from collections import ChainMap
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from transformers import (
     AutoProcessor,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedTokenizerBase,
 )
 
@@ -40,6 +42,7 @@ from mof.weight_shards import has_weights, open_weights
 logger = logging.getLogger(__name__)
 
 STAGE_1 = "mm_projector.bin"
+TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 Folder = str | os.PathLike[str]
 
 
@@ -126,13 +129,7 @@ def _read_original(
         width = next(tensor.shape[-1] for name, tensor in projectors[DINO].items() if name.endswith("weight"))
         state = parts.tensors(tower(DINO), weights)
         encoders[DINO] = build_dino_tower(dino_tower, state, width, options, chosen.place(tower(DINO), folder))
-    home = next((place for place in (folder, base) if place is not None and _has_tokenizer(place)), None)
-    if home is None:
-        raise ValueError(
-            f"{folder} holds no tokenizer (tokenizer.json, tokenizer.model or tokenizer_config.json){' nor does its base' if base else ''}"
-        )
-    with explain_download(f"the tokenizer of {home}"):
-        tokenizer = AutoTokenizer.from_pretrained(home, config=config.text)
+    tokenizer = _read_tokenizer(folder, base, config.text)
     template = choose_template(tokenizer.chat_template, tokenizer)
     if template != tokenizer.chat_template:
         template = template.replace(IMAGE_PLACEHOLDER, _image_in_prompt(config, tokenizer))
@@ -174,5 +171,13 @@ def _kind_of(parts: Parts) -> str:
     return "linear" if "weight" in parts.names[projector(CLIP)] else f"mlp{linears}x_gelu"
 
 
-def _has_tokenizer(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"))
+def _read_tokenizer(folder: Path, base: Path | None, config: PretrainedConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint, or of its base."""
+    homes = [place for place in (folder, base) if place is not None and any((place / name).is_file() for name in TOKENIZER)]
+    if not homes:
+        raise ValueError(f"no tokenizer in {folder}{f' or its base {base}' if base else ''}: expected one of {', '.join(TOKENIZER)}")
+    model = homes[0] / "tokenizer.model"
+    if model.is_file() and not (homes[0] / "tokenizer.json").is_file() and find_spec("sentencepiece") is None:
+        raise ValueError(f"reading {model} needs the package sentencepiece: pip install 'mof-vig[llava]'")
+    with explain_download(f"the tokenizer of {homes[0]}"):
+        return AutoTokenizer.from_pretrained(homes[0], config=config)

@@ -209,8 +209,18 @@ def test_wrong_folders(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp
     (folder / "config.json").write_text(json.dumps(config))
     for file in folder.glob("tokenizer*"):
         file.unlink()
-    with pytest.raises(ValueError, match="holds no tokenizer"):
+    with pytest.raises(ValueError, match="no tokenizer in .*llava: expected one of tokenizer.json"):
         load_checkpoint(folder)
+
+
+def test_sentencepiece_is_asked_for(
+    parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write_original(tmp_path, tiny_tokenizer, llava_state(parts))
+    (tmp_path / "tokenizer.json").rename(tmp_path / "tokenizer.model")
+    monkeypatch.setattr("mof.llava_checkpoints.find_spec", lambda _name: None)
+    with pytest.raises(ValueError, match=r"tokenizer.model needs the package sentencepiece: pip install 'mof-vig\[llava\]'"):
+        load_checkpoint(tmp_path)
 
 
 def test_code_in_weight_files_is_not_run(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

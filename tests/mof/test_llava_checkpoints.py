@@ -24,6 +24,7 @@ from tiny_checkpoints import (
     prefixed,
     write_clip,
     write_original,
+    write_weights,
 )
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from torch import Tensor
@@ -35,9 +36,10 @@ from transformers import (
     LlamaForCausalLM,
     LlamaTokenizer,
     PreTrainedTokenizerFast,
+    ProcessorMixin,
 )
 
-from mof import MoFForConditionalGeneration
+from mof import MoFForConditionalGeneration, MoFProcessor
 from mof.llava_checkpoints import Loaded, load_checkpoint
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -288,6 +290,19 @@ def test_stage_1(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path:
     same_outputs(loaded, load_checkpoint(tmp_path / "whole"))
 
 
+PROMPT = "USER: <image>\nWhat is this? ASSISTANT:"
+
+
+def prompt_ids(processor: ProcessorMixin) -> list[int]:
+    """PROMPT by the chat template, with -200 in place of each image, as LLaVA writes it."""
+    content = [{"type": "image", "image": IMAGES[0]}, {"type": "text", "text": "What is this?"}]
+    options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
+    ids = processor.apply_chat_template([{"role": "user", "content": content}], **options)["input_ids"][0]
+    images = [i for i, token in enumerate(ids) if token == processor.image_token_id]
+    assert images == list(range(images[0], images[0] + 16))
+    return [*ids[: images[0]], -200, *ids[images[-1] + 1 :]]
+
+
 def test_prompts_are_tokenized_as_by_llava(tmp_path: Path) -> None:
     """LLaVA's `tokenizer_image_token`: the texts around images one by one, for Llama's tokenizer each with its space before it."""
     trained = Tokenizer(models.BPE(unk_token="<unk>"))
@@ -295,19 +310,34 @@ def test_prompts_are_tokenized_as_by_llava(tmp_path: Path) -> None:
     texts = ["USER: What is this? ASSISTANT: A cat.", "USER: \nWhich of these two? ASSISTANT:"]
     trained.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=90, special_tokens=["<unk>", "<s>", "</s>"]))
     model = json.loads(trained.to_str())["model"]
-    tokenizer = LlamaTokenizer(
-        vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]], unk_token="<unk>", add_bos_token=True
-    )
-    tokenizer.pad_token = "<unk>"
-    expected: list[int] = []
-    for number, piece in enumerate(["USER: ", "\nWhat is this? ASSISTANT:"]):
-        ids = tokenizer(piece)["input_ids"]
-        expected += ids if number == 0 else [-200, *ids[1:]]
+    merges = [tuple(pair) for pair in model["merges"]]
+    tokenizer = LlamaTokenizer(vocab=model["vocab"], merges=merges, pad_token="<unk>", add_bos_token=True)
+    before, after = (tokenizer(piece)["input_ids"] for piece in PROMPT.split("<image>"))
     write_original(tmp_path, tokenizer, llava_state(build_parts(tokenizer)))
-    processor = load_checkpoint(tmp_path).processor
-    content = [{"type": "image", "image": IMAGES[0]}, {"type": "text", "text": "What is this?"}]
-    options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
-    ids = processor.apply_chat_template([{"role": "user", "content": content}], **options)["input_ids"][0]
-    images = [i for i, token in enumerate(ids) if token == processor.image_token_id]
-    assert len(images) == 16
-    assert [*ids[: images[0]], -200, *ids[images[-1] + 1 :]] == expected and expected[0] == tokenizer.bos_token_id
+    assert prompt_ids(load_checkpoint(tmp_path).processor) == [*before, -200, *after[1:]]
+
+
+def test_sentencepiece_tokenizer(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """tokenizer.model alone, as original folders have it; after conversion the package is needed no more."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    words = ["USER", "ASSISTANT", "What", "is", "this", "Which", "of", "these", "two", "A", "cat", "dog", "?", ".", ":"]
+    lines = (" ".join(words[i % len(words)] for i in range(start, start + 12)) for start in range(500))
+    source, stem = tmp_path / "source", str(tmp_path / "source" / "tokenizer")
+    write_original(source, tiny_tokenizer, {})
+    for file in source.glob("tokenizer*"):
+        file.unlink()
+    settings = {"model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity", "vocab_size": 320}
+    settings |= {"pad_id": -1, "unk_id": 0, "bos_id": 1, "eos_id": 2, "hard_vocab_limit": False, "minloglevel": 2}
+    settings["remove_extra_whitespaces"] = False  # as in Llama's
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=lines, model_prefix=stem, **settings)
+    said = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "legacy": False, "pad_token": "<unk>"}
+    (source / "tokenizer_config.json").write_text(json.dumps(said))
+    pieces = sentencepiece.SentencePieceProcessor(model_file=f"{stem}.model")
+    write_weights(source, llava_state(build_parts(range(pieces.get_piece_size()))))
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"vocab_size": pieces.get_piece_size()}))
+    before, after = (pieces.encode(text) for text in PROMPT.split("<image>"))
+    processor = load_checkpoint(source).processor
+    assert prompt_ids(processor) == [1, *before, -200, *after]
+    processor.save_pretrained(tmp_path / "saved")
+    assert prompt_ids(MoFProcessor.from_pretrained(tmp_path / "saved")) == [1, *before, -200, *after]
