@@ -1,7 +1,8 @@
 """One model and its processor out of the parts of a checkpoint, whatever layout they came in.
 
 Weight files are mapped into memory, not copied: a tensor costs its size once, when it is used (7B parameters in half precision:
-14 GB, which the system can drop and read again). The files must stay as they are while the model is in use.
+14 GB, which the system can drop and read again), and converting takes no memory of its own. The files must stay as they are
+while the model is in use.
 """
 
 from __future__ import annotations

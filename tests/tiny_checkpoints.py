@@ -75,7 +75,13 @@ def write_clip(folder: Path, clip: CLIPVisionModel) -> None:
 
 
 def write_hf_llava(
-    folder: Path, tokenizer: PreTrainedTokenizerFast, *, vision: str = "clip", dtype: torch.dtype = torch.float32, **changes: Any
+    folder: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    vision: str = "clip",
+    dtype: torch.dtype = torch.float32,
+    text: Any = LlamaConfig,
+    **changes: Any,
 ) -> LlavaForConditionalGeneration:
     """LlavaForConditionalGeneration and its processor, saved by transformers."""
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
@@ -87,7 +93,7 @@ def write_hf_llava(
         tower, strategy, processor, extra = SiglipVisionConfig(**VISION), "full", SiglipImageProcessor(size=SQUARE), 0
     config = LlavaConfig(
         vision_config=tower,
-        text_config=LlamaConfig(vocab_size=len(tokenizer) + 5, **LLAMA),
+        text_config=text(vocab_size=len(tokenizer) + 5, **LLAMA),
         image_seq_length=(SIZE // PATCH) ** 2,
         **{"vision_feature_select_strategy": strategy, "image_token_index": tokenizer.convert_tokens_to_ids("<image>"), **changes},
     )

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image, ImageFilter
+from safetensors.torch import load_file
 from tiny_checkpoints import write_hf_llava
-from transformers import AutoProcessor, LlavaForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import AutoProcessor, LlamaConfig, LlavaForConditionalGeneration, PretrainedConfig, PreTrainedTokenizerFast, Qwen2Config
 
+from mof.convert_command import save_checkpoint
 from mof.llava_checkpoints import load_checkpoint
 
 NOISE = Image.effect_noise((90, 120), 200).convert("RGB").filter(ImageFilter.GaussianBlur(2))
@@ -49,6 +53,23 @@ def same_as_transformers(folder: Path, tolerance: float = 1e-4) -> None:
 def test_logits_and_generation(vision: str, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     write_hf_llava(tmp_path, tiny_tokenizer, vision=vision)
     same_as_transformers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        partial(Qwen2Config, num_key_value_heads=4),
+        partial(LlamaConfig, tie_word_embeddings=True),
+        partial(LlamaConfig, num_key_value_heads=2),
+    ],
+)
+def test_other_language_models(text: Callable[..., PretrainedConfig], tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    model = write_hf_llava(tmp_path / "in", tiny_tokenizer, text=text)
+    same_as_transformers(tmp_path / "in")
+    save_checkpoint(load_checkpoint(tmp_path / "in"), tmp_path / "out", "hf-llava")
+    again = LlavaForConditionalGeneration.from_pretrained(tmp_path / "out").state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in model.state_dict().items())
+    assert load_file(tmp_path / "in" / "model.safetensors").keys() == load_file(tmp_path / "out" / "model.safetensors").keys()
 
 
 @pytest.mark.parametrize("layer", [-1, -3, 2, [-2], [-2, 1]])
