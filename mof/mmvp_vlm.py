@@ -13,15 +13,18 @@ import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from encoders import Encoder, read_image
+from encoders import Encoder, FeatureStore, read_image
 
 # Shapes: H, W = rows and columns of an image, S = side of an encoder's input, E = width of the joint embedding.
 
@@ -121,26 +124,36 @@ class MMVPVLMResult:
         return types
 
 
-def probe_mmvp_vlm(encoder: ImageTextEncoder, folder: str | Path, *, progress: bool = False) -> MMVPVLMResult:
+def probe_mmvp_vlm(
+    encoder: ImageTextEncoder, folder: str | Path, *, store: FeatureStore | None = None, progress: bool = False
+) -> MMVPVLMResult:
     """Run MMVP-VLM. Deterministic; scores are bucketed by `Type`, not by the position of the row.
 
     Args:
         encoder: any encoder of this library, or any object with `embed_image` and `embed_text`. Of an encoder without a text
             tower (DINOv2) only `image_similarity` is measured.
         folder: holds `Questions.csv` and the image folder in any of its spellings.
+        store: take the embeddings of the images out of it, where the encoder has its own name; only texts are encoded then.
         progress: show a bar.
 
     Raises:
-        ValueError: for a folder that is not MMVP-VLM, naming the row or the image that is wrong.
+        ValueError: for a folder that is not MMVP-VLM, naming the row or the image that is wrong; for a store of another encoder,
+            or without one of the images.
         ImageError: for an image that cannot be read.
     """
     items = read_mmvp_vlm(folder)
     name = encoder.name if isinstance(encoder, Encoder) else type(encoder).__name__
+    embed = partial(_embed, encoder)
+    if store is not None:
+        if not isinstance(encoder, Encoder):
+            raise ValueError(f"a feature store holds embeddings of encoders of this library, not of a {name}")
+        store.check(name, encoder)
+        embed = partial(_stored, store, store.embeddings(name))
     with_text = encoder.has_text if isinstance(encoder, Encoder) else True
     results = []
     for index in track(range(0, len(items), 2), name, disable=not progress):
         pair = items[index], items[index + 1]
-        images = torch.cat([_embed(encoder, item.image) for item in pair])  # [2, E]
+        images = torch.cat([embed(item.image) for item in pair])  # [2, E]
         similarities = None
         if with_text:
             texts = _unit(encoder.embed_text([PROMPT + item.statement for item in pair]))  # [2, E]
@@ -157,6 +170,11 @@ def _embed(encoder: ImageTextEncoder, file: Path) -> Tensor:
     if isinstance(encoder, Encoder):
         return _unit(encoder.embed_image(encoder.pixels(file)[None]))
     return _unit(encoder.embed_image(pil_to_tensor(read_image(file))[None]))
+
+
+def _stored(store: FeatureStore, embeddings: NDArray[np.float32], file: Path) -> Tensor:
+    """The same out of a store."""
+    return _unit(torch.tensor(embeddings[store.row_of(file)])[None])
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from typer.testing import CliRunner
 
-from encoders import build_encoder
+from encoders import FeatureStore, build_encoder, encode_images
 from mof import probe_mmvp_vlm
 from mof.cli import build_app
 from mof.mmvp_vlm import IMAGE_FOLDERS
@@ -132,6 +132,25 @@ def test_files_and_image_only_encoders(tmp_path: Path) -> None:
     image_only.to_json(tmp_path / "dino.json")
     image_only.to_csv(tmp_path / "dino.csv")
     assert "by_pattern" not in json.loads((tmp_path / "dino.json").read_text())
+
+
+def test_images_out_of_a_store(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "data", TYPES[:2])
+    clip = build_encoder("mini-clip")
+    encode_images(folder, {"mini-clip": clip}, tmp_path / "store")
+    store, expected = FeatureStore(tmp_path / "store"), probe_mmvp_vlm(clip, folder)
+    clip.image_embedding = None  # it cannot see any more
+    result = probe_mmvp_vlm(clip, folder, store=store)
+    for got, wanted in zip(result.pairs, expected.pairs, strict=True):
+        assert np.allclose(got.similarities, wanted.similarities, atol=1e-6) and got.ids == wanted.ids
+    assert result.by_pattern == expected.by_pattern
+    with pytest.raises(ValueError, match="fingerprint"):
+        probe_mmvp_vlm(build_encoder("mini-clip", pretrained=False), folder, store=store)
+    with pytest.raises(ValueError, match="not of a Table"):
+        probe_mmvp_vlm(Table(np.eye(8), np.eye(8)), folder, store=store)
+    Image.new("RGB", (8, 8), "red").save(folder / IMAGE_FOLDERS[0] / TYPES[0] / "1.jpg")
+    with pytest.raises(ValueError, match=r"1\.jpg.*is not in the feature store"):
+        probe_mmvp_vlm(clip, folder, store=store)
 
 
 @pytest.mark.parametrize(
