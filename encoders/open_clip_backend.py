@@ -150,7 +150,9 @@ def _create(model_name: str, tag: str | None, weights: str | None, pretrained: b
     # What a tag declares also holds for a model that is random for now or takes its weights from another file.
     declared = open_clip.get_pretrained_cfg(model_name, tag or "")
     path = _locate(model_name, tag, weights, declared) if pretrained else None
-    with refuse_misfit(path or model_name):
+    # Some text towers are defined by a file on the hub, whatever their weights.
+    text = open_clip.get_model_config(model_name)["text_cfg"].get("hf_model_name")
+    with refuse_misfit(path) if path else explain_download(f"config.json of {text}", local=text is None):
         return open_clip.create_model(
             model_name,
             pretrained=path,  # None: random

@@ -143,6 +143,8 @@ def build(model: str, *, pretrained: bool, weights: str | None, **options: Any) 
     what = f"the weight file of {model_name}{_source(model_name)}"
     with explain_download(what, local=model_name.startswith("local-dir:")) if own else nullcontext():
         trunk = timm.create_model(model_name, pretrained=own)
+    if not callable(getattr(trunk, "reset_classifier", None)):
+        raise ValueError(f"timm's {type(trunk).__name__} has no classifier to leave out, hence no pooled output that this backend knows")
     trunk.reset_classifier(0)  # only now: with another number of classes timm would not load strictly
     encoder = TimmEncoder(trunk, **options)
     if pretrained and file is not None:

@@ -55,6 +55,11 @@ def test_real_weights_say_what_is_missing(tmp_path: Path) -> None:
             assert part in messages[name], (name, messages[name])
 
 
+def test_text_tower_that_a_file_on_the_hub_defines_is_named(tmp_path: Path) -> None:
+    messages = run("build_encoder(name, pretrained=False)", ["open_clip:roberta-ViT-B-32"], tmp_path)
+    assert "config.json of roberta-base" in messages["open_clip:roberta-ViT-B-32"]
+
+
 def test_text_of_a_random_encoder_does_not_fetch_its_tokenizer(tmp_path: Path) -> None:
     siglip = "open_clip:ViT-B-16-SigLIP"
     messages = run("build_encoder(name, pretrained=False).embed_text(['a dog'])", [siglip, "clip-vit-b32"], tmp_path)

@@ -200,6 +200,11 @@ def test_model_without_intermediate_features_is_refused(monkeypatch: pytest.Monk
         build_encoder("timm:test_resnet", pretrained=False)
 
 
+def test_trunk_without_a_classifier_is_refused() -> None:
+    with torch.device("meta"), pytest.raises(ValueError, match="Qwen3VitEncoder has no classifier"):
+        build_encoder("timm:qwen3_vit_88m_enc", pretrained=False)
+
+
 def test_failed_download_says_what_and_how(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise FileNotFoundError("no network")
