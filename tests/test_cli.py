@@ -99,6 +99,26 @@ def test_score_then_select(folder: Path) -> None:
     [selected] = json.loads(output.read_text())
     assert selected["id"] == best.id
     assert len(selected["token_mask"]) == len(best.token_ids)
+    # every other option
+    records = json.loads((folder / "records.json").read_text())
+    for record, source in zip(records, ("a", "a", "b"), strict=True):
+        record["source"] = source
+    (folder / "records.json").write_text(json.dumps(records))
+    result = run(
+        "vig", "select", *inputs, "--keep", "0", "--source-key", "source", "--quota", "a=1", "--quota", "b=0.5", "--output", output
+    )
+    assert result.exit_code == 0, result.output
+    assert re.search(r"a +2 of +2 samples .*\n +b +1 of +1 samples", result.output)
+    assert json.loads(output.read_text())[2]["token_mask"][-1]
+    more = ("--threshold", "-100", "--token-threshold", "none", "--weights", "0.5", "2", "--output", output)
+    result = run("vig", "select", *inputs, *more)
+    assert "3 of 3 samples" in result.output and "sparsity 0.0%" in result.output, result.output
+    assert all(min(record["token_weights"]) > 0 for record in json.loads(output.read_text()))
+    sparse = ("--keep", "1", "--token-keep", "0", "--no-end-of-turn", "--source-key", "image", "--quota", "0.1", "--output", output)
+    result = run("vig", "select", *inputs, *sparse)
+    assert "sparsity 100.0%" in result.output, result.output
+    drawn = [run("vig", "select", *inputs, "--random", "tokens", "--seed", seed, "--output", output) for seed in "01"]
+    assert all("at random" in result.output for result in drawn) and len(json.loads(output.read_text())) == 3
 
 
 def refused(result: Result, *words: str) -> None:
@@ -120,6 +140,12 @@ def test_errors_are_one_line(folder: Path) -> None:
     select = ("vig", "select", "--scores", folder / "scores", "--output", folder / "out.json")
     refused(run(*select, "--records", folder / "records.json", "--keep", "7"), "[0, 1]")
     refused(run(*select, "--records", folder / "no.json"), "no.json")
+    select = (*select, "--records", folder / "records.json")
+    refused(run(*select, "--quota", "0.5"), "--source-key")
+    refused(run(*select, "--source-key", "source", "--quota", "0.5", "--quota", "a=1"), "NAME=SHARE")
+    refused(run(*select, "--source-key", "source", "--quota", "a=1"), "'a'", "(none)")
+    refused(run(*select, "--token-threshold", "all"), "--token-threshold", "'all'")
+    refused(run(*select, "--random", "half"), "'half'", "samples")
     refused(run("encode"), "--list")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, cast
 
 import torch
 import typer
@@ -14,9 +14,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from encoders import FeatureStore, StoredImages
 from mof.records import read_records
 from vig.nulls import NULL_NAMES
+from vig.random_control import Level, random_selection
 from vig.scores import load_scores
 from vig.scoring import score
 from vig.selection import select
+from vig.sources import record_sources
 
 app = typer.Typer(
     help="Visual information gain: score records, select what to train on.",
@@ -86,13 +88,76 @@ def select_command(
     records: Records,
     output: Annotated[Path, typer.Option(help="JSON file for the selected records, each with its token_mask.")],
     keep: Annotated[float, typer.Option(help="Share of the samples to keep, in [0, 1].")] = 0.7,
+    threshold: Annotated[float | None, typer.Option(help="VIG from which samples are kept, in place of --keep.")] = None,
+    token_threshold: Annotated[
+        str, typer.Option(help="VIG from which tokens are supervised: a number, 'shared' (that of the samples) or 'none' (all).")
+    ] = "shared",
+    token_keep: Annotated[
+        float | None, typer.Option(help="Share of the kept samples' answer tokens to supervise, in place of --token-threshold.")
+    ] = None,
+    end_of_turn: Annotated[bool, typer.Option(help="Supervise the ends of turns whatever their VIG.")] = True,
+    source_key: Annotated[
+        str | None, typer.Option(help="Key of a record that says its source; 'image' for the top folder of its image.")
+    ] = None,
+    quota: Annotated[
+        list[str] | None, typer.Option(help="Least share to keep of each source, as 0.3, or of one, as ocr_vqa=0.5; may be repeated.")
+    ] = None,
+    random: Annotated[
+        str | None, typer.Option(help="Draw as many tokens at random instead: whole 'samples', 'tokens' of all samples, or 'both'.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of --random.")] = 0,
+    weights: Annotated[
+        tuple[float, float] | None, typer.Option(help="Weigh tokens by their VIG between these two, in place of a hard mask.")
+    ] = None,
 ) -> None:
     """Keep the records, and in them the answer tokens, that the image helped most.
 
     \b
     Example:
       mof vig select --scores runs/scores --records data/train.json --keep 0.7 --output data/selected.json
+    \b
+    At least 30 % of each source, told apart by image folder:
+      mof vig select --scores runs/scores --records data/train.json --keep 0.7 --source-key image --quota 0.3 --output data/selected.json
     """
-    selection = select(load_scores(scores), keep)
-    output.write_text(json.dumps(selection.apply(read_records(records))))
+    raw = read_records(records)
+    selection = select(
+        load_scores(scores),
+        keep,
+        threshold=threshold,
+        token_keep=token_keep,
+        token_threshold=_token_threshold(token_threshold),
+        keep_end_of_turn=end_of_turn,
+        sources=None if source_key is None else record_sources(raw, source_key),
+        quota=_quota(quota or [], source_key),
+    )
+    if random is not None:
+        selection = random_selection(selection.scores, selection, seed, cast(Level, random))
+    if weights is not None:
+        selection = selection.weighted(*weights)
+    output.write_text(json.dumps(selection.apply(raw)))
     typer.echo(str(selection.summary()))
+
+
+def _token_threshold(text: str) -> float | Literal["shared"] | None:
+    if text == "shared":
+        return "shared"
+    return None if text == "none" else _number("--token-threshold", text)
+
+
+def _quota(texts: list[str], source_key: str | None) -> float | dict[str, float]:
+    """["0.3"] -> 0.3; ["a=0.3", "b=0.5"] -> {"a": 0.3, "b": 0.5}."""
+    if texts and source_key is None:
+        raise ValueError("--quota needs --source-key, which says what the sources are")
+    if len(texts) == 1 and "=" not in texts[0]:
+        return _number("--quota", texts[0])
+    pairs = [text.rpartition("=") for text in texts]
+    if not all(name for name, _, _ in pairs):
+        raise ValueError(f"--quota takes one share for all sources or NAME=SHARE for some; got {' '.join(texts)}")
+    return {name: _number("--quota", share) for name, _, share in pairs} if pairs else 0.0
+
+
+def _number(option: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{option}: {text!r} is no number") from None

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vig import Score, Scores, random_selection, select
+from vig import Score, Scores, random_selection, record_sources, select
 
 VALUES = st.sampled_from([-2.0, -0.5, 0.0, 0.25, 0.3, 1.0, 1.1, 4.0])  # few, so that ties are common
 TOKENS = st.lists(st.lists(VALUES | st.floats(-5, 5, width=32), min_size=1, max_size=6), min_size=1, max_size=12)
@@ -17,7 +17,7 @@ def make_scores(tokens: list[list[float]], ends: bool = True, failures: dict[str
     items = []
     for index, values in enumerate(tokens):
         token_vig = np.array(values, dtype=np.float32)
-        vig = float(np.float32(token_vig.mean(dtype=np.float64)))
+        vig = float(np.float32(token_vig.mean(dtype=np.float64))) if values else math.nan
         turn_ends = np.array([len(values) - 1] if ends else [], dtype=np.int64)
         ids = np.arange(len(values), dtype=np.int64)
         items.append(Score(f"s{index}", vig, 1.0, 1.0 + vig, token_vig, ids, turn_ends, "0"))
@@ -106,36 +106,213 @@ def test_refused() -> None:
         select(make_scores([]))
     with pytest.raises(ValueError, match="not finite.*'s1'"):
         select(make_scores([[0.0], [1.0, math.nan]]))
-    for keep in (-0.1, 1.5, 70, math.nan):
-        with pytest.raises(ValueError, match="keep is the share"):
-            select(make_scores([[0.0]]), keep)
+    with pytest.raises(ValueError, match="not finite.*'s1'"):
+        select(make_scores([[0.0], []]))  # the mean of no tokens
+    scores = make_scores([[0.0], [1.0]])
+    for share in (-0.1, 1.5, 70, math.nan):
+        with pytest.raises(ValueError, match="keep is a share"):
+            select(scores, share)
+        with pytest.raises(ValueError, match="token_keep is a share"):
+            select(scores, token_keep=share)
+        for quota in (share, {"(none)": share}):
+            with pytest.raises(ValueError, match=r"quota of '\(none\)' is a share"):
+                select(scores, quota=quota)
     for threshold in (math.nan, math.inf):
         with pytest.raises(ValueError, match="token_threshold"):
-            select(make_scores([[0.0]]), token_threshold=threshold)
+            select(scores, token_threshold=threshold)
+        with pytest.raises(ValueError, match="^threshold"):
+            select(scores, threshold=threshold)
+    with pytest.raises(ValueError, match="source 'ocr'; there are a, b"):
+        select(scores, sources={"s0": "a", "s1": "b"}, quota={"ocr": 0.5})
     with pytest.raises(ValueError, match="other scores"):
-        random_selection(make_scores([[0.0]]), select(make_scores([[0.0], [1.0]])))
+        random_selection(make_scores([[0.0]]), select(scores))
+    with pytest.raises(ValueError, match="level is"):
+        random_selection(scores, select(scores), level="sample")
+    for low, high in ((0, 1), (2, 1), (-1, 1), (1, math.inf), (math.nan, 1)):
+        with pytest.raises(ValueError, match="clamped"):
+            select(scores).weighted(low, high)
 
 
-def test_apply() -> None:
+def test_a_score_without_tokens_is_no_trouble() -> None:
+    """The scorer lists such records as failures; by hand one can have a VIG."""
+    scores = make_scores([[1.0], [2.0, 0.0]])
+    empty = Score("empty", 0.5, 1.0, 1.5, np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.int64), "0")
+    both, alone = (Scores(items, scores.manifest) for items in ([*scores, empty], [empty]))
+    for options in ({}, {"token_threshold": None}, {"token_keep": 0.5}):
+        selection = select(both, 1, **options)
+        assert selection.sample_ids == ["s0", "s1", "empty"] and selection.token_masks["empty"].tolist() == []
+        assert selection.weighted(0.5, 2).token_weights["empty"].tolist() == []
+        nothing = select(alone, 1, **options)
+        assert nothing.summary().sparsity == 0 and nothing.weighted(0.5, 2).token_weights["empty"].tolist() == []
+        for level in ("both", "samples", "tokens"):
+            assert random_selection(both, selection, level=level).summary().tokens_kept == selection.summary().tokens_kept
+            assert random_selection(alone, nothing, level=level).summary().tokens_kept == 0
+
+
+@given(TOKENS, st.floats(-5, 5), st.none() | st.floats(-5, 5))
+def test_thresholds_in_nats(tokens, threshold, token_threshold) -> None:
+    scores = make_scores(tokens)
+    selection = select(scores, threshold=threshold, token_threshold=token_threshold, keep_end_of_turn=False)
+    assert selection.sample_ids == [s.id for s in scores if s.vig >= np.float32(threshold)]
+    for s in scores:
+        expected = [token_threshold is None or v >= np.float32(token_threshold) for v in s.token_vig.tolist()]
+        assert s.id not in selection.token_masks or selection.token_masks[s.id].tolist() == expected
+
+
+@given(TOKENS, KEEP, KEEP)
+def test_token_quantile_is_that_of_the_kept_samples(tokens, keep, token_keep) -> None:
+    scores = make_scores(tokens)
+    selection = select(scores, float(keep), token_keep=float(token_keep), keep_end_of_turn=False)
+    values = sorted((v for s in scores if s.id in selection.token_masks for v in s.token_vig.tolist()), reverse=True)
+    wanted = math.ceil(token_keep * len(values))
+    expected = sum(v >= values[wanted - 1] for v in values) if wanted else 0  # with ties
+    assert selection.summary().tokens_kept == expected >= wanted
+    for s in scores:
+        if s.id in selection.token_masks and wanted:
+            assert selection.token_masks[s.id].tolist() == [v >= values[wanted - 1] for v in s.token_vig.tolist()]
+
+
+NAMES = st.lists(st.sampled_from(["coco", "ocr", "gqa"]), min_size=12, max_size=12)
+
+
+def brute_force_quotas(scores, keep, sources, quotas):
+    """One by one: every source's best until its quota, then the best of the rest until the total; ties always."""
+    chosen = set()
+    for source, quota in quotas.items():
+        own = sorted((s for s in scores if sources[s.id] == source), key=lambda s: -s.vig)
+        seats = math.ceil(quota * len(own))
+        chosen |= {s.id for s in own if seats and s.vig >= own[seats - 1].vig}
+    rest = sorted((s for s in scores if s.id not in chosen), key=lambda s: -s.vig)
+    seats = max(math.ceil(keep * len(scores)) - len(chosen), 0)
+    return chosen | {s.id for s in rest if seats and s.vig >= rest[seats - 1].vig}
+
+
+@given(TOKENS, NAMES, KEEP, st.dictionaries(st.sampled_from(["coco", "ocr", "gqa"]), KEEP) | KEEP)
+def test_quotas(tokens, names, keep, quota) -> None:
+    scores = make_scores(tokens)
+    sources = dict(zip(scores.ids, names, strict=False))
+    present = set(sources.values())
+    quotas = {k: v for k, v in quota.items() if k in present} if isinstance(quota, dict) else dict.fromkeys(present, quota)
+    given_quota = {k: float(v) for k, v in quotas.items()} if isinstance(quota, dict) else float(quota)
+    selection = select(scores, float(keep), sources=sources, quota=given_quota)
+    assert set(selection.sample_ids) == brute_force_quotas(scores, keep, sources, quotas)
+    summary = selection.summary()
+    assert set(summary.sources) == present
+    for name in ("samples_kept", "samples_total", "tokens_kept", "tokens_total"):
+        assert sum(getattr(counts, name) for counts in summary.sources.values()) == getattr(summary, name)
+    for source, share in quotas.items():
+        counts = summary.sources[source]
+        assert counts.samples_kept >= share * counts.samples_total
+    for s in scores:  # the threshold of a source is that of its last sample, for its tokens too
+        if s.id in selection.token_masks:
+            kept = [t.vig for t in scores if t.id in selection.token_masks and sources[t.id] == sources[s.id]]
+            assert all(selection.token_masks[s.id] | (s.token_vig < min(kept)))
+            assert selection.token_masks[s.id].any()
+
+
+def test_quota_saves_a_rare_source() -> None:
+    scores = make_scores([[3.0 + i / 10] for i in range(8)] + [[-2.0], [-1.0]])
+    sources = {s.id: "ocr" if s.vig < 0 else "coco" for s in scores}
+    assert select(scores, 0.5, sources=sources).summary().sources["ocr"].samples_kept == 0
+    saved = select(scores, 0.5, sources=sources, quota={"ocr": 0.5})
+    assert saved.sample_ids == ["s4", "s5", "s6", "s7", "s9"]
+    assert saved.threshold == pytest.approx(3.4)
+    lines = str(saved.summary()).splitlines()
+    assert [line.split()[:6] for line in lines[1:]] == [["coco", "4", "of", "8", "samples", "4"], ["ocr", "1", "of", "2", "samples", "1"]]
+    assert lines[2].endswith("sparsity  50.0%") and "5 of 10 samples" in lines[0]
+
+
+@given(TOKENS, KEEP, st.sampled_from(["shared", None, 0.3]), st.integers(0, 5))
+def test_random_samples_and_random_tokens_have_equal_tokens(tokens, keep, token_threshold, seed) -> None:
+    scores = make_scores(tokens)
+    like = select(scores, float(keep), token_threshold=token_threshold)
+    budget = like.summary().tokens_kept
+    samples = random_selection(scores, like, seed, "samples")
+    parts = [mask for mask in samples.token_masks.values() if not mask.all()]
+    assert samples.summary().tokens_kept == budget and len(parts) <= 1  # whole ones, and one cut
+    assert all(mask.any() for mask in samples.token_masks.values())
+    assert all(part[-1] for part in parts)  # its end of turn first
+    spread = random_selection(scores, like, seed, "tokens")
+    assert spread.summary().tokens_kept == budget and spread.sample_ids == scores.ids
+    ends = sum(bool(mask[-1]) for mask in spread.token_masks.values())
+    assert ends == min(budget, len(scores))
+
+
+@given(TOKENS, KEEP, st.booleans(), st.sampled_from([(0.1, 2.0), (0.5, 0.5), (1e-3, 100.0)]))
+def test_token_weights(tokens, keep, keep_ends, clamp) -> None:
+    scores = make_scores(tokens)
+    hard = select(scores, float(keep), keep_end_of_turn=keep_ends)
+    soft = hard.weighted(*clamp)
+    raw = {s.id: [min(max(v, clamp[0]), clamp[1]) for v in s.token_vig.tolist()] for s in scores}
+    inner = [raw[id][t] for id, mask in hard.token_masks.items() for t in range(len(mask) - 1) if mask[t]]
+    for id, mask in hard.token_masks.items():
+        weights = soft.token_weights[id]
+        assert ((weights > 0) == mask).all() and soft.token_masks[id] is mask
+        assert weights[-1] == mask[-1]  # the end of turn: 1, or nothing
+        for t in range(len(mask) - 1):
+            assert not mask[t] or weights[t] == pytest.approx(raw[id][t] / np.mean(inner), rel=1e-5)
+    if inner:
+        assert np.mean([w for id in hard.token_masks for w in soft.token_weights[id][:-1] if w]) == pytest.approx(1, rel=1e-4)
+    records = [{"id": s.id, "image": "x.png"} for s in scores]
+    applied = soft.apply(records)
+    assert [record["id"] for record in applied] == hard.sample_ids and all("token_mask" not in record for record in applied)
+    assert all(record["token_weights"] == soft.token_weights[record["id"]].tolist() for record in applied)
+
+
+def test_sources_of_records() -> None:
+    records = [
+        {"id": "a", "image": "ocr_vqa/images/1.jpg", "source": "OCR"},
+        {"id": "b", "images": ["coco/2.jpg", "gqa/3.jpg"], "source": 7},
+        {"id": "c", "image": "4.jpg", "source": None},
+        {"id": "d"},
+        {"id": "e", "image": ""},
+        {"id": "f", "images": []},
+        {"id": "g", "image": 5},
+        "no record",
+    ]
+    by_folder, by_key = record_sources(records, "image"), record_sources(records)
+    assert list(by_folder.values()) == ["ocr_vqa", "coco", *["(none)"] * 6]
+    assert list(by_key.values()) == ["OCR", "7", *["(none)"] * 6]
+    assert list(by_key)[:7] == list("abcdefg")
+
+
+TURNS = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]
+
+
+def test_apply(caplog) -> None:
     scores = make_scores([[3.0, 0.0, -1.0], [-1.0, -1.0], [2.0, 5.0]], failures={"bad": "broken"})
+    scores.manifest["text_only"] = ["text"]
     selection = select(scores, 2 / 3)
     assert selection.threshold == pytest.approx(2 / 3)
     part = {"type": "image", "image": "x.png"}
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": [{"type": "text", "text": "Hello."}]}]
     records = [
         {"id": "s1", "image": "1.png"},
-        {"id": "text"},
+        {"id": "text", "conversations": TURNS},
         {"id": "s0", "image": "0.png"},
         {"id": "bad", "image": "bad.png"},
-        {"id": "new", "image": "new.png"},
-        {"id": "new chat", "messages": [{"role": "user", "content": [part]}]},
-        {"id": "text chat", "messages": [{"role": "user", "content": "Hi"}]},
+        {"id": "text chat", "messages": chat},
         {"id": "s2", "images": ["2.png"]},
     ]
-    assert selection.apply(records) == [
-        {"id": "text"},
+    left_out = [
+        {"id": "new", "image": "new.png", "conversations": [{"from": "human", "value": "<image>"}, TURNS[1]]},
+        {"id": "new chat", "messages": [{"role": "user", "content": [part]}, chat[1]]},
+        {"id": "no answer", "conversations": TURNS[:1]},
+        {"id": "no turns"},
+        {"id": "odd", "messages": {"role": "user"}},
+        {"id": "odder", "messages": [None, "Hi", {"role": "user", "content": 3}]},
+        {"id": "oddest", "messages": [{"role": "user", "content": [None, 3, {"type": ["image"]}]}]},
+        {"id": "wrong role", "conversations": [{"from": "robot", "value": "Hi"}, TURNS[1]]},
+        "not a dict",
+        None,
+    ]
+    applied = selection.apply([*records, *left_out])
+    assert applied == [
+        {"id": "text", "conversations": TURNS},
         {"id": "s0", "image": "0.png", "token_mask": [True, False, True]},
-        {"id": "text chat", "messages": [{"role": "user", "content": "Hi"}]},
+        {"id": "text chat", "messages": chat},
         {"id": "s2", "images": ["2.png"], "token_mask": [True, True]},
     ]
     assert "token_mask" not in records[2]
-    assert "1 failed" in str(selection.summary())
+    assert f"{len(left_out)} records have no score" in caplog.text
+    assert "1 text-only kept whole; 1 failed left out" in str(selection.summary())
