@@ -206,7 +206,7 @@ def test_every_preset_has_its_row_in_the_printed_table(capsys: pytest.CaptureFix
     header, *lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert header == ["name", "width", "patch", "pixels", "tokens", "params", "(M)", "text", "licence", "of", "the", "weights"]
     assert lines == [
-        ["clip-vit-l14-336", "1024", "14", "336", "576", "427.9", "yes", "apache-2.0"],
+        ["clip-vit-l14-336", "1024", "14", "336", "576", "427.9", "yes", "mit"],
         ["dinov2-vit-s14-reg4", "384", "14", "518", "1369", "22.1", "no", "apache-2.0"],
         ["laion-clip-convnext-l-320", "1536", "32", "320", "100", "351.8", "yes", "mit"],
         ["mini-clip", "192", "8", "40", "25", "2.4", "yes", "apache-2.0"],
