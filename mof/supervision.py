@@ -9,6 +9,7 @@ question and answer apart (PaliGemma's) says itself which tokens it made of the 
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,10 @@ from mof.records import ImageSource, Record, RecordError, to_record
 
 # What some processors give besides ids, one value per token. It is cut and padded with the ids.
 PER_TOKEN = ("token_type_ids", "mm_token_type_ids")
+
+MOST_FAILURES = 50  # images that cannot be read before the first that can
+
+logger = logging.getLogger(__name__)
 
 Span = tuple[int, int]  # characters start..end-1
 
@@ -261,6 +266,12 @@ class SupervisedCollator:
         max_length: longer conversations are cut at the end, token masks with them.
         image_folder: where relative image paths start.
         stored_images: look the images up there instead of reading them.
+        strict: raise the ImageError of a record whose image cannot be read. By default the record is logged and left out, and
+            a batch that loses all of its records has one without an answer: a run of days does not end at a damaged file.
+
+    Raises:
+        RecordError: for whatever is wrong with a record.
+        ImageError: with `strict`; without it when not one of the first images can be read.
     """
 
     def __init__(
@@ -269,22 +280,45 @@ class SupervisedCollator:
         max_length: int = 2048,
         image_folder: str | os.PathLike[str] | None = None,
         stored_images: StoredImages | None = None,
+        strict: bool = False,
     ) -> None:
         self.processor, self.max_length, self.image_folder = processor, max_length, image_folder
-        self.stored_images = stored_images
+        self.stored_images, self.strict = stored_images, strict
+        self._left_out = torch.zeros((), dtype=torch.int64).share_memory_()  # one number for all worker processes
+        self._any_was_read, self._failures = False, 0  # in this process
+
+    @property
+    def left_out(self) -> int:
+        """How often a record was left out so far, in this process and the workers that it started."""
+        return int(self._left_out)
 
     def __call__(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """R records -> the batch of `collate`. RecordError for whatever is wrong with one."""
+        """R records -> the batch of `collate`."""
         examples, weights = [], []
         for raw in records:
             record = to_record(raw, self.image_folder)
-            examples.append(encode_record(self.processor, record, max_length=self.max_length, stored_images=self.stored_images))
-            weights.append(_token_weights(examples[-1], raw))
+            try:
+                example = encode_record(self.processor, record, max_length=self.max_length, stored_images=self.stored_images)
+            except ImageError as error:
+                self._leave_out(error)
+                continue
+            self._any_was_read |= bool(record.images)
+            examples.append(example)
+            weights.append(_token_weights(example, raw))
+        if not examples:
+            examples, weights = [Example("", torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.bool))], [torch.zeros(2)]
         pad_token_id = self.processor.tokenizer.pad_token_id  # masked out: any id will do where there is none
         batch = collate(examples, 0 if pad_token_id is None else pad_token_id, keep=[one > 0 for one in weights])
         if any(raw.get("token_weights") is not None for raw in records):
             batch["token_weights"] = _pad(weights, 0, "right")  # [R, L]
         return batch
+
+    def _leave_out(self, error: ImageError) -> None:
+        self._failures += 1
+        if self.strict or (self._failures == MOST_FAILURES and not self._any_was_read):  # rather a wrong folder than bad luck
+            raise error
+        logger.warning("%s; the record is left out", error)
+        self._left_out += 1
 
 
 def _token_weights(example: Example, raw: Mapping[str, Any]) -> Tensor:

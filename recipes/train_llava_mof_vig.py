@@ -140,10 +140,14 @@ def train(
         disable_tqdm=not PartialState().is_local_main_process, logging_steps=max(1, steps // 10), save_steps=max(1, steps // 4),
         save_total_limit=1, dataloader_num_workers=setting.workers, dataloader_pin_memory=torch.cuda.is_available(), use_cpu=not torch.accelerator.is_available(),
     )  # fmt: skip
-    trainer = SelectiveTrainer(model, arguments, train_dataset=records, processing_class=processor, max_length=setting.max_length)
+    trainer = SelectiveTrainer(
+        model, arguments, train_dataset=records, processing_class=processor, max_length=setting.max_length, strict=setting.strict
+    )  # fmt: skip
     start = time.monotonic()
     trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
     seconds = time.monotonic() - start
+    if left_out := trainer.data_collator.left_out:
+        console.print(f"{left_out} times a record was left out, because its image cannot be read; the log names them")
     for parameter in model.parameters():  # not model.to(), which would round the rotary frequencies as well
         parameter.data = parameter.data.to(dtype)
     trainer.save_model(str(folder))
@@ -243,6 +247,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--compare", action="store_true", help="the full study: every fusion and both controls")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --output_dir")
+    parser.add_argument(
+        "--strict", action="store_true", help="end at the first image that cannot be read, instead of leaving its record out"
+    )
     parser.add_argument("--dry_run", action="store_true", help="no training: parameters, tokens, memory and steps")
     parser.add_argument("--devices", type=int, default=8, help="GPUs to plan for, with --dry_run")
     parser.add_argument("--quick", action="store_true", help="a twentieth of the miniature, to see that everything works")
@@ -254,7 +261,7 @@ def main() -> None:
     # Several processes on CPUs find each other only when asked to; while one of them scores, the others wait, however long.
     PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
     console.quiet = not PartialState().is_main_process
-    setting = read_setting(args.config)
+    setting = read_setting(args.config, **({"strict": True} if args.strict else {}))
     if setting.null not in NULLS:
         raise ValueError(f"{args.config}: null {setting.null!r} is none of {', '.join(NULLS)}")
     if args.dry_run:
@@ -268,7 +275,8 @@ def main() -> None:
     if unknown := set(args.rows or []) - {row.name for row in rows}:
         raise ValueError(f"no rows {sorted(unknown)}; this run has {', '.join(row.name for row in rows)}")
     rows = [row for row in rows if not args.rows or row.name in args.rows]
-    identity = {"setting": dataclasses.asdict(setting), "data_dir": str(args.data_dir.resolve())}
+    same = {name: value for name, value in dataclasses.asdict(setting).items() if name != "strict"}  # which a resumed run may change
+    identity = {"setting": same, "data_dir": str(args.data_dir.resolve())}
     folder = args.output_dir or Path("runs") / setting.name
     run, records = read_data(setting, args.data_dir, lambda: RunFolder(folder, identity, resume=args.resume))
     if records.summary:

@@ -45,6 +45,7 @@ class SelectiveTrainer(Trainer):
         image_folder: what relative image paths are relative to.
         max_length: tokens; must be that of the scoring run.
         stored_images: train on features out of a store instead of running the encoders (`mof encode --model`).
+        strict: end at the first image that cannot be read, where otherwise its record is logged, counted and left out.
         **options: of `transformers.Trainer`; train_dataset and eval_dataset are lists of records.
 
     Raises:
@@ -60,6 +61,7 @@ class SelectiveTrainer(Trainer):
         image_folder: str | os.PathLike[str] | None = None,
         max_length: int = 2048,
         stored_images: StoredImages | None = None,
+        strict: bool = False,
         **options: Any,
     ) -> None:
         args = copy.copy(args)
@@ -70,7 +72,7 @@ class SelectiveTrainer(Trainer):
         if args.label_smoothing_factor:
             raise ValueError(f"label smoothing is not supported; got {args.label_smoothing_factor}, expected 0")
         if options.get("data_collator") is None:
-            options["data_collator"] = SupervisedCollator(processing_class, max_length, image_folder, stored_images)
+            options["data_collator"] = SupervisedCollator(processing_class, max_length, image_folder, stored_images, strict)
         super().__init__(model, args, processing_class=processing_class, compute_loss_func=self._loss, **options)
         self.add_callback(_Count())
         self._head_is_last: bool | None = None  # whether the head's output is the logits; known from the first batch

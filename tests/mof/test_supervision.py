@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast, ProcessorMixin
 
 from encoders.images import ImageError
@@ -285,7 +287,43 @@ def test_an_image_that_cannot_be_read_names_record_and_file(tiny_processor: MoFP
     (tmp_path / "broken.png").write_bytes(b"no picture")
     raw = conversation("<image>\nWhat?", "A cat.") | {"image": "broken.png"}
     with pytest.raises(ImageError, match=r"record 'r': .*broken\.png"):
-        SupervisedCollator(tiny_processor, image_folder=tmp_path)([raw])
+        SupervisedCollator(tiny_processor, image_folder=tmp_path, strict=True)([raw])
+
+
+def test_records_of_unreadable_images_are_left_out_named_and_counted(
+    tiny_processor: MoFProcessor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    good, broken = conversation("<image>\nWhat?", "A cat."), conversation("<image>\nWhat?", "A dog.") | {"id": "r2", "image": "broken.png"}
+    collator = SupervisedCollator(tiny_processor, image_folder=tmp_path)
+    weights = [0.5] * int((collator([good])["labels"] != -100).sum())
+    for first in (good, {**good, "token_weights": weights}):
+        got, expected = collator([broken, first, broken]), collator([first])
+        assert got.keys() == expected.keys() and all(torch.equal(got[key], expected[key]) for key in got)
+    assert collator.left_out == 4
+    assert all(re.search(r"record 'r2': .*broken\.png", message) for message in caplog.messages) and len(caplog.messages) == 4
+    batch = collator([broken])  # nothing is left: a step without a loss
+    assert batch["input_ids"].shape == batch["labels"].shape and (batch["labels"] == -100).all()
+    assert "pixel_values" not in batch
+
+
+def test_left_out_records_of_worker_processes_are_counted(tiny_processor: MoFProcessor, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    good, broken = conversation("<image>\nWhat?", "A cat."), conversation("<image>\nWhat?", "A dog.") | {"image": "broken.png"}
+    collator = SupervisedCollator(tiny_processor, image_folder=tmp_path)
+    loader = DataLoader([good, broken] * 3, batch_size=2, collate_fn=collator, num_workers=1)
+    assert [len(batch["labels"]) for batch in loader] == [1, 1, 1]
+    assert collator.left_out == 3
+
+
+def test_images_none_of_which_can_be_read_are_no_accident(tiny_processor: MoFProcessor, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    good, broken = conversation("<image>\nWhat?", "A cat."), conversation("<image>\nWhat?", "A dog.") | {"image": "broken.png"}
+    with pytest.raises(ImageError, match=r"broken\.png"):
+        SupervisedCollator(tiny_processor, image_folder=tmp_path)([broken] * 50)
+    collator = SupervisedCollator(tiny_processor, image_folder=tmp_path)
+    collator([good] + [broken] * 100)
+    assert collator.left_out == 100
 
 
 def test_what_a_processor_refuses_names_the_record(tiny_processor: MoFProcessor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from encoders import ImageError
 from mof.supervision import SupervisedCollator
 from vig import SelectiveTrainer, score, select
 
@@ -248,3 +249,31 @@ def test_gradient_on_two_processes(llava, records, image_folder, text_only, tmp_
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert result.returncode == 0, result.stderr
     assert_step_was(model.state_dict(), torch.load(tmp_path / "weights.pt", weights_only=True), gradient)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_a_damaged_image_costs_its_record_only(llava, records, image_folder, tmp_path, size) -> None:
+    """Batches of the damaged record alone, of it and another, and of all: the step is that of the sound records."""
+    (tmp_path / "damaged.jpg").write_bytes(b"no picture")
+    damaged = records[2] | {"id": "damaged", "image": str(tmp_path / "damaged.jpg")}
+    sound = [records[0], records[1], records[3]]
+    model, processor = copy.deepcopy(llava[0]), llava[1]
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    _, gradient = explicit_gradient(model, processor, sound, image_folder)
+    options = arguments(tmp_path, per_device_train_batch_size=size, gradient_accumulation_steps=4 // size)
+    trainer = SelectiveTrainer(
+        model, options, processing_class=processor, image_folder=image_folder, train_dataset=[*sound[:2], damaged, sound[2]]
+    )
+    trainer.train()
+    assert_step_was(before, dict(model.named_parameters()), gradient)
+    assert trainer.data_collator.left_out == 1
+
+
+def test_a_damaged_image_ends_a_strict_training(llava, records, image_folder, tmp_path) -> None:
+    (tmp_path / "damaged.jpg").write_bytes(b"no picture")
+    damaged = records[2] | {"id": "damaged", "image": str(tmp_path / "damaged.jpg")}
+    trainer = SelectiveTrainer(
+        llava[0], arguments(tmp_path), processing_class=llava[1], image_folder=image_folder, train_dataset=[damaged], strict=True
+    )
+    with pytest.raises(ImageError, match="'damaged': .*damaged.jpg"):
+        trainer.train()
