@@ -5,7 +5,8 @@
 
 A LLaVA with a Llama of 8 layers, 512 wide, and a thin vision tower: 576 image tokens, three records per image, 12 % of a
 record's tokens are answers. Both ways start from the same records as tokens and pixels (reading them is no part of either) and
-give the VIG of every answer token; the plain way takes 8 records at a time, ours the default number of tokens. Times are the
+give the VIG of every answer token; the plain way takes 8 records at a time, ours the default number of tokens and, as in every
+run, the comparison of one record with a plain forward pass at the start. Times are the
 least of --repeats, taken in turn in one process; peak memory beyond the model and the records is that of a process for each way
 (Linux). Ratios are what to read: absolute times mean little on shared cores.
 """

@@ -53,34 +53,43 @@ class AnswerLosses:
             groups: examples; those of a group have the same images and the same first `prefix` tokens.
             prefix: 0 shares nothing.
         """
-        if prefix and self._may_share and self._head is not None and True not in self._checked:
-            self._may_share = self._agrees(groups, prefix, "computes what comes before the question for every record anew")
-            self._checked.add(True)
-        prefix = prefix if self._may_share and self._head is not None else 0
-        if not prefix and self._head is not None and False not in self._checked:
-            self._head = self._head if self._agrees(groups, 0, "makes the logits of all positions") else None
-            self._checked.add(False)
-        return self._losses(groups, prefix)
+        if prefix and self._may_share and self._head is not None:
+            losses = self._checked_losses(groups, prefix, "computes what comes before the question for every record anew")
+            if losses is not None:
+                return losses
+            self._may_share = False
+        if self._head is not None:
+            losses = self._checked_losses(groups, 0, "makes the logits of all positions")
+            if losses is not None:
+                return losses
+            self._head = None
+        return self._losses(groups, 0)
 
-    def _agrees(self, groups: Groups, prefix: int, otherwise: str) -> bool:
-        """Whether the fast way gives what a plain forward pass gives, on two records of one group."""
-        some = [min(groups, key=lambda group: len(group[0].input_ids))[:2]]
-        plain = self._plain_losses(self._collate(some[0]))  # [N]
+    def _checked_losses(self, groups: Groups, prefix: int, otherwise: str) -> Tensor | None:
+        """The losses of a batch; of the first one only if those of its shortest example are what a plain forward pass gives."""
+        if (prefix > 0) in self._checked:
+            return self._losses(groups, prefix)
+        examples = [example for group in groups for example in group]
+        shortest = min(range(len(examples)), key=lambda i: len(examples[i].input_ids))  # it has the most padding
         try:
-            difference = (self._losses(some, prefix) - plain).abs().where(plain.isfinite(), 0)  # [N]
+            losses = self._losses(groups, prefix)  # [N]
         except torch.OutOfMemoryError:
             raise
         except (CannotShareError, ValueError, RuntimeError, TypeError, IndexError) as error:  # the model does not go along
             reason = f"{type(error).__name__}: {error}"
         else:
+            own = losses.split([int(example.answer_mask.sum()) for example in examples])[shortest]  # [its answer tokens]
+            plain = self._plain_losses(self._collate([examples[shortest]]))  # [its answer tokens]
+            difference = (own - plain).abs().where(plain.isfinite(), 0)  # [its answer tokens]
             # in half precision two right ways differ by some hundredths of a nat, a wrong one by much more on average
             exact = self._model.dtype in (torch.float32, torch.float64)
             apart = float(difference.max() if exact else difference.mean())
             if apart <= (1e-3 if exact else 5e-2):
-                return True
+                self._checked.add(prefix > 0)
+                return losses
             reason = f"it differs by {apart:.1g} nats from a plain forward pass"
         logger.warning("scoring %s %s, which is slower: %s", type(self._model).__name__, otherwise, reason)
-        return False
+        return None
 
     def _losses(self, groups: Groups, prefix: int) -> Tensor:
         examples = [example for group in groups for example in group]
