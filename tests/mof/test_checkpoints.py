@@ -131,7 +131,7 @@ def test_encoders_of_real_libraries(embed: bool, tiny_tokenizer: PreTrainedToken
     sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
     for name, config in {"dino": Dinov2Config(**sizes), "clip": CLIPVisionConfig(**sizes, intermediate_size=32)}.items():
         AutoModel.from_config(config).save_pretrained(tmp_path / name)
-        CLIPImageProcessor(size={"shortest_edge": 28}).save_pretrained(tmp_path / name)
+        CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}).save_pretrained(tmp_path / name)
     encoders = {name: build_encoder(f"hf:{tmp_path / name}", layer=-1) for name in ("dino", "clip")}
     if embed:  # random, so no reference could give it back
         encoders["timm"] = build_encoder("timm:vit_tiny_patch16_224", pretrained=False, image_size=32)
