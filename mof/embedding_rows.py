@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from mof.core_threads import on_each_core
 
 # Shapes: N images, D width of an embedding, S some of the images.
 
@@ -35,7 +37,7 @@ class EmbeddingRows:
             raise ValueError(f"{name} must be embeddings of shape [N, D], got {list(self.values.shape)}")
         if not isinstance(source, np.memmap):
             self.values = self.values.to(self.device)
-        lengths = torch.cat([torch.empty(0, device=self.device), *(_lengths(part) for part in self._chunks())])  # [N]
+        lengths = torch.cat([torch.empty(0, device=self.device), *self._in_chunks(self._lengths)])  # [N]
         bad = (~lengths.isfinite()).nonzero()[:, 0].tolist()
         if bad:
             raise ValueError(f"{name} has NaN or infinity in {len(bad)} of {len(self)} rows, the first is row {bad[0]}")
@@ -69,9 +71,22 @@ class EmbeddingRows:
             digest.update(self.values[start : start + CHUNK].cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def _chunks(self) -> Iterator[Tensor]:
-        for start in range(0, len(self), CHUNK):
-            yield self.values[start : start + CHUNK].to(self.device).float()
+    def project(self, directions: Tensor) -> Tensor:
+        """[N, K] the rows times `directions` [D, K]."""
+        parts = self._in_chunks(lambda rows: self.read(rows) @ directions)
+        return torch.cat([directions.new_empty(0, directions.shape[1]), *parts])
+
+    def _in_chunks(self, work: Callable[[slice], Tensor]) -> Iterator[Tensor]:
+        return on_each_core(work, (slice(start, start + CHUNK) for start in range(0, len(self), CHUNK)), self.device)
+
+    def _lengths(self, rows: slice) -> Tensor:
+        """[S]. A sum of squares that leaves float32's range is done again in double."""
+        part = self.values[rows].to(self.device).float()  # [S, D]
+        lengths = torch.linalg.vector_norm(part, dim=1)  # [S]
+        again = ~((lengths > 1e-15) & (lengths < 1e15))
+        if again.any():
+            lengths[again] = torch.linalg.vector_norm(part[again].double(), dim=1).float()
+        return lengths
 
 
 def _tensor(source: Any) -> Tensor:
@@ -83,15 +98,6 @@ def _tensor(source: Any) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*not writable")  # nobody writes
         return torch.from_numpy(np.ascontiguousarray(array))
-
-
-def _lengths(part: Tensor) -> Tensor:
-    """[S] for rows [S, D]. A sum of squares that leaves float32's range is done again in double."""
-    lengths = torch.linalg.vector_norm(part, dim=1)  # [S]
-    again = ~((lengths > 1e-15) & (lengths < 1e15))
-    if again.any():
-        lengths[again] = torch.linalg.vector_norm(part[again].double(), dim=1).float()
-    return lengths
 
 
 __all__ = ["EmbeddingRows"]

@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mof.core_threads import on_one_core
 from mof.embedding_rows import EmbeddingRows
-from mof.pair_sieve import sieve, tiles
+from mof.pair_sieve import FullComparison, Sieve, sieve, tiles
 
 # Shapes: M pairs, L images.
 
@@ -151,18 +152,25 @@ def leaders(encoders: list[EmbeddingRows], images: NDArray[np.int64], above: flo
     index = torch.from_numpy(images)
     some = [EmbeddingRows(one.take(index), one.name, one.device) for one in encoders]
     close = sieve(some, above)
-    leader = torch.arange(len(images))  # [L]
-    for rows, columns in tiles(range(len(images)), range(len(images)), tile):
+    leader = on_one_core(lambda: _lead(some, close, above, tile), some[0].device)  # [L]
+    return dict(zip(images.tolist(), images[leader.numpy()].tolist(), strict=True))
+
+
+def _lead(encoders: list[EmbeddingRows], close: Sieve | FullComparison, above: float, tile: int) -> Tensor:
+    """[L] the leader of each row, by row."""
+    count = len(encoders[0])
+    leader = torch.arange(count)  # [L]
+    for rows, columns in tiles(range(count), range(count), tile):
         i, j = (index.cpu() for index in close.close(rows, columns))
         free = (leader[i] == i) & (leader[j] == j)
         i, j = i[free], j[free]
-        for one in some:
+        for one in encoders:
             near = cosines(one, i, j) > above
             i, j = i[near], j[near]
         for a, b in zip(i.tolist(), j.tolist(), strict=True):  # by i, then j: what leads is settled before it is asked
             if leader[a] == a and leader[b] == b:
                 leader[b] = a
-    return dict(zip(images.tolist(), images[leader.numpy()].tolist(), strict=True))
+    return leader
 
 
 def cosines(x: EmbeddingRows, i: Tensor, j: Tensor) -> Tensor:

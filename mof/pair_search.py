@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 from torch import Tensor
 
+from mof.core_threads import on_each_core
 from mof.embedding_rows import EmbeddingRows
 from mof.pair_choice import PAIR, cosines
 from mof.pair_sieve import FullComparison, Sieve, sieve, tiles
@@ -19,7 +21,9 @@ from mof.pair_sieve import FullComparison, Sieve, sieve, tiles
 # Shapes: N images, M pairs, S pairs that may be blind.
 
 BATCH = 1 << 16
-"""Survivors of the sieve that are collected before they are looked at in full."""
+"""Survivors of the sieve that are looked at in full at a time."""
+GROUP = 16
+"""Tiles that one thread compares at a time."""
 
 
 class PairSearch:
@@ -43,30 +47,28 @@ class PairSearch:
             yield from self.within(range(self.images), range(self.images), bar.add)
 
     def within(self, rows: range, columns: range, advance: Callable[[int, int], None]) -> Iterator[tuple[NDArray, int]]:
-        """Those with i in `rows` and j in `columns`; `advance` hears how many pairs were compared and found since it was last called."""
-        waiting, count = [], 0
-        for square in tiles(rows, columns, self.tile):
+        """Those with i in `rows` and j in `columns`; `advance` hears how many more pairs were compared, and found."""
+        assert self.sieve is not None  # made before threads would ask for it
+        squares = tiles(rows, columns, self.tile)
+        groups = iter(lambda: list(islice(squares, GROUP)), [])
+        for pairs, compared in on_each_core(self._compare, groups, self.clips[0].device):
+            advance(compared, len(pairs))
+            yield pairs, len(pairs)
+
+    def _compare(self, squares: list[tuple[slice, slice]]) -> tuple[NDArray, int]:
+        """[M] PAIR, the blind pairs in these squares, and how many were compared."""
+        found, waiting, count = [np.empty(0, PAIR)], [], 0
+        for square in squares:
             waiting.append(self.sieve.close(*square))
             count += len(waiting[-1][0])
-            if count >= BATCH:
-                yield self._in_full(waiting, advance)
+            if count >= BATCH or square == squares[-1]:
+                i, j = (torch.cat(parts) for parts in zip(*waiting, strict=True))  # [S]
+                found += [self._blind(*some) for some in zip(i.split(BATCH), j.split(BATCH), strict=True)]
                 waiting, count = [], 0
-            advance(pairs_in(*square), 0)
-        yield self._in_full(waiting, advance)
-
-    def _in_full(self, waiting: list[tuple[Tensor, Tensor]], advance: Callable[[int, int], None]) -> tuple[NDArray, int]:
-        """[M] PAIR, the blind ones of the survivors, and M."""
-        if not waiting:
-            return np.empty(0, PAIR), 0
-        i, j = (torch.cat(parts) for parts in zip(*waiting, strict=True))  # [S]
-        found = []
-        for some in zip(i.split(BATCH), j.split(BATCH), strict=True):
-            found.append(self._blind(*some))
-            advance(0, len(found[-1]))
-        pairs = np.concatenate([np.empty(0, PAIR), *found])
-        return pairs, len(pairs)
+        return np.concatenate(found), sum(pairs_in(*square) for square in squares)
 
     def _blind(self, i: Tensor, j: Tensor) -> NDArray:
+        """[M] PAIR, those of [S] survivors that are."""
         clip = torch.full([len(i)], torch.inf)  # [S]
         for one in self.clips:
             clip = torch.minimum(clip, cosines(one, i, j))

@@ -21,6 +21,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from mof.core_threads import on_one_core
 from mof.embedding_rows import CHUNK, EmbeddingRows
 
 # Shapes: N images, D width of an embedding, K width after projection, W columns of the product (K and some for |q|^2),
@@ -89,13 +90,25 @@ class FullComparison:
 
 def sieve(clips: list[EmbeddingRows], above: float, dino: EmbeddingRows | None = None, below: float = 2.0) -> Sieve | FullComparison:
     """What costs least, judged by the pairs of a sample: a sieve of some width on one of `clips`, or none."""
-    full = FullComparison(clips[0], above, dino, below)
-    if len(clips[0]) < 2 * SAMPLE or above <= -1:
-        return full
-    least = 4.0 * (clips[0].width + (dino.width if dino else 0))  # float32 is about a quarter as fast as int8
-    best = None
+    if len(clips[0]) >= 2 * SAMPLE and above > -1:
+        full_cost = 4.0 * (clips[0].width + (dino.width if dino else 0))  # float32 is about a quarter as fast as int8
+        best = on_one_core(lambda: _best_projection(clips, above, full_cost), clips[0].device)
+        if best is not None:
+            return build_sieve(*best, above)
+    return FullComparison(clips[0], above, dino, below)
+
+
+def build_sieve(x: EmbeddingRows, directions: Tensor, above: float) -> Sieve:
+    """The sieve for one projection [D, K]."""
+    projected = x.project(directions)  # [N, K]
+    return on_one_core(lambda: _from_projected(projected, x.width, above), x.device)
+
+
+def _best_projection(clips: list[EmbeddingRows], above: float, least: float) -> tuple[EmbeddingRows, Tensor] | None:
+    """Which encoder by which directions [D, K], if any costs less than `least` multiply-adds a pair."""
     # Two samples: judged by the rows that they were fitted to, the directions of a flat spectrum would seem far too good.
     picked = torch.randperm(len(clips[0]), generator=torch.Generator().manual_seed(0))[: 2 * SAMPLE]  # [2 sample]
+    best = None
     for clip in clips:
         some, others = (clip.take(part.sort().values) for part in picked.split(SAMPLE))  # [sample, D] each
         for group in (*WIDTHS, (clip.width,)):
@@ -108,13 +121,7 @@ def sieve(clips: list[EmbeddingRows], above: float, dino: EmbeddingRows | None =
                 cost = width + TILE_COST + SURVIVOR * _survival(others, turned, above)
                 if cost < least:
                     least, best = cost, (clip, turned)
-    return build_sieve(best[0], best[1], above) if best else full
-
-
-def build_sieve(x: EmbeddingRows, directions: Tensor, above: float) -> Sieve:
-    """The sieve for one projection [D, K]."""
-    parts = [x.read(slice(start, start + CHUNK)) @ directions for start in range(0, len(x), CHUNK)]
-    return _from_projected(torch.cat(parts), x.width, above)
+    return best
 
 
 def principal_directions(some: Tensor, width: int) -> Tensor:
@@ -196,14 +203,13 @@ def _fastest(device: torch.device) -> torch.dtype:
     """int8 where the processor multiplies it fast, else float32."""
     if device.type != "cpu":
         return torch.int8 if device.type == "cuda" else torch.float32
-    seconds = {}
-    for dtype in (torch.int8, torch.float32):
-        some, seconds[dtype] = torch.ones(512, 64, dtype=dtype), float("inf")
-        for _ in range(4):
-            start = time.perf_counter()
-            _multiply(some, some)
-            seconds[dtype] = min(seconds[dtype], time.perf_counter() - start)
-    return min(seconds, key=lambda dtype: seconds[dtype])
+    seconds: dict[torch.dtype, list[float]] = {torch.int8: [], torch.float32: []}
+    for dtype in [*seconds] * 8:
+        some = torch.ones(512, 64, dtype=dtype)
+        start = time.thread_time()  # what other processes do is not to count
+        _multiply(some, some)
+        seconds[dtype].append(time.thread_time() - start)
+    return min(seconds, key=lambda dtype: min(seconds[dtype]))
 
 
 def tiles(rows: range, columns: range, size: int) -> Iterator[tuple[slice, slice]]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from spectra import embeddings
 
-from mof import blind_pairs, pair_ledger
+from mof import blind_pairs, pair_ledger, pair_search
 from mof.pair_search import PairSearch
 
 THRESHOLDS = (0.6, 0.2)
@@ -113,6 +113,7 @@ def test_the_claim_of_another_machine_counts_while_it_is_renewed(tmp_path, monke
 
 def test_a_long_square_renews_its_claim(tmp_path, monkeypatch):
     monkeypatch.setattr(pair_ledger, "RENEWAL", 0.0)
+    monkeypatch.setattr(pair_search, "GROUP", 2)
     written = []
     write = pair_ledger.PairLedger._write
     monkeypatch.setattr(pair_ledger.PairLedger, "_write", lambda self, path, how: (written.append(path.suffix), write(self, path, how))[1])
