@@ -47,12 +47,17 @@ def refuse_misfit(source: str | Path) -> Iterator[None]:
         raise WeightsError(f"the weights of {source} cannot be loaded: {error}") from error
 
 
+INSTEAD_OF_WEIGHTS = "give a local file with weights=PATH; pretrained=False builds random weights"
+INSTEAD_OF_TOKENIZER = "name a local folder that holds it too, as the folder of open_clip:local-dir:FOLDER or hf:FOLDER"
+
+
 @contextmanager
-def explain_download(what: str, *, local: bool = False) -> Iterator[None]:
+def explain_download(what: str, *, local: bool = False, otherwise: str = INSTEAD_OF_WEIGHTS) -> Iterator[None]:
     """Turn the many errors of a failed download of `what` into one WeightsError that says how to supply the file.
 
     Where the hub does not answer, go on as with HF_HUB_OFFLINE=1: what is cached loads, what is not fails at once. Its client
-    would try every file for half a minute. `local`: nothing comes from the hub, so it is not asked.
+    would try every file for half a minute. `local`: nothing comes from the hub, so it is not asked. `otherwise`: what the user
+    can do besides downloading it.
     """
     offline = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = offline or not (local or _hub_answers())
@@ -60,8 +65,8 @@ def explain_download(what: str, *, local: bool = False) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, ValueError) as error:
         raise WeightsError(
-            f"cannot get {what}: {error}. Without a network, put it into the cache by downloading it once with one, or "
-            "give a local file with weights=PATH; pretrained=False builds random weights"
+            f"cannot get {what}: {str(error).rstrip('.')}. Without a network, put it into the cache by downloading it once with one, or "
+            f"{otherwise}"
         ) from error
     finally:
         constants.HF_HUB_OFFLINE = offline

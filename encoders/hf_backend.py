@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PretrainedConfig
 
 from encoders.base import Encoder
-from encoders.checkpoints import WeightsError, explain_download, read_state, refuse_misfit
+from encoders.checkpoints import INSTEAD_OF_TOKENIZER, WeightsError, explain_download, read_state, refuse_misfit
 from encoders.resizing import Interpolation
 
 # Shapes: B, S, h, w, D, E, T as in base.py; L = prefix tokens (class, registers) + h*w.
@@ -161,7 +161,8 @@ class HFEncoder(Encoder):
 
     def text_embedding(self, texts: list[str]) -> Tensor:
         if self._tokenizer is None:
-            with explain_download(f"the tokenizer of {self.source}", local=Path(self.source).is_dir()):
+            local = Path(self.source).is_dir()
+            with explain_download(f"the tokenizer of {self.source}", local=local, otherwise=INSTEAD_OF_TOKENIZER):
                 self._tokenizer = AutoTokenizer.from_pretrained(self.source)
         length = self.tower.config.text_config.max_position_embeddings
         # Padded to the full length because SigLIP was trained so; CLIP's masks make it the same either way.

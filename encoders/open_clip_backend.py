@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from encoders import timm_backend
 from encoders.base import Encoder
-from encoders.checkpoints import WeightsError, explain_download, refuse_misfit
+from encoders.checkpoints import INSTEAD_OF_TOKENIZER, WeightsError, explain_download, refuse_misfit
 from encoders.positions import Grid, Positions
 from encoders.registry import near_names, split_weights
 from encoders.resizing import Fit
@@ -118,7 +118,7 @@ def _tokenizer(model_name: str, offline: bool) -> Any:
     source = (config or {}).get("text_cfg", {}).get("hf_tokenizer_name")
     where = f" (tokenizer.json, tokenizer_config.json of {source} on the hub)" if source else ""
     local = offline or source is None or model_name.startswith("local-dir:") or Path(source).is_dir()
-    with explain_download(f"the tokenizer of {model_name}{where}", local=local):
+    with explain_download(f"the tokenizer of {model_name}{where}", local=local, otherwise=INSTEAD_OF_TOKENIZER):
         return open_clip.get_tokenizer(model_name, **({"local_files_only": True} if offline and source else {}))
 
 

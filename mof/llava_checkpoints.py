@@ -126,7 +126,7 @@ def _read_original(
                 "DINOv2 is given pixels normalised for CLIP, as in the released MoF code that this checkpoint was trained with; "
                 "released_preprocessing=False (--own-preprocessing) normalises them for DINOv2"
             )
-        width = next(tensor.shape[-1] for name, tensor in projectors[DINO].items() if name.endswith("weight"))
+        width = projectors[DINO][min(name for name in projectors[DINO] if name.endswith("weight"))].shape[-1]  # shards have no order
         state = parts.tensors(tower(DINO), weights)
         encoders[DINO] = build_dino_tower(dino_tower, state, width, options, chosen.place(tower(DINO), folder))
     tokenizer = _read_tokenizer(folder, base, config.text)

@@ -23,6 +23,9 @@ Tower = str | os.PathLike[str] | Encoder
 VISION = ("clip_vision_model", "siglip_vision_model")
 """The vision models that LLaVA checkpoints are read with, by transformers' model_type."""
 
+OPENAI_WIDTHS = {"openai/clip-vit-base-": 768, "openai/clip-vit-large-": 1024}
+"""By the beginning of the hub id."""
+
 
 def build_vision_tower(named: str, given: Tower | None, state: Mapping[str, Tensor], layer: int, source: str) -> Encoder:
     """The CLIP or SigLIP of a LLaVA checkpoint.
@@ -64,7 +67,7 @@ def embedded_vision_tower(
 def _architecture(named: str, given: Tower | None, state: Mapping[str, Tensor]) -> tuple[PretrainedConfig, Any]:
     """Config and image processor of a vision tower whose weights are there."""
     if given is None and named.startswith("openai/clip-vit-"):
-        return _openai_clip(state)
+        return _openai_clip(named, state)
     folder = named if given is None else os.fspath(given)  # type: ignore[arg-type]  # no Encoder comes here
     with explain_download(f"config.json and preprocessor_config.json of the vision tower {folder} (or give vision_tower=FOLDER)"):
         config, processor = AutoConfig.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
@@ -74,7 +77,7 @@ def _architecture(named: str, given: Tower | None, state: Mapping[str, Tensor]) 
     return config, processor
 
 
-def _openai_clip(state: Mapping[str, Tensor]) -> tuple[PretrainedConfig, Any]:
+def _openai_clip(named: str, state: Mapping[str, Tensor]) -> tuple[PretrainedConfig, Any]:
     """What the shapes tell, and what all of OpenAI's ViTs share: 64 channels per head, QuickGELU, CLIP's statistics."""
     shapes = {key.removeprefix("vision_model."): value.shape for key, value in state.items()}
     try:
@@ -84,6 +87,11 @@ def _openai_clip(state: Mapping[str, Tensor]) -> tuple[PretrainedConfig, Any]:
         raise WeightsError(f"the vision tower inside the checkpoint lacks {error}") from error
     size = round((positions - 1) ** 0.5) * patch_size
     depth = 1 + max(int(key.split(".")[2]) for key in shapes if key.startswith("encoder.layers."))
+    if width != next((own for kind, own in OPENAI_WIDTHS.items() if named.startswith(kind)), width):
+        raise WeightsError(
+            f"the vision tower inside the checkpoint is {width} wide, so it is not {named}, as its config.json says. The weights do not "
+            "tell how many heads it has: give vision_tower=FOLDER with its config.json and preprocessor_config.json"
+        )
     heads = width // 64
     if heads * 64 != width:
         raise WeightsError(

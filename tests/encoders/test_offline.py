@@ -65,6 +65,7 @@ def test_text_of_a_random_encoder_does_not_fetch_its_tokenizer(tmp_path: Path) -
     messages = run("build_encoder(name, pretrained=False).embed_text(['a dog'])", [siglip, "clip-vit-b32"], tmp_path)
     assert list(messages) == [siglip]  # the tokenizer of CLIP comes with open_clip
     assert "tokenizer.json" in messages[siglip] and "timm/ViT-B-16-SigLIP" in messages[siglip]
+    assert "weights=PATH" not in messages[siglip] and "pretrained=False" not in messages[siglip]  # neither brings a tokenizer
 
 
 @pytest.mark.parametrize("name", ["clip-vit-b32", "dinov2-vit-s14", "hf:facebook/dinov2-large"])

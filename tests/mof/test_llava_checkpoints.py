@@ -210,6 +210,25 @@ def test_towers_by_reference(parts: dict, tiny_tokenizer: PreTrainedTokenizerFas
     same_outputs(loaded, replace(loaded, model=MoFForConditionalGeneration.from_pretrained(tmp_path / "saved")))
 
 
+def test_width_of_dinov2_does_not_depend_on_the_order_of_keys(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """Shards may give the projector's second weight, as wide as the language model, before its first."""
+    write_clip(tmp_path / "clip", parts["clip"])
+    state = mof_state(parts, towers=False)
+    write_original(tmp_path / "mof", tiny_tokenizer, dict(reversed(state.items())), shards=2)
+    with pytest.raises(ValueError, match="a DINOv2 that is 128 wide"):
+        load_checkpoint(tmp_path / "mof", vision_tower=tmp_path / "clip")
+
+
+def test_a_tower_that_is_not_the_one_named_is_refused(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """The number of heads lies in no weight: to guess it from a wrong name would give wrong features in silence."""
+    write_original(tmp_path / "llava", tiny_tokenizer, llava_state(parts), mm_vision_tower="openai/clip-vit-large-patch14-336")
+    with pytest.raises(ValueError, match=f"{WIDTH} wide, so it is not openai/clip-vit-large-patch14-336.*vision_tower=FOLDER"):
+        load_checkpoint(tmp_path / "llava")
+    write_clip(tmp_path / "clip", parts["clip"])
+    loaded = load_checkpoint(tmp_path / "llava", vision_tower=tmp_path / "clip")
+    check(loaded, parts["llama"], project(parts["projector"], clip_features(parts["clip"], pixels_of(loaded))))
+
+
 def test_what_holds_its_towers_needs_no_other_file(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     write_original(tmp_path / "mof", tiny_tokenizer, mof_state(parts))
     loaded = load_checkpoint(tmp_path / "mof")
