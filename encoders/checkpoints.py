@@ -25,6 +25,8 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         raise WeightsError(f"no weight file at {path}; expected a .safetensors or .pt file")
     with refuse_misfit(path):
         state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        if not isinstance(state, Mapping):
+            raise ValueError(f"expected a mapping of names to tensors, found a {type(state).__name__}")
         return state.get("state_dict", state)  # training checkpoints often nest it
 
 
@@ -49,6 +51,8 @@ def refuse_misfit(source: str | Path) -> Iterator[None]:
 
 INSTEAD_OF_WEIGHTS = "give a local file with weights=PATH; pretrained=False builds random weights"
 INSTEAD_OF_TOKENIZER = "name a local folder that holds it too, as the folder of open_clip:local-dir:FOLDER or hf:FOLDER"
+
+INSTEAD_OF_FOLDER = "name a local folder that exists: hf:FOLDER"
 
 
 @contextmanager

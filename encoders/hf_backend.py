@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PretrainedConfig
 
 from encoders.base import Encoder
-from encoders.checkpoints import INSTEAD_OF_TOKENIZER, WeightsError, explain_download, read_state, refuse_misfit
+from encoders.checkpoints import INSTEAD_OF_FOLDER, INSTEAD_OF_TOKENIZER, WeightsError, explain_download, read_state, refuse_misfit
 from encoders.resizing import Interpolation
 
 # Shapes: B, S, h, w, D, E, T as in base.py; L = prefix tokens (class, registers) + h*w.
@@ -208,7 +208,7 @@ def build(model: str, *, config: Mapping[str, Any] | None = None, **options: Any
 
 def _build(model: str, *, pretrained: bool, weights: str | None, **options: Any) -> HFEncoder:
     """The encoder of a hub id or a local folder."""
-    with explain_download(f"config.json or preprocessor_config.json of {model}", local=Path(model).is_dir()):
+    with explain_download(f"config.json or preprocessor_config.json of {model}", local=Path(model).is_dir(), otherwise=INSTEAD_OF_FOLDER):
         config = AutoConfig.from_pretrained(model)
         processor = AutoImageProcessor.from_pretrained(model)
     if config.model_type not in FAMILIES:

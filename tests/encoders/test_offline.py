@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from huggingface_hub import constants
 
 from encoders import build_encoder, checkpoints
@@ -83,3 +84,13 @@ def test_a_hub_that_does_not_answer_is_asked_once(name: str, monkeypatch: pytest
     with pytest.raises(ValueError, match="weights=PATH"):
         build_encoder(name)
     assert asked == [5] and constants.HF_HUB_OFFLINE is False
+
+
+def test_a_mistyped_folder_and_a_file_without_names_are_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=f"config.json or preprocessor_config.json of {tmp_path}/none.*local folder that exists: hf:FOLDER"
+    ):
+        build_encoder(f"hf:{tmp_path}/none")
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(ValueError, match="list.pt cannot be loaded: expected a mapping of names to tensors, found a list"):
+        build_encoder("mini-dino", weights=tmp_path / "list.pt")
