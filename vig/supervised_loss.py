@@ -61,7 +61,7 @@ class SupervisedPass:
             self._loss = self._sum(rows, own)
             return self._loss.repeat(1, 1, 1)  # not a view, which FSDP2 warns of
 
-        with _replaced_forward(head, forward):
+        with replaced_forward(head, forward):
             yield
 
     def loss(self, logits: Tensor) -> Tensor:
@@ -108,24 +108,32 @@ def is_untouched(model: nn.Module, head: nn.Module, inputs: Mapping[str, Any]) -
     Raises:
         ValueError: when the logits do not come from the head at all.
     """
+    first = torch.zeros(1, dtype=torch.long)  # [1]
+    logits, output = logits_at(model, head, inputs, first, first)  # [1, 1, V], [1, V]
+    return torch.equal(logits[0].float(), output.float())
+
+
+@torch.no_grad()
+def logits_at(model: nn.Module, head: nn.Module, inputs: Mapping[str, Any], rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """The model's logits [1, K, V] and its head's output [K, V] at K positions of a batch, in eval mode."""
     seen: list[Tensor] = []
 
     def forward(own: Forward, hidden: Tensor) -> Tensor:
-        seen.append(own(hidden[:1, :1]))  # [1, 1, V]
-        return seen[-1].clone()  # a model may write into its logits
+        seen.append(own(hidden[rows.to(hidden.device), columns.to(hidden.device)][None])[0])  # [K, V]
+        return seen[-1][None].clone()  # [1, K, V]; a model may write into its logits
 
     training = model.training
-    model.eval()  # nothing random
-    with torch.no_grad(), _replaced_forward(head, forward):
+    model.eval()
+    with replaced_forward(head, forward):
         logits = model(**inputs).logits
     model.train(training)
-    if not seen or logits.shape != seen[-1].shape:
+    if not seen or logits.shape != (1, *seen[-1].shape):
         raise ValueError(f"{type(model).__name__} does not take its logits from its output embeddings, so no loss can be gathered there")
-    return torch.equal(logits.float(), seen[-1].float())
+    return logits, seen[-1]
 
 
 @contextmanager
-def _replaced_forward(head: nn.Module, forward: Callable[[Forward, Tensor], Tensor]) -> Iterator[None]:
+def replaced_forward(head: nn.Module, forward: Callable[[Forward, Tensor], Tensor]) -> Iterator[None]:
     """While open, `forward(own, hidden)` runs in place of the head's own forward, and under the head's hooks."""
     own, of_the_instance = head.forward, "forward" in vars(head)  # accelerate and others put theirs into the instance
     head.forward = lambda hidden: forward(own, hidden)  # type: ignore[method-assign]

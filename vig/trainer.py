@@ -14,6 +14,7 @@ from transformers.trainer_callback import ExportableState
 
 from encoders import StoredImages
 from mof.supervision import SupervisedCollator
+from vig.padding_free import PaddingFreeCollator, keeps_records_apart
 from vig.supervised_loss import SupervisedPass, is_untouched
 
 
@@ -46,6 +47,8 @@ class SelectiveTrainer(Trainer):
         max_length: tokens; must be that of the scoring run.
         stored_images: train on features out of a store instead of running the encoders (`mof encode --model`).
         strict: end at the first image that cannot be read, where otherwise its record is logged, counted and left out.
+        padding_free: put the records of a batch into one row, without padding. Of models that cannot tell them apart there the
+            first batch is refused.
         **options: of `transformers.Trainer`; train_dataset and eval_dataset are lists of records.
 
     Raises:
@@ -62,6 +65,7 @@ class SelectiveTrainer(Trainer):
         max_length: int = 2048,
         stored_images: StoredImages | None = None,
         strict: bool = False,
+        padding_free: bool = False,
         **options: Any,
     ) -> None:
         args = copy.copy(args)
@@ -73,6 +77,9 @@ class SelectiveTrainer(Trainer):
             raise ValueError(f"label smoothing is not supported; got {args.label_smoothing_factor}, expected 0")
         if options.get("data_collator") is None:
             options["data_collator"] = SupervisedCollator(processing_class, max_length, image_folder, stored_images, strict)
+        if padding_free:
+            options["data_collator"] = PaddingFreeCollator(options["data_collator"])
+        self._padding_free = padding_free
         super().__init__(model, args, processing_class=processing_class, compute_loss_func=self._loss, **options)
         self.add_callback(_Count())
         self._head_is_last: bool | None = None  # whether the head's output is the logits; known from the first batch
@@ -105,14 +112,24 @@ class SelectiveTrainer(Trainer):
     ) -> Any:
         """As in transformers, but the output head sees the supervised positions only, so the outputs hold no logits to use."""
         inputs = dict(inputs)
+        if self._padding_free:
+            inputs["use_cache"] = False  # with a cache, positions do not bound records
         self._pass = SupervisedPass(inputs["labels"], inputs.pop("token_weights", None), num_items_in_batch)
         if self._wants_logits:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self._head_is_last is None:
-            unlabelled = {name: value for name, value in inputs.items() if name != "labels"}
-            self._head_is_last = is_untouched(model, self._head(), unlabelled)
+            self._head_is_last = self._examine(model, {name: value for name, value in inputs.items() if name != "labels"})
         with self._pass.at(self._head(), untouched=self._head_is_last):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def _examine(self, model: nn.Module, inputs: dict[str, Any]) -> bool:
+        """What `is_untouched` says. ValueError for a model that reads on from record to record in a padding-free batch."""
+        if self._padding_free and not keeps_records_apart(model, self._head(), inputs):
+            raise ValueError(
+                f"{type(self.model).__name__} does not keep the records of a padding-free batch apart, at least not with "
+                "this attention implementation; leave padding_free=False"
+            )
+        return is_untouched(model, self._head(), inputs)
 
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any) -> Any:
         self._wants_logits = not prediction_loss_only  # predict(), and evaluate() with metrics to compute
