@@ -181,23 +181,27 @@ def main() -> None:
         return
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in METHODS}
     environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
+    kinds = "embeddings and patch tokens" if arguments.both else "patch tokens"
     with tempfile.TemporaryDirectory() as folder:
         save_models(Path(folder))
-        for _ in range(arguments.repeats):
+        for done in range(1, arguments.repeats + 1):
             for name, some in runs.items():
                 command = [sys.executable, __file__, *sys.argv[1:], "--one", name, folder]
                 out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
                 some.append(json.loads(out.splitlines()[-1]))
+            print(f"{len(files)} images, {arguments.threads} threads, {kinds}, least of {done}")
+            report(runs, len(files))
+
+
+def report(runs: dict[str, list[dict[str, float]]], images: int) -> None:
+    """Print the least of each figure, and how many times less it is than that of the first method."""
     best = {name: {key: min(run[key] for run in some) for key in some[0]} for name, some in runs.items()}
     first = best["transformers"]
-    kinds = "embeddings and patch tokens" if arguments.both else "patch tokens"
-    print(f"{len(files)} images, {arguments.threads} threads, {kinds}, least of {arguments.repeats}")
     print(f"{'':<14} images/s   ratio   CPU ms/image   ratio   in the network   peak memory")
     for name, one in best.items():
-        wall, cpu = one["seconds"] / len(files), one["cpu"] / len(files)
         print(
-            f"{name:<14} {1 / wall:8.1f} {first['seconds'] / one['seconds']:6.1f}x {1000 * cpu:13.0f} {first['cpu'] / one['cpu']:7.1f}x "
-            f"{one['network']:15.0%} {one['gigabytes']:11.2f} GB",
+            f"{name:<14} {images / one['seconds']:8.1f} {first['seconds'] / one['seconds']:6.1f}x {1000 * one['cpu'] / images:13.0f} "
+            f"{first['cpu'] / one['cpu']:7.1f}x {one['network']:15.0%} {one['gigabytes']:11.2f} GB",
             flush=True,
         )
 
