@@ -102,7 +102,8 @@ def transformers_way(folder: Path, files: list[Path], both: bool, clock: Clock) 
 
 def features(encoder: Encoder, pixels: Tensor, both: bool) -> list[Tensor]:
     with torch.no_grad():
-        return [encoder(pixels).tokens.half()] + [encoder.embed_image(pixels)] * both
+        tokens = encoder(pixels).tokens.half()  # [B, h*w, D]
+        return [tokens, encoder.embed_image(pixels)] if both else [tokens]  # [B, E]
 
 
 def layer(folder: Path, files: list[Path], both: bool, clock: Clock) -> list[Tensor]:
