@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from encoders.base import Encoder
 
-# Shapes: B = images, H, W = their rows and columns, E = width of an embedding, T = h*w patch
-# tokens, P = prefix tokens, D = their width.
+# Shapes: B = images, H, W = their rows and columns, E = width of an embedding, T = h*w patch tokens, P = prefix tokens, D = width.
+
+ROUNDING = 0.05
+"""A batch is not computed to the bit as its first image alone; bfloat16 adds up to a few percent. Other layers differ far more."""
 
 
 class JointPass:
     """An encoder that gives embeddings and patch tokens at once: the pass for the one goes by the layer of the other.
 
-    Which module gives the tokens is found on the first batch, for which both passes are made: its output ends, in both, in the very
-    tokens that the encoder gives. Where there is none, as in convolutional networks and for several layers side by side, it
-    stays at two passes. Threads may share one.
+    Which module gives the tokens is found on the first image: its output ends, in a pass for the tokens alone, in the very tokens
+    that the encoder gives, and in the pass for the embedding too, up to rounding. Where there is none, as in convolutional networks
+    and for several layers side by side, two passes are made. Threads may share one.
 
     Attributes:
         module: the one that was found, or None.
@@ -38,11 +39,11 @@ class JointPass:
     def __call__(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """pixels [B, 3, H, W] as for the encoder -> embeddings [B, E] and patch tokens [B, T, D]."""
         with self._first:
-            if not self._tried:
-                return self._try(pixels)
+            embeddings = None if self._tried else self._find(pixels)
+        if embeddings is None:
+            embeddings = self.encoder.embed_image(pixels)  # [B, E]
         if self.module is None:
-            return self.encoder.embed_image(pixels), self.encoder(pixels).tokens
-        embeddings = self.encoder.embed_image(pixels)  # [B, E]
+            return embeddings, self.encoder(pixels).tokens
         output = self._here.__dict__.pop("output")  # [B, P + T, D]
         return embeddings, output[:, -self.encoder.grid[0] * self.encoder.grid[1] :]  # [B, T, D]
 
@@ -51,30 +52,32 @@ class JointPass:
         if self._hook is not None:
             self._hook.remove()
 
-    def _try(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        with _watched(self.encoder.tower.modules(), lambda output: output[:1].clone()) as outputs:  # all of them would fill the memory
-            tokens = self.encoder(pixels).tokens  # [B, T, D]
-        holders = [module for module, output in outputs.items() if _ends_in(output, tokens[:1])]
-        with _watched(holders, lambda output: output) as outputs:
+    def _find(self, pixels: Tensor) -> Tensor:
+        """Look for the module, and embed the first batch meanwhile: [B, E]."""
+        with _watched(self.encoder.tower.modules()) as outputs:
+            tokens = self.encoder(pixels[:1]).tokens  # [1, T, D]
+        exact = [module for module, output in outputs.items() if _distance(output, tokens) == 0]
+        with _watched(exact) as outputs:
             embeddings = self.encoder.embed_image(pixels)  # [B, E]
-        self.module = next((module for module, output in outputs.items() if _ends_in(output, tokens)), None)
+        found = ((module, output) for module, output in outputs.items() if _distance(output, tokens) < ROUNDING)
+        self.module, self._here.output = next(found, (None, None))
         self._hook = None if self.module is None else self.module.register_forward_hook(self._keep)
         self._tried = True
-        return embeddings, tokens
+        return embeddings
 
     def _keep(self, _module: nn.Module, _inputs: Any, output: Any) -> None:
         self._here.output = _tensor(output)
 
 
 @contextmanager
-def _watched(modules: Iterable[nn.Module], part: Callable[[Tensor], Tensor]) -> Iterator[dict[nn.Module, Tensor]]:
-    """A part of the last output of each module that runs meanwhile and gives a sequence of tokens."""
+def _watched(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
+    """The last output of each module that runs meanwhile and gives a sequence of tokens."""
     outputs: dict[nn.Module, Tensor] = {}
 
     def keep(module: nn.Module, _inputs: Any, output: Any) -> None:
         output = _tensor(output)
         if isinstance(output, Tensor) and output.ndim == 3:
-            outputs[module] = part(output)
+            outputs[module] = output
 
     hooks = [module.register_forward_hook(keep) for module in modules]
     try:
@@ -89,5 +92,7 @@ def _tensor(output: Any) -> Any:
     return output[0] if isinstance(output, tuple) else output
 
 
-def _ends_in(output: Tensor, tokens: Tensor) -> bool:
-    return output.shape[1] >= tokens.shape[1] and torch.equal(output[:, -tokens.shape[1] :], tokens)
+def _distance(output: Tensor, tokens: Tensor) -> float:
+    """How far the end of the first of `output` [B, P + T, D] is from tokens [1, T, D], relative to them."""
+    end = output[:1, -tokens.shape[1] :]
+    return float((end - tokens).float().norm() / tokens.float().norm()) if end.shape == tokens.shape else float("inf")
