@@ -39,8 +39,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from transformers import BitImageProcessor, CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, Dinov2Config, Dinov2Model
 
 from encoders import Encoder, build_encoder, encode_images, read_image
-from encoders.image_sources import ImageSources
-from encoders.store_jobs import Job
+from encoders.images.sources import ImageSources
+from encoders.store.jobs import Job
 
 LAYERS = {"clip": -2, "dino": -1}
 BATCH = 16

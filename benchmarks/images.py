@@ -24,8 +24,8 @@ import torch
 from PIL import Image
 
 from encoders import ImageLoader, read_image
-from encoders.images import _simplejpeg, to_pixels
-from encoders.resizing import compiled_resize
+from encoders.images.reading import _simplejpeg, to_pixels
+from encoders.images.resizing import compiled_resize
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 MEAN = (122, 116, 104)  # LLaVA's background

@@ -1,14 +1,14 @@
 """Image encoders behind one contract: pixels in, patch tokens on a known grid out. Imports none of our packages."""
 
 from encoders.base import Encoder, PatchFeatures
-from encoders.feature_store import FeatureStore
-from encoders.fingerprints import View
-from encoders.image_loader import ImageLoader
-from encoders.images import ImageError, read_image
+from encoders.images.loader import ImageLoader
+from encoders.images.reading import ImageError, read_image
 from encoders.registry import available_encoders, build_encoder, register_encoder
-from encoders.store_report import EncodeReport
-from encoders.store_writer import encode_images
-from encoders.stored_images import StoredImage, StoredImages
+from encoders.store.feature_store import FeatureStore
+from encoders.store.fingerprints import View
+from encoders.store.report import EncodeReport
+from encoders.store.stored_images import StoredImage, StoredImages
+from encoders.store.writer import encode_images
 
 __all__ = [
     "EncodeReport",

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from encoders.images import read_image
-from encoders.resizing import Centre, Fit, Interpolation, to_pixels
+from encoders.images.reading import read_image
+from encoders.images.resizing import Centre, Fit, Interpolation, to_pixels
 
 # Shapes: B = images, H, W = rows and columns of the given pixels, S = side of the encoder's input, h, w = rows and
 # columns of its patch grid, D = width (of all chosen layers together), T = texts, E = width of the joint embedding.

@@ -15,10 +15,10 @@ import timm
 import torch
 from torch import Tensor
 
+from encoders.backends.timm import TimmEncoder
 from encoders.base import Encoder
 from encoders.checkpoints import WeightsError, load_strict, read_state
 from encoders.registry import build_from_backend
-from encoders.timm_backend import TimmEncoder
 
 # Shapes: h, w, D as in base.py.
 

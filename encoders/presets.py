@@ -81,7 +81,7 @@ PRESETS: dict[str, Preset | PackagePreset] = {
 }
 for _rows, _layer in ((IMAGE_TEXT, CLIP_LAYER), (IMAGE_TEXT_CONVOLUTIONAL, -1), (IMAGE_ONLY, DINOV2_LAYER)):
     for _name, _model, _size, _licence in _rows:
-        _architecture = "encoders.moco_v3" if _model.startswith("timm:mof_mocov3") else None
+        _architecture = "encoders.backends.moco_v3" if _model.startswith("timm:mof_mocov3") else None
         PRESETS[_name] = Preset(_model, _size, _licence, _layer, architecture=_architecture)
 
 for _key, _preset in PRESETS.items():

@@ -19,10 +19,10 @@ Factory = Callable[..., Encoder]
 
 # The modules are imported when first used: together they take seconds.
 BACKENDS = {
-    "open_clip": "encoders.open_clip_backend",
-    "timm": "encoders.timm_backend",
-    "hf": "encoders.hf_backend",
-    "torch_hub": "encoders.torch_hub_backend",
+    "open_clip": "encoders.backends.open_clip",
+    "timm": "encoders.backends.timm",
+    "hf": "encoders.backends.hf",
+    "torch_hub": "encoders.backends.torch_hub",
 }
 
 # Other packages name their factories under this group of entry points.

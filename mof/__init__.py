@@ -3,10 +3,10 @@
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
 
 from mof.adapter import AdditiveMoF, ConcatMoF, InterleavedMoF
-from mof.blind_pair_search import blind_pairs
 from mof.config import MoFConfig
-from mof.mmvp_vlm import probe_mmvp_vlm
+from mof.evals.mmvp_vlm import probe_mmvp_vlm
 from mof.model import MoFForConditionalGeneration
+from mof.pairs.blind_pair_search import blind_pairs
 from mof.processor import MoFImageProcessor, MoFProcessor
 
 __all__ = [

@@ -10,7 +10,7 @@ from torch import nn
 from encoders import build_encoder
 from mof.adapter import Mixer, build_mixer
 from mof.config import MoFConfig
-from mof.weight_shards import first
+from mof.llava.weight_shards import first
 
 
 def build_configured_mixer(config: MoFConfig) -> Mixer:

@@ -14,10 +14,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.core import TyperGroup
 
 from encoders import read_image
-from mof.convert_command import convert
-from mof.encode_command import encode
-from mof.eval_command import evaluate
-from mof.probe_command import probe
+from mof.commands.convert import convert
+from mof.commands.encode import encode
+from mof.commands.eval import evaluate
+from mof.commands.probe import probe
 
 
 class OneLineErrors(TyperGroup):

@@ -82,7 +82,7 @@ class MoFForConditionalGeneration(PreTrainedModel, GenerationMixin):
     @classmethod
     def from_checkpoint(cls, folder: str | os.PathLike[str], **options: Any) -> MoFForConditionalGeneration:
         """The model of a LLaVA, released MoF or LoRA folder, by `load_checkpoint`, whose options these are; it gives the processor too."""
-        from mof.llava_checkpoints import load_checkpoint  # which imports this module
+        from mof.llava.checkpoints import load_checkpoint  # which imports this module
 
         return load_checkpoint(folder, **options).model
 

@@ -17,8 +17,8 @@ from transformers.image_utils import load_image
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
 from encoders import StoredImage, View
-from encoders.images import read_image
-from encoders.resizing import Centre, Fit, Interpolation, to_pixels
+from encoders.images.reading import read_image
+from encoders.images.resizing import Centre, Fit, Interpolation, to_pixels
 from mof.chat_templates import choose_chat_template
 from mof.model import MoFForConditionalGeneration
 from mof.records import IMAGE_PLACEHOLDER
@@ -40,7 +40,7 @@ class MoFImageProcessor(BaseImageProcessor):
 
     Args:
         image_size: S, in pixels.
-        fit: how an image becomes square: "pad", "crop" or "squash", as in `encoders.images.to_pixels`.
+        fit: how an image becomes square: "pad", "crop" or "squash", as in `encoders.images.reading.to_pixels`.
         background: RGB in 0..255, around padded images.
         interpolation, centre: the filter, and where half a pixel goes that is left over by "crop", as in `to_pixels`.
     """

@@ -23,7 +23,7 @@ from transformers import ProcessorMixin
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from encoders import StoredImage, StoredImages
-from encoders.images import ImageError, read_image
+from encoders.images.reading import ImageError, read_image
 from mof.records import ImageSource, Record, RecordError, to_record
 
 # Shapes: R records, T tokens of a record, L tokens of the longest, A answer tokens of a record.

@@ -31,15 +31,15 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, TrainingArg
 from encoders import build_encoder
 from mof import MoFForConditionalGeneration, MoFProcessor
 from mof.adapter import SSL_RATIOS, build_mixer
+from mof.evals.pair_accuracy import answer_questions, pair_accuracy
 from mof.language_models import load_language_model
 from mof.miniature import write_dataset
-from mof.pair_accuracy import answer_questions, pair_accuracy
-from mof.plan import plan
-from mof.plots import plot_study, require_matplotlib
-from mof.run_data import RunData, read_run_data
-from mof.run_folder import RunFolder
-from mof.settings import Setting, Stage, read_setting
-from mof.study_table import study_tables
+from mof.training.plan import plan
+from mof.training.plots import plot_study, require_matplotlib
+from mof.training.run_data import RunData, read_run_data
+from mof.training.run_folder import RunFolder
+from mof.training.settings import Setting, Stage, read_setting
+from mof.training.study_table import study_tables
 from vig import SelectiveTrainer, load_scores, random_selection, score, select
 from vig.nulls import NULLS
 from vig.word_classes import vig_by_word_class

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from encoders.images import BLUR_KERNELS, ImageError, blur, read_image
+from encoders.images.reading import BLUR_KERNELS, ImageError, blur, read_image
 from mof.records import ImageSource, Record, RecordError
 
 Donors = Sequence[ImageSource]  # one image of every record

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from encoders import StoredImages
-from encoders.images import ImageError, read_image
+from encoders.images.reading import ImageError, read_image
 from mof.records import ImageSource, Record, RecordError, digest, record_id, to_record
 from mof.supervision import PER_TOKEN, Example, encode_record
 from vig.nulls import NullImages, pixel_digest

@@ -56,7 +56,7 @@ def read(content: bytes) -> np.ndarray | None:
 
 def read_by_pillow(content: bytes) -> np.ndarray | None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("encoders.images._simplejpeg", lambda: None)
+        patch.setattr("encoders.images.reading._simplejpeg", lambda: None)
         return read(content)
 
 

@@ -27,12 +27,13 @@ from PIL import Image
 from safetensors import safe_open
 from torch import Tensor
 
-from encoders import Encoder, FeatureStore, ImageError, View, build_encoder, encode_images, store_writer
-from encoders.fingerprints import fingerprint
-from encoders.images import blur
-from encoders.joint_pass import JointPass
-from encoders.resizing import to_pixels
-from encoders.token_formats import pack, unpack
+from encoders import Encoder, FeatureStore, ImageError, View, build_encoder, encode_images
+from encoders.images.reading import blur
+from encoders.images.resizing import to_pixels
+from encoders.store import writer as store_writer
+from encoders.store.fingerprints import fingerprint
+from encoders.store.joint_pass import JointPass
+from encoders.store.token_formats import pack, unpack
 
 
 def photo(path: Path, seed: int, size: tuple[int, int] = (60, 45)) -> Path:
@@ -293,7 +294,8 @@ def test_no_readable_image_is_said(encoders: dict[str, Encoder], tmp_path: Path)
 PLAIN = """
 import torch
 from torch import nn
-from encoders import Encoder, encode_images, store_writer
+from encoders import Encoder, encode_images
+from encoders.store import writer as store_writer
 
 class Plain(Encoder):
     def __init__(self, side):

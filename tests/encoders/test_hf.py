@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoTokenizer, CLIPImageProcessor
 
 from encoders import build_encoder
-from encoders.hf_backend import FAMILIES
+from encoders.backends.hf import FAMILIES
 
 TOLERANCE = {"atol": 1e-4, "rtol": 0.0}
 KINDS = [family.model for family in FAMILIES.values() if family.model != "ViTMAEModel"]

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoders import ImageError
-from encoders.image_sources import ImageSources, content_key, expand_braces, tar_images
+from encoders.images.sources import ImageSources, content_key, expand_braces, tar_images
 
 
 def write(folder: Path, *names: str) -> Path:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from encoders.images import to_pixels
-from encoders.resizing import compiled_resize
+from encoders.images.reading import to_pixels
+from encoders.images.resizing import compiled_resize
 
 pytestmark = pytest.mark.skipif(compiled_resize() is None, reason="needs numba")
 
@@ -28,7 +28,7 @@ def extreme(width: int, height: int, seed: int = 0) -> Image.Image:
 def by_pillow(*args, **options) -> torch.Tensor:
     """Pixels as without numba."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("encoders.resizing.compiled_resize", lambda: None)
+        patch.setattr("encoders.images.resizing.compiled_resize", lambda: None)
         return to_pixels(*args, **options)
 
 

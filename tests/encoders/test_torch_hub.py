@@ -12,7 +12,7 @@ from tiny_checkpoints import build_dino, randomise
 from torch.nn import functional as F
 
 from encoders import build_encoder
-from encoders.torch_hub_backend import MODELS, DinoV2, sizes_of
+from encoders.backends.torch_hub import MODELS, DinoV2, sizes_of
 
 TINY = {"width": 128, "depth": 2, "heads": 2, "patch_size": 7, "image_size": 28}
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from encoders import ImageError
-from mof.answering import Answer, AnswerCache, Prompt, answer_all, cache_key
+from mof.evals.answering import Answer, AnswerCache, Prompt, answer_all, cache_key
 
 
 class Counting:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mof.answerers import AnswersFile
-from mof.answering import Prompt, answer_all
+from mof.evals.answerers import AnswersFile
+from mof.evals.answering import Prompt, answer_all
 
 
 def read(folder: Path, name: str, content: object) -> dict[str, str]:

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spectra import SPECTRA, clustered, embeddings
 
-from mof import blind_pairs, pair_sieve
-from mof.pair_search import PairSearch
+from mof import blind_pairs
+from mof.pairs import sieve as pair_sieve
+from mof.pairs.search import PairSearch
 
 SLACK = 2e-6
 

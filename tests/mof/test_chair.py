@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mof.chair import CocoWords, read_objects, score_chair
+from mof.evals.chair import CocoWords, read_objects, score_chair
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
 SYNONYMS = """person, man, woman, child, people, baby, passenger, adult

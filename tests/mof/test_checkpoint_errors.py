@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from encoders.checkpoints import WeightsError
-from mof.llava_checkpoints import load_checkpoint
+from mof.llava.checkpoints import load_checkpoint
 
 State = dict[str, Tensor]
 EXPLANATION = "saved stage-1 files by the substring 'mm_projector', which also matches 'dino_mm_projector'"
@@ -218,7 +218,7 @@ def test_sentencepiece_is_asked_for(
 ) -> None:
     write_original(tmp_path, tiny_tokenizer, llava_state(parts))
     (tmp_path / "tokenizer.json").rename(tmp_path / "tokenizer.model")
-    monkeypatch.setattr("mof.llava_checkpoints.find_spec", lambda _name: None)
+    monkeypatch.setattr("mof.llava.checkpoints.find_spec", lambda _name: None)
     with pytest.raises(ValueError, match=r"tokenizer.model needs the package sentencepiece: pip install 'mof-vig\[llava\]'"):
         load_checkpoint(tmp_path)
 
@@ -236,7 +236,7 @@ def test_code_in_weight_files_is_not_run(parts: dict, tiny_tokenizer: PreTrained
 
 
 def test_dino_whose_heads_cannot_be_counted(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    from encoders.torch_hub_backend import sizes_of
+    from encoders.backends.torch_hub import sizes_of
 
     with pytest.raises(WeightsError, match="96 wide, no multiple of DINOv2's 64 per head"):
         sizes_of({key: value[..., :96] if key == "cls_token" else value for key, value in build_dino().items()}, "file")

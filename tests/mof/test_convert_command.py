@@ -20,11 +20,11 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration, PreTraine
 from typer.testing import CliRunner, Result
 
 from encoders import build_encoder
-from encoders.timm_backend import TimmEncoder
+from encoders.backends.timm import TimmEncoder
 from mof import InterleavedMoF, MoFForConditionalGeneration, MoFProcessor
 from mof.cli import build_app
-from mof.convert_command import save_checkpoint
-from mof.llava_checkpoints import Loaded, load_checkpoint
+from mof.commands.convert import save_checkpoint
+from mof.llava.checkpoints import Loaded, load_checkpoint
 
 APP = build_app({})
 IMAGE = Image.radial_gradient("L").convert("RGB")

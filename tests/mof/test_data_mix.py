@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mof.data_mix import MIN_WORDS, PROMPTS, is_detailed_description, with_captions
 from mof.records import read_records, to_record
+from mof.training.data_mix import MIN_WORDS, PROMPTS, is_detailed_description, with_captions
 
 SHARED = Path(os.environ.get("MOF_SHARED", Path(__file__).parents[3] / "shared"))
 LONG = " ".join(["The image shows a street with many people and a red bus."] * 5)

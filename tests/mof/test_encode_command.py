@@ -14,11 +14,11 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from encoders import FeatureStore, build_encoder
-from encoders.images import blur, read_image
-from encoders.resizing import to_pixels
+from encoders.images.reading import blur, read_image
+from encoders.images.resizing import to_pixels
 from mof import InterleavedMoF, MoFForConditionalGeneration, MoFProcessor, blind_pairs
 from mof.cli import build_app
-from mof.encode_command import of_model
+from mof.commands.encode import of_model
 
 
 def run(*arguments: str | Path) -> Result:

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 from stand_in import Body, completion, question_of, serve
 
-from mof.answerers import Endpoint, endpoint
-from mof.answering import Answer, AnswerCache, Prompt, answer_all
+from mof.evals.answerers import Endpoint, endpoint
+from mof.evals.answering import Answer, AnswerCache, Prompt, answer_all
 
 KEY = "sk-very-secret-0123456789"
 

@@ -20,8 +20,8 @@ from stand_in import Body, question_of, serve
 from typer.testing import CliRunner, Result
 
 from mof import MoFForConditionalGeneration, MoFProcessor
-from mof.answerers import endpoint
 from mof.cli import build_app
+from mof.evals.answerers import endpoint
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
 PAIRS = 12

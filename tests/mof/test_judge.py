@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from mof.answering import Answer
-from mof.judge import agreement, judge_prompt, verdict
-from mof.mmvp import Question
+from mof.evals.answering import Answer
+from mof.evals.judge import agreement, judge_prompt, verdict
+from mof.evals.mmvp import Question
 
 
 def test_the_released_words() -> None:

@@ -25,9 +25,9 @@ from transformers import (
 )
 
 from mof import MoFForConditionalGeneration, MoFProcessor
-from mof.answerers import LocalModel
-from mof.answering import Answer, Prompt
 from mof.chat_templates import VICUNA
+from mof.evals.answerers import LocalModel
+from mof.evals.answering import Answer, Prompt
 
 OPTIONS = ("(a)", "(b) or longer")
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from encoders.checkpoints import WeightsError
 from mof import MoFForConditionalGeneration, MoFProcessor
-from mof.llava_checkpoints import load_checkpoint
+from mof.llava.checkpoints import load_checkpoint
 
 RANK, ALPHA = 4, 8
 

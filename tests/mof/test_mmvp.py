@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mof.answering import Answer
-from mof.mmvp import LABELS, MATCHES, Question, read_mmvp, score
+from mof.evals.answering import Answer
+from mof.evals.mmvp import LABELS, MATCHES, Question, read_mmvp, score
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "mmvp"
 HEADER = ["lndex", "Question", "Options", "Correct Answer"]

@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 from encoders import FeatureStore, build_encoder, encode_images
 from mof import probe_mmvp_vlm
 from mof.cli import build_app
-from mof.mmvp_vlm import IMAGE_FOLDERS
-from mof.published import MMVP_VLM, MMVP_VLM_PAIRS, MMVP_VLM_TYPES
+from mof.evals.mmvp_vlm import IMAGE_FOLDERS
+from mof.evals.published import MMVP_VLM, MMVP_VLM_PAIRS, MMVP_VLM_TYPES
 
 TYPES = list(MMVP_VLM_TYPES)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mof.option_matching import match_answer, match_letter, match_text, parse_options
+from mof.evals.option_matching import match_answer, match_letter, match_text, parse_options
 
 OPEN = {"a": "Open", "b": "Closed"}
 YES = {"a": "Yes", "b": "No"}

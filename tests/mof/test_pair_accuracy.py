@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mof import MoFProcessor
-from mof.pair_accuracy import answer_questions, chosen_option, pair_accuracy
+from mof.evals.pair_accuracy import answer_questions, chosen_option, pair_accuracy
 
 
 def questions(*patterns):

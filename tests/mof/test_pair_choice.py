@@ -6,9 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spectra import embeddings
 
-from mof import blind_pairs, pair_choice, pair_search
-from mof.embedding_rows import EmbeddingRows
-from mof.pair_choice import PAIR, BestPairs, leaders
+from mof import blind_pairs
+from mof.pairs import choice as pair_choice
+from mof.pairs import search as pair_search
+from mof.pairs.choice import PAIR, BestPairs, leaders
+from mof.pairs.embedding_rows import EmbeddingRows
 
 
 def collection(seed: int, count: int = 60) -> tuple[np.ndarray, np.ndarray]:

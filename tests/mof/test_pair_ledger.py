@@ -11,8 +11,10 @@ import pytest
 import torch
 from spectra import embeddings
 
-from mof import blind_pairs, pair_ledger, pair_search
-from mof.pair_search import PairSearch
+from mof import blind_pairs
+from mof.pairs import ledger as pair_ledger
+from mof.pairs import search as pair_search
+from mof.pairs.search import PairSearch
 
 THRESHOLDS = (0.6, 0.2)
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spectra import SPECTRA, clustered, embeddings
 
-from mof import pair_sieve
-from mof.embedding_rows import EmbeddingRows
-from mof.pair_sieve import FullComparison, Sieve, build_sieve, principal_directions, sieve, tiles
+from mof.pairs import sieve as pair_sieve
+from mof.pairs.embedding_rows import EmbeddingRows
+from mof.pairs.sieve import FullComparison, Sieve, build_sieve, principal_directions, sieve, tiles
 
 
 def survivors(sieve: Sieve | FullComparison, count: int, tile: int) -> set[tuple[int, int]]:

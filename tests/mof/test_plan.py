@@ -16,13 +16,13 @@ from rich.console import Console
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from encoders.open_clip_backend import OpenClipEncoder
-from encoders.timm_backend import TimmEncoder
+from encoders.backends.open_clip import OpenClipEncoder
+from encoders.backends.timm import TimmEncoder
 from mof.adapter import InterleavedMoF
 from mof.language_models import MINI_LM
-from mof.memory import GIB, Layer
-from mof.plan import Plan, _adapter_bytes, plan
-from mof.settings import Setting, Stage, read_setting
+from mof.training.memory import GIB, Layer
+from mof.training.plan import Plan, _adapter_bytes, plan
+from mof.training.settings import Setting, Stage, read_setting
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
 LLAMA = {

@@ -2,7 +2,7 @@ import pytest
 from PIL import Image
 
 from mof.miniature.scenes import PATTERNS
-from mof.plots import plot_study
+from mof.training.plots import plot_study
 
 pytest.importorskip("matplotlib")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mof.pope import PopeQuestion, read_pope, says_yes, score_pope
+from mof.evals.pope import PopeQuestion, read_pope, says_yes, score_pope
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "pope"
 

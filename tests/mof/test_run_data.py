@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from mof.records import RecordError
-from mof.run_data import read_run_data
-from mof.settings import Data
+from mof.training.run_data import read_run_data
+from mof.training.settings import Data
 
 
 def record(name, image="a.png", **more):

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from mof.run_folder import RunFolder
+from mof.training.run_folder import RunFolder
 
 
 def test_a_finished_stage_is_not_done_again(tmp_path):

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoders import available_encoders
-from mof.settings import Data, Setting, Stage, read_setting
+from mof.training.settings import Data, Setting, Stage, read_setting
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
 LLAVA = ("llava15_7b", "llava15_13b", "llava15_7b_sharegpt4v", "llava15_13b_sharegpt4v")

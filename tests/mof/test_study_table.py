@@ -1,4 +1,4 @@
-from mof.study_table import spread, study_tables
+from mof.training.study_table import spread, study_tables
 
 
 def row(name, accuracy, seed):

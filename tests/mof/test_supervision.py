@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch.utils.data import DataLoader
 from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizerFast, ProcessorMixin
 
-from encoders.images import ImageError
+from encoders.images.reading import ImageError
 from mof import MoFProcessor
 from mof.chat_templates import CHATML, VICUNA
 from mof.processor import MoFImageProcessor

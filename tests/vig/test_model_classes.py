@@ -18,7 +18,7 @@ from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.nn import functional as F
 
-from encoders.images import blur
+from encoders.images.reading import blur
 from vig import score
 from vig.answer_losses import AnswerLosses
 

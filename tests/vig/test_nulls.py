@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from encoders.images import blur
+from encoders.images.reading import blur
 from vig.nulls import NULLS, NullImages
 
 

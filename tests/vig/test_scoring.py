@@ -12,7 +12,7 @@ from rich.console import Console
 from torch.nn import functional as F
 
 import vig.scoring
-from encoders.images import blur, read_image
+from encoders.images.reading import blur, read_image
 from mof.records import to_record
 from mof.supervision import encode_record
 from vig import score, select

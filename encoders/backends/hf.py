@@ -1,0 +1,240 @@
+"""Vision transformers of transformers: CLIP, SigLIP, DINOv2, DINOv3, MAE, AIMv2 and others, from a hub id or a local folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PretrainedConfig
+
+from encoders.base import Encoder
+from encoders.checkpoints import INSTEAD_OF_FOLDER, INSTEAD_OF_TOKENIZER, WeightsError, explain_download, read_state, refuse_misfit
+from encoders.images.resizing import Interpolation
+
+# Shapes: B, S, h, w, D, E, T as in base.py; L = prefix tokens (class, registers) + h*w.
+
+# Image processors store the numbers of Pillow's filters.
+FILTERS: dict[int, Interpolation] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where an architecture of transformers keeps its parts, as dotted module names."""
+
+    model: str
+    """The class in transformers."""
+    blocks: str
+    """The list of transformer blocks, inside the tower."""
+    norm: str
+    """The final norm, inside the tower."""
+    tower: str = ""
+    """The vision transformer; "" when it is the model itself."""
+    class_token: bool = True
+    """Whether a class token comes before the patch tokens."""
+    positions: bool = True
+    """Whether positions are interpolated only when asked for (`interpolate_pos_encoding`)."""
+    image_head: str = ""
+    """The projection from the pooled output to the joint embedding; "" for none."""
+    text: str = ""
+    """The text tower; "" for none."""
+    text_head: str = ""
+    """The projection from the text tower's pooled output to the joint embedding; "" for none."""
+    unused: str = "classifier."
+    """How the weights begin that a checkpoint may hold for a task, and that no encoder needs."""
+
+
+CLIP_PARTS: dict[str, Any] = {"blocks": "encoder.layers", "norm": "post_layernorm"}
+SIGLIP_PARTS: dict[str, Any] = {**CLIP_PARTS, "class_token": False}
+AIMV2_PARTS: dict[str, Any] = {"blocks": "encoder.layers", "norm": "rms_norm", "class_token": False, "positions": False}
+PROJECTED: dict[str, Any] = {
+    "tower": "vision_model",
+    "image_head": "visual_projection",
+    "text": "text_model",
+    "text_head": "text_projection",
+}
+DINOV2_PARTS: dict[str, Any] = {"blocks": "encoder.layer", "norm": "layernorm", "positions": False}
+
+# By config.model_type.
+FAMILIES = {
+    "clip": Family("CLIPModel", **CLIP_PARTS, **PROJECTED),
+    "clip_vision_model": Family("CLIPVisionModel", **CLIP_PARTS),
+    "metaclip_2": Family("MetaClip2Model", **CLIP_PARTS, **PROJECTED),
+    "metaclip_2_vision_model": Family("MetaClip2VisionModel", **CLIP_PARTS),
+    "aimv2": Family("Aimv2Model", **AIMV2_PARTS, **PROJECTED),
+    "aimv2_vision_model": Family("Aimv2VisionModel", **AIMV2_PARTS),
+    "siglip": Family("SiglipModel", **SIGLIP_PARTS, tower="vision_model", text="text_model"),
+    "siglip_vision_model": Family("SiglipVisionModel", **SIGLIP_PARTS),
+    "dinov2": Family("Dinov2Model", **DINOV2_PARTS),
+    "dinov2_with_registers": Family("Dinov2WithRegistersModel", **DINOV2_PARTS),
+    "dinov3_vit": Family("DINOv3ViTModel", blocks="model.layer", norm="norm", positions=False),
+    "vit": Family("ViTModel", blocks="layers", norm="layernorm"),
+    "vit_mae": Family("ViTMAEModel", blocks="layers", norm="layernorm", unused="decoder."),
+}
+
+
+class _Reached(Exception):
+    """Leaves a forward pass whose rest is not needed."""
+
+
+class HFEncoder(Encoder):
+    """A model of transformers. `embed_image` is its pooled output, projected for CLIP (class token, attention pool)."""
+
+    def __init__(self, model: nn.Module, source: str, processor: Any, **options: Any) -> None:
+        config: Any = model.config
+        family = FAMILIES[config.model_type]
+        vision = config.vision_config if family.tower else config
+        head: Any = model.get_submodule(family.image_head) if family.image_head else None
+        super().__init__(
+            model,
+            width=vision.hidden_size,
+            depth=vision.num_hidden_layers,
+            patch_size=vision.patch_size,
+            image_size=vision.image_size,
+            mean=processor.image_mean,
+            std=processor.image_std,
+            interpolation=FILTERS[int(processor.resample)],
+            **_fit(processor, source),
+            prefix_tokens=int(family.class_token) + getattr(vision, "num_register_tokens", 0),
+            embed_dim=_embed_dim(head, vision),
+            flexible=getattr(vision, "is_native", True),  # AIMv2 has sizes with and without interpolation
+            has_text=bool(family.text),
+            **options,
+        )
+        self.family, self.source = family, source
+        self._tokenizer: Any = None  # read on first use
+
+    def patch_tokens(self, x: Tensor) -> Tensor:
+        tower = self.tower.get_submodule(self.family.tower)
+        hidden = self._hidden(tower, x)  # [B, L, D] each
+        norm = tower.get_submodule(self.family.norm) if self.norm else nn.Identity()
+        count = self.grid[0] * self.grid[1]
+        return torch.cat([norm(hidden[layer])[:, -count:] for layer in self.layers], dim=-1)  # [B, h*w, D]: prefix tokens come first
+
+    def _hidden(self, tower: nn.Module, x: Tensor) -> dict[int, Tensor]:
+        """[B, 3, S, S] -> [B, L, D] by layer, from the tower's own forward pass, left as soon as the deepest is done.
+
+        Blocks differ in what they are called with (masks, rotary positions); the tower knows, and it runs all of them.
+        """
+        hidden: dict[int, Tensor] = {}
+
+        def keep(layer: int, tokens: Tensor) -> None:
+            hidden[layer] = tokens
+            if layer == self.blocks:
+                raise _Reached
+
+        blocks: Any = tower.get_submodule(self.family.blocks)
+        hooks = []
+        for layer in set(self.layers):
+            if layer:
+                hook = blocks[layer - 1].register_forward_hook(lambda _module, _inputs, output, layer=layer: keep(layer, output))
+            else:
+                hook = blocks[0].register_forward_pre_hook(lambda _module, inputs: keep(0, inputs[0]))
+            hooks.append(hook)
+        try:
+            self._run(tower, x)
+        except _Reached:
+            return hidden
+        finally:
+            for hook in hooks:
+                hook.remove()
+        raise AssertionError("the tower never ran the block")
+
+    def _run(self, tower: nn.Module, x: Tensor) -> Any:
+        options: dict[str, Any] = {"interpolate_pos_encoding": True} if self.family.positions else {}
+        if self.family.model == "ViTMAEModel":  # ascending noise keeps the patches in their order, and a mask_ratio of 0 all of them
+            options["noise"] = torch.arange(self.grid[0] * self.grid[1], device=x.device).expand(len(x), -1)  # [B, h*w]
+        return tower(x, **options)
+
+    def image_embedding(self, x: Tensor) -> Tensor:
+        output = self._run(self.tower.get_submodule(self.family.tower), x)
+        # MAE has no pooling: its class token after the final norm.
+        pooled = output.pooler_output if "pooler_output" in output else output.last_hidden_state[:, 0]  # [B, D]
+        return self.tower.get_submodule(self.family.image_head)(pooled) if self.family.image_head else pooled  # [B, E]
+
+    def text_embedding(self, texts: list[str]) -> Tensor:
+        if self._tokenizer is None:
+            local = Path(self.source).is_dir()
+            with explain_download(f"the tokenizer of {self.source}", local=local, otherwise=INSTEAD_OF_TOKENIZER):
+                self._tokenizer = AutoTokenizer.from_pretrained(self.source)
+        length = self.tower.config.text_config.max_position_embeddings
+        # Padded to the full length because SigLIP was trained so; CLIP's masks make it the same either way.
+        tokens = self._tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        tokens = tokens.to(next(self.tower.parameters()).device)
+        pooled = self.tower.get_submodule(self.family.text)(**tokens).pooler_output  # [T, D]
+        return self.tower.get_submodule(self.family.text_head)(pooled) if self.family.text_head else pooled  # [T, E]
+
+    def change_input_size(self, image_size: int) -> None:
+        """Nothing to change: these models interpolate their positions in every forward pass."""
+
+
+def _embed_dim(head: Any, vision: Any) -> int | None:
+    """Width of the embedding of an image; None for an AIMv2 tower without its attention pooling."""
+    if head is not None:
+        return head.out_features
+    return vision.hidden_size if getattr(vision, "use_head", True) else None
+
+
+def _fit(processor: Any, source: str) -> dict[str, Any]:
+    """How an image processor makes an image square, as `to_pixels` takes it. transformers rounds half a pixel down."""
+    size = {key: value for key, value in dict(processor.size or {}).items() if value}
+    crop = {key: value for key, value in dict(processor.crop_size or {}).items() if value} if processor.do_center_crop else {}
+    side, cuts = next(iter(size.values()), 0), set(crop.values()) or set(size.values())
+    squash = set(size) == {"height", "width"} and size["height"] == size["width"]
+    if not (processor.do_resize and len(cuts) == 1 and max(cuts) <= side and (squash or (set(size) == {"shortest_edge"} and crop))):
+        raise ValueError(f"the image processor of {source} makes no square of one size: size {size}, crop {crop or None}")
+    crop_pct = max(cuts) / side
+    while math.floor(max(cuts) / crop_pct) < side:  # a quotient rounded up would lose a pixel
+        crop_pct = math.nextafter(crop_pct, 0)
+    return {"fit": "squash" if squash else "crop", "crop_pct": crop_pct, "centre": "floor"}
+
+
+def build(model: str, *, config: Mapping[str, Any] | None = None, **options: Any) -> HFEncoder:
+    """The encoder of a hub id or a local folder, or of what `config` gives in their place; keywords of `build_encoder`."""
+    if config is None:
+        return _build(model, **options)
+    with TemporaryDirectory() as folder:
+        for file, part in {"config.json": "model", "preprocessor_config.json": "processor"}.items():
+            Path(folder, file).write_text(json.dumps(config[part]))
+        return _build(folder, **options)
+
+
+def _build(model: str, *, pretrained: bool, weights: str | None, **options: Any) -> HFEncoder:
+    """The encoder of a hub id or a local folder."""
+    with explain_download(f"config.json or preprocessor_config.json of {model}", local=Path(model).is_dir(), otherwise=INSTEAD_OF_FOLDER):
+        config = AutoConfig.from_pretrained(model)
+        processor = AutoImageProcessor.from_pretrained(model)
+    if config.model_type not in FAMILIES:
+        raise ValueError(f"{model} is a {config.model_type!r} model; the hf backend takes {', '.join(FAMILIES)}")
+    kind = getattr(transformers, FAMILIES[config.model_type].model)
+    if config.model_type == "vit_mae":
+        config.mask_ratio = 0.0  # an encoder sees the whole image
+    return HFEncoder(_create(kind, model, config, pretrained, weights), model, processor, **options)
+
+
+def _create(kind: Any, model: str, config: PretrainedConfig, pretrained: bool, weights: str | None) -> nn.Module:
+    """The model of class `kind` with its weights in float32, every key accounted for, or random ones."""
+    if not pretrained:
+        return kind(config)
+    # Also a single file goes through from_pretrained, which knows the keys of every earlier version of transformers.
+    options = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+    if weights is not None:
+        state = read_state(weights)
+        with refuse_misfit(weights):
+            created, report = kind.from_pretrained(None, state_dict=state, **options)
+    else:
+        with explain_download(f"the weight file of {model}", local=Path(model).is_dir()):
+            created, report = kind.from_pretrained(model, **options)
+    unused = FAMILIES[config.model_type].unused
+    faults = {fault: sorted(key for key in map(str, keys) if not key.startswith(unused)) for fault, keys in report.items()}
+    faults = {fault: keys for fault, keys in faults.items() if keys}
+    if faults:
+        raise WeightsError(f"the weights of {weights or model} do not fit {kind.__name__}: {faults}")
+    return created

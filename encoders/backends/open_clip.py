@@ -1,0 +1,192 @@
+"""CLIP-like models of open_clip: its own vision transformers and ResNets, and networks of timm inside its CLIP classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from encoders.backends import timm as timm_backend
+from encoders.base import Encoder
+from encoders.checkpoints import INSTEAD_OF_TOKENIZER, WeightsError, explain_download, refuse_misfit
+from encoders.images.resizing import Fit
+from encoders.positions import Grid, Positions
+from encoders.registry import near_names, split_weights
+
+# Shapes: B, S, h, w, D, E, T as in base.py; L = 1 + h*w.
+
+
+FITS: dict[str, Fit] = {"shortest": "crop", "squash": "squash", "longest": "pad"}  # open_clip's resize_mode
+
+
+class OpenClipEncoder(Encoder):
+    """An image-text model of open_clip. `tower` is the whole model, `tower.visual` its vision tower."""
+
+    def __init__(self, model: nn.Module, model_name: str, *, offline: bool, norm: bool | None = None, **options: Any) -> None:
+        visual: Any = model.visual
+        preprocess = visual.preprocess_cfg
+        size = visual.image_size
+        super().__init__(
+            model,
+            **_facts(visual, bool(norm)),
+            image_size=size if isinstance(size, int) else size[0],
+            mean=preprocess["mean"],
+            std=preprocess["std"],
+            interpolation=preprocess["interpolation"],
+            fit=FITS[preprocess["resize_mode"]],
+            embed_dim=open_clip.get_model_config(model_name)["embed_dim"],
+            norm=norm,
+            has_text=True,
+            **options,
+        )
+        if self.norm and not _has_final_norm(visual):
+            raise ValueError(f"{model_name} has no final norm for its patch tokens, use norm=False")
+        self.model_name = model_name
+        self._positions = Positions()
+        self._offline = offline
+        self._tokenizer: Any = None  # made on first use: some come from the hub
+
+    def patch_tokens(self, x: Tensor) -> Tensor:
+        visual = self.tower.visual
+        if isinstance(visual, TimmModel):
+            return timm_backend.read_layers(visual.trunk, x, self.layers, self.norm)
+        outputs: dict[int, Tensor] = {}
+        if 0 in self.layers:
+            x0 = visual._embeds(x)[:, 1:]  # [B, h*w, D]: without the class token
+            outputs[0] = visual.ln_post(x0) if self.norm else x0
+        if blocks := sorted(set(self.layers) - {0}):
+            options = {"stop_early": True, "normalize_intermediates": self.norm, "intermediates_only": True}
+            read = visual.forward_intermediates(x, indices=[block - 1 for block in blocks], **options)["image_intermediates"]
+            outputs |= zip(blocks, [maps.flatten(2).transpose(1, 2) for maps in read], strict=True)  # [B, h*w, D] each
+        return torch.cat([outputs[layer] for layer in self.layers], dim=-1)  # [B, h*w, D]
+
+    def image_embedding(self, x: Tensor) -> Tensor:
+        return self.tower.encode_image(x)  # [B, E]
+
+    def text_embedding(self, texts: list[str]) -> Tensor:
+        if self._tokenizer is None:
+            self._tokenizer = _tokenizer(self.model_name, self._offline)
+        tokens = self._tokenizer(texts).to(next(self.tower.parameters()).device)  # [T, context length]
+        return self.tower.encode_text(tokens)  # [T, E]
+
+    def change_input_size(self, image_size: int) -> None:
+        visual = self.tower.visual
+        visual.image_size = (image_size, image_size)
+        if isinstance(visual, TimmModel):
+            timm_backend.resize(visual.trunk, image_size, self._positions)
+            return
+        side = image_size // self.patch_size
+        visual.positional_embedding = self._positions.resampled(
+            visual.positional_embedding, visual.grid_size, lambda table, grid: _resample(table, grid, side)
+        )
+        visual.grid_size = (side, side)
+
+
+def _facts(visual: Any, norm: bool) -> dict[str, Any]:
+    """Width and stride by layer, depth and prefix tokens of a vision tower, and whether it takes other sizes."""
+    if isinstance(visual, TimmModel):
+        return timm_backend.facts(visual.trunk, norm)
+    if isinstance(visual, VisionTransformer):
+        return {
+            "width": visual.conv1.out_channels,
+            "depth": len(visual.transformer.resblocks),
+            "patch_size": visual.patch_size[0],
+            "prefix_tokens": 1,
+            "flexible": True,
+        }
+    assert isinstance(visual, ModifiedResNet), type(visual)  # open_clip has no others
+    widths = [visual.conv3.out_channels, *(2**stage * visual.layer1[-1].conv3.out_channels for stage in range(4))]
+    strides = (4, 4, 8, 16, 32)  # of the stem and four stages; its attention pooling knows one grid only
+    return {"width": dict(enumerate(widths, 1)), "depth": 5, "patch_size": dict(enumerate(strides, 1)), "flexible": False}
+
+
+def _has_final_norm(visual: Any) -> bool:
+    """Whether a norm fits the patch tokens: that of CoCa stands after attention pooling, ResNets have none."""
+    return isinstance(visual, TimmModel) or (isinstance(visual, VisionTransformer) and visual.attn_pool is None)
+
+
+def _tokenizer(model_name: str, offline: bool) -> Any:
+    """The tokenizer of a model. `offline`: from the cache only, if it comes from the hub."""
+    config = open_clip.get_model_config(model_name)
+    source = (config or {}).get("text_cfg", {}).get("hf_tokenizer_name")
+    where = f" (tokenizer.json, tokenizer_config.json of {source} on the hub)" if source else ""
+    local = offline or source is None or model_name.startswith("local-dir:") or Path(source).is_dir()
+    with explain_download(f"the tokenizer of {model_name}{where}", local=local, otherwise=INSTEAD_OF_TOKENIZER):
+        return open_clip.get_tokenizer(model_name, **({"local_files_only": True} if offline and source else {}))
+
+
+def _resample(table: Tensor, grid: Grid, side: int) -> Tensor:
+    """Positions [L, D] of `grid` for a side x side grid, as open_clip's `resize_pos_embed` does on loading."""
+    if grid == (side, side):
+        return table
+    first, rest = table[:1], table[1:]  # [1, D] class token, [h*w, D]
+    rest = rest.float().reshape(1, *grid, -1).permute(0, 3, 1, 2)  # [1, D, h, w]
+    rest = F.interpolate(rest, (side, side), mode="bicubic", antialias=True, align_corners=False)  # [1, D, side, side]
+    rest = rest.flatten(2)[0].T.to(first.dtype)  # [side*side, D]
+    return torch.cat([first, rest])  # [1 + side*side, D]
+
+
+def build(model: str, *, pretrained: bool, weights: str | None, **options: Any) -> OpenClipEncoder:
+    """The encoder of "model/tag", "model/file", "hf-hub:org/model" or "local-dir:folder"."""
+    model_name, tag = split_weights(model)
+    if ":" in model_name:
+        clip = _create_external(model_name, weights, pretrained)
+    else:
+        clip = _create(model_name, tag, weights, pretrained)
+    return OpenClipEncoder(clip, model_name, offline=not pretrained, **options)
+
+
+def _create(model_name: str, tag: str | None, weights: str | None, pretrained: bool) -> nn.Module:
+    """A model that open_clip knows, with the weights of the file `weights`, else of `tag` (open_clip's, or a file)."""
+    if model_name not in open_clip.list_models():
+        raise ValueError(f"open_clip has no model {model_name!r}.{near_names(model_name, open_clip.list_models())}")
+    # What a tag declares also holds for a model that is random for now or takes its weights from another file.
+    declared = open_clip.get_pretrained_cfg(model_name, tag or "")
+    path = _locate(model_name, tag, weights, declared) if pretrained else None
+    # Some text towers are defined by a file on the hub, whatever their weights.
+    text = open_clip.get_model_config(model_name)["text_cfg"].get("hf_model_name")
+    with refuse_misfit(path) if path else explain_download(f"config.json of {text}", local=text is None):
+        return open_clip.create_model(
+            model_name,
+            pretrained=path,  # None: random
+            weights_only=True,
+            pretrained_text=False,
+            device=torch.get_default_device(),  # open_clip would move the model to the CPU
+            force_quick_gelu=declared.get("quick_gelu", False),
+            force_preprocess_cfg={key: declared[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in declared},
+        )
+
+
+def _create_external(model_name: str, weights: str | None, pretrained: bool) -> nn.Module:
+    """A model whose config, and weights unless `weights` gives others, are on the hub or in a folder."""
+    own = pretrained and weights is None
+    options = {"pretrained_text": False, "device": torch.get_default_device()}
+    what = f"{model_name} (open_clip_config.json, open_clip_model.safetensors)"
+    with explain_download(what, local=model_name.startswith("local-dir:")):
+        clip = open_clip.create_model(model_name, load_weights=own, require_pretrained=own, **options)
+    if pretrained and weights is not None:
+        with refuse_misfit(weights):
+            open_clip.load_checkpoint(clip, weights, strict=True, weights_only=True)
+    return clip
+
+
+def _locate(model_name: str, tag: str | None, weights: str | None, declared: dict[str, Any]) -> str:
+    """The local file with the weights, downloaded if need be."""
+    if weights is None and declared:
+        with explain_download(f"the weight file of {model_name}/{tag}"):
+            return open_clip.download_pretrained(declared)
+    source = weights or tag
+    if source is not None and Path(source).is_file():
+        return source
+    tags = open_clip.list_pretrained_tags_by_model(model_name)
+    raise WeightsError(
+        f"{source!r} is neither a file nor a tag of open_clip for {model_name}.{near_names(source or '', tags)} "
+        f"These are {', '.join(tags) or 'none'}; or give weights=PATH, or pretrained=False for random weights"
+    )

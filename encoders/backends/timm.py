@@ -1,0 +1,198 @@
+"""Any network of timm that gives intermediate features: vision transformers, windowed and convolutional networks."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_data_config
+from timm.layers import resample_abs_pos_embed
+from timm.models import beit, eva, vision_transformer
+from torch import Tensor
+
+from encoders.base import Encoder
+from encoders.checkpoints import WeightsError, explain_download, load_strict, read_state, refuse_misfit
+from encoders.images.resizing import Fit
+from encoders.positions import Positions
+from encoders.registry import near_names, split_weights
+
+# Shapes: B, S, h, w, D, E as in base.py; C = channels of a feature map, P = prefix tokens (class and register tokens), L = P + h*w.
+
+# Their blocks all have one width on one grid, and their final norm fits every block.
+TRANSFORMERS: tuple[Any, ...] = (vision_transformer.VisionTransformer, eva.Eva, beit.Beit)
+# Of these the embeddings can be had without a block.
+EMBEDDING: tuple[Any, ...] = (vision_transformer.VisionTransformer, eva.Eva)
+
+FITS: dict[str, Fit] = {"center": "crop", "squash": "squash", "border": "pad"}  # timm's crop_mode
+
+
+class TimmEncoder(Encoder):
+    """A network of timm without its classifier. `embed_image` gives its pooled output, as timm pools it."""
+
+    def __init__(self, trunk: Any, *, norm: bool | None = None, **options: Any) -> None:
+        config = resolve_data_config(model=trunk)
+        size = trunk.patch_embed.img_size if isinstance(trunk, TRANSFORMERS) else config["input_size"][1:]
+        super().__init__(
+            trunk,
+            **facts(trunk, bool(norm)),
+            image_size=size[0],
+            mean=config["mean"],
+            std=config["std"],
+            interpolation=config["interpolation"],
+            fit=FITS[config["crop_mode"]],
+            crop_pct=config["crop_pct"],
+            embed_dim=trunk.head_hidden_size,
+            norm=norm,
+            **options,
+        )
+        self._positions = Positions()
+
+    def patch_tokens(self, x: Tensor) -> Tensor:
+        return read_layers(self.tower, x, self.layers, self.norm)  # [B, h*w, D]
+
+    def image_embedding(self, x: Tensor) -> Tensor:
+        return self.tower(x)  # [B, E]
+
+    def change_input_size(self, image_size: int) -> None:
+        resize(self.tower, image_size, self._positions)
+
+
+def facts(trunk: Any, norm: bool) -> dict[str, Any]:
+    """Width and stride by layer, depth, prefix tokens of a timm model, and whether it takes other sizes.
+
+    Raises:
+        ValueError: for a model whose intermediate features timm does not give.
+    """
+    if not callable(getattr(trunk, "forward_intermediates", None)):
+        raise ValueError(f"timm's {type(trunk).__name__} gives no intermediate features (forward_intermediates), so no patch tokens")
+    stages = trunk.feature_info
+    width = {layer: stage["num_chs"] for layer, stage in enumerate(stages, start=1)}
+    stride = {layer: stage["reduction"] for layer, stage in enumerate(stages, start=1)}
+    if isinstance(trunk, EMBEDDING):
+        width[0], stride[0] = width[1], stride[1]
+    if norm and not isinstance(trunk, TRANSFORMERS):
+        width = {len(stages): trunk.num_features}  # what its own head is given: after the last norm or convolution
+    fixed = trunk.pretrained_cfg.get("fixed_input_size", False) and not callable(getattr(trunk, "set_input_size", None))
+    return {
+        "width": width,
+        "patch_size": stride,
+        "depth": len(stages),
+        "prefix_tokens": getattr(trunk, "num_prefix_tokens", 0),  # convolutional networks have none
+        "flexible": not fixed,
+    }
+
+
+def resize(trunk: Any, image_size: int, positions: Positions) -> None:
+    """Make a timm model take square inputs of `image_size` pixels. One without positions takes any size as it is."""
+    if not callable(getattr(trunk, "set_input_size", None)):
+        return
+    transformer = isinstance(trunk, TRANSFORMERS)
+    table, grid = (trunk.pos_embed, trunk.patch_embed.grid_size) if transformer else (None, (0, 0))
+    trunk.set_input_size((image_size, image_size))
+    if table is not None:  # some have rotary or relative positions only
+        new_size, prefix = trunk.patch_embed.grid_size, 0 if trunk.no_embed_class else trunk.num_prefix_tokens
+        trunk.pos_embed = positions.resampled(
+            table,
+            grid,
+            lambda table, grid: resample_abs_pos_embed(table, new_size, list(grid), num_prefix_tokens=prefix),
+        )
+
+
+def read_layers(trunk: Any, x: Tensor, layers: Sequence[int], norm: bool) -> Tensor:
+    """[B, 3, S, S] -> [B, h*w, D]: the outputs of `layers` side by side, no prefix tokens; nothing past the deepest is run."""
+    transformer = isinstance(trunk, TRANSFORMERS)
+    if norm and not transformer:
+        return _head_input(trunk, x)
+    outputs: dict[int, Tensor] = {0: _embeddings(trunk, x, norm)} if 0 in layers else {}
+    if blocks := sorted(set(layers) - {0}):
+        options = {"norm": norm, "stop_early": True, "intermediates_only": True, "output_fmt": "NLC" if transformer else "NCHW"}
+        read = trunk.forward_intermediates(x, indices=[block - 1 for block in blocks], **options)
+        outputs |= zip(blocks, read, strict=True)
+    return torch.cat([outputs[layer] if transformer else _rows(outputs[layer]) for layer in layers], dim=-1)  # [B, h*w, D]
+
+
+def _rows(maps: Tensor) -> Tensor:
+    return maps.flatten(2).transpose(1, 2)  # [B, C, h, w] -> [B, h*w, C]
+
+
+def _embeddings(trunk: Any, x: Tensor, norm: bool) -> Tensor:
+    """Layer 0: patches with their positions, before any block."""
+    x = trunk._pos_embed(trunk.patch_embed(x))  # [B, L, D]
+    x = trunk.norm_pre(x[0] if isinstance(trunk, eva.Eva) else x)  # Eva's come with rotary positions
+    return (trunk.norm(x) if norm else x)[:, trunk.num_prefix_tokens :]  # [B, h*w, D]
+
+
+def _head_input(trunk: Any, x: Tensor) -> Tensor:
+    """The last stage's map as the network's own head is given it: [B, h*w, C]."""
+    maps = trunk.forward_features(x)  # [B, C, h, w] or [B, h, w, C]
+    if maps.ndim != 4:
+        raise ValueError(f"timm's {type(trunk).__name__} gives no map of features after its final norm; use norm=False")
+    return maps.flatten(1, 2) if getattr(trunk, "output_fmt", "NCHW") == "NHWC" else _rows(maps)  # [B, h*w, C]
+
+
+def build(model: str, *, pretrained: bool, weights: str | None, **options: Any) -> TimmEncoder:
+    """The encoder of "model[.tag][/file]", "hf-hub:org/model" or "local-dir:folder"."""
+    model_name, file = split_weights(model)
+    file = weights or file
+    _check_name(model_name)
+    own = pretrained and file is None
+    what = f"the weight file of {model_name}{_source(model_name)}"
+    with explain_download(what, local=model_name.startswith("local-dir:")) if own else nullcontext():
+        trunk = timm.create_model(model_name, pretrained=own)
+    if not callable(getattr(trunk, "reset_classifier", None)):
+        raise ValueError(f"timm's {type(trunk).__name__} has no classifier to leave out, hence no pooled output that this backend knows")
+    trunk.reset_classifier(0)  # only now: with another number of classes timm would not load strictly
+    encoder = TimmEncoder(trunk, **options)
+    if pretrained and file is not None:
+        _load(trunk, model_name, file)
+    return encoder
+
+
+def _check_name(model_name: str) -> None:
+    """ValueError naming near models or tags for one that timm does not have."""
+    if ":" in model_name:
+        return  # on the hub or in a folder
+    architecture, _, tag = model_name.partition(".")
+    if not timm.is_model(architecture):
+        raise ValueError(f"timm has no model {architecture!r}.{near_names(architecture, timm.list_models())}")
+    tagged = timm.list_models(f"{architecture}.*", pretrained=True)
+    if tag and model_name not in tagged:
+        raise WeightsError(f"timm has no weights {tag!r} for {architecture}; it has: {', '.join(tagged) or 'none'}")
+
+
+def _source(model_name: str) -> str:
+    """Where timm gets the weights of a model that it knows."""
+    config = timm.get_pretrained_cfg(model_name, allow_unregistered=True) if ":" not in model_name else None
+    if config and config.hf_hub_id:
+        return f" (model.safetensors of {config.hf_hub_id} on the hub)"
+    return f" ({config.url})" if config and config.url else ""
+
+
+def _load(trunk: Any, model_name: str, file: str) -> None:
+    """Load a local file. Keys that are not timm's own (Meta's DINOv2, OpenAI's CLIP) go through timm's converter."""
+    state = _without_classifier(trunk, read_state(file))
+    wanted = {key: value.shape for key, value in trunk.state_dict().items()}
+    if {key: getattr(value, "shape", None) for key, value in state.items()} != wanted and (convert := _converter(model_name)):
+        with refuse_misfit(file):
+            state = _without_classifier(trunk, convert(state, trunk))
+    load_strict(trunk, state, file)
+
+
+def _converter(model_name: str) -> Any:
+    """The converter from the authors' own keys in the module of timm that defines the architecture; None for many."""
+    if ":" in model_name:
+        return None
+    module = timm.model_entrypoint(model_name.partition(".")[0]).__module__
+    return getattr(sys.modules[module], "checkpoint_filter_fn", None)
+
+
+def _without_classifier(trunk: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`state` without the classifier, which an encoder does not have."""
+    declared = trunk.pretrained_cfg.get("classifier") or ()
+    names = (declared,) if isinstance(declared, str) else declared
+    left_out = {f"{name}.{kind}" for name in names for kind in ("weight", "bias")} - set(trunk.state_dict())
+    return {key: value for key, value in state.items() if key not in left_out}

@@ -1,0 +1,175 @@
+"""Image files in, RGB images and uint8 pixel tensors out; the blurred copy that VIG compares with.
+
+Whatever opens an image file in this project goes through `read_image`, so that a rotated photo, a palette GIF and a
+16-bit scan mean the same everywhere, and a broken file fails with its name.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
+from torch import Tensor
+from torch.nn import functional as F
+
+from encoders.images.resizing import Fit, to_pixels
+
+__all__ = ["BLUR_KERNELS", "Fit", "ImageError", "blur", "read_image", "to_pixels"]
+
+# Shapes: H, W = rows and columns of an image, N = length of the blurred axis.
+
+# (smallest image width, kernel size k) of the Gaussian null image; sigma = k - 1 (VIG, appendix).
+BLUR_KERNELS = ((2000, 501), (800, 301), (500, 201), (0, 101))
+
+TURNS = {  # EXIF orientation -> what makes the image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageError(ValueError):
+    """An image that cannot be read. The message names the file and the reason."""
+
+
+def read_image(source: str | os.PathLike[str] | bytes | Image.Image, name: str | None = None) -> Image.Image:
+    """The image as plain 8-bit RGB: EXIF rotation applied, transparency over white, first frame of an animation.
+
+    Args:
+        source: a file, the content of one, or an open PIL image (of its current frame; RGB in memory is returned as it is).
+        name: what errors call the image; by default the file's path.
+
+    Raises:
+        ImageError: naming the file, for a file that is missing, empty, truncated, no image, or a decompression bomb.
+    """
+    if isinstance(source, Image.Image):
+        return _to_rgb(source, name or f"<{source.mode} image of {source.width}x{source.height}>")
+    if isinstance(source, bytes):
+        name, content = name or f"<image of {len(source)} bytes>", source
+    else:
+        name, content = name or os.fspath(source), _read_file(Path(source))
+    if not content:
+        raise ImageError(f"{name}: the file is empty")
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return _to_rgb(_decode_jpeg(image, content) or image, name)
+    except ImageError:
+        raise
+    except UnidentifiedImageError:
+        raise ImageError(f"{name}: cannot be read as an image (starts with {content[:12]!r})") from None
+    except Exception as error:  # Pillow's readers raise many kinds (SyntaxError, struct.error, ...) for bad bytes
+        raise ImageError(f"{name}: cannot be read as an image ({type(error).__name__}: {error})") from error
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ImageError(f"{path}: no such image file") from None
+    except (OSError, ValueError) as error:  # a folder, no permission, a name that is too long or has a zero byte
+        raise ImageError(f"{path}: cannot be read ({error})") from error
+
+
+def _decode_jpeg(image: Image.Image, content: bytes) -> Image.Image | None:
+    """A healthy JPEG by simplejpeg (`pip install mof-vig[fast]`): the same pixels in less time. None: let Pillow do it.
+
+    Strict, it refuses all that libjpeg only warns of, so that what is broken is for Pillow alone to say.
+    """
+    decoder = _simplejpeg()
+    if decoder is None or image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
+        return None
+    try:
+        pixels = decoder.decode_jpeg(content, "RGBA", strict=True)  # [H, W, 4]
+    except ValueError:
+        return None
+    if pixels.shape[:2] != (image.height, image.width):
+        return None
+    flat = pa.FixedSizeListArray.from_arrays(pa.array(pixels.reshape(-1)), 4)  # [H*W] of 4 bytes, as Pillow keeps them
+    decoded = Image.fromarrow(flat, "RGB", image.size)  # takes the memory over
+    decoded.info = image.info
+    return decoded
+
+
+@lru_cache
+def _simplejpeg() -> ModuleType | None:
+    if os.environ.get("MOF_PIXELS") == "pillow":
+        return None
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+    return simplejpeg
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """Decode `image` if that is still to do, convert it to RGB and turn it upright."""
+    if image.width == 0 or image.height == 0:
+        raise ImageError(f"{name}: the image has no pixels")
+    try:
+        image.load()
+        turn = TURNS.get(_orientation(image))
+        if image.mode.startswith("I"):
+            image = _from_16_bit(image)
+        elif "transparency" in image.info or image.getbands()[-1] in ("A", "a"):
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image).convert("RGB")
+        elif image.mode != "RGB" or isinstance(image, ImageFile):
+            image = image.convert("RGB")
+        if turn is not None:
+            image = image.transpose(turn)
+            image.info = {}  # which says that it lies on its side
+        return image
+    except Exception as error:  # the same many kinds: pixels are decoded only here
+        raise ImageError(f"{name}: cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged metadata; the pixels may well be sound
+        return 1
+
+
+def _from_16_bit(image: Image.Image) -> Image.Image:
+    """16-bit grey ("I;16", or "I" of some readers) to RGB. Pillow's own conversion clips at 255, this scales."""
+    grey = np.asarray(image).astype(np.int64).clip(0, 65535)  # [H, W]
+    return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+
+
+def blur(image: Image.Image) -> Image.Image:
+    """The null image of VIG: an RGB image blurred at its original resolution, almost a box blur over k pixels.
+
+    A Gaussian cut off at k pixels with sigma = k - 1, k by image width (`BLUR_KERNELS`), reflected at the borders. An
+    axis of n pixels can be reflected by n - 1 at most, so there k is at most 2n - 1; sigma stays.
+    """
+    kernel = next(k for width, k in BLUR_KERNELS if image.width >= width)
+    pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float()  # [3, H, W]
+    pixels = _blur_last_axis(pixels, kernel)  # [3, H, W]
+    pixels = _blur_last_axis(pixels.transpose(1, 2), kernel).transpose(1, 2)  # [3, H, W]
+    return Image.fromarray(pixels.round().clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy())  # [H, W, 3]
+
+
+def _blur_last_axis(pixels: Tensor, kernel: int) -> Tensor:
+    """[3, M, N] -> [3, M, N]; by FFT, whose cost does not grow with the hundreds of taps."""
+    length = pixels.shape[-1]
+    reach = min(kernel // 2, length - 1)
+    taps = torch.arange(-reach, reach + 1, dtype=torch.float64)  # [2*reach+1]
+    taps = torch.exp(-0.5 * (taps / (kernel - 1)) ** 2)
+    taps = (taps / taps.sum()).float()
+    padded = F.pad(pixels, (reach, reach), mode="reflect")  # [3, M, N+2*reach]
+    size = padded.shape[-1]
+    spectrum = torch.fft.rfft(padded) * torch.fft.rfft(taps, n=size)
+    return torch.fft.irfft(spectrum, n=size)[..., 2 * reach :]  # [3, M, N]: what no wrap-around has touched

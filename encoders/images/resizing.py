@@ -1,0 +1,204 @@
+"""RGB images in, square uint8 pixel tensors out, as the processors of open_clip, timm, transformers and LLaVA make them.
+
+With numba installed (`pip install mof-vig[fast]`) the work is done by `encoders.images.compiled_resize`, else, or where the
+environment says MOF_PIXELS=pillow, by Pillow itself. The outcome is the same to the last bit.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+from functools import lru_cache
+from types import ModuleType
+from typing import Literal, NamedTuple
+
+import numpy as np
+import PIL
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+# Shapes: H, W = rows and columns of an image, S = side of a square model input.
+
+Fit = Literal["pad", "crop", "squash"]
+Interpolation = Literal["bicubic", "bilinear", "lanczos"]
+Centre = Literal["round", "floor"]
+Colour = tuple[int, int, int]  # RGB in 0..255
+
+FILTERS = {name: Image.Resampling[name.upper()] for name in ("bicubic", "bilinear", "lanczos")}
+PILLOW = int(PIL.__version__.split(".")[0])
+LARGEST = 2**27  # pixels between the two passes of a resize
+
+logger = logging.getLogger(__name__)
+
+
+class Axis(NamedTuple):
+    """How the width or the height of an image becomes S pixels: some of those that a longer axis is resized to.
+
+    Attributes:
+        length: pixels of the image.
+        before: pixels of the background before them.
+        padded: with the background on both sides.
+        scaled: what `padded` is resized to.
+        start: the first of the S pixels among `scaled`.
+    """
+
+    length: int
+    before: int
+    padded: int
+    scaled: int
+    start: int
+
+
+def to_pixels(
+    image: Image.Image,
+    size: int,
+    fit: Fit = "pad",
+    background: Colour = (127, 127, 127),
+    *,
+    interpolation: Interpolation = "bicubic",
+    crop_pct: float = 1.0,
+    centre: Centre = "round",
+) -> Tensor:
+    """The image as the square uint8 tensor [3, S, S] that travels to the device, resized as Pillow does.
+
+    Args:
+        image: RGB, as `read_image` returns it.
+        size: S, in pixels.
+        fit: "pad" centres the whole image on a square of `background` (LLaVA), "crop" keeps the central square (CLIP),
+            "squash" ignores the aspect ratio.
+        background: RGB in 0..255, for "pad".
+        interpolation: Pillow's filter of that name.
+        crop_pct: for "crop" and "squash", as in timm: the image is resized for a square of floor(S / crop_pct), and its
+            central S x S pixels are kept. 224 of 256 (DINOv2) is 0.875.
+        centre: where the central pixels lie when half a pixel is left over: "round" to the even one (torchvision, hence
+            open_clip and timm) or "floor" (transformers).
+
+    Raises:
+        ValueError: for an unknown `fit`, `interpolation` or `centre`, a size below 1, a `crop_pct` outside (0, 1] or with
+            "pad", or an image that is not RGB.
+    """
+    if image.mode != "RGB":
+        raise ValueError(f"to_pixels expects an RGB image, got mode {image.mode!r}; open it with read_image")
+    if size < 1:
+        raise ValueError(f"size must be at least 1 pixel, got {size}")
+    if interpolation not in FILTERS:
+        raise ValueError(f"unknown interpolation {interpolation!r}; expected one of {', '.join(FILTERS)}")
+    if centre not in ("round", "floor"):
+        raise ValueError(f"unknown centre {centre!r}; expected 'round' or 'floor'")
+    if not 0 < crop_pct <= 1 or (fit == "pad" and crop_pct != 1):
+        raise ValueError(f"crop_pct must be above 0 and at most 1, and 1 with fit 'pad', got {crop_pct} with {fit!r}")
+    across, down = _axes(image.width, image.height, size, fit, crop_pct, centre)
+    compiled = compiled_resize()
+    if compiled is None:
+        return _by_pillow(image, across, down, size, background, interpolation)
+    return _by_compiled(compiled, image, across, down, size, background, interpolation)
+
+
+@lru_cache
+def compiled_resize() -> ModuleType | None:
+    """The module `encoders.images.compiled_resize`, or None without numba. Imported when it is first needed: that takes its time."""
+    if os.environ.get("MOF_PIXELS") == "pillow":
+        return None
+    try:
+        import encoders.images.compiled_resize
+    except ImportError:
+        return None
+    except RuntimeError as error:  # numba has no folder that it can write to
+        logger.warning("images are resized by Pillow, several times slower: %s", error)
+        return None
+    return encoders.images.compiled_resize
+
+
+def _axes(width: int, height: int, size: int, fit: Fit, crop_pct: float, centre: Centre) -> tuple[Axis, Axis]:
+    """Of the width and of the height."""
+    if fit == "pad":
+        side = max(width, height)
+        return Axis(width, (side - width) // 2, side, size, 0), Axis(height, (side - height) // 2, side, size, 0)
+    short = math.floor(size / crop_pct)
+    if fit == "squash":
+        scaled = short, short
+    elif fit == "crop":  # the long side cut off to whole pixels, as by torchvision's Resize
+        scaled = short * width // min(width, height), short * height // min(width, height)
+    else:
+        raise ValueError(f"unknown fit {fit!r}; expected 'pad', 'crop' or 'squash'")
+    middle = round if centre == "round" else math.floor
+    start = middle((scaled[0] - size) / 2), middle((scaled[1] - size) / 2)
+    return Axis(width, 0, width, scaled[0], start[0]), Axis(height, 0, height, scaled[1], start[1])
+
+
+def _columns_first(across: Axis, down: Axis, size: int) -> bool:
+    """Whether the height is resized before the width: after each, values are rounded and cut to 0..255, so it shows.
+
+    Pillow's own choice for the whole image, but for long strips, which nobody else can pad or crop in memory.
+    """
+    if max(across.padded, size) * down.length > LARGEST:
+        return True
+    return PILLOW >= 13 and down.padded - down.scaled > max(0, 2 * (across.padded - across.scaled))
+
+
+def _by_pillow(image: Image.Image, across: Axis, down: Axis, size: int, background: Colour, interpolation: str) -> Tensor:
+    def pair(this: int, other: int) -> tuple[int, int]:
+        return (this, other) if horizontal else (other, this)
+
+    for horizontal in (False, True) if _columns_first(across, down, size) else (True, False):
+        axis, other = (across, image.height) if horizontal else (down, image.width)
+        if axis.padded != axis.length:
+            canvas = Image.new("RGB", pair(axis.padded, other), background)
+            canvas.paste(image, pair(axis.before, 0))
+            image = canvas
+        # Not resize(box=...): Pillow takes its corners as float32, and weights from these are up to two levels off.
+        image = image.resize(pair(axis.scaled, other), FILTERS[interpolation])
+        image = image.crop((*pair(axis.start, 0), *pair(axis.start + size, other)))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # [S, S, 3] -> [3, S, S]
+
+
+def _by_compiled(
+    compiled: ModuleType, image: Image.Image, across: Axis, down: Axis, size: int, background: Colour, interpolation: str
+) -> Tensor:
+    code, reach = compiled.FILTERS[interpolation]
+    colour = np.array([*background, 0], np.int32)
+    x_weights = compiled.weigh(*across, size, code, reach)
+    first, taps, *rest = compiled.weigh(*down, size, code, reach)
+    top, bottom = int(first.min()), int((first + taps).max())  # a crop needs no other rows
+    y_weights = (first - np.int32(top), taps, *rest)
+    pixels = _pixels_of(image)[top:bottom]  # [H, W]
+    if _columns_first(across, down, size):
+        between, out = _room.take((size, image.width), (size, size))  # [S, W], [S, S]
+        compiled.resize_columns(pixels, y_weights, colour, between)
+        compiled.resize_rows(between, x_weights, colour, out)
+    else:
+        between, out = _room.take((bottom - top, size), (size, size))  # [H, S], [S, S]
+        compiled.resize_rows(pixels, x_weights, colour, between)
+        compiled.resize_columns(between, y_weights, colour, out)
+    return torch.from_numpy(compiled.planes(out))  # [3, S, S]
+
+
+class _Room(threading.local):
+    """Room to work in, of every thread its own: new memory from the system, image after image, costs as much as resizing."""
+
+    kept = np.empty(0, np.uint32)
+
+    def take(self, *shapes: tuple[int, int]) -> list[NDArray[np.uint32]]:
+        sizes = [math.prod(shape) for shape in shapes]
+        room = self.kept if sum(sizes) <= self.kept.size else np.empty(sum(sizes), np.uint32)
+        if self.kept.size < room.size <= 2**22:  # 16 MB: not that of a giant
+            self.kept = room
+        parts = np.split(room[: sum(sizes)], np.cumsum(sizes)[:-1])
+        return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+_room = _Room()
+
+
+def _pixels_of(image: Image.Image) -> NDArray[np.uint32]:
+    """[H, W], four bytes a pixel: Pillow's own memory where it is in one piece."""
+    try:
+        pixels = pa.array(image).values.to_numpy()  # [4*H*W]
+    except ValueError:  # a large image, in several pieces
+        pixels = np.asarray(image.convert("RGBA")).reshape(-1)  # [4*H*W]
+    return pixels.view(np.uint32).reshape(image.height, image.width)

@@ -1,0 +1,178 @@
+"""Where images come from: folders, lists of paths, single files and tars, as one stream of names and contents."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import itertools
+import lzma
+import os
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from encoders.images.reading import ImageError
+
+SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+CHUNK = 2**20  # bytes of a tar member without use that are read at a time
+
+Content = Path | bytes | ImageError
+"""A file, the bytes of a tar member, or why an image cannot be had."""
+
+
+def content_key(data: bytes) -> str:
+    """What an image goes by in a store, whatever its name: 32 hexadecimal digits of the SHA-256 of its file's bytes."""
+    return hashlib.sha256(data).hexdigest()[:32]
+
+
+class ImageSources:
+    """A stream of (name, content) of images, in a fixed order: the sources as given, each sorted.
+
+    Names are absolute paths; a tar's member goes by the tar's path, a slash and its own name. Tars are read from front to back,
+    one member in memory at a time; of one that is cut off or damaged, an ImageError comes in place of what is lost.
+
+    Args:
+        images: one or several of: a folder (searched with its subfolders, links followed, hidden files left out), an image, a
+            `.txt` file with one path per line (relative to that file), a `.tar`, `.tar.gz` or `.tgz`; or a pattern of any of
+            these, with `*`, `**`, `?`, `[...]` or braces: "data/train-{000..127}.tar".
+
+    Attributes:
+        total: how many images there are, or None with tars, whose members are not known before.
+
+    Raises:
+        ValueError: for a path that does not exist, is none of these, or holds no image.
+    """
+
+    def __init__(self, images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> None:
+        given = [images] if isinstance(images, (str, os.PathLike)) else list(images)
+        if not given:
+            raise ValueError("no images: give a folder, a list (.txt), an image or a tar")
+        paths = [path for pattern in given for path in _expand(os.fspath(pattern))]
+        self._tars_and_files: list[Path | list[Path]] = [path if _is_tar(path) else _listed(path) for path in paths]
+        counts = [len(part) for part in self._tars_and_files if isinstance(part, list)]
+        self.total = sum(counts) if len(counts) == len(paths) else None
+
+    def __iter__(self) -> Iterator[tuple[str, Content]]:
+        for part in self._tars_and_files:
+            if isinstance(part, list):
+                yield from ((readable(path), path) for path in part)
+            else:
+                yield from tar_images(part)
+
+
+def readable(path: str | os.PathLike[str]) -> str:
+    """The absolute path as text; bytes of a file name that are no UTF-8 are written as \\xff."""
+    return os.fsencode(os.path.abspath(path)).decode("utf-8", "backslashreplace")
+
+
+def _is_tar(path: Path) -> bool:
+    return path.name.lower().endswith(TAR_SUFFIXES) and path.is_file()
+
+
+def _listed(path: Path) -> list[Path]:
+    """The image files of a folder, of a list, or the one file itself."""
+    if path.is_dir():
+        return _in_folder(path)
+    if path.suffix.lower() in SUFFIXES:
+        return [path]
+    if path.suffix.lower() != ".txt":
+        raise ValueError(
+            f"{path} is no source of images; expected a folder, a list of paths (.txt), an image, or {', '.join(TAR_SUFFIXES)}"
+        )
+    lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+    files = [path.parent / line.strip() for line in lines if line.strip()]
+    if not files:
+        raise ValueError(f"{path} lists no images; expected one path per line, relative to {path.parent}")
+    return files
+
+
+def _in_folder(folder: Path) -> list[Path]:
+    """Its image files, sorted by path. A folder that links lead to twice, or back to, is read once."""
+    found, visited, tars = [], set[str](), 0
+    for root, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if (real := os.path.realpath(root)) in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        seen = [name for name in files if not name.startswith(".")]
+        found += [Path(root, name) for name in seen if name.lower().endswith(SUFFIXES)]
+        tars += sum(name.lower().endswith(TAR_SUFFIXES) for name in seen)
+    if not found:
+        hint = f"; its {tars} tars are read by giving '{folder}/*.tar'" if tars else ""
+        raise ValueError(f"no images in {folder}: no file there, or in its subfolders, ends in {', '.join(SUFFIXES)}{hint}")
+    return sorted(found)
+
+
+def _expand(pattern: str) -> list[Path]:
+    """The paths that a pattern stands for, sorted within each alternative of its braces."""
+    if os.path.lexists(pattern):  # a literal name may hold brackets
+        return [Path(pattern)]
+    paths: list[Path] = []
+    for one in expand_braces(pattern):
+        found = sorted(glob.glob(one, recursive=True)) if glob.has_magic(one) else [one] * os.path.lexists(one)
+        if not found:
+            raise ValueError(f"{one}: no such file or folder" + (f" (of {pattern})" if one != pattern else ""))
+        paths += map(Path, found)
+    return paths
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """'a{00..02}' -> a00, a01, a02; 'a{x,y}' -> ax, ay; several braces multiply, as in bash; what comes out twice comes once.
+
+    Braces without a comma or a range of numbers stay as they are.
+    """
+    match = re.search(r"\{([^{}]*,[^{}]*|(\d+)\.\.(\d+))\}", pattern)  # an innermost one
+    if match is None:
+        return [pattern]
+    if match[2] is None:
+        choices = match[1].split(",")
+    else:
+        first, last = int(match[2]), int(match[3])
+        padded = any(number.startswith("0") and len(number) > 1 for number in (match[2], match[3]))
+        width = max(len(match[2]), len(match[3])) if padded else 0
+        step = 1 if first <= last else -1
+        choices = [f"{number:0{width}d}" for number in range(first, last + step, step)]
+    expanded = [expand_braces(pattern[: match.start()] + choice + pattern[match.end() :]) for choice in choices]
+    return list(dict.fromkeys(itertools.chain.from_iterable(expanded)))
+
+
+class _StrictHeader(tarfile.TarInfo):
+    """tarfile takes a damaged or missing header after the first for the end of the archive; here only the end marker is."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:  # type: ignore[override]
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.HeaderError as error:
+            if type(error).__name__ == "EOFHeaderError":  # public in tarfile, but not declared there
+                raise
+            raise tarfile.ReadError(f"{error}; a complete tar has an end marker") from error
+
+
+def tar_images(path: Path) -> Iterator[tuple[str, Content]]:
+    """The images of a tar in its order; (name of the tar, ImageError) for what cannot be read of it."""
+    tar, last = readable(path), "its beginning"
+    images = 0
+    try:
+        with tarfile.open(path, "r|*", tarinfo=_StrictHeader) as archive:
+            for member in archive:
+                file = archive.extractfile(member) if member.isreg() else None
+                if file is None:
+                    continue
+                if member.name.lower().endswith(SUFFIXES) and not os.path.basename(member.name).startswith("."):
+                    data = file.read()
+                    images += 1
+                    yield f"{tar}/{member.name}", data
+                else:
+                    while file.read(CHUNK):  # or a tar that is cut off in here would seem to end
+                        pass
+                last = member.name
+    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        yield tar, ImageError(f"{tar}: cannot be read on after {last}, what follows is lost ({error})")
+    else:
+        if not images:
+            yield tar, ImageError(f"{tar}: holds no images")

@@ -1,0 +1,1 @@
+"""Features kept on disk, to be read in place of running an encoder."""

@@ -1,0 +1,203 @@
+"""Reading a feature store: features of images by row, by name or by content, memory-mapped."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from encoders.base import Encoder
+from encoders.images.sources import content_key, readable
+from encoders.store.files import numbered, pack_keys, read_index, read_shard, shard_keys, unpack_keys
+from encoders.store.fingerprints import View, describe, refuse_other
+from encoders.store.manifest import read_manifest
+from encoders.store.token_formats import unpack
+
+# Shapes: N = images of the store, n = rows asked for, E = width of an embedding, T = h*w patch tokens, D = their width.
+
+logger = logging.getLogger(__name__)
+
+
+class FeatureStore:
+    """Features that `encode_images` (`mof encode`) wrote, with one row per image content, in one order for all encoders.
+
+    Images that are not encoded by all `encoders` yet, because the writer was stopped, are left out, with a warning. Copies of
+    a store go to other processes at little cost; each maps the files for itself.
+
+    Args:
+        path: the store's folder.
+        encoders: which to open, by their names in the store; all by default.
+
+    Attributes:
+        encoders: the names of those opened.
+        keys: [N] content key of each row (`encoders.images.sources.content_key`).
+        names: [N] path that the content was first found under. A tar's member is "path of the tar/name in it".
+        manifest: per encoder what was stored: spec, fingerprint, view, grid, width, embed_dim, tokens, dtype.
+
+    Raises:
+        ValueError: for a folder that is no store, an encoder that it does not have, or no encoded image.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], encoders: Sequence[str] | None = None) -> None:
+        self.path = Path(path)
+        self.manifest: dict[str, dict[str, Any]] = read_manifest(self.path)["encoders"]
+        self.encoders = list(self.manifest if encoders is None else encoders)
+        if unknown := [name for name in self.encoders if name not in self.manifest]:
+            raise ValueError(f"{path} has no features of {', '.join(unknown)}; it has {', '.join(self.manifest) or 'none'}")
+        shards = {name: numbered(self.path / self.manifest[name]["folder"], "features", ".safetensors") for name in self.encoders}
+        keys = {name: [shard_keys(file) for file in files] for name, files in shards.items()}
+        order = self._read_index([np.concatenate([*parts, pack_keys([])]) for parts in keys.values()])  # [N]
+        self._features = {name: _Features(shards[name], keys[name], order) for name in self.encoders}
+        self.keys = unpack_keys(order)
+        self._row_of_key = {key: row for row, key in enumerate(self.keys)}
+        self._files: dict[str, tuple[int, int, str]] | None = None  # name -> size, time, key; filled on first use
+
+    def _read_index(self, encoded: list[NDArray[np.bytes_]]) -> NDArray[np.bytes_]:
+        """Set `names`; return the keys [N] that all encoders have, in the order in which they came into the index."""
+        index = read_index(self.path)
+        names, keys = index["name"].to_pylist(), pack_keys(index["key"].to_pylist())
+        last = np.fromiter(dict(zip(names, range(len(names)), strict=True)).values(), np.int64)  # a changed file's latest entry
+        current = np.sort(last)
+        unique, first_name = np.unique(keys[current], return_index=True)
+        _, first = np.unique(keys, return_index=True)
+        wanted = np.ones(len(unique), bool)
+        for have in encoded:
+            wanted &= np.isin(unique, have)
+        if not wanted.any():
+            raise ValueError(f"{self.path} holds no image that {', '.join(self.encoders) or 'any encoder'} has encoded; run `mof encode`")
+        if missing := len(unique) - int(wanted.sum()):
+            logger.warning(
+                "%s: %d of %d images are not encoded by all of %s and are left out; the same `mof encode` again encodes them",
+                self.path, missing, len(unique), ", ".join(self.encoders),
+            )  # fmt: skip
+        age = first[np.searchsorted(keys[first], unique[wanted])]
+        order = np.argsort(age)
+        self.names = [names[current[i]] for i in first_name[wanted][order]]
+        return unique[wanted][order]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def grid(self, encoder: str) -> tuple[int, int]:
+        """(h, w) of the encoder's patch tokens."""
+        height, width = self._entry(encoder)["grid"]
+        return height, width
+
+    def embeddings(self, encoder: str) -> NDArray[np.float32]:
+        """[N, E] embeddings of unit norm, as `Encoder.embed_image` gives them; memory-mapped when they lie in one file.
+
+        Raises:
+            ValueError: when none were stored of this encoder.
+        """
+        if not self._entry(encoder)["embeddings"]:
+            raise ValueError(f"{self.path} has no embeddings of {encoder}, only its patch tokens")
+        return self._features[encoder].gather("embeddings", None).numpy()  # [N, E]
+
+    def tokens(self, encoder: str, rows: Any) -> Tensor:
+        """The patch tokens [n, T, D] of some rows, of which alone the files are read.
+
+        Args:
+            rows: indices (a list, array or CPU tensor), a boolean mask or a slice.
+
+        Returns:
+            float32 where int8 is stored, else float16 or bfloat16 as stored.
+
+        Raises:
+            ValueError: when none were stored of this encoder.
+        """
+        if self._entry(encoder)["tokens"] is None:
+            raise ValueError(f"{self.path} has no patch tokens of {encoder}; encode them with `--tokens int8` into another store")
+        chosen = np.arange(len(self))[rows if isinstance(rows, slice) else np.asarray(rows, None if len(rows) else np.int64)]  # [n]
+        features = self._features[encoder]
+        scales = features.gather("scales", chosen) if self._entry(encoder)["tokens"] == "int8" else None  # [n, T]
+        return unpack(features.gather("tokens", chosen), scales)  # [n, T, D]
+
+    def row_of(self, image: str | os.PathLike[str] | bytes) -> int:
+        """The row of an image, by content: a file (wherever it lies now), a file's bytes, a content key, or a name in the store.
+
+        Files with the name, size and time that they had when they were encoded, or last asked for, are not read.
+
+        Raises:
+            ValueError: naming the image that is not in the store.
+        """
+        key = content_key(image) if isinstance(image, bytes) else self._key_of(os.fspath(image))
+        row = self._row_of_key.get(key)
+        if row is None:
+            what = f"the image with content key {key}" if isinstance(image, bytes) else f"{image} (content key {key})"
+            raise ValueError(f"{what} is not in the feature store {self.path} of {len(self)} images; encode it with `mof encode`")
+        return row
+
+    def _key_of(self, image: str) -> str:
+        if image in self._row_of_key:
+            return image
+        if self._files is None:
+            index = read_index(self.path)
+            rows = zip(*(index[column].to_pylist() for column in ("name", "bytes", "mtime_ns", "key")), strict=True)
+            self._files = {name: (size, time, key) for name, size, time, key in rows}
+        name = readable(image)
+        size, time, key = self._files.get(name, (None, None, ""))
+        try:
+            stat = os.stat(image)
+        except OSError:
+            if key:
+                return key
+            raise ValueError(f"{image} is neither a file nor a name or content key in the feature store {self.path}") from None
+        if (stat.st_size, stat.st_mtime_ns) != (size, time):
+            key = content_key(Path(image).read_bytes())
+            self._files[name] = (stat.st_size, stat.st_mtime_ns, key)
+        return key
+
+    def check(self, name: str, encoder: Encoder, view: View | None = None) -> None:
+        """Make sure that the features stored as `name` are this encoder's, of images seen through `view`.
+
+        Raises:
+            ValueError: with both fingerprints and what differs, where it can be told.
+        """
+        refuse_other(self.path, name, self._entry(name), describe(encoder, view))
+
+    def _entry(self, encoder: str) -> dict[str, Any]:
+        if encoder not in self._features:
+            raise ValueError(f"{encoder!r} is not among the opened encoders of {self.path}: {', '.join(self.encoders)}")
+        return self.manifest[encoder]
+
+
+class _Features:
+    """The shards of one encoder, as if they were one table whose rows are the store's."""
+
+    def __init__(self, files: list[Path], keys: list[NDArray[np.bytes_]], order: NDArray[np.bytes_]) -> None:
+        self.files = files
+        self.maps: dict[int, dict[str, Tensor]] = {}  # by shard, opened on first use
+        shard = np.repeat(np.arange(len(files)), [len(some) for some in keys])
+        within = np.concatenate([np.arange(len(some)) for some in keys])
+        unique, first = np.unique(np.concatenate(keys), return_index=True)
+        place = first[np.searchsorted(unique, order)]  # [N]
+        self.shard, self.within = shard[place], within[place]  # [N], [N]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "maps": {}}
+
+    def gather(self, kind: str, rows: NDArray[np.int64] | None) -> Tensor:
+        """Tensors [n, ...] of `kind` for the rows [n], or for all N in order."""
+        shard, within = (self.shard, self.within) if rows is None else (self.shard[rows], self.within[rows])  # [n], [n]
+        by_shard = np.argsort(shard, kind="stable")  # [n]
+        present, starts = np.unique(shard[by_shard], return_index=True)
+        first = self._map(int(present[0]) if len(present) else 0)[kind]
+        if len(present) == 1:
+            whole = rows is None and len(first) == len(within) and (np.diff(within) == 1).all()
+            return first if whole else first[torch.from_numpy(within)]
+        gathered = torch.empty(len(within), *first.shape[1:], dtype=first.dtype)
+        for number, here in zip(present.tolist(), np.split(by_shard, starts[1:]), strict=False):  # no shard: one empty part
+            gathered[torch.from_numpy(here)] = self._map(number)[kind][torch.from_numpy(within[here])]
+        return gathered
+
+    def _map(self, number: int) -> dict[str, Tensor]:
+        if number not in self.maps:
+            self.maps[number], _ = read_shard(self.files[number])
+        return self.maps[number]

@@ -1,0 +1,100 @@
+"""What makes two encoders the same: which model, its weights to the last bit, and what is done to an image before it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from encoders.base import Encoder
+from encoders.images.reading import blur
+from encoders.images.resizing import Centre, Fit, Interpolation, to_pixels
+
+# Shapes: S = side of a square image.
+
+NOT_IN_FEATURES = ("trainable", "weights")
+"""Entries of an encoder's spec that its features do not depend on; the weights themselves are compared, not their file's name."""
+
+
+@dataclass(frozen=True)
+class View:
+    """The one square image that a multimodal model shows to all its encoders, in place of each encoder's own pixels."""
+
+    image_size: int
+    """S, in pixels."""
+    fit: Fit = "pad"
+    """How an image becomes square, as in `encoders.images.reading.to_pixels`."""
+    background: tuple[int, int, int] = (127, 127, 127)
+    """RGB in 0..255, around padded images."""
+    blurred: bool = False
+    """Blurred at the original size before (`encoders.images.reading.blur`): the null image of visual information gain."""
+    interpolation: Interpolation = "bicubic"
+    """Pillow's filter of that name."""
+    centre: Centre = "round"
+    """Where half a pixel goes that is left over by "crop", as in `to_pixels`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "background", tuple(self.background))
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """An RGB image -> [3, S, S] uint8."""
+        image = blur(image) if self.blurred else image
+        how: dict[str, Any] = {"interpolation": self.interpolation, "centre": self.centre}
+        return to_pixels(image, self.image_size, self.fit, self.background, **how)  # [3, S, S]
+
+
+def fingerprint(encoder: Encoder, view: View | None = None) -> str:
+    """32 hexadecimal digits that change with whatever the encoder's features depend on, but for device and precision.
+
+    That is its spec (name, input size, layer, norm), its preprocessing or the `view`, and every bit of its weights. Weights of
+    another dtype are other weights: an encoder cast to bfloat16 has another fingerprint.
+    """
+    return describe(encoder, view)["fingerprint"]
+
+
+def describe(encoder: Encoder, view: View | None = None) -> dict[str, Any]:
+    """The encoder's `fingerprint` and what it is made of, for a manifest (JSON-able)."""
+    identity = {
+        "spec": {key: value for key, value in encoder.spec.items() if key not in NOT_IN_FEATURES},
+        "preprocessing": preprocessing(encoder),
+        "view": None if view is None else asdict(view),
+        "weights": weights_digest(encoder.tower),
+    }
+    text = json.dumps(identity, sort_keys=True)
+    return {"fingerprint": hashlib.sha256(text.encode()).hexdigest()[:32], **json.loads(text)}
+
+
+def refuse_other(store: Path, name: str, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """ValueError unless the entry `stored` in the manifest has the fingerprint of the encoder that is `given`."""
+    if stored["fingerprint"] == given["fingerprint"]:
+        return
+    parts = ("spec", "preprocessing", "view", "weights")
+    changed = [f"{part} {stored[part]} there, {given[part]} now" for part in parts if stored[part] != given[part]]
+    raise ValueError(
+        f"the features stored as {name!r} in {store} have the fingerprint {stored['fingerprint']}, this encoder has "
+        f"{given['fingerprint']}: {'; '.join(changed)}. Use the encoder they were made with, or encode under another name or into "
+        "another store"
+    )
+
+
+def preprocessing(encoder: Encoder) -> dict[str, Any]:
+    """How the encoder makes an image its input (JSON-able)."""
+    names = ("mean", "std", "fit", "interpolation", "crop_pct", "centre")
+    return {name: getattr(encoder, name) for name in names}
+
+
+def weights_digest(tower: nn.Module) -> str:
+    """Of the names, shapes, dtypes and bytes of the tower's state. About a second per gigabyte."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tower.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        flat = tensor.detach().reshape(-1).contiguous().cpu()
+        digest.update(flat.view(torch.uint8).numpy())
+    return digest.hexdigest()[:32]

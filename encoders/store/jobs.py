@@ -1,0 +1,137 @@
+"""Encoders at work on a run's images: batches in order, several of them at a time on a CPU."""
+
+from __future__ import annotations
+
+import copy
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from encoders.base import Encoder
+from encoders.store.joint_pass import JointPass
+from encoders.store.tables import ShardWriter
+from encoders.store.token_formats import pack
+
+# Shapes: B = images of a batch, S = side of an encoder's input, E = width of an embedding, T = patch tokens, D = their width.
+
+CPU_LANES, GPU_LANES = 8, 2
+"""At most, and exactly. More take memory: each holds the activations of a batch."""
+
+
+class Lanes(NamedTuple):
+    """Threads that encode one batch each."""
+
+    pool: ThreadPoolExecutor
+    size: int
+
+
+@contextmanager
+def lanes(gpu: bool) -> Iterator[Lanes]:
+    """The cores, shared out among threads.
+
+    One batch on all cores makes them wait for each other after every operation, and far longer when another program, or our
+    own decoding, holds one of them; batches side by side do not wait. For a GPU one lane queues work while another fetches.
+    """
+    threads = torch.get_num_threads()
+    count = GPU_LANES if gpu else min(threads, CPU_LANES)
+    torch.set_num_threads(max(threads // count, 1))
+    try:
+        with ThreadPoolExecutor(count, "encode") as pool:
+            try:
+                yield Lanes(pool, count)
+            finally:
+                pool.shutdown(cancel_futures=True)
+    finally:
+        torch.set_num_threads(threads)
+
+
+class Job:
+    """One encoder of a run: images in, batches through the encoder, rows to its shards.
+
+    Args:
+        name: in the store.
+        encoder: a copy of it works where device, dtype or mode have to be changed: casting back would not restore it.
+        entry: its entry in the manifest.
+        store: the store's folder.
+        lanes: where batches are encoded.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        encoder: Encoder,
+        entry: Mapping[str, Any],
+        store: Path,
+        lanes: Lanes,
+        *,
+        batch_size: int,
+        device: str | torch.device | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        self.name, self.batch_size = name, batch_size
+        self.encoder = _placed(encoder, device, dtype)
+        self.embeddings, self.tokens = entry["embeddings"], entry["tokens"]
+        self._joint = JointPass(self.encoder) if self.embeddings and self.tokens is not None else None
+        self.writer = ShardWriter(store / entry["folder"], name)
+        self._lanes = lanes
+        self._keys: list[str] = []
+        self._pixels: list[Tensor] = []  # of [3, S, S] uint8
+        self._running: deque[tuple[list[str], Future[dict[str, Tensor]]]] = deque()
+
+    def take(self, key: str, pixels: Tensor) -> None:
+        """Collect an image [3, S, S]; a full batch is sent on its way."""
+        self.writer.claimed.add(key)
+        self._keys.append(key)
+        self._pixels.append(pixels)
+        if len(self._keys) == self.batch_size:
+            self._send()
+
+    def collect(self, wait: bool = False) -> Iterator[None]:
+        """Hand finished batches to the writer, in order, stopping after each; with `wait` all, the last one not being full."""
+        if wait and self._keys:
+            self._send()
+        most = 0 if wait else 2 * self._lanes.size  # as many wait as run: more would only take memory
+        while self._running and (len(self._running) > most or self._running[0][1].done()):
+            keys, features = self._running.popleft()
+            self.writer.add(keys, features.result())
+            yield
+
+    def close(self) -> None:
+        """Leave the encoder as it was."""
+        if self._joint is not None:
+            self._joint.close()
+
+    def _send(self) -> None:
+        self._running.append((self._keys, self._lanes.pool.submit(self._encode, self._pixels)))
+        self._keys, self._pixels = [], []
+
+    @torch.inference_mode()
+    def _encode(self, images: list[Tensor]) -> dict[str, Tensor]:
+        """B images [3, S, S] -> what is stored of them, by kind, in memory."""
+        device = next(self.encoder.tower.parameters()).device
+        pixels = torch.stack(images)  # [B, 3, S, S]
+        if device.type == "cuda":
+            pixels = pixels.pin_memory().to(device, non_blocking=True)
+        features: dict[str, Tensor] = {}
+        if self._joint is not None:
+            features["embeddings"], tokens = self._joint(pixels)  # [B, E], [B, T, D]
+            features |= pack(tokens, self.tokens)
+        elif self.embeddings:
+            features["embeddings"] = self.encoder.embed_image(pixels)  # [B, E]
+        else:
+            features |= pack(self.encoder(pixels).tokens, self.tokens)  # [B, T, D]
+        return {kind: value.cpu() for kind, value in features.items()}  # only this lane waits for a GPU here
+
+
+def _placed(encoder: Encoder, device: str | torch.device | None, dtype: torch.dtype | None) -> Encoder:
+    parameter = next(encoder.tower.parameters())
+    device, dtype = torch.device(device or parameter.device), dtype or parameter.dtype
+    if (parameter.device, parameter.dtype, encoder.training) == (device, dtype, False):
+        return encoder
+    return copy.deepcopy(encoder).eval().to(device, dtype)

@@ -1,0 +1,228 @@
+"""Encoding images into a feature store: decoded once in threads, encoded in batches, written in shards."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from encoders.base import Encoder
+from encoders.images.loader import in_order
+from encoders.images.reading import ImageError, read_image
+from encoders.images.sources import Content, ImageSources, content_key
+from encoders.store.files import LOCK
+from encoders.store.fingerprints import View
+from encoders.store.jobs import Job, lanes
+from encoders.store.manifest import declare, record_errors
+from encoders.store.report import EncodeReport, progress_bar
+from encoders.store.tables import ImageIndex, write_failures
+from encoders.store.token_formats import TOKEN_FORMATS, TokenFormat
+
+# Shapes: B = images of a batch, S = side of an encoder's input.
+
+SHARD_BYTES, SHARD_IMAGES = 2**28, 65_536
+"""A shard is closed when it holds as much or as many."""
+SECONDS, SHARE = 5.0, 0.02
+"""Also when so many seconds, or this share of the run so far, have passed: the most that a kill can cost."""
+
+
+def encode_images(
+    images: str | Path | Sequence[str | Path],
+    encoders: Mapping[str, Encoder],
+    out: str | Path,
+    *,
+    embeddings: bool = True,
+    tokens: TokenFormat | None = None,
+    view: View | None = None,
+    batch_size: int = 32,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    workers: int = 2,
+    strict: bool = False,
+    progress: bool = False,
+) -> EncodeReport:
+    """Write the features of images to a store, which `FeatureStore` reads. Called again, it goes on where it was stopped.
+
+    Only images (by content) that an encoder has not encoded are read and encoded; so new images, and new encoders, can be
+    added to a store at any time.
+
+    Args:
+        images: folders, lists, images or tars, as for `encoders.images.sources.ImageSources`.
+        encoders: by the names that they get in the store.
+        out: the store's folder; made if need be.
+        embeddings: store `Encoder.embed_image`, in float32, of encoders that have it.
+        tokens: store patch tokens in this format, or not.
+        view: what all encoders see of an image. By default each has its own pixels, as its backend makes them.
+        batch_size: images per forward pass.
+        device: where to encode; where the encoders are by default.
+        dtype: in which precision; the encoders' own by default. bfloat16 is several times faster on most machines.
+        workers: threads that read and decode.
+        strict: raise an ImageError at the first image that cannot be read, instead of listing it in `failures.jsonl`.
+        progress: show a bar.
+
+    Raises:
+        ValueError: for sources without images, impossible options, another encoder under a name that is in the store, or a
+            store that another process is writing to.
+        ImageError: see `strict`.
+    """
+    if tokens is not None and tokens not in TOKEN_FORMATS:
+        raise ValueError(f"unknown token format {tokens!r}; expected one of {', '.join(TOKEN_FORMATS)}, or None")
+    if batch_size < 1 or workers < 1:
+        raise ValueError(f"batch_size and workers must be at least 1, got {batch_size} and {workers}")
+    sources, store = ImageSources(images), Path(out)
+    store.mkdir(parents=True, exist_ok=True)
+    with _locked(store):
+        entries = declare(store, encoders, view, embeddings=embeddings, tokens=tokens, dtype=dtype)
+        own = next(iter(encoders.values())).tower.parameters()
+        gpu = torch.device(device or next(own).device).type != "cpu"
+        with lanes(gpu) as threads, progress_bar(sources.total, progress) as advance:
+            options: dict[str, Any] = {"batch_size": batch_size, "device": device, "dtype": dtype}
+            run = _Run(store, [Job(name, e, entries[name], store, threads, **options) for name, e in encoders.items()], view, strict)
+            run.encode(sources, workers, advance)
+        return run.finish()
+
+
+@contextmanager
+def _locked(store: Path) -> Iterator[None]:
+    """One writer at a time. The operating system frees the lock of a process that dies."""
+    lock = FileLock(store / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"another process is writing to {store}; wait for it, or give another --out") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class _Loaded(NamedTuple):
+    """What a thread made of an image."""
+
+    name: str
+    key: str = ""
+    stat: tuple[int, int] | None = None
+    """Bytes and time of a file."""
+    size: tuple[int, int] | None = None
+    """Width and height; None when the image did not have to be decoded."""
+    pixels: dict[str, Tensor] | None = None
+    """By encoder, for those that have not encoded it."""
+    error: ImageError | None = None
+
+
+class _Run:
+    """One call of `encode_images`. `_load` runs in threads, all else in one."""
+
+    def __init__(self, store: Path, jobs: list[Job], view: View | None, strict: bool) -> None:
+        self.store, self.jobs, self.view, self.strict = store, jobs, view, strict
+        self.index, self.failures = ImageIndex(store), dict[str, str]()  # name -> reason
+        self.names, self.seen = set[str](), set[str]()  # names and keys of this run
+        self.encoded = self.duplicates = 0
+        self.start = self.committed = time.monotonic()
+
+    def encode(self, sources: ImageSources, workers: int, advance: Callable[[int, int], None]) -> None:
+        """Bring every image through; when it is stopped by an error of an image or by the user, keep what is done."""
+        ahead = 2 * workers + max(job.batch_size for job in self.jobs)
+        try:
+            with closing(in_order(self._load, sources, workers, ahead)) as stream:
+                for done, loaded in enumerate(stream, 1):
+                    self._take(loaded)
+                    advance(done, len(self.failures))
+            self._collect(wait=True)
+        finally:
+            self._commit()
+            for job in self.jobs:
+                job.close()
+
+    def _load(self, item: tuple[str, Content]) -> _Loaded:
+        """Read, hash, and decode for the encoders that lack it. The decoded image serves all of them."""
+        name, content = item
+        try:
+            if isinstance(content, ImageError):
+                raise content
+            stat, key = None, None
+            if isinstance(content, Path):
+                status = _stat(content)
+                stat = status.st_size, status.st_mtime_ns
+                key = self.index.key_of(name, *stat)
+            data = _bytes(content) if key is None or self._lacking(key) else b""
+            key = key or content_key(data)
+            jobs = self._lacking(key)
+            if not jobs:
+                return _Loaded(name, key, stat)
+            image = read_image(data, name=name)
+            if self.view is None:
+                pixels = {job.name: job.encoder.pixels(image) for job in jobs}  # [3, S, S] each
+            else:
+                pixels = dict.fromkeys((job.name for job in jobs), self.view.pixels(image))
+            return _Loaded(name, key, stat, image.size, pixels)
+        except ImageError as error:
+            return _Loaded(name, error=error)
+
+    def _take(self, loaded: _Loaded) -> None:
+        """In the order of the sources, whatever thread was first: so a run that was stopped goes on as if it had not been."""
+        if loaded.name in self.names:
+            return  # sources that overlap
+        self.names.add(loaded.name)
+        if loaded.error is not None:
+            if self.strict:
+                raise loaded.error
+            self.failures[loaded.name] = str(loaded.error)
+            return
+        self.index.add(loaded.name, loaded.key, loaded.stat, loaded.size)
+        self.duplicates += loaded.key in self.seen
+        self.seen.add(loaded.key)
+        jobs = self._lacking(loaded.key)  # fewer if a twin has come since it was loaded
+        self.encoded += bool(jobs)
+        for job in jobs:
+            job.take(loaded.key, (loaded.pixels or {})[job.name])
+        self._collect()
+
+    def _lacking(self, key: str) -> list[Job]:
+        return [job for job in self.jobs if key not in job.writer.claimed]
+
+    def _collect(self, wait: bool = False) -> None:
+        for job in self.jobs:
+            for _ in job.collect(wait):
+                if self._due():
+                    self._commit()
+
+    def _due(self) -> bool:
+        writers, now = [job.writer for job in self.jobs], time.monotonic()
+        full = any(writer.pending >= SHARD_BYTES or len(writer) >= SHARD_IMAGES for writer in writers)
+        return full or now - self.committed > max(SECONDS, SHARE * (now - self.start))
+
+    def _commit(self) -> None:
+        """The index first: a shard's keys must have names."""
+        self.index.commit()
+        for job in self.jobs:
+            job.writer.commit()
+        write_failures(self.store, self.failures)
+        self.committed = time.monotonic()
+
+    def finish(self) -> EncodeReport:
+        errors = {job.name: job.writer.errors().summary() for job in self.jobs if job.tokens == "int8"}
+        record_errors(self.store, errors)
+        size = sum(file.stat().st_size for file in self.store.rglob("*") if file.is_file())
+        return EncodeReport(len(self.seen), self.encoded, self.duplicates, len(self.failures), size, errors)
+
+
+def _stat(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be opened ({error.strerror})") from error
+
+
+def _bytes(content: Path | bytes) -> bytes:
+    try:
+        return content.read_bytes() if isinstance(content, Path) else content
+    except OSError as error:
+        raise ImageError(f"{content!s}: cannot be read ({error.strerror})") from error

@@ -1,0 +1,1 @@
+"""Probes and benchmarks: MMVP-VLM, MMVP, POPE, CHAIR, and the models that answer them."""

@@ -1,0 +1,105 @@
+"""A file of finished answers: of any model, of any old run."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mof.evals.answering import Answer, Prompt
+
+SUFFIXES = (".json", ".jsonl", ".csv")
+IDS = ("id", "question_id", "image_id", "index")
+"""Under which of these names a row's id is looked for, in this order."""
+TEXTS = ("response", "text", "caption", "prediction", "answer")
+"""The same for its answer. "answer" is last: in the files of the released MMVP script it is the right answer."""
+
+
+class AnswersFile:
+    """Answers by the id of the prompt.
+
+    Reads `.json` (a list of rows, {id: answer}, or {"imgToEval": {id: row}} as in CHAIR's files), `.jsonl` and `.csv` (a row per
+    answer, with names of `IDS` and `TEXTS`). Rows without any id are numbered from 1. Of a folder, all such files are read, and
+    ids are preceded by the file's name: "random/17" is the answer 17 of `random.jsonl`.
+
+    Raises:
+        ValueError: for a file that is none of these, a row without an answer, or two answers to one prompt.
+    """
+
+    def __init__(self, file: str | Path, name: str | None = None) -> None:
+        self.file = Path(file)
+        self.name = name or self.file.stem
+        self.answers: dict[str, str] = {}
+        digest = hashlib.sha256()
+        files = sorted(one for one in self.file.iterdir() if one.suffix.lower() in SUFFIXES) if self.file.is_dir() else [self.file]
+        for one in files:
+            answers, content = _read(one)
+            digest.update(content)
+            prefix = f"{one.stem}/" if self.file.is_dir() else ""
+            self.answers |= {prefix + id: text for id, text in answers.items()}
+        self.settings: dict[str, Any] = {"kind": "answers file", "sha256": digest.hexdigest()}
+
+    def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
+        missing = [prompt.id for prompt in prompts if prompt.id not in self.answers]
+        if missing:
+            raise ValueError(
+                f"{self.file} lacks the answers to {len(missing)} of {len(prompts)} prompts, such as {', '.join(missing[:5])}; its ids "
+                f"are like {', '.join(list(self.answers)[:5])}"
+            )
+        for position, prompt in enumerate(prompts):
+            yield position, Answer(self.answers[prompt.id])
+
+
+def _read(file: Path) -> tuple[dict[str, str], bytes]:
+    """The answers, and the file's content."""
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read ({error.strerror}); expected a file of answers, {', '.join(SUFFIXES)}") from None
+    try:
+        rows = _read_rows(content.decode("utf-8-sig"), file.suffix.lower())
+    except (ValueError, csv.Error) as error:
+        raise ValueError(f"{file}: cannot be read as answers ({error})") from None
+    answers = rows if isinstance(rows, dict) else _by_id(rows, str(file))
+    if wrong := [id for id, text in answers.items() if not isinstance(text, str)]:
+        raise ValueError(f"{file}: answers should be text; {wrong[0]} has {answers[wrong[0]]!r}")
+    return answers, content
+
+
+def _read_rows(text: str, suffix: str) -> list[Any] | dict[str, Any]:
+    if suffix == ".csv":
+        return list(csv.DictReader(text.splitlines(keepends=True), strict=True))
+    if suffix not in SUFFIXES:
+        raise ValueError(f"{suffix or 'no suffix'}; expected {', '.join(SUFFIXES)}")
+    lines = [line for line in text.split("\n") if line.strip()]
+    if suffix == ".jsonl" or (len(lines) > 1 and all(line.startswith("{") and line.rstrip().endswith("}") for line in lines)):
+        return [json.loads(line) for line in lines]  # POPE's files are called .json, too
+    document = json.loads(text)
+    if isinstance(document, dict) and isinstance(document.get("imgToEval"), dict):
+        return list(document["imgToEval"].values())
+    if not isinstance(document, (list, dict)):
+        raise ValueError(f"expected a list or an object, got a {type(document).__name__}")
+    return document
+
+
+def _by_id(rows: Sequence[Any], where: str) -> dict[str, Any]:
+    answers: dict[str, Any] = {}
+    with_id = [isinstance(row, dict) and _find(row, IDS) is not None for row in rows]
+    if any(with_id) and not all(with_id):
+        raise ValueError(f"{where}: row {with_id.index(False) + 1} has no id, others have; expected one of {', '.join(IDS)} in each")
+    for number, row in enumerate(rows, start=1):
+        text = _find(row, TEXTS) if isinstance(row, dict) else row
+        if text is None:
+            raise ValueError(f"{where}: row {number} has no answer; expected one of {', '.join(TEXTS)}, got {row!r}")
+        id = str(_find(row, IDS)) if with_id[number - 1] else str(number)
+        if id in answers:
+            raise ValueError(f"{where}: two answers have the id {id}")
+        answers[id] = text
+    return answers
+
+
+def _find(row: dict[str, Any], names: Sequence[str]) -> Any:
+    return next((row[name] for name in names if row.get(name) is not None), None)

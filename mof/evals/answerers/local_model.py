@@ -1,0 +1,159 @@
+"""A model in this process: ours, or any image-text-to-text model of transformers with its processor."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import inspect
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+from encoders import read_image
+from mof.evals.answering import Answer, Prompt
+
+# Shapes: B prompts (or options) of a batch, L tokens of the longest, N tokens of the longest option, V the vocabulary.
+
+
+class LocalModel:
+    """Greedy answers in batches padded on the left, and option log-likelihoods.
+
+    In float32 the size of a batch does not change the answers; in 16 bits it may where two tokens are nearly as likely. What
+    a checkpoint says of sampling, beams and repetition penalties is not followed: penalties count the padding, too.
+
+    Args:
+        model: put into evaluation mode.
+        processor: with a chat template; one without (InstructBLIP's) is given the bare text.
+        name: for tables.
+        identity: what tells these weights from others under the same name, for the cache.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        name: str,
+        *,
+        identity: str = "",
+        batch_size: int = 8,
+        max_new_tokens: int = 256,
+    ) -> None:
+        if batch_size < 1 or max_new_tokens < 1:
+            raise ValueError(f"batch_size and max_new_tokens should be at least 1, got {batch_size} and {max_new_tokens}")
+        self.model, self.processor, self.name, self.batch_size = model.eval(), processor, name, batch_size
+        self._tokenizer = processor.tokenizer
+        self._tokenizer.padding_side = "left"
+        if self._tokenizer.pad_token is None:
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+        self._generation = copy.deepcopy(model.generation_config)
+        # None would be taken from the checkpoint again.
+        self._generation.update(
+            do_sample=False, num_beams=1, temperature=1.0, top_p=1.0, top_k=50, repetition_penalty=1.0, no_repeat_ngram_size=0,
+            max_length=None, max_new_tokens=max_new_tokens, pad_token_id=self._tokenizer.pad_token_id,
+        )  # fmt: skip
+        self.settings: dict[str, Any] = {
+            "kind": "model", "name": name, "identity": identity, "dtype": str(model.dtype).removeprefix("torch."),
+            "max_new_tokens": max_new_tokens, "decoding": "greedy",
+        }  # fmt: skip
+
+    @classmethod
+    def load(cls, folder: str | Path, *, dtype: str = "float32", batch_size: int = 8, max_new_tokens: int = 256) -> LocalModel:
+        """The model of a folder that `save_pretrained` wrote, on the GPU where there is one.
+
+        Raises:
+            ValueError: for a folder without config.json.
+        """
+        folder = Path(folder)
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{folder} holds no config.json: expected a folder that save_pretrained wrote")
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
+        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        identity = _folder_identity(folder)
+        return cls(
+            model, AutoProcessor.from_pretrained(folder), str(folder),
+            identity=identity, batch_size=batch_size, max_new_tokens=max_new_tokens,
+        )  # fmt: skip
+
+    def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
+        for start in range(0, len(prompts), self.batch_size):
+            batch = prompts[start : start + self.batch_size]
+            with torch.inference_mode():
+                answers = self._generate(batch)
+                likelihoods = [self._option_likelihoods(prompt) for prompt in batch]
+            for offset, ((text, used, made), scores) in enumerate(zip(answers, likelihoods, strict=True)):
+                yield start + offset, Answer(text, scores, used, made)
+
+    def _generate(self, prompts: Sequence[Prompt]) -> list[tuple[str, int, int]]:
+        """Text, tokens read and tokens written, per prompt."""
+        inputs = self._encode([(prompt, None) for prompt in prompts])
+        ids = inputs["input_ids"]  # [B, L]
+        tokens = self.model.generate(**inputs, generation_config=self._generation)
+        if tokens.shape[1] >= ids.shape[1] and torch.equal(tokens[:, : ids.shape[1]], ids):  # some models give the prompt back
+            tokens = tokens[:, ids.shape[1] :]  # [B, new]
+        texts = self._tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        used = inputs["attention_mask"].sum(dim=1).tolist()
+        made = (tokens != self._tokenizer.pad_token_id).sum(dim=1).tolist()
+        return [(text.strip(), *counts) for text, *counts in zip(texts, used, made, strict=True)]
+
+    def _option_likelihoods(self, prompt: Prompt) -> tuple[float, ...] | None:
+        """Log-likelihood of each option's tokens after the prompt."""
+        if not prompt.options or self.model.config.is_encoder_decoder:
+            return None
+        alone = self._encode([(prompt, None)])["input_ids"][0].tolist()
+        inputs = self._encode([(prompt, option) for option in prompt.options])
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]  # [B, L]
+        lengths = [len(row) - _common(alone, row) for row in (one[keep.bool()].tolist() for one, keep in zip(ids, mask, strict=True))]
+        longest = max(lengths)  # N
+        takes_keep = "logits_to_keep" in inspect.signature(self.model.forward).parameters
+        keep = {"logits_to_keep": longest + 1} if takes_keep else {}
+        logits = self.model(**inputs, **keep).logits[:, -longest - 1 : -1].float()  # [B, N, V]
+        targets = ids[:, -longest:]  # [B, N]
+        scores = logits.log_softmax(dim=-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)  # [B, N]
+        return tuple(float(row[longest - length :].double().sum()) for row, length in zip(scores, lengths, strict=True))
+
+    def _encode(self, rows: Sequence[tuple[Prompt, str | None]]) -> Any:
+        """Model inputs of prompts, each with the beginning of an answer or none."""
+        images = [[read_image(image) for image in prompt.images] for prompt, _ in rows]
+        if self.processor.chat_template is None:
+            texts = [_bare_text(prompt) + (f" {option}" if option else "") for prompt, option in rows]
+            flat = [image for some in images for image in some]
+            inputs = self.processor(images=flat or None, text=texts, padding=True, return_tensors="pt")
+            return inputs.to(self.model.device, self.model.dtype)
+        chats = [_chat(prompt, some, option) for (prompt, option), some in zip(rows, images, strict=True)]
+        continues = rows[0][1] is not None
+        inputs = self.processor.apply_chat_template(
+            chats, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=not continues,
+            continue_final_message=continues, processor_kwargs={"padding": True},
+        )  # fmt: skip
+        return inputs.to(self.model.device, self.model.dtype)
+
+
+def _chat(prompt: Prompt, images: Sequence[Any], option: str | None) -> list[dict[str, Any]]:
+    """Messages as processors take them, with the images in their parts."""
+    rest = iter(images)
+    chat = [
+        {"role": message["role"], "content": [
+            part if part["type"] == "text" else {"type": "image", "image": next(rest)} for part in message["content"]
+        ]}
+        for message in prompt.messages
+    ]  # fmt: skip
+    return chat if option is None else [*chat, {"role": "assistant", "content": [{"type": "text", "text": option}]}]
+
+
+def _bare_text(prompt: Prompt) -> str:
+    return "\n".join(part["text"] for message in prompt.messages for part in message["content"] if part["type"] == "text")
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    """Length of the common beginning."""
+    differing = (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    return next(differing, min(len(first), len(second)))
+
+
+def _folder_identity(folder: Path) -> str:
+    """Changes when a file of the folder is written anew, without reading gigabytes of weights."""
+    files = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in folder.iterdir() if file.is_file())
+    return hashlib.sha256(repr(files).encode()).hexdigest()[:16]

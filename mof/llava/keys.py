@@ -1,0 +1,195 @@
+"""The names that published layouts give to the parts of a multimodal model: one table per layout, read both ways.
+
+Also what can be wrong with them. The released MoF code saved its stage-1 file by the substring `mm_projector`, which also
+matches `dino_mm_projector`, and on loading cut both down to the same names: the last one silently won.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from encoders.checkpoints import WeightsError
+from mof.llava.weight_shards import first
+
+LANGUAGE_MODEL = "language model"
+CLIP, DINO = "clip", "dinov2"  # the encoders' names, in the order of fusion
+UNUSED = "unused"
+
+
+def projector(encoder: str) -> str:
+    """The part that is an encoder's adapter."""
+    return f"{encoder} projector"
+
+
+def tower(encoder: str) -> str:
+    """The part that is an encoder itself."""
+    return f"{encoder} tower"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one kind of checkpoint names its weights."""
+
+    name: str
+    encoders: tuple[str, ...]
+    prefixes: tuple[tuple[str, str, str], ...]
+    """(prefix in the file, part, prefix in the part). The first that fits is taken, so longer ones come first."""
+
+    def sort(self, keys: Iterable[str], source: object) -> Parts:
+        """Tell the parts apart.
+
+        Raises:
+            WeightsError: naming keys of no part, and keys that would land on the same place.
+        """
+        parts, stray = Parts(self), []
+        for key in keys:
+            if key.endswith(RECOMPUTED):
+                parts.unused.append(key)
+                continue
+            rule = next((rule for rule in self.prefixes if key.startswith(rule[0])), None)
+            if rule is None:
+                stray.append(key)
+                continue
+            prefix, part, own_prefix = rule
+            if part == UNUSED:
+                parts.unused.append(key)
+                continue
+            own = own_prefix + key.removeprefix(prefix)
+            if other := parts.names.setdefault(part, {}).get(own):
+                raise WeightsError(f"{source} gives the same weight twice, as {other} and as {key}. {COLLISION}")
+            parts.names[part][own] = key
+        if stray:
+            raise WeightsError(f"{source} is no checkpoint in the layout {self.name}: {len(stray)} unexpected: {first(sorted(stray))}")
+        return parts
+
+    def place(self, part: str, source: object) -> str:
+        """Where a part lies, for messages."""
+        prefix = next(rule[0] for rule in self.prefixes if rule[1] == part)
+        return f"{source} ({prefix}*)"
+
+    def key(self, part: str, own: str) -> str:
+        """What this layout calls the weight `own` of a part."""
+        prefix, _, own_prefix = next(rule for rule in self.prefixes if rule[1] == part and own.startswith(rule[2]))
+        return prefix + own.removeprefix(own_prefix)
+
+
+@dataclass
+class Parts:
+    """The keys of a checkpoint, by part."""
+
+    layout: Layout
+    names: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Part -> its own name of a weight -> the name in the checkpoint."""
+    unused: list[str] = field(default_factory=list)
+
+    def tensors(self, part: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The weights of a part by its own names; empty if the checkpoint has none."""
+        return {own: weights[key] for own, key in self.names.get(part, {}).items()}
+
+
+RECOMPUTED = ("rotary_emb.inv_freq", "embeddings.position_ids")
+"""Buffers that older versions of transformers saved and that are computed from the config."""
+
+LLAVA = Layout(
+    "llava",
+    (CLIP,),
+    (
+        ("model.mm_projector.", projector(CLIP), ""),
+        ("model.vision_tower.vision_tower.", tower(CLIP), ""),
+        ("", LANGUAGE_MODEL, ""),
+    ),
+)
+MOF = Layout(
+    "released-mof",
+    (CLIP, DINO),
+    (
+        ("model.dino_mm_projector.", projector(DINO), ""),
+        ("model.dino_tower.vision_tower.", tower(DINO), ""),
+        ("model.dino_tower.clip_vision_tower.", UNUSED, ""),  # of this CLIP the released code asked the dtype only
+        *LLAVA.prefixes,
+    ),
+)
+HF_LLAVA = Layout(
+    "hf-llava",
+    (CLIP,),
+    (  # transformers saves these, and calls its weights by those below
+        ("multi_modal_projector.linear_1.", projector(CLIP), "0."),
+        ("multi_modal_projector.linear_2.", projector(CLIP), "2."),
+        ("vision_tower.", tower(CLIP), ""),
+        ("language_model.", LANGUAGE_MODEL, ""),
+        ("model.multi_modal_projector.linear_1.", projector(CLIP), "0."),
+        ("model.multi_modal_projector.linear_2.", projector(CLIP), "2."),
+        ("model.vision_tower.", tower(CLIP), ""),
+        ("model.language_model.", LANGUAGE_MODEL, "model."),
+        ("lm_head.", LANGUAGE_MODEL, "lm_head."),
+    ),
+)
+
+COLLISION = (
+    "The released MoF code saved stage-1 files by the substring 'mm_projector', which also matches 'dino_mm_projector', and its "
+    "loader cut both down to the same names ('0.weight', ...), so that the last one silently won. Give the file with the full "
+    "names, model.mm_projector.* and model.dino_mm_projector.*"
+)
+
+
+def full_projector_names(keys: Iterable[str], source: object) -> dict[str, str]:
+    """Each key of a stage-1 file (or of LLaVA's non_lora_trainables.bin) with its name in a whole checkpoint.
+
+    Returns:
+        Name in a whole checkpoint -> key of the file.
+
+    Raises:
+        WeightsError: for names that do not tell whose projector it is, two for the same weight, or other weights than
+            projectors.
+    """
+    names: dict[str, str] = {}
+    keys = list(keys)
+    for key in keys:
+        name = key.removeprefix("base_model.model.")  # where peft wrapped the model
+        if name[:1].isdigit() or name in ("weight", "bias"):
+            raise WeightsError(f"{source}: {key} does not say which projector it belongs to. {COLLISION}")
+        name = name if name.startswith("model.") else f"model.{name}"
+        if name in names:
+            raise WeightsError(f"{source} gives the same weight twice, as {names[name]} and as {key}. {COLLISION}")
+        names[name] = key
+    if stray := [key for name, key in names.items() if not name.startswith(("model.mm_projector.", "model.dino_mm_projector."))]:
+        raise WeightsError(f"{source} should hold projectors only: {len(stray)} unexpected: {first(sorted(stray))}")
+    return names
+
+
+def choose_layout(keys: Iterable[str], wanted: str | None, two_encoders: bool, source: object) -> Layout:
+    """The layout of an original LLaVA checkpoint, with one encoder or with two.
+
+    Args:
+        wanted: "llava" or "released-mof", to say what is expected; None takes what the keys say.
+        two_encoders: whether the user named a DINOv2, and so expects two.
+
+    Raises:
+        WeightsError: when the projectors are not those of the encoders that are expected.
+    """
+    sets = {name for name in (CLIP, DINO) if any(key.startswith(MOF.key(projector(name), "")) for key in keys)}
+    found = "; ".join(MOF.key(projector(name), "*") for name in sorted(sets)) or "none"
+    if not sets:
+        raise WeightsError(f"{source} holds no projector: expected model.mm_projector.*")
+    if wanted == LLAVA.name and two_encoders:
+        raise ValueError("layout llava has no DINOv2: leave out dino_tower, or the layout")
+    if wanted == LLAVA.name and DINO in sets:
+        raise WeightsError(
+            f"{source} was to be read with one encoder, but holds projectors of two ({found}): one would be lost. {COLLISION}"
+        )
+    if sets != {CLIP, DINO} and (wanted == MOF.name or two_encoders or DINO in sets):
+        raise WeightsError(f"{source} was to be read with two encoders, but holds the projectors {found}. {COLLISION}")
+    return MOF if DINO in sets else LLAVA
+
+
+def refuse_equal_projectors(projectors: Mapping[str, Mapping[str, Tensor]], source: object) -> None:
+    """WeightsError for two projectors that are equal bit for bit: they were once one, by the released loader's collision."""
+    one, other = projectors[CLIP], projectors[DINO]
+    if one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one):
+        raise WeightsError(
+            f"{source}: the projectors of CLIP and DINOv2 are equal bit for bit, so one has overwritten the other. {COLLISION}"
+        )

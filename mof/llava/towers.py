@@ -1,0 +1,185 @@
+"""The encoders of a published checkpoint: their weights out of it, or by reference to what the user has."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoConfig, AutoImageProcessor, CLIPImageProcessor, CLIPVisionConfig, PretrainedConfig
+
+from encoders import Encoder, build_encoder
+from encoders.backends.hf import HFEncoder
+from encoders.backends.torch_hub import MODELS, TorchHubEncoder, sizes_of
+from encoders.checkpoints import WeightsError, explain_download, load_strict, read_state, refuse_misfit
+from mof.llava.weight_shards import first
+
+Tower = str | os.PathLike[str] | Encoder
+"""How a user names an encoder: a local folder or file, a name for `build_encoder`, or the encoder itself."""
+
+VISION = ("clip_vision_model", "siglip_vision_model")
+"""The vision models that LLaVA checkpoints are read with, by transformers' model_type."""
+
+OPENAI_WIDTHS = {"openai/clip-vit-base-": 768, "openai/clip-vit-large-": 1024}
+"""By the beginning of the hub id."""
+
+
+def build_vision_tower(named: str, given: Tower | None, state: Mapping[str, Tensor], layer: int, source: str) -> Encoder:
+    """The CLIP or SigLIP of a LLaVA checkpoint.
+
+    Args:
+        named: what the checkpoint calls it: a hub id, or a path on the machine where it was trained.
+        given: what the user gave in its place.
+        state: its weights, by transformers' names; empty when the checkpoint does not hold them.
+        source: where these come from, for messages.
+
+    Raises:
+        ValueError: when neither the checkpoint nor the user says what it is, saying how to supply it.
+    """
+    if isinstance(given, Encoder):
+        if state:
+            load_tower(given, state, source)
+        return given
+    if state:
+        return embedded_vision_tower(named, *_architecture(named, given, state), state, layer, source)
+    try:
+        name = f"hf:{named}" if given is None else f"hf:{os.path.abspath(given)}" if Path(given).exists() else str(given)
+        return build_encoder(name, layer=layer)
+    except ValueError as error:
+        raise WeightsError(
+            f"the checkpoint refers to its vision tower {named!r}, which cannot be loaded: {error}. Give a local folder with its "
+            "config.json, preprocessor_config.json and weights: vision_tower=FOLDER, or --vision-tower FOLDER"
+        ) from error
+
+
+def embedded_vision_tower(
+    label: str, config: PretrainedConfig, processor: Any, state: Mapping[str, Tensor], layer: int, source: str
+) -> Encoder:
+    """The encoder of a config and an image processor, with the weights `state`; its spec needs no file."""
+    encoder = build_encoder(f"hf:{label}", config=_inline(config, processor), layer=layer, pretrained=False)
+    load_tower(encoder, state, source)
+    return encoder
+
+
+def _architecture(named: str, given: Tower | None, state: Mapping[str, Tensor]) -> tuple[PretrainedConfig, Any]:
+    """Config and image processor of a vision tower whose weights are there."""
+    if given is None and named.startswith("openai/clip-vit-"):
+        return _openai_clip(named, state)
+    folder = named if given is None else os.fspath(given)  # type: ignore[arg-type]  # no Encoder comes here
+    with explain_download(f"config.json and preprocessor_config.json of the vision tower {folder} (or give vision_tower=FOLDER)"):
+        config, processor = AutoConfig.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
+    config = config.vision_config if config.model_type in ("clip", "siglip") else config
+    if config.model_type not in VISION:
+        raise ValueError(f"the vision tower {folder} is a {config.model_type!r} model; expected one of {', '.join(VISION)}")
+    return config, processor
+
+
+def _openai_clip(named: str, state: Mapping[str, Tensor]) -> tuple[PretrainedConfig, Any]:
+    """What the shapes tell, and what all of OpenAI's ViTs share: 64 channels per head, QuickGELU, CLIP's statistics."""
+    shapes = {key.removeprefix("vision_model."): value.shape for key, value in state.items()}
+    try:
+        width, _, _, patch_size = shapes["embeddings.patch_embedding.weight"]
+        positions, mlp = shapes["embeddings.position_embedding.weight"][0], shapes["encoder.layers.0.mlp.fc1.weight"][0]
+    except KeyError as error:
+        raise WeightsError(f"the vision tower inside the checkpoint lacks {error}") from error
+    size = round((positions - 1) ** 0.5) * patch_size
+    depth = 1 + max(int(key.split(".")[2]) for key in shapes if key.startswith("encoder.layers."))
+    if width != next((own for kind, own in OPENAI_WIDTHS.items() if named.startswith(kind)), width):
+        raise WeightsError(
+            f"the vision tower inside the checkpoint is {width} wide, so it is not {named}, as its config.json says. The weights do not "
+            "tell how many heads it has: give vision_tower=FOLDER with its config.json and preprocessor_config.json"
+        )
+    heads = width // 64
+    if heads * 64 != width:
+        raise WeightsError(
+            f"the vision tower is {width} wide, which is none of OpenAI's CLIPs: give vision_tower=FOLDER with its config.json"
+        )
+    sizes = {"hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": depth, "num_attention_heads": heads}
+    config = CLIPVisionConfig(**sizes, patch_size=patch_size, image_size=size, hidden_act="quick_gelu")
+    return config, CLIPImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+
+
+def build_dino_tower(given: Tower | None, state: Mapping[str, Tensor], width: int, options: Mapping[str, Any], source: str) -> Encoder:
+    """The DINOv2 of a released MoF checkpoint: the last block's patch tokens, before the final norm.
+
+    Args:
+        given: what the user gave for it: a file with torch.hub's weights, a name for `build_encoder`, or the encoder.
+        state: its weights, by torch.hub's names; empty when the checkpoint does not hold them.
+        width: of its features, as the projector tells.
+        options: image_size, and mean and std where they are not its own.
+        source: where the weights come from, for messages.
+    """
+    if isinstance(given, Encoder):
+        if state:
+            load_tower(given, state, source)
+        return given
+    options = {**options, "layer": -1, "norm": False}
+    if state:
+        config = sizes_of(state, source)
+        encoder = build_encoder(f"torch_hub:{_name_of(width)}", config=config, pretrained=False, **options)
+        load_tower(encoder, state, source)
+        return encoder
+    try:
+        if given is not None and Path(given).is_file():
+            config = sizes_of(read_state(Path(given)), given)
+            return build_encoder(f"torch_hub:{_name_of(width)}", config=config, weights=given, **options)
+        return build_encoder(f"torch_hub:{_name_of(width)}" if given is None else str(given), **options)
+    except ValueError as error:
+        raise WeightsError(
+            f"the checkpoint refers to a DINOv2 that is {width} wide, which cannot be loaded: {error}. Give a file with torch.hub's "
+            "weights, such as dinov2_vitl14_pretrain.pth, or a name for build_encoder: dino_tower=FILE, or --dino-tower FILE"
+        ) from error
+
+
+def _name_of(width: int) -> str:
+    """torch.hub's name of the DINOv2 of this width; a plain one where there is none, for other sizes come with a config."""
+    return next((name for name, sizes in MODELS.items() if sizes["width"] == width), "dinov2")
+
+
+def embed(encoder: Encoder) -> None:
+    """Make the spec of an encoder, whose weights will lie in the checkpoint, independent of the files it was built from."""
+    if isinstance(encoder, HFEncoder) and encoder.config is None:
+        processor = AutoImageProcessor.from_pretrained(encoder.source)
+        encoder.config = _inline(encoder.tower.config, processor)
+    encoder.weights = None
+
+
+def _inline(config: PretrainedConfig, processor: Any) -> dict[str, Any]:
+    """What `build_encoder` takes as the `config` of an encoder of hf."""
+    model = {**config.to_diff_dict(), "model_type": config.model_type}
+    model.pop("_name_or_path", None)  # a place on this machine
+    return {"model": model, "processor": json.loads(processor.to_json_string())}
+
+
+def load_tower(encoder: Encoder, state: Mapping[str, Tensor], source: str) -> None:
+    """Give an encoder the weights that a checkpoint holds for it, in their dtype; every key accounted for."""
+    if isinstance(encoder, TorchHubEncoder):
+        load_strict(encoder.tower.to(next(iter(state.values())).dtype), state, source)
+    elif isinstance(encoder, HFEncoder):
+        config = encoder.tower.config
+        encoder.tower = load_pretrained(type(encoder.tower), config, state, source)
+        encoder.tower.requires_grad_(not encoder.frozen)
+    else:
+        raise ValueError(
+            f"{source} holds the weights of its encoders, which {type(encoder).__name__} cannot load: expected one of hf or torch_hub"
+        )
+
+
+def load_pretrained(kind: Any, config: PretrainedConfig, state: Mapping[str, Tensor], source: str) -> Any:
+    """A model of transformers with these weights, in their dtype, in eval mode; every key is accounted for.
+
+    Raises:
+        WeightsError: naming each key that is missing, unexpected or of another shape.
+    """
+    dtype = next(value.dtype for value in state.values() if value.is_floating_point())
+    options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}  # reported, and refused here by name
+    with refuse_misfit(source):
+        model, report = kind.from_pretrained(None, config=config, state_dict=dict(state), **options)
+    faults = {fault: sorted(map(str, keys)) for fault, keys in report.items() if keys}
+    if faults:
+        text = "; ".join(f"{len(keys)} {fault.removesuffix('_keys')}: {first(keys)}" for fault, keys in faults.items())
+        raise WeightsError(f"the weights of {source} do not fit its config.json: {text}")
+    return model.eval()

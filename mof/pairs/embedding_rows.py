@@ -1,0 +1,103 @@
+"""Embeddings of one encoder, read in slices: checked once, unit rows wherever they are asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mof.pairs.core_threads import on_each_core
+
+# Shapes: N images, D width of an embedding, S some of the images.
+
+CHUNK = 4096
+"""Rows read at a time."""
+SHORTEST = 1e-30
+"""A row that is shorter counts as zeros: float32 cannot tell its direction."""
+
+
+class EmbeddingRows:
+    """N rows of width D, taken as float32. Nothing is copied: rows are normalised when they are read.
+
+    Args:
+        source: array, memory map or tensor [N, D]. All but memory maps move to the device.
+        name: for messages.
+        device: where rows are handed out.
+    """
+
+    def __init__(self, source: Any, name: str, device: str | torch.device = "cpu") -> None:
+        self.name, self.device = name, torch.device(device)
+        self.values = _tensor(source)
+        if self.values.ndim != 2:
+            raise ValueError(f"{name} must be embeddings of shape [N, D], got {list(self.values.shape)}")
+        if not isinstance(source, np.memmap):
+            self.values = self.values.to(self.device)
+        lengths = torch.cat([torch.empty(0, device=self.device), *self._in_chunks(self._lengths)])  # [N]
+        bad = (~lengths.isfinite()).nonzero()[:, 0].tolist()
+        if bad:
+            raise ValueError(f"{name} has NaN or infinity in {len(bad)} of {len(self)} rows, the first is row {bad[0]}")
+        off = (lengths - 1).abs().max().item() if len(self) else 0.0
+        if off > 1e-3:
+            warnings.warn(f"{name}: rows are not of unit length; they are normalised", stacklevel=4)
+        # Rows that are of unit length as exactly as float32 tells are left as they are.
+        self._divisors = None if off < 5e-7 else torch.where(lengths > SHORTEST, lengths, torch.inf)[:, None]  # [N, 1]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def width(self) -> int:
+        return self.values.shape[1]
+
+    def read(self, rows: slice) -> Tensor:
+        """[S, D] unit rows (or zeros)."""
+        part = self.values[rows].to(self.device).float()
+        return part if self._divisors is None else part / self._divisors[rows]
+
+    def take(self, index: Tensor) -> Tensor:
+        """[S, D] the unit rows of an index [S]."""
+        part = self.values.index_select(0, index.to(self.values.device)).to(self.device).float()
+        return part if self._divisors is None else part / self._divisors[index.to(self.device)]
+
+    def digest(self) -> str:
+        """SHA-256 of type, shape and every byte."""
+        digest = hashlib.sha256(f"{self.values.dtype} {list(self.values.shape)}".encode())
+        for start in range(0, len(self), CHUNK):
+            digest.update(self.values[start : start + CHUNK].cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def project(self, directions: Tensor) -> Tensor:
+        """[N, K] the rows times `directions` [D, K]."""
+        parts = self._in_chunks(lambda rows: self.read(rows) @ directions)
+        return torch.cat([directions.new_empty(0, directions.shape[1]), *parts])
+
+    def _in_chunks(self, work: Callable[[slice], Tensor]) -> Iterator[Tensor]:
+        return on_each_core(work, (slice(start, start + CHUNK) for start in range(0, len(self), CHUNK)), self.device)
+
+    def _lengths(self, rows: slice) -> Tensor:
+        """[S]. A sum of squares that leaves float32's range is done again in double."""
+        part = self.values[rows].to(self.device).float()  # [S, D]
+        lengths = torch.linalg.vector_norm(part, dim=1)  # [S]
+        again = ~((lengths > 1e-15) & (lengths < 1e15))
+        if again.any():
+            lengths[again] = torch.linalg.vector_norm(part[again].double(), dim=1).float()
+        return lengths
+
+
+def _tensor(source: Any) -> Tensor:
+    if isinstance(source, Tensor):
+        return source.detach()
+    array = np.asarray(source)
+    if array.dtype not in (np.float16, np.float32, np.float64):
+        array = array.astype(np.float32)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*not writable")  # nobody writes
+        return torch.from_numpy(np.ascontiguousarray(array))
+
+
+__all__ = ["EmbeddingRows"]

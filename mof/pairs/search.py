@@ -1,0 +1,113 @@
+"""The comparison of all images with all: through the sieve, then in full."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from itertools import islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+from torch import Tensor
+
+from mof.pairs.choice import PAIR, cosines
+from mof.pairs.core_threads import on_each_core
+from mof.pairs.embedding_rows import EmbeddingRows
+from mof.pairs.sieve import FullComparison, Sieve, sieve, tiles
+
+# Shapes: N images, M pairs, S pairs that may be blind.
+
+BATCH = 1 << 16
+"""Survivors of the sieve that are looked at in full at a time."""
+GROUP = 16
+"""Tiles that one thread compares at a time."""
+
+
+class PairSearch:
+    """All pairs of N images with cosines above `above` in all of `clips` and below `below` in all of `dinos`."""
+
+    def __init__(self, clips: list[EmbeddingRows], dinos: list[EmbeddingRows], above: float, below: float, tile: int | None = None) -> None:
+        if tile is not None and tile < 1:
+            raise ValueError(f"tile must be at least 1, got {tile}")
+        self.clips, self.dinos, self.above, self.below = clips, dinos, above, below
+        tile = tile or (1024 if clips[0].device.type == "cpu" else 16384)
+        self.tile = -(-tile // 32) * 32  # whole 32s: see the sieve
+        self.images = len(clips[0])
+
+    @cached_property
+    def sieve(self) -> Sieve | FullComparison:
+        return sieve(self.clips, self.above, self.dinos[0], self.below)
+
+    def found(self, progress: bool = False) -> Iterator[tuple[NDArray, int]]:
+        """[M] PAIR, some at a time, in any order, and of how many pairs found these are the best (here: all)."""
+        with PairProgress(self.images, progress) as bar:
+            yield from self.within(range(self.images), range(self.images), bar.add)
+
+    def within(self, rows: range, columns: range, advance: Callable[[int, int], None]) -> Iterator[tuple[NDArray, int]]:
+        """Those with i in `rows` and j in `columns`; `advance` hears how many more pairs were compared, and found."""
+        assert self.sieve is not None  # made before threads would ask for it
+        squares = tiles(rows, columns, self.tile)
+        groups = iter(lambda: list(islice(squares, GROUP)), [])
+        for pairs, compared in on_each_core(self._compare, groups, self.clips[0].device):
+            advance(compared, len(pairs))
+            yield pairs, len(pairs)
+
+    def _compare(self, squares: list[tuple[slice, slice]]) -> tuple[NDArray, int]:
+        """[M] PAIR, the blind pairs in these squares, and how many were compared."""
+        found, waiting, count = [np.empty(0, PAIR)], [], 0
+        for square in squares:
+            waiting.append(self.sieve.close(*square))
+            count += len(waiting[-1][0])
+            if count >= BATCH or square == squares[-1]:
+                i, j = (torch.cat(parts) for parts in zip(*waiting, strict=True))  # [S]
+                found += [self._blind(*some) for some in zip(i.split(BATCH), j.split(BATCH), strict=True)]
+                waiting, count = [], 0
+        return np.concatenate(found), sum(pairs_in(*square) for square in squares)
+
+    def _blind(self, i: Tensor, j: Tensor) -> NDArray:
+        """[M] PAIR, those of [S] survivors that are."""
+        clip = torch.full([len(i)], torch.inf)  # [S]
+        for one in self.clips:
+            clip = torch.minimum(clip, cosines(one, i, j))
+            near = clip > self.above
+            i, j, clip = i[near.to(i.device)], j[near.to(j.device)], clip[near]
+        dino = torch.full([len(i)], -torch.inf)
+        for one in self.dinos:
+            dino = torch.maximum(dino, cosines(one, i, j))
+            far = dino < self.below
+            i, j, clip, dino = i[far.to(i.device)], j[far.to(j.device)], clip[far], dino[far]
+        pairs = np.empty(len(i), PAIR)
+        for name, column in zip(("i", "j", "clip", "dino"), (i.cpu(), j.cpu(), clip, dino), strict=True):
+            pairs[name] = column.numpy()
+        return pairs
+
+
+def pairs_in(rows: slice, columns: slice) -> int:
+    """Of a square on or above the diagonal: how many pairs i < j it holds."""
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    return height * (height - 1) // 2 if rows == columns else height * width
+
+
+class PairProgress(Progress):
+    """A bar with pairs per second, time left, and how many were found so far."""
+
+    def __init__(self, images: int, shown: bool) -> None:
+        found = TextColumn("{task.fields[found]:,} found")
+        super().__init__(TextColumn("comparing"), BarColumn(), _PairsPerSecond(), found, TimeRemainingColumn(), disable=not shown)
+        self._task = self.add_task("", total=images * (images - 1) // 2, found=0)
+        self._found = 0
+
+    def add(self, compared: int, found: int) -> None:
+        self._found += found
+        self.update(self._task, advance=compared, found=self._found)
+
+
+class _PairsPerSecond(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.3g} pairs/s" if task.speed else "", style="progress.data.speed")
+
+
+__all__ = ["PairProgress", "PairSearch", "pairs_in"]

@@ -1,0 +1,1 @@
+"""What the recipes need around a training: settings, plans, run folders, tables."""
