@@ -25,8 +25,8 @@ from mof.pairs.sieve import tiles
 
 SQUARES = 64
 """At most so many squares along a side, about 2,000 in the triangle."""
-SMALLEST = 4
-"""A square is at least so many tiles wide."""
+SMALLEST = 8192
+"""Images along a side of a square, at least: enough to keep a processor busy for some hundredths of a second."""
 TIMEOUT = 120.0
 """Seconds after which a claim that is not renewed is void."""
 RENEWAL = 10.0
@@ -46,7 +46,8 @@ class PairLedger:
     def __init__(self, folder: str | Path, search: PairSearch, most: int | None) -> None:
         self._folder, self._search, self._most = Path(folder), search, most
         self._seen: dict[Path, tuple[float, int]] = {}
-        size = max(SMALLEST * search.tile, -(-search.images // (SQUARES * search.tile)) * search.tile)
+        # Whatever the tiles, which may differ from machine to machine; whole 32s, as they are.
+        size = max(SMALLEST, -(-search.images // (SQUARES * 32)) * 32)
         self._squares = {f"{r.start}-{c.start}": (r, c) for r, c in tiles(range(search.images), range(search.images), size)}
         identity = {
             "clip": [one.digest() for one in search.clips],

@@ -22,7 +22,7 @@ from mof.pairs.sieve import FullComparison, Sieve, sieve, tiles
 
 BATCH = 1 << 16
 """Survivors of the sieve that are looked at in full at a time."""
-GROUP = 16
+GROUP = 4
 """Tiles that one thread compares at a time."""
 
 

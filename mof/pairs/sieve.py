@@ -54,11 +54,16 @@ class Sieve:
     def close(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor]:
         """[S] i and [S] j, sorted, i < j, of the pairs that may be close in this square."""
         rows, columns = _whole(rows), _whole(columns)
-        products = _multiply(self.left[rows], self.right[columns])  # [T, T]
-        bounds = self.bounds[rows]  # [T]
-        hit = (products.amax(1) >= bounds).nonzero()[:, 0]  # [rows that hold a survivor]
-        at, j = (products.index_select(0, hit) >= bounds[hit, None]).nonzero().unbind(1)  # [S]
-        i, j = hit[at] + rows.start, j + columns.start
+        products, bounds = _multiply(self.left[rows], self.right[columns]), self.bounds[rows]  # [T, T], [T]
+        row = (products.amax(1) >= bounds).nonzero()[:, 0]  # [R] that hold a survivor
+        # Then the 32s of columns that do: to compare every product of a row, and look for what is true, takes longer than its maximum.
+        pieces = products.index_select(0, row).view(-1, 32)  # [R T / 32, 32]
+        across = products.shape[1] // 32
+        bounds = bounds[row].repeat_interleave(across)  # [R T / 32]
+        piece = (pieces.amax(1) >= bounds).nonzero()[:, 0]
+        at, column = (pieces.index_select(0, piece) >= bounds[piece, None]).nonzero().unbind(1)  # [S]
+        piece = piece[at]
+        i, j = row[piece // across] + rows.start, piece % across * 32 + column + columns.start
         valid = (i < j) & (j < self.count)
         return i[valid], j[valid]
 
