@@ -1,0 +1,108 @@
+"""MMVP and MMVP-VLM folders in their released layouts, written from pairs of images that were described."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from encoders import read_image
+from mof.evals.mmvp import IMAGE_FOLDERS as MMVP_IMAGES
+from mof.evals.mmvp_vlm import IMAGE_FOLDERS as MMVP_VLM_IMAGES
+from mof.evals.option_matching import parse_options
+from mof.evals.published import MMVP_VLM_TYPES
+
+JPEG_QUALITY = 100  # with full colour resolution; of images that are no JPEG yet
+
+JPEG_START = b"\xff\xd8\xff"
+
+ImageOrFile = Path | Image.Image
+
+
+@dataclass(frozen=True)
+class DescribedPair:
+    """Two images that differ in one visual pattern, and what a person can say of the difference."""
+
+    pattern: str
+    """One of `MMVP_VLM_TYPES`."""
+    images: tuple[ImageOrFile, ImageOrFile]
+    statements: tuple[str, str]
+    """True of the one image, not of the other."""
+    question: str
+    options: tuple[str, str]
+    """Answers (a) and (b)."""
+    right: tuple[str, str]
+    """For each image the letter of the right option: "a", "b" or "b", "a"."""
+
+    @property
+    def options_text(self) -> str:
+        return options_text(self.options)
+
+
+def options_text(options: tuple[str, str]) -> str:
+    """As MMVP spells them: "(a) Open (b) Closed"."""
+    return f"(a) {options[0]} (b) {options[1]}"
+
+
+def options_problem(options: tuple[str, str]) -> str | None:
+    """Why these cannot be told apart once they stand in one line; None if they can."""
+    try:
+        found = parse_options(options_text(options))
+    except ValueError as error:
+        return str(error)
+    return None if tuple(found.values()) == options else f"options that hold a letter in brackets cannot be read back: {options}"
+
+
+def write_mmvp(folder: Path, pairs: Sequence[DescribedPair]) -> None:
+    """`Questions.csv` and `MMVP Images/{n}.jpg`: rows 2k-1 and 2k are pair k.
+
+    The columns are MMVP's (`lndex` is its spelling), then `Category`, and `Corrected Answer`: equal to the answer, so that known
+    errors in rows of the original file are not mended in these rows.
+    """
+    place = folder / MMVP_IMAGES[0]
+    place.mkdir(parents=True)
+    rows = []
+    for number, (pair, k) in enumerate(_images(pairs), start=1):
+        save_jpeg(pair.images[k], place / f"{number}.jpg")
+        answer = f"({pair.right[k]})"
+        rows.append((number, pair.question, pair.options_text, answer, pair.pattern, answer))
+    header = ("lndex", "Question", "Options", "Correct Answer", "Category", "Corrected Answer")
+    _write_csv(folder / "Questions.csv", header, rows)
+
+
+def write_mmvp_vlm(folder: Path, pairs: Sequence[DescribedPair]) -> None:
+    """`Questions.csv` and `MLLM_VLM Images/<Type>/<id>.jpg`: the patterns in their official order."""
+    ordered = sorted(pairs, key=lambda pair: MMVP_VLM_TYPES.index(pair.pattern))
+    rows = []
+    for number, (pair, k) in enumerate(_images(ordered), start=1):
+        place = folder / MMVP_VLM_IMAGES[0] / pair.pattern
+        place.mkdir(parents=True, exist_ok=True)
+        save_jpeg(pair.images[k], place / f"{number}.jpg")
+        rows.append((number, pair.pattern, pair.statements[k]))
+    _write_csv(folder / "Questions.csv", ("Question ID", "Type", "Statement"), rows)
+
+
+def save_jpeg(image: ImageOrFile, file: Path) -> None:
+    """A JPEG file is copied byte by byte, anything else is encoded.
+
+    Raises:
+        ImageError: for an image that cannot be read.
+    """
+    if isinstance(image, Path) and (content := image.read_bytes()).startswith(JPEG_START):
+        file.write_bytes(content)
+    else:
+        read_image(image).save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+
+
+def _images(pairs: Sequence[DescribedPair]) -> Iterable[tuple[DescribedPair, int]]:
+    return ((pair, k) for pair in pairs for k in (0, 1))
+
+
+def _write_csv(file: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([header, *rows])

@@ -1,0 +1,317 @@
+"""Annotations, the file they are kept in, the table of pairs, and the benchmark that comes of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from annotation_folder import COMPLETE, EMPTY, write_folder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from typer.testing import CliRunner
+
+from encoders import build_encoder
+from mof import probe_mmvp_vlm
+from mof.annotation.annotation import Annotation
+from mof.annotation.export import export_annotations
+from mof.annotation.journal import ConflictError, Journal, Saved
+from mof.annotation.pair_table import PairTable
+from mof.annotation.session import JOURNAL, Session
+from mof.cli import build_app
+from mof.evals.mmvp import read_mmvp
+from mof.evals.mmvp_vlm import read_mmvp_vlm
+from mof.evals.published import MMVP_VLM_TYPES
+
+NAMES = ("a.jpg", "b.jpg")
+
+
+def annotation(**changes):
+    return Annotation.from_json(COMPLETE | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "missing"),
+    [
+        ({}, []),
+        ({"pattern": None}, ["pattern"]),
+        ({"statements": ["x", " \n"]}, ["right statement"]),
+        ({"statements": ["Open  wings", "open wings"]}, ["statements that differ"]),
+        ({"question": ""}, ["question"]),
+        ({"options": ["", "Closed"]}, ["option (a)"]),
+        ({"options": ["open", "Open"]}, ["options that can be told apart"]),
+        ({"options": ["Open (b) half", "Closed"]}, ["options that can be told apart"]),
+        ({"right": ["a", None]}, ["right option of each image"]),
+        ({"right": ["a", "a"]}, ["right options that differ"]),
+    ],
+)
+def test_what_is_missing(changes, missing):
+    assert annotation(**changes).missing() == missing
+    assert annotation(**changes).state == ("todo" if missing else "done")
+
+
+def test_a_mark_goes_before_everything():
+    assert annotation(mark="skipped").state == "skipped"
+    assert annotation(mark="flagged", question="").state == "flagged"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        None, [], {}, "x", COMPLETE | {"more": 1}, COMPLETE | {"pattern": "Colour"}, COMPLETE | {"mark": "done"}, COMPLETE | {"pattern": []},
+        COMPLETE | {"statements": "ab"}, COMPLETE | {"statements": ["a"]}, COMPLETE | {"statements": ["a", 1]},
+        COMPLETE | {"question": None}, COMPLETE | {"question": "x" * 2001}, COMPLETE | {"right": ["a", "c"]}, COMPLETE | {"right": ["a"]},
+    ],
+)  # fmt: skip
+def test_what_is_no_annotation_is_refused(wrong):
+    with pytest.raises(ValueError, match="should be|expected"):
+        Annotation.from_json(wrong)
+
+
+# --- the journal
+def test_what_was_saved_is_there_again_and_nothing_is_written_over(tmp_path):
+    journal = Journal(tmp_path / "j.jsonl")
+    assert journal.get(NAMES) == Saved(0, Annotation())
+    first = journal.save(NAMES, 0, annotation(question="One?"))
+    second = journal.save(NAMES, first.revision, annotation(question="Zwei für ü \u2028?"))
+    assert second.revision == 2
+    again = Journal(tmp_path / "j.jsonl")
+    assert again.get(NAMES) == second and again.get(("b.jpg", "a.jpg")) == Saved()
+    assert json.loads((tmp_path / "j.jsonl").read_text().split("\n")[0])["question"] == "One?"
+
+
+def test_two_writers_see_each_other_and_neither_is_overwritten(tmp_path):
+    mine, theirs = Journal(tmp_path / "j.jsonl"), Journal(tmp_path / "j.jsonl")
+    theirs.save(NAMES, 0, annotation(question="Theirs?"))
+    with pytest.raises(ConflictError) as refused:
+        mine.save(NAMES, 0, annotation(question="Mine?"))
+    assert refused.value.current == Saved(1, annotation(question="Theirs?"))
+    assert mine.save(NAMES, 0, annotation(question="Theirs?")).revision == 1  # the same again is no conflict, and no line
+    assert mine.save(NAMES, 1, annotation(question="Mine?")).revision == 2
+    assert theirs.get(NAMES).annotation.question == "Mine?"
+    mine.save(("c.jpg", "d.jpg"), 0, annotation())  # another pair
+    assert len(theirs.all()) == 2
+
+
+@settings(max_examples=30)
+@given(cut=st.integers(1, 400))
+def test_a_torn_last_line_is_dropped_and_written_over(tmp_path_factory, cut):
+    file = tmp_path_factory.mktemp("torn") / "j.jsonl"
+    Journal(file).save(NAMES, 0, annotation())
+    whole = file.read_bytes()
+    file.write_bytes(whole + whole[: min(cut, len(whole) - 1)])
+    journal = Journal(file)
+    assert journal.get(NAMES).revision == 1
+    journal.save(NAMES, 1, annotation(question="After?"))
+    assert Journal(file).get(NAMES) == Saved(2, annotation(question="After?"))
+    assert len(file.read_bytes().splitlines()) == 2
+
+
+@pytest.mark.parametrize("line", ["nonsense", "{}", "[]", json.dumps(COMPLETE), '{"image_i": 1}'])
+def test_a_damaged_line_is_named_not_dropped(tmp_path, line):
+    file = tmp_path / "j.jsonl"
+    Journal(file).save(NAMES, 0, annotation())
+    file.write_text(file.read_text() + line + "\n")
+    before = file.read_bytes()
+    with pytest.raises(ValueError, match="line 2"):
+        Journal(file).all()
+    with pytest.raises(ValueError, match="line 2"):
+        Journal(file).save(NAMES, 1, annotation(question="x"))
+    assert file.read_bytes() == before
+
+
+def test_a_file_that_was_shortened_in_use_is_noticed(tmp_path):
+    journal = Journal(tmp_path / "j.jsonl")
+    journal.save(NAMES, 0, annotation())
+    (tmp_path / "j.jsonl").write_text("")
+    with pytest.raises(ValueError, match="shortened"):
+        journal.get(NAMES)
+
+
+def test_many_who_write_at_once_lose_nothing(tmp_path):
+    """Each with a journal of their own, as servers have."""
+
+    def write(name):
+        journal = Journal(tmp_path / "j.jsonl")
+        for k in range(30):
+            while True:
+                seen = journal.get(NAMES)
+                try:
+                    journal.save(NAMES, seen.revision, annotation(question=f"{name} {k}"))
+                    break
+                except ConflictError:
+                    continue
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(write, "xyz"))
+    questions = [json.loads(line)["question"] for line in (tmp_path / "j.jsonl").read_text().splitlines()]
+    assert sorted(questions) == sorted(f"{name} {k}" for name in "xyz" for k in range(30))
+
+
+# --- the table
+def test_parquet_is_read_before_csv_and_relative_names_are_found(tmp_path, monkeypatch):
+    folder = write_folder(tmp_path / "pairs", 2)
+    assert [pair.clip_similarity for pair in PairTable(folder).pairs] == [0.99, 0.98]
+    columns = {"image_i": ["0-left.jpg"], "image_j": ["0-right.png"], "clip_similarity": pa.array([0.5], pa.float32()),
+               "dino_similarity": [0.1], "gap": [0.4]}  # fmt: skip
+    pq.write_table(pa.table(columns), folder / "pairs.parquet")
+    table = PairTable(folder)
+    assert len(table) == 1 and table.image(0, 1) == folder / "0-right.png"  # of the folder
+    monkeypatch.chdir(tmp_path)
+    columns["image_i"] = ["pairs/0-left.jpg"]
+    pq.write_table(pa.table(columns), folder / "pairs.parquet")
+    assert PairTable(folder).image(0, 0) == Path("pairs/0-left.jpg")  # of the working directory
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "cannot be read"),
+        ("i,j\n1,2\n", "lacks the columns image_i, image_j"),
+        ("image_i,image_j,clip_similarity,dino_similarity,gap\n", "no pairs"),
+        ("image_i,image_j,clip_similarity,dino_similarity,gap\na.jpg,b.jpg,0.9,0.1,0.8\n", "no image a.jpg"),
+        ("image_i,image_j,clip_similarity,dino_similarity,gap\n0-left.jpg,,0.9,0.1,0.8\n", "row 1"),
+        ("image_i,image_j,clip_similarity,dino_similarity,gap\n0-left.jpg,b,0.9,nan,0.8\n", "row 1"),
+        ("image_i,image_j,clip_similarity,dino_similarity,gap\n0-left.jpg,b,x,0.1,0.8\n", "row 1"),
+        ("image_i,image_j,clip_similarity,dino_similarity,gap\n0-left.jpg,b,1,0,1\n0-left.jpg,b,1,0,1\n", "stands twice"),
+    ],
+)
+def test_a_table_that_is_none_is_refused(tmp_path, content, message):
+    (write_folder(tmp_path, 1) / "pairs.csv").write_text(content)
+    with pytest.raises(ValueError, match=message):
+        PairTable(tmp_path)
+
+
+def test_a_folder_without_a_table_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="mof blind-pairs"):
+        PairTable(tmp_path / "nowhere")
+
+
+def test_names_that_look_like_numbers_stay_names(tmp_path):
+    folder = write_folder(tmp_path, 1)
+    (folder / "0-left.jpg").rename(folder / "007")
+    (folder / "pairs.csv").write_text("image_i,image_j,clip_similarity,dino_similarity,gap\n007,1e3,1,0,1\n")
+    assert PairTable(folder).pairs[0].names == ("007", "1e3")
+
+
+# --- the session
+def test_where_a_session_goes_on(tmp_path):
+    folder = write_folder(tmp_path, 4)
+    session = Session(folder)
+    assert session.progress() == {"pairs": 4, "done": 0, "skipped": 0, "flagged": 0, "first": 0}
+    for number, said in (
+        (0, COMPLETE),
+        (1, EMPTY | {"mark": "skipped"}),
+        (2, COMPLETE | {"question": ""}),
+        (3, COMPLETE | {"mark": "flagged"}),
+    ):
+        session.save(number, {"revision": 0, "annotation": said})
+    again = Session(folder)
+    assert again.progress() == {"pairs": 4, "done": 1, "skipped": 1, "flagged": 1, "first": 2}
+    assert again.show(3)["next_todo"] == 2 and again.show(2)["next_todo"] is None
+    assert again.show(2)["missing"] == ["question"]
+
+
+# --- export
+def export(folder, out):
+    return CliRunner().invoke(build_app({}), ["blind-pairs", "export", str(folder), "-o", str(out)])
+
+
+def test_what_was_annotated_is_what_the_probes_read(tmp_path):
+    folder = write_folder(tmp_path / "pairs", 5)
+    session = Session(folder)
+    texts = {"statements": ['a "sign", open', "ein geöffnetes Schild"], "question": "Open,\nor closed?", "options": ["Yes, very", "No"]}
+    saved = {
+        0: COMPLETE | {"pattern": "Text"} | texts,
+        1: COMPLETE | {"pattern": "Orientation", "right": ["b", "a"]},
+        2: COMPLETE | {"question": ""},
+        3: COMPLETE | {"mark": "flagged"},
+    }
+    for number, one in saved.items():
+        session.save(number, {"revision": 0, "annotation": one})
+    result = export(folder, tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert (
+        "pair 3: lacks question" in result.output and "pair 4: flagged" in result.output and "1 pairs were not annotated" in result.output
+    )
+
+    questions = read_mmvp(tmp_path / "out/MMVP")
+    assert [one.id for one in questions] == [1, 2, 3, 4] and [one.pattern for one in questions] == ["Text"] * 2 + ["Orientation"] * 2
+    assert {(one.question, one.options_text) for one in questions[:2]} == {("Open, or closed?", "(a) Yes, very (b) No")}
+    assert [one.labels for one in questions] == [{"released": right, "corrected": right} for right in "abba"]
+    items = read_mmvp_vlm(tmp_path / "out/MMVP_VLM")
+    assert [(one.id, one.type) for one in items] == [(1, "Orientation"), (2, "Orientation"), (3, "Text"), (4, "Text")]  # the official order
+    assert [one.statement for one in items[2:]] == texts["statements"]
+    assert items[0].image == tmp_path / "out/MMVP_VLM/MLLM_VLM Images/Orientation/1.jpg"
+
+    for ours, pair in ((questions[:2], 0), (questions[2:], 1), (items[:2], 1), (items[2:], 0)):
+        assert ours[0].image.read_bytes() == (folder / f"{pair}-left.jpg").read_bytes()  # a JPEG is not encoded again
+        png, jpeg = (np.asarray(Image.open(file), dtype=int) for file in (folder / f"{pair}-right.png", ours[1].image))
+        assert Image.open(ours[1].image).format == "JPEG" and np.abs(png - jpeg).max() <= 4
+    with (tmp_path / "out/MMVP/Questions.csv").open() as file:
+        assert next(csv.reader(file))[:4] == ["lndex", "Question", "Options", "Correct Answer"]
+    with (tmp_path / "out/MMVP_VLM/Questions.csv").open() as file:
+        assert next(csv.reader(file)) == ["Question ID", "Type", "Statement"]
+
+
+def test_an_export_is_refused_where_there_is_nothing_or_something(tmp_path):
+    folder = write_folder(tmp_path / "pairs", 1)
+    with pytest.raises(ValueError, match="no annotation is complete"):
+        export_annotations(folder, tmp_path / "out")
+    Session(folder).save(0, {"revision": 0, "annotation": COMPLETE})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine.txt").write_text("x")
+    refused = export(folder, tmp_path / "out")
+    assert refused.exit_code == 2 and "not empty" in refused.output and (tmp_path / "out/mine.txt").exists()
+
+
+def test_a_pair_whose_image_is_gone_is_left_out_and_named(tmp_path):
+    folder = write_folder(tmp_path / "pairs", 2)
+    for number in (0, 1):
+        Session(folder).save(number, {"revision": 0, "annotation": COMPLETE})
+    (folder / "1-right.png").write_bytes(b"no image")
+    done = export_annotations(folder, tmp_path / "out")
+    assert done.by_pattern == {"State": 1} and done.untouched == 0
+    assert [(number, "1-right.png" in reason) for number, reason in done.left_out] == [(2, True)]
+
+
+@settings(max_examples=30)
+@given(st.lists(st.sampled_from(MMVP_VLM_TYPES), min_size=1, max_size=12), st.randoms())
+def test_any_mix_of_patterns_is_read_back(tmp_path_factory, patterns, random):
+    folder = write_folder(tmp_path_factory.mktemp("mix") / "pairs", len(patterns))
+    session = Session(folder)
+    rights = [random.choice((["a", "b"], ["b", "a"])) for _ in patterns]
+    for number, (pattern, right) in enumerate(zip(patterns, rights, strict=True)):
+        statements = [f"left of {number}", f"right of {number}"]
+        session.save(number, {"revision": 0, "annotation": COMPLETE | {"pattern": pattern, "right": right, "statements": statements}})
+    out = folder.parent / "out"
+    export_annotations(folder, out)
+    assert [one.labels["corrected"] for one in read_mmvp(out / "MMVP")] == [letter for right in rights for letter in right]
+    expected = [
+        (pattern, f"{side} of {n}")
+        for t in MMVP_VLM_TYPES
+        for n, pattern in enumerate(patterns)
+        if pattern == t
+        for side in ("left", "right")
+    ]
+    assert [(one.type, one.statement) for one in read_mmvp_vlm(out / "MMVP_VLM")] == expected
+
+
+def test_the_journal_lies_beside_the_pairs(tmp_path):
+    folder = write_folder(tmp_path, 1)
+    Session(folder).save(0, {"revision": 0, "annotation": COMPLETE})
+    assert (folder / JOURNAL).is_file()
+
+
+def test_the_probe_runs_on_an_export(tmp_path):
+    folder = write_folder(tmp_path / "pairs", 2)
+    for number in (0, 1):
+        Session(folder).save(number, {"revision": 0, "annotation": COMPLETE})
+    export_annotations(folder, tmp_path / "out")
+    assert list(probe_mmvp_vlm(build_encoder("mini-clip"), tmp_path / "out/MMVP_VLM").by_pattern) == ["State"]
