@@ -1,13 +1,20 @@
-"""A folder such as `mof blind-pairs` writes, for the tests of the annotation."""
+"""A folder such as `mof blind-pairs` writes, and a server of its annotation, for the tests of both."""
 
 from __future__ import annotations
 
 import csv
+import http.client
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from mof.annotation.server import AnnotationServer
 
 EMPTY: dict[str, Any] = {
     "pattern": None, "statements": ["", ""], "question": "", "options": ["", ""], "right": [None, None], "mark": None
@@ -31,3 +38,32 @@ def write_folder(folder: Path, pairs: int = 3) -> Path:
     with (folder / "pairs.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("i", "j", "image_i", "image_j", "clip_similarity", "dino_similarity", "gap"), *rows])
     return folder
+
+
+@contextmanager
+def serving(folder: Path) -> Iterator[AnnotationServer]:
+    server = AnnotationServer(folder)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def ask(port: int, path: str, body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, Any, http.client.HTTPResponse]:
+    """Status, document (or bytes) and the reply. Headers replace what a page of this server would send."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    sent = {"Content-Type": "application/json"} if body is not None else {}
+    content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+    connection.request("GET" if body is None else "POST", path, content, sent | (headers or {}))
+    reply = connection.getresponse()
+    data = reply.read()
+    connection.close()
+    return reply.status, json.loads(data) if reply.headers["Content-Type"] == "application/json" else data, reply
+
+
+def port_of(server: AnnotationServer) -> int:
+    return server.server_address[1]

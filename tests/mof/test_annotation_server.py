@@ -1,0 +1,169 @@
+"""The annotation server over HTTP, as a program of its own where it is killed."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import re
+import socket
+import subprocess
+import sys
+
+import pytest
+from annotation_folder import COMPLETE, EMPTY, ask, port_of, serving, write_folder
+from PIL import Image
+from typer.testing import CliRunner
+
+from mof.annotation.server import LONGEST_REQUEST, AnnotationServer
+from mof.annotation.session import JOURNAL
+from mof.cli import build_app
+
+
+@pytest.fixture
+def server(tmp_path):
+    with serving(write_folder(tmp_path / "pairs")) as running:
+        yield running
+
+
+def test_a_pair_is_shown_saved_and_shown_again(server):
+    port = port_of(server)
+    status, pair, _ = ask(port, "/api/pairs/1")
+    assert status == 200 and pair["clip_similarity"] == 0.98 and pair["names"][0].endswith("1-left.jpg")
+    assert (pair["revision"], pair["annotation"], pair["state"], pair["next_todo"]) == (0, EMPTY, "todo", 2)
+    status, saved, _ = ask(port, "/api/pairs/1", {"revision": 0, "annotation": COMPLETE})
+    assert status == 200 and (saved["revision"], saved["state"], saved["missing"]) == (1, "done", [])
+    assert ask(port, "/api/pairs/1")[1]["annotation"] == COMPLETE
+    progress = ask(port, "/api/progress")[1]
+    assert (progress["pairs"], progress["done"], progress["first"], len(progress["patterns"])) == (3, 1, 0, 9)
+    status, page, reply = ask(port, "/")
+    assert status == 200 and b"<!doctype html>" in page and "frame-ancestors 'none'" in reply.headers["Content-Security-Policy"]
+
+
+def test_whoever_did_not_see_the_newest_is_refused_and_shown_it(server):
+    ask(port_of(server), "/api/pairs/0", {"revision": 0, "annotation": COMPLETE})
+    with serving(server.session.table.folder) as second:  # another server on the same folder
+        status, reply, _ = ask(port_of(second), "/api/pairs/0", {"revision": 0, "annotation": EMPTY | {"question": "Mine?"}})
+        assert status == 409 and reply["annotation"] == COMPLETE and reply["revision"] == 1
+        assert ask(port_of(second), "/api/pairs/0", {"revision": 1, "annotation": EMPTY | {"question": "Mine?"}})[0] == 200
+    assert ask(port_of(server), "/api/pairs/0")[1]["annotation"]["question"] == "Mine?"
+
+
+def test_only_images_of_pairs_are_served(server):
+    port, folder = port_of(server), server.session.table.folder
+    (folder / "secret.jpg").write_bytes((folder / "0-left.jpg").read_bytes())
+    status, data, reply = ask(port, "/images/0/0")
+    assert (status, data, reply.headers["Content-Type"]) == (200, (folder / "0-left.jpg").read_bytes(), "image/jpeg")
+    assert ask(port, "/images/2/1")[2].headers["Content-Type"] == "image/png"
+    wrong = ("/images/3/0", "/images/0/2", "/images/-1/0", "/images/0/0/../../secret.jpg", "/images/secret.jpg", "/secret.jpg", "/pairs.csv",
+             "/../../../../etc/passwd", "//etc/passwd", "/%2e%2e/pairs.csv", "/annotations.jsonl", "/page.html", "/api/pairs/3",
+             "/api/pairs/-1", "/api/pairs/٣", "/api/pairs/0x1", "/?")  # fmt: skip
+    for path in wrong:
+        assert ask(port, path.encode().decode("latin1") if path.isascii() else "/api/pairs/%D9%A3")[0] == 404, path
+
+
+def test_an_image_that_browsers_cannot_show_comes_as_png_and_a_broken_one_is_named(server):
+    port, folder = port_of(server), server.session.table.folder
+    Image.new("CMYK", (8, 8)).save(folder / "0-left.jpg", "TIFF")
+    status, data, reply = ask(port, "/images/0/0")
+    assert status == 200 and reply.headers["Content-Type"] == "image/png" and data.startswith(b"\x89PNG")
+    (folder / "0-left.jpg").write_bytes(b"<svg onload='alert(1)'>")
+    status, reply, _ = ask(port, "/images/0/0")
+    assert status == 422 and "0-left.jpg" in reply["error"]
+    (folder / "0-left.jpg").unlink()
+    assert ask(port, "/images/0/0")[0] == 422
+
+
+@pytest.mark.parametrize("path", ["/", "/api/progress", "/images/0/0", "/api/pairs/0"])
+def test_another_host_name_is_refused(server, path):
+    """A foreign page can have its own name point to 127.0.0.1, and would then read what this server says."""
+    port = port_of(server)
+    assert ask(port, path, headers={"Host": f"localhost:{port}"})[0] == 200
+    for host in (f"evil.example:{port}", "127.0.0.1", "127.0.0.1:1", f"127.0.0.1.evil.example:{port}"):
+        assert ask(port, path, headers={"Host": host})[0] == 403
+
+
+def test_a_post_of_a_foreign_page_saves_nothing(server):
+    port = port_of(server)
+    body = {"revision": 0, "annotation": COMPLETE}
+    origins = ("http://evil.example", "null", f"https://127.0.0.1:{port}", "http://127.0.0.1:1", f"http://127.0.0.1:{port}.evil.example")
+    for origin in origins:
+        assert ask(port, "/api/pairs/0", body, {"Origin": origin})[0] == 403, origin
+    assert ask(port, "/api/pairs/0", body, {"Host": "evil.example"})[0] == 403
+    assert ask(port, "/api/pairs/0", body, {"Content-Type": "text/plain"})[0] == 400  # what a form may send without asking
+    assert not (server.session.table.folder / JOURNAL).exists()
+    assert ask(port, "/api/pairs/0", body, {"Origin": f"http://127.0.0.1:{port}"})[0] == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"{", b"[]", b"null", b"\xff", b"[" * 50_000, {}, {"revision": 0}, {"annotation": COMPLETE}, {"revision": "0", "annotation": COMPLETE},
+        {"revision": 0, "annotation": COMPLETE | {"pattern": "Colour"}}, {"revision": 0, "annotation": COMPLETE | {"question": "x" * 3000}},
+        b"x" * (LONGEST_REQUEST + 1),
+    ],
+    ids=lambda body: str(body)[:30],
+)  # fmt: skip
+def test_what_is_no_annotation_is_refused_in_words(server, body):
+    status, reply, _ = ask(port_of(server), "/api/pairs/0", body)
+    assert status == 400 and reply["error"]
+    assert not (server.session.table.folder / JOURNAL).exists()
+    assert ask(port_of(server), "/api/pairs/0")[0] == 200  # still there
+
+
+def test_a_damaged_journal_is_named(server):
+    (server.session.table.folder / JOURNAL).write_text("nonsense\n")
+    status, reply, _ = ask(port_of(server), "/api/pairs/0", {"revision": 0, "annotation": COMPLETE})
+    assert status == 400 and "line 1" in reply["error"]
+
+
+def test_one_connection_serves_many_requests_refused_ones_among_them(server):
+    connection = http.client.HTTPConnection("127.0.0.1", port_of(server), timeout=30)
+    for path, headers, status in (("/api/pairs/0", {"Host": "evil"}, 403), ("/nowhere", {}, 404), ("/api/pairs/0", {}, 400)):
+        connection.request("POST", path, b'{"revision": 0}', {"Content-Type": "application/json"} | headers)
+        reply = connection.getresponse()
+        assert reply.status == status and json.loads(reply.read())["error"]
+    connection.close()
+
+
+def test_it_listens_on_this_machine_only_and_says_when_the_port_is_taken(server):
+    assert server.server_address[0] == "127.0.0.1"
+    with pytest.raises(ValueError, match=f"port {port_of(server)}"):
+        AnnotationServer(server.session.table.folder, port_of(server))
+
+
+def test_a_killed_server_has_lost_nothing_that_it_confirmed(tmp_path):
+    folder = write_folder(tmp_path / "pairs")
+    program = "from mof.cli import main; main()"
+    arguments = [sys.executable, "-c", program, "blind-pairs", "annotate", str(folder), "--no-browser"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
+        port = int(re.search(r"http://127\.0\.0\.1:(\d+)/", process.stdout.readline())[1])
+        for revision, question in enumerate(("One?", "Two?", "Three?")):
+            assert ask(port, "/api/pairs/0", {"revision": revision, "annotation": COMPLETE | {"question": question}})[0] == 200
+        process.kill()
+    with (folder / JOURNAL).open("ab") as file:
+        file.write(b'{"image_i": "torn')  # as a kill in the middle of writing leaves it
+    with serving(folder) as server:
+        pair, progress = (ask(port_of(server), path)[1] for path in ("/api/pairs/0", "/api/progress"))
+    assert (pair["annotation"]["question"], pair["revision"], progress["done"], progress["first"]) == ("Three?", 3, 1, 1)
+
+
+def test_the_command_says_where_and_how_far(tmp_path, monkeypatch):
+    def stop(server):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(AnnotationServer, "serve_forever", stop)
+    opened = []
+    monkeypatch.setattr("typer.launch", opened.append)
+    folder = write_folder(tmp_path / "pairs")
+    for more, pages in ((["--no-browser"], 0), ([], 1)):
+        shown = CliRunner().invoke(build_app({}), ["blind-pairs", "annotate", str(folder), *more])
+        assert shown.exit_code == 0 and "3 pairs" in shown.output and "0 of 3 pairs are done" in shown.output
+        assert len(opened) == pages
+    refused = CliRunner().invoke(build_app({}), ["blind-pairs", "annotate", str(tmp_path)])
+    assert refused.exit_code == 2 and "expected a folder that `mof blind-pairs` wrote" in refused.output
+
+
+def test_a_silent_client_does_not_keep_others_waiting(server):
+    with socket.create_connection(("127.0.0.1", port_of(server))) as silent:
+        silent.sendall(b"POST /api/pairs/0 HTTP/1.1\r\nContent-Length: 10\r\n\r\n")
+        assert ask(port_of(server), "/api/progress")[0] == 200
