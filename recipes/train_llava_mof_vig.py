@@ -31,7 +31,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, TrainingArg
 from encoders import build_encoder
 from mof import MoFForConditionalGeneration, MoFProcessor
 from mof.adapter import SSL_RATIOS, build_mixer
-from mof.evals.pair_accuracy import answer_questions, pair_accuracy
+from mof.evals.answerers import LocalModel
+from mof.evals.mmvp import measure
 from mof.language_models import load_language_model
 from mof.miniature import write_dataset
 from mof.training.plan import plan
@@ -218,8 +219,10 @@ def evaluate(model: MoFForConditionalGeneration, processor: MoFProcessor, record
     """Accuracy on the held-out pairs, where there are any, and VIG on held-out captions, where there are any."""
     accuracy: dict[str, Any] = {"pair_accuracy": None, "question_accuracy": None, "by_pattern": {}}
     if records.pairs:
-        answers = answer_questions(model, processor, records.pairs, records.images)
-        accuracy = dataclasses.asdict(pair_accuracy(records.pairs, answers))
+        answerer = LocalModel(model, processor, "the held-out pairs", batch_size=64, max_new_tokens=16)
+        found = measure(answerer, records.pairs, prompt="question", progress=True)  # the questions name their options
+        accuracy = {"pair_accuracy": found.pair_accuracy, "question_accuracy": found.question_accuracy}
+        accuracy["by_pattern"] = {pattern: shares["pair_accuracy"] for pattern, shares in found.by_pattern.items()}
     return accuracy | held_out_vig(model, processor, records, setting)
 
 

@@ -25,29 +25,31 @@ class Session:
     def __init__(self, folder: str | Path) -> None:
         self.table = PairTable(folder)
         self.journal = Journal(self.table.folder / JOURNAL)
-        self.saved()
+        self.states()
 
     def saved(self) -> list[Saved]:
         """Of every pair of the table, in its order."""
         everything = self.journal.all()
         return [everything.get(pair.names, Saved()) for pair in self.table.pairs]
 
+    def states(self) -> list[State]:
+        """Of every pair of the table, in its order."""
+        everything = self.journal.all()
+        return [everything[pair.names].annotation.state if pair.names in everything else "todo" for pair in self.table.pairs]
+
     def progress(self) -> dict[str, Any]:
         """How many pairs are done, skipped and flagged, and the number of the first that is none of these (None: all are)."""
-        states: list[State] = [one.annotation.state for one in self.saved()]
+        states = self.states()
         counts = Counter(states)
         first = states.index("todo") if "todo" in states else None
         return {"pairs": len(states), "done": counts["done"], "skipped": counts["skipped"], "flagged": counts["flagged"], "first": first}
 
     def show(self, number: int) -> dict[str, Any]:
         """One pair, for the page. IndexError for a number that there is not."""
-        if not 0 <= number < len(self.table):
-            raise IndexError(number)
         pair = self.table.pairs[number]
-        saved = self.saved()
-        states = [one.annotation.state for one in saved]
-        later = [n for n in (*range(number + 1, len(states)), *range(number)) if states[n] == "todo"]
-        return dataclasses.asdict(pair) | _shown(saved[number]) | {"number": number, "next_todo": later[0] if later else None}
+        states = self.states()
+        todo = next((n for n in (*range(number + 1, len(states)), *range(number)) if states[n] == "todo"), None)
+        return dataclasses.asdict(pair) | _shown(self.journal.get(pair.names)) | {"number": number, "next_todo": todo}
 
     def save(self, number: int, request: Any) -> dict[str, Any]:
         """Save {"revision", "annotation"}.

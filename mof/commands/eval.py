@@ -30,7 +30,9 @@ MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in token
 def mmvp(
     answerer: AnswererOptions,
     data: Annotated[Path, typer.Option(help="Folder with Questions.csv and the images; finished answers need no images.")],
-    prompt: Annotated[Literal["official", "letter"], typer.Option(help="Whether to ask for the option's letter, too.")] = "official",
+    prompt: Annotated[
+        Literal["official", "letter", "question"], typer.Option(help="letter asks for the option's letter, too; question names no options.")
+    ] = "official",
     patterns: Annotated[Path | None, typer.Option(help="File of ids and patterns, where Questions.csv has no category.")] = None,
     judge_endpoint: Annotated[str | None, typer.Option(help="OpenAI-compatible URL of a judge, beside matching by rule.")] = None,
     judge_model: Annotated[str | None, typer.Option(help="What that endpoint calls the judge.")] = None,

@@ -57,17 +57,20 @@ def options_problem(options: tuple[str, str]) -> str | None:
     return None if tuple(found.values()) == options else f"options that hold a letter in brackets cannot be read back: {options}"
 
 
-def write_mmvp(folder: Path, pairs: Sequence[DescribedPair]) -> None:
+def write_mmvp(folder: Path, pairs: Iterable[DescribedPair], suffix: str = ".jpg") -> None:
     """`Questions.csv` and `MMVP Images/{n}.jpg`: rows 2k-1 and 2k are pair k.
 
     The columns are MMVP's (`lndex` is its spelling), then `Category`, and `Corrected Answer`: equal to the answer, so that known
     errors in rows of the original file are not mended in these rows.
+
+    Args:
+        suffix: ".png" keeps the pixels of images that are no JPEG; `read_mmvp` takes either, the released script ".jpg" only.
     """
     place = folder / MMVP_IMAGES[0]
-    place.mkdir(parents=True)
+    place.mkdir(parents=True, exist_ok=True)
     rows = []
     for number, (pair, k) in enumerate(_images(pairs), start=1):
-        save_jpeg(pair.images[k], place / f"{number}.jpg")
+        save_image(pair.images[k], place / f"{number}{suffix}")
         answer = f"({pair.right[k]})"
         rows.append((number, pair.question, pair.options_text, answer, pair.pattern, answer))
     header = ("lndex", "Question", "Options", "Correct Answer", "Category", "Corrected Answer")
@@ -81,24 +84,26 @@ def write_mmvp_vlm(folder: Path, pairs: Sequence[DescribedPair]) -> None:
     for number, (pair, k) in enumerate(_images(ordered), start=1):
         place = folder / MMVP_VLM_IMAGES[0] / pair.pattern
         place.mkdir(parents=True, exist_ok=True)
-        save_jpeg(pair.images[k], place / f"{number}.jpg")
+        save_image(pair.images[k], place / f"{number}.jpg")
         rows.append((number, pair.pattern, pair.statements[k]))
     _write_csv(folder / "Questions.csv", ("Question ID", "Type", "Statement"), rows)
 
 
-def save_jpeg(image: ImageOrFile, file: Path) -> None:
-    """A JPEG file is copied byte by byte, anything else is encoded.
+def save_image(image: ImageOrFile, file: Path) -> None:
+    """A JPEG file is copied byte by byte into a .jpg, anything else is encoded.
 
     Raises:
         ImageError: for an image that cannot be read.
     """
-    if isinstance(image, Path) and (content := image.read_bytes()).startswith(JPEG_START):
+    if file.suffix == ".png":
+        read_image(image).save(file)
+    elif isinstance(image, Path) and (content := image.read_bytes()).startswith(JPEG_START):
         file.write_bytes(content)
     else:
         read_image(image).save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)
 
 
-def _images(pairs: Sequence[DescribedPair]) -> Iterable[tuple[DescribedPair, int]]:
+def _images(pairs: Iterable[DescribedPair]) -> Iterable[tuple[DescribedPair, int]]:
     return ((pair, k) for pair in pairs for k in (0, 1))
 
 

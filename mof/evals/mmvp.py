@@ -9,10 +9,10 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mof.evals.answering import Answer, Prompt
+from mof.evals.answering import Answer, Answerer, Prompt, answer_all
 from mof.evals.option_matching import match_answer, match_letter, match_text, parse_options
 
 IMAGE_FOLDERS = ("MMVP Images", "MMVP_Images", "MMVP Imgaes", "images")  # the third is the released script's spelling
@@ -23,9 +23,10 @@ WRONG_LABELS = {99: ("a", "b"), 100: ("b", "a"), 279: ("a", "b"), 280: ("b", "a"
 CORRECTION_COLUMN = "corrected answer"
 """A column that replaces `WRONG_LABELS`: for files in MMVP's form with questions of their own."""
 LETTER_REQUEST = "Answer with the option's letter from the given choices directly."
-PROMPTS: dict[str, Callable[[str], str]] = {
-    "official": lambda question: question,
-    "letter": lambda question: f"{question}\n{LETTER_REQUEST}",
+PROMPTS: dict[str, Callable[[Question], str]] = {
+    "official": lambda asked: asked.text,
+    "letter": lambda asked: f"{asked.text}\n{LETTER_REQUEST}",
+    "question": lambda asked: asked.question,  # for files whose questions name their options
 }
 LABELS = ("released", "corrected")
 
@@ -56,7 +57,7 @@ class Question:
         """Kind: one of `PROMPTS`. The options that are weighed are the letters as the question spells them, of equal length."""
         letters = tuple(f"({letter})" for letter in self.options)
         content = [] if self.image is None else [{"type": "image"}]
-        content.append({"type": "text", "text": PROMPTS[kind](self.text)})
+        content.append({"type": "text", "text": PROMPTS[kind](self)})
         return Prompt(str(self.id), [{"role": "user", "content": content}], [] if self.image is None else [str(self.image)], letters)
 
 
@@ -175,6 +176,14 @@ def _likeliest(question: Question, answer: Answer) -> str | None:
     scores = answer.log_likelihoods or ()
     best = [letter for letter, score in zip(question.options, scores, strict=False) if score == max(scores)]
     return best[0] if len(best) == 1 else None
+
+
+def measure(answerer: Answerer, questions: Sequence[Question], prompt: str = "official", *, progress: bool = False) -> Score:
+    """Ask and score by the first of `MATCHES` and the released labels, writing nothing; `mof.evals.run` does more."""
+    prompts = [replace(question.prompt(prompt), options=()) for question in questions]  # likelihoods are not asked for
+    answers, _ = answer_all(answerer, prompts, progress=progress)
+    match = next(iter(MATCHES.values()))
+    return score(questions, [match(q, a) == q.labels["released"] for q, a in zip(questions, answers, strict=True)])
 
 
 @dataclass(frozen=True)

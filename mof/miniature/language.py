@@ -29,6 +29,17 @@ _ANSWERS = {
     "Text": "The letter on the sign is {value}.",
     "Camera Perspective": "The camera is {value}.",
 }
+_STATEMENTS = {
+    "Orientation": "a {kind} pointing {value}",
+    "Presence": "a {value} {kind}",
+    "State": "a {value} {kind}",
+    "Quantity": "a {kind} beside balls, {value} in number",
+    "Spatial": "a {kind} with balls on the {value}",
+    "Color": "a {value} {kind}",
+    "Structural Character": "a {kind} with a {value} surface",
+    "Text": "a {kind} and a sign with the letter {value}",
+    "Camera Perspective": "a {kind}, the camera {value}",
+}
 _WORDS: dict[str, dict[Any, str]] = {
     "Orientation": {"left": "leftward", "right": "rightward", "up": "upward", "down": "downward"},
     "Presence": {True: "dotted", False: "bare"},
@@ -54,6 +65,11 @@ def patterns_of(scene: Scene) -> list[str]:
 
 def answer(scene: Scene, pattern: str) -> str:
     return _ANSWERS[pattern].format(kind=scene.kind, value=word(pattern, getattr(scene, PATTERNS[pattern])))
+
+
+def statement(scene: Scene, pattern: str) -> str:
+    """What MMVP-VLM would say of the scene, to follow "a photo of"."""
+    return _STATEMENTS[pattern].format(kind=scene.kind, value=word(pattern, getattr(scene, PATTERNS[pattern])))
 
 
 def question(scene: Scene, pattern: str, rng: np.random.Generator, other: str | None = None) -> str:

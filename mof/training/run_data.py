@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mof.evals.mmvp import Question, read_mmvp
 from mof.records import RecordError, read_records, to_record
 from mof.training.data_mix import with_captions
 from mof.training.settings import Data
@@ -22,10 +22,8 @@ class RunData:
     finetune: list[dict[str, Any]]
     held_out: list[dict[str, Any]]
     """Captions of photos that neither stage sees."""
-    pairs: list[dict[str, Any]]
-    """MMVP-style questions; only the miniature has them."""
-    images: Path
-    """Where the pictures of `pairs` are."""
+    pairs: list[Question]
+    """MMVP's questions about held-out scenes; only the miniature has them."""
     summary: str = ""
     """What the data mix replaced, where it did."""
 
@@ -55,8 +53,7 @@ def read_run_data(data: Data, data_dir: Path) -> RunData:
         align=[record for record in align if held_out.isdisjoint(_images(record))],
         finetune=[record for record in finetune if held_out.isdisjoint(_images(record))],
         held_out=[record for record in align if not held_out.isdisjoint(_images(record))],
-        pairs=json.loads((data_dir / "pairs.json").read_text()) if data.scenes else [],
-        images=folders[0],
+        pairs=read_mmvp(data_dir / "MMVP") if data.scenes else [],
         summary=str(summary or ""),
     )
 

@@ -3,7 +3,9 @@ from dataclasses import asdict, astuple
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from mof.evals.mmvp import read_mmvp
 from mof.miniature import write_dataset
 from mof.miniature.language import answer, options, patterns_of, question, web_caption, word
 from mof.miniature.scenes import COLOURS, KINDS, PATTERNS, SIZE, VALUES, habit, render, sample_burst, sample_pair, sample_scene
@@ -98,16 +100,18 @@ def test_no_sign_no_question_about_its_letter():
 
 def test_the_data_set_is_llava_records_and_balanced_pairs(tmp_path):
     write_dataset(tmp_path, align=5, finetune=20, pairs=2, seed=1)
-    align, finetune, pairs = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("align", "finetune", "pairs"))
+    align, finetune = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("align", "finetune"))
     for raw in (*align, *finetune):
         to_record(raw, tmp_path / "images")  # raises for a wrong record or a missing picture
     assert sum("image" not in raw for raw in finetune) == 2
-    assert len(pairs) == 9 * 2 * 2
+    pairs = read_mmvp(tmp_path / "MMVP")
+    assert len(pairs) == 9 * 2 * 2 and all(Image.open(one.image).format == "PNG" for one in pairs)  # the renderer's pixels
     for first, second in zip(pairs[::2], pairs[1::2], strict=True):
-        assert first["question"] == second["question"] and first["image"] != second["image"]
-        assert sorted([first["answer"], second["answer"]]) == first["options"] == second["options"]
+        assert first.question == second.question and first.options == second.options
+        assert sorted(one.labels["corrected"] for one in (first, second)) == ["a", "b"]
     write_dataset(tmp_path / "again", align=5, finetune=20, pairs=2, seed=1)
-    assert (tmp_path / "again/pairs.json").read_text() == (tmp_path / "pairs.json").read_text()
+    for name in ("MMVP/Questions.csv", "MMVP/MMVP Images/36.png", "align.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / name).read_bytes()
 
 
 def test_there_are_eight_kinds_of_object():

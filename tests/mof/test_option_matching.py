@@ -70,6 +70,13 @@ def test_any_text_parses_or_is_refused(text: str) -> None:
         ("(b) Closed, not (a) open", OPEN, "b", "b", "b"),
         ("not open but closed", OPEN, None, "b", "b"),
         ("(a), because they are open rather than closed", OPEN, "a", None, "a"),
+        ("The number of balls is one.", {"a": "one", "b": "two"}, None, "a", "a"),  # as the miniature's models answer
+        ("The letter on the sign is T.", {"a": "T", "b": "X"}, None, "a", "a"),
+        ("The letter on the sign is O.", {"a": "L", "b": "O"}, None, "b", "b"),
+        ("LEFT", {"a": "left", "b": "right"}, None, "a", "a"),
+        ("left or right", {"a": "left", "b": "right"}, None, None, None),
+        ("leftover", {"a": "left", "b": "right"}, None, None, None),
+        ("It is upright", {"a": "left", "b": "right"}, None, None, None),
         # neither
         ("", OPEN, None, None, None),
         ("I cannot tell", OPEN, None, None, None),

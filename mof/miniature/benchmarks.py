@@ -1,0 +1,110 @@
+"""Benchmarks drawn by the renderer, in the layouts of MMVP, MMVP-VLM, POPE and CHAIR: all of held-out scenes, all labels exact."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.progress import track
+
+from mof.evals.benchmark_folders import DescribedPair, save_image, write_mmvp, write_mmvp_vlm
+from mof.evals.pope import STRATEGIES
+from mof.miniature.language import description, question, statement, word
+from mof.miniature.scenes import KINDS, PATTERNS, SIZE, Scene, render, sample_pair, sample_scene
+
+MMVP, MMVP_VLM, POPE, CHAIR, IMAGES = "MMVP", "MMVP_VLM", "POPE", "CHAIR", "images"
+SYNONYMS = {
+    "fish": (), "key": (), "rocket": ("spaceship",), "mushroom": ("toadstool",), "hammer": ("mallet",), "tree": (), "heart": (),
+    "bell": (), "ball": (), "sign": ("signboard",),
+}  # fmt: skip
+"""What can be in a scene, and what else it may be called."""
+
+
+def write_benchmarks(folder: str | Path, *, pairs: int = 15, scenes: int = 100, seed: int = 0) -> None:
+    """Draw and write four folders, and `images/` for the last two.
+
+    - `MMVP_VLM/` and `MMVP/`: the same pairs, which differ in one pattern;
+    - `POPE/`: `miniature_pope_random.json`, `..._popular.json`, `..._adversarial.json`, half of the questions to be answered "yes";
+    - `CHAIR/`: `instances.json` and `captions.json` as COCO lays them out (no boxes), and `synonyms.txt`.
+
+    Args:
+        pairs: per pattern; MMVP-VLM has 15.
+        scenes: for POPE and CHAIR.
+        seed: the same seed draws the same.
+
+    Raises:
+        ValueError: for a folder that is not empty, or counts below 1.
+    """
+    folder = Path(folder)
+    if pairs < 1 or scenes < 1:
+        raise ValueError(f"expected at least one pair and one scene, got {pairs} and {scenes}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not empty: choose another folder to write")
+    rng = np.random.default_rng(seed)
+    chosen = [pattern for pattern in PATTERNS for _ in range(pairs)]
+    described = [described_pair(pattern, rng) for pattern in track(chosen, "drawing pairs")]
+    write_mmvp(folder / MMVP, described)
+    write_mmvp_vlm(folder / MMVP_VLM, described)
+    drawn = {f"{i:06d}.jpg": sample_scene(rng, held_out=True) for i in range(1, scenes + 1)}
+    (folder / IMAGES).mkdir(parents=True)
+    for name, scene in track(drawn.items(), "drawing scenes"):
+        save_image(render(scene, rng), folder / IMAGES / name)
+    _write_pope(folder / POPE, drawn, rng)
+    _write_chair(folder / CHAIR, drawn, rng)
+
+
+def described_pair(pattern: str, rng: np.random.Generator) -> DescribedPair:
+    """Two held-out scenes that differ in this pattern alone, drawn.
+
+    Both get the same question, which names its two options; all options are equally likely, whatever is usual.
+    """
+    first, second = sample_pair(rng, pattern)
+    answers = [word(pattern, getattr(scene, PATTERNS[pattern])) for scene in (first, second)]
+    asked = question(first, pattern, rng, other=answers[1])
+    a, b = sorted(answers)
+    right = ("a", "b") if answers[0] == a else ("b", "a")
+    images = render(first, rng), render(second, rng)
+    return DescribedPair(pattern, images, (statement(first, pattern), statement(second, pattern)), asked, (a, b), right)
+
+
+def objects(scene: Scene) -> Counter[str]:
+    """What is in the scene, and how often."""
+    return Counter({scene.kind: 1, "ball": scene.count, "sign": int(scene.letter is not None)})
+
+
+# --- POPE. Balls are in every scene: asked about them, one could only say yes.
+def _write_pope(folder: Path, drawn: dict[str, Scene], rng: np.random.Generator) -> None:
+    """Per object in a scene one question about it, and one about an object that is not: any, the most frequent one of all
+    scenes, or the one that is most often seen with what is there."""
+    asked = [*KINDS, "sign"]
+    present = {name: [one for one in asked if objects(scene)[one]] for name, scene in drawn.items()}
+    frequency = Counter(one for there in present.values() for one in there)
+    together = Counter((one, other) for there in present.values() for one in there for other in there)
+    folder.mkdir()
+    for strategy in STRATEGIES:
+        rows: list[dict[str, Any]] = []
+        for name, there in present.items():
+            absent = [str(one) for one in rng.permutation([one for one in asked if one not in there])]
+            if strategy == "popular":
+                absent.sort(key=lambda one: -frequency[one])
+            elif strategy == "adversarial":
+                absent.sort(key=lambda one, there=there: -sum(together[one, other] for other in there))
+            for one, label in [pair for both in zip(there, absent, strict=False) for pair in zip(both, ("yes", "no"), strict=True)]:
+                rows.append({"question_id": len(rows) + 1, "image": name, "text": f"Is there a {one} in the image?", "label": label})
+        (folder / f"miniature_pope_{strategy}.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _write_chair(folder: Path, drawn: dict[str, Scene], rng: np.random.Generator) -> None:
+    images = [{"id": i, "file_name": name, "width": SIZE, "height": SIZE} for i, name in enumerate(drawn, start=1)]
+    categories = [{"id": i, "name": name} for i, name in enumerate(SYNONYMS, start=1)]
+    number = {category["name"]: category["id"] for category in categories}
+    found = [(i, number[name]) for i, scene in enumerate(drawn.values(), start=1) for name in objects(scene).elements()]
+    instances = [{"id": i, "image_id": image, "category_id": category} for i, (image, category) in enumerate(found, start=1)]
+    captions = [{"id": i, "image_id": i, "caption": description(scene, rng)} for i, scene in enumerate(drawn.values(), start=1)]
+    folder.mkdir()
+    (folder / "instances.json").write_text(json.dumps({"images": images, "categories": categories, "annotations": instances}))
+    (folder / "captions.json").write_text(json.dumps({"images": images, "annotations": captions}))
+    (folder / "synonyms.txt").write_text("".join(", ".join((name, *others)) + "\n" for name, others in SYNONYMS.items()))
