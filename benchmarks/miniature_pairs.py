@@ -1,0 +1,132 @@
+"""Blind pairs of the miniature: what do the pairs that mini-clip confuses differ in? The renderer knows.
+
+    python benchmarks/miniature_pairs.py --count 3000 --out runs/miniature_pairs
+    python benchmarks/miniature_pairs.py --count 100000 --out runs/miniature_pairs    # goes on with the 3,000
+
+Held-out scenes are drawn in blocks of 1,000, each with a random state of its own, and embedded by mini-clip and mini-dino; a block is
+one file, and is not done again. Then all pairs are compared. For each pattern: the share of pairs in which its field differs, among the
+blind pairs of the largest gap (at most --max_pairs), as many blind pairs drawn at random, and as many of any pairs. A scene drawn twice
+differs in nothing but background, place, light and noise. 100,000 scenes take about a quarter of an hour on two cores.
+"""
+
+import argparse
+import json
+import os
+import time
+from dataclasses import astuple
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from encoders import Encoder, build_encoder
+from mof import blind_pairs
+from mof.miniature.scenes import PATTERNS, VALUES, Scene, render, sample_scene
+
+# Shapes: N scenes, F = 10 fields of a scene, E width of an embedding, M pairs.
+
+BLOCK = 1000
+FIELDS = list(Scene.__dataclass_fields__)
+NAMES = {"kind": "(kind)"} | {field: pattern for pattern, field in PATTERNS.items()}
+ROUNDS = 80  # of 250,000 random pairs each, at most
+QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
+
+
+def block(number: int, encoders: dict[str, Encoder], folder: Path) -> dict[str, NDArray]:
+    """Fields [BLOCK, F] as positions in `VALUES`, and an embedding [BLOCK, E] per encoder: of the block's file, or made now."""
+    file = folder / f"block-{number:05d}.npz"
+    if not file.is_file():
+        rng = np.random.default_rng([0, number])
+        scenes = [sample_scene(rng, held_out=True) for _ in range(BLOCK)]
+        pictures = torch.from_numpy(np.stack([np.asarray(render(scene, rng)) for scene in scenes])).permute(0, 3, 1, 2)  # [BLOCK, 3, H, W]
+        fields = [[VALUES[name].index(value) for name, value in zip(FIELDS, astuple(scene), strict=True)] for scene in scenes]
+        arrays = {"fields": np.array(fields, dtype=np.int8)}
+        for name, encoder in encoders.items():
+            arrays[name] = torch.cat([encoder.embed_image(part) for part in pictures.split(250)]).float().cpu().numpy()
+        partial = file.with_suffix(".part")
+        with partial.open("wb") as stream:
+            np.savez(stream, **arrays)
+        os.replace(partial, file)
+    with np.load(file) as arrays:
+        return dict(arrays)
+
+
+def differing(fields: NDArray[np.int8], i: NDArray[np.int64], j: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """[M, F]: which fields differ between the scenes of each pair."""
+    return fields[i] != fields[j]
+
+
+def random_pairs(images: int, count: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """So many pairs of two different scenes."""
+    i = rng.integers(images, size=count)
+    return i, (i + rng.integers(1, images, size=count)) % images
+
+
+def sample_blind(clip: NDArray, dino: NDArray, above: float, below: float, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """At most `count` of all blind pairs, each as likely as any other: those among pairs drawn at random."""
+    rng, chosen, found = np.random.default_rng(2), [], 0
+    for _ in track(range(ROUNDS), "sampling blind pairs"):
+        i, j = random_pairs(len(clip), BLOCK * BLOCK // 4, rng)
+        blind = np.flatnonzero((np.einsum("md,md->m", clip[i], clip[j]) > above) & (np.einsum("md,md->m", dino[i], dino[j]) < below))
+        chosen.append(np.stack([i[blind], j[blind]]))
+        found += len(blind)
+        if found >= count:
+            break
+    return tuple(np.concatenate(chosen, axis=1)[:, :count])
+
+
+def compare(differ: dict[str, NDArray[np.bool_]]) -> dict[str, dict[str, float]]:
+    """Per field the share of pairs in which it differs, for each kind of pairs [M, F]."""
+    shares = {NAMES[field]: {name: float(pairs[:, k].mean()) for name, pairs in differ.items()} for k, field in enumerate(FIELDS)}
+    return shares | {
+        "fields that differ, of 10": {name: float(pairs.sum(1).mean()) for name, pairs in differ.items()},
+        "the same scene": {name: float((~pairs.any(1)).mean()) for name, pairs in differ.items()},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=3000, help=f"scenes, in blocks of {BLOCK}")
+    parser.add_argument("--out", type=Path, default=Path("runs/miniature_pairs"))
+    parser.add_argument("--clip_above", type=float, default=0.95)
+    parser.add_argument("--dino_below", type=float, default=0.6)
+    parser.add_argument("--max_pairs", type=int, default=100_000, help="keep so many of the largest gap")
+    args = parser.parse_args()
+    if args.count < BLOCK or args.count % BLOCK:
+        raise SystemExit(f"error: --count should be a multiple of {BLOCK}, got {args.count}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    console, device = Console(), "cuda" if torch.cuda.is_available() else "cpu"
+    encoders = {name: build_encoder(f"mini-{name}").to(device) for name in ("clip", "dino")}
+    start = time.monotonic()
+    numbers = track(range(args.count // BLOCK), "drawing and embedding")
+    blocks = [block(number, encoders, args.out) for number in numbers]
+    fields, clip, dino = (np.concatenate([one[name] for one in blocks]) for name in ("fields", "clip", "dino"))  # [N, F], [N, E] twice
+    embedded = time.monotonic()
+    found = blind_pairs(clip, dino, args.clip_above, args.dino_below, max_pairs=args.max_pairs, device=device, progress=True)
+    searched = time.monotonic()
+    i, j = random_pairs(len(fields), args.max_pairs, np.random.default_rng(1))
+    for name, x in (("clip", clip), ("dino", dino)):
+        cosines = np.einsum("md,md->m", x[i], x[j])
+        console.print(f"{name}: cosine of random pairs, quantiles {QUANTILES}: {np.quantile(cosines, QUANTILES).round(3).tolist()}")
+    console.print(found.summary())
+    console.print(f"drawn and embedded in {embedded - start:.0f} s, searched in {searched - embedded:.0f} s")
+    result = {"scenes": len(fields), "blind": found.total, "kept": len(found), "clip_above": args.clip_above, "dino_below": args.dino_below}
+    if len(found):
+        any_blind = sample_blind(clip, dino, args.clip_above, args.dino_below, len(found))
+        kinds = {"largest gap": (found.i, found.j), "any blind": any_blind, "random": (i[: len(found)], j[: len(found)])}
+        result["differ"] = compare({name: differing(fields, *pairs) for name, pairs in kinds.items()})
+        table = Table("share that differs in", *(f"{name} ({len(one):,})" for name, (one, _) in kinds.items()), box=SIMPLE)
+        for name, shares in result["differ"].items():
+            table.add_row(name, *(f"{share:.4f}" for share in shares.values()))
+        console.print(table)
+        found.to_parquet(args.out / "pairs.parquet")
+    (args.out / "result.json").write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
