@@ -159,6 +159,6 @@ def test_files_and_summary(tmp_path):
     assert blind_pairs(clip, clip).summary() == "0 blind pairs among 3 images (3 pairs)"
     pairs.to_parquet(tmp_path / "pairs.parquet")
     pairs.to_csv(tmp_path / "pairs.csv")
-    row = {"i": 0, "j": 1, "clip_similarity": 1.0, "dino_similarity": 0.0}
+    row = {"i": 0, "j": 1, "clip_similarity": 1.0, "dino_similarity": 0.0, "gap": 1.0}
     assert pq.read_table(tmp_path / "pairs.parquet").to_pylist() == [row]
     assert [{k: float(v) for k, v in one.items()} for one in csv.DictReader((tmp_path / "pairs.csv").open())] == [row]
