@@ -100,10 +100,9 @@ def mine(
     names = (" + ".join(clip), " + ".join(dino))
     told = (collection.duplicates, collection.unreadable)
     gallery = Gallery(pairs, collection.names, *names, clip_above, dino_below, sample, advised, *told)
-    gallery.write(out / "gallery.html", images, workers, progress=True)
-    typer.echo(
-        f"{out / 'gallery.html'} ({(out / 'gallery.html').stat().st_size / 1e6:.1f} MB) shows them; pairs.csv, pairs.parquet list them"
-    )
+    page = out / "gallery.html"
+    gallery.write(page, images, workers, progress=True)
+    typer.echo(f"{page} ({page.stat().st_size / 1e6:.1f} MB) shows them; pairs.csv and pairs.parquet list them")
 
 
 def _what_was_read(collection: ImageCollection, store: Path) -> str:
