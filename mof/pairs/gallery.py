@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ SHOWN = 5000
 SIDES = ((400, 384), (1500, 224), (4000, 160))
 """(L, longest side of their thumbnails in pixels): the more there are, the smaller, so that the page stays below some 40 MB."""
 SMALLEST_SIDE = 128
-QUALITY = 70
+QUALITY, TINY = 70, 100
+"""Of the JPEG files; images of a lesser side are shown by their pixels, and kept better."""
 BLOCK = 100
 """Thumbnails in one piece of the page, which is read when the first of them is looked at."""
 BARS = 64
@@ -102,8 +104,8 @@ class Chart:
     @property
     def axis(self) -> tuple[float, float]:
         """From where to where, in tenths."""
-        low, high = (min(self.values.min(), self.cut), max(self.values.max(), self.cut)) if len(self.values) else (0.0, 1.0)
-        return np.floor(10 * low) / 10, np.ceil(10 * high + 1e-6) / 10
+        low, high = self.values.min(initial=self.cut), self.values.max(initial=self.cut)
+        return math.floor(10 * low) / 10, math.ceil(10 * high + 1e-6) / 10
 
     @property
     def ticks(self) -> list[float]:
@@ -148,7 +150,8 @@ def thumbnail(image: Image.Image, side: int) -> bytes:
     """As a JPEG file, its longest side at most `side`."""
     small, file = image.copy(), io.BytesIO()
     small.thumbnail((side, side), reducing_gap=2.0)
-    small.save(file, "JPEG", quality=QUALITY, optimize=True)
+    tiny = max(small.size) < TINY
+    small.save(file, "JPEG", quality=95 if tiny else QUALITY, subsampling=0 if tiny else 2, optimize=True)
     return file.getvalue()
 
 
