@@ -70,6 +70,24 @@ def test_a_large_collection_takes_the_narrow_way_to_the_same_pairs():
     assert len(must) > 100
 
 
+def test_the_way_of_a_gpu_gives_the_same_pairs(monkeypatch):
+    rng = np.random.default_rng(6)
+    clip, dino = clustered(rng, 4500), embeddings(rng, 4500, 64, "flat")
+    expected = blind_pairs(clip, dino, 0.97, 0.6)
+    asked = []
+
+    def at_once(self, squares):
+        asked.append(len(squares))
+        whole = [(pair_sieve._whole(rows), pair_sieve._whole(columns)) for rows, columns in squares]
+        yield pair_sieve.survivors(self.left, self.right, self.bounds, self.count, whole, pair_sieve._multiply)
+
+    monkeypatch.setattr(pair_sieve.Sieve, "close_in", at_once)
+    found = blind_pairs(clip, dino, 0.97, 0.6, tile=700)
+    assert sum(asked) == 7 * 8 // 2 and len(found) > 100
+    for name in ("i", "j", "clip_similarity", "dino_similarity"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
 @pytest.mark.parametrize("forced", [False, True])
 def test_with_several_encoders_a_pair_must_pass_them_all(forced):
     rng = np.random.default_rng(5)
