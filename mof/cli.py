@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.core import TyperGroup
 
 from encoders import read_image
-from mof.commands.blind_pairs import blind_pairs
+from mof.commands.blind_pairs import pairs_app
 from mof.commands.convert import convert
 from mof.commands.encode import encode
 from mof.commands.eval import evaluate
@@ -69,7 +69,7 @@ def build_app(commands: Mapping[str, typer.Typer]) -> typer.Typer:
     app.command()(encode)
     app.command()(convert)
     app.command()(chat)
-    app.add_typer(blind_pairs, name="blind-pairs")
+    app.add_typer(pairs_app, name="blind-pairs")
     app.add_typer(probe, name="probe")
     app.add_typer(evaluate, name="eval")
     for name, command in commands.items():

@@ -10,7 +10,7 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from encoders.images.reading import ImageError
@@ -61,6 +61,12 @@ class ImageSources:
                 yield from ((readable(path), path) for path in part)
             else:
                 yield from tar_images(part)
+
+    def among(self, names: Iterable[str]) -> list[str]:
+        """Those of `names` that these images go by. Of a tar's, which are not known before, all that begin with its path."""
+        files = {readable(path) for part in self._tars_and_files if isinstance(part, list) for path in part}
+        tars = tuple(f"{readable(part)}/" for part in self._tars_and_files if isinstance(part, Path))
+        return [name for name in names if name in files or name.startswith(tars)]
 
 
 def readable(path: str | os.PathLike[str]) -> str:

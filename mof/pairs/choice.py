@@ -91,9 +91,12 @@ class Rules:
 
 
 def choose(
-    found: Callable[[], Iterable[tuple[NDArray, int]]], rules: Rules, clips: list[EmbeddingRows], dinos: list[EmbeddingRows], above: float
+    found: Callable[[], Iterable[tuple[NDArray, int]]], rules: Rules, clips: list[EmbeddingRows], alike: list[EmbeddingRows], above: float
 ) -> tuple[NDArray, int]:
-    """[M] PAIR by rank, and how many pairs there were. `found` looks them up, some at a time, each time it is called."""
+    """[M] PAIR by rank, and how many pairs there were. `found` looks them up, some at a time, each time it is called.
+
+    Duplicates are told by `alike`, clusters by `clips`.
+    """
     chosen, window, images = np.empty(0, PAIR), BestPairs(rules.most), np.empty(0, np.int64)
     walk = _Walk(rules)
     while True:
@@ -103,7 +106,7 @@ def choose(
         if not rules.any:
             return ranked, window.total
         images = in_order(images, ranked["i"], ranked["j"])  # [L]
-        same = None if rules.duplicates_above is None else leaders(clips + dinos, images, rules.duplicates_above)
+        same = None if rules.duplicates_above is None else leaders(alike, images, rules.duplicates_above)
         cluster = None if rules.per_cluster is None else leaders(clips, images, above)
         chosen = np.concatenate([chosen, walk.take(ranked, same, cluster)])
         enough = rules.max_pairs is not None and len(chosen) >= rules.max_pairs

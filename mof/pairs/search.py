@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mof.pairs.choice import PAIR, cosines
 from mof.pairs.core_threads import on_each_core
+from mof.pairs.device_survivors import joined
 from mof.pairs.embedding_rows import EmbeddingRows
 from mof.pairs.sieve import FullComparison, Sieve, sieve, tiles
 
@@ -22,8 +23,8 @@ from mof.pairs.sieve import FullComparison, Sieve, sieve, tiles
 
 BATCH = 1 << 16
 """Survivors of the sieve that are looked at in full at a time."""
-GROUP = 4
-"""Tiles that one thread compares at a time."""
+GROUP, GPU_GROUP = 4, 16
+"""Tiles that one thread compares at a time, or a GPU."""
 
 
 class PairSearch:
@@ -50,7 +51,8 @@ class PairSearch:
         """Those with i in `rows` and j in `columns`; `advance` hears how many more pairs were compared, and found."""
         assert self.sieve is not None  # made before threads would ask for it
         squares = tiles(rows, columns, self.tile)
-        groups = iter(lambda: list(islice(squares, GROUP)), [])
+        size = GROUP if self.clips[0].device.type == "cpu" else GPU_GROUP
+        groups = iter(lambda: list(islice(squares, size)), [])
         for pairs, compared in on_each_core(self._compare, groups, self.clips[0].device):
             advance(compared, len(pairs))
             yield pairs, len(pairs)
@@ -58,14 +60,20 @@ class PairSearch:
     def _compare(self, squares: list[tuple[slice, slice]]) -> tuple[NDArray, int]:
         """[M] PAIR, the blind pairs in these squares, and how many were compared."""
         found, waiting, count = [np.empty(0, PAIR)], [], 0
-        for square in squares:
-            waiting.append(self.sieve.close(*square))
-            count += len(waiting[-1][0])
-            if count >= BATCH or square == squares[-1]:
-                i, j = (torch.cat(parts) for parts in zip(*waiting, strict=True))  # [S]
-                found += [self._blind(*some) for some in zip(i.split(BATCH), j.split(BATCH), strict=True)]
+        for part in self.sieve.close_in(squares):
+            waiting.append(part)
+            count += len(part[0])
+            if count >= BATCH:
+                found += self._flush(waiting)
                 waiting, count = [], 0
+        found += self._flush(waiting)
         return np.concatenate(found), sum(pairs_in(*square) for square in squares)
+
+    def _flush(self, waiting: list[tuple[Tensor, Tensor]]) -> list[NDArray]:
+        if not waiting:
+            return []
+        i, j = joined(waiting)  # [S]
+        return [self._blind(*some) for some in zip(i.split(BATCH), j.split(BATCH), strict=True)]
 
     def _blind(self, i: Tensor, j: Tensor) -> NDArray:
         """[M] PAIR, those of [S] survivors that are."""

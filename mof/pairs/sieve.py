@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from mof.pairs.core_threads import on_one_core
+from mof.pairs.device_survivors import survivors
 from mof.pairs.embedding_rows import CHUNK, EmbeddingRows
 
 # Shapes: N images, D width of an embedding, K width after projection, W columns of the product (K and some for |q|^2),
@@ -67,6 +68,14 @@ class Sieve:
         valid = (i < j) & (j < self.count)
         return i[valid], j[valid]
 
+    def close_in(self, squares: list[tuple[slice, slice]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `close`, of several squares one by one; but a GPU does all of them at once."""
+        if self.left.device.type == "cpu":
+            yield from (self.close(*square) for square in squares)
+            return
+        whole = [(_whole(rows), _whole(columns)) for rows, columns in squares]
+        yield survivors(self.left, self.right, self.bounds, self.count, whole, _multiply)
+
 
 @dataclass(frozen=True)
 class FullComparison:
@@ -87,6 +96,10 @@ class FullComparison:
             near &= self._products(self.dino, rows, columns) < self.below + _room(self.dino)
         i, j = near.triu(1 + rows.start - columns.start).nonzero().unbind(1)
         return i + rows.start, j + columns.start
+
+    def close_in(self, squares: list[tuple[slice, slice]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same of several squares, one by one."""
+        yield from (self.close(*square) for square in squares)
 
     @staticmethod
     def _products(rows_of: EmbeddingRows, rows: slice, columns: slice) -> Tensor:

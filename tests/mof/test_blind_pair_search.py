@@ -10,8 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from spectra import SPECTRA, clustered, embeddings
 
+from encoders import FeatureStore, build_encoder, encode_images
 from mof import blind_pairs
 from mof.pairs import sieve as pair_sieve
 from mof.pairs.search import PairSearch
@@ -66,6 +68,24 @@ def test_a_large_collection_takes_the_narrow_way_to_the_same_pairs():
     must, may = brute_force(clip, dino, 0.97, 0.6)
     assert must <= set(zip(pairs.i.tolist(), pairs.j.tolist(), strict=True)) <= may
     assert len(must) > 100
+
+
+def test_the_way_of_a_gpu_gives_the_same_pairs(monkeypatch):
+    rng = np.random.default_rng(6)
+    clip, dino = clustered(rng, 4500), embeddings(rng, 4500, 64, "flat")
+    expected = blind_pairs(clip, dino, 0.97, 0.6)
+    asked = []
+
+    def at_once(self, squares):
+        asked.append(len(squares))
+        whole = [(pair_sieve._whole(rows), pair_sieve._whole(columns)) for rows, columns in squares]
+        yield pair_sieve.survivors(self.left, self.right, self.bounds, self.count, whole, pair_sieve._multiply)
+
+    monkeypatch.setattr(pair_sieve.Sieve, "close_in", at_once)
+    found = blind_pairs(clip, dino, 0.97, 0.6, tile=700)
+    assert sum(asked) == 7 * 8 // 2 and len(found) > 100
+    for name in ("i", "j", "clip_similarity", "dino_similarity"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
 
 @pytest.mark.parametrize("forced", [False, True])
@@ -134,6 +154,8 @@ def test_bad_input(clip, dino, message):
         ({"max_pairs": -1}, "max_pairs must not be negative"),
         ({"per_cluster": 0}, "per_cluster must be at least 1"),
         ({"duplicates_above": 95}, "duplicates_above is a cosine"),
+        ({"duplicates_by": np.eye(2)}, "give duplicates_above, too"),
+        ({"duplicates_by": np.eye(3), "duplicates_above": 0.9}, "clip has 2 rows, duplicates_by 3"),
     ],
 )
 def test_bad_arguments(arguments, message):
@@ -159,6 +181,40 @@ def test_files_and_summary(tmp_path):
     assert blind_pairs(clip, clip).summary() == "0 blind pairs among 3 images (3 pairs)"
     pairs.to_parquet(tmp_path / "pairs.parquet")
     pairs.to_csv(tmp_path / "pairs.csv")
-    row = {"i": 0, "j": 1, "clip_similarity": 1.0, "dino_similarity": 0.0}
+    row = {"i": 0, "j": 1, "clip_similarity": 1.0, "dino_similarity": 0.0, "gap": 1.0}
     assert pq.read_table(tmp_path / "pairs.parquet").to_pylist() == [row]
     assert [{k: float(v) for k, v in one.items()} for one in csv.DictReader((tmp_path / "pairs.csv").open())] == [row]
+    names = ["a.png", 'b,"ü".png', "c.png"]
+    pairs.to_parquet(tmp_path / "named.parquet", names)
+    pairs.to_csv(tmp_path / "named.csv", names)
+    named = {"i": 0, "j": 1, "image_i": names[0], "image_j": names[1], **row}
+    assert pq.read_table(tmp_path / "named.parquet").to_pylist() == [named]
+    with (tmp_path / "named.csv").open(newline="", encoding="utf-8") as file:
+        assert list(csv.DictReader(file)) == [{key: str(value) for key, value in named.items()}]
+    with pytest.raises(ValueError, match="2 names for 3 images"):
+        pairs.to_csv(tmp_path / "named.csv", names[:2])
+
+
+def test_stores_stand_for_the_encoders_they_were_opened_with(tmp_path):
+    rng = np.random.default_rng(0)
+    for n in range(12):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (30, 30, 3), dtype=np.uint8)).save(tmp_path / f"images/{n}.png")
+    encoders = {name: build_encoder(name) for name in ("tiny-a", "tiny-b")}
+    encode_images(tmp_path / "images", encoders, tmp_path / "store")
+    one, both = FeatureStore(tmp_path / "store", ["tiny-b"]), FeatureStore(tmp_path / "store")
+    found = blind_pairs(both, one, -1, 1)
+    arrays = blind_pairs([both.embeddings("tiny-a"), both.embeddings("tiny-b")], one.embeddings("tiny-b"), -1, 1)
+    assert len(found) == 66
+    np.testing.assert_array_equal(found.clip_similarity, arrays.clip_similarity)
+    np.testing.assert_array_equal(found.i, arrays.i)
+    encode_images(tmp_path / "images/3.png", encoders, tmp_path / "other")
+    with pytest.raises(ValueError, match=r"store \(tiny-a, tiny-b\) and .*other \(tiny-b\) hold different images"):
+        blind_pairs(both, FeatureStore(tmp_path / "other", ["tiny-b"]))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_rules_on_tiny_collections(count):
+    rules = {"one_per_image": True, "per_cluster": 1, "duplicates_above": 0.999, "max_pairs": 3}
+    pairs = blind_pairs(np.ones((count, 3)) / 3**0.5, np.eye(count, 3), -1, 1, **rules)
+    assert (len(pairs), pairs.total, pairs.images) == (count // 2, count // 2, count)

@@ -83,6 +83,17 @@ def test_each_rule_leaves_something_out():
     assert "kept; gap" in apart.summary()
 
 
+def test_duplicates_by_embeddings_of_another_kind():
+    clip, dino = collection(0)
+    looks = np.repeat(np.eye(20), 3, axis=0)  # three images in a row look the same
+    kept = blind_pairs(clip, dino, 0.9, 0.6, duplicates_above=0.9, duplicates_by=looks)
+    groups = [tuple(sorted((i // 3, j // 3))) for i, j in zip(kept.i.tolist(), kept.j.tolist(), strict=True)]
+    everything = blind_pairs(clip, dino, 0.9, 0.6)
+    assert len(set(groups)) == len(groups)
+    assert set(groups) == {tuple(sorted((i // 3, j // 3))) for i, j in zip(everything.i, everything.j, strict=True) if i // 3 != j // 3}
+    assert any(i // 3 == j // 3 for i, j in zip(everything.i, everything.j, strict=True))
+
+
 def test_counting_only():
     clip, dino = collection(1)
     counted = blind_pairs(clip, dino, 0.9, 0.6, max_pairs=0)

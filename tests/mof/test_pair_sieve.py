@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spectra import SPECTRA, clustered, embeddings
 
+from mof.pairs import device_survivors
 from mof.pairs import sieve as pair_sieve
 from mof.pairs.embedding_rows import EmbeddingRows
 from mof.pairs.sieve import FullComparison, Sieve, build_sieve, principal_directions, sieve, tiles
@@ -37,6 +38,31 @@ def test_no_close_pair_is_lost(seed, count, spectrum, above, width, tile):
     cosines = x.astype(np.float64) @ x.T.astype(np.float64)
     must = set(zip(*(i.tolist() for i in np.nonzero(np.triu(cosines > above, 1))), strict=True))
     assert must <= survivors(close, count, tile)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    count=st.sampled_from([1, 2, 33, 150]),
+    spectrum=st.sampled_from(SPECTRA),
+    above=st.sampled_from([-0.5, 0.5, 0.95, 1.0]),
+    dtype=st.sampled_from([torch.int8, torch.float32]),
+    pieces=st.sampled_from([1, 7, 1 << 16]),
+)
+@pytest.mark.filterwarnings("ignore:x. rows are not of unit length")
+def test_all_squares_at_once_as_one_by_one(seed, count, spectrum, above, dtype, pieces):
+    """The way of a GPU, walked here."""
+    rng = np.random.default_rng(seed)
+    directions = torch.from_numpy(np.linalg.qr(rng.normal(size=(48, 12)))[0].astype(np.float32))
+    squares = list(tiles(range(count), range(count), 64))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pair_sieve, "_fastest", lambda device: dtype)
+        patch.setattr(device_survivors, "PIECES", pieces)
+        close = build_sieve(EmbeddingRows(embeddings(rng, count, 48, spectrum, above), "x"), directions, above)
+        whole = [(pair_sieve._whole(rows), pair_sieve._whole(columns)) for rows, columns in squares]
+        i, j = device_survivors.survivors(close.left, close.right, close.bounds, count, whole, pair_sieve._multiply)
+    assert len(i) == len(set(zip(i.tolist(), j.tolist(), strict=True)))
+    assert set(zip(i.tolist(), j.tolist(), strict=True)) == survivors(close, count, 64)
 
 
 def test_int8_and_float32_give_the_same_integers(monkeypatch):

@@ -1,0 +1,240 @@
+"""`mof blind-pairs` as a user would call it, with encoders that see one half of a picture each, so that we know what it must find."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import re
+import tarfile
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from half_encoders import RUNS
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from encoders import FeatureStore
+from mof.cli import build_app
+
+COLOURS = {"red": (230, 30, 30), "green": (30, 230, 30), "blue": (30, 30, 230)}
+EVIL = "x<img src=q onerror=alert(1)><!--<script>'.png"
+HALVES = ("--clip", "left-half", "--dino", "right-half")
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(build_app({}), ["blind-pairs", *map(str, arguments)])
+
+
+def picture(left: str, right: str, size: tuple[int, int] = (64, 48)) -> Image.Image:
+    image = Image.new("RGB", size, COLOURS[left])
+    image.paste(COLOURS[right], (size[0] // 2, 0, *size))
+    return image
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Six different pictures, of which two pairs have the same left half; copies, damage and what is no image beside them."""
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    picture("red", "red").save(folder / "a.png")
+    picture("red", "blue").save(folder / "b.png")
+    picture("green", "green").save(folder / "c.png")
+    picture("green", "red").save(folder / EVIL)
+    picture("blue", "green").save(folder / "e.png")
+    (folder / "sub/same bytes.png").write_bytes((folder / "a.png").read_bytes())
+    picture("red", "blue").resize((150, 100), Image.Resampling.BICUBIC).save(folder / "sub/z compressed.jpg", quality=60)
+    (folder / "damaged.jpg").write_bytes((folder / "sub/z compressed.jpg").read_bytes()[:200])
+    (folder / "empty.png").write_bytes(b"")
+    (folder / "text.jpg").write_text("I am no image")
+    (folder / "notes.md").write_text("nor am I")
+    return folder
+
+
+class Page(HTMLParser):
+    """The JSON of a gallery, its text, and what it would load."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path, self.json, self.text, self.loads, self._kind = path, [], [], [], ""
+        self.feed(path.read_text(encoding="utf-8"))
+        self.data: Any = self.json[0]
+        self.thumbnails = [base64.b64decode(one) for block in self.json[1:] for one in block]
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        named = dict(attributes)
+        self._kind = "json" if tag == "script" and named.get("type") == "application/json" else tag
+        self.loads += [value for name, value in attributes if name in ("src", "href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        self._kind = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._kind == "json":
+            self.json.append(json.loads(data))
+        elif self._kind not in ("script", "style"):
+            self.text.append(data)
+
+
+def test_a_folder_end_to_end(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = run("--images", photos, *HALVES, "-o", out)
+    assert result.exit_code == 0, result.output
+    assert "6 different images, 1 more files with the content of one of them, 3 that could not be read" in result.output
+    assert "3 blind pairs among 6 images (15 pairs); 2 kept" in result.output, "a and b, a and the compressed b, c and the evil one"
+
+    rows = pq.read_table(out / "pairs.parquet").to_pylist()
+    assert list(rows[0]) == ["i", "j", "image_i", "image_j", "clip_similarity", "dino_similarity", "gap"]
+    found = {frozenset((row["image_i"], row["image_j"])) for row in rows}
+    evil = str(photos / EVIL)
+    by_hand = ({str(photos / "a.png"), str(photos / name)} for name in ("b.png", "sub/z compressed.jpg"))
+    assert frozenset((str(photos / "c.png"), evil)) in found
+    assert found - {frozenset((str(photos / "c.png"), evil))} <= set(map(frozenset, by_hand)) and len(found) == 2
+    assert all(row["i"] < row["j"] and row["clip_similarity"] > 0.99 and row["dino_similarity"] < 0 for row in rows)
+    assert rows[0]["gap"] >= rows[1]["gap"] == pytest.approx(rows[1]["clip_similarity"] - rows[1]["dino_similarity"])
+    with (out / "pairs.csv").open(newline="", encoding="utf-8") as file:
+        listed = list(csv.DictReader(file))
+    assert [(row["image_i"], row["image_j"]) for row in listed] == [(row["image_i"], row["image_j"]) for row in rows]
+    assert [float(row["gap"]) for row in listed] == pytest.approx([row["gap"] for row in rows])
+    failures = map(json.loads, (out / "features/failures.jsonl").read_text().splitlines())
+    assert {Path(failure["name"]).name for failure in failures} == {"damaged.jpg", "empty.png", "text.jpg"}
+
+
+def test_the_gallery_holds_everything_and_runs_nothing_of_a_name(photos: Path, tmp_path: Path) -> None:
+    run("--images", photos, *HALVES, "-o", tmp_path)
+    page = Page(tmp_path / "gallery.html")
+    assert page.loads == [], "self-contained"
+    source = page.path.read_text(encoding="utf-8")
+    assert "onerror=alert" not in source.replace("\\u003cimg src=q onerror=alert(1)\\u003e", "") and "<!--" not in source
+    rows = pq.read_table(tmp_path / "pairs.parquet").to_pylist()
+    names = [name for name, exists in page.data["images"] if exists]
+    shown = [(names[i], names[j], clip, dino) for i, j, clip, dino in page.data["rows"]]
+    assert [one[:2] for one in shown] == [(row["image_i"], row["image_j"]) for row in rows]
+    assert [one[2:] for one in shown] == [pytest.approx((row["clip_similarity"], row["dino_similarity"]), abs=1e-4) for row in rows]
+    assert len(page.thumbnails) == len(names) == 4
+    for name, thumbnail in zip(names, page.thumbnails, strict=True):
+        small, image = Image.open(io.BytesIO(thumbnail)), Image.open(name)
+        assert small.format == "JPEG" and small.size == image.size
+        for x in (0.2, 0.8):
+            assert small.getpixel((int(x * small.width), 20)) == pytest.approx(image.getpixel((int(x * image.width), 20)), abs=12)
+    text = " ".join(page.text)
+    assert "2 kept" in text and "3 could not be read" in text and "damaged.jpg" in text
+
+
+def test_a_second_run_encodes_nothing(photos: Path, tmp_path: Path) -> None:
+    run("--images", photos, *HALVES, "--store", tmp_path / "store", "-o", tmp_path / "one")
+    assert sum(RUNS) > 0
+    RUNS.clear()
+    again = run("--images", photos, *HALVES, "--store", tmp_path / "store", "-o", tmp_path / "two")
+    assert not RUNS and again.exit_code == 0
+    for name in ("pairs.csv", "pairs.parquet", "gallery.html"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_only_the_given_images_of_a_larger_store(photos: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    run("--images", photos, *HALVES, "--store", store, "-o", tmp_path / "all")
+    (tmp_path / "list.txt").write_text("photos/sub/same bytes.png\nphotos/e.png\nphotos/b.png\n")
+    result = run("--images", tmp_path / "list.txt", *HALVES, "--store", store, "-o", tmp_path / "some")
+    assert "3 different images\n" in result.output
+    (row,) = pq.read_table(tmp_path / "some/pairs.parquet").to_pylist()
+    assert {Path(row["image_i"]).name, Path(row["image_j"]).name} == {"same bytes.png", "b.png"}, "by the name that was given"
+    assert len(FeatureStore(store, ["left-half"])) == 6
+
+
+def test_a_tar(photos: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "p.tar.gz", "w:gz") as tar:
+        for name in ("a.png", "b.png", "e.png"):
+            tar.add(photos / name, f"in/{name}")
+    assert run("--images", tmp_path / "p.tar.gz", *HALVES, "-o", tmp_path / "out").exit_code == 0
+    (row,) = pq.read_table(tmp_path / "out/pairs.parquet").to_pylist()
+    assert (row["image_i"], row["image_j"]) == (f"{tmp_path}/p.tar.gz/in/a.png", f"{tmp_path}/p.tar.gz/in/b.png")
+    page = Page(tmp_path / "out/gallery.html")
+    assert [exists for _, exists in page.data["images"]] == [False, False] and all(page.thumbnails)
+
+
+def test_copies_are_kept_on_demand_and_bounds_hold(photos: Path, tmp_path: Path) -> None:
+    kept = {}
+    for option in ("--keep-copies", "--max-pairs=1", "--one-per-image", "--per-cluster=1"):
+        result = run("--images", photos, *HALVES, option, "--store", tmp_path / "store", "-o", tmp_path / "out")
+        assert result.exit_code == 0, result.output
+        kept[option] = pq.read_table(tmp_path / "out/pairs.parquet").num_rows
+    assert kept == {"--keep-copies": 3, "--max-pairs=1": 1, "--one-per-image": 2, "--per-cluster=1": 2}
+
+
+def test_count_writes_nothing_but_features(photos: Path, tmp_path: Path) -> None:
+    result = run("--images", photos, *HALVES, "--count", "-o", tmp_path / "out")
+    assert "3 blind pairs among 6 images" in result.output
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["features"]
+
+
+def test_when_nothing_is_found_the_advice_finds_something(photos: Path, tmp_path: Path) -> None:
+    result = run("--images", photos, "--clip", "left-half", "--dino", "left-half", "-o", tmp_path)
+    assert "0 blind pairs among 6 images" in result.output
+    assert re.search(r"CLIP similarity: half of the pairs above -?\d.\d+, .*\nDINO similarity: half of the pairs below", result.output)
+    advised = re.search(r"try (--clip-above \S+ --dino-below \S+): about ([\d,]+) pairs", result.output)
+    assert advised is not None
+    page = Page(tmp_path / "gallery.html")
+    assert page.data["rows"] == [] and advised[1] in " ".join(" ".join(page.text).split())
+    again = run("--images", photos, "--clip", "left-half", "--dino", "left-half", "-o", tmp_path, "--keep-copies", *advised[1].split())
+    assert pq.read_table(tmp_path / "pairs.parquet").num_rows == int(advised[2]) > 0, again.output
+
+
+def test_several_encoders_and_a_stopped_search_goes_on(photos: Path, tmp_path: Path) -> None:
+    arguments = (
+        "--images",
+        photos,
+        *HALVES,
+        "--dino",
+        "tiny-a",
+        "--dino-below",
+        "1.1",
+        "--ledger",
+        tmp_path / "ledger",
+        "-o",
+        tmp_path / "out",
+    )
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    assert "left-half" in (page := Page(tmp_path / "out/gallery.html")).data["clip"] and page.data["dino"] == "right-half + tiny-a"
+    assert list((tmp_path / "ledger").glob("*.npz"))
+    assert run(*arguments).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give --images, and a folder for what is found"),
+        (("--images", "photos"), "give --images, and a folder"),
+        (("--images", "nowhere", *HALVES, "-o", "out"), "nowhere: no such file or folder"),
+        (("--images", "photos", "--clip", "left-hal", "-o", "out"), "unknown encoder 'left-hal'. Did you mean left-half"),
+        (("--images", "photos", *HALVES, "--dtype", "half", "-o", "out"), "unknown --dtype 'half'"),
+        (("--images", "photos", *HALVES, "--clip-above", "nan", "-o", "out"), "thresholds must be numbers"),
+        (("--images", "photos/text.jpg", *HALVES, "-o", "out"), "none of the images can be read; the first: .*text.jpg"),
+        (
+            ("--images", "photos", "--clip", "clip-vit-b32", "-o", "out"),
+            "cannot get .* To try it without any download: --clip mini-clip --dino mini-dino",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: tuple[str, ...], message: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert re.search(rf"^mof: .*{message}", result.stderr, re.MULTILINE), result.output
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_folder_of_one_image_or_two(count: int, tmp_path: Path) -> None:
+    (tmp_path / "few").mkdir()
+    for n in range(count):
+        picture("red", ["red", "blue"][n]).save(tmp_path / f"few/{n}.png")
+    result = run("--images", tmp_path / "few", *HALVES, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert len(Page(tmp_path / "out/gallery.html").data["rows"]) == count - 1

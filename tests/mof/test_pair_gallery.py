@@ -1,0 +1,166 @@
+"""What goes into the gallery: thumbnails, samples, charts, copies; and the page in a browser, where there is one."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from spectra import embeddings
+
+from mof import blind_pairs
+from mof.pairs import similarity_sample
+from mof.pairs.gallery import Chart, Gallery, thumbnail
+from mof.pairs.similarity_sample import sample_similarities
+from mof.pairs.thumbnail_encoder import SAME_PICTURE, ThumbnailEncoder
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+def photo(seed: int, side: int = 200) -> Image.Image:
+    """Something smooth with structure, as photos are."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((side * 4 // 3, side), Image.Resampling.BICUBIC)
+
+
+def look(image: Image.Image) -> torch.Tensor:
+    encoder = ThumbnailEncoder()
+    return encoder.embed_image(encoder.pixels(image)[None])[0]  # [E]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_copy_is_the_same_picture_and_a_change_is_not(seed: int) -> None:
+    image, file = photo(seed), io.BytesIO()
+    image.save(file, "JPEG", quality=40)
+    copies = [Image.open(file), *(image.resize((w, h), Image.Resampling.LANCZOS) for w, h in ((89, 67), (400, 300), (266, 200)))]
+    for copy in copies:
+        assert look(image) @ look(copy) > SAME_PICTURE
+    changed = image.copy()
+    level = np.asarray(image.convert("L")).mean() < 128
+    changed.paste((255,) * 3 if level else (0,) * 3, (100, 80, 140, 120))
+    for other in (changed, photo(seed + 100), image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)):
+        assert look(image) @ look(other) < SAME_PICTURE
+
+
+def test_thumbnails_are_small_jpegs_and_never_larger_than_the_image() -> None:
+    for size, expected in (((400, 300), (128, 96)), ((30, 300), (13, 128)), ((40, 40), (40, 40))):
+        image = photo(0).resize(size)
+        small = Image.open(io.BytesIO(thumbnail(image, 128)))
+        assert (small.format, small.size) == ("JPEG", expected)
+        grey = [np.asarray(one.convert("L"), dtype=float) for one in (small, image.resize(expected))]
+        assert np.abs(grey[0] - grey[1]).mean() < 6
+        assert image.size == size, "left as it was"
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 100), count=st.sampled_from([2, 3, 40]), several=st.booleans())
+def test_all_pairs_of_a_small_collection_are_sampled(seed: int, count: int, several: bool) -> None:
+    rng = np.random.default_rng(seed)
+    clips = [embeddings(rng, count, 8, "usual") for _ in range(1 + several)]
+    dinos = [embeddings(rng, count, 8, "flat") for _ in range(1 + several)]
+    sample = sample_similarities(clips, dinos)
+    upper = np.triu_indices(count, 1)
+    np.testing.assert_allclose(sample.clip, np.min([x @ x.T for x in clips], 0)[upper], atol=1e-6)
+    np.testing.assert_allclose(sample.dino, np.max([x @ x.T for x in dinos], 0)[upper], atol=1e-6)
+    assert sample.pairs == count * (count - 1) // 2
+    advised = sample.advice(0.99, -0.9)
+    found = blind_pairs(clips, dinos, advised.clip_above, advised.dino_below)
+    assert 0 < found.total == advised.pairs
+    assert advised.clip_above <= 0.99 and advised.dino_below >= -0.9
+
+
+def test_a_large_collection_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(similarity_sample, "SAMPLE", 200)
+    rng = np.random.default_rng(0)
+    clip, dino = embeddings(rng, 2000, 16, "usual"), embeddings(rng, 2000, 16, "flat")
+    sample = sample_similarities([clip], [dino])
+    assert len(sample.clip) == 200 * 199 // 2 and sample.pairs == 2000 * 1999 // 2
+    everything = (clip @ clip.T)[np.triu_indices(2000, 1)]
+    assert np.median(sample.clip) == pytest.approx(np.median(everything), abs=0.02)
+    advised = sample.advice(1.0, -1.0)
+    assert blind_pairs(clip, dino, advised.clip_above, advised.dino_below).total == pytest.approx(advised.pairs, rel=0.5)
+    assert f"1 % above {np.quantile(sample.clip, 0.99):.3f}" in sample.quantiles()
+
+
+def test_no_pairs_no_advice() -> None:
+    sample = sample_similarities([np.eye(1)], [np.eye(1)])
+    assert sample.advice(0.9, 0.6) is None
+    assert Chart("x", "above", 0.95, sample.clip).share == 0
+
+
+@given(
+    values=st.lists(st.floats(-1, 1, width=32), max_size=30),
+    cut=st.floats(-1, 1),
+    side=st.sampled_from(["above", "below"]),
+)
+def test_charts_hold_their_values_and_their_cut(values: list[float], cut: float, side: str) -> None:
+    chart = Chart("x", side, cut, np.array(values, np.float32))
+    assert all(-1e-6 <= chart.at(value) <= 1 + 1e-6 for value in [*values, cut])
+    assert all(0 <= chart.at(tick) <= 1 + 1e-6 for tick in chart.ticks) and len(chart.ticks) >= 2
+    assert max((height for _, height, _ in chart.bars), default=0) == (1 if values else 0)
+    kept = [value > cut if side == "above" else value < cut for value in np.float32(values)]
+    assert chart.share == pytest.approx(np.mean(kept) if values else 0)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+def test_the_page_in_a_browser(tmp_path: Path) -> None:
+    """1,000 pairs: drawn as one scrolls, sorted, filtered, enlarged, blinked; a name with markup in it is text."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    count = 46
+    names = [str(tmp_path / f"photos/{n:02d}<img src=q onerror=alert(1)>&amp;.png") for n in range(count)]
+    (tmp_path / "photos").mkdir()
+    rng = np.random.default_rng(0)
+    for n, name in enumerate(names):
+        if n != 5:
+            photo(n, 60).save(name)
+    clip, dino = embeddings(rng, count, 16, "usual"), embeddings(rng, count, 16, "flat")
+    pairs = blind_pairs(clip, dino, -1, 1.1)
+    sample = sample_similarities([clip], [dino])
+    gallery = Gallery(pairs, names, "left </script>", "right", -1.0, 1.1, sample, None, 0, {})
+    gallery.write(tmp_path / "gallery.html", tmp_path / "photos")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1200, "height": 800})
+        trouble: list[str] = []
+        page.on("pageerror", lambda error: trouble.append(str(error)))
+        page.on("dialog", lambda dialog: (trouble.append(dialog.message), dialog.dismiss()))
+        page.goto((tmp_path / "gallery.html").as_uri())
+        assert page.inner_text("#count") == f"{len(pairs):,} pairs" == "1,035 pairs"
+        assert page.locator(".card").count() < 300
+        for _ in range(100):
+            page.evaluate("scrollTo(0, 1e9)")
+            page.wait_for_timeout(20)
+            if page.locator(".card").count() == len(pairs):
+                break
+        assert page.locator(".card").count() == len(pairs)
+        assert page.locator(".card img:not([src])").count() == sum(5 in pair for pair in zip(pairs.i, pairs.j, strict=True)), "no file"
+        page.select_option("#sort", "dino")
+        first = float(page.locator(".card b.dino").first.text_content())
+        assert first == pytest.approx(pairs.dino_similarity.min(), abs=1e-3)
+        page.fill("#search", "07<IMG")
+        assert page.inner_text("#count") == f"{count - 1} of 1,035 pairs"
+        page.fill("#search", "")
+        page.evaluate("Object.assign(document.getElementById('clip'), {value: 0.9}).dispatchEvent(new Event('input'))")
+        assert page.inner_text("#count") == f"{int((pairs.clip_similarity.round(4) >= 0.9).sum())} of 1,035 pairs"
+        page.click(".photos")
+        sources = "[...document.querySelectorAll('#viewer img')].map((img) => img.src)"
+        one, other = page.evaluate(sources)
+        assert one.startswith("file:///") and one.endswith(".png")
+        page.keyboard.press("Space")
+        page.keyboard.press("Space")
+        assert page.evaluate(sources) == [other, one] and page.locator("#viewer figure:visible").count() == 1
+        page.keyboard.press("ArrowRight")
+        assert page.evaluate(sources) != [one, other]
+        page.keyboard.press("Escape")
+        assert not page.locator("#viewer").is_visible()
+        before = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        page.click("#theme")
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
+        assert trouble == []
+        browser.close()
