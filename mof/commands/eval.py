@@ -12,6 +12,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from mof.commands.report import correlation, report
 from mof.evals.answerer_options import AnswererOptions, takes_answerer
 from mof.evals.chair import CocoWords, read_coco, read_objects
 from mof.evals.mmvp import LABELS, read_mmvp
@@ -22,6 +23,8 @@ from mof.evals.run import Result, eval_chair, eval_mmvp, eval_pope
 evaluate = typer.Typer(
     help="Measure models, endpoints or finished answers.", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
 )
+evaluate.command()(report)
+evaluate.command()(correlation)
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 
 
