@@ -49,5 +49,19 @@ MEASURES: dict[str, Measure] = {
     "chair i": Measure("CHAIR", "CHAIR i, %", "mentioned objects that are not in the photo", "lower"),
     "chair s": Measure("CHAIR", "CHAIR s, %", "captions with an object that is not in the photo", "lower", compared=True),
     "chair length": Measure("CHAIR", "words", "words per caption: short captions hallucinate less", "", scale=1),
+    "mmhal_bench mmhal_score": Measure("MMHal-Bench", "score, 0 to 6", "a judge rates how informative and true answers are", scale=1),
+    "mmhal_bench mmhal_rate": Measure("MMHal-Bench", "hallucinated, %", "answers that the judge rates below 3", "lower"),
+    "llava_in_the_wild gpt_eval_llava_all": Measure(
+        "LLaVA-Bench", "relative score, %", "a judge's points in % of those of GPT-4's answers", scale=1
+    ),
+    "mmvet gpt_eval_score": Measure("MM-Vet", "score, %", "a judge grades open answers", scale=1),
+    "mmbench_en_dev_static gpt_eval_score": Measure(
+        "MMBench dev", "circular accuracy, %", "right in every rotation of the options; chosen letters are found by rule", scale=1
+    ),
+    "docvqa_val anls": Measure("DocVQA val", "ANLS, %", "likeness of letters to the nearest right answer, 0 below a half"),
+    "docvqa_val accuracy": Measure("DocVQA val", "accuracy, %", "answers equal to a right one, but for case and white space"),
+    "gqa exact_match": Measure("GQA", "accuracy, %", "answers equal to the right one"),
+    "scienceqa_img exact_match": Measure("ScienceQA, images", "accuracy, %", "right letters, of the questions with an image"),
+    "cv_bench cv_bench_acc": Measure("CV-Bench", "accuracy, %", "right letters over all questions"),
 }
-"""In the order of the table."""
+"""In the order of the table. Those of lmms-eval are called by its task and its metric."""

@@ -65,6 +65,8 @@ def _answers(result: Path) -> list[Row]:
 
 def _outcome(file: Path, document: Row, basis: str, figures: dict[str, Figure], patterns: dict[str, float] | None = None) -> Outcome:
     notes = document["deviations"]
+    if not figures:
+        raise ValueError("no figures: nothing could be measured")
     if not isinstance(notes, list) or any(isinstance(one, Tally) and not one.units for one in figures.values()):
         raise ValueError("no answers, or no list of deviations")
     return Outcome(file, document["benchmark"], str(document["model"]), document["seed"], basis, figures, notes, patterns or {})
@@ -149,11 +151,18 @@ def _chair(file: Path, document: Row) -> Outcome:
     return _outcome(file, document, f"{len(rows)} captions", figures)
 
 
+def _lmms(file: Path, document: Row) -> Outcome:
+    figures: dict[str, Figure] = {f"{one['task']} {one['metric']}": Given(one["value"], one["error"]) for one in document["figures"]}
+    counts = {one["task"]: one["samples"] for one in document["figures"]}
+    return _outcome(file, document, ", ".join(f"{task}: {count} questions" for task, count in counts.items()), figures)
+
+
 _READERS: dict[str, Callable[[Path, Row], Outcome]] = {
     "mmvp": _mmvp,
     "mmvp-vlm": _mmvp_vlm,
     "pope": _pope,
     "chair": _chair,
+    "lmms-eval": _lmms,
 }
 _HEADLINES = {"mmvp pairs": "pair_accuracy", "mmvp-vlm pairs": "average", "pope accuracy": "accuracy", "chair s": "chair_s"}
 

@@ -56,7 +56,7 @@ class Run:
         versions = {package: _version(package) for package in ("mof-vig", "torch", "transformers")}
         document = {"benchmark": benchmark, "answerer": self.answerer.settings, **settings, "versions": versions}
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write(self.folder / "settings.json", json.dumps(document, indent=1))
+        write_whole(self.folder / "settings.json", json.dumps(document, indent=1))
 
     def costs(self, usage: Usage) -> Result:
         return dataclasses.asdict(usage) | (usage.costs(*self.prices) if any(self.prices) else {})
@@ -64,8 +64,8 @@ class Run:
     def end(self, rows: Sequence[Mapping[str, Any]], result: Result, usage: Usage) -> Result:
         """Write answers.jsonl and result.json; the result with what it cost."""
         result["usage"] = self.costs(usage)
-        _write(self.folder / "answers.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        _write(self.folder / "result.json", json.dumps(result, indent=1))
+        write_whole(self.folder / "answers.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        write_whole(self.folder / "result.json", json.dumps(result, indent=1))
         return result
 
 
@@ -76,7 +76,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _write(file: Path, text: str) -> None:
+def write_whole(file: Path, text: str) -> None:
     """The whole file or none of it."""
     draft = file.with_name(file.name + ".part")
     draft.write_text(text, encoding="utf-8")
