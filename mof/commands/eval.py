@@ -12,6 +12,8 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from mof.commands.report import correlation, report
+from mof.commands.suite import suite
 from mof.evals.answerer_options import AnswererOptions, takes_answerer
 from mof.evals.chair import CocoWords, read_coco, read_objects
 from mof.evals.mmvp import LABELS, read_mmvp
@@ -19,9 +21,10 @@ from mof.evals.pope import read_pope
 from mof.evals.published import MMVP
 from mof.evals.run import Result, eval_chair, eval_mmvp, eval_pope
 
-evaluate = typer.Typer(
-    help="Measure models, endpoints or finished answers.", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
-)
+evaluate = typer.Typer(no_args_is_help=True, invoke_without_command=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+evaluate.callback()(suite)
+evaluate.command()(report)
+evaluate.command()(correlation)
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 
 

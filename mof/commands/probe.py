@@ -14,7 +14,8 @@ from rich.table import Table
 
 from encoders import build_encoder
 from mof.evals.mmvp_vlm import MMVPVLMResult, probe_mmvp_vlm
-from mof.evals.published import MMVP_VLM, MMVP_VLM_PAIRS, MMVP_VLM_TYPES
+from mof.evals.patterns import PATTERNS, pattern_type
+from mof.evals.published import MMVP_VLM, mmvp_vlm_average
 from mof.training.plots import plot_probe, require_matplotlib
 
 probe = typer.Typer(help="Measure what encoders are blind to.", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -67,11 +68,10 @@ def probe_rows(results: Sequence[MMVPVLMResult]) -> Rows:
     """Right pairs in %: the published models where the types are theirs, then the encoders that read texts."""
     measured = [result for result in results if result.pairs[0].similarities is not None]
     rows: Rows = {}
-    if measured and [_plain(type) for type in measured[0].by_pattern] == [_plain(type) for type in MMVP_VLM_TYPES]:
+    if measured and [pattern_type(type) for type in measured[0].by_pattern] == list(PATTERNS):
         for name, shares in MMVP_VLM.items():
-            right = sum(round(share / 100 * MMVP_VLM_PAIRS) for share in shares)
-            average = 100 * right / (MMVP_VLM_PAIRS * len(shares))
-            rows[f"{name} (published)"] = dict(zip(measured[0].by_pattern, shares, strict=True)) | {"average": average}
+            by_pattern = dict(zip(measured[0].by_pattern, shares, strict=True))
+            rows[f"{name} (published)"] = by_pattern | {"average": mmvp_vlm_average(shares)}
     for result in measured:
         rows[result.encoder] = {type: 100 * share for type, share in result.by_pattern.items()} | {"average": 100 * result.average}
     return rows
@@ -85,10 +85,6 @@ def similarity_rows(results: Sequence[MMVPVLMResult]) -> Rows:
         mean = 100 * sum(pair.image_similarity for pair in result.pairs) / len(result.pairs)
         rows[result.encoder] = by_type | {"average": mean}
     return rows
-
-
-def _plain(type: str) -> str:
-    return type.replace("_", " ")
 
 
 def _table(title: str, rows: Rows) -> Table:

@@ -26,6 +26,8 @@ class AnswererOptions:
     endpoint: Annotated[str | None, typer.Option(help="In place of a model: an OpenAI-compatible URL, such as http://host:8000/v1.")] = None
     model_name: Annotated[str | None, typer.Option(help="What the endpoint calls the model.")] = None
     answers: Annotated[Path | None, typer.Option(help="In place of a model: file of finished answers, .json, .jsonl, .csv.")] = None
+    name: Annotated[str | None, typer.Option(help="What tables call the model; by default its folder, file or --model-name.")] = None
+    seed: Annotated[int | None, typer.Option(help="With which the model was trained: `mof eval report` joins a name's seeds.")] = None
     cache: Annotated[Path | None, typer.Option(help="File that keeps answers; by default in the folder --out.")] = None
     batch_size: Annotated[int, typer.Option(min=1, help="Of a model: prompts at a time.")] = 8
     dtype: Annotated[
@@ -43,7 +45,10 @@ class AnswererOptions:
         given = [name for name in ("model", "endpoint", "answers") if getattr(self, name) is not None]
         if len(given) != 1 or (self.endpoint is None) != (self.model_name is None):
             raise ValueError("give one of --model FOLDER, --endpoint URL with --model-name NAME, and --answers FILE")
-        return Run(self.out, self._answerer(max_new_tokens), self.cache, (self.price_in, self.price_out), progress=True)
+        return Run(
+            self.out, self._answerer(max_new_tokens), self.cache, (self.price_in, self.price_out), progress=True,
+            name=self.name, seed=self.seed,
+        )  # fmt: skip
 
     def _answerer(self, max_new_tokens: int) -> Answerer:
         if self.answers is not None:

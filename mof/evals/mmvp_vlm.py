@@ -32,6 +32,7 @@ IMAGE_FOLDERS = ("MLLM_VLM Images", "MLLM_VLM_Images", "MMVP_VLM_Images")
 """What the image folder is called in the copies that are about."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG")
 COLUMNS = 3  # Question ID, Type, Statement: read by position, since copies differ in spelling
+PAIRS = 135  # of the whole benchmark
 TIE = 1e-9
 """Cosines closer than this are equal: the same image under two names may differ by the rounding of a sum in float64."""
 PROMPT = "a photo of "  # then the statement, without a full stop
@@ -100,12 +101,20 @@ class MMVPVLMResult:
         """Mean cosine of a pair's two images per `Type`; also for encoders without a text tower."""
         return {type: statistics.fmean(pair.image_similarity for pair in pairs) for type, pairs in self._by_type().items()}
 
+    @property
+    def deviations(self) -> list[str]:
+        """From the official protocol."""
+        return [] if len(self.pairs) == PAIRS else [f"{len(self.pairs)} of {PAIRS} pairs"]
+
     def to_json(self, path: str | Path) -> None:
         """The shares, and every pair."""
         matched = self.pairs[0].similarities is not None
         shares = {"average": self.average, "by_pattern": self.by_pattern} if matched else {}
         pairs = [dataclasses.asdict(pair) | ({"right": pair.right} if matched else {}) for pair in self.pairs]
-        document = {"encoder": self.encoder, **shares, "image_similarity": self.image_similarity, "pairs": pairs}
+        document = {
+            "benchmark": "mmvp-vlm", "encoder": self.encoder, **shares, "image_similarity": self.image_similarity, "pairs": pairs,
+            "deviations": self.deviations,
+        }  # fmt: skip
         Path(path).write_text(json.dumps(document, indent=1))
 
     def to_csv(self, path: str | Path) -> None:

@@ -36,6 +36,15 @@ class Run:
     prices: tuple[float, float] = (0.0, 0.0)
     """Per million tokens, read and written; of the judge, too."""
     progress: bool = False
+    name: str | None = None
+    """What tables call the model; by default the answerer's name."""
+    seed: int | None = None
+    """With which the model was trained: runs of one name and several seeds are joined in a report."""
+
+    @property
+    def model(self) -> Result:
+        """Whose result it is."""
+        return {"model": self.name or self.answerer.name, "seed": self.seed}
 
     def ask(self, prompts: Sequence[Prompt], answerer: Answerer | None = None) -> tuple[list[Answer], Usage]:
         asked = answerer or self.answerer
@@ -47,7 +56,7 @@ class Run:
         versions = {package: _version(package) for package in ("mof-vig", "torch", "transformers")}
         document = {"benchmark": benchmark, "answerer": self.answerer.settings, **settings, "versions": versions}
         self.folder.mkdir(parents=True, exist_ok=True)
-        _write(self.folder / "settings.json", json.dumps(document, indent=1))
+        write_whole(self.folder / "settings.json", json.dumps(document, indent=1))
 
     def costs(self, usage: Usage) -> Result:
         return dataclasses.asdict(usage) | (usage.costs(*self.prices) if any(self.prices) else {})
@@ -55,8 +64,8 @@ class Run:
     def end(self, rows: Sequence[Mapping[str, Any]], result: Result, usage: Usage) -> Result:
         """Write answers.jsonl and result.json; the result with what it cost."""
         result["usage"] = self.costs(usage)
-        _write(self.folder / "answers.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        _write(self.folder / "result.json", json.dumps(result, indent=1))
+        write_whole(self.folder / "answers.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        write_whole(self.folder / "result.json", json.dumps(result, indent=1))
         return result
 
 
@@ -67,7 +76,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _write(file: Path, text: str) -> None:
+def write_whole(file: Path, text: str) -> None:
     """The whole file or none of it."""
     draft = file.with_name(file.name + ".part")
     draft.write_text(text, encoding="utf-8")
@@ -99,7 +108,7 @@ def eval_mmvp(run: Run, questions: Sequence[Question], prompt: str = "official",
     ]  # fmt: skip
     best = scores[headline]["released"]
     result = {
-        "benchmark": "mmvp", "model": run.answerer.name, "prompt": prompt, "questions": len(questions), "pairs": len(questions) // 2,
+        "benchmark": "mmvp", **run.model, "prompt": prompt, "questions": len(questions), "pairs": len(questions) // 2,
         "matched_by": headline, "labels": "released",
         "pair_accuracy": best["pair_accuracy"], "question_accuracy": best["question_accuracy"], "scores": scores,
         "corrected_rows": [q.id for q in questions if q.labels["released"] != q.labels["corrected"]],
@@ -173,7 +182,7 @@ def eval_pope(run: Run, questions: Sequence[PopeQuestion], images: Path | None) 
     deviations += [f"the mean leaves out {', '.join(missing)}: no questions"] if missing else []
     deviations += [f"{count} of {POPE_QUESTIONS} {name} questions" for name, count in partial.items()]
     result = {
-        "benchmark": "pope", "model": run.answerer.name, **dataclasses.asdict(scores["mean"]),
+        "benchmark": "pope", **run.model, **dataclasses.asdict(scores["mean"]),
         "scores": {name: dataclasses.asdict(one) for name, one in scores.items()}, "deviations": deviations,
     }  # fmt: skip
     return run.end(rows, result, usage)
@@ -195,9 +204,10 @@ def eval_chair(run: Run, words: CocoWords, objects: Mapping[str, set[str]], imag
     ]
     shares = {field.name: getattr(score, field.name) for field in dataclasses.fields(score) if field.name != "captions"}
     result = {
-        "benchmark": "chair", "model": run.answerer.name, **shares, "captions": len(rows),
+        "benchmark": "chair", **run.model, **shares, "captions": len(rows),
         "deviations": [
             _decoding(run.answerer, "CHAIR prescribes none"),
+            *([] if images is None else [f"asked with {prompt!r}; CHAIR prescribes no words"]),
             *_refusals(answers, "they count as captions without objects"),
             "plurals, spaces and double words of the synonyms file as in mof.evals.chair; the released script does not count \"a bus\"",
         ],

@@ -63,6 +63,31 @@ def plot_probe(rows: dict[str, dict[str, float]], path: Path) -> None:
     heat_map(list(rows), columns, [list(values.values()) for values in rows.values()], "right pairs, %").savefig(path, dpi=150)
 
 
+def plot_patterns(models: dict[str, dict[str, float]], encoders: dict[str, dict[str, float]], path: Path) -> None:
+    """Write name -> {pattern: share in [0, 1]} as a line per name, encoders dashed; PNG or SVG by the suffix of `path`.
+
+    Raises:
+        ValueError: when matplotlib is not installed.
+    """
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = encoders | models
+    patterns = list(dict.fromkeys(pattern for by in lines.values() for pattern in by))
+    figure = Figure(figsize=(0.95 * len(patterns) + 2.4, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for name, by in lines.items():
+        places = [place for place, pattern in enumerate(patterns) if pattern in by]
+        style = "--" if name in encoders else "-"
+        axes.plot(places, [100 * by[patterns[place]] for place in places], style, marker="o", label=name)
+    axes.set_xticks(range(len(patterns)), patterns, rotation=30, ha="right")
+    axes.set_ylim(-3, 103)
+    axes.set_ylabel("right pairs, %")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=3, frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
 def heat_map(names: list[str], columns: list[str], table: list[list[float]], label: str) -> Any:
     """A figure: one row per name, values in 0..100 written into their cells."""
     from matplotlib.figure import Figure

@@ -259,6 +259,24 @@ def test_what_cannot_be_run_is_said_in_one_line(tmp_path: Path, data: Path, argu
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--suite", "vig", "--model", "m", "--out", "o"), 'pip install "mof-vig[lmms]"'),
+        (("--suite", "mof", "--via", "lmms-eval", "--out", "o"), "--suite with --model and --out"),
+        (("--suite", "vig", "pope", "--data", "d", "--out", "o"), "give --suite or the command pope, not both"),
+        (("--suite", "cambrian", "--model", "m", "--out", "o"), "vig"),
+    ],
+)
+def test_suites_without_lmms_eval(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
+    """The benchmarks that lmms-eval runs are tested with it, in test_lmms.py."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mof.evals.lmms.suites.find_spec", lambda name: None)
+    result = run(*arguments)
+    assert result.exit_code == 2 and words in result.stderr and "Traceback" not in result.output
+    assert not (tmp_path / "o").exists()
+
+
 def test_photos_are_needed_to_ask_about(tmp_path: Path, data: Path) -> None:
     result = run("pope", "--data", data, "--out", tmp_path / "run", "--model", "m")
     assert result.exit_code == 2 and "--images" in result.stderr

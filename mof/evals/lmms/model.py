@@ -1,0 +1,122 @@
+"""Any saved image-text-to-text model as a model of lmms-eval."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
+from lmms_eval.api.model import lmms
+from PIL import Image
+from rich.progress import track
+
+from mof.evals.answerers import LocalModel
+from mof.evals.answering import Answer, AnswerCache, Prompt, answer_all
+
+LONGEST_ANSWER = 1024  # tokens, where a task does not say
+
+
+class MofLmms(lmms):
+    """Answers by `mof.evals.answerers.LocalModel`: greedily, whatever temperature a task asks for.
+
+    Args:
+        pretrained: folder of a saved model with its processor.
+        cache: file that keeps answers, so that a run that was cut off goes on where it stopped.
+        device: by default the GPU where there is one.
+
+    Raises:
+        ValueError: for a folder without a model, or several processes.
+    """
+
+    is_simple = True  # lmms-eval's word for: takes an image and a text, not messages
+
+    def __init__(
+        self, pretrained: str, *, dtype: str = "float32", batch_size: int | str = 8, cache: str | None = None, device: str | None = None
+    ) -> None:
+        super().__init__()
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError("mof runs in one process: start lmms-eval without accelerate or torchrun")
+        self._loaded = LocalModel.load(pretrained, dtype=dtype, batch_size=int(batch_size))
+        if device is not None:
+            self._loaded.model.to(torch.device(device))
+        self._cache = None if cache is None else AnswerCache(Path(cache))
+
+    def _answerer(self, max_new_tokens: int) -> LocalModel:
+        """The same model, with another length of answers."""
+        one = self._loaded
+        identity = one.settings["identity"]
+        return LocalModel(
+            one.model, one.processor, one.name, identity=identity, batch_size=one.batch_size, max_new_tokens=max_new_tokens
+        )  # fmt: skip
+
+    def _answer(self, prompts: Sequence[Callable[[], Prompt]], max_new_tokens: int) -> list[Answer]:
+        """Prompts are made a batch at a time: their images would not all fit."""
+        answerer, size = self._answerer(max_new_tokens), self._loaded.batch_size
+        found: list[Answer] = []
+        for start in track(range(0, len(prompts), size), f"answers of at most {max_new_tokens} tokens"):
+            found += answer_all(answerer, [make() for make in prompts[start : start + size]], self._cache)[0]
+        return found
+
+    def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
+        by_length: dict[int, list[int]] = {}
+        for place, request in enumerate(requests):
+            by_length.setdefault(int(request.args[1].get("max_new_tokens", LONGEST_ANSWER)), []).append(place)
+        results: dict[int, GenerationResult] = {}
+        for length, places in by_length.items():
+            answers = self._answer([_Lazy(self, requests[place], place) for place in places], length)
+            for place, answer in zip(places, answers, strict=True):
+                counts = TokenCounts(input_tokens=answer.input_tokens, output_tokens=answer.output_tokens)
+                results[place] = GenerationResult(cut(answer.text, requests[place].args[1].get("until")), counts)
+        return [results[place] for place in range(len(requests))]
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """(loss, whether greedy decoding begins with the continuation): lmms-eval takes the least, so the sign is that of a loss."""
+        if not requests:
+            return []
+        options = [self._continuation(request) for request in requests]
+        longest = max(len(self._loaded.processor.tokenizer(option).input_ids) for option in options)
+        prompts = [_Lazy(self, request, place, option) for place, (request, option) in enumerate(zip(requests, options, strict=True))]
+        losses = []
+        for answer, option in zip(self._answer(prompts, longest), options, strict=True):
+            if answer.log_likelihoods is None:
+                raise ValueError(f"{self._loaded.name} gives no log-likelihoods: choose tasks that generate")
+            losses.append((-answer.log_likelihoods[0], answer.text.startswith(option.strip())))
+        return losses
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        raise NotImplementedError("several rounds of questions: not among the benchmarks of our suites")
+
+    def document(self, request: Instance) -> Any:
+        id, task, split = request.args[3:6]
+        return self.task_dict[task][split][id]
+
+    def _continuation(self, request: Instance) -> str:
+        target = request.args[1]
+        return str(target if isinstance(target, str) else target(self.document(request)))
+
+
+class _Lazy:
+    """A request's prompt, made when called."""
+
+    def __init__(self, model: MofLmms, request: Instance, place: int, option: str | None = None) -> None:
+        self.model, self.request, self.place, self.option = model, request, place, option
+
+    def __call__(self) -> Prompt:
+        context, _, to_visual = self.request.args[:3]
+        images = (to_visual(self.model.document(self.request)) if to_visual is not None else None) or []
+        if not all(isinstance(image, Image.Image) for image in images):
+            raise ValueError(f"task {self.request.args[4]} shows something else than images; mof takes images only")
+        content = [*({"type": "image"} for _ in images), {"type": "text", "text": context}]
+        options = () if self.option is None else (self.option,)
+        return Prompt(str(self.place), [{"role": "user", "content": content}], list(images), options)
+
+
+def cut(text: str, stops: str | Sequence[str] | None) -> str:
+    """What stands before the first of the stops."""
+    for stop in [stops] if isinstance(stops, str) else stops or []:
+        if stop:
+            text = text.split(stop)[0]
+    return text.strip()

@@ -1,0 +1,151 @@
+"""The benchmarks of the two papers that lmms-eval runs, task by task, and what came of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mof.evals.measures import MEASURES
+from mof.evals.run import Result, write_whole
+
+SUITES = {
+    "vig": (
+        "mmhal_bench", "llava_in_the_wild", "mmvet", "mmbench_en_dev_static", "docvqa_val", "gqa", "scienceqa_img", "cv_bench",
+    ),
+    "mof": ("llava_in_the_wild", "mmbench_en_dev_static", "gqa", "scienceqa_img"),
+}  # fmt: skip
+"""Beside MMVP, POPE and CHAIR, which `mof eval` runs itself."""
+JUDGED = {"mmhal_bench", "llava_in_the_wild", "mmvet"}
+DEVIATIONS = {
+    "mmhal_bench": "mmhal_bench: the judge's wording is ours",
+    "mmbench_en_dev_static": "mmbench_en_dev_static: letters are found by rule; the official run asks gpt-3.5-turbo",
+    "cv_bench": "cv_bench: mean over questions; the official score is the mean of its 2D and 3D halves",
+}
+JUDGE = "gpt-4o-2024-11-20"  # lmms-eval's default; the variable MODEL_VERSION names another
+
+
+@dataclass(frozen=True)
+class SuiteRun:
+    """Which model is measured, and where it is written."""
+
+    model: Path
+    out: Path
+    name: str | None = None
+    seed: int | None = None
+    dtype: str = "float32"
+    batch_size: int = 8
+    limit: int | None = None
+    """Documents per task, for a trial."""
+
+
+def require_lmms() -> None:
+    """ValueError when it is not installed."""
+    if find_spec("lmms_eval") is None:
+        raise ValueError('suites are run by lmms-eval, which is not installed: pip install "mof-vig[lmms]"')
+
+
+def run_suite(suite: str, run: SuiteRun, console: Console) -> Result:
+    """Each task of the suite by lmms-eval. Writes result.json, and answers/TASK.jsonl per task; answers are kept in cache.jsonl.
+
+    A task that cannot be run, for want of its data or of a judge, is told and the others go on.
+
+    Raises:
+        ValueError: without lmms-eval, for a folder without a model, or when no task could be run; result.json tells why.
+    """
+    require_lmms()
+    from lmms_eval.tasks import TaskManager
+
+    from mof.evals.lmms.model import MofLmms
+
+    model = MofLmms(str(run.model), dtype=run.dtype, batch_size=run.batch_size, cache=str(run.out / "cache.jsonl"))
+    run.out.mkdir(parents=True, exist_ok=True)
+    manager = TaskManager("WARNING", include_path=str(files("mof.evals.lmms").joinpath("tasks")), model_name="mof")
+    figures: list[Result] = []
+    failed: dict[str, str] = {}
+    for task in SUITES[suite]:
+        try:
+            figures += _run_task(task, model, run, manager)
+        except Exception as error:  # lmms-eval and datasets raise whatever they like; other tasks may still run
+            cause = error.__cause__ or error  # behind lmms-eval's RetryError
+            failed[task] = f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
+            console.print(f"{task}: not run ({failed[task]})", style="yellow")
+    ran = list(dict.fromkeys(one["task"] for one in figures))
+    judged = [task for task in ran if task in JUDGED]
+    deviations = [f"by lmms-eval {version('lmms_eval')}, with its prompts; greedy decoding"]
+    deviations += [DEVIATIONS[task] for task in ran if task in DEVIATIONS]
+    deviations += [f"{', '.join(judged)}: judged by {os.environ.get('MODEL_VERSION', JUDGE)}"] if judged else []
+    deviations += [f"the first {run.limit} questions of each"] if run.limit is not None else []
+    deviations += [f"not run: {', '.join(failed)}"] if failed else []
+    result = {
+        "benchmark": "lmms-eval", "suite": suite, "model": run.name or str(run.model), "seed": run.seed,
+        "figures": figures, "failed": failed, "deviations": deviations,
+    }  # fmt: skip
+    write_whole(run.out / "result.json", json.dumps(result, indent=1))
+    if not figures:
+        raise ValueError(f"no task of the suite {suite} could be run; {run.out / 'result.json'} tells why, task by task")
+    return result
+
+
+def _run_task(task: str, model: Any, run: SuiteRun, manager: Any) -> list[Result]:
+    """Its figures, as lmms-eval gives them."""
+    from lmms_eval.evaluator import simple_evaluate
+
+    if task in JUDGED:
+        _check_judge()
+    arguments = argparse.Namespace(output_path=str(run.out), process_with_media=False)
+    found = simple_evaluate(
+        model, tasks=[task], task_manager=manager, limit=run.limit, bootstrap_iters=0, cli_args=arguments, verbosity="WARNING",
+        batch_size=run.batch_size,
+    )  # fmt: skip
+    samples = found["samples"][task]
+    folder = run.out / "answers"
+    folder.mkdir(exist_ok=True)
+    rows = [{"id": one["doc_id"], "target": one["target"], "answer": one["filtered_resps"][0]} for one in samples]
+    write_whole(folder / f"{task}.jsonl", "".join(json.dumps(row, default=str) + "\n" for row in rows))
+    values = {key.partition(",")[0]: value for key, value in found["results"][task].items() if isinstance(value, (int, float))}
+    if task == "docvqa_val":
+        right = [_plain(row["answer"]) in {_plain(one) for one in row["target"]} for row in rows]
+        values |= {"accuracy": sum(right) / len(right)}
+    metrics = [key.partition(" ")[2] for key in MEASURES if key.startswith(f"{task} ")]
+    if missing := [metric for metric in metrics if metric not in values]:
+        raise ValueError(f"lmms-eval gave no {', '.join(missing)}; it gave {', '.join(values)}")
+    return [
+        {"task": task, "metric": metric, "value": values[metric], "error": values.get(f"{metric}_stderr_clt"), "samples": len(samples)}
+        for metric in metrics
+    ]
+
+
+def _check_judge() -> None:
+    """Before hours of answers: tasks of lmms-eval take a judge that does not reply for one that gives 0 points."""
+    from lmms_eval.llm_judge import Request, ServerConfig, get_server
+
+    if not os.environ.get("OPENAI_API_KEY"):
+        raise ValueError("needs a judge: set OPENAI_API_KEY, and OPENAI_API_URL and MODEL_VERSION for another than OpenAI's")
+    config = ServerConfig(model_name=os.environ.get("MODEL_VERSION", JUDGE), max_tokens=8, num_retries=1)
+    try:
+        get_server(os.environ.get("API_TYPE", "openai"), config).evaluate(Request([{"role": "user", "content": "Say yes."}], config=config))
+    except Exception as error:  # whatever the client raises
+        raise ValueError(f"the judge does not reply ({type(error).__name__}: {error})") from None
+
+
+def _plain(answer: str) -> str:
+    return " ".join(answer.casefold().split())
+
+
+def rows_of(figures: Sequence[Result]) -> dict[str, list[str]]:
+    """For a table: measure -> value and number of questions."""
+    shown = {}
+    for one in figures:
+        measure = MEASURES[f"{one['task']} {one['metric']}"]
+        shown[f"{measure.benchmark}, {measure.title}"] = [f"{measure.scale * one['value']:.1f}", str(one["samples"])]
+    return shown

@@ -1,0 +1,171 @@
+"""Runs joined into one table (rows are models, columns are measures), with intervals, seeds, differences and correlations."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mof.evals.intervals import Difference, Figure, Interval, Tally, difference, half_width, mean_interval
+from mof.evals.measures import MEASURES, Measure
+from mof.evals.outcomes import Outcome, read_outcome
+from mof.evals.patterns import PATTERNS, Correlation, by_type, correlate
+from mof.evals.published import MMVP_VLM
+
+PUBLISHED_ENCODERS = ("OpenAI ViT-L/14 224", "OpenAI ViT-L/14 336")
+"""Stand in for probes in correlations, where no probe is given."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A figure as shown, in the unit of its column."""
+
+    value: float
+    interval: Interval | None
+    seeds: int
+    spread: float | None
+    """Standard deviation over seeds; None for one run."""
+
+    @property
+    def text(self) -> str:
+        spread = "" if self.spread is None else f" ±{self.spread:.1f}"
+        interval = "" if self.interval is None else f" [{self.interval[0]:.1f}, {self.interval[1]:.1f}]"
+        return f"{self.value:.1f}{spread}{interval}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that the page shows."""
+
+    outcomes: list[Outcome]
+    columns: dict[str, Measure]
+    rows: dict[str, dict[str, Cell]]
+    """Model -> column -> cell; no cell where the model was not measured."""
+    differences: list[tuple[str, str, str, Difference]]
+    """(column, model, other model, first minus second as a share)."""
+    correlations: list[tuple[str, str, Correlation]]
+    """(encoder, model, their correlation by pattern)."""
+    encoders: dict[str, dict[str, float]]
+    """Encoder -> pattern -> share of right pairs; the published rows of CLIP where models were measured and no encoder was."""
+    patterns: dict[str, dict[str, float]]
+    """Model -> pattern -> share of right pairs."""
+    notes: list[tuple[str, str, str, list[str]]] = field(default_factory=list)
+    """(model, benchmark, what it was measured on, deviations)."""
+
+
+def gather(places: Sequence[str | Path]) -> Report:
+    """The report of runs: folders that `mof eval` wrote, and .json files of `mof probe mmvp-vlm`.
+
+    Runs of one model on one benchmark are joined where they name different seeds.
+
+    Raises:
+        ValueError: for a place that holds no finished run, or two runs of one model, benchmark and seed.
+    """
+    if not places:
+        raise ValueError("no runs: name at least one folder that `mof eval` wrote, or .json of `mof probe mmvp-vlm`")
+    outcomes = [read_outcome(place) for place in places]
+    runs: dict[tuple[str, str], list[Outcome]] = {}
+    for one in outcomes:
+        same = runs.setdefault((one.model, one.benchmark), [])
+        if twin := next((other for other in same if other.seed == one.seed), None):
+            raise ValueError(
+                f"{twin.file} and {one.file} are both of {one.model} on {one.benchmark} with seed {one.seed}: tell them apart with --name "
+                "or --seed of `mof eval`"
+            )
+        same.append(one)
+    figures: dict[str, dict[str, list[Figure]]] = {one.model: {} for one in outcomes}
+    for (model, _), same in runs.items():
+        for key in same[0].figures:
+            if all(key in one.figures for one in same):
+                figures[model][key] = [one.figures[key] for one in same]
+    columns = {key: measure for key, measure in MEASURES.items() if any(key in by for by in figures.values())}
+    rows = {model: {key: _cell(by[key], measure) for key, measure in columns.items() if key in by} for model, by in figures.items()}
+    patterns = {kind: _patterns([same for (_, name), same in runs.items() if name == kind]) for kind in ("mmvp-vlm", "mmvp")}
+    encoders = {f"{name} (encoder)": by for name, by in patterns["mmvp-vlm"].items()}
+    if patterns["mmvp"] and not encoders:
+        encoders = _published_encoders()
+    correlations = [(encoder, model, correlate(xs, ys)) for encoder, xs in encoders.items() for model, ys in patterns["mmvp"].items()]
+    return Report(
+        outcomes, columns, rows, _differences(figures), correlations, encoders, patterns["mmvp"],
+        [_note(same, outcomes) for same in runs.values()],
+    )  # fmt: skip
+
+
+def _cell(runs: Sequence[Figure], measure: Measure) -> Cell:
+    values = [measure.scale * run.value for run in runs]
+    interval = mean_interval(runs)
+    scaled = None if interval is None else (measure.scale * interval[0], measure.scale * interval[1])
+    return Cell(statistics.fmean(values), scaled, len(runs), statistics.stdev(values) if len(runs) > 1 else None)
+
+
+def _differences(figures: dict[str, dict[str, list[Figure]]]) -> list[tuple[str, str, str, Difference]]:
+    found = []
+    for key in (key for key, measure in MEASURES.items() if measure.compared):
+        for first, second in itertools.combinations([model for model, by in figures.items() if key in by], 2):
+            if (between := difference(figures[first][key], figures[second][key])) is not None:
+                found.append((key, first, second, between))
+    return found
+
+
+def _patterns(runs: Sequence[Sequence[Outcome]]) -> dict[str, dict[str, float]]:
+    """Model -> pattern -> share, the mean over seeds; in the paper's order where the patterns are its own."""
+    found = {}
+    for same in runs:
+        by = [by_type(one.patterns) for one in same]
+        names = sorted(by[0], key=lambda name: list(PATTERNS).index(name) if name in PATTERNS else len(PATTERNS))
+        if names and all(one.keys() == by[0].keys() for one in by):
+            found[same[0].model] = {name: statistics.fmean(one[name] for one in by) for name in names}
+    return found
+
+
+def _published_encoders() -> dict[str, dict[str, float]]:
+    return {
+        f"{name} (published)": dict(zip(PATTERNS, (share / 100 for share in MMVP_VLM[name]), strict=True)) for name in PUBLISHED_ENCODERS
+    }
+
+
+def _note(same: Sequence[Outcome], outcomes: Sequence[Outcome]) -> tuple[str, str, str, list[str]]:
+    """Of one model on one benchmark, with what its runs do not share with the first model's."""
+    first = next(one for one in outcomes if one.benchmark == same[0].benchmark)
+    notes = list(dict.fromkeys(note for one in same for note in one.deviations))
+    if any(_differ(one, first) for one in same):
+        notes.append(f"other questions, photos or labels than those of {first.model}: no difference is computed")
+    seeds = [str(one.seed) for one in same if one.seed is not None]
+    named = f", seed {seeds[0]}" if len(seeds) == 1 else f", seeds {', '.join(seeds)}" if seeds else ""
+    return same[0].model, same[0].benchmark, same[0].basis + named, notes
+
+
+def _differ(one: Outcome, other: Outcome) -> bool:
+    both = [(figure, other.figures.get(key)) for key, figure in one.figures.items()]
+    return any(isinstance(a, Tally) and isinstance(b, Tally) and a.units != b.units for a, b in both)
+
+
+def precision(report: Report) -> str | None:
+    """What the number of MMVP pairs allows to say; None without MMVP."""
+    tallies = [one.figures["mmvp pairs"] for one in report.outcomes if "mmvp pairs" in one.figures]
+    counts = sorted({len(one.units) for one in tallies if isinstance(one, Tally)})
+    told = [
+        f"{count} pairs make ±{100 * half_width(0.25, count):.0f} points at 25 % and ±{100 * half_width(0.5, count):.0f} at 50 %"
+        for count in counts
+    ]
+    return f"MMVP: {'; '.join(told)} (95 %)." if told else None
+
+
+def write_csv(report: Report, file: Path) -> None:
+    """The table: per column its value, the interval's ends, the spread over seeds and their number."""
+    parts = ("", " low", " high", " spread", " runs")
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["model", *(f"{measure.benchmark} {measure.title}{part}" for measure in report.columns.values() for part in parts)])
+        for model, cells in report.rows.items():
+            line: list[str] = [model]
+            for key in report.columns:
+                cell = cells.get(key)
+                low, high = (None, None) if cell is None or cell.interval is None else cell.interval
+                values = (None,) * 4 if cell is None else (cell.value, low, high, cell.spread)
+                line += ["" if value is None else f"{value:.4f}" for value in values]
+                line.append("" if cell is None else str(cell.seeds))
+            writer.writerow(line)

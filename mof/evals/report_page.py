@@ -1,0 +1,68 @@
+"""A report as one HTML file that needs nothing else, and as text."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+from rich.box import SIMPLE
+from rich.table import Table
+
+from mof.evals.charts import interval_chart, pattern_chart
+from mof.evals.published import MMVP, MMVP_CORRELATION, MMVP_VLM, mmvp_vlm_average
+from mof.evals.report import Report, precision
+
+
+def write_html(report: Report, file: Path) -> None:
+    """The page, self-contained."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    template = environment.from_string(files("mof.evals").joinpath("report.html").read_text(encoding="utf-8"))
+    groups: dict[str, list[str]] = {}
+    for key, measure in report.columns.items():
+        groups.setdefault(measure.benchmark, []).append(key)
+    cells = {model: {key: by.get(key) for key in report.columns} for model, by in report.rows.items()}
+    page = template.render(
+        report=report, cells=cells, groups=groups, precision=precision(report), charts=_charts(report),
+        seeds=any(cell.spread is not None for by in report.rows.values() for cell in by.values()),
+        pattern_drawing=_pattern_drawing(report), published=_published(report), published_correlations=MMVP_CORRELATION,
+    )  # fmt: skip
+    file.write_text(page, encoding="utf-8")
+
+
+def _charts(report: Report) -> list[tuple[str, str]]:
+    drawn = []
+    for key, measure in report.columns.items():
+        if measure.chance is not None or measure.compared:
+            cells = {model: by[key] for model, by in report.rows.items() if key in by}
+            chance = None if measure.chance is None else measure.scale * measure.chance
+            title = f"{measure.benchmark}, {measure.title}"
+            drawn.append((title, interval_chart(title, cells, chance)))
+    return drawn
+
+
+def _pattern_drawing(report: Report) -> str | None:
+    lines = report.encoders | report.patterns
+    names = list(dict.fromkeys(pattern for by in lines.values() for pattern in by))
+    return pattern_chart("right pairs by pattern, %", names, lines, list(report.encoders)) if names else None
+
+
+def _published(report: Report) -> dict[str, dict[str, float]]:
+    """Of the benchmarks that the report is about."""
+    found: dict[str, dict[str, float]] = {}
+    if "mmvp pairs" in report.columns:
+        found["MMVP, right pairs, %"] = MMVP
+    if "mmvp-vlm pairs" in report.columns:
+        found["MMVP-VLM, right pairs, %"] = {name: mmvp_vlm_average(shares) for name, shares in MMVP_VLM.items()}
+    return found
+
+
+def to_table(report: Report) -> Table:
+    """The table for a terminal or a text file."""
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0), caption=precision(report), caption_justify="left")
+    table.add_column("model", overflow="fold")
+    for measure in report.columns.values():
+        table.add_column(f"{measure.benchmark} {measure.title}", justify="right", overflow="fold")
+    for model, cells in report.rows.items():
+        table.add_row(model, *(cells[key].text.replace(" [", "\n[") if key in cells else "-" for key in report.columns))
+    return table
