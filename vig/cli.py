@@ -15,6 +15,7 @@ from encoders import FeatureStore, StoredImages
 from mof.records import read_records
 from vig.nulls import NULL_NAMES
 from vig.random_control import Level, random_selection
+from vig.report.command import report_command
 from vig.scores import load_scores
 from vig.scoring import score
 from vig.selection import select
@@ -26,6 +27,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+app.command("report")(report_command)
 
 Records = Annotated[Path, typer.Option(help="Records in LLaVA's form, .json or .jsonl.")]
 
