@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from transformers import AutoProcessor
 
 from mof.records import read_records
 from vig.manifest import tokenizer_digest
 from vig.report.page import write_report
+from vig.saved_models import load_processor
 from vig.scores import Scores, load_scores
 from vig.selection import select
 from vig.sources import record_sources
@@ -44,11 +44,9 @@ def report_command(
     """
     runs = [_load(folder) for folder in scores]
     raw = read_records(records)
-    if not (model / "config.json").is_file():  # or transformers takes a mistyped folder for a name on the hub
-        raise ValueError(f"{model} holds no config.json: expected a folder that save_pretrained wrote")
     if image_folder is not None and not image_folder.is_dir():
         raise ValueError(f"{image_folder} is no folder; leave --images out for a page without images")
-    tokenizer = AutoProcessor.from_pretrained(model).tokenizer
+    tokenizer = load_processor(model).tokenizer
     if tokenizer_digest(tokenizer) != runs[0].manifest["identity"]["tokenizer"]:
         logger.warning("%s has another tokenizer than the model that scored; the words on the page may be wrong", model)
     selection = select(runs[0], keep, sources=None if source_key is None else record_sources(raw, source_key))

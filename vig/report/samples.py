@@ -115,9 +115,8 @@ class SampleReader:
             return [Picture(_name(source), None, None) for source in _image_list(raw)][:MOST_IMAGES]
         nulls = [None] * len(images) if self._nulls is None else self._nulls(id, images)
         found = zip(sources, images, nulls, strict=True)
-        return [Picture(_name(source), _data_uri(image), None if null is None else _data_uri(null)) for source, image, null in found][
-            :MOST_IMAGES
-        ]
+        pictures = [Picture(_name(source), _data_uri(image), _data_uri(null)) for source, image, null in found]
+        return pictures[:MOST_IMAGES]
 
 
 def _image_list(raw: RawRecord) -> list[Any]:
@@ -148,8 +147,10 @@ def _turns(questions: list[str], answers: list[list[Token]]) -> list[Turn]:
     return [Turn(question or "", answer or []) for question, answer in zip_longest(questions, answers)]
 
 
-def _data_uri(image: Image.Image) -> str:
+def _data_uri(image: Image.Image | None) -> str | None:
     """A small copy within the page. Tiny images stay as they are, to the bit."""
+    if image is None:
+        return None
     if max(image.size) > THUMBNAIL:
         image = image.copy()
         image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
