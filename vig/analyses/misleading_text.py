@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from PIL import Image
 from rich.progress import track
 from transformers import PreTrainedModel, ProcessorMixin
 
 from encoders.images.reading import read_image
+from mof.records import ImageSource
 
 Question = Mapping[str, Any]
-"""{"question", "image", "options": [words], "answer": one of them} and, if you like, "false_statement" and "pair"."""
+"""{"question", "image": file or open image, "options": [words], "answer": one of them}, also "false_statement" and "pair"."""
 
 NEEDED = ("question", "image", "options", "answer")
 
@@ -57,12 +59,15 @@ def misleading_text(
         "alone": [one["question"] for one in questions],
         "misled": [f"{statement}\n{one['question']}" for one, statement in zip(questions, statements, strict=True)],
     }
-    files = [os.path.join(image_folder or "", one["image"]) for one in questions]
+    images = [
+        one["image"] if isinstance(one["image"], Image.Image) else os.path.join(image_folder or "", one["image"]) for one in questions
+    ]
     found = {}
     for name, texts in asked.items():
-        starts = track(range(0, len(texts), batch_size), f"answering, {name}", disable=not progress)
-        parts = [slice(start, start + batch_size) for start in starts]
-        answers = [answer for part in parts for answer in _answers(model, processor, texts[part], files[part], max_new_tokens)]
+        answers: list[str] = []
+        for start in track(range(0, len(texts), batch_size), f"answering, {name}", disable=not progress):
+            part = slice(start, start + batch_size)
+            answers += _answers(model, processor, texts[part], images[part], max_new_tokens)
         found[name] = _score(questions, claims, answers)
     return found
 
@@ -79,12 +84,12 @@ def _check(questions: Sequence[Question]) -> None:
 
 @torch.inference_mode()
 def _answers(
-    model: PreTrainedModel, processor: ProcessorMixin, texts: Sequence[str], files: Sequence[str], max_new_tokens: int
+    model: PreTrainedModel, processor: ProcessorMixin, texts: Sequence[str], images: Sequence[ImageSource], max_new_tokens: int
 ) -> list[str]:
     model.eval()
     messages = [
-        [{"role": "user", "content": [{"type": "image", "image": read_image(file)}, {"type": "text", "text": text}]}]
-        for text, file in zip(texts, files, strict=True)
+        [{"role": "user", "content": [{"type": "image", "image": read_image(image)}, {"type": "text", "text": text}]}]
+        for text, image in zip(texts, images, strict=True)
     ]
     padding = {"padding": True, "padding_side": "left"}  # answers begin where the questions end
     options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True, "return_tensors": "pt"}

@@ -46,26 +46,29 @@ def misleading_table(found: Mapping[str, Mapping[str, Answered]]) -> Table:
         "accuracy under misleading text", "model", "asked", "questions right", "pairs right", "says what the text claims", "questions"
     )
     for model, by_way in found.items():
-        alone, misled = by_way["alone"], by_way["misled"]
         for way, one in by_way.items():
-            pairs = "-" if one.pair_accuracy is None else _percent(one.pair_accuracy)
-            table.add_row(model, way, _percent(one.question_accuracy), pairs, _percent(one.wrong_option), f"{one.questions:,}")
-        pairs = "-" if alone.pair_accuracy is None or misled.pair_accuracy is None else _change(alone.pair_accuracy, misled.pair_accuracy)
-        changes = _change(alone.question_accuracy, misled.question_accuracy), pairs, _change(alone.wrong_option, misled.wrong_option)
-        table.add_row(model, "change", *changes, "", end_section=True)
+            cells = _percent(one.question_accuracy), _percent(one.pair_accuracy), _percent(one.wrong_option)
+            table.add_row(model if way == "alone" else "", way, *cells, f"{one.questions:,}")
+        before, after = by_way["alone"], by_way["misled"]
+        changes = [
+            _change(before.question_accuracy, after.question_accuracy),
+            _change(before.pair_accuracy, after.pair_accuracy),
+            _change(before.wrong_option, after.wrong_option),
+        ]
+        table.add_row("", "change", *changes, "", end_section=True)
     return table
 
 
 def _table(title: str, *headings: str) -> Table:
     table = Table(title=title, box=SIMPLE, title_justify="left")
     for i, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if i == 0 else "right", overflow="fold")
+        table.add_column(heading, justify="left" if i == 0 else "right", no_wrap=i == 0, overflow="fold")
     return table
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.1f} %"
 
 
-def _change(before: float, after: float) -> str:
-    return f"{100 * (after - before):+.1f}"
+def _change(before: float | None, after: float | None) -> str:
+    return "-" if before is None or after is None else f"{100 * (after - before):+.1f}"

@@ -23,6 +23,8 @@ def parts_of_speech(words: Sequence[str]) -> list[str | None]:
 
     The tagger knows words and a few rules, and is wrong for some.
     """
+    if not words:
+        return []
     from textblob.en import tag  # an optional extra, and slow to import
 
     tags = [name for _, name in tag(" ".join(words), tokenize=False)]
