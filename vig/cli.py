@@ -13,8 +13,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 
 from encoders import FeatureStore, StoredImages
 from mof.records import read_records
+from vig.analyses.commands import attention_command, image_match_command, misleading_command
 from vig.nulls import NULL_NAMES
 from vig.random_control import Level, random_selection
+from vig.report.command import report_command
 from vig.scores import load_scores
 from vig.scoring import score
 from vig.selection import select
@@ -26,6 +28,11 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+app.command("report")(report_command)
+app.command("image-match")(image_match_command)
+app.command("attention")(attention_command)
+app.command("misleading")(misleading_command)
 
 Records = Annotated[Path, typer.Option(help="Records in LLaVA's form, .json or .jsonl.")]
 

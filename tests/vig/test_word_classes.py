@@ -28,12 +28,16 @@ def scored(tokenizer: PreTrainedTokenizerFast, turns: list[str], vig_of_characte
 def test_a_words_vig_is_the_sum_over_its_tokens(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     score = scored(tiny_tokenizer, ["A red dog, two dogs."], {"r": 1.0, "e": 2.0, "d": 4.0, "w": 0.5, "A": -1.0})
     found = vig_by_word_class([score], tiny_tokenizer)
-    assert found == {"colour": (7.0, 1), "number": (0.5, 1), "object": (4.0, 2), "function": (-1.0, 1)}
+    assert {kind: mean[:2] for kind, mean in found.items()} == {
+        "colour": (7.0, 1), "number": (0.5, 1), "object": (4.0, 2), "function": (-1.0, 1),
+    }  # fmt: skip
+    assert found["colour"].error is None and found["object"].error == 0
 
 
 def test_turns_do_not_run_into_each_other(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     score = scored(tiny_tokenizer, ["car", "pet is red", ""], {"c": 1.0, "d": 1.0})  # no "carpet"
-    assert vig_by_word_class([score, score], tiny_tokenizer) == {"object": (1.0, 2), "function": (0.0, 2), "colour": (1.0, 2)}
+    found = vig_by_word_class([score, score], tiny_tokenizer)
+    assert {kind: mean[:2] for kind, mean in found.items()} == {"object": (1.0, 2), "function": (0.0, 2), "colour": (1.0, 2)}
 
 
 def test_words_outside_the_lists_count_nowhere(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
@@ -42,7 +46,15 @@ def test_words_outside_the_lists_count_nowhere(tiny_tokenizer: PreTrainedTokeniz
 
 @pytest.mark.parametrize(
     ("word", "kind"),
-    [("green", "colour"), ("three", "number"), ("buses", "object"), ("dogs", "object"), ("left", "spatial"), ("the", "function")],
+    [
+        ("green", "colour"),
+        ("three", "number"),
+        ("buses", "object"),
+        ("dogs", "object"),
+        ("left", "spatial"),
+        ("the", "function"),
+        ("wooden", "attribute"),
+    ],
 )
 def test_classes(word: str, kind: str) -> None:
     assert word_classes()[word] == kind

@@ -1,0 +1,105 @@
+"""The paper's analyses of VIG on held-out scenes of the miniature: what fits the image, who looks at it, who believes the text.
+
+    python recipes/train_llava_mof_vig.py
+    python recipes/analyse_miniature.py runs/miniature/seed-0/finetune-interleaved runs/miniature/seed-0/finetune-interleaved+vig
+
+The scenes are drawn for the purpose, so that it is known what is true of them:
+- a partly matching image shows the same object with four of its other facts changed, a conflicting one another object with all of
+  them changed;
+- a false statement names what is true of the pair's other scene, in the words of a training answer.
+Any saved models of the miniature can be given; the tables show all of them.
+"""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import transformers
+from rich.console import Console
+
+from mof.miniature.language import DESCRIBE, answer, description, question, word
+from mof.miniature.scenes import KINDS, PATTERNS, VALUES, Scene, render, sample_pair, sample_scene
+from vig.analyses.image_attention import image_attention
+from vig.analyses.image_match import image_match
+from vig.analyses.misleading_text import misleading_text
+from vig.analyses.tables import attention_table, match_table, misleading_table
+from vig.saved_models import load_model
+
+CHANGED = 4  # of the nine facts, in a partly matching image
+console = Console()
+
+
+def with_changes(scene: Scene, count: int, rng: np.random.Generator) -> Scene:
+    """The scene with `count` of its facts changed; what cannot be seen in it stays so."""
+    fields = [field for field in PATTERNS.values() if getattr(scene, field) is not None]
+    chosen = [str(field) for field in rng.permutation(fields)[:count]]
+    others = {field: [value for value in VALUES[field] if value not in (None, getattr(scene, field))] for field in chosen}
+    return dataclasses.replace(scene, **{field: values[rng.integers(len(values))] for field, values in others.items()})
+
+
+def draw_groups(count: int, rng: np.random.Generator) -> dict[str, list[dict[str, Any]]]:
+    """Descriptions of held-out scenes, with three images each."""
+    groups: dict[str, list[dict[str, Any]]] = {"matching": [], "partly matching": [], "conflicting": []}
+    for i in range(count):
+        scene = sample_scene(rng, held_out=True)
+        another = [kind for kind in KINDS if kind != scene.kind]
+        wrong = dataclasses.replace(with_changes(scene, len(PATTERNS), rng), kind=another[rng.integers(len(another))])
+        turns = [{"from": "human", "value": f"<image>\n{DESCRIBE}"}, {"from": "gpt", "value": description(scene, rng)}]
+        for name, shown in zip(groups, (scene, with_changes(scene, CHANGED, rng), wrong), strict=True):
+            groups[name].append({"id": f"scene-{i}", "image": render(shown, rng), "conversations": turns})
+    return groups
+
+
+def draw_questions(pairs: int, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Pairs of questions as in the default run, each with a false statement."""
+    questions = []
+    for pattern, i in [(pattern, i) for pattern in PATTERNS for i in range(pairs)]:
+        scenes = sample_pair(rng, pattern)
+        words = [word(pattern, getattr(scene, PATTERNS[pattern])) for scene in scenes]
+        asked = question(scenes[0], pattern, rng, other=words[1])
+        for right, (scene, other) in zip(words, (scenes, scenes[::-1]), strict=True):
+            questions.append({
+                "pair": f"{pattern}-{i}", "question": asked, "image": render(scene, rng), "options": sorted(words), "answer": right,
+                "false_statement": answer(other, pattern),
+            })  # fmt: skip
+    return questions
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", type=Path, nargs="+", help="folders of saved models")
+    parser.add_argument("--scenes", type=int, default=200, help="held-out scenes to describe")
+    parser.add_argument("--pairs", type=int, default=40, help="pairs of questions for each of the nine patterns")
+    parser.add_argument("--seed", type=int, default=0, help="of the scenes")
+    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    args = parser.parse_args()
+    rng = np.random.default_rng([args.seed, 1])  # other scenes than those of the default run's own pairs
+    groups, questions = draw_groups(args.scenes, rng), draw_questions(args.pairs, rng)
+    matches, attention, misled = {}, {}, {}
+    for folder in args.models:
+        model, processor = load_model(folder, attn_implementation="eager")
+        matches[folder.name] = image_match(model, processor, groups)
+        attention[folder.name] = image_attention(model, processor, groups["matching"], progress=True)
+        misled[folder.name] = misleading_text(model, processor, questions, progress=True)
+    for name, rows in matches.items():
+        console.print(name, match_table(rows))
+    console.print(attention_table(attention), misleading_table(misled))
+    if args.output:
+        figures = {
+            "image match": {name: {group: dataclasses.asdict(row) for group, row in rows.items()} for name, rows in matches.items()},
+            "attention": {name: dataclasses.asdict(one) for name, one in attention.items()},
+            "misleading text": {name: {way: dataclasses.asdict(one) for way, one in rows.items()} for name, rows in misled.items()},
+        }
+        args.output.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error

@@ -1,0 +1,326 @@
+"""The page, read back with Python's own HTML parser."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import random
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from encoders.images.reading import blur
+from mof.records import digest
+from vig import random_selection, select
+from vig.means import Mean
+from vig.report import page, write_report
+from vig.report.charts import Axis, axis_of, bar_chart, histogram
+from vig.report.null_comparison import compare_nulls, rank_correlation
+from vig.report.parts_of_speech import parts_of_speech
+from vig.scores import Score, Scores
+from vig.selection import Selection
+
+TOKENIZER = tiny.build_tokenizer()
+END = TOKENIZER.eos_token_id
+EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>"
+
+
+def identity(null: str = "blur", **changes: Any) -> dict[str, Any]:
+    same = {key: key for key in ("model", "config", "weights", "processor", "tokenizer", "chat_template")}
+    return {**same, "null": {"name": null}, "max_length": 99, "seed": 0, "versions": {"torch": "1"}, **changes}
+
+
+def scores_of(items: list[Score], null: str = "blur", **outcome: Any) -> Scores:
+    changes = outcome.pop("identity", {})
+    return Scores(items, {"complete": True, "text_only": [], "failures": {}, **outcome, "identity": identity(null, **changes)})
+
+
+def record_of(id: str, turns: list[tuple[str, str]], image: str | None = None) -> dict[str, Any]:
+    said = [(who, text) for turn in turns for who, text in zip(("human", "gpt"), turn, strict=True)]
+    said[0] = ("human", f"<image>\n{said[0][1]}")
+    return {"id": id, "image": image or f"{id}.png", "conversations": [{"from": who, "value": text} for who, text in said]}
+
+
+def score_of(record: dict[str, Any], vig: list[float] | None = None, seed: int = 0) -> Score:
+    """One token per byte of an answer and one for its end."""
+    answers = [turn["value"] for turn in record["conversations"] if turn["from"] == "gpt"]
+    ids = [[*TOKENIZER(answer, add_special_tokens=False).input_ids, END] for answer in answers]
+    flat = np.array(sum(ids, []), np.int64)
+    token_vig = np.array(vig if vig is not None else np.random.default_rng(seed).normal(size=len(flat)), np.float32)
+    assert len(token_vig) == len(flat)
+    ends = np.cumsum([len(one) for one in ids]) - 1
+    return Score(record["id"], float(np.float32(token_vig.mean(dtype=np.float64))), 1.0, 2.0, token_vig, flat, ends, digest(record))
+
+
+class Page(HTMLParser):
+    """Tags, texts of tokens by record, image sources and everything that could load or run."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.tokens: list[list[tuple[str, str]]] = []  # per card: (class, text)
+        self.texts: list[str] = []
+        self._open: list[str] = []
+        self._token: str | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        found = dict(attributes)
+        self.tags.append((tag, found))
+        if tag == "article":
+            self.tokens.append([])
+        if tag == "span" and self.tokens and (found.get("class") or "").startswith("t "):
+            self._token = found["class"]
+            self.tokens[-1].append((self._token, ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "span":
+            self._token = None
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+        if self._token is not None:
+            self.tokens[-1][-1] = (self._token, self.tokens[-1][-1][1] + data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.texts))
+
+    def values(self, tag: str, name: str) -> list[str]:
+        return [found[name] or "" for one, found in self.tags if one == tag and name in found]
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name in "abcd":
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture
+def records() -> list[dict[str, Any]]:
+    return [
+        record_of("a", [("What is it?", "A red dog.")]),
+        record_of("b", [("Who?", "Two men"), ("And?", "\u00e9\U0001f600 no")]),
+        record_of("c", [("Where?", "left  of\nit")]),
+        record_of("d", [("How?", "so so")]),
+    ]
+
+
+def write(file: Path, selection: Selection, records: list[dict[str, Any]], **options: Any) -> Page:
+    write_report(file, selection, records, TOKENIZER, **options)
+    assert not file.with_name(file.name + ".tmp").exists()
+    return Page(file.read_text(encoding="utf-8"))
+
+
+def test_every_token_of_the_samples_is_there(tmp_path: Path, photos: Path, records: list[dict[str, Any]]) -> None:
+    selection = select(scores_of([score_of(one, seed=i) for i, one in enumerate(records)]), keep=0.5)
+    found = write(tmp_path / "x.html", selection, records, image_folder=photos)
+    by_vig = sorted(selection.scores, key=lambda score: score.vig)
+    shown = [*by_vig[2:][::-1], *by_vig[:2]]  # the highest from the top down, then the lowest from the bottom up
+    assert len(found.tokens) == len(shown) == 4
+    for score, tokens in zip(shown, found.tokens, strict=True):
+        answers = [turn["value"] for one in records if one["id"] == score.id for turn in one["conversations"] if turn["from"] == "gpt"]
+        assert "".join(text for _, text in tokens) == "".join(answer + "</s>" for answer in answers)
+        assert len(tokens) == len(score.token_ids)
+        mask = selection.token_masks.get(score.id, np.zeros(len(tokens), bool))
+        for i, (classes, _) in enumerate(tokens):
+            assert ("help" if score.token_vig[i] >= 0 else "harm") in classes.split()
+            assert ("on" in classes.split()) == mask[i]
+            assert ("end" in classes.split()) == (i in score.turn_ends)
+    titles = [found for tag, found in found.tags if tag == "span" and "title" in found]
+    expected = [f"{vig:+.3f} nats".replace("-", "\u2212") for score in shown for vig in score.token_vig]
+    assert [one["title"] for one in titles] == expected
+
+
+def test_images_are_in_the_page(tmp_path: Path, photos: Path, records: list[dict[str, Any]]) -> None:
+    selection = select(scores_of([score_of(one, seed=i) for i, one in enumerate(records)]), keep=0.5)
+    found = write(tmp_path / "x.html", selection, records, image_folder=photos)
+    sources = found.values("img", "src")
+    pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(one.removeprefix("data:image/png;base64,"))))) for one in sources]
+    names = found.values("img", "alt")
+    assert len(pictures) == 8
+    for name, shown in zip(names, pictures, strict=True):
+        file = photos / name.removesuffix(", null image")
+        original = Image.open(file).convert("RGB")
+        expected = blur(original) if name.endswith("null image") else original
+        assert np.array_equal(shown, np.asarray(expected))
+
+
+def test_nothing_is_loaded_and_nothing_runs(tmp_path: Path, photos: Path) -> None:
+    Image.new("RGB", (90, 50)).save(photos / "p.png")
+    records = [record_of(f"{EVIL}{i}", [(EVIL, f"{EVIL} {i}")], image="p.png") | {"source": EVIL + str(i % 2)} for i in range(4)]
+    records.append(record_of("named", [("q", "a")], image='" onload="alert(1)<script>.png'))
+    scores = scores_of([score_of(one, seed=i) for i, one in enumerate(records)], failures={EVIL: EVIL})
+    selection = select(scores, keep=0.5, sources={one["id"]: one.get("source", EVIL) for one in records})
+    found = write(tmp_path / "x.html", selection, records, image_folder=photos)
+    tags = {tag for tag, _ in found.tags}
+    assert not tags & {"script", "link", "iframe", "object", "embed", "base", "form"}
+    assert not [name for _, attributes in found.tags for name in attributes if name.startswith("on")]
+    links = [value for _, found in found.tags for name, value in found.items() if name in ("src", "href", "srcset", "xlink:href", "data")]
+    assert links and all(link is not None and link.startswith(("data:image/", "#")) for link in links)
+    text = (tmp_path / "x.html").read_text()
+    assert "url(" not in text and "@import" not in text and "<script" not in text
+    assert sum(EVIL in "".join(part for _, part in tokens) for tokens in found.tokens) == 4
+    assert "1 of the images shown here could not be read" in found.text
+
+
+def test_the_same_bytes_every_time(tmp_path: Path, photos: Path, records: list[dict[str, Any]]) -> None:
+    selection = select(scores_of([score_of(one, seed=i) for i, one in enumerate(records)]), keep=0.5)
+    for name, order in (("one", records), ("two", records[::-1])):
+        write(tmp_path / name, selection, order, image_folder=photos)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_without_images_the_page_says_so(tmp_path: Path, records: list[dict[str, Any]]) -> None:
+    selection = select(scores_of([score_of(one) for one in records]))
+    found = write(tmp_path / "x.html", selection, records)
+    assert "made without images" in found.text and not found.values("img", "src")
+    found = write(tmp_path / "x.html", selection, records, image_folder=tmp_path / "nowhere")
+    assert "4 of the images shown here could not be read" in found.text and "a.png: not found" in found.text
+
+
+def test_sparsity_by_source(tmp_path: Path) -> None:
+    records = [record_of(id, [("?", "xx")]) for id in "abcd"]
+    values = {"a": [3, 3, 0], "b": [1, 1, 1], "c": [0, 0, 0], "d": [9, 0, 0]}  # means 2, 1, 0, 3
+    scores = scores_of([score_of(one, values[one["id"]]) for one in records], text_only=["t"], failures={"f": "broken"})
+    selection = select(scores, keep=0.5, keep_end_of_turn=False, sources=dict(zip("abcd", ("x", "x", "y", "y"), strict=True)))
+    found = write(tmp_path / "x.html", selection, records)
+    # the threshold is 2: a keeps two of its three tokens, d one
+    for row in ("all +1.500 2 4 3 12 75.0%", "x +1.500 1 2 2 6 66.7%", "y +1.500 1 2 1 6 83.3%"):
+        assert row in found.text
+    assert "threshold +2.000: 50.0% reach it" in found.text
+    assert "threshold +2.000: 25.0% reach it" in found.text  # of the tokens
+    assert "1 text-only records are kept whole" in found.text and "f: broken" in found.text
+
+
+@pytest.mark.parametrize("values", [[0.0], [0.25, 0.25, 0.25], [-3.0, 5.0]])
+@pytest.mark.parametrize("keep", [0.0, 0.5, 1.0, None])
+def test_few_or_equal_scores(tmp_path: Path, values: list[float], keep: float | None) -> None:
+    records = [record_of(str(i), [("?", "x")]) for i in range(len(values))]
+    scores = scores_of([score_of(one, [value, value]) for one, value in zip(records, values, strict=True)])
+    selection = select(scores, keep or 0)
+    if keep is None:
+        selection = random_selection(scores, select(scores, 1.0), 0)
+    found = write(tmp_path / "x.html", selection, records)
+    assert len(found.tokens) == len(values)
+    assert ("threshold" in " ".join(found.texts).split("What the selection keeps")[0].split("reach it")[0]) == (keep not in (0.0, None))
+
+
+def test_wrong_records_are_refused(tmp_path: Path, records: list[dict[str, Any]]) -> None:
+    selection = select(scores_of([score_of(one) for one in records]))
+    with pytest.raises(ValueError, match="no record has the id"):
+        write(tmp_path / "x.html", selection, records[:1])
+    with pytest.raises(ValueError, match="is not what was scored"):
+        write(tmp_path / "x.html", selection, [one | {"image": "other.png"} for one in records])
+    assert not (tmp_path / "x.html").exists()
+
+
+def test_words_by_class_and_part_of_speech(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("textblob")
+    record = record_of("a", [("?", "The red dog")])
+    vig = [0.0, 0, 0, 0.5, 1, 1, 1, -0.25, -1, 0, 0.5, 7]  # The=0, " red"=3 (its space is none of it), dog=-0.5, the end
+    selection = select(scores_of([score_of(record, vig)]))
+    found = write(tmp_path / "x.html", selection, [record])
+    for kind in ("colour", "adjective"):
+        assert f"{kind}: +3.000 nats, 1 words" in found.text
+    for kind in ("object", "noun"):
+        assert f"{kind}: \u22120.500 nats, 1 words" in found.text
+    assert "function: +0.000 nats" in found.text and "determiner: +0.000 nats" in found.text and "3 words of 1 records" in found.text
+    monkeypatch.setattr(page, "can_tag", lambda: False)
+    found = write(tmp_path / "x.html", selection, [record])
+    assert 'pip install "mof-vig[report]"' in found.text and "determiner" not in found.text
+
+
+def test_parts_of_speech() -> None:
+    pytest.importorskip("textblob")
+    words = ["A", "small", "dog", "quickly", "ran", "over", "two", "bridges", "and", "it", "barked"]
+    tags = ["determiner", "adjective", "noun", "adverb", "verb", "preposition", "number", "noun", "conjunction", "pronoun", "verb"]
+    assert parts_of_speech(words) == tags
+    assert parts_of_speech([]) == []
+
+
+@given(st.lists(st.from_regex(r"\A\w+\Z"), max_size=6))
+@settings(max_examples=200, deadline=None)
+def test_any_word_has_a_part_of_speech_or_none(words: list[str]) -> None:
+    pytest.importorskip("textblob")
+    assert len(parts_of_speech(words)) == len(words)
+
+
+# --- null images
+def brute_force_ranks(values: np.ndarray) -> list[float]:
+    return [sum(other < one for other in values) + (sum(other == one for other in values) + 1) / 2 for one in values]
+
+
+def test_rank_correlation() -> None:
+    rng = np.random.default_rng(0)
+    for ties in (3, 1000):
+        x, y = rng.integers(0, ties, 60) / 7, rng.integers(0, ties, 60) / 7
+        expected = np.corrcoef(brute_force_ranks(x), brute_force_ranks(y))[0, 1]
+        assert rank_correlation(x, y) == pytest.approx(expected)
+    assert rank_correlation(x, np.exp(x)) == pytest.approx(1) and rank_correlation(x, -x) == pytest.approx(-1)
+    assert rank_correlation(x, np.zeros(60)) is None
+
+
+def test_null_images_are_compared_by_record(tmp_path: Path, records: list[dict[str, Any]]) -> None:
+    items = [score_of(one, seed=i) for i, one in enumerate(records)]
+    opposite = [dataclasses.replace(one, vig=-one.vig, token_vig=-one.token_vig) for one in items]
+    runs = [scores_of(opposite[::-1], "zero"), scores_of(items), scores_of(items[:2], "drop")]
+    zero, blurred, drop = compare_nulls(runs)
+    assert (zero.name, blurred.name, drop.name) == ("zero", "blur", "drop")
+    assert zero.sample_correlation == pytest.approx(-1) and zero.token_correlation == pytest.approx(-1)
+    assert blurred.sample_correlation == pytest.approx(1) and drop.common == 2 and blurred.mean.mean == pytest.approx(-zero.mean.mean)
+    assert blurred.positive == sum(one.vig > 0 for one in items) / 4
+    found = write(tmp_path / "x.html", select(runs[1]), records, others=[runs[0], runs[2]])
+    assert re.search(r"zero 4 \S+ \S+ \S+ 4 \u22121.000 \u22121.000", found.text)
+
+
+def test_scores_of_another_model_are_refused(records: list[dict[str, Any]]) -> None:
+    items = [score_of(one) for one in records]
+    with pytest.raises(ValueError, match="differ in weights"):
+        compare_nulls([scores_of(items), scores_of(items, "zero", identity={"weights": "other"})])
+    with pytest.raises(ValueError, match="no record in common"):
+        compare_nulls([scores_of(items[:1]), scores_of(items[1:], "zero")])
+
+
+# --- charts
+def test_histogram_counts_every_value_once() -> None:
+    values = np.random.default_rng(0).normal(size=1000)
+    chart = histogram("x", values, Axis(-1, 2), 0.5, "records")
+    counts = [int(bin.label.split(": ")[1].split()[0]) for bin in chart.bins]
+    expected = np.histogram(values.clip(-1, np.nextafter(2, 0)), bins=48, range=(-1, 2))[0]
+    assert counts == expected.tolist() and sum(counts) == 1000 and max(bin.height for bin in chart.bins) == 1
+    assert chart.reach == (values >= 0.5).mean() and chart.highest == max(counts)
+
+
+def test_axes() -> None:
+    assert [label for _, label in Axis(-0.1, 0.4).ticks] == ["\u22120.1", "0.0", "0.1", "0.2", "0.3", "0.4"]
+    assert [label for _, label in Axis(0, 1000).ticks] == ["0", "200", "400", "600", "800", "1000"]
+    rng = random.Random(0)
+    for _ in range(200):
+        low = rng.uniform(-10, 10) * 10 ** rng.randint(-4, 4)
+        axis = Axis(low, low + rng.uniform(0.1, 10) * 10 ** rng.randint(-4, 4))
+        assert 2 <= len(axis.ticks) <= 7 and all(0 <= place <= 1 for place, _ in axis.ticks)
+    axis = axis_of(np.array([0.0, 0.0]))
+    assert axis.low < 0 < axis.high
+
+
+def test_means_and_bars() -> None:
+    assert Mean.of([1.0, 2.0, 6.0]) == pytest.approx((3.0, 3, np.sqrt(7 / 3)))  # variance (4 + 1 + 9) / 2
+    assert Mean.of([5.0]).error is None
+    chart = bar_chart({"low": Mean(-1.0, 3, 0.1), "high": Mean(2.0, 1, None)})
+    assert [name for name, _ in chart.rows] == ["high", "low"]
+    left, right = chart.interval(chart.rows[1][1])
+    assert left == pytest.approx(chart.axis.place(-1.196)) and right == pytest.approx(chart.axis.place(-0.804))

@@ -1,0 +1,93 @@
+"""How much a model looks at the image while it answers: attention from the answers to the image tokens, layer by layer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from rich.progress import track
+from torch import Tensor
+from transformers import PreTrainedModel, ProcessorMixin
+
+from encoders.images.reading import ImageError
+from mof.records import RecordError, to_record
+from mof.supervision import collate, encode_record
+from vig.pairs import RawRecord
+
+# Shapes: S = tokens of a record, A = answer tokens among them, H = heads, Y = layers.
+
+
+@dataclass(frozen=True)
+class ImageAttention:
+    """Shares of attention in [0, 1], means over answer tokens and heads."""
+
+    layers: list[float]
+    """[Y] share that goes to image tokens, the first layer first."""
+    even: float
+    """The share if attention were spread evenly over all tokens that can be seen: image tokens over tokens."""
+    answer_tokens: int
+    records: int
+    failures: dict[str, str]
+    """id -> reason, of records that were left out."""
+
+
+@torch.inference_mode()
+def image_attention(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    records: Sequence[RawRecord],
+    *,
+    image_folder: str | os.PathLike[str] | None = None,
+    max_length: int = 2048,
+    progress: bool = False,
+) -> ImageAttention:
+    """Attention from the positions that predict answer tokens to the image tokens before them.
+
+    Args:
+        model: any image-text-to-text model of transformers that puts image tokens between those of the text, loaded with
+            attn_implementation="eager", as no other gives its attention.
+        processor: its processor, which knows the `image_token_id`.
+        records: those without an image are passed over.
+
+    Raises:
+        ValueError: for a model that does not give its attention, a processor that does not know its image tokens, or when no
+            record with an image could be read.
+    """
+    image_token_id = getattr(processor, "image_token_id", None)
+    if image_token_id is None:
+        raise ValueError(f"{type(processor).__name__} has no image_token_id, so the image tokens cannot be told from the others")
+    model.eval()
+    total, even, answers, count = torch.zeros((), device=model.device), 0.0, 0, 0
+    failures: dict[str, str] = {}
+    for raw in track(records, "attention", disable=not progress):
+        try:
+            record = to_record(raw, image_folder)
+            if not record.images:
+                continue
+            example = encode_record(processor, record, max_length=max_length)
+        except (RecordError, ImageError) as error:
+            failures[str(raw.get("id"))] = str(error)
+            continue
+        batch = collate([example], 0)
+        del batch["labels"]
+        inputs = {name: value.to(model.device) for name, value in batch.items()}
+        attentions = model(**inputs, output_attentions=True, use_cache=False).attentions  # Y of [1, H, S, S]
+        is_image = example.input_ids == image_token_id  # [S]
+        places = example.answer_mask.nonzero().flatten() - 1  # [A]: a position predicts the token behind it
+        total = total + _shares(attentions, places.to(model.device), is_image.to(model.device))  # [Y]
+        even += float((is_image.cumsum(0)[places] / (places + 1)).sum())
+        answers, count = answers + len(places), count + 1
+    if not answers:
+        raise ValueError(
+            f"none of {len(records)} records has an image and an answer that could be read: {next(iter(failures.values()), '')}"
+        )
+    return ImageAttention((total / answers).tolist(), even / answers, answers, count, failures)
+
+
+def _shares(attentions: Sequence[Tensor] | None, places: Tensor, is_image: Tensor) -> Tensor:
+    """[Y] attention to the image, mean over heads and sum over places."""
+    if not attentions or any(one is None or one.shape[-2:] != (len(is_image),) * 2 for one in attentions):
+        raise ValueError('the model does not give its attention over all tokens; load it with attn_implementation="eager"')
+    return torch.stack([one[0, :, places][..., is_image].float().sum(-1).mean(0).sum() for one in attentions])

@@ -1,0 +1,120 @@
+"""Does a model believe its eyes? Questions about images, asked alone and after a false statement (arXiv 2503.02199)."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.progress import track
+from transformers import PreTrainedModel, ProcessorMixin
+
+from encoders.images.reading import read_image
+from mof.records import ImageSource
+
+Question = Mapping[str, Any]
+"""{"question", "image": file or open image, "options": [words], "answer": one of them}, also "false_statement" and "pair"."""
+
+NEEDED = ("question", "image", "options", "answer")
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Shares in [0, 1] of one way to ask."""
+
+    question_accuracy: float
+    pair_accuracy: float | None
+    """Share of the pairs with all questions right; None unless every question has a "pair"."""
+    wrong_option: float
+    """Share of the answers that name the option which the false statement claims."""
+    questions: int
+
+
+def misleading_text(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    questions: Sequence[Question],
+    *,
+    image_folder: str | os.PathLike[str] | None = None,
+    batch_size: int = 32,
+    max_new_tokens: int = 32,
+    progress: bool = False,
+) -> dict[str, Answered]:
+    """ "alone" and "misled" -> accuracy of the model's greedy answers.
+
+    An answer is right when it holds the right option and no other. Misled, the question stands behind its
+    "false_statement"; a question without one gets "The answer is X." with its first wrong option.
+
+    Raises:
+        ValueError: for no questions, or one that lacks an entry, whose answer is no option, or without a wrong option.
+    """
+    _check(questions)
+    claims = [next(option for option in one["options"] if option != one["answer"]) for one in questions]
+    statements = [one.get("false_statement") or f"The answer is {claim}." for one, claim in zip(questions, claims, strict=True)]
+    asked = {
+        "alone": [one["question"] for one in questions],
+        "misled": [f"{statement}\n{one['question']}" for one, statement in zip(questions, statements, strict=True)],
+    }
+    images = [
+        one["image"] if isinstance(one["image"], Image.Image) else os.path.join(image_folder or "", one["image"]) for one in questions
+    ]
+    found = {}
+    for name, texts in asked.items():
+        answers: list[str] = []
+        for start in track(range(0, len(texts), batch_size), f"answering, {name}", disable=not progress):
+            part = slice(start, start + batch_size)
+            answers += _answers(model, processor, texts[part], images[part], max_new_tokens)
+        found[name] = _score(questions, claims, answers)
+    return found
+
+
+def _check(questions: Sequence[Question]) -> None:
+    if not questions:
+        raise ValueError("there are no questions")
+    for number, one in enumerate(questions, start=1):
+        if missing := [key for key in NEEDED if key not in one]:
+            raise ValueError(f"question {number} has no {missing[0]!r}; expected {', '.join(NEEDED)}")
+        if one["answer"] not in one["options"] or len(set(one["options"])) < 2:
+            raise ValueError(f"question {number}: expected two options or more, {one['answer']!r} among them; got {one['options']}")
+
+
+@torch.inference_mode()
+def _answers(
+    model: PreTrainedModel, processor: ProcessorMixin, texts: Sequence[str], images: Sequence[ImageSource], max_new_tokens: int
+) -> list[str]:
+    model.eval()
+    messages = [
+        [{"role": "user", "content": [{"type": "image", "image": read_image(image)}, {"type": "text", "text": text}]}]
+        for text, image in zip(texts, images, strict=True)
+    ]
+    padding = {"padding": True, "padding_side": "left"}  # answers begin where the questions end
+    options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True, "return_tensors": "pt"}
+    inputs = processor.apply_chat_template(messages, **options, processor_kwargs=padding).to(model.device)
+    tokens = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)  # [B, L + new]
+    return processor.tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def _score(questions: Sequence[Question], claims: Sequence[str], answers: Sequence[str]) -> Answered:
+    named = [named_option(answer, one["options"]) for answer, one in zip(answers, questions, strict=True)]
+    right = [name == one["answer"] for name, one in zip(named, questions, strict=True)]
+    pairs: dict[str, list[bool]] = {}
+    for one, is_right in zip(questions, right, strict=True):
+        if "pair" in one:
+            pairs.setdefault(one["pair"], []).append(is_right)
+    paired = sum(map(len, pairs.values())) == len(questions)
+    return Answered(
+        question_accuracy=sum(right) / len(right),
+        pair_accuracy=sum(map(all, pairs.values())) / len(pairs) if paired else None,
+        wrong_option=sum(name == claim for name, claim in zip(named, claims, strict=True)) / len(named),
+        questions=len(right),
+    )
+
+
+def named_option(answer: str, options: Sequence[str]) -> str | None:
+    """The one option that the answer holds as a word; None when it holds none of them, or several."""
+    found = [option for option in options if re.search(rf"(?<!\w){re.escape(option)}(?!\w)", answer, re.IGNORECASE)]
+    return found[0] if len(found) == 1 else None

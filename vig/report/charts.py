@@ -1,0 +1,121 @@
+"""Charts as plain numbers between 0 and 1, which the page's template draws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vig.means import Mean
+
+# Shapes: N = values, B = bins.
+
+BINS = 48
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A stretch of nats."""
+
+    low: float
+    high: float
+
+    def place(self, value: float) -> float:
+        """0 at the low end, 1 at the high end; what lies beyond an end is put there."""
+        return min(max((value - self.low) / (self.high - self.low), 0.0), 1.0)
+
+    @property
+    def ticks(self) -> list[tuple[float, str]]:
+        """Place and label of round numbers, some five of them."""
+        raw = (self.high - self.low) / 5
+        power = 10.0 ** math.floor(math.log10(raw))
+        step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * 0.999)
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+        return [(self.place(k * step), f"{k * step:.{decimals}f}".replace("-", "\u2212")) for k in range(first, last + 1)]
+
+
+def axis_of(values: NDArray[np.floating]) -> Axis:
+    """Wide enough for all values but the outermost two in a thousand, and for 0."""
+    low, high = np.quantile(values, [0.001, 0.999]).tolist()
+    low, high = min(low, 0.0), max(high, 0.0)
+    margin = 0.02 * (high - low) or 0.5
+    return Axis(low - margin, high + margin)
+
+
+@dataclass(frozen=True)
+class Bin:
+    """One column of a histogram."""
+
+    left: float
+    """Place of its left edge."""
+    width: float
+    height: float
+    """1 for the highest; proportional to the count, or to its logarithm."""
+    label: str
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How many values lie where; those beyond the ends of the axis are counted in the outermost columns."""
+
+    title: str
+    axis: Axis
+    bins: list[Bin]
+    highest: int
+    """How many values the highest column counts."""
+    unit: str
+    log: bool
+    mean: Mean
+    threshold: float | None
+    """In nats, drawn where there is one."""
+    reach: float
+    """Share of the values that reach the threshold."""
+
+
+def histogram(title: str, values: NDArray[np.floating], axis: Axis, threshold: float | None, unit: str, *, log: bool = False) -> Histogram:
+    """Of at least one value.
+
+    Args:
+        unit: what is counted, such as "records".
+        log: columns as high as the logarithm of their count + 1, so that rare values show beside very frequent ones.
+    """
+    places = (values - axis.low) / (axis.high - axis.low) * BINS  # [N]
+    counts = np.bincount(places.astype(np.int64).clip(0, BINS - 1), minlength=BINS)  # [B]
+    width = (axis.high - axis.low) / BINS
+    heights = np.log1p(counts) if log else counts  # [B]
+    heights = heights / heights.max()  # [B]
+    bins = []
+    for i, count in enumerate(counts.tolist()):
+        left = axis.low + i * width
+        label = f"{left:.3f} to {left + width:.3f} nats: {count:,} {unit}"
+        bins.append(Bin(i / BINS, 1 / BINS, float(heights[i]), label))
+    threshold = threshold if threshold is not None and math.isfinite(threshold) else None
+    reach = 0.0 if threshold is None else float((values >= threshold).mean())
+    return Histogram(title, axis, bins, int(counts.max()), unit, log, Mean.of(values), threshold, reach)
+
+
+@dataclass(frozen=True)
+class BarChart:
+    """A bar per group: its mean, and where the mean lies with 95 % confidence."""
+
+    axis: Axis
+    rows: list[tuple[str, Mean]]
+
+    def interval(self, mean: Mean) -> tuple[float, float]:
+        """Places of the two ends."""
+        error = 1.96 * (mean.error or 0.0)
+        return self.axis.place(mean.mean - error), self.axis.place(mean.mean + error)
+
+
+def bar_chart(means: Mapping[str, Mean]) -> BarChart:
+    """The highest mean first. Of at least one group."""
+    rows = sorted(means.items(), key=lambda row: (-row[1].mean, row[0]))
+    return BarChart(axis_of(np.array(_ends(list(means.values())))), rows)
+
+
+def _ends(means: Sequence[Mean]) -> list[float]:
+    return [mean.mean + sign * 1.96 * (mean.error or 0.0) for mean in means for sign in (-1, 1)]

@@ -1,0 +1,23 @@
+"""Models that save_pretrained wrote into a folder, any image-text-to-text model of transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+
+def load_model(folder: Path, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """The model, on the GPU where there is one, with its processor. ValueError for a folder without a model."""
+    processor = load_processor(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder, **options)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
+
+
+def load_processor(folder: Path) -> ProcessorMixin:
+    """ValueError for a folder without a model."""
+    if not (folder / "config.json").is_file():  # or transformers takes a mistyped folder for a name on the hub
+        raise ValueError(f"{folder} holds no config.json: expected a folder that save_pretrained wrote")
+    return AutoProcessor.from_pretrained(folder)
