@@ -3,12 +3,14 @@
 Two forms are read, and nothing else about a data set is assumed:
     {"id": "7", "image": "cat.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"}, {"from": "gpt", ...}]}
     {"id": "7", "images": ["cat.jpg"], "messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", ...}]}, ...]}
+or, in place of the second, the list of messages alone, with the images in their parts: {"type": "image", "image": "cat.jpg"}.
 Everything wrong with a record is a `RecordError` that names the record.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -61,14 +63,15 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return [_parse_json(line, f"{path}, line {number}") for number, line in lines if line.strip()]
 
 
-def to_record(raw: Mapping[str, Any], image_folder: str | os.PathLike[str] | None = None) -> Record:
+def to_record(raw: Any, image_folder: str | os.PathLike[str] | None = None) -> Record:
     """Check a raw dict and bring it into the one form that everything else works on.
 
     A leading assistant turn is dropped, as LLaVA does (its instruction mix holds a few). White space next to an image
     placeholder is dropped too: how an image is set off from the text is the chat template's business.
 
     Args:
-        raw: a LLaVA dict or a dict of chat messages (see the module's docstring).
+        raw: a LLaVA dict, a dict of chat messages or a list of them (see the module's docstring). An image is a path, an
+            open PIL image, or as Hugging Face data sets keep it, {"bytes": ..., "path": ...} with one of both.
         image_folder: joined in front of relative image paths.
 
     Raises:
@@ -76,6 +79,10 @@ def to_record(raw: Mapping[str, Any], image_folder: str | os.PathLike[str] | Non
             that is not the number of images, or an image file that does not exist.
     """
     name = record_id(raw)
+    if HALF_CHARACTER.search(name):
+        raise RecordError(f"record {name!r}: the id holds half of a surrogate pair, which no file takes")
+    if _is_messages(raw):
+        raw = {"messages": raw}
     if not isinstance(raw, Mapping):
         raise RecordError(f"record {name!r}: expected a dict, got {raw!r}")
     turns = _turns(name, raw)
@@ -83,7 +90,7 @@ def to_record(raw: Mapping[str, Any], image_folder: str | os.PathLike[str] | Non
     if messages and messages[0]["role"] == "assistant":
         messages = messages[1:]
     _check_roles(name, messages)
-    images = [_resolve(name, image, image_folder) for image in _images(raw, turns)]
+    images = [_resolve(name, image, image_folder) for image in images_of(raw)]
     placeholders = sum(part["type"] == "image" for message in messages for part in message["content"])
     if placeholders != len(images):
         raise RecordError(
@@ -91,6 +98,26 @@ def to_record(raw: Mapping[str, Any], image_folder: str | os.PathLike[str] | Non
             "write one placeholder per image into the user's text"
         )
     return Record(name, messages, images)
+
+
+def images_of(raw: Any) -> list[Any]:
+    """The images of a raw record as it names them: under `image` or `images`, absent, one or a list, or else inside of its
+    message parts. Nothing is checked; what is no record has none.
+    """
+    if _is_messages(raw):
+        raw = {"messages": raw}
+    if not isinstance(raw, Mapping):
+        return []
+    images = _first(raw, "images", "image")
+    if images is None:
+        turns = _first(raw, "conversations", "messages")
+        contents = [turn.get("content") for turn in turns if isinstance(turn, Mapping)] if isinstance(turns, list) else []
+        parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, Mapping)]
+        found = [_first(part, "image", "path", "url") for part in parts if part.get("type") == "image"]
+        return [image for image in found if image is not None]
+    if isinstance(images, str) and not images:
+        return []
+    return list(images) if isinstance(images, (list, tuple)) else [images]
 
 
 def record_id(raw: Any) -> str:
@@ -106,8 +133,18 @@ def record_id(raw: Any) -> str:
 
 
 def digest(value: Any) -> str:
-    """16 hex digits of the SHA-256 of a JSON-able value, which may hold PIL images."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=_plain).encode()).hexdigest()[:16]
+    """16 hex digits of the SHA-256 of a JSON-able value, which may hold PIL images and bytes."""
+    try:
+        text = json.dumps(value, sort_keys=True, default=_plain)
+    except TypeError:  # keys that JSON has not, or that cannot be sorted
+        text = json.dumps(_with_text_keys(value), sort_keys=True, default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _with_text_keys(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {f"{type(key).__name__} {key}": _with_text_keys(one) for key, one in value.items()}
+    return [_with_text_keys(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def _parse_json(text: str, where: str) -> Any:
@@ -118,7 +155,9 @@ def _parse_json(text: str, where: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON cannot say: the pixels of an image by their hash, anything else by its text."""
+    """What JSON cannot say: bytes and the pixels of an image by their hash, anything else by its text."""
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).hexdigest()
     if not isinstance(value, Image.Image):
         return str(value)
     try:
@@ -129,7 +168,7 @@ def _plain(value: Any) -> Any:
 
 
 def _turns(name: str, raw: Mapping[str, Any]) -> list[Any]:
-    turns = raw.get("conversations", raw.get("messages"))
+    turns = _first(raw, "conversations", "messages")
     if not isinstance(turns, list) or not turns:
         raise RecordError(f"record {name!r}: expected a list under 'conversations' or 'messages', got {turns!r}")
     return turns
@@ -138,10 +177,10 @@ def _turns(name: str, raw: Mapping[str, Any]) -> list[Any]:
 def _to_message(name: str, turn: Any) -> dict[str, Any]:
     if not isinstance(turn, Mapping):
         raise RecordError(f"record {name!r}: expected a dict for each message, got {turn!r}")
-    role = turn.get("from", turn.get("role"))
+    role = _first(turn, "from", "role")
     if not isinstance(role, str) or role not in ROLES:
         raise RecordError(f"record {name!r}: unknown role {role!r}; expected one of {', '.join(ROLES)}")
-    content = turn.get("value", turn.get("content"))
+    content = _first(turn, "value", "content")
     if isinstance(content, str):
         parts = _split(content)
     elif isinstance(content, list):
@@ -187,19 +226,23 @@ def _check_roles(name: str, messages: list[dict[str, Any]]) -> None:
         )
 
 
-def _images(raw: Mapping[str, Any], turns: list[Mapping[str, Any]]) -> list[Any]:
-    """`image` or `images`: absent, one, or a list. Images inside message parts count when neither is given."""
-    images = raw.get("image") if raw.get("images") is None else raw["images"]
-    if images is None:
-        contents = [turn.get("content") for turn in turns]
-        parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, Mapping)]
-        return [part[key] for part in parts for key in ("image", "path", "url") if part.get("type") == "image" and key in part]
-    if images == "":
-        return []
-    return list(images) if isinstance(images, (list, tuple)) else [images]
+def _is_messages(raw: Any) -> bool:
+    return isinstance(raw, list) and all(isinstance(turn, Mapping) and "role" in turn for turn in raw)
+
+
+def _first(raw: Mapping[str, Any], *keys: str) -> Any:
+    """What is under the first of the keys that holds anything: a table has all of its columns in every row."""
+    return next((raw[key] for key in keys if raw.get(key) is not None), None)
 
 
 def _resolve(name: str, image: Any, folder: str | os.PathLike[str] | None) -> ImageSource:
+    if isinstance(image, Mapping) and image.keys() & {"bytes", "path"}:
+        image = _first(image, "bytes", "path")
+    if isinstance(image, bytes):
+        try:
+            return Image.open(io.BytesIO(image))  # decoded when it is wanted
+        except Exception as error:  # Pillow's readers raise many kinds for bad bytes
+            raise RecordError(f"record {name!r}: cannot be read as an image ({type(error).__name__}: {error})") from error
     if isinstance(image, Image.Image):
         return image
     if not isinstance(image, (str, os.PathLike)):

@@ -50,6 +50,10 @@ class Example:
     """bool [T]: the assistant's tokens of every turn, with the end-of-turn tokens that the template puts into its spans."""
     images: dict[str, Tensor] = field(default_factory=dict)
     """What else the processor gives, such as pixel_values; empty without images."""
+    answer: str = ""
+    """The answers of all turns one after the other, as the chat template writes them, end-of-turn marks included."""
+    characters: Tensor = field(default_factory=lambda: torch.empty(0, 2, dtype=torch.int64))
+    """int64 [A, 2]: each answer token is characters start..end-1 of `answer`. Tokens that share a character both have it."""
 
 
 def encode_record(
@@ -87,15 +91,18 @@ def encode_record(
     try:
         nested = [images] if images else None  # one list per conversation: some processors cut up a lone image only
         outputs = dict(processor(text=[text], images=nested, add_special_tokens=specials, return_tensors="pt"))
-    except ValueError as error:
-        raise RecordError(f"record {record.id!r}: {error}") from error
+    except Exception as error:
+        raise _refused(record, error) from error
     input_ids = outputs.pop("input_ids")[0]  # [T]
     outputs.pop("attention_mask", None)
     plain = processor.tokenizer(text, add_special_tokens=specials, return_offsets_mapping=True)
     answers = _answers(plain["offset_mapping"], spans)
     image_token_id = getattr(processor, "image_token_id", None)  # None: a processor that expands nothing
-    mask = _align(record.id, plain["input_ids"], answers, input_ids.tolist(), image_token_id)
-    return _cut(Example(record.id, input_ids, torch.tensor(mask), outputs), image_token_id, max_length)
+    inside = [characters is not None for characters in answers]
+    mask = _align(record.id, plain["input_ids"], inside, input_ids.tolist(), image_token_id)
+    answer = "".join(text[start:end] for start, end in spans)
+    characters = torch.tensor([span for span in answers if span is not None], dtype=torch.int64).reshape(-1, 2)  # [A, 2]
+    return _cut(Example(record.id, input_ids, torch.tensor(mask), outputs, answer, characters), image_token_id, max_length)
 
 
 def _encode_suffix(
@@ -108,14 +115,23 @@ def _encode_suffix(
         )
     start, end = spans[0]
     answer = text[start:end].removesuffix(processor.tokenizer.eos_token)  # which the processor adds
+    question = {"text": [text[:start]], "images": [images] if images else None}
     try:
-        outputs = dict(processor(text=[text[:start]], suffix=[answer], images=[images] if images else None, return_tensors="pt"))
-    except ValueError as error:
-        raise RecordError(f"record {record.id!r}: {error}") from error
+        outputs = dict(processor(**question, suffix=[answer], return_offsets_mapping=True, return_tensors="pt"))
+    except Exception as error:
+        raise _refused(record, error) from error
     input_ids, types = outputs.pop("input_ids")[0], outputs["token_type_ids"][0]  # [T], [T]
+    characters = outputs.pop("offset_mapping")[0][types == 1]  # [A, 2]
     for key in ("attention_mask", "labels"):
         outputs.pop(key, None)
-    return _cut(Example(record.id, input_ids, types == 1, outputs), processor.image_token_id, max_length)
+    answer += processor.tokenizer.eos_token
+    return _cut(Example(record.id, input_ids, types == 1, outputs, answer, characters), processor.image_token_id, max_length)
+
+
+def _refused(record: Record, error: Exception) -> RecordError:
+    """Processors raise many kinds for images of odd shapes, or for texts with marks that they read as images."""
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return RecordError(f"record {record.id!r}: {kind}{error}")
 
 
 def _cut(example: Example, image_token_id: int | None, max_length: int) -> Example:
@@ -123,7 +139,9 @@ def _cut(example: Example, image_token_id: int | None, max_length: int) -> Examp
     _refuse_cut_image(example.id, example.input_ids, image_token_id, max_length)
     per_token = {key: example.images[key][0, :max_length] for key in PER_TOKEN if key in example.images}  # [T]
     ids, mask = example.input_ids[:max_length], example.answer_mask[:max_length]  # [T], [T]
-    return Example(example.id, ids, mask, example.images | per_token)
+    characters = example.characters[: int(mask.sum())]  # [A, 2]
+    answer = example.answer[: int(characters[-1, 1]) if len(characters) else 0]
+    return Example(example.id, ids, mask, example.images | per_token, answer, characters)
 
 
 def _render(processor: ProcessorMixin, record: Record) -> tuple[str, list[Span]]:
@@ -154,16 +172,19 @@ def _render(processor: ProcessorMixin, record: Record) -> tuple[str, list[Span]]
     return texts[0], spans[0]
 
 
-def _answers(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
-    """Per token, whether it is in an answer: all from the first token that overlaps a span to the last.
+def _answers(offsets: Sequence[Span], spans: Sequence[Span]) -> list[Span | None]:
+    """Per token, its characters in all answers put together, or None outside: from the first that overlaps a span to the last.
 
     Some tokenizers trim white space off their offsets; a token of nothing else is then an empty span at its end.
     """
-    answers = [False] * len(offsets)
+    answers: list[Span | None] = [None] * len(offsets)
+    before = 0  # characters of the answers before this one
     for start, end in spans:
         inside = [i for i, (left, right) in enumerate(offsets) if right > start and (left < end or left == right == end)]
-        if inside:
-            answers[inside[0] : inside[-1] + 1] = [True] * (inside[-1] + 1 - inside[0])
+        for i in range(inside[0], inside[-1] + 1) if inside else ():
+            left, right = (before + min(max(place, start), end) - start for place in offsets[i])
+            answers[i] = (left, right)
+        before += end - start
     return answers
 
 

@@ -178,12 +178,11 @@ def run_row(row: Row, setting: Setting, records: RunData, run: RunFolder, seed: 
 
     def choose(folder: Path) -> dict[str, Any]:
         start = time.monotonic()
-        if PartialState().is_main_process:  # one process scores; the others wait
-            model, processor = load(aligned)
-            score(
-                model.to(PartialState().device), processor, records.finetune, folder, setting.null, batch_size=setting.score_batch_size,
-                max_length=setting.max_length,
-            )  # fmt: skip
+        model, processor = load(aligned)
+        score(
+            model.to(PartialState().device), processor, records.finetune, folder, setting.null, batch_size=setting.score_batch_size,
+            max_length=setting.max_length,
+        )  # fmt: skip
         return {"seconds": time.monotonic() - start}
 
     def finetune(folder: Path) -> dict[str, Any]:
@@ -261,7 +260,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
-    # Several processes on CPUs find each other only when asked to; while one of them scores, the others wait, however long.
+    # Several processes on CPUs find each other only when asked to; where one of them has more to do, the others wait, however long.
     PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
     console.quiet = not PartialState().is_main_process
     setting = read_setting(args.config, **({"strict": True} if args.strict else {}))

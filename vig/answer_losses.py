@@ -53,6 +53,14 @@ class AnswerLosses:
             groups: examples; those of a group have the same images and the same first `prefix` tokens.
             prefix: 0 shares nothing.
         """
+        ways = self._may_share, self._head
+        try:
+            return self._fastest(groups, prefix)
+        except Exception:  # not even plainly: that is the batch's fault, and says nothing about the ways that were given up
+            self._may_share, self._head = ways
+            raise
+
+    def _fastest(self, groups: Groups, prefix: int) -> Tensor:
         if prefix and self._may_share and self._head is not None:
             losses = self._checked_losses(groups, prefix, "computes what comes before the question for every record anew")
             if losses is not None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
 
-from vig.pairs import Pair, RawRecord
+from mof.records import digest, images_of
+from vig.pairs import Pair, Row
 
 
 @dataclass(frozen=True)
@@ -67,19 +69,21 @@ def _fitting(batch: Batch, batch_tokens: int, batch_size: int) -> Iterator[Batch
             yield from _fitting(Batch([half], batch.prefix), batch_tokens, batch_size)
 
 
-def by_image(records: Sequence[RawRecord]) -> list[RawRecord]:
+def by_image(records: Sequence[Row]) -> list[Row]:
     """The records in the order in which their images come up first, so that those on the same images are neighbours."""
     places: dict[Any, int] = {}
-    return sorted(records, key=lambda raw: places.setdefault(_images_of(raw), len(places)))
+
+    def place(raw: Row) -> int:
+        return places.setdefault(tuple(map(_name, images_of(raw))) or id(raw), len(places))
+
+    return sorted(records, key=place)
 
 
-def _images_of(raw: Any) -> Any:
-    """The image files of a raw record, or which objects hold its images; the record itself if it names none."""
-    images = raw.get("images", raw.get("image")) if isinstance(raw, Mapping) else None
-    if not images:
-        return id(raw)
-    some = images if isinstance(images, (list, tuple)) else [images]
-    return tuple(id(image) if isinstance(image, Image.Image) else str(image) for image in some)
+def _name(image: Any) -> Any:
+    """Equal for the same file, or the same object in memory."""
+    if isinstance(image, (str, os.PathLike)):
+        return str(image)
+    return id(image) if isinstance(image, Image.Image) else digest(image)
 
 
 def windows(pairs: Iterable[Pair | None], tokens: int, records: int) -> Iterator[list[Pair | None]]:

@@ -99,7 +99,7 @@ class NullImages:
         nulls = list(images)
         for index in self._replaced(record_id, len(images)):
             key = hashlib.sha256(f"{self._seed}:{pixel_digest(images[index])}".encode()).digest()[:8]
-            nulls[index] = self._make(images[index], np.random.default_rng(int.from_bytes(key)), self._donors)
+            nulls[index] = self._make(images[index], np.random.default_rng(int.from_bytes(key, "big")), self._donors)
         for image, null in zip(images, nulls, strict=True):
             if null.size != image.size:
                 raise ValueError(

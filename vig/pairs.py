@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
@@ -22,12 +21,33 @@ from mof.records import ImageSource, Record, RecordError, digest, record_id, to_
 from mof.supervision import PER_TOKEN, Example, encode_record
 from vig.nulls import NullImages, pixel_digest
 from vig.prefix_cache import part
+from vig.remembered_images import with_remembered_images
 
 # Shapes: L = tokens of a record, T = answer tokens among them, E = end-of-turn tokens among those.
 
 logger = logging.getLogger(__name__)
 
-RawRecord = Mapping[str, Any]  # as `mof.records.to_record` reads it
+RawRecord = Mapping[str, Any] | list[Any]  # as `mof.records.to_record` reads it
+
+
+@dataclass(frozen=True)
+class UnreadableRow:
+    """Stands for a row of a table that could not be had, as when the table decodes a broken image."""
+
+    id: str
+    reason: str
+
+
+Row = RawRecord | UnreadableRow
+
+
+@runtime_checkable
+class Table(Protocol):
+    """What gives rows by their index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +70,7 @@ class Pair:
 class _Images:
     """The images of the last record, as the next one is often on the same."""
 
-    sources: list[str | Image.Image]
+    sources: list[ImageSource]
     shown: list[Any]
     """RGB images, or `StoredImage`s."""
     digest: str
@@ -76,11 +96,15 @@ class PairReader:
 
     def __post_init__(self) -> None:
         self._special_ids = _special_ids(self.processor.tokenizer)
+        self._processor = with_remembered_images(self.processor)
         self._last = _Images([], [], "")
 
-    def read(self, raw: RawRecord) -> Pair | None:
+    def read(self, raw: Row) -> Pair | None:
         """None for a record without an image, and for one that cannot be read or has no answer."""
-        id = record_id(raw)
+        id = id_of(raw)
+        if isinstance(raw, UnreadableRow):
+            self.fail(id, raw.reason)
+            return None
         try:
             return self._pair(to_record(raw, self.image_folder), digest(raw))
         except (RecordError, ImageError) as error:
@@ -89,7 +113,7 @@ class PairReader:
 
     def _pair(self, record: Record, digest: str) -> Pair | None:
         images = self._read_images(record)
-        clean = encode_record(self.processor, record, max_length=self.max_length, images=images.shown)
+        clean = encode_record(self._processor, record, max_length=self.max_length, images=images.shown)
         if not clean.answer_mask.any():
             raise RecordError(f"no answer token within max_length={self.max_length}")
         if not record.images:  # only now: training takes text-only records unscored, so they must have passed the checks
@@ -102,12 +126,13 @@ class PairReader:
         return Pair(record.id, digest, clean, null, turn_ends, images.digest, self._prefix(clean))
 
     def _read_images(self, record: Record) -> _Images:
-        """Decoded once for neighbours on the same images."""
-        if record.images != self._last.sources or not record.images:
+        """What is made of them is made once for neighbours on the same images."""
+        if not record.images or not _same(record.images, self._last.sources):
             try:
-                self._last = self._shown(list(record.images))
+                images = self._shown(list(record.images))
             except ImageError as error:
                 raise ImageError(f"record {record.id!r}: {error}") from error
+            self._last = replace(self._last, sources=images.sources) if images.digest == self._last.digest else images
         return self._last
 
     def _shown(self, sources: list[ImageSource]) -> _Images:
@@ -129,7 +154,7 @@ class PairReader:
     def _encode_without(self, record: Record, clean: Example) -> Example:
         """The conversation without the image or images. What is left of its answers is cut where the clean ones are."""
         shorter = self.nulls.drop_from(record)
-        example = encode_record(self.processor, shorter, max_length=self.max_length)
+        example = encode_record(self._processor, shorter, max_length=self.max_length)
         places = example.answer_mask.nonzero().flatten()[: int(clean.answer_mask.sum())]  # [T]
         if not torch.equal(example.input_ids[places], clean.input_ids[clean.answer_mask]):
             raise RecordError(f"record {record.id!r}: its answers have other tokens when the image is dropped")
@@ -149,8 +174,30 @@ class PairReader:
         self.failures[id] = reason
 
 
+def _same(images: Sequence[ImageSource], others: Sequence[ImageSource]) -> bool:
+    """Whether they are the same files, or the same objects in memory; nothing is decoded for it."""
+    same = (a is b or (isinstance(a, str) and isinstance(b, str) and a == b) for a, b in zip(images, others, strict=False))
+    return len(images) == len(others) and all(same)
+
+
 def _of_images(example: Example) -> dict[str, Tensor]:
     return {key: value for key, value in example.images.items() if key not in PER_TOKEN}
+
+
+def rows(records: Iterable[RawRecord]) -> Iterator[Row]:
+    """One record after the other; of a table with an index (a Hugging Face data set), the rows that can be had."""
+    if isinstance(records, (Sequence, Iterator)) or not isinstance(records, Table):
+        yield from records
+        return
+    for index in range(len(records)):
+        try:
+            yield records[index]
+        except Exception as error:  # of whatever decodes the row
+            yield UnreadableRow(f"row {index}", f"{type(error).__name__}: {error}")
+
+
+def id_of(raw: Row) -> str:
+    return raw.id if isinstance(raw, UnreadableRow) else record_id(raw)
 
 
 def unique_ids(records: Sequence[RawRecord]) -> list[str]:

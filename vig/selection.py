@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mof.records import RecordError, to_record
-from vig.pairs import RawRecord, record_id
+from vig.pairs import RawRecord, id_of, rows
 from vig.scores import Score, Scores
 from vig.selection_summary import Counts, Summary
 from vig.sources import NO_SOURCE
@@ -82,16 +82,16 @@ class Selection:
         an image, or that cannot be read.
         """
         scored, text_only, chosen, unknown = set(self.scores.ids), set(self.scores.manifest["text_only"]), [], 0
-        for record in records:
-            id = record_id(record)
+        for record in rows(records):
+            id = id_of(record)
             if id in self.token_masks and self.token_weights is not None:
-                chosen.append({**record, "token_weights": self.token_weights[id].tolist()})
+                chosen.append({**_as_dict(record, id), "token_weights": self.token_weights[id].tolist()})
             elif id in self.token_masks:
-                chosen.append({**record, "token_mask": self.token_masks[id].tolist()})
+                chosen.append({**_as_dict(record, id), "token_mask": self.token_masks[id].tolist()})
             elif id in scored or id in self.scores.failures:
                 continue
             elif id in text_only or _is_text_only(record):
-                chosen.append(dict(record))
+                chosen.append(_as_dict(record, id))
             else:
                 unknown += 1
         if unknown:
@@ -224,6 +224,11 @@ def _without(mask: NDArray[np.bool_], turn_ends: NDArray[np.int64]) -> NDArray[n
     mask = mask.copy()
     mask[turn_ends] = False
     return mask
+
+
+def _as_dict(record: Any, id: str) -> dict[str, Any]:
+    """A list of messages has no place for what a selection adds."""
+    return dict(record) if isinstance(record, Mapping) else {"id": id, "messages": record}
 
 
 def _is_text_only(record: Any) -> bool:

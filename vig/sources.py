@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
-from vig.pairs import RawRecord, record_id
+from vig.pairs import RawRecord, id_of, rows
 
 NO_SOURCE = "(none)"
 
@@ -16,7 +16,7 @@ def record_sources(records: Iterable[RawRecord], key: str = "source") -> dict[st
 
     With the key "image" it is the top folder of the record's (first) image: "ocr_vqa" for "ocr_vqa/images/1.jpg".
     """
-    return {record_id(record): _source(record, key) for record in records}
+    return {id_of(record): _source(record, key) for record in rows(records)}
 
 
 def _source(record: Any, key: str) -> str:

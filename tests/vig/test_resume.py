@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-import vig.scoring
+import vig.scorer
 from vig import Score, load_scores, score
 from vig.manifest import weights_fingerprint
 
@@ -26,7 +26,7 @@ CONFTEST = Path(__file__).with_name("conftest.py")
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch) -> None:
-    monkeypatch.setattr(vig.scoring, "SHARD_RECORDS", 2)
+    monkeypatch.setattr(vig.scorer, "SHARD_RECORDS", 2)
 
 
 def assert_same(a: Sequence[Score], b: Sequence[Score], atol: float = 0.0) -> None:
@@ -67,7 +67,7 @@ def test_manifest_says_what_was_run(llava, records, image_folder, tmp_path) -> N
 
 
 def raise_after(monkeypatch, batches: int) -> None:
-    original, calls = vig.scoring._score_batch, []
+    original, calls = vig.scorer.Scorer._batch, []
 
     def limited(*args):
         calls.append(args)
@@ -75,7 +75,7 @@ def raise_after(monkeypatch, batches: int) -> None:
             raise KeyboardInterrupt
         return original(*args)
 
-    monkeypatch.setattr(vig.scoring, "_score_batch", limited)
+    monkeypatch.setattr(vig.scorer.Scorer, "_batch", limited)
 
 
 @pytest.mark.parametrize("batches", [0, 1, 2, 4])
@@ -111,13 +111,13 @@ def test_a_failed_record_is_tried_again(llava, records, image_folder, tmp_path) 
 
 def test_partial_files_never_count(llava, records, image_folder, tmp_path) -> None:
     one = score(*llava, records, tmp_path, image_folder=image_folder)
-    shard = (tmp_path / "shard-00000.parquet").read_bytes()
-    (tmp_path / "shard-00009.parquet.tmp").write_bytes(shard[: len(shard) // 2])
+    shard = (tmp_path / "shard-0000-00000.parquet").read_bytes()
+    (tmp_path / "shard-0000-00009.parquet.0.tmp").write_bytes(shard[: len(shard) // 2])
     assert_same(load_scores(tmp_path), one)
     assert_same(score(*llava, records, tmp_path, image_folder=image_folder), one)
     assert not list(tmp_path.glob("*.tmp"))
-    (tmp_path / "shard-00000.parquet").write_bytes(shard[: len(shard) // 2])  # a damaged disk
-    with pytest.raises(ValueError, match=r"shard-00000\.parquet cannot be read.*delete it"):
+    (tmp_path / "shard-0000-00000.parquet").write_bytes(shard[: len(shard) // 2])  # a damaged disk
+    with pytest.raises(ValueError, match=r"shard-0000-00000\.parquet cannot be read.*delete it"):
         load_scores(tmp_path)
 
 
@@ -125,7 +125,7 @@ def test_partial_files_never_count(llava, records, image_folder, tmp_path) -> No
 def test_a_missing_shard_is_not_fewer_scores(llava, records, image_folder, tmp_path, lost, left) -> None:
     one = score(*llava, records, tmp_path, image_folder=image_folder, batch_size=2)
     for number in lost:
-        (tmp_path / f"shard-{number:05d}.parquet").unlink()
+        (tmp_path / f"shard-0000-{number:05d}.parquet").unlink()
     with pytest.raises(ValueError, match=f"saved 5 scores, but the shards hold {left};.*score again with this folder"):
         load_scores(tmp_path)
     assert_same(score(*llava, records, tmp_path, image_folder=image_folder, batch_size=2), one, atol=1e-5)  # as it says
@@ -211,17 +211,17 @@ import runpy, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-import vig.scoring
+import vig.scorer
 conftest, images, output = sys.argv[1:]
 tools = runpy.run_path(conftest)
-vig.scoring.SHARD_RECORDS = 2
-original = vig.scoring._score_batch
+vig.scorer.SHARD_RECORDS = 2
+original = vig.scorer.Scorer._batch
 def slow(*args):
     time.sleep(0.1)
     return original(*args)
-vig.scoring._score_batch = slow
+vig.scorer.Scorer._batch = slow
 records = tools["build_records"](Path(images), 12)
-vig.scoring.score(*tools["build_llava"](), records, output, image_folder=images, batch_size=1)
+vig.score(*tools["build_llava"](), records, output, image_folder=images, batch_size=1)
 """
 
 

@@ -50,7 +50,7 @@ def test_sharing_and_buckets_change_nothing(llava, many, image_folder, null, mon
     assert_same(score(*llava, many, null=null, image_folder=image_folder, batch_tokens=200), alone)
     assert max(np.abs(values).max() for values in by_id(alone).values()) > 0.05
     if null != "shuffle":
-        monkeypatch.setattr("vig.scoring.WINDOW_BATCHES", 1)
+        monkeypatch.setattr("vig.scorer.WINDOW_BATCHES", 1)
         assert_same(score(*llava, iter(many), null=null, image_folder=image_folder, batch_size=4), alone)
 
 
