@@ -1,8 +1,9 @@
 """Two frozen encoders into a language model: align -> score -> select -> finetune -> evaluate.
 
-The embedded miniature, then the full study on it:
+The embedded miniature, then the two studies on it:
     python recipes/train_llava_mof_vig.py
-    python recipes/train_llava_mof_vig.py --compare --seeds 0 1 2 --output_dir runs/compare
+    python recipes/train_llava_mof_vig.py --compare fusion --seeds 0 1 2 --output_dir runs/fusion
+    python recipes/train_llava_mof_vig.py --compare selection --seeds 0 1 2 --output_dir runs/selection
 
 A real language model on real photos; LLaVA-1.5 on eight GPUs, planned and run:
     python recipes/train_llava_mof_vig.py --config recipes/configs/smollm2_photos.yaml --data_dir DATA
@@ -30,65 +31,23 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, TrainingArg
 
 from encoders import build_encoder
 from mof import MoFForConditionalGeneration, MoFProcessor
-from mof.adapter import SSL_RATIOS, build_mixer
+from mof.adapter import build_mixer
 from mof.evals.answerers import LocalModel
 from mof.evals.mmvp import measure
 from mof.language_models import load_language_model
 from mof.miniature import write_dataset
 from mof.training.plan import plan
 from mof.training.plots import plot_study, require_matplotlib
+from mof.training.rows import COMPARISONS, Row, table_rows
 from mof.training.run_data import RunData, read_run_data
 from mof.training.run_folder import RunFolder
 from mof.training.settings import Setting, Stage, read_setting
 from mof.training.study_table import study_tables
-from vig import SelectiveTrainer, load_scores, random_selection, score, select
+from vig import Scores, Selection, SelectiveTrainer, load_scores, random_selection, score, select
 from vig.nulls import NULLS
 from vig.word_classes import vig_by_word_class
 
 console = Console()
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One line of the final table: which encoders, how fused, and which tokens stage 2 is trained on."""
-
-    name: str
-    encoders: tuple[str, ...]
-    fusion: str
-    options: tuple[tuple[str, Any], ...] = ()
-    selection: str | None = None  # "vig", or "random": as many tokens as VIG selects, drawn at random
-
-    @property
-    def aligned(self) -> str:
-        """Name of the stage 1 that this row starts from; rows that differ in selection only share it."""
-        return self.name.removesuffix(f"+{self.selection}")
-
-
-def table_rows(setting: Setting) -> list[Row]:
-    """The rows of a plain run: the first encoder alone, all of them fused, the same with VIG."""
-    names = tuple(setting.encoders)
-    fused = Row(setting.fusion, names, setting.fusion)
-    return [Row(names[0], names[:1], setting.fusion), fused, dataclasses.replace(fused, name=f"{fused.name}+vig", selection="vig")]
-
-
-def study_rows(setting: Setting) -> list[Row]:
-    """The rows of --compare. The first encoder twice, interleaved, costs as many visual tokens as two encoders.
-
-    Raises:
-        ValueError: for a setting without two encoders of one width, which the additive rows need, or without pairs.
-    """
-    names = tuple(setting.encoders)
-    with torch.device("meta"):  # widths without weights
-        widths = {name: build_encoder(**spec, pretrained=False).width for name, spec in setting.encoders.items()}
-    if len(widths) != 2 or len(set(widths.values())) > 1 or not setting.data.scenes:
-        raise ValueError(f"--compare needs two encoders of one width and held-out pairs (data: scenes); {setting.name} has {widths}")
-    rows = [Row(name, (name,), "interleaved") for name in names]
-    rows.append(Row(f"{names[0]}x2", (names[0], names[0]), "interleaved"))
-    for ratio in SSL_RATIOS[1:-1]:
-        rows.append(Row(f"additive {ratio:g}", names, "additive", (("weights", {names[0]: 1 - ratio, names[1]: ratio}),)))
-    rows.append(Row("concat", names, "concat"))
-    rows.append(Row("interleaved", names, "interleaved"))
-    return rows + [Row(f"interleaved+{way}", names, "interleaved", selection=way) for way in ("random", "vig")]
 
 
 # --- data
@@ -198,19 +157,26 @@ def run_row(row: Row, setting: Setting, records: RunData, run: RunFolder, seed: 
     chosen = records.finetune
     if row.selection:
         facts.append(run.stage(f"seed-{seed}/score-{row.aligned}", choose))
-        scores = load_scores(scored)
-        selection = select(scores, keep=setting.keep)
-        if row.selection == "random":
-            selection = random_selection(scores, selection, seed)
+        selection = select_by(row.selection, load_scores(scored), row.keep or setting.keep, seed)
         console.print(f"{row.name}: {selection.summary()}")
         chosen = selection.apply(records.finetune)
     facts.append(run.stage(f"seed-{seed}/finetune-{row.name}", finetune))
     measured = {key: value for key, value in facts[-1].items() if key not in ("seconds", "active_tokens", "losses")}
     return {
-        "name": row.name, "visual_tokens": facts[0]["visual_tokens"], "active_tokens": facts[-1]["active_tokens"],
+        "name": row.name, "selection": row.selection, "keep": row.keep, "visual_tokens": facts[0]["visual_tokens"], "active_tokens": facts[-1]["active_tokens"],
         "seconds": round(sum(fact["seconds"] for fact in facts), 1), "seed": seed, **measured,
         "losses": {"align": facts[0]["losses"], "finetune": facts[-1]["losses"]},
     } | ({"aligned": facts[0]["held_out"]} if "held_out" in facts[0] else {})  # fmt: skip
+
+
+def select_by(way: str, scores: Scores, keep: float, seed: int) -> Selection:
+    """One of `mof.training.rows.WAYS`."""
+    if way == "vig-tokens":
+        return select(scores, keep=1, token_keep=keep)
+    selection = select(scores, keep=keep, token_threshold=None if way.endswith("samples") else "shared")
+    if way.startswith("random"):
+        return random_selection(scores, selection, seed, "samples" if way == "random-samples" else "both")
+    return selection
 
 
 # --- measuring
@@ -247,7 +213,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, help="default: runs/NAME of the setting")
     parser.add_argument("--rows", nargs="+", help="only these rows of the table")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--compare", action="store_true", help="the full study: every fusion and both controls")
+    parser.add_argument(
+        "--compare", choices=COMPARISONS, help="a study: every fusion with its controls, or every selection at several shares"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --output_dir")
     parser.add_argument(
         "--strict", action="store_true", help="end at the first image that cannot be read, instead of leaving its record out"
@@ -271,7 +239,7 @@ def main() -> None:
         return
     if args.quick and setting.data.scenes:
         setting.data.scenes = dataclasses.replace(setting.data.scenes, **{k: v // 20 for k, v in vars(setting.data.scenes).items()})
-    rows = study_rows(setting) if args.compare else table_rows(setting)
+    rows = COMPARISONS[args.compare](setting) if args.compare else table_rows(setting)
     if args.compare:
         require_matplotlib()
     if unknown := set(args.rows or []) - {row.name for row in rows}:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,6 +54,40 @@ def plot_study(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
     detail = folder / "by_pattern.png"
     figure.savefig(detail, dpi=150)
     return [overall, detail]
+
+
+MEASURES = {
+    "pair_accuracy": "pairs right, %",
+    "question_accuracy": "questions right, %",
+    "misled_accuracy": "... after a false statement, %",
+}
+
+
+def plot_selection(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw accuracy against the tokens that had a loss, one line per way to select, from the rows of results.json.
+
+    Raises:
+        ValueError: when matplotlib is not installed.
+    """
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure = Figure(figsize=(4.2 * len(MEASURES), 4.2), layout="constrained")
+    for axes, (measure, label) in zip(figure.subplots(1, len(MEASURES)), MEASURES.items(), strict=True):
+        for number, way in enumerate(dict.fromkeys(row["selection"] for row in rows)):
+            by_keep: dict[float, list[tuple[float, float]]] = {}  # (tokens, accuracy) of every seed
+            for row in rows:
+                if row["selection"] == way:
+                    by_keep.setdefault(row["keep"] or 0.0, []).append((row["active_tokens"], 100 * row[measure]))
+            means = [[statistics.fmean(one) for one in zip(*by_keep[keep], strict=True)] for keep in sorted(by_keep)]
+            axes.plot(*zip(*means, strict=True), label=way or "all tokens", color=f"C{number}", marker="osD^vP"[number])
+            axes.plot(*zip(*itertools.chain(*by_keep.values()), strict=True), ".", color=f"C{number}", alpha=0.4)
+        axes.set_xlabel("answer tokens with a loss (dots: seeds)")
+        axes.set_ylabel(label)
+        axes.set_ylim(0, 100)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=6, fontsize=9)
+    figure.savefig(path, dpi=150)
 
 
 def plot_probe(rows: dict[str, dict[str, float]], path: Path) -> None:

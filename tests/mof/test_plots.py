@@ -2,7 +2,7 @@ import pytest
 from PIL import Image
 
 from mof.miniature.scenes import PATTERNS
-from mof.training.plots import plot_study
+from mof.training.plots import plot_selection, plot_study
 
 pytest.importorskip("matplotlib")
 
@@ -17,3 +17,15 @@ def test_both_pictures_are_written(tmp_path):
     assert [path.name for path in written] == ["pair_accuracy.png", "by_pattern.png"]
     for path in written:
         assert len(Image.open(path).convert("L").getcolors()) > 10  # something was drawn
+
+
+def test_selections_are_drawn_as_one_line_per_way_and_panel(tmp_path):
+    rows = [
+        {"selection": way, "keep": keep, "active_tokens": 100 * (keep or 1) + seed, "pair_accuracy": 0.5, "question_accuracy": 0.6,
+         "misled_accuracy": 0.1 * seed}
+        for way, keeps in ((None, [None]), ("vig", [0.3, 0.7]), ("random", [0.7, 0.3]))
+        for keep in keeps
+        for seed in (1, 2)
+    ]  # fmt: skip
+    plot_selection(rows, tmp_path / "plots" / "selection.png")
+    assert len(Image.open(tmp_path / "plots" / "selection.png").convert("L").getcolors()) > 10

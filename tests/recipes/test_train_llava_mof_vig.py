@@ -121,7 +121,7 @@ def test_what_would_fail_hours_later_is_refused_at_once(config, tmp_path, change
     setting = yaml.safe_load(config.read_text()) | change
     path = tmp_path / "wrong.yaml"
     path.write_text(yaml.safe_dump(setting))
-    refused = run("--config", path, "--compare", "--output_dir", tmp_path / "run", check=False)
+    refused = run("--config", path, "--compare", "fusion", "--output_dir", tmp_path / "run", check=False)
     assert refused.returncode and message in refused.stderr and "Traceback" not in refused.stderr
     assert not (tmp_path / "run").exists()
 
