@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mof.evals.benchmark_folders import options_problem
-from mof.evals.published import MMVP_VLM_TYPES
+from mof.evals.patterns import PATTERNS
 
 LONGEST = 2000  # characters of a field
 MARKS = ("skipped", "flagged")
@@ -19,7 +19,7 @@ class Annotation:
     """Fields as far as they are filled; the first of two is of the left image, the pair's `image_i`."""
 
     pattern: str | None = None
-    """One of `MMVP_VLM_TYPES`."""
+    """One of `mof.evals.patterns.PATTERNS`."""
     statements: tuple[str, str] = ("", "")
     question: str = ""
     options: tuple[str, str] = ("", "")
@@ -38,7 +38,7 @@ class Annotation:
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(given, dict) or set(given) != names:
             raise ValueError(f"expected an object of {', '.join(sorted(names))}, got {str(given)[:200]}")
-        _check("pattern", given["pattern"], (None, *MMVP_VLM_TYPES))
+        _check("pattern", given["pattern"], (None, *PATTERNS))
         _check("mark", given["mark"], (None, *MARKS))
         for name in ("statements", "options", "right"):
             if not isinstance(given[name], list) or len(given[name]) != 2:

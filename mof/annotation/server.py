@@ -26,7 +26,7 @@ from typing import Any
 from encoders import ImageError, read_image
 from mof.annotation.journal import ConflictError
 from mof.annotation.session import Session, conflict
-from mof.evals.published import MMVP_VLM_TYPES
+from mof.evals.patterns import PATTERNS
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/":
             self._send(self.server.page, "text/html; charset=utf-8")
         elif self.path == "/api/progress":
-            self._json(session.progress() | {"patterns": MMVP_VLM_TYPES, "folder": str(session.table.folder)})
+            self._json(session.progress() | {"patterns": list(PATTERNS), "folder": str(session.table.folder)})
         elif match := re.fullmatch(r"/images/(\d{1,9})/([01])", self.path, re.ASCII):
             self._send(*_image(session.table.image(int(match[1]), int(match[2]))))
         else:

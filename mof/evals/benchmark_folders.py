@@ -14,7 +14,7 @@ from encoders import read_image
 from mof.evals.mmvp import IMAGE_FOLDERS as MMVP_IMAGES
 from mof.evals.mmvp_vlm import IMAGE_FOLDERS as MMVP_VLM_IMAGES
 from mof.evals.option_matching import parse_options
-from mof.evals.published import MMVP_VLM_TYPES
+from mof.evals.patterns import PATTERNS
 
 JPEG_QUALITY = 100  # with full colour resolution; of images that are no JPEG yet
 
@@ -28,7 +28,7 @@ class DescribedPair:
     """Two images that differ in one visual pattern, and what a person can say of the difference."""
 
     pattern: str
-    """One of `MMVP_VLM_TYPES`."""
+    """One of `mof.evals.patterns.PATTERNS`."""
     images: tuple[ImageOrFile, ImageOrFile]
     statements: tuple[str, str]
     """True of the one image, not of the other."""
@@ -79,7 +79,7 @@ def write_mmvp(folder: Path, pairs: Iterable[DescribedPair], suffix: str = ".jpg
 
 def write_mmvp_vlm(folder: Path, pairs: Sequence[DescribedPair]) -> None:
     """`Questions.csv` and `MLLM_VLM Images/<Type>/<id>.jpg`: the patterns in their official order."""
-    ordered = sorted(pairs, key=lambda pair: MMVP_VLM_TYPES.index(pair.pattern))
+    ordered = sorted(pairs, key=lambda pair: list(PATTERNS).index(pair.pattern))
     rows = []
     for number, (pair, k) in enumerate(_images(ordered), start=1):
         place = folder / MMVP_VLM_IMAGES[0] / pair.pattern

@@ -19,8 +19,8 @@ from mof.evals.answering import Answer
 from mof.evals.chair import CocoWords, read_objects, score_chair
 from mof.evals.mmvp import measure, read_mmvp
 from mof.evals.mmvp_vlm import read_mmvp_vlm
+from mof.evals.patterns import PATTERNS as MMVP_VLM_TYPES
 from mof.evals.pope import STRATEGIES, read_pope
-from mof.evals.published import MMVP_VLM_TYPES
 from mof.miniature import write_benchmarks
 from mof.miniature.benchmarks import described_pair, objects
 from mof.miniature.language import options, statement, word

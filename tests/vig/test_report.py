@@ -54,7 +54,7 @@ def score_of(record: dict[str, Any], vig: list[float] | None = None, seed: int =
     """One token per byte of an answer and one for its end."""
     answers = [turn["value"] for turn in record["conversations"] if turn["from"] == "gpt"]
     ids = [[*TOKENIZER(answer, add_special_tokens=False).input_ids, END] for answer in answers]
-    flat = np.array(sum(ids, []), np.int64)
+    flat = np.array([one for answer in ids for one in answer], np.int64)
     token_vig = np.array(vig if vig is not None else np.random.default_rng(seed).normal(size=len(flat)), np.float32)
     assert len(token_vig) == len(flat)
     ends = np.cumsum([len(one) for one in ids]) - 1

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from encoders.images.reading import ImageError
 from mof.records import RecordError, to_record
 from mof.supervision import collate, encode_record
-from vig.pairs import RawRecord
+from vig.pairs import RawRecord, id_of
 
 # Shapes: S = tokens of a record, A = answer tokens among them, H = heads, Y = layers.
 
@@ -68,7 +68,7 @@ def image_attention(
                 continue
             example = encode_record(processor, record, max_length=max_length)
         except (RecordError, ImageError) as error:
-            failures[str(raw.get("id"))] = str(error)
+            failures[id_of(raw)] = str(error)
             continue
         batch = collate([example], 0)
         del batch["labels"]

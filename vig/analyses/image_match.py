@@ -15,13 +15,12 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from mof.records import ROLES, digest, record_id
 from vig.means import Mean
-from vig.pairs import RawRecord
 from vig.scoring import score
 from vig.word_classes import word_class
 
 CANDIDATES = 50  # other images that a record can choose from, drawn anew for each
 
-Groups = Mapping[str, Sequence[RawRecord]]
+Groups = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def image_match(
     return {name: MatchRow(Mean.of(x), float((x > 0).mean())) for name, x in values.items()}
 
 
-def with_other_images(records: Sequence[RawRecord], seed: int = 0) -> dict[str, list[dict[str, Any]]]:
+def with_other_images(records: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, list[dict[str, Any]]]:
     """The records with their own images ("matching"), with partly matching ones, and with conflicting ones.
 
     The images are those of the other records. What is in an image is told by the words of all answers about it, function
@@ -105,7 +104,7 @@ def with_other_images(records: Sequence[RawRecord], seed: int = 0) -> dict[str, 
     return groups
 
 
-def _image(record: RawRecord) -> Any:
+def _image(record: Mapping[str, Any]) -> Any:
     """Its only image; None for any other number."""
     images = record.get("images") or record.get("image")
     if isinstance(images, (list, tuple)):
@@ -113,16 +112,16 @@ def _image(record: RawRecord) -> Any:
     return images or None
 
 
-def _key(record: RawRecord) -> str:
+def _key(record: Mapping[str, Any]) -> str:
     image = _image(record)
     return digest(image) if isinstance(image, Image.Image) else str(image)
 
 
-def _without_image(record: RawRecord) -> dict[str, Any]:
+def _without_image(record: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in ("image", "images")}
 
 
-def _words(record: RawRecord) -> set[str]:
+def _words(record: Mapping[str, Any]) -> set[str]:
     """Of its answers, in lower case; without function words and what is shorter than three letters."""
     turns = record.get("conversations", record.get("messages")) or []
     answers = [turn for turn in turns if ROLES.get(turn.get("from", turn.get("role"))) == "assistant"]

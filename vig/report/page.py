@@ -14,7 +14,7 @@ from rich.progress import track
 
 from vig.answer_words import TokenTexts, answer_words
 from vig.means import Mean
-from vig.pairs import RawRecord, record_id
+from vig.pairs import RawRecord, UnreadableRow, id_of, rows, to_mapping
 from vig.report.charts import BarChart, Histogram, axis_of, bar_chart, histogram
 from vig.report.null_comparison import compare_nulls, null_name, reference_of
 from vig.report.parts_of_speech import can_tag, parts_of_speech
@@ -55,7 +55,7 @@ def write_report(
         ValueError: for records that are not those of the scores, or other scores that cannot be compared.
     """
     scores = selection.scores
-    by_id = {record_id(record): record for record in records}
+    by_id = {id_of(row): to_mapping(row) for row in rows(records) if not isinstance(row, UnreadableRow)}
     token_texts = TokenTexts(tokenizer)
     reader = SampleReader(selection, by_id, scores.manifest["identity"], token_texts, image_folder)
     lowest, highest = _ends(scores, samples)

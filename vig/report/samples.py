@@ -17,7 +17,6 @@ from encoders.images.reading import ImageError, read_image
 from mof.records import IMAGE_PLACEHOLDER, ROLES, ImageSource, RecordError, digest, to_record
 from vig.answer_words import TokenTexts, turns
 from vig.nulls import NULLS, NullImages
-from vig.pairs import RawRecord
 from vig.scores import Score
 from vig.selection import Selection
 
@@ -78,7 +77,7 @@ class SampleReader:
     def __init__(
         self,
         selection: Selection,
-        records: Mapping[str, RawRecord],
+        records: Mapping[str, Mapping[str, Any]],
         identity: Mapping[str, Any],
         token_texts: TokenTexts,
         image_folder: str | os.PathLike[str] | None,
@@ -105,7 +104,7 @@ class SampleReader:
         source = self._selection.sources.get(score.id)
         return Sample(score, source, mask is not None, self._pictures(score.id, raw), _turns(_questions(raw), answers))
 
-    def _pictures(self, id: str, raw: RawRecord) -> list[Picture]:
+    def _pictures(self, id: str, raw: Mapping[str, Any]) -> list[Picture]:
         if self._folder is None:
             return []
         try:
@@ -119,7 +118,7 @@ class SampleReader:
         return pictures[:MOST_IMAGES]
 
 
-def _image_list(raw: RawRecord) -> list[Any]:
+def _image_list(raw: Mapping[str, Any]) -> list[Any]:
     images = raw.get("images") or raw.get("image") or []
     return list(images) if isinstance(images, (list, tuple)) else [images]
 
@@ -128,7 +127,7 @@ def _name(source: ImageSource) -> str:
     return PurePath(source).name if isinstance(source, (str, PurePath)) else "image"
 
 
-def _questions(raw: RawRecord) -> list[str]:
+def _questions(raw: Mapping[str, Any]) -> list[str]:
     """What the user says, turn by turn, without the image placeholders. The record has been scored, so its form is right."""
     turns = raw.get("conversations", raw.get("messages"))
     return [_text(turn.get("value", turn.get("content"))) for turn in turns if ROLES[turn.get("from", turn.get("role"))] == "user"]
