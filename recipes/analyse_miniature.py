@@ -20,8 +20,9 @@ import numpy as np
 import transformers
 from rich.console import Console
 
-from mof.miniature.language import DESCRIBE, answer, description, question, word
-from mof.miniature.scenes import KINDS, PATTERNS, VALUES, Scene, render, sample_pair, sample_scene
+from mof.miniature.language import DESCRIBE, description
+from mof.miniature.misleading import misleading_questions
+from mof.miniature.scenes import KINDS, PATTERNS, VALUES, Scene, render, sample_scene
 from vig.analyses.image_attention import image_attention
 from vig.analyses.image_match import image_match
 from vig.analyses.misleading_text import misleading_text
@@ -53,21 +54,6 @@ def draw_groups(count: int, rng: np.random.Generator) -> dict[str, list[dict[str
     return groups
 
 
-def draw_questions(pairs: int, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Pairs of questions as in the default run, each with a false statement."""
-    questions = []
-    for pattern, i in [(pattern, i) for pattern in PATTERNS for i in range(pairs)]:
-        scenes = sample_pair(rng, pattern)
-        words = [word(pattern, getattr(scene, PATTERNS[pattern])) for scene in scenes]
-        asked = question(scenes[0], pattern, rng, other=words[1])
-        for right, (scene, other) in zip(words, (scenes, scenes[::-1]), strict=True):
-            questions.append({
-                "pair": f"{pattern}-{i}", "question": asked, "image": render(scene, rng), "options": sorted(words), "answer": right,
-                "false_statement": answer(other, pattern),
-            })  # fmt: skip
-    return questions
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", type=Path, nargs="+", help="folders of saved models")
@@ -77,7 +63,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     args = parser.parse_args()
     rng = np.random.default_rng([args.seed, 1])  # other scenes than those of the default run's own pairs
-    groups, questions = draw_groups(args.scenes, rng), draw_questions(args.pairs, rng)
+    groups, questions = draw_groups(args.scenes, rng), misleading_questions(args.pairs, rng)
     matches, attention, misled = {}, {}, {}
     for folder in args.models:
         model, processor = load_model(folder, attn_implementation="eager")

@@ -23,6 +23,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from accelerate import PartialState
@@ -36,14 +37,16 @@ from mof.evals.answerers import LocalModel
 from mof.evals.mmvp import measure
 from mof.language_models import load_language_model
 from mof.miniature import write_dataset
+from mof.miniature.misleading import misleading_questions
 from mof.training.plan import plan
-from mof.training.plots import plot_study, require_matplotlib
+from mof.training.plots import plot_selection, plot_study, require_matplotlib
 from mof.training.rows import COMPARISONS, Row, table_rows
 from mof.training.run_data import RunData, read_run_data
 from mof.training.run_folder import RunFolder
 from mof.training.settings import Setting, Stage, read_setting
 from mof.training.study_table import study_tables
 from vig import Scores, Selection, SelectiveTrainer, load_scores, random_selection, score, select
+from vig.analyses.misleading_text import misleading_text
 from vig.nulls import NULLS
 from vig.word_classes import vig_by_word_class
 
@@ -152,6 +155,11 @@ def run_row(row: Row, setting: Setting, records: RunData, run: RunFolder, seed: 
         facts = train(model, processor, chosen, setting.finetune, setting, folder, seed)
         return facts | evaluate(model, processor, records, setting)
 
+    def mislead(folder: Path) -> dict[str, Any]:
+        questions = misleading_questions(setting.data.scenes.pairs, np.random.default_rng([seed, 1]))
+        model, processor = load(run.path(f"seed-{seed}/finetune-{row.name}"))
+        return {"misled_accuracy": misleading_text(model, processor, questions, progress=True)["misled"].question_accuracy}
+
     aligned, scored = run.path(f"seed-{seed}/align-{row.aligned}"), run.path(f"seed-{seed}/score-{row.aligned}")
     facts = [run.stage(f"seed-{seed}/align-{row.aligned}", align)]
     chosen = records.finetune
@@ -162,6 +170,8 @@ def run_row(row: Row, setting: Setting, records: RunData, run: RunFolder, seed: 
         chosen = selection.apply(records.finetune)
     facts.append(run.stage(f"seed-{seed}/finetune-{row.name}", finetune))
     measured = {key: value for key, value in facts[-1].items() if key not in ("seconds", "active_tokens", "losses")}
+    if row.misled:
+        measured |= run.stage(f"seed-{seed}/misled-{row.name}", mislead)
     return {
         "name": row.name, "selection": row.selection, "keep": row.keep, "visual_tokens": facts[0]["visual_tokens"], "active_tokens": facts[-1]["active_tokens"],
         "seconds": round(sum(fact["seconds"] for fact in facts), 1), "seed": seed, **measured,
@@ -264,7 +274,8 @@ def main() -> None:
         if "held_out" in row:
             console.print(row["name"], "on held-out captions:", row["held_out"])
     if args.compare and PartialState().is_main_process:
-        plot_study(results, run.path("plots"))
+        plot = plot_study if args.compare == "fusion" else plot_selection
+        plot(results, run.path("plots"))
     console.print(f"results: {run.path('results.json')}")
 
 

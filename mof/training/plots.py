@@ -63,8 +63,8 @@ MEASURES = {
 }
 
 
-def plot_selection(rows: list[dict[str, Any]], path: Path) -> None:
-    """Draw accuracy against the tokens that had a loss, one line per way to select, from the rows of results.json.
+def plot_selection(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
+    """Write selection.png into `folder` from the rows of results.json: accuracy against tokens with a loss, a line per way to select.
 
     Raises:
         ValueError: when matplotlib is not installed.
@@ -72,7 +72,7 @@ def plot_selection(rows: list[dict[str, Any]], path: Path) -> None:
     require_matplotlib()
     from matplotlib.figure import Figure
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     figure = Figure(figsize=(4.2 * len(MEASURES), 4.2), layout="constrained")
     for axes, (measure, label) in zip(figure.subplots(1, len(MEASURES)), MEASURES.items(), strict=True):
         for number, way in enumerate(dict.fromkeys(row["selection"] for row in rows)):
@@ -87,7 +87,9 @@ def plot_selection(rows: list[dict[str, Any]], path: Path) -> None:
         axes.set_ylabel(label)
         axes.set_ylim(0, 100)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=6, fontsize=9)
+    path = folder / "selection.png"
     figure.savefig(path, dpi=150)
+    return [path]
 
 
 def plot_probe(rows: dict[str, dict[str, float]], path: Path) -> None:

@@ -36,6 +36,8 @@ class Row:
     """One of `WAYS`; None: every answer token."""
     keep: float | None = None
     """Share for the selection; None: the setting's."""
+    misled: bool = False
+    """Whether to ask the model questions after false statements, too."""
 
     @property
     def aligned(self) -> str:
@@ -83,7 +85,7 @@ def selection_rows(setting: Setting) -> list[Row]:
     """
     if not setting.data.scenes:
         raise ValueError(f"--compare selection needs held-out pairs (data: scenes), which {setting.name} has not")
-    fused = Row(setting.fusion, tuple(setting.encoders), setting.fusion)
+    fused = Row(setting.fusion, tuple(setting.encoders), setting.fusion, misled=True)
     return [fused, *(fused.selected(way, keep) for keep in KEEPS for way in WAYS)]
 
 

@@ -11,18 +11,33 @@ from rich.table import Table
 
 
 def study_tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
-    """The accuracies with their costs, and pair accuracy by pattern where pairs were asked."""
+    """The accuracies with their costs, and pair accuracy by pattern where pairs were asked.
+
+    "misled" is the accuracy of questions after a false statement, where that was measured.
+    """
     by_name: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         by_name.setdefault(row["name"], []).append(row)
+    misled = any("misled_accuracy" in row for row in rows)
     table = Table(title="pair accuracy: both questions of a held-out pair right (chance 25 %)")
-    for heading in ("row", "pair accuracy", "question accuracy", "visual tokens", "active tokens", "seconds", "seeds"):
+    headings = [
+        "row",
+        "pair accuracy",
+        "question accuracy",
+        *(["misled"] if misled else []),
+        "visual tokens",
+        "active tokens",
+        "seconds",
+        "seeds",
+    ]
+    for heading in headings:
         table.add_column(heading, justify="left" if heading == "row" else "right", no_wrap=heading == "row")
     for name, same in by_name.items():
         table.add_row(
             name,
             spread([row["pair_accuracy"] for row in same]),
             spread([row["question_accuracy"] for row in same]),
+            *([spread([row.get("misled_accuracy") for row in same])] if misled else []),
             str(same[0]["visual_tokens"]),
             f"{statistics.fmean(row['active_tokens'] for row in same):,.0f}",
             f"{statistics.fmean(row['seconds'] for row in same):.0f}",

@@ -27,5 +27,5 @@ def test_selections_are_drawn_as_one_line_per_way_and_panel(tmp_path):
         for keep in keeps
         for seed in (1, 2)
     ]  # fmt: skip
-    plot_selection(rows, tmp_path / "plots" / "selection.png")
-    assert len(Image.open(tmp_path / "plots" / "selection.png").convert("L").getcolors()) > 10
+    (path,) = plot_selection(rows, tmp_path / "plots")
+    assert len(Image.open(path).convert("L").getcolors()) > 10

@@ -21,5 +21,10 @@ def test_one_line_per_name_and_a_table_of_patterns():
     assert list(tables[1].columns[1].cells) == ["20", "20"]
 
 
+def test_questions_after_a_false_statement_have_a_column_where_they_were_asked():
+    table = study_tables([row("clip", 0.1, 0) | {"misled_accuracy": 0.25}])[0]
+    assert [column.header for column in table.columns][3] == "misled" and list(table.columns[3].cells) == ["25.0 %"]
+
+
 def test_without_pairs_there_is_no_table_of_patterns():
     assert len(study_tables([row("photos", None, 0)])) == 1

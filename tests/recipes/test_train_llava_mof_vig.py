@@ -131,6 +131,17 @@ def test_a_folder_with_another_run_is_refused_in_one_line(config, finished):
     assert other.returncode and "another run" in other.stderr and "Traceback" not in other.stderr
 
 
+def test_the_study_of_selections_measures_misled_accuracy_and_is_drawn(config, tmp_path):
+    rows = ("interleaved", "interleaved+vig-tokens 0.5", "interleaved+random-samples 0.5")
+    printed = run("--config", config, "--compare", "selection", "--rows", *rows, "--output_dir", tmp_path / "run").stdout
+    results = {row["name"]: row for row in json.loads((tmp_path / "run/results.json").read_text())["rows"]}
+    assert list(results) == list(rows) and "misled" in printed
+    everything, *selected = (results[name]["active_tokens"] for name in rows)
+    assert all(0 < one < everything for one in selected)
+    assert all(0 <= row["misled_accuracy"] <= 1 for row in results.values())
+    assert (tmp_path / "run/plots/selection.png").stat().st_size > 10_000
+
+
 def test_unknown_rows_are_refused(config, tmp_path):
     refused = run("--config", config, "--output_dir", tmp_path / "run", "--rows", "clop", check=False)
     assert refused.returncode and "clop" in refused.stderr and "interleaved+vig" in refused.stderr
