@@ -110,7 +110,9 @@ class Handler(BaseHTTPRequestHandler):
             self._json({"error": str(error)}, HTTPStatus.UNPROCESSABLE_ENTITY)
         except (ValueError, RecursionError) as error:
             self._json({"error": str(error)}, HTTPStatus.BAD_REQUEST)
-        except OSError as error:  # a full disk, or a browser that went away
+        except ConnectionError:  # the browser went away
+            self.close_connection = True
+        except OSError as error:  # a full disk
             logger.warning("%s: %s", self.path, error)
             self._json({"error": f"cannot save: {error}"}, HTTPStatus.INTERNAL_SERVER_ERROR)
 
