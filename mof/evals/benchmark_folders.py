@@ -79,7 +79,8 @@ def write_mmvp(folder: Path, pairs: Iterable[DescribedPair], suffix: str = ".jpg
 
 def write_mmvp_vlm(folder: Path, pairs: Sequence[DescribedPair]) -> None:
     """`Questions.csv` and `MLLM_VLM Images/<Type>/<id>.jpg`: the patterns in their official order."""
-    ordered = sorted(pairs, key=lambda pair: list(PATTERNS).index(pair.pattern))
+    order = list(PATTERNS)
+    ordered = sorted(pairs, key=lambda pair: order.index(pair.pattern))
     rows = []
     for number, (pair, k) in enumerate(_images(ordered), start=1):
         place = folder / MMVP_VLM_IMAGES[0] / pair.pattern

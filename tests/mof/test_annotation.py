@@ -27,7 +27,7 @@ from mof.annotation.session import JOURNAL, Session
 from mof.cli import build_app
 from mof.evals.mmvp import read_mmvp
 from mof.evals.mmvp_vlm import read_mmvp_vlm
-from mof.evals.patterns import PATTERNS as MMVP_VLM_TYPES
+from mof.evals.patterns import PATTERNS
 
 NAMES = ("a.jpg", "b.jpg")
 
@@ -282,7 +282,7 @@ def test_a_pair_whose_image_is_gone_is_left_out_and_named(tmp_path):
 
 
 @settings(max_examples=30)
-@given(st.lists(st.sampled_from(list(MMVP_VLM_TYPES)), min_size=1, max_size=12), st.randoms())
+@given(st.lists(st.sampled_from(list(PATTERNS)), min_size=1, max_size=12), st.randoms())
 def test_any_mix_of_patterns_is_read_back(tmp_path_factory, patterns, random):
     folder = write_folder(tmp_path_factory.mktemp("mix") / "pairs", len(patterns))
     session = Session(folder)
@@ -294,11 +294,7 @@ def test_any_mix_of_patterns_is_read_back(tmp_path_factory, patterns, random):
     export_annotations(folder, out)
     assert [one.labels["corrected"] for one in read_mmvp(out / "MMVP")] == [letter for right in rights for letter in right]
     expected = [
-        (pattern, f"{side} of {n}")
-        for t in MMVP_VLM_TYPES
-        for n, pattern in enumerate(patterns)
-        if pattern == t
-        for side in ("left", "right")
+        (pattern, f"{side} of {n}") for t in PATTERNS for n, pattern in enumerate(patterns) if pattern == t for side in ("left", "right")
     ]
     assert [(one.type, one.statement) for one in read_mmvp_vlm(out / "MMVP_VLM")] == expected
 

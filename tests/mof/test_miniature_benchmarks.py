@@ -19,7 +19,7 @@ from mof.evals.answering import Answer
 from mof.evals.chair import CocoWords, read_objects, score_chair
 from mof.evals.mmvp import measure, read_mmvp
 from mof.evals.mmvp_vlm import read_mmvp_vlm
-from mof.evals.patterns import PATTERNS as MMVP_VLM_TYPES
+from mof.evals.patterns import PATTERNS as MMVP_PATTERNS
 from mof.evals.pope import STRATEGIES, read_pope
 from mof.miniature import write_benchmarks
 from mof.miniature.benchmarks import described_pair, objects
@@ -64,7 +64,7 @@ def test_the_labels_of_a_pair_are_those_of_its_scenes(pattern):
 
 def test_mmvp_and_mmvp_vlm_are_read_as_the_official_ones(drawn):
     items, questions = read_mmvp_vlm(drawn / "MMVP_VLM"), read_mmvp(drawn / "MMVP")
-    assert list(dict.fromkeys(item.type for item in items)) == list(MMVP_VLM_TYPES) and len(items) == 9 * PAIRS * 2
+    assert list(dict.fromkeys(item.type for item in items)) == list(MMVP_PATTERNS) and len(items) == 9 * PAIRS * 2
     assert (drawn / "MMVP_VLM/MLLM_VLM Images/Camera Perspective" / f"{len(items)}.jpg").is_file()
     assert (drawn / "MMVP/MMVP Images" / f"{len(questions)}.jpg").is_file()
     assert [question.pattern for question in questions] == [item.type for item in items]
@@ -108,7 +108,7 @@ def test_whoever_sees_everything_is_right_and_whoever_guesses_is_not(drawn):
 
     assert measure(Knowing(), questions, "question").pair_accuracy == 1
     guessed = measure(Guessing(), questions, "question")
-    assert (guessed.pair_accuracy, guessed.question_accuracy) == (0, 0.5) and list(guessed.by_pattern) == list(MMVP_VLM_TYPES)
+    assert (guessed.pair_accuracy, guessed.question_accuracy) == (0, 0.5) and list(guessed.by_pattern) == list(MMVP_PATTERNS)
 
 
 def test_pope_asks_about_what_is_there_and_about_as_much_that_is_not(drawn):

@@ -90,7 +90,7 @@ def misleading_command(
 
     \b
     Example:
-      mof vig misleading --model runs/full --model runs/vig --questions data/pairs.json --images data/images -o misleading.json
+      mof vig misleading --model runs/full --model runs/vig --questions data/questions.json --images data/images -o misleading.json
     """
     asked = read_records(questions)
     found = {}
