@@ -43,7 +43,7 @@ class PairTable:
         if len({pair.names for pair in self.pairs}) < len(self.pairs):
             raise ValueError(f"{file}: a pair of images stands twice")
         if not self.image(0, 0).is_file():
-            raise ValueError(f"{file}: no image {self.pairs[0].names[0]}; call this where `mof blind-pairs` was called")
+            raise ValueError(f"{file}: no image {self.pairs[0].names[0]}; call this where `mof blind-pairs` was called, and unpack tars")
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -99,7 +99,7 @@ def test_two_writers_see_each_other_and_neither_is_overwritten(tmp_path):
     assert len(theirs.all()) == 2
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(cut=st.integers(1, 400))
 def test_a_torn_last_line_is_dropped_and_written_over(tmp_path_factory, cut):
     file = tmp_path_factory.mktemp("torn") / "j.jsonl"
@@ -281,7 +281,7 @@ def test_a_pair_whose_image_is_gone_is_left_out_and_named(tmp_path):
     assert [(number, "1-right.png" in reason) for number, reason in done.left_out] == [(2, True)]
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.sampled_from(list(PATTERNS)), min_size=1, max_size=12), st.randoms())
 def test_any_mix_of_patterns_is_read_back(tmp_path_factory, patterns, random):
     folder = write_folder(tmp_path_factory.mktemp("mix") / "pairs", len(patterns))
