@@ -217,7 +217,7 @@ def test_several_encoders_and_a_stopped_search_goes_on(photos: Path, tmp_path: P
         (("--images", "photos/text.jpg", *HALVES, "-o", "out"), "none of the images can be read; the first: .*text.jpg"),
         (
             ("--images", "photos", "--clip", "clip-vit-b32", "-o", "out"),
-            "cannot get .* To try it without any download: --clip mini-clip --dino mini-dino",
+            "cannot get .* to try it without any download: --clip mini-clip --dino mini-dino",
         ),
     ],
 )
@@ -238,3 +238,11 @@ def test_a_folder_of_one_image_or_two(count: int, tmp_path: Path) -> None:
     result = run("--images", tmp_path / "few", *HALVES, "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert len(Page(tmp_path / "out/gallery.html").data["rows"]) == count - 1
+
+
+def test_help_shows_an_example_that_parses() -> None:
+    result = run("--help")
+    example = re.search(r"Example:\n\s+(mof blind-pairs .*)", result.output)
+    assert result.exit_code == 0 and example is not None
+    for option in re.findall(r" --?[a-z-]+", example[1]):
+        assert f"{option.strip()}" in result.output.split("Options:")[1]
