@@ -22,9 +22,7 @@ from mof.pairs.thumbnail_encoder import SAME_PICTURE
 CLIP, DINO = "clip-vit-l14", "dinov2-vit-l14"
 """The paper's encoders."""
 
-pairs_app = typer.Typer(
-    help="Find the pairs of images that CLIP takes for the same.", rich_markup_mode=None, pretty_exceptions_enable=False
-)
+pairs_app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 pairs_app.command()(annotate)
 pairs_app.command()(export)
 
@@ -74,7 +72,7 @@ def mine(
     try:
         collection = encode_collection(images, clip, dino, store, image_size=image_size, progress=True, **options)
     except WeightsError as error:
-        raise WeightsError(f"{error} To try it without any download: --clip mini-clip --dino mini-dino") from error
+        raise WeightsError(f"{error}; to try it without any download: --clip mini-clip --dino mini-dino") from error
     typer.echo(_what_was_read(collection, store))
     pairs = blind_pairs(
         collection.clips,
@@ -105,7 +103,7 @@ def mine(
     gallery = Gallery(pairs, collection.names, *names, clip_above, dino_below, sample, advised, *told)
     page = out / "gallery.html"
     gallery.write(page, images, workers, progress=True)
-    typer.echo(f"{page} ({page.stat().st_size / 1e6:.1f} MB) shows them; pairs.csv and pairs.parquet list them")
+    typer.echo(f"to look at: {page} ({page.stat().st_size / 1e6:.1f} MB); as tables: pairs.csv, pairs.parquet")
 
 
 def _what_was_read(collection: ImageCollection, store: Path) -> str:

@@ -142,7 +142,7 @@ def make_thumbnails(
                 yield name, content
 
     loader = ImageLoader(contents(), workers, transform=lambda image: thumbnail(image, side))
-    with Progress(disable=not progress) as bar:
+    with Progress(disable=not (progress and wanted)) as bar:
         return dict(bar.track(loader, total=len(wanted), description="thumbnails"))
 
 
