@@ -43,7 +43,7 @@ MMVP: dict[str, float] = {
     "LLaVA": 6.0,
 }
 
-# Pearson's r between a model's right pairs by pattern on MMVP and those of its CLIP on MMVP-VLM. The models' figures by pattern are
+# Pearson's r between a model's right pairs by pattern on MMVP and CLIP's on MMVP-VLM. The models' figures by pattern are
 # published only as a drawing.
 MMVP_CORRELATION: dict[str, float] = {
     "LLaVA-1.5": 0.87,
