@@ -53,11 +53,13 @@ def mmvp_vlm(
             result.to_csv(out / f"{stem}.csv")
     console = Console()
     rows = probe_rows(results)
-    if rows:
-        console.print(_table("right pairs, %; chance 25", rows))
-    console.print(_table("mean cosine of a pair's two images, x 100", similarity_rows(results)))
+    tables = ({"right pairs, %; chance 25": rows} if rows else {}) | {"cosine of a pair's images x 100": similarity_rows(results)}
+    for title, table in tables.items():
+        console.print(_table(title, table))
+    for note in results[0].deviations:
+        console.print(f"- {note}: the published rows are of the whole")
     if plot is not None:
-        plot_probe(rows or similarity_rows(results), plot)
+        plot_probe(tables, plot)
 
 
 Rows = dict[str, dict[str, float]]

@@ -66,7 +66,7 @@ def correlation(
     for encoder, model, one in found.correlations:
         table.add_row(encoder, model, *_shown(one))
     for model, r in MMVP_CORRELATION.items():
-        table.add_row("its own CLIP (published)", f"{model} (published)", f"{r:.2f}", "-", "9")
+        table.add_row("CLIP (published)", f"{model} (published)", f"{r:.2f}", "-", "9")
     console = Console()
     console.print(table)
     for encoder, model, one in found.correlations:

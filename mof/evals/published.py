@@ -1,8 +1,8 @@
-"""Published figures that results are shown beside (arXiv 2401.06209)."""
+"""Published figures that results are shown beside: of the MMVP paper (arXiv 2401.06209) and the VIG paper (arXiv 2602.17186)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 MMVP_VLM: dict[str, tuple[float, ...]] = {
     "OpenAI ViT-L/14 224": (13.3, 13.3, 20.0, 20.0, 13.3, 53.3, 20.0, 6.7, 13.3),
@@ -31,16 +31,19 @@ MMVP: dict[str, float] = {
     "human": 95.7,
     "Gemini": 40.7,
     "GPT-4V": 38.7,
+    "LLaVA-1.5 + I-MoF, 336 px": 31.3,
+    "LLaVA-1.5 + I-MoF, 224 px": 28.0,
     "chance": 25.0,
     "LLaVA-1.5": 24.7,
     "Bard": 19.0,
     "Bing": 17.3,
     "InstructBLIP": 16.7,
+    "LLaVA + I-MoF, 224 px": 16.7,
     "MiniGPT-4": 12.7,
     "LLaVA": 6.0,
 }
 
-# Pearson's r between a model's right pairs by pattern on MMVP and those of its CLIP on MMVP-VLM. The models' figures by pattern are
+# Pearson's r between a model's right pairs by pattern on MMVP and CLIP's on MMVP-VLM. The models' figures by pattern are
 # published only as a drawing.
 MMVP_CORRELATION: dict[str, float] = {
     "LLaVA-1.5": 0.87,
@@ -49,3 +52,23 @@ MMVP_CORRELATION: dict[str, float] = {
     "Gemini": 0.72,
     "GPT-4V": 0.31,
 }
+
+# Of the VIG paper's second version, by the keys of `mof.evals.measures`; CHAIR by the released script, whose rules differ a little.
+_VIG_COLUMNS = (
+    "llava_in_the_wild gpt_eval_llava_all", "mmvet gpt_eval_score", "cv_bench cv_bench_acc", "pope f1", "chair s", "mmhal_bench mmhal_rate",
+)  # fmt: skip
+_VIG = {
+    "LLaVA-1.5-7B": (59.02, 28.62, 59.18, 87.08, 52.93, 71.25),
+    "LLaVA-1.5-7B + VIG": (61.22, 32.71, 62.48, 87.47, 47.00, 62.78),
+    "LLaVA-1.5-13B": (72.01, 36.19, 60.16, 87.05, 51.96, 67.09),
+    "LLaVA-1.5-13B + VIG": (73.45, 36.87, 62.89, 87.53, 48.19, 63.11),
+}
+
+
+def published_rows(keys: Collection[str]) -> dict[str, dict[str, float]]:
+    """Model -> key of `mof.evals.measures` -> figure, of those keys that are asked for."""
+    rows: dict[str, dict[str, float]] = {name: {"mmvp-vlm pairs": mmvp_vlm_average(shares)} for name, shares in MMVP_VLM.items()}
+    rows |= {name: {"mmvp pairs": share} for name, share in MMVP.items()}
+    rows |= {name: dict(zip(_VIG_COLUMNS, values, strict=True)) for name, values in _VIG.items()}
+    wanted = {name: {key: value for key, value in row.items() if key in keys} for name, row in rows.items()}
+    return {name: row for name, row in wanted.items() if row}

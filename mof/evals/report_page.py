@@ -10,7 +10,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from mof.evals.charts import interval_chart, pattern_chart
-from mof.evals.published import MMVP, MMVP_CORRELATION, MMVP_VLM, mmvp_vlm_average
+from mof.evals.published import MMVP_CORRELATION, published_rows
 from mof.evals.report import Report, precision
 
 
@@ -25,7 +25,7 @@ def write_html(report: Report, file: Path) -> None:
     page = template.render(
         report=report, cells=cells, groups=groups, precision=precision(report), charts=_charts(report),
         seeds=any(cell.spread is not None for by in report.rows.values() for cell in by.values()),
-        pattern_drawing=_pattern_drawing(report), published=_published(report), published_correlations=MMVP_CORRELATION,
+        pattern_drawing=_pattern_drawing(report), published=published_rows(report.columns), published_correlations=MMVP_CORRELATION,
     )  # fmt: skip
     file.write_text(page, encoding="utf-8")
 
@@ -45,16 +45,6 @@ def _pattern_drawing(report: Report) -> str | None:
     lines = report.encoders | report.patterns
     names = list(dict.fromkeys(pattern for by in lines.values() for pattern in by))
     return pattern_chart("right pairs by pattern, %", names, lines, list(report.encoders)) if names else None
-
-
-def _published(report: Report) -> dict[str, dict[str, float]]:
-    """Of the benchmarks that the report is about."""
-    found: dict[str, dict[str, float]] = {}
-    if "mmvp pairs" in report.columns:
-        found["MMVP, right pairs, %"] = MMVP
-    if "mmvp-vlm pairs" in report.columns:
-        found["MMVP-VLM, right pairs, %"] = {name: mmvp_vlm_average(shares) for name, shares in MMVP_VLM.items()}
-    return found
 
 
 def to_table(report: Report) -> Table:

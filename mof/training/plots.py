@@ -92,12 +92,23 @@ def plot_selection(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
     return [path]
 
 
-def plot_probe(rows: dict[str, dict[str, float]], path: Path) -> None:
-    """Write name -> {type: value in 0..100} as a heat map, PNG or SVG by the suffix of `path`. ValueError without matplotlib."""
+def plot_probe(tables: dict[str, dict[str, dict[str, float]]], path: Path) -> None:
+    """Write heat maps of label -> name -> {type: value in 0..100}, one below the other, PNG or SVG by the suffix of `path`.
+
+    Raises:
+        ValueError: when matplotlib is not installed.
+    """
     require_matplotlib()
+    from matplotlib.figure import Figure
+
     path.parent.mkdir(parents=True, exist_ok=True)
-    columns = list(next(iter(rows.values())))
-    heat_map(list(rows), columns, [list(values.values()) for values in rows.values()], "right pairs, %").savefig(path, dpi=150)
+    heights = [0.42 * len(rows) + 1.9 for rows in tables.values()]
+    width = max(len(columns) for rows in tables.values() for columns in rows.values())
+    figure = Figure(figsize=(0.95 * width + 2.4, sum(heights)), layout="constrained")
+    panels = figure.subplots(len(tables), height_ratios=heights, squeeze=False)[:, 0]
+    for axes, (label, rows) in zip(panels, tables.items(), strict=True):
+        draw_heat_map(axes, list(rows), list(next(iter(rows.values()))), [list(values.values()) for values in rows.values()], label)
+    figure.savefig(path, dpi=150)
 
 
 def plot_patterns(models: dict[str, dict[str, float]], encoders: dict[str, dict[str, float]], path: Path) -> None:
@@ -130,12 +141,16 @@ def heat_map(names: list[str], columns: list[str], table: list[list[float]], lab
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(0.95 * len(columns) + 2.4, 0.42 * len(names) + 1.9), layout="constrained")
-    axes = figure.subplots()
+    draw_heat_map(figure.subplots(), names, columns, table, label)
+    return figure
+
+
+def draw_heat_map(axes: Any, names: list[str], columns: list[str], table: list[list[float]], label: str) -> None:
+    """The same on axes of matplotlib."""
     image = axes.imshow(table, cmap="viridis", vmin=0, vmax=100, aspect="auto")
     axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
     axes.set_yticks(range(len(names)), names)
     for y, values in enumerate(table):
         for x, value in enumerate(values):
             axes.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=9, color="black" if value > 55 else "white")
-    figure.colorbar(image, label=label)
-    return figure
+    axes.figure.colorbar(image, ax=axes, label=label)

@@ -200,6 +200,9 @@ def test_command(tmp_path: Path) -> None:
     assert outcome.exit_code == 0, outcome.output
     line = next(line for line in outcome.stdout.splitlines() if "ViT-L/14 224 (published)" in line)
     assert line.split()[-10:] == ["13.3", "13.3", "20.0", "20.0", "13.3", "53.3", "20.0", "6.7", "13.3", "19.3"]
+    drawn = (tmp_path / "out" / "table.svg").read_text()
+    assert "right pairs, %; chance 25" in drawn and "cosine of a pair" in drawn  # both tables, as comments beside their outlines
+    assert "- 9 of 135 pairs: the published rows are of the whole" in outcome.stdout
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "mini-clip.json", "mini-clip.csv", "mini-dino.json", "mini-dino.csv", "table.svg",
     }  # fmt: skip

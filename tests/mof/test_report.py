@@ -138,6 +138,9 @@ def test_the_page(tmp_path: Path, data: Path) -> None:
     assert by_run["strong", "mmvp"][0] == " 27 pairs, seeds 0, 1, 2"
     assert "how they were made is not known" in by_run["strong", "mmvp"][1] and "54 of 300 questions" in by_run["strong", "mmvp"][1]
     assert by_run["my <clip>", "mmvp-vlm"] == [" 135 pairs", " none"]
+    published = {row[0].strip(): row[1:] for row in page.tables[4]}
+    assert published["SigLIP SO400M 224"] == [" 37.8", " \u2013"] and published["LLaVA-1.5 + I-MoF, 336 px"] == [" \u2013", " 31.3"]
+    assert "LLaVA-1.5-7B + VIG" not in published  # neither POPE nor CHAIR was measured
     words = " ".join(page.words)
     assert "27 pairs make ±16 points at 25 % and ±19 at 50 %" in words and "GPT-4V" in words
 
