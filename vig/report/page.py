@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from rich.console import Console
 from rich.progress import track
 
 from vig.answer_words import TokenTexts, answer_words
@@ -101,7 +102,7 @@ def _words_of(scores: Sequence[Score], token_texts: TokenTexts, progress: bool) 
     classes: dict[str, list[float]] = {}
     parts: dict[str, list[float]] = {}
     count, tags = 0, can_tag()
-    for score in track(scores, "words", disable=not progress):
+    for score in track(scores, "words", console=Console(stderr=True), disable=not progress):
         for turn in answer_words(score, token_texts):
             names = [word.text for word in turn]
             count += len(names)
