@@ -305,6 +305,17 @@ def test_histogram_counts_every_value_once() -> None:
     assert chart.reach == (values >= 0.5).mean() and chart.highest == max(counts)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_columns_part_at_the_threshold(seed: int) -> None:
+    values = np.random.default_rng(seed).normal(size=300).astype(np.float32)
+    threshold = float(np.sort(values)[100])
+    chart = histogram("x", values, axis_of(values, threshold), threshold, "records")
+    counts = [int(bin.label.split(": ")[1].split()[0]) for bin in chart.bins]
+    assert sum(counts) == 300
+    assert sum(count for count, bin in zip(counts, chart.bins, strict=True) if bin.kept) == 200
+    assert any(bin.left == pytest.approx(chart.axis.place(threshold)) for bin in chart.bins)
+
+
 def test_axes() -> None:
     assert [label for _, label in Axis(-0.1, 0.4).ticks] == ["\u22120.1", "0.0", "0.1", "0.2", "0.3", "0.4"]
     assert [label for _, label in Axis(0, 1000).ticks] == ["0", "200", "400", "600", "800", "1000"]
