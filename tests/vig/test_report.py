@@ -253,7 +253,7 @@ def test_parts_of_speech() -> None:
 
 
 @given(st.lists(st.from_regex(r"\A\w+\Z"), max_size=6))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_any_word_has_a_part_of_speech_or_none(words: list[str]) -> None:
     pytest.importorskip("textblob")
     assert len(parts_of_speech(words)) == len(words)
