@@ -253,7 +253,7 @@ def test_parts_of_speech() -> None:
 
 
 @given(st.lists(st.from_regex(r"\A\w+\Z"), max_size=6))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_any_word_has_a_part_of_speech_or_none(words: list[str]) -> None:
     pytest.importorskip("textblob")
     assert len(parts_of_speech(words)) == len(words)
@@ -303,6 +303,17 @@ def test_histogram_counts_every_value_once() -> None:
     expected = np.histogram(values.clip(-1, np.nextafter(2, 0)), bins=48, range=(-1, 2))[0]
     assert counts == expected.tolist() and sum(counts) == 1000 and max(bin.height for bin in chart.bins) == 1
     assert chart.reach == (values >= 0.5).mean() and chart.highest == max(counts)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_columns_part_at_the_threshold(seed: int) -> None:
+    values = np.random.default_rng(seed).normal(size=300).astype(np.float32)
+    threshold = float(np.sort(values)[100])
+    chart = histogram("x", values, axis_of(values, threshold), threshold, "records")
+    counts = [int(bin.label.split(": ")[1].split()[0]) for bin in chart.bins]
+    assert sum(counts) == 300
+    assert sum(count for count, bin in zip(counts, chart.bins, strict=True) if bin.kept) == 200
+    assert any(bin.left == pytest.approx(chart.axis.place(threshold)) for bin in chart.bins)
 
 
 def test_axes() -> None:

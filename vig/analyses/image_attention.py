@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
@@ -61,7 +62,7 @@ def image_attention(
     model.eval()
     total, even, answers, count = torch.zeros((), device=model.device), 0.0, 0, 0
     failures: dict[str, str] = {}
-    for raw in track(records, "attention", disable=not progress):
+    for raw in track(records, "attention", console=Console(stderr=True), disable=not progress):
         try:
             record = to_record(raw, image_folder)
             if not record.images:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from rich.console import Console
 from rich.progress import track
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -65,7 +66,7 @@ def misleading_text(
     found = {}
     for name, texts in asked.items():
         answers: list[str] = []
-        for start in track(range(0, len(texts), batch_size), f"answering, {name}", disable=not progress):
+        for start in track(range(0, len(texts), batch_size), f"answering, {name}", console=Console(stderr=True), disable=not progress):
             part = slice(start, start + batch_size)
             answers += _answers(model, processor, texts[part], images[part], max_new_tokens)
         found[name] = _score(questions, claims, answers)

@@ -38,12 +38,21 @@ class Axis:
         return [(self.place(k * step), f"{k * step:.{decimals}f}".replace("-", "\u2212")) for k in range(first, last + 1)]
 
 
-def axis_of(values: NDArray[np.floating]) -> Axis:
-    """Wide enough for all values but the outermost two in a thousand, and for 0."""
+def axis_of(values: NDArray[np.floating], edge: float | None = None) -> Axis:
+    """Wide enough for all values but the outermost two in a thousand, and for 0.
+
+    Args:
+        edge: where two columns of a histogram are to meet, if it is on the axis.
+    """
     low, high = np.quantile(values, [0.001, 0.999]).tolist()
     low, high = min(low, 0.0), max(high, 0.0)
     margin = 0.02 * (high - low) or 0.5
-    return Axis(low - margin, high + margin)
+    low, high = low - margin, high + margin
+    if edge is not None and low < edge < high:
+        width = (high - low) / (BINS - 1)  # one column more, as the first is moved to the left
+        low = edge - math.ceil((edge - low) / width) * width
+        high = low + BINS * width
+    return Axis(low, high)
 
 
 @dataclass(frozen=True)
@@ -55,6 +64,8 @@ class Bin:
     width: float
     height: float
     """1 for the highest; proportional to the count, or to its logarithm."""
+    kept: bool
+    """Whether it begins at the threshold or above."""
     label: str
 
 
@@ -83,17 +94,18 @@ def histogram(title: str, values: NDArray[np.floating], axis: Axis, threshold: f
         unit: what is counted, such as "records".
         log: columns as high as the logarithm of their count + 1, so that rare values show beside very frequent ones.
     """
-    places = (values - axis.low) / (axis.high - axis.low) * BINS  # [N]
-    counts = np.bincount(places.astype(np.int64).clip(0, BINS - 1), minlength=BINS)  # [B]
-    width = (axis.high - axis.low) / BINS
+    threshold = threshold if threshold is not None and math.isfinite(threshold) else None
+    edges = np.linspace(axis.low, axis.high, BINS + 1)  # [B + 1]
+    if threshold is not None and axis.low < threshold < axis.high:
+        edges[round(axis.place(threshold) * BINS)] = threshold  # to the bit, as some value always lies on it
+    counts = np.histogram(values.astype(np.float64).clip(axis.low, axis.high), edges)[0]  # [B]
     heights = np.log1p(counts) if log else counts  # [B]
     heights = heights / heights.max()  # [B]
     bins = []
     for i, count in enumerate(counts.tolist()):
-        left = axis.low + i * width
-        label = f"{left:.3f} to {left + width:.3f} nats: {count:,} {unit}"
-        bins.append(Bin(i / BINS, 1 / BINS, float(heights[i]), label))
-    threshold = threshold if threshold is not None and math.isfinite(threshold) else None
+        left, right = float(edges[i]), float(edges[i + 1])
+        kept = threshold is not None and left >= threshold
+        bins.append(Bin(i / BINS, 1 / BINS, float(heights[i]), kept, f"{left:.3f} to {right:.3f} nats: {count:,} {unit}"))
     reach = 0.0 if threshold is None else float((values >= threshold).mean())
     return Histogram(title, axis, bins, int(counts.max()), unit, log, Mean.of(values), threshold, reach)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from rich.console import Console
 from rich.progress import track
 
 from vig.answer_words import TokenTexts, answer_words
@@ -101,7 +102,7 @@ def _words_of(scores: Sequence[Score], token_texts: TokenTexts, progress: bool) 
     classes: dict[str, list[float]] = {}
     parts: dict[str, list[float]] = {}
     count, tags = 0, can_tag()
-    for score in track(scores, "words", disable=not progress):
+    for score in track(scores, "words", console=Console(stderr=True), disable=not progress):
         for turn in answer_words(score, token_texts):
             names = [word.text for word in turn]
             count += len(names)
@@ -144,7 +145,7 @@ def _means_by_source(selection: Selection) -> dict[str, Mean]:
 def _histograms(selection: Selection) -> list[Histogram]:
     """Of all records and, where there are several sources, of each, on one axis."""
     vig, threshold = selection.scores.vig, selection.threshold
-    axis, groups = axis_of(vig), _by_source(selection)
+    axis, groups = axis_of(vig, threshold), _by_source(selection)
     every = histogram("All records", vig, axis, threshold, "records")
     largest = list(groups.items())[:MOST_SOURCES] if len(groups) > 1 else []
     return [every, *(histogram(source, np.array(values), axis, threshold, "records") for source, values in largest)]
@@ -152,7 +153,8 @@ def _histograms(selection: Selection) -> list[Histogram]:
 
 def _token_histogram(selection: Selection) -> Histogram:
     vig = np.concatenate([score.token_vig for score in selection.scores])  # [T]
-    return histogram("All answer tokens", vig, axis_of(vig), selection.threshold, "tokens", log=True)
+    axis = axis_of(vig, selection.threshold)
+    return histogram("All answer tokens", vig, axis, selection.threshold, "tokens", log=True)
 
 
 def _token_scale(scores: Scores) -> float:

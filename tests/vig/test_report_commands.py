@@ -1,0 +1,144 @@
+"""`mof vig report` and the analyses, called as a user would, on a tiny model saved in a temporary folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+import vig.cli
+from mof import MoFForConditionalGeneration, MoFProcessor
+from mof.cli import build_app
+
+APP = build_app({"vig": vig.cli.app})
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(APP, ["vig", *map(str, arguments)])
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor) -> Path:
+    """model/, records.json, questions.json and the images."""
+    tiny_model.save_pretrained(tmp_path / "model")
+    tiny_processor.save_pretrained(tmp_path / "model")
+    records, questions = [], []
+    for name, colour in COLOURS.items():
+        image = Image.new("RGB", (32, 32), colour)
+        image.paste((255, 255, 255), (0, 0, 16, 16))
+        image.save(tmp_path / f"{name}.png")
+        turns = [{"from": "human", "value": "<image>\nColour?"}, {"from": "gpt", "value": f"It is {name}."}]
+        records.append({"id": name, "image": f"{name}.png", "conversations": turns})
+        questions.append({"question": "Red?", "image": f"{name}.png", "options": ["yes", "no"], "answer": "yes"})
+    (tmp_path / "records.json").write_text(json.dumps(records))
+    (tmp_path / "questions.json").write_text(json.dumps(questions))
+    return tmp_path
+
+
+def score(folder: Path, null: str, records: str = "records.json") -> Path:
+    output = folder / f"scores-{null}-{records}"
+    inputs = ("--model", folder / "model", "--records", folder / records, "--image-folder", folder)
+    result = run("score", *inputs, "--output-dir", output, "--null", null)
+    assert result.exit_code == 0, result.output
+    return output
+
+
+def refused(result: Result, *words: str) -> None:
+    assert result.exit_code == 2 and "Traceback" not in result.stderr, result.output
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("mof: ") and all(word in last for word in words), last
+
+
+def test_report(folder: Path) -> None:
+    blurred, dropped = score(folder, "blur"), score(folder, "drop")
+    inputs = ("--records", folder / "records.json", "--model", folder / "model")
+    more = ("--keep", "0.5", "--source-key", "id", "--samples", "1", "--images", folder)
+    result = run("report", blurred, dropped, *inputs, *more, "-o", folder / "x.html")
+    assert result.exit_code == 0, result.output
+    assert "x.html: 3 records; 2 of 3 samples" in result.stdout
+    page = (folder / "x.html").read_text()
+    assert page.count("<article") == 2 and page.count("data:image/png;base64,") == 4
+    assert "<td>drop</td>" in page and "<td>green</td>" in page
+    assert run("report", blurred, *inputs, "-o", folder / "y.html").exit_code == 0
+    assert "made without images" in (folder / "y.html").read_text()
+
+
+def test_report_of_nothing_or_of_the_wrong_things(folder: Path) -> None:
+    text = [{"id": "t", "conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}]}]
+    (folder / "text.json").write_text(json.dumps(text))
+    broken = json.loads((folder / "records.json").read_text())[:1]
+    broken[0]["image"] = "no.png"
+    (folder / "broken.json").write_text(json.dumps(broken))
+    inputs = ("--model", folder / "model", "-o", folder / "x.html", "--records")
+    refused(run("report", score(folder, "blur", "text.json"), *inputs, folder / "text.json"), "no scores to show", "1 text-only")
+    refused(run("report", score(folder, "blur", "broken.json"), *inputs, folder / "broken.json"), "1 that could not", "no.png")
+    scores = score(folder, "blur")
+    refused(run("report", folder, *inputs, folder / "records.json"), "manifest.json")
+    refused(run("report", scores, *inputs, folder / "text.json"), "give the records that were scored")
+    refused(run("report", scores, *inputs, folder / "records.json", "--images", folder / "nowhere"), "no folder", "--images")
+    refused(run("report", scores, *inputs, folder / "records.json", "--keep", "3"), "[0, 1]")
+    wrong = ("--model", folder / "scores", "-o", folder / "x.html", "--records", folder / "records.json")
+    refused(run("report", scores, *wrong), "config.json")
+    assert not (folder / "x.html").exists()
+
+
+def test_another_tokenizer_is_warned_about(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scores = score(folder, "blur")
+    manifest = json.loads((scores / "manifest.json").read_text())
+    manifest["identity"]["tokenizer"] = "other"
+    (scores / "manifest.json").write_text(json.dumps(manifest))
+    result = run("report", scores, "--records", folder / "records.json", "--model", folder / "model", "-o", folder / "x.html")
+    assert result.exit_code == 0 and "another tokenizer" in caplog.text
+
+
+def test_image_match(folder: Path) -> None:
+    records = json.loads((folder / "records.json").read_text())
+    images = [one["image"] for one in records]
+    for name, shift in (("partly", 1), ("wrong", 2)):
+        moved = [one | {"image": images[(i + shift) % 3]} for i, one in enumerate(records)]
+        (folder / f"{name}.json").write_text(json.dumps(moved))
+    inputs = ("image-match", "--model", folder / "model", "--images", folder, "-o", folder / "x.json", "--records", folder / "records.json")
+    files = ("--partly", folder / "partly.json", "--conflicting", folder / "wrong.json")
+    result = run(*inputs, *files, "--score-dir", folder / "kept")
+    assert result.exit_code == 0, result.output
+    figures = json.loads((folder / "x.json").read_text())
+    assert list(figures["groups"]) == ["matching", "partly matching", "conflicting"]
+    assert all(group["n"] == 3 for group in figures["groups"].values())
+    assert f"{figures['groups']['matching']['mean']:+.3f}" in result.stdout
+    again = run(*inputs, *files, "--score-dir", folder / "kept")
+    assert again.exit_code == 0 and json.loads((folder / "x.json").read_text()) == figures
+    refused(run(*inputs, *files[:2]), "--conflicting")
+    refused(run(*inputs), "share more than others")  # no two captions have a word in common
+    for one, word in zip(records, ("cat", "cat", "dog"), strict=True):
+        one["conversations"][1]["value"] += f" a {word}"
+    (folder / "records.json").write_text(json.dumps(records))
+    assert run(*inputs, "--limit", "1", "--seed", "3").exit_code == 0
+    figures = json.loads((folder / "x.json").read_text())
+    assert figures["seed"] == 3 and figures["groups"]["matching"]["n"] == 1
+
+
+def test_attention(folder: Path) -> None:
+    inputs = ("attention", "--model", folder / "model", "--images", folder, "-o", folder / "x.json")
+    result = run(*inputs, "--model", folder / "." / "model", "--records", folder / "records.json", "--limit", "2")
+    assert result.exit_code == 0, result.output
+    figures = json.loads((folder / "x.json").read_text())
+    [found] = figures.values()  # the same model, named twice
+    assert found["records"] == 2 and len(found["layers"]) == 2 and all(0 < share < 1 for share in found["layers"])
+    (folder / "copy").symlink_to(folder / "model")
+    result = run(*inputs, "--model", folder / "copy", "--records", folder / "records.json")
+    assert "difference" in result.stdout and "+0.0" in result.stdout
+    refused(run("attention", "--model", folder, "--images", folder, "--records", folder / "records.json"), "config.json")
+
+
+def test_misleading(folder: Path) -> None:
+    inputs = ("misleading", "--model", folder / "model", "--images", folder, "-o", folder / "x.json", "--questions")
+    result = run(*inputs, folder / "questions.json")
+    assert result.exit_code == 0, result.output
+    figures = json.loads((folder / "x.json").read_text())
+    assert figures["model"]["alone"]["questions"] == 3 and figures["model"]["misled"]["pair_accuracy"] is None
+    refused(run(*inputs, folder / "records.json"), "question 1 has no 'question'")
+    refused(run(*inputs, folder / "none.json"), "none.json")
