@@ -242,7 +242,9 @@ def _resolve(name: str, image: Any, folder: str | os.PathLike[str] | None) -> Im
         try:
             return Image.open(io.BytesIO(image))  # decoded when it is wanted
         except Exception as error:  # Pillow's readers raise many kinds for bad bytes
-            raise RecordError(f"record {name!r}: cannot be read as an image ({type(error).__name__}: {error})") from error
+            raise RecordError(
+                f"record {name!r}: bytes that are no image ({type(error).__name__}; they start with {image[:12]!r})"
+            ) from error
     if isinstance(image, Image.Image):
         return image
     if not isinstance(image, (str, os.PathLike)):

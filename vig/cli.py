@@ -9,6 +9,7 @@ from typing import Annotated, Literal, cast
 
 import torch
 import typer
+from accelerate import PartialState
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from encoders import FeatureStore, StoredImages
@@ -17,6 +18,7 @@ from vig.analyses.commands import attention_command, image_match_command, mislea
 from vig.nulls import NULL_NAMES
 from vig.random_control import Level, random_selection
 from vig.report.command import report_command
+from vig.score_folder import REJECTED
 from vig.scores import load_scores
 from vig.scoring import score
 from vig.selection import select
@@ -34,7 +36,7 @@ app.command("image-match")(image_match_command)
 app.command("attention")(attention_command)
 app.command("misleading")(misleading_command)
 
-Records = Annotated[Path, typer.Option(help="Records in LLaVA's form, .json or .jsonl.")]
+Records = Annotated[Path, typer.Option(help="Records in LLaVA's form or chat messages, .json or .jsonl.")]
 
 
 @app.command("score")
@@ -47,6 +49,10 @@ def score_command(
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens per forward pass; halved when memory runs out.")] = 16384,
     batch_size: Annotated[int, typer.Option(min=1, help="Records per forward pass, at most.")] = 64,
     max_length: Annotated[int, typer.Option(min=1, help="Tokens; longer records are cut as in training.")] = 2048,
+    only_image: Annotated[
+        int | None, typer.Option(min=0, help="Of several images replace this one only, counted from 0; by default all together.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the null images 'noise' and 'shuffle'.")] = 0,
     features: Annotated[Path | None, typer.Option(help="Store of `mof encode --model`: the encoders are then not run.")] = None,
     blurred_features: Annotated[Path | None, typer.Option(help="Store of `mof encode --model --blurred`, with --features.")] = None,
 ) -> None:
@@ -55,6 +61,10 @@ def score_command(
     \b
     Example:
       mof vig score --model runs/mof --records data/train.json --image-folder data/images --output-dir runs/scores
+    \b
+    On several GPUs, each with a share of the records; killed, it goes on with the same command, or with another number of them:
+      torchrun --no-python --nproc_per_node 8 mof vig score --model runs/mof --records data/train.json --image-folder data/images \\
+        --output-dir runs/scores
     """
     if not (model / "config.json").is_file():  # or transformers takes a mistyped folder for a name on the hub
         raise ValueError(f"{model} holds no config.json: expected a folder that save_pretrained wrote")
@@ -63,7 +73,8 @@ def score_command(
     raw = read_records(records)
     processor = AutoProcessor.from_pretrained(model)
     network = AutoModelForImageTextToText.from_pretrained(model)
-    network.to("cuda" if torch.cuda.is_available() else "cpu")
+    process = PartialState(cpu=not torch.accelerator.is_available())
+    network.to(process.device)
     stored = None
     if features is not None and blurred_features is not None:
         stored = _stored(network, processor, features, False), _stored(network, processor, blurred_features, True)
@@ -77,9 +88,13 @@ def score_command(
         batch_tokens=batch_tokens,
         batch_size=batch_size,
         max_length=max_length,
+        only_image=only_image,
         stored_images=stored,
+        seed=seed,
     )
-    typer.echo(f"{len(scores)} of {len(raw)} records scored in {output_dir}, {len(scores.failures)} failed")
+    if process.is_main_process:
+        failed = f"{len(scores.failures)} failed" + (f", listed in {output_dir / REJECTED}" if scores.failures else "")
+        typer.echo(f"{len(scores)} of {len(raw)} records scored in {output_dir}, {failed}")
 
 
 def _stored(model: PreTrainedModel, processor: ProcessorMixin, store: Path, blurred: bool) -> StoredImages:
