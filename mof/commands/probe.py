@@ -62,6 +62,7 @@ def mmvp_vlm(
         plot_probe(tables, plot)
 
 
+PUBLISHED = " (published)"
 Rows = dict[str, dict[str, float]]
 """name -> {type: value, ..., "average": value}"""
 
@@ -73,7 +74,7 @@ def probe_rows(results: Sequence[MMVPVLMResult]) -> Rows:
     if measured and [pattern_type(type) for type in measured[0].by_pattern] == list(PATTERNS):
         for name, shares in MMVP_VLM.items():
             by_pattern = dict(zip(measured[0].by_pattern, shares, strict=True))
-            rows[f"{name} (published)"] = by_pattern | {"average": mmvp_vlm_average(shares)}
+            rows[name + PUBLISHED] = by_pattern | {"average": mmvp_vlm_average(shares)}
     for result in measured:
         rows[result.encoder] = {type: 100 * share for type, share in result.by_pattern.items()} | {"average": 100 * result.average}
     return rows
@@ -90,10 +91,15 @@ def similarity_rows(results: Sequence[MMVPVLMResult]) -> Rows:
 
 
 def _table(title: str, rows: Rows) -> Table:
-    table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0))
-    table.add_column("encoder", overflow="fold")
+    """Headings break rather than names and numbers: 80 columns are all that many terminals have."""
+    published = any(name.endswith(PUBLISHED) for name in rows)
+    table = Table(title=f"{title}; above the line: published" if published else title, box=SIMPLE, padding=0)
+    table.add_column("encoder", no_wrap=True)
     for column in next(iter(rows.values())):
-        table.add_column(column, justify="right", overflow="fold")
-    for name, values in rows.items():
-        table.add_row(name, *(f"{value:.1f}" for value in values.values()))
+        table.add_column(column, justify="right", overflow="fold", min_width=4)
+    names = list(rows)
+    for name, following in zip(names, [*names[1:], ""], strict=True):
+        last = name.endswith(PUBLISHED) and not following.endswith(PUBLISHED)
+        values = (f"{value:.1f}" if value < 99.95 else "100" for value in rows[name].values())
+        table.add_row(name.removesuffix(PUBLISHED), *values, end_section=last)
     return table

@@ -198,7 +198,7 @@ def test_command(tmp_path: Path) -> None:
     arguments += ["--out", str(tmp_path / "out"), "--plot", str(tmp_path / "out" / "table.svg")]
     outcome = CliRunner().invoke(build_app({}), arguments, env={"COLUMNS": "160"})
     assert outcome.exit_code == 0, outcome.output
-    line = next(line for line in outcome.stdout.splitlines() if "ViT-L/14 224 (published)" in line)
+    line = next(line for line in outcome.stdout.splitlines() if "OpenAI ViT-L/14 224" in line)
     assert line.split()[-10:] == ["13.3", "13.3", "20.0", "20.0", "13.3", "53.3", "20.0", "6.7", "13.3", "19.3"]
     drawn = (tmp_path / "out" / "table.svg").read_text()
     assert "right pairs, %; chance 25" in drawn and "cosine of a pair" in drawn  # both tables, as comments beside their outlines
