@@ -12,8 +12,8 @@ from rich.table import Table
 
 from mof.evals.patterns import Correlation
 from mof.evals.published import MMVP_CORRELATION
-from mof.evals.report import gather, write_csv
-from mof.evals.report_page import to_table, write_html
+from mof.evals.report import gather, precision, write_csv
+from mof.evals.report_page import to_tables, write_html
 from mof.training.plots import plot_patterns, require_matplotlib
 
 Runs = Annotated[list[Path], typer.Argument(help="Folders that `mof eval` wrote, and .json files of `mof probe mmvp-vlm`.")]
@@ -33,13 +33,13 @@ def report(
         raise ValueError(f"--out {out}: expected a name that ends in .html")
     found = gather(runs)
     out.parent.mkdir(parents=True, exist_ok=True)
-    table = to_table(found)
+    said = [*to_tables(found), *([precision(found)] if precision(found) else [])]
     write_html(found, out)
     write_csv(found, out.with_suffix(".csv"))
     with out.with_suffix(".txt").open("w", encoding="utf-8") as stream:
-        Console(file=stream, width=240).print(table)
+        Console(file=stream, width=120).print(*said)
     console = Console()
-    console.print(table)
+    console.print(*said)
     console.print(f"written to {out}, {out.with_suffix('.csv').name} and {out.with_suffix('.txt').name}")
 
 

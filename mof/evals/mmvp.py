@@ -20,6 +20,8 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG")
 PATTERN_COLUMNS = ("category", "pattern", "type")
 WRONG_LABELS = {99: ("a", "b"), 100: ("b", "a"), 279: ("a", "b"), 280: ("b", "a")}
 """Rows whose released label is known to be wrong: (released, corrected). Applied where a file's labels are the released ones."""
+FIRST_QUESTION = "Are the butterfly's wings closer to being open or closed?"
+"""Of the released file: others in its form have questions of their own."""
 CORRECTION_COLUMN = "corrected answer"
 """A column that replaces `WRONG_LABELS`: for files in MMVP's form with questions of their own."""
 LETTER_REQUEST = "Answer with the option's letter from the given choices directly."

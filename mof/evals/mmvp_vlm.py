@@ -85,6 +85,8 @@ class MMVPVLMResult:
 
     encoder: str
     pairs: list[PairResult]
+    folder: str = ""
+    """Name of the folder that they came from."""
 
     @property
     def by_pattern(self) -> dict[str, float]:
@@ -112,8 +114,8 @@ class MMVPVLMResult:
         shares = {"average": self.average, "by_pattern": self.by_pattern} if matched else {}
         pairs = [dataclasses.asdict(pair) | ({"right": pair.right} if matched else {}) for pair in self.pairs]
         document = {
-            "benchmark": "mmvp-vlm", "encoder": self.encoder, **shares, "image_similarity": self.image_similarity, "pairs": pairs,
-            "deviations": self.deviations,
+            "benchmark": "mmvp-vlm", "encoder": self.encoder, "folder": self.folder, **shares,
+            "image_similarity": self.image_similarity, "pairs": pairs, "deviations": self.deviations,
         }  # fmt: skip
         Path(path).write_text(json.dumps(document, indent=1))
 
@@ -170,7 +172,7 @@ def probe_mmvp_vlm(
             similarities = (a, b), (c, d)
         ids, statements = (pair[0].id, pair[1].id), (pair[0].statement, pair[1].statement)
         results.append(PairResult(pair[0].type, ids, statements, float(images[0] @ images[1]), similarities))
-    return MMVPVLMResult(name, results)
+    return MMVPVLMResult(name, results, Path(folder).resolve().name)
 
 
 @torch.inference_mode()

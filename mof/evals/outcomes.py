@@ -96,7 +96,7 @@ def _mmvp_vlm(file: Path, document: Row) -> Outcome:
     if "average" in document:
         figures["mmvp-vlm pairs"] = Tally(units, np.array([(row["right"], 1) for row in rows], float))  # [U, 2]
     owner = {"model": document["encoder"], "seed": None}
-    return _outcome(file, document | owner, f"{len(rows)} pairs", figures, document.get("by_pattern"))
+    return _outcome(file, document | owner, f"{len(rows)} pairs of {document['folder']}", figures, document.get("by_pattern"))
 
 
 def _pope(file: Path, document: Row) -> Outcome:

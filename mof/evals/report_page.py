@@ -18,12 +18,9 @@ def write_html(report: Report, file: Path) -> None:
     """The page, self-contained."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     template = environment.from_string(files("mof.evals").joinpath("report.html").read_text(encoding="utf-8"))
-    groups: dict[str, list[str]] = {}
-    for key, measure in report.columns.items():
-        groups.setdefault(measure.benchmark, []).append(key)
     cells = {model: {key: by.get(key) for key in report.columns} for model, by in report.rows.items()}
     page = template.render(
-        report=report, cells=cells, groups=groups, precision=precision(report), charts=_charts(report),
+        report=report, cells=cells, groups=_by_benchmark(report), precision=precision(report), charts=_charts(report),
         seeds=any(cell.spread is not None for by in report.rows.values() for cell in by.values()),
         pattern_drawing=_pattern_drawing(report), published=published_rows(report.columns), published_correlations=MMVP_CORRELATION,
     )  # fmt: skip
@@ -47,12 +44,23 @@ def _pattern_drawing(report: Report) -> str | None:
     return pattern_chart("right pairs by pattern, %", names, lines, list(report.encoders)) if names else None
 
 
-def to_table(report: Report) -> Table:
-    """The table for a terminal or a text file."""
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0), caption=precision(report), caption_justify="left")
-    table.add_column("model", overflow="fold")
-    for measure in report.columns.values():
-        table.add_column(f"{measure.benchmark} {measure.title}", justify="right", overflow="fold")
-    for model, cells in report.rows.items():
-        table.add_row(model, *(cells[key].text.replace(" [", "\n[") if key in cells else "-" for key in report.columns))
-    return table
+def to_tables(report: Report) -> list[Table]:
+    """The table for a terminal or a text file, in one piece per benchmark: whole, it would be too wide to read."""
+    tables = []
+    for benchmark, keys in _by_benchmark(report).items():
+        table = Table(title=benchmark, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))
+        table.add_column("model", overflow="fold")
+        for key in keys:
+            table.add_column(report.columns[key].title, justify="right", overflow="fold")
+        for model, cells in report.rows.items():
+            if any(key in cells for key in keys):
+                table.add_row(model, *(cells[key].text.replace(" [", "\n[") if key in cells else "-" for key in keys))
+        tables.append(table)
+    return tables
+
+
+def _by_benchmark(report: Report) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for key, measure in report.columns.items():
+        groups.setdefault(measure.benchmark, []).append(key)
+    return groups

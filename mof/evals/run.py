@@ -18,7 +18,7 @@ from mof.evals.answerers import AnswersFile
 from mof.evals.answering import Answer, AnswerCache, Answerer, Prompt, Usage, answer_all
 from mof.evals.chair import CocoWords, score_chair
 from mof.evals.judge import agreement, judge_prompt, verdict
-from mof.evals.mmvp import LABELS, MATCHES, Question, score
+from mof.evals.mmvp import FIRST_QUESTION, LABELS, MATCHES, Question, score
 from mof.evals.pope import STRATEGIES, PopeQuestion, says_yes, score_pope
 
 Result = dict[str, Any]
@@ -143,7 +143,9 @@ def _mmvp_deviations(run: Run, questions: Sequence[Question], prompt: str, judge
         notes.append("answers matched to options by rule; the official run asks gpt-4-0314")
     elif judge.name != "gpt-4-0314":
         notes.append(f"judged by {judge.name} at temperature 0; the official run asks gpt-4-0314 at 0.2")
-    if len(questions) != MMVP_QUESTIONS:
+    if questions[0].id == 1 and questions[0].question != FIRST_QUESTION:
+        notes.append(f"{len(questions)} questions of another file than MMVP's")
+    elif len(questions) != MMVP_QUESTIONS:
         notes.append(f"{len(questions)} of {MMVP_QUESTIONS} questions")
     return notes
 

@@ -99,7 +99,7 @@ def probe(file: Path, rights: list[int]) -> Path:
             first = 2 * len(pairs) + 1
             similarities = ((0.3, 0.2), (0.2, 0.3)) if i < right else ((0.2, 0.3), (0.2, 0.3))
             pairs.append(PairResult(pattern, (first, first + 1), ("x", "y"), 0.96, similarities))
-    MMVPVLMResult("my <clip>", pairs).to_json(file)
+    MMVPVLMResult("my <clip>", pairs, "MMVP_VLM").to_json(file)
     return file
 
 
@@ -136,8 +136,11 @@ def test_the_page(tmp_path: Path, data: Path) -> None:
 
     by_run = {(row[0].strip(), row[1].strip()): row[2:] for row in notes[1:]}
     assert by_run["strong", "mmvp"][0] == " 27 pairs, seeds 0, 1, 2"
-    assert "how they were made is not known" in by_run["strong", "mmvp"][1] and "54 of 300 questions" in by_run["strong", "mmvp"][1]
-    assert by_run["my <clip>", "mmvp-vlm"] == [" 135 pairs", " none"]
+    assert (
+        "how they were made is not known" in by_run["strong", "mmvp"][1]
+        and "54 questions of another file than MMVP's" in by_run["strong", "mmvp"][1]
+    )
+    assert by_run["my <clip>", "mmvp-vlm"] == [" 135 pairs of MMVP_VLM", " none known"]
     published = {row[0].strip(): row[1:] for row in page.tables[4]}
     assert published["SigLIP SO400M 224"] == [" 37.8", " \u2013"] and published["LLaVA-1.5 + I-MoF, 336 px"] == [" \u2013", " 31.3"]
     assert "LLaVA-1.5-7B + VIG" not in published  # neither POPE nor CHAIR was measured
