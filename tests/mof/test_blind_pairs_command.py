@@ -147,6 +147,15 @@ def test_only_the_given_images_of_a_larger_store(photos: Path, tmp_path: Path) -
     assert len(FeatureStore(store, ["left-half"])) == 6
 
 
+def test_a_file_that_was_good_once(photos: Path, tmp_path: Path) -> None:
+    run("--images", photos, *HALVES, "-o", tmp_path / "out")
+    (photos / "c.png").write_bytes(b"damaged since")
+    (photos / "b.png").unlink()
+    assert "4 different images" in run("--images", photos, *HALVES, "-o", tmp_path / "out").output
+    (row,) = pq.read_table(tmp_path / "out/pairs.parquet").to_pylist()
+    assert Path(row["image_j"]).name == "z compressed.jpg"
+
+
 def test_a_tar(photos: Path, tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "p.tar.gz", "w:gz") as tar:
         for name in ("a.png", "b.png", "e.png"):
