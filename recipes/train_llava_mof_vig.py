@@ -211,7 +211,7 @@ def held_out_vig(model: MoFForConditionalGeneration, processor: MoFProcessor, re
         "captions": len(vig), "mean_vig": float(vig.mean()), "std_vig": float(vig.std()), "share_positive": float((vig > 0).mean()),
         "loss_right_photo": statistics.fmean(one.loss for one in scores),
         "loss_other_photo": statistics.fmean(one.null_loss for one in scores),
-        "vig_by_word_class": vig_by_word_class(scores, processor.tokenizer),
+        "vig_by_word_class": vig_by_word_class(scores),
     }}  # fmt: skip
 
 

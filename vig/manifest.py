@@ -30,7 +30,7 @@ def scoring_identity(
         "config": digest(_without_labels(model.config.to_dict())),
         "weights": weights_fingerprint(model),
         "processor": digest(processor.to_dict()),
-        "tokenizer": tokenizer_digest(tokenizer),
+        "tokenizer": _tokenizer_digest(tokenizer),
         "chat_template": digest(processor.chat_template or tokenizer.chat_template),
         "null": dict(null),
         "max_length": max_length,
@@ -72,7 +72,7 @@ def _without_labels(config: Any) -> Any:
     return {key: _without_labels(value) for key, value in config.items() if key not in _LABELS}
 
 
-def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     if not tokenizer.is_fast:
         return digest([type(tokenizer).__name__, tokenizer.get_vocab(), tokenizer.special_tokens_map])
     state = json.loads(tokenizer.backend_tokenizer.to_str())

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
-from vig.answer_words import TokenTexts, answer_words
+from vig.answer_words import answer_words
 from vig.means import Mean
 from vig.scores import Score
 
@@ -46,18 +45,14 @@ def word_class(word: str) -> str | None:
     return "number" if word.isdecimal() else _CLASSES.get(word.lower())
 
 
-def vig_by_word_class(scores: Iterable[Score], tokenizer: Any) -> dict[str, Mean]:
+def vig_by_word_class(scores: Iterable[Score]) -> dict[str, Mean]:
     """Class -> mean VIG of its words in nats, how many words, and the standard error, for the classes that occur.
 
     A word's VIG is the sum over its tokens, so that a tokenizer which cuts words into more pieces changes nothing.
-
-    Args:
-        tokenizer: the one that the scores were made with.
     """
-    token_texts = TokenTexts(tokenizer)
     found: dict[str | None, list[float]] = {}
     for score in scores:
-        for turn in answer_words(score, token_texts):
+        for turn in answer_words(score):
             for word in turn:
                 found.setdefault(word_class(word.text), []).append(word.vig)
     return {kind: Mean.of(found[kind]) for kind in _WORDS if kind in found}

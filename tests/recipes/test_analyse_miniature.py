@@ -12,6 +12,7 @@ from rich.console import Console
 from encoders import build_encoder
 from mof import InterleavedMoF, MoFForConditionalGeneration, MoFProcessor
 from mof.language_models import load_language_model
+from mof.miniature.misleading import misleading_questions
 from mof.miniature.scenes import PATTERNS, sample_scene
 
 RECIPE = Path(__file__).parents[2] / "recipes/analyse_miniature.py"
@@ -36,8 +37,8 @@ def test_as_many_facts_change_as_asked(recipe: ModuleType, count: int) -> None:
         assert (changed.letter is None) == (scene.letter is None)
 
 
-def test_false_statements_are_false_of_one_picture_and_true_of_the_other(recipe: ModuleType) -> None:
-    questions = recipe.draw_questions(2, np.random.default_rng(0))
+def test_false_statements_are_false_of_one_picture_and_true_of_the_other() -> None:
+    questions = misleading_questions(2, np.random.default_rng(0))
     assert len(questions) == 2 * 2 * len(PATTERNS) and len({one["pair"] for one in questions}) == 2 * len(PATTERNS)
     for first, second in zip(questions[::2], questions[1::2], strict=True):
         assert first["question"] == second["question"] and first["answer"] != second["answer"]

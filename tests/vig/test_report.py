@@ -58,7 +58,16 @@ def score_of(record: dict[str, Any], vig: list[float] | None = None, seed: int =
     token_vig = np.array(vig if vig is not None else np.random.default_rng(seed).normal(size=len(flat)), np.float32)
     assert len(token_vig) == len(flat)
     ends = np.cumsum([len(one) for one in ids]) - 1
-    return Score(record["id"], float(np.float32(token_vig.mean(dtype=np.float64))), 1.0, 2.0, token_vig, flat, ends, digest(record))
+    answer, spans = "", []
+    for one in answers:
+        for character in one:
+            spans += [(len(answer), len(answer) + 1)] * len(character.encode())  # its bytes all have it
+            answer += character
+        spans.append((len(answer), len(answer) + len("</s>")))
+        answer += "</s>"
+    starts, stops = np.array(spans, np.int64).T
+    vig_of_all = float(np.float32(token_vig.mean(dtype=np.float64)))
+    return Score(record["id"], vig_of_all, 1.0, 2.0, token_vig, flat, ends, digest(record), answer, starts, stops)
 
 
 class Page(HTMLParser):
@@ -120,7 +129,7 @@ def records() -> list[dict[str, Any]]:
 
 
 def write(file: Path, selection: Selection, records: list[dict[str, Any]], **options: Any) -> Page:
-    write_report(file, selection, records, TOKENIZER, **options)
+    write_report(file, selection, records, **options)
     assert not file.with_name(file.name + ".tmp").exists()
     return Page(file.read_text(encoding="utf-8"))
 

@@ -55,7 +55,7 @@ def refused(result: Result, *words: str) -> None:
 
 def test_report(folder: Path) -> None:
     blurred, dropped = score(folder, "blur"), score(folder, "drop")
-    inputs = ("--records", folder / "records.json", "--model", folder / "model")
+    inputs = ("--records", folder / "records.json")
     more = ("--keep", "0.5", "--source-key", "id", "--samples", "1", "--images", folder)
     result = run("report", blurred, dropped, *inputs, *more, "-o", folder / "x.html")
     assert result.exit_code == 0, result.output
@@ -73,7 +73,7 @@ def test_report_of_nothing_or_of_the_wrong_things(folder: Path) -> None:
     broken = json.loads((folder / "records.json").read_text())[:1]
     broken[0]["image"] = "no.png"
     (folder / "broken.json").write_text(json.dumps(broken))
-    inputs = ("--model", folder / "model", "-o", folder / "x.html", "--records")
+    inputs = ("-o", folder / "x.html", "--records")
     refused(run("report", score(folder, "blur", "text.json"), *inputs, folder / "text.json"), "no scores to show", "1 text-only")
     refused(run("report", score(folder, "blur", "broken.json"), *inputs, folder / "broken.json"), "1 that could not", "no.png")
     scores = score(folder, "blur")
@@ -81,18 +81,7 @@ def test_report_of_nothing_or_of_the_wrong_things(folder: Path) -> None:
     refused(run("report", scores, *inputs, folder / "text.json"), "give the records that were scored")
     refused(run("report", scores, *inputs, folder / "records.json", "--images", folder / "nowhere"), "no folder", "--images")
     refused(run("report", scores, *inputs, folder / "records.json", "--keep", "3"), "[0, 1]")
-    wrong = ("--model", folder / "scores", "-o", folder / "x.html", "--records", folder / "records.json")
-    refused(run("report", scores, *wrong), "config.json")
     assert not (folder / "x.html").exists()
-
-
-def test_another_tokenizer_is_warned_about(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    scores = score(folder, "blur")
-    manifest = json.loads((scores / "manifest.json").read_text())
-    manifest["identity"]["tokenizer"] = "other"
-    (scores / "manifest.json").write_text(json.dumps(manifest))
-    result = run("report", scores, "--records", folder / "records.json", "--model", folder / "model", "-o", folder / "x.html")
-    assert result.exit_code == 0 and "another tokenizer" in caplog.text
 
 
 def test_image_match(folder: Path) -> None:

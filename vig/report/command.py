@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mof.records import read_records
-from vig.manifest import tokenizer_digest
 from vig.report.page import write_report
-from vig.saved_models import load_processor
 from vig.scores import Scores, load_scores
 from vig.selection import select
 from vig.sources import record_sources
-
-logger = logging.getLogger(__name__)
 
 
 def report_command(
@@ -24,7 +19,6 @@ def report_command(
         list[Path], typer.Argument(help="Folders of `mof vig score`: the first is shown, those with other null images are compared.")
     ],
     records: Annotated[Path, typer.Option(help="The records that were scored, .json or .jsonl.")],
-    model: Annotated[Path, typer.Option(help="Folder of the model that scored; only its tokenizer is read.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")],
     image_folder: Annotated[
         Path | None,
@@ -40,17 +34,14 @@ def report_command(
 
     \b
     Example:
-      mof vig report runs/scores --records data/train.json --images data/images --model runs/mof -o report.html
+      mof vig report runs/scores --records data/train.json --images data/images -o report.html
     """
     runs = [_load(folder) for folder in scores]
     raw = read_records(records)
     if image_folder is not None and not image_folder.is_dir():
         raise ValueError(f"{image_folder} is no folder; leave --images out for a page without images")
-    tokenizer = load_processor(model).tokenizer
-    if tokenizer_digest(tokenizer) != runs[0].manifest["identity"]["tokenizer"]:
-        logger.warning("%s has another tokenizer than the model that scored; the words on the page may be wrong", model)
     selection = select(runs[0], keep, sources=None if source_key is None else record_sources(raw, source_key))
-    write_report(output, selection, raw, tokenizer, image_folder=image_folder, others=runs[1:], samples=samples, progress=True)
+    write_report(output, selection, raw, image_folder=image_folder, others=runs[1:], samples=samples, progress=True)
     typer.echo(f"{output}: {len(runs[0])} records; {selection.summary()}")
 
 

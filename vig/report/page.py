@@ -13,9 +13,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
 from rich.progress import track
 
-from vig.answer_words import TokenTexts, answer_words
+from vig.answer_words import answer_words
 from vig.means import Mean
-from vig.pairs import RawRecord, UnreadableRow, id_of, rows, to_mapping
+from vig.pairs import RawRecord, UnreadableRow, id_of, rows
 from vig.report.charts import BarChart, Histogram, axis_of, bar_chart, histogram
 from vig.report.null_comparison import compare_nulls, null_name, reference_of
 from vig.report.parts_of_speech import can_tag, parts_of_speech
@@ -33,7 +33,6 @@ def write_report(
     file: str | os.PathLike[str],
     selection: Selection,
     records: Iterable[RawRecord],
-    tokenizer: Any,
     *,
     image_folder: str | os.PathLike[str] | None = None,
     others: Sequence[Scores] = (),
@@ -47,7 +46,6 @@ def write_report(
     Args:
         selection: of the scores that are shown; its threshold and sparsity are on the page.
         records: those that were scored, and others if you like.
-        tokenizer: the one that the scores were made with.
         image_folder: what the records' image paths are relative to; None leaves the images out, and the page says so.
         others: scores of the same model and records with other null images.
         samples: how many records are shown from either end.
@@ -56,12 +54,11 @@ def write_report(
         ValueError: for records that are not those of the scores, or other scores that cannot be compared.
     """
     scores = selection.scores
-    by_id = {id_of(row): to_mapping(row) for row in rows(records) if not isinstance(row, UnreadableRow)}
-    token_texts = TokenTexts(tokenizer)
-    reader = SampleReader(selection, by_id, scores.manifest["identity"], token_texts, image_folder)
+    by_id = {id_of(row): row for row in rows(records) if not isinstance(row, UnreadableRow)}
+    reader = SampleReader(selection, by_id, scores.manifest["identity"], image_folder)
     lowest, highest = _ends(scores, samples)
     shown = {"highest": [reader.read(score) for score in highest], "lowest": [reader.read(score) for score in lowest]}
-    words = _words_of(_evenly(scores, WORD_RECORDS), token_texts, progress)
+    words = _words_of(_evenly(scores, WORD_RECORDS), progress)
     runs = [scores, *others]
     page = _template().render(
         title=f"Visual information gain of {len(scores):,} records",
@@ -98,12 +95,12 @@ class Words:
     can_tag: bool
 
 
-def _words_of(scores: Sequence[Score], token_texts: TokenTexts, progress: bool) -> Words:
+def _words_of(scores: Sequence[Score], progress: bool) -> Words:
     classes: dict[str, list[float]] = {}
     parts: dict[str, list[float]] = {}
     count, tags = 0, can_tag()
     for score in track(scores, "words", console=Console(stderr=True), disable=not progress):
-        for turn in answer_words(score, token_texts):
+        for turn in answer_words(score):
             names = [word.text for word in turn]
             count += len(names)
             for word, part in zip(turn, parts_of_speech(names) if tags else [None] * len(names), strict=True):

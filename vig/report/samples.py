@@ -15,8 +15,9 @@ from PIL import Image
 
 from encoders.images.reading import ImageError, read_image
 from mof.records import IMAGE_PLACEHOLDER, ROLES, ImageSource, RecordError, digest, to_record
-from vig.answer_words import TokenTexts, turns
+from vig.answer_words import token_texts, turns
 from vig.nulls import NULLS, NullImages
+from vig.pairs import RawRecord, to_mapping
 from vig.scores import Score
 from vig.selection import Selection
 
@@ -77,12 +78,11 @@ class SampleReader:
     def __init__(
         self,
         selection: Selection,
-        records: Mapping[str, Mapping[str, Any]],
+        records: Mapping[str, RawRecord],
         identity: Mapping[str, Any],
-        token_texts: TokenTexts,
         image_folder: str | os.PathLike[str] | None,
     ) -> None:
-        self._selection, self._records, self._token_texts, self._folder = selection, records, token_texts, image_folder
+        self._selection, self._records, self._folder = selection, records, image_folder
         null = identity["null"]
         drawable = null["name"] in NULLS and null["name"] != "shuffle"  # that one depends on the other records
         self._nulls = NullImages(null["name"], identity["seed"], only_image=null.get("only_image")) if drawable else None
@@ -94,15 +94,14 @@ class SampleReader:
             raise ValueError(f"no record has the id {score.id!r}, which is in the scores; give the records that were scored")
         if digest(raw) != score.digest:
             raise ValueError(f"record {score.id!r} is not what was scored; give the records as they were scored")
-        mask = self._selection.token_masks.get(score.id)
+        record, mask = to_mapping(raw), self._selection.token_masks.get(score.id)
         ends = set(score.turn_ends.tolist())
-        answers = []
-        for turn in turns(score):
-            texts = self._token_texts(score.token_ids[turn].tolist())
-            places = zip(turn.tolist(), texts, strict=True)
-            answers.append([Token(text, float(score.token_vig[i]), mask is not None and bool(mask[i]), i in ends) for i, text in places])
+        on = [False] * len(score.token_vig) if mask is None else mask.tolist()
+        texts = zip(token_texts(score), score.token_vig.tolist(), on, strict=True)
+        tokens = [Token(text, vig, supervised, i in ends) for i, (text, vig, supervised) in enumerate(texts)]
+        answers = [[tokens[i] for i in turn] for turn in turns(score)]
         source = self._selection.sources.get(score.id)
-        return Sample(score, source, mask is not None, self._pictures(score.id, raw), _turns(_questions(raw), answers))
+        return Sample(score, source, mask is not None, self._pictures(score.id, record), _turns(_questions(record), answers))
 
     def _pictures(self, id: str, raw: Mapping[str, Any]) -> list[Picture]:
         if self._folder is None:
