@@ -48,6 +48,7 @@ from mof.training.study_table import study_tables
 from vig import Scores, Selection, SelectiveTrainer, load_scores, random_selection, score, select
 from vig.analyses.misleading_text import misleading_text
 from vig.nulls import NULLS
+from vig.report import write_report
 from vig.word_classes import vig_by_word_class
 
 console = Console()
@@ -145,7 +146,12 @@ def run_row(row: Row, setting: Setting, records: RunData, run: RunFolder, seed: 
             model.to(PartialState().device), processor, records.finetune, folder, setting.null, batch_size=setting.score_batch_size,
             max_length=setting.max_length,
         )  # fmt: skip
-        return {"seconds": time.monotonic() - start}
+        seconds = time.monotonic() - start
+        if PartialState().is_main_process:
+            report = run.path(f"seed-{seed}/vig-{row.aligned}.html")
+            write_report(report, select(load_scores(folder), keep=setting.keep), records.finetune, image_folder=".")
+            console.print(f"what was scored, to look at: {report}")
+        return {"seconds": seconds}
 
     def finetune(folder: Path) -> dict[str, Any]:
         set_seed(seed)

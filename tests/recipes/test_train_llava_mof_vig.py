@@ -57,6 +57,8 @@ def test_the_default_rows_are_measured_and_printed(finished):
     assert rows[2]["active_tokens"] < rows[1]["active_tokens"] == rows[0]["active_tokens"]
     assert all(set(row["by_pattern"]) == set(rows[0]["by_pattern"]) and len(row["by_pattern"]) == 9 for row in rows)
     assert all(name in printed for name in ("clip", "interleaved+vig", "pair accuracy"))
+    page = (folder / "seed-0/vig-interleaved.html").read_text()
+    assert "data:image/" in page and re.search(r"talk-\d+", page)
 
 
 def test_only_adapters_move_while_aligning_and_encoders_are_never_saved(finished):
