@@ -38,16 +38,18 @@ class Row:
     """Share for the selection; None: the setting's."""
     misled: bool = False
     """Whether to ask the model questions after false statements, too."""
+    like: str | None = None
+    """The row that it shares stage 1 with; None: it has one of its own."""
 
     @property
     def aligned(self) -> str:
-        """Name of the stage 1 that this row starts from; rows that differ in selection only share it."""
-        return self.name.partition("+")[0]
+        """Name of the stage 1 that this row starts from."""
+        return self.like or self.name
 
     def selected(self, way: str, keep: float | None = None) -> Row:
         """The same encoders, stage 2 on a selection."""
-        name = f"{self.name}+{way}" if keep is None else f"{self.name}+{way} {keep:g}"
-        return dataclasses.replace(self, name=name, selection=way, keep=keep)
+        name = f"{self.name}+{way}" if keep is None else f"{way} {keep:g}"
+        return dataclasses.replace(self, name=name, selection=way, keep=keep, like=self.name)
 
 
 def table_rows(setting: Setting) -> list[Row]:

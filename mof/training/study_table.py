@@ -19,19 +19,11 @@ def study_tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
     for row in rows:
         by_name.setdefault(row["name"], []).append(row)
     misled = any("misled_accuracy" in row for row in rows)
-    table = Table(title="pair accuracy: both questions of a held-out pair right (chance 25 %)")
-    headings = [
-        "row",
-        "pair accuracy",
-        "question accuracy",
-        *(["misled"] if misled else []),
-        "visual tokens",
-        "active tokens",
-        "seconds",
-        "seeds",
-    ]
+    table = Table(title="held-out scenes, right in %; a pair is two questions, by chance 25", box=SIMPLE, padding=0)
+    headings = ["pairs", "questions", *(["misled"] if misled else []), "visual tokens", "active tokens", "seconds", "seeds"]
+    table.add_column("row", no_wrap=True)
     for heading in headings:
-        table.add_column(heading, justify="left" if heading == "row" else "right", no_wrap=heading == "row")
+        table.add_column(heading, justify="right", no_wrap=" " not in heading)
     for name, same in by_name.items():
         table.add_row(
             name,
@@ -57,8 +49,8 @@ def study_tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
 
 
 def spread(shares: Sequence[float | None]) -> str:
-    """Shares in [0, 1] as "mean % +- standard deviation"; "-" where nothing was measured."""
+    """Shares in [0, 1] as "mean +-standard deviation" in %; "-" where nothing was measured."""
     values = [100 * share for share in shares if share is not None]
     if not values:
         return "-"
-    return f"{statistics.fmean(values):.1f} %" + (f" +- {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+    return f"{statistics.fmean(values):.1f}" + (f" ±{statistics.stdev(values):.1f}" if len(values) > 1 else "")

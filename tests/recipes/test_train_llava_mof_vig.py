@@ -56,7 +56,7 @@ def test_the_default_rows_are_measured_and_printed(finished):
     assert [row["visual_tokens"] for row in rows] == [25, 50, 50]
     assert rows[2]["active_tokens"] < rows[1]["active_tokens"] == rows[0]["active_tokens"]
     assert all(set(row["by_pattern"]) == set(rows[0]["by_pattern"]) and len(row["by_pattern"]) == 9 for row in rows)
-    assert all(name in printed for name in ("clip", "interleaved+vig", "pair accuracy"))
+    assert all(name in printed for name in ("clip", "interleaved+vig", "held-out scenes"))
     page = (folder / "seed-0/vig-interleaved.html").read_text()
     assert "data:image/" in page and re.search(r"talk-\d+", page)
 
@@ -134,7 +134,7 @@ def test_a_folder_with_another_run_is_refused_in_one_line(config, finished):
 
 
 def test_the_study_of_selections_measures_misled_accuracy_and_is_drawn(config, tmp_path):
-    rows = ("interleaved", "interleaved+vig-tokens 0.5", "interleaved+random-samples 0.5")
+    rows = ("interleaved", "vig-tokens 0.5", "random-samples 0.5")
     printed = run("--config", config, "--compare", "selection", "--rows", *rows, "--output_dir", tmp_path / "run").stdout
     results = {row["name"]: row for row in json.loads((tmp_path / "run/results.json").read_text())["rows"]}
     assert list(results) == list(rows) and "misled" in printed
