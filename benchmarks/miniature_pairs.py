@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import track
@@ -27,6 +28,9 @@ from rich.table import Table
 from encoders import Encoder, build_encoder
 from mof import blind_pairs
 from mof.miniature.scenes import PATTERNS, VALUES, Scene, render, sample_scene
+from mof.pairs.blind_pair_search import BlindPairs
+from mof.pairs.gallery import SHOWN, Gallery
+from mof.pairs.similarity_sample import sample_similarities
 
 # Shapes: N scenes, F = 10 fields of a scene, E width of an embedding, M pairs.
 
@@ -37,13 +41,19 @@ ROUNDS = 80  # of 250,000 random pairs each, at most
 QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 
 
+def draw(number: int) -> tuple[list[Scene], list[Image.Image]]:
+    """The scenes of a block and their pictures, the same in every run."""
+    rng = np.random.default_rng([0, number])
+    scenes = [sample_scene(rng, held_out=True) for _ in range(BLOCK)]
+    return scenes, [render(scene, rng) for scene in scenes]
+
+
 def block(number: int, encoders: dict[str, Encoder], folder: Path) -> dict[str, NDArray]:
     """Fields [BLOCK, F] as positions in `VALUES`, and an embedding [BLOCK, E] per encoder: of the block's file, or made now."""
     file = folder / f"block-{number:05d}.npz"
     if not file.is_file():
-        rng = np.random.default_rng([0, number])
-        scenes = [sample_scene(rng, held_out=True) for _ in range(BLOCK)]
-        pictures = torch.from_numpy(np.stack([np.asarray(render(scene, rng)) for scene in scenes])).permute(0, 3, 1, 2)  # [BLOCK, 3, H, W]
+        scenes, images = draw(number)
+        pictures = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)  # [BLOCK, 3, H, W]
         fields = [[VALUES[name].index(value) for name, value in zip(FIELDS, astuple(scene), strict=True)] for scene in scenes]
         arrays = {"fields": np.array(fields, dtype=np.int8)}
         for name, encoder in encoders.items():
@@ -54,6 +64,19 @@ def block(number: int, encoders: dict[str, Encoder], folder: Path) -> dict[str, 
         os.replace(partial, file)
     with np.load(file) as arrays:
         return dict(arrays)
+
+
+def write_gallery(folder: Path, found: BlindPairs, clip: NDArray, dino: NDArray, above: float, below: float) -> None:
+    """gallery.html of the pairs of the largest gap, whose scenes are drawn once more."""
+    folder.mkdir(exist_ok=True)
+    names = [str((folder / f"scene-{i:06d}.png").resolve()) for i in range(len(clip))]
+    shown = np.unique(np.concatenate([found.i[:SHOWN], found.j[:SHOWN]]))
+    for number in track(np.unique(shown // BLOCK).tolist(), "drawing pairs"):
+        _, images = draw(number)
+        for i in shown[shown // BLOCK == number].tolist():
+            images[i % BLOCK].save(names[i])
+    sample = sample_similarities([clip], [dino])
+    Gallery(found, names, "mini-clip", "mini-dino", above, below, sample, None, 0, {}).write(folder.parent / "gallery.html", folder)
 
 
 def differing(fields: NDArray[np.int8], i: NDArray[np.int64], j: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -125,6 +148,8 @@ def main() -> None:
             table.add_row(name, *(f"{share:.4f}" for share in shares.values()))
         console.print(table)
         found.to_parquet(args.out / "pairs.parquet")
+        write_gallery(args.out / "images", found, clip, dino, args.clip_above, args.dino_below)
+        console.print(f"to look at: {args.out / 'gallery.html'}")
     (args.out / "result.json").write_text(json.dumps(result, indent=1))
 
 
