@@ -252,7 +252,7 @@ def test_gradient_on_two_processes(llava, records, image_folder, text_only, tmp_
     script.write_text(TWO_PROCESSES)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     command = [sys.executable, *launch, str(HERE.parents[1]), str(tmp_path), str(image_folder)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert result.returncode == 0, result.stderr
     assert_step_was(model.state_dict(), torch.load(tmp_path / "weights.pt", weights_only=True), gradient)
     assert int((tmp_path / "tokens").read_text()) == sum(
