@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from mof.records import digest
 
 # Entries of a config that saving, loading or training fill in and that no forward pass depends on.
-_LABELS = {"_name_or_path", "transformers_version", "architectures", "dtype"}
+_LABELS = {"_name_or_path", "transformers_version", "architectures", "dtype", "use_cache"}
 _LABELS |= {"bos_token_id", "eos_token_id", "pad_token_id"}
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int32}  # integer type by bytes per element, 8 as two of 4
 _CHUNK = 2**20  # elements that are summed at a time, so that a large weight needs little memory

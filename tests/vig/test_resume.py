@@ -187,6 +187,12 @@ def test_fingerprint_depends_on_every_bit_and_on_the_order(dtype, monkeypatch) -
     assert weights_fingerprint(Weights(weight[0, 0])) != weights_fingerprint(Weights(weight[:0]))  # one number; none
 
 
+def test_a_trainer_made_meanwhile_does_not_make_it_another_run(llava, records, image_folder, tmp_path, monkeypatch) -> None:
+    first = score(*llava, records, tmp_path / "scores", image_folder=image_folder)
+    monkeypatch.setattr(llava[0].config, "use_cache", False, raising=False)  # as transformers' Trainer does
+    assert_same(score(*llava, records, tmp_path / "scores", image_folder=image_folder), first)
+
+
 def test_the_same_model_and_processor_loaded_again_resume(llava, records, image_folder, tmp_path) -> None:
     model, processor = llava
     model.save_pretrained(tmp_path / "model")
