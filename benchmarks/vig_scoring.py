@@ -25,7 +25,8 @@ import torch
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from mof.supervision import Example, collate
+from mof.answer_tokens import Example
+from mof.supervision import collate
 from vig.answer_losses import AnswerLosses
 from vig.batches import Batch, make_batches
 from vig.pairs import Pair

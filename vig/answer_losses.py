@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from mof.supervision import Example, collate
+from mof.answer_tokens import Example
+from mof.supervision import collate
 from vig.prefix_cache import CannotShareError, first_rows, image_positions, part, shared_cache
 
 # Shapes: R = records in a batch, S = padded length, P = tokens of a shared prefix, N = answer tokens in a batch,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mof.supervision import PER_TOKEN
+from mof.answer_tokens import PER_TOKEN
 from vig.supervised_loss import IGNORED, logits_at
 
 # Shapes: B = records in a batch, S = padded length, L = tokens of all records, V = vocabulary.

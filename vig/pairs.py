@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from encoders import StoredImages
 from encoders.images.reading import ImageError, read_image
+from mof.answer_tokens import PER_TOKEN, Example, encode_record
 from mof.records import ImageSource, Record, RecordError, digest, record_id, to_record
-from mof.supervision import PER_TOKEN, Example, encode_record
 from vig.nulls import NullImages, pixel_digest
 from vig.prefix_cache import part
 from vig.remembered_images import with_remembered_images

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from mof.supervision import PER_TOKEN, Example, collate
+from mof.answer_tokens import PER_TOKEN, Example
+from mof.supervision import collate
 
 # Shapes: G = groups of records that share a prefix, R = records of all groups, P = tokens of a prefix, S = padded tokens
 # after it, H = key-value heads, E = channels of a head.

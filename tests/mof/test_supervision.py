@@ -19,10 +19,11 @@ from transformers import CLIPImageProcessor, LlavaProcessor, PreTrainedTokenizer
 
 from encoders.images.reading import ImageError
 from mof import MoFProcessor
+from mof.answer_tokens import encode_record
 from mof.chat_templates import CHATML, VICUNA
 from mof.processor import MoFImageProcessor
 from mof.records import RecordError, read_records, to_record
-from mof.supervision import SupervisedCollator, collate, encode_record
+from mof.supervision import SupervisedCollator, collate
 
 SHARED = Path(os.environ.get("MOF_SHARED", Path(__file__).parents[2].parent / "shared"))
 SPECIALS = ["<pad>", "<s>", "</s>", "<image>", "<|im_start|>", "<|im_end|>"]

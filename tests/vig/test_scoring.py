@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 import vig.progress
 from encoders.images.reading import blur, read_image
+from mof.answer_tokens import encode_record
 from mof.records import to_record
-from mof.supervision import encode_record
 from vig import score, select
 
 

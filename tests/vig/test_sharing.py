@@ -15,7 +15,7 @@ from tiny import build_model
 from transformers import AutoModelForCausalLM, Gemma2Config, MambaConfig, MistralConfig
 
 from mof import MoFProcessor
-from mof.supervision import Example
+from mof.answer_tokens import Example
 from vig import score
 from vig.answer_losses import AnswerLosses
 from vig.batches import by_image, make_batches, windows
@@ -78,8 +78,8 @@ def plain_losses(model: Any, example: Example) -> list[float]:
 
 
 def examples_on_one_image(processor: Any, image_folder: Any) -> list[Example]:
+    from mof.answer_tokens import encode_record
     from mof.records import to_record
-    from mof.supervision import encode_record
 
     turns = [("What?", "A dog."), ("Which colour is it?", "Red, I think."), ("Where", "left")]
     return [
