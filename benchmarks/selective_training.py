@@ -6,7 +6,8 @@
 A LLaVA with a Llama of 8 layers, 512 wide, and a thin frozen vision tower; batches of 4 records with 576 image tokens each,
 12 % of the tokens are answers, 4.5 % are selected and have a loss. A step is forward, backward, clipping and AdamW. Times are
 the least of --repeats, taken in turn in one process with the same model and optimizer. Peak memory is that of forward and backward
-beyond weights and optimizer state, gradients included, in a process for each way (Linux). The overhead compares whole
+beyond weights, gradients and optimizer state (as in the second batch of an accumulated step), in a process for each way (Linux): of
+the whole model, and of the output head and the loss alone, which is all that a trainer can change. The overhead compares whole
 `train()` calls, per step, with a bare loop over the same batches and the same loss. Ratios are what to read: absolute times mean
 little on shared cores.
 """
@@ -109,6 +110,7 @@ def step(trainer: Trainer, optimizer: torch.optim.Optimizer, batch: Batch) -> tu
 
 
 KINDS = {"Trainer": Trainer, "SelectiveTrainer": SelectiveTrainer}
+PARTS = WHOLE, CHECKPOINTED, HEAD = "all activations", "checkpointed layers", "head and loss alone"  # of which memory is measured
 
 
 def compare_steps(vocabulary: int, repeats: int) -> dict[str, list[float]]:
@@ -174,10 +176,10 @@ def _differences(ends: list[float]) -> list[float]:
     return [b - a for a, b in itertools.pairwise(ends)]
 
 
-def peak_memory(name: str, vocabulary: int, checkpointing: bool) -> tuple[float, float]:
-    """GB of forward and backward beyond weights and optimizer state, and in all, in this process (Linux)."""
+def peak_memory(name: str, vocabulary: int, part: str) -> tuple[float, float]:
+    """GB of forward and backward beyond what was there before, and in all, in this process (Linux)."""
     model, records = build_model(vocabulary), build_records(vocabulary, BATCH)
-    if checkpointing:
+    if part == CHECKPOINTED:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer, batch = build_optimizer(model), collate(records)
     trainer = build_trainer(KINDS[name], model, records)
@@ -187,11 +189,27 @@ def peak_memory(name: str, vocabulary: int, checkpointing: bool) -> tuple[float,
         "attention_mask": batch["attention_mask"][:1, :20],
     }
     step(trainer, optimizer, short)  # optimizer state, thread pools
+    count = (batch["labels"] != -100).sum()
+    trainer.training_step(model, dict(short), count)  # gradients
+    hidden = torch.randn(BATCH, TOKENS, 512, requires_grad=True)  # [B, S, D]
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # the peak starts again from what is in memory now
     before = _status("VmRSS")
-    trainer.training_step(model, dict(batch), (batch["labels"] != -100).sum())
+    if part == HEAD:
+        head_loss(name, model, hidden, batch["labels"]).backward()
+    else:
+        trainer.training_step(model, dict(batch), count)
     return (_status("VmHWM") - before) / 2**20, _status("VmHWM") / 2**20
+
+
+def head_loss(name: str, model: LlavaForConditionalGeneration, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """What the trainer called `name` makes of the last layer's output."""
+    head = model.get_output_embeddings()
+    if name == "Trainer":
+        return model.loss_function(head(hidden), labels, vocab_size=model.config.text_config.vocab_size)
+    supervised = SupervisedPass(labels)
+    with supervised.at(head, untouched=True):
+        return supervised.loss(head(hidden))
 
 
 def _status(field: str) -> int:
@@ -208,8 +226,8 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     if arguments.memory:
-        name, vocabulary, checkpointing = arguments.memory
-        print(*peak_memory(name, int(vocabulary), checkpointing == "True"))
+        name, vocabulary, part = arguments.memory
+        print(*peak_memory(name, int(vocabulary), part))
         return
     for vocabulary in arguments.vocabularies:
         least = compare_steps(vocabulary, arguments.repeats)
@@ -220,18 +238,17 @@ def main() -> None:
                 f"  {whole:6.2f} s a step  {ratios[1]:5.2f} x",
                 flush=True,
             )
-        for checkpointing in (False, True):
+        for part in PARTS:
             memory = {}
             for name in KINDS:
-                command = [sys.executable, __file__, "--memory", name, str(vocabulary), str(checkpointing)]
+                command = [sys.executable, __file__, "--memory", name, str(vocabulary), part]
                 at_once = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**18)}  # what is freed is given back
                 out = subprocess.run(command, check=True, capture_output=True, text=True, env=at_once).stdout
                 memory[name] = [float(x) for x in out.splitlines()[-1].split()]
             for name, (of_step, in_all) in memory.items():
-                how = "checkpointed layers" if checkpointing else "all activations"
                 less = memory["Trainer"][0] / of_step
                 print(
-                    f"vocabulary {vocabulary:>7,}  {name:<18} {of_step:5.2f} GB  {less:5.1f} x less, {in_all:5.2f} GB in all, {how}",
+                    f"vocabulary {vocabulary:>7,}  {name:<18} {of_step:5.2f} GB  {less:5.1f} x less, {in_all:5.2f} GB in all, {part}",
                     flush=True,
                 )
         loops = compare_loops(vocabulary, arguments.repeats)
