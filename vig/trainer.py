@@ -39,6 +39,9 @@ class SelectiveTrainer(Trainer):
     The output head works at the supervised positions only (`vig.supervised_loss`). The model's own loss is not used: it
     takes all logits, may be a mean per batch, and is NaN for a batch without supervised tokens.
 
+    Runs on several processes as they are, under FSDP2 and under DeepSpeed's ZeRO-2 and ZeRO-3 (recipes/configs/launch). Freeze
+    what gets no gradient, as the last layers of LLaVA's vision tower: FSDP2 refuses to resume its optimizer otherwise.
+
     Args:
         model: any image-text-to-text model of transformers, or a PEFT model around one.
         args: the training arguments; a copy is used, with `remove_unused_columns=False`: a record is no model input.

@@ -37,8 +37,8 @@ TURNS = [
 ]
 
 
-def build_llava() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """2 layers each, 28-pixel images of 2 x 2 patches; weights large enough that the image matters."""
+def build_llava(**changes: Any) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """2 layers each, 28-pixel images of 2 x 2 patches; weights large enough that the image matters. `changes` of its config."""
     backend = Tokenizer(models.BPE(unk_token=None))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -60,6 +60,7 @@ def build_llava() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
         vision_config=CLIPVisionConfig(**size, image_size=28, patch_size=14, initializer_range=1.0),
         text_config=LlamaConfig(**size, vocab_size=len(tokenizer), max_position_embeddings=256, initializer_range=0.2),
         image_token_id=processor.image_token_id,
+        **changes,
     )
     torch.manual_seed(0)
     model = LlavaForConditionalGeneration(config)
