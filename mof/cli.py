@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any
@@ -55,8 +55,8 @@ def chat(
     typer.echo(processor.decode(answer, skip_special_tokens=True).strip())
 
 
-def build_app(commands: Mapping[str, typer.Typer]) -> typer.Typer:
-    """The command with its own sub-commands and those of other packages, by name."""
+def build_app(commands: Mapping[str, typer.Typer | Callable[..., None]]) -> typer.Typer:
+    """The command with its own sub-commands and those of other packages, by name: a function is a command, a typer a group."""
     app = typer.Typer(
         name="mof",
         cls=OneLineErrors,
@@ -73,7 +73,10 @@ def build_app(commands: Mapping[str, typer.Typer]) -> typer.Typer:
     app.add_typer(probe, name="probe")
     app.add_typer(evaluate, name="eval")
     for name, command in commands.items():
-        app.add_typer(command, name=name)
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
     return app
 
 

@@ -28,7 +28,7 @@ import torch
 import transformers
 from accelerate import PartialState
 from rich.console import Console
-from transformers import AutoModelForImageTextToText, AutoProcessor, TrainingArguments, set_seed
+from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
 
 from encoders import build_encoder
 from mof import MoFForConditionalGeneration, MoFProcessor
@@ -45,10 +45,11 @@ from mof.training.run_data import RunData, read_run_data
 from mof.training.run_folder import RunFolder
 from mof.training.settings import Setting, Stage, read_setting
 from mof.training.study_table import study_tables
-from vig import Scores, Selection, SelectiveTrainer, load_scores, random_selection, score, select
+from vig import Scores, Selection, load_scores, random_selection, score, select
 from vig.analyses.misleading_text import misleading_text
 from vig.nulls import NULLS
 from vig.report import write_report
+from vig.training import finetune
 from vig.word_classes import vig_by_word_class
 
 console = Console()
@@ -90,41 +91,17 @@ def train(
     """Train what requires gradient; save model and processor into `folder`. Goes on from the folder's last checkpoint."""
     per_device, accumulation = stage.split(PartialState().num_processes)
     steps = stage.steps(len(records))
-    dtype = model.dtype
-    for parameter in model.parameters():
-        if parameter.requires_grad:  # bf16 alone would round most updates away; autocast computes in bf16 all the same
-            parameter.data = parameter.data.float()
-    if stage.gradient_checkpointing:  # not by an argument, whose name differs between versions of transformers
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    arguments = TrainingArguments(
-        output_dir=str(folder / "checkpoints"), seed=seed, report_to="none", lr_scheduler_type="cosine", optim="adamw_torch",
+    facts = finetune(
+        model, processor, records, folder, gradient_checkpointing=stage.gradient_checkpointing,
+        trainer_options={"max_length": setting.max_length, "strict": setting.strict}, seed=seed, bf16=setting.bf16,
         learning_rate=stage.learning_rate, weight_decay=stage.weight_decay, warmup_steps=math.ceil(stage.warmup_ratio * steps),
         num_train_epochs=stage.epochs, max_steps=stage.max_steps, per_device_train_batch_size=per_device,
-        gradient_accumulation_steps=accumulation, bf16=setting.bf16,
-        disable_tqdm=not PartialState().is_local_main_process, logging_steps=max(1, steps // 10), save_steps=max(1, steps // 4),
-        save_total_limit=1, dataloader_num_workers=setting.workers, dataloader_pin_memory=torch.cuda.is_available(), use_cpu=not torch.accelerator.is_available(),
+        gradient_accumulation_steps=accumulation, logging_steps=max(1, steps // 10), save_steps=max(1, steps // 4),
+        dataloader_num_workers=setting.workers,
     )  # fmt: skip
-    trainer = SelectiveTrainer(
-        model, arguments, train_dataset=records, processing_class=processor, max_length=setting.max_length, strict=setting.strict
-    )  # fmt: skip
-    start = time.monotonic()
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder / "checkpoints"))
-    seconds = time.monotonic() - start
-    if left_out := trainer.data_collator.left_out:
+    if left_out := facts["left_out"]:
         console.print(f"{left_out} times a record was left out, because its image cannot be read; the log names them")
-    for parameter in model.parameters():  # not model.to(), which would round the rotary frequencies as well
-        parameter.data = parameter.data.to(dtype)
-    trainer.save_model(str(folder))
-    if PartialState().is_main_process:
-        processor.save_pretrained(folder)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return {"seconds": seconds, "active_tokens": trainer.supervised_tokens, "losses": losses}
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The last checkpoint that was written whole. The trainer's state is the last of its files."""
-    whole = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+    return {name: facts[name] for name in ("seconds", "active_tokens", "losses")}
 
 
 def run_row(row: Row, setting: Setting, records: RunData, run: RunFolder, seed: int) -> dict[str, Any]:

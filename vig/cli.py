@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, cast
 
 import torch
 import typer
 from accelerate import PartialState
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import AutoModelForImageTextToText
 
-from encoders import FeatureStore, StoredImages
 from mof.records import read_records
 from vig.analyses.commands import attention_command, image_match_command, misleading_command
 from vig.nulls import NULL_NAMES
 from vig.random_control import Level, random_selection
 from vig.report.command import report_command
+from vig.saved_models import load_processor, stored_images
 from vig.score_folder import REJECTED
 from vig.scores import load_scores
 from vig.scoring import score
@@ -66,18 +65,16 @@ def score_command(
       torchrun --no-python --nproc_per_node 8 mof vig score --model runs/mof --records data/train.json --image-folder data/images \\
         --output-dir runs/scores
     """
-    if not (model / "config.json").is_file():  # or transformers takes a mistyped folder for a name on the hub
-        raise ValueError(f"{model} holds no config.json: expected a folder that save_pretrained wrote")
     if (features is None) != (blurred_features is None):
         raise ValueError("--features and --blurred-features go together: the score compares the two")
+    processor = load_processor(model)
     raw = read_records(records)
-    processor = AutoProcessor.from_pretrained(model)
     network = AutoModelForImageTextToText.from_pretrained(model)
     process = PartialState(cpu=not torch.accelerator.is_available())
     network.to(process.device)
     stored = None
     if features is not None and blurred_features is not None:
-        stored = _stored(network, processor, features, False), _stored(network, processor, blurred_features, True)
+        stored = stored_images(network, processor, features), stored_images(network, processor, blurred_features, blurred=True)
     scores = score(
         network,
         processor,
@@ -95,13 +92,6 @@ def score_command(
     if process.is_main_process:
         failed = f"{len(scores.failures)} failed" + (f", listed in {output_dir / REJECTED}" if scores.failures else "")
         typer.echo(f"{len(scores)} of {len(raw)} records scored in {output_dir}, {failed}")
-
-
-def _stored(model: PreTrainedModel, processor: ProcessorMixin, store: Path, blurred: bool) -> StoredImages:
-    if model.config.model_type != "mof":
-        raise ValueError(f"a feature store serves models of this library, not a {model.config.model_type} model")
-    view = replace(processor.image_processor.view, blurred=blurred)
-    return StoredImages(FeatureStore(store, list(model.mixer.encoders)), model.mixer.encoders, view)
 
 
 @app.command("select")

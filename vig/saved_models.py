@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+from encoders import FeatureStore, StoredImages
 
 
 def load_model(folder: Path, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -21,3 +24,11 @@ def load_processor(folder: Path) -> ProcessorMixin:
     if not (folder / "config.json").is_file():  # or transformers takes a mistyped folder for a name on the hub
         raise ValueError(f"{folder} holds no config.json: expected a folder that save_pretrained wrote")
     return AutoProcessor.from_pretrained(folder)
+
+
+def stored_images(model: PreTrainedModel, processor: ProcessorMixin, store: Path, blurred: bool = False) -> StoredImages:
+    """What `mof encode --model` wrote with this model's encoders. ValueError for models of others, and for another store."""
+    if model.config.model_type != "mof":
+        raise ValueError(f"a feature store serves models of this library, not a {model.config.model_type} model")
+    view = replace(processor.image_processor.view, blurred=blurred)
+    return StoredImages(FeatureStore(store, list(model.mixer.encoders)), model.mixer.encoders, view)

@@ -1,0 +1,346 @@
+"""`mof train` as a user calls it, on tiny models: against trainings written here, on two processes, killed, and with bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments
+from typer.testing import CliRunner, Result
+
+import vig.cli
+from mof.cli import build_app
+from mof.supervision import SupervisedCollator
+from vig import SelectiveTrainer, load_scores
+from vig.training.command import train
+
+HERE = Path(__file__).parent
+TOOLS = runpy.run_path(str(HERE / "conftest.py"))
+APP = build_app({"train": train, "vig": vig.cli.app})
+
+SCRIPT = """
+import sys, time
+sys.path.insert(0, sys.argv.pop(1))
+delay = float(sys.argv.pop(1))
+import torch
+torch.set_num_threads(1)
+from mof.cli import build_app
+from vig import SelectiveTrainer
+from vig.training.command import train
+step = SelectiveTrainer.training_step
+def slow(*args, **options):
+    time.sleep(delay)
+    return step(*args, **options)
+SelectiveTrainer.training_step = slow
+build_app({"train": train, "vig": train})()
+"""
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+STEPS = ("--learning-rate", "0.01", "--batch-size", "1")  # four of them
+SGD = ("--set", "optim=sgd", "--set", "lr_scheduler_type=constant", "--learning-rate", "0.01", "--set", "max_grad_norm=0")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """model/, images/ and records.json of eight records."""
+    folder = tmp_path_factory.mktemp("train")
+    model, processor = TOOLS["build_llava"]()
+    model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    (folder / "records.json").write_text(json.dumps(TOOLS["build_records"](folder / "images", 8)))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums in one order, here and in other processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def arguments(folder: Path, out: Path, *more: object, **changes: object) -> list[str]:
+    given = {"model": folder / "model", "records": folder / "records.json", "image-folder": folder / "images", "output-dir": out, **changes}
+    options = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
+    return [str(word) for word in ("train", *options, "--set", "dataloader_num_workers=0", *more)]
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(APP, [str(word) for word in words])
+
+
+def trained(folder: Path, out: Path, *more: object, **changes: object) -> dict[str, torch.Tensor]:
+    """The weights that the command wrote, by the names that they have on disk."""
+    result = run(*arguments(folder, out, *more, **changes))
+    assert result.exit_code == 0, result.output
+    return load_file(out / "model.safetensors")
+
+
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+def start(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def by_hand(folder: Path, out: Path, kind: type[Trainer], records: list, args: TrainingArguments) -> dict[str, torch.Tensor]:
+    """A training without the command: everything but the vision tower."""
+    model, processor = AutoModelForImageTextToText.from_pretrained(folder / "model"), TOOLS["build_llava"]()[1]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("vision_tower" not in name)
+    collator = SupervisedCollator(processor, 2048, folder / "images")
+    kind(model, args, train_dataset=records, processing_class=processor, data_collator=collator).train()
+    model.save_pretrained(out)
+    return load_file(out / "model.safetensors")
+
+
+def select(folder: Path, tmp_path: Path, *more: str) -> Path:
+    inputs = ("--records", folder / "records.json")
+    if not (folder / "scores").exists():
+        score = ("vig", "score", "--model", folder / "model", "--image-folder", folder / "images", "--output-dir", folder / "scores")
+        assert run(*score, *inputs).exit_code == 0
+    result = run("vig", "select", "--scores", folder / "scores", *inputs, *more, "--output", tmp_path / "selected.json")
+    assert result.exit_code == 0, result.output
+    return tmp_path / "selected.json"
+
+
+def test_from_scores_to_a_model_that_chats_and_is_scored(folder, tmp_path) -> None:
+    selected = select(folder, tmp_path, "--keep", "0.5")
+    result = run(*arguments(folder, tmp_path / "tuned", "--learning-rate", "0.01", records=selected, epochs=3, batch_size=2))
+    assert result.exit_code == 0, result.output
+    assert "it/s" in result.stderr or "s/it" in result.stderr  # a bar with rate and time left
+    supervised = 3 * sum(sum(record["token_mask"]) for record in json.loads(selected.read_text()))
+    assert f"{supervised} supervised tokens" in result.stdout and str(tmp_path / "tuned") in result.stdout
+    facts = json.loads((tmp_path / "tuned" / "training.json").read_text())["result"]
+    assert facts["active_tokens"] == supervised and facts["losses"][-1] < facts["losses"][0]
+    before, after = start(folder), load_file(tmp_path / "tuned" / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) == ("vision_tower" in name) for name in before if "lm_head" not in name)
+    chat = ("chat", "--model", tmp_path / "tuned", "--image", folder / "images/0.png", "--max-new-tokens", "3", "What is it?")
+    assert run(*chat).exit_code == 0
+    score = ("vig", "score", "--model", tmp_path / "tuned", "--records", selected, "--image-folder", folder / "images")
+    assert run(*score, "--output-dir", tmp_path / "scores").exit_code == 0
+    assert len(load_scores(tmp_path / "scores")) == 4
+
+
+def test_equals_the_trainer_called_from_python(folder, tmp_path) -> None:
+    selected = select(folder, tmp_path, "--keep", "0.7")
+    more = ("--batch-size", 2, "--accumulate", 3, "--epochs", 2, "--learning-rate", 0.001, "--set", "weight_decay=0.1", "--set", "seed=3")
+    got = trained(folder, tmp_path / "command", *more, records=selected)
+    args = TrainingArguments(
+        str(tmp_path / "run"),
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=3,
+        num_train_epochs=2,
+        learning_rate=0.001,
+        weight_decay=0.1,
+        seed=3,
+        optim="adamw_torch",
+        lr_scheduler_type="cosine",
+        warmup_steps=0.03,
+        use_cpu=True,
+        save_strategy="no",
+        remove_unused_columns=False,
+    )
+    expected = by_hand(folder, tmp_path / "python", SelectiveTrainer, json.loads(selected.read_text()), args)
+    assert distance(got, start(folder)) > 1e-4
+    assert distance(got, expected) == 0
+
+
+def test_everything_kept_is_ordinary_training(folder, tmp_path) -> None:
+    selected = select(folder, tmp_path, "--keep", "1", "--token-threshold", "none")
+    got = trained(folder, tmp_path / "command", *SGD, "--batch-size", 2, records=selected)
+    args = TrainingArguments(
+        str(tmp_path / "run"),
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        num_train_epochs=1,
+        learning_rate=0.01,
+        optim="sgd",
+        lr_scheduler_type="constant",
+        max_grad_norm=0,
+        use_cpu=True,
+        save_strategy="no",
+        remove_unused_columns=False,
+    )
+    expected = by_hand(folder, tmp_path / "python", Trainer, json.loads((folder / "records.json").read_text()), args)
+    assert distance(got, start(folder)) > 1e-4
+    assert distance(got, expected) < 1e-6
+
+
+def launch(folder: Path, out: Path, *more: object, delay: float = 0.0, processes: int = 1) -> list[str]:
+    script = out.with_suffix(".py")
+    script.write_text(SCRIPT)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    return [sys.executable, *torchrun, str(script), str(HERE.parents[1]), str(delay), *arguments(folder, out, *more)]
+
+
+def test_two_processes_train_as_one_does(folder, tmp_path) -> None:
+    one = trained(folder, tmp_path / "one", *SGD, "--batch-size", 2)
+    words = launch(folder, tmp_path / "two", *SGD, "--batch-size", 1, processes=2)
+    done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("the trained model is in") == 1
+    assert distance(load_file(tmp_path / "two" / "model.safetensors"), one) < 1e-6
+    refused(run(*arguments(folder, tmp_path / "two", *SGD, "--batch-size", 1)), "processes: 2 there, 1 now")
+
+
+@pytest.mark.parametrize("lora", [(), ("--lora", 2)], ids=["whole", "lora"])
+def test_killed_and_resumed_is_the_undisturbed_run(folder, tmp_path, lora) -> None:
+    more = ("--epochs", 4, "--batch-size", 1, "--learning-rate", 0.01, *lora)
+    whole = trained(folder, tmp_path / "whole", *more)
+    out = tmp_path / "killed"
+    checkpoints = out / "checkpoints"
+    with subprocess.Popen(
+        launch(folder, out, *more, delay=0.1), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 240
+        while not (checkpoints.is_dir() and list(checkpoints.glob("checkpoint-*/trainer_state.json"))):
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert not (out / "model.safetensors").exists()
+    (checkpoints / "checkpoint-9999").mkdir()  # as a kill in the middle of writing leaves it
+    shutil.copy(next(checkpoints.glob("checkpoint-*/trainer_state.json")), checkpoints / "checkpoint-9999")
+    assert distance(trained(folder, out, *more), whole) == 0
+    tokens = [json.loads((tmp_path / name / "training.json").read_text())["result"]["active_tokens"] for name in ("whole", "killed")]
+    assert tokens[0] == tokens[1]
+    written = (out / "model.safetensors").stat().st_mtime_ns
+    again = run(*arguments(folder, out, *more))
+    assert again.exit_code == 0 and "done already" in again.stdout
+    assert (out / "model.safetensors").stat().st_mtime_ns == written
+
+
+def test_lora_changes_the_language_models_matrices_by_the_rank_and_nothing_else(folder, tmp_path) -> None:
+    pytest.importorskip("peft")
+    before, after = start(folder), trained(folder, tmp_path / "tuned", "--lora", 2, *STEPS, "--gradient-checkpointing")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    linear = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    assert changed == {name for name in before if "language_model" in name and name.split(".")[-2] in linear}
+    for name in changed:
+        values = torch.linalg.svdvals(after[name] - before[name])
+        assert values[2] < 1e-5 < values[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision_is_trained_in_bfloat16(folder, tmp_path, dtype) -> None:
+    model, processor = TOOLS["build_llava"]()
+    model.to(dtype).save_pretrained(tmp_path / "half")
+    processor.save_pretrained(tmp_path / "half")
+    before = load_file(tmp_path / "half/model.safetensors")
+    after = trained(folder, tmp_path / "tuned", *STEPS, model=tmp_path / "half")
+    assert {weight.dtype for weight in after.values()} == {torch.bfloat16}
+    whole = trained(folder, tmp_path / "whole", *STEPS)
+    step, full = (
+        torch.cat([(b[name].float() - a[name].float()).flatten() for name in b]) for a, b in ((before, after), (start(folder), whole))
+    )
+    assert torch.cosine_similarity(step, full, dim=0) > 0.9
+
+
+def test_a_model_of_this_library_on_stored_features(tiny_model, tiny_processor, folder, tmp_path) -> None:
+    """Encoders run, or features out of a store: the same training, up to the float16 of the store."""
+    tiny_model.save_pretrained(tmp_path / "model")
+    tiny_processor.save_pretrained(tmp_path / "model")
+    encode = ("encode", "--model", tmp_path / "model", "--images", folder / "images", "--tokens", "float16", "--device", "cpu")
+    assert run(*encode, "--out", tmp_path / "features").exit_code == 0
+    read = trained(folder, tmp_path / "read", *SGD, model=tmp_path / "model")
+    stored = trained(folder, tmp_path / "stored", *SGD, "--features", tmp_path / "features", model=tmp_path / "model")
+    assert not any("encoders" in name for name in read)
+    step = distance(read, load_file(tmp_path / "model/model.safetensors"))
+    assert 0 < distance(read, stored) < 0.02 * step
+    refused(run(*arguments(folder, tmp_path / "x", "--features", tmp_path / "features")), "not a llava model")
+
+
+def refused(result: Result, *words: str) -> None:
+    """One line that says these words, exit code 2."""
+    assert result.exit_code == 2, result.output
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("mof: ") and all(word in last for word in words), last
+
+
+def changed(folder: Path, tmp_path: Path, change) -> Path:
+    """A file with the records, the third of them changed."""
+    records = json.loads((folder / "records.json").read_text())
+    change(records[2])
+    (tmp_path / "changed.json").write_text(json.dumps(records))
+    return tmp_path / "changed.json"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda record: record.update(conversations=record["conversations"][:1]), ["1 of 8 records", "'r2'", "no answer"]),
+        (lambda record: record.update(image="gone.png"), ["1 of 8 records", "'r2'", "gone.png"]),
+        (lambda record: record.update(conversations=[]), ["1 of 8 records", "'r2'"]),
+        (lambda record: record["conversations"][0].update(value="no placeholder"), ["'r2'", "placeholder"]),
+    ],
+)
+def test_records_that_cannot_be_trained_on_are_named_at_once(folder, tmp_path, change, words) -> None:
+    refused(run(*arguments(folder, tmp_path / "out", records=changed(folder, tmp_path, change))), *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_selection_that_does_not_fit_is_refused_at_once(folder, tmp_path) -> None:
+    selected = select(folder, tmp_path)
+    refused(run(*arguments(folder, tmp_path / "out", "--max-length", 14, records=selected)), "token_mask", "max_length")
+    records = json.loads(selected.read_text())
+    for record in records:
+        record["token_mask"].append(True)
+    selected.write_text(json.dumps(records))
+    refused(run(*arguments(folder, tmp_path / "out", records=selected)), "token_mask", "another tokenizer")
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_folders_and_files(folder, tmp_path) -> None:
+    out = tmp_path / "out"
+    refused(run(*arguments(folder, out, model=tmp_path / "nothing")), "nothing", "config.json")
+    refused(run(*arguments(folder, out, records=tmp_path / "no.json")), "no.json")
+    refused(run(*arguments(folder, out, image_folder=tmp_path / "nowhere")), "nowhere", "--image-folder")
+    refused(run(*arguments(folder, out, image_folder=tmp_path)), "8 of 8 records", str(tmp_path))
+    (tmp_path / "empty.json").write_text("[]")
+    refused(run(*arguments(folder, out, records=tmp_path / "empty.json")), "no records")
+    assert not out.exists()
+    refused(run(*arguments(folder, folder / "model")), "not empty", "new --output-dir")
+
+
+def test_the_folder_of_another_run_is_refused(folder, tmp_path) -> None:
+    trained(folder, tmp_path / "out")
+    refused(run(*arguments(folder, tmp_path / "out", "--learning-rate", 1e-3)), "another training", "learning_rate: 2e-05 there, 0.001 now")
+    fewer = tmp_path / "fewer.json"
+    fewer.write_text(json.dumps(json.loads((folder / "records.json").read_text())[:4]))
+    refused(run(*arguments(folder, tmp_path / "out", records=fewer)), "another training", "records")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--set", "weight_decay"], ["NAME=VALUE"]),
+        (["--set", "wieght_decay=0.1"], ["weight_decay"]),
+        (["--set", "learning_rate=0.1"], ["--learning-rate"]),
+        (["--set", "weight_decay=much"], ["weight_decay", "much"]),
+        (["--set", "label_smoothing_factor=0.1"], ["label smoothing"]),
+        (["--epochs", "0"], ["--epochs"]),
+        (["--learning-rate", "nan"], ["--learning-rate"]),
+    ],
+)
+def test_arguments_that_will_not_do(folder, tmp_path, words, told) -> None:
+    refused(run(*arguments(folder, tmp_path / "out", *words)), *told)
+
+
+def test_lists_of_messages_are_records(folder, tmp_path) -> None:
+    image = {"type": "image", "image": "0.png"}
+    messages = [{"role": "user", "content": [image, {"type": "text", "text": "What?"}]}, {"role": "assistant", "content": "A dog."}]
+    (tmp_path / "records.jsonl").write_text(json.dumps(messages) + "\n")
+    assert "1 steps" in run(*arguments(folder, tmp_path / "out", records=tmp_path / "records.jsonl")).stdout

@@ -1,0 +1,48 @@
+"""Which fine-tuning a folder holds: the same command goes on with it or finds it done, another one is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from encoders.store.files import TEMPORARY, write_whole
+from vig.manifest import differences
+
+RECORD = "training.json"
+
+
+def claim(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Make `folder` that of the run with this identity (JSON-able), or go on with it.
+
+    Raises:
+        ValueError: for a folder that holds another run, saying what differs, or other files.
+    """
+    identity = json.loads(json.dumps(identity, default=str))
+    if not (folder / RECORD).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(path.suffix != TEMPORARY for path in folder.iterdir()):
+            raise ValueError(f"{folder} is not empty and holds no training; give a new --output-dir")
+        _write(folder, {"identity": identity, "result": None})
+        return
+    found = json.loads((folder / RECORD).read_text())
+    if different := list(differences(found["identity"], identity)):
+        raise ValueError(
+            f"{folder} holds another training; give the same command to go on with it, or a new --output-dir. Different: "
+            + "; ".join(different)
+        )
+
+
+def result(folder: Path) -> dict[str, Any] | None:
+    """What `finish` was given, or None for a run that is not done."""
+    return json.loads((folder / RECORD).read_text())["result"]
+
+
+def finish(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Mark the run as done; the last thing that it writes."""
+    _write(folder, {**json.loads((folder / RECORD).read_text()), "result": facts})
+
+
+def _write(folder: Path, content: Mapping[str, Any]) -> None:
+    write_whole(folder / RECORD, lambda path: path.write_text(json.dumps(content, indent=1)))
