@@ -339,6 +339,12 @@ def test_arguments_that_will_not_do(folder, tmp_path, words, told) -> None:
     refused(run(*arguments(folder, tmp_path / "out", *words)), *told)
 
 
+def test_a_run_that_was_refused_does_not_hold_the_folder(folder, tmp_path) -> None:
+    refused(run(*arguments(folder, tmp_path / "out", "--set", "lr_scheduler_type=cosin")), "cosin")
+    refused(run(*arguments(folder, tmp_path / "out", "--set", "label_smoothing_factor=0.1")), "label smoothing")
+    trained(folder, tmp_path / "out")
+
+
 def test_lists_of_messages_are_records(folder, tmp_path) -> None:
     image = {"type": "image", "image": "0.png"}
     messages = [{"role": "user", "content": [image, {"type": "text", "text": "What?"}]}, {"role": "assistant", "content": "A dog."}]

@@ -51,9 +51,7 @@ def train(
     lora: Annotated[
         int | None, typer.Option(min=1, metavar="RANK", help="Train low-rank adapters of the language model only; merged at the end.")
     ] = None,
-    bf16: Annotated[
-        bool, typer.Option("--bf16", help="Compute in bfloat16; by itself for a model saved in it, or in float16, which becomes bfloat16.")
-    ] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16; by itself for a model in half precision.")] = False,
     gradient_checkpointing: Annotated[bool, typer.Option("--gradient-checkpointing", help="Less memory, a third more time.")] = False,
     max_length: Annotated[int, typer.Option(min=1, help="Tokens; longer records are cut. That of the scoring run.")] = 2048,
     features: Annotated[Path | None, typer.Option(help="Store of `mof encode --model`: the encoders are then not run.")] = None,

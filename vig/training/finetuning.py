@@ -13,8 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin, TrainingArguments
 
 from vig.trainer import SelectiveTrainer
-
-CHECKPOINTS = "checkpoints"
+from vig.training.run_record import CHECKPOINTS
 
 DEFAULTS: dict[str, Any] = {
     "optim": "adamw_torch",

@@ -10,11 +10,13 @@ from typing import Any
 from encoders.store.files import TEMPORARY, write_whole
 from vig.manifest import differences
 
-RECORD = "training.json"
+RECORD, CHECKPOINTS = "training.json", "checkpoints"
 
 
 def claim(folder: Path, identity: Mapping[str, Any]) -> None:
     """Make `folder` that of the run with this identity (JSON-able), or go on with it.
+
+    A run that left no checkpoint, such as one whose settings were refused, gives way to any other.
 
     Raises:
         ValueError: for a folder that holds another run, saying what differs, or other files.
@@ -27,7 +29,10 @@ def claim(folder: Path, identity: Mapping[str, Any]) -> None:
         _write(folder, {"identity": identity, "result": None})
         return
     found = json.loads((folder / RECORD).read_text())
-    if different := list(differences(found["identity"], identity)):
+    different = list(differences(found["identity"], identity))
+    if different and not found["result"] and not any(folder.glob(f"{CHECKPOINTS}/checkpoint-*")):
+        _write(folder, {"identity": identity, "result": None})
+    elif different:
         raise ValueError(
             f"{folder} holds another training; give the same command to go on with it, or a new --output-dir. Different: "
             + "; ".join(different)
