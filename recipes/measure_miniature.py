@@ -27,7 +27,7 @@ from encoders import Encoder, build_encoder
 from mof.language_models import load_language_model
 from mof.miniature.language import answer, question, word
 from mof.miniature.scenes import PATTERNS, VALUES, Scene, habit, render, sample_pair, sample_scene
-from train_miniature import soft_tokens, told_embeddings
+from mof.miniature.training.lm import soft_tokens, told_embeddings
 
 WEIGHTS = {
     "mini-clip": Path(encoders.__file__).parent / "weights/mini-clip",

@@ -102,3 +102,9 @@ def dialogue(scene: Scene, rng: np.random.Generator, turns: int = 5) -> list[tup
     """Questions about different patterns with their answers."""
     chosen = [str(pattern) for pattern in rng.permutation(patterns_of(scene))[:turns]]
     return [(question(scene, pattern, rng), answer(scene, pattern)) for pattern in chosen]
+
+
+def talk(scene: Scene, rng: np.random.Generator, *, describe: bool) -> list[dict[str, str]]:
+    """A description that was asked for, or questions and answers, as chat messages."""
+    turns = [(DESCRIBE, description(scene, rng))] if describe else dialogue(scene, rng)
+    return [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]

@@ -1,0 +1,39 @@
+"""Pictures to train on, and what is done to them: cropping, light, noise."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor
+from torch.nn import functional as F
+
+from mof.miniature.scenes import Scene, render, sample_scene
+
+
+def picture_pool(count: int, seed: int) -> tuple[Tensor, list[Scene]]:
+    """Scenes of the training world, every value equally likely, as pixels (uint8 [count, 3, 40, 40]) and as scenes."""
+    rng = np.random.default_rng(seed)
+    scenes = [sample_scene(rng) for _ in range(count)]
+    pictures = [np.asarray(render(scene, rng)) for scene in track(scenes, "drawing scenes")]
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), scenes
+
+
+def view(pixels: Tensor, smallest: float) -> Tensor:
+    """Random crops that keep at least `smallest` of the area, at the size they had; never mirrored or turned."""
+    side = torch.empty(len(pixels)).uniform_(smallest, 1).sqrt()
+    theta = torch.zeros(len(pixels), 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = side, side
+    theta[:, :, 2] = (torch.rand(len(pixels), 2) * 2 - 1) * (1 - side)[:, None]
+    grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
+    return F.grid_sample(pixels.float(), grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def light(pixels: Tensor) -> Tensor:
+    """The same pictures [B, 3, H, W] in other light and noise."""
+    gain = torch.empty(len(pixels), 3, 1, 1).uniform_(0.85, 1.15) * torch.empty(len(pixels), 1, 1, 1).uniform_(0.75, 1.25)
+    return (pixels * gain + torch.randn_like(pixels) * 5).clamp(0, 255)
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    return (pixels / 255 - 0.5) / 0.25
