@@ -22,6 +22,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import torch
+from memory import peak, resident
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
@@ -107,17 +108,9 @@ def peak_memory(method: str, vocabulary: int) -> float:
     """GB beyond model and records, in this process (Linux)."""
     model, pairs = build_model(vocabulary), build_pairs(vocabulary)
     METHODS[method](model, pairs[:1])  # thread pools, workspaces
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the peak starts again from what is in memory now
-    before = _status("VmRSS")
+    before = resident()
     METHODS[method](model, pairs)
-    return (_status("VmHWM") - before) / 2**20
-
-
-def _status(field: str) -> int:
-    """kB, of this process."""
-    with open("/proc/self/status") as file:
-        return int(next(line for line in file if line.startswith(field)).split()[1])
+    return peak() - before
 
 
 def main() -> None:

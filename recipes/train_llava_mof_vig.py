@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import math
 import os
-import statistics
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -47,10 +46,10 @@ from mof.training.settings import Setting, Stage, read_setting
 from mof.training.study_table import study_tables
 from vig import Scores, Selection, load_scores, random_selection, score, select
 from vig.analyses.misleading_text import misleading_text
+from vig.held_out import right_against_other_image
 from vig.nulls import NULLS
 from vig.report import write_report
 from vig.training import finetune
-from vig.word_classes import vig_by_word_class
 
 console = Console()
 
@@ -185,17 +184,10 @@ def evaluate(model: MoFForConditionalGeneration, processor: MoFProcessor, record
 
 
 def held_out_vig(model: MoFForConditionalGeneration, processor: MoFProcessor, records: RunData, setting: Setting) -> dict[str, Any]:
-    """What the right photo is worth against another one, on captions of photos that training never saw."""
     if not records.held_out:
         return {}
-    scores = score(model, processor, records.held_out, null="shuffle", batch_size=setting.score_batch_size, max_length=setting.max_length)
-    vig = scores.vig
-    return {"held_out": {
-        "captions": len(vig), "mean_vig": float(vig.mean()), "std_vig": float(vig.std()), "share_positive": float((vig > 0).mean()),
-        "loss_right_photo": statistics.fmean(one.loss for one in scores),
-        "loss_other_photo": statistics.fmean(one.null_loss for one in scores),
-        "vig_by_word_class": vig_by_word_class(scores),
-    }}  # fmt: skip
+    options = {"batch_size": setting.score_batch_size, "max_length": setting.max_length}
+    return {"held_out": right_against_other_image(model, processor, records.held_out, **options)}
 
 
 def arguments() -> argparse.Namespace:
