@@ -26,6 +26,7 @@ from vig.training.command import train
 
 HERE = Path(__file__).parent
 TOOLS = runpy.run_path(str(HERE / "conftest.py"))
+FAMILIES = runpy.run_path(str(HERE / "test_model_classes.py"))["build"]
 APP = build_app({"train": train, "vig": vig.cli.app})
 
 SCRIPT = """
@@ -234,6 +235,23 @@ def test_lora_changes_the_language_models_matrices_by_the_rank_and_nothing_else(
     for name in changed:
         values = torch.linalg.svdvals(after[name] - before[name])
         assert values[2] < 1e-5 < values[0]
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize(
+    ("family", "encoder"), [("qwen2_5_vl", "visual."), ("smolvlm", "model.vision_model."), ("internvl", "vision_tower.")]
+)
+def test_other_families(folder, tmp_path, family, encoder, lora) -> None:
+    """The image encoder stays, the layers of the language model move; with LoRA nothing else does."""
+    model, processor = FAMILIES(family)
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    before = load_file(tmp_path / "model/model.safetensors")
+    after = trained(folder, tmp_path / "tuned", *STEPS, *(["--lora", 2] if lora else []), model=tmp_path / "model")
+    assert before.keys() == after.keys()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any("layers.0.mlp" in name for name in moved) and not any(name.startswith(encoder) for name in moved)
+    assert all(".layers." in name for name in moved) == lora
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

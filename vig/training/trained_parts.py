@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 
 def freeze_encoder(model: PreTrainedModel) -> None:
-    """The image encoder, as transformers finds it. A model of this library comes with its encoders frozen."""
+    """The image encoder, as transformers finds it (Qwen-VL's holds its merger). A model of this library comes with its own frozen."""
     encoder = model.get_encoder(modality="image")
     if encoder is not model:  # which says that none was found
         encoder.requires_grad_(False)
