@@ -25,6 +25,7 @@ import itertools
 
 import torch
 from accelerate.utils import set_seed
+from memory import peak, resident
 from torch.utils.data import DataLoader
 from transformers import (
     CLIPVisionConfig,
@@ -192,14 +193,12 @@ def peak_memory(name: str, vocabulary: int, part: str) -> tuple[float, float]:
     count = (batch["labels"] != -100).sum()
     trainer.training_step(model, dict(short), count)  # gradients
     hidden = torch.randn(BATCH, TOKENS, 512, requires_grad=True)  # [B, S, D]
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the peak starts again from what is in memory now
-    before = _status("VmRSS")
+    before = resident()
     if part == HEAD:
         head_loss(name, model, hidden, batch["labels"]).backward()
     else:
         trainer.training_step(model, dict(batch), count)
-    return (_status("VmHWM") - before) / 2**20, _status("VmHWM") / 2**20
+    return peak() - before, peak()
 
 
 def head_loss(name: str, model: LlavaForConditionalGeneration, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -210,12 +209,6 @@ def head_loss(name: str, model: LlavaForConditionalGeneration, hidden: torch.Ten
     supervised = SupervisedPass(labels)
     with supervised.at(head, untouched=True):
         return supervised.loss(head(hidden))
-
-
-def _status(field: str) -> int:
-    """kB, of this process."""
-    with open("/proc/self/status") as file:
-        return int(next(line for line in file if line.startswith(field)).split()[1])
 
 
 def main() -> None:
