@@ -97,7 +97,8 @@ def _save(trainer: SelectiveTrainer, processor: ProcessorMixin, dtypes: Mapping[
             whole.save_pretrained(folder)
     else:
         for name, parameter in trainer.model.named_parameters():  # not model.to(), which would round the rotary frequencies as well
-            parameter.data = parameter.data.to(dtypes[name])
+            plain = name.replace("_checkpoint_wrapped_module.", "")  # which FSDP's own activation checkpointing puts in
+            parameter.data = parameter.data.to(dtypes.get(plain, parameter.dtype))
         trainer.save_model(str(folder))
     if process.is_main_process:
         processor.save_pretrained(folder)
