@@ -1,4 +1,4 @@
-"""Records to training batches: tokens padded, labels where there is supervision, damaged images left out."""
+"""Records to training batches: tokens padded, labels where there is supervision, records that cannot be tokens left out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mof.records import RecordError, to_record
 
 # Shapes: R records, T tokens of a record, L tokens of the longest, A answer tokens of a record.
 
-MOST_FAILURES = 50  # images that cannot be read before the first that can
+MOST_FAILURES = 50  # records left out before the first with an image that is not
 
 logger = logging.getLogger(__name__)
 
@@ -69,12 +69,13 @@ class SupervisedCollator:
         max_length: longer conversations are cut at the end, token masks with them.
         image_folder: where relative image paths start.
         stored_images: look the images up there instead of reading them.
-        strict: raise the ImageError of a record whose image cannot be read. By default the record is logged and left out, and
-            a batch that loses all of its records has one without an answer: a run of days does not end at a damaged file.
+        strict: raise the error of a record whose image cannot be read, does not fit into `max_length` or is refused by the
+            processor. By default the record is logged and left out, and a batch that loses all of its records has one
+            without an answer: a run of days does not end at a damaged file.
 
     Raises:
-        RecordError: for whatever is wrong with a record.
-        ImageError: with `strict`; without it when not one of the first images can be read.
+        RecordError: for a record in no known form, and for a mask or weights that do not fit its answers.
+        ImageError, RecordError: with `strict`; without it when not one of the first images can be used.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class SupervisedCollator:
         self.processor, self.max_length, self.image_folder = processor, max_length, image_folder
         self.stored_images, self.strict = stored_images, strict
         self._left_out = torch.zeros((), dtype=torch.int64).share_memory_()  # one number for all worker processes
-        self._any_was_read, self._failures = False, 0  # in this process
+        self._any_was_used, self._failures = False, 0  # in this process
 
     @property
     def left_out(self) -> int:
@@ -102,10 +103,10 @@ class SupervisedCollator:
             record = to_record(raw, self.image_folder)
             try:
                 example = encode_record(self.processor, record, max_length=self.max_length, stored_images=self.stored_images)
-            except ImageError as error:
+            except (ImageError, RecordError) as error:
                 self._leave_out(error)
                 continue
-            self._any_was_read |= bool(record.images)
+            self._any_was_used |= bool(record.images)
             examples.append(example)
             weights.append(_token_weights(example, raw))
         if not examples:
@@ -116,9 +117,9 @@ class SupervisedCollator:
             batch["token_weights"] = _pad(weights, 0, "right")  # [R, L]
         return batch
 
-    def _leave_out(self, error: ImageError) -> None:
+    def _leave_out(self, error: ImageError | RecordError) -> None:
         self._failures += 1
-        if self.strict or (self._failures == MOST_FAILURES and not self._any_was_read):  # rather a wrong folder than bad luck
+        if self.strict or (self._failures == MOST_FAILURES and not self._any_was_used):  # rather a wrong folder than bad luck
             raise error
         logger.warning("%s; the record is left out", error)
         self._left_out += 1

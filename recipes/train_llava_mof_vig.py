@@ -99,7 +99,7 @@ def train(
         dataloader_num_workers=setting.workers,
     )  # fmt: skip
     if left_out := facts["left_out"]:
-        console.print(f"{left_out} times a record was left out, because its image cannot be read; the log names them")
+        console.print(f"{left_out} times a record was left out, because its image cannot be used; the log names them")
     return {name: facts[name] for name in ("seconds", "active_tokens", "losses")}
 
 
@@ -203,7 +203,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --output_dir")
     parser.add_argument(
-        "--strict", action="store_true", help="end at the first image that cannot be read, instead of leaving its record out"
+        "--strict", action="store_true", help="end at the first image that cannot be used, instead of leaving its record out"
     )
     parser.add_argument("--dry_run", action="store_true", help="no training: parameters, tokens, memory and steps")
     parser.add_argument("--devices", type=int, default=8, help="GPUs to plan for, with --dry_run")

@@ -49,7 +49,7 @@ class SelectiveTrainer(Trainer):
         image_folder: what relative image paths are relative to.
         max_length: tokens; must be that of the scoring run.
         stored_images: train on features out of a store instead of running the encoders (`mof encode --model`).
-        strict: end at the first image that cannot be read, where otherwise its record is logged, counted and left out.
+        strict: end at the first image that cannot be used, where otherwise its record is logged, counted and left out.
         padding_free: put the records of a batch into one row, without padding. Of models that cannot tell them apart there the
             first batch is refused.
         **options: of `transformers.Trainer`; train_dataset and eval_dataset are lists of records.

@@ -143,7 +143,7 @@ class Setting:
     workers: int = 4
     """Processes per device that read records while it computes."""
     strict: bool = False
-    """End at the first image that cannot be read; otherwise its record is logged, counted and left out."""
+    """End at the first image that cannot be used; otherwise its record is logged, counted and left out."""
 
     def __post_init__(self) -> None:
         if not self.encoders or self.fusion not in FUSIONS or not 0 <= self.keep <= 1:

@@ -261,10 +261,14 @@ def test_gradient_on_two_processes(llava, records, image_folder, text_only, tmp_
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_a_damaged_image_costs_its_record_only(llava, records, image_folder, tmp_path, size) -> None:
-    """Batches of the damaged record alone, of it and another, and of all: the step is that of the sound records."""
+@pytest.mark.parametrize("kind", ["no picture", "no room"])
+def test_a_record_that_cannot_be_used_costs_itself_only(llava, records, image_folder, tmp_path, size, kind) -> None:
+    """Batches of the bad record alone, of it and another, and of all: the step is that of the sound records."""
     (tmp_path / "damaged.jpg").write_bytes(b"no picture")
     damaged = records[2] | {"id": "damaged", "image": str(tmp_path / "damaged.jpg")}
+    if kind == "no room":  # before its image there are more tokens than max_length
+        question = {"from": "human", "value": "cat " * 3000 + "\n<image>"}
+        damaged = records[2] | {"id": "long", "conversations": [question, {"from": "gpt", "value": "dog"}]}
     sound = [records[0], records[1], records[3]]
     model, processor = copy.deepcopy(llava[0]), llava[1]
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}

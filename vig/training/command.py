@@ -128,5 +128,5 @@ def _claim(folder: Path, model: PreTrainedModel, records: Sequence[Any], setting
 
 def _told(facts: dict[str, Any]) -> str:
     losses = f", loss {facts['losses'][0]:.3f} -> {facts['losses'][-1]:.3f}" if facts["losses"] else ""
-    left_out = f", {facts['left_out']} times a record left out whose image cannot be read" if facts["left_out"] else ""
+    left_out = f", {facts['left_out']} times a record left out whose image cannot be used" if facts["left_out"] else ""
     return f"{facts['steps']} steps on {facts['active_tokens']:,} supervised tokens{losses}{left_out}"

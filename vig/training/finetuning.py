@@ -53,7 +53,7 @@ def finetune(
 
     Returns:
         "seconds" in this process, "active_tokens" (how many the loss was taken on), "losses" as logged, "steps", and "left_out":
-        how many times a record was left out because its image cannot be read.
+        how many times a record was left out because its image cannot be used.
     """
     own = {name: parameter.dtype for name, parameter in model.named_parameters()}
     for parameter in model.parameters():

@@ -41,7 +41,10 @@ def read_training_records(path: Path, processor: ProcessorMixin, image_folder: P
             f"{path}: {len(problems)} of {len(raw)} records cannot be used; correct them or take them out: {'; '.join(problems[:NAMED])}"
         )
     longest = sorted(range(len(raw)), key=lambda index: lengths[index])[-TRIED:]
-    SupervisedCollator(processor, max_length, image_folder)([raw[index] for index in longest])
+    collator = SupervisedCollator(processor, max_length, image_folder)
+    collator([raw[index] for index in longest])
+    if collator.left_out == len(longest):
+        raise RecordError(f"{path}: none of the {len(longest)} longest records can be used; the warnings above say why")
     return [dict(record) for record in raw]
 
 
