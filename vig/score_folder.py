@@ -4,6 +4,7 @@
     shard-PROCESS-NUMBER.parquet    one row per record, columns as in `vig.scores.SCHEMA`
     rejected.jsonl                  {"id", "reason"} of every record that could not be scored
     text_only.jsonl                 {"id"} of every record without an image
+    lock-PROCESS                    held while a run is alive (`vig.run_lock`); left behind, it means nothing
 
 Every file is written under a temporary name and renamed, so none is ever partial.
 """
@@ -21,13 +22,14 @@ import pyarrow.parquet as pq
 
 from vig.manifest import differences
 from vig.processes import Processes
+from vig.run_lock import LOCKS, RunLock
 
 MANIFEST, REJECTED, TEXT_ONLY = "manifest.json", "rejected.jsonl", "text_only.jsonl"
 SHARDS = "shard-*.parquet"
 
 
 class ScoreFolder:
-    """The output folder of one run, for all of its processes.
+    """The output folder of one run, for all of its processes; a context manager, inside of which no other run may write to it.
 
     Args:
         folder: new, empty, or of an earlier run with the same identity, by as many processes or another number.
@@ -35,19 +37,36 @@ class ScoreFolder:
         schema: of the rows.
 
     Raises:
-        ValueError: for a folder that holds another run, saying what differs, or other files.
+        ValueError: for a folder that holds another run, saying what differs, or other files, or to which a run is writing.
     """
 
     def __init__(self, folder: str | os.PathLike[str], identity: Mapping[str, Any], schema: pa.Schema, processes: Processes) -> None:
         self.path, self._schema, self._rank = Path(folder), schema, processes.rank
-        processes.on_first(lambda: self._open(identity))
-        self._complete: bool = read_manifest(self.path)["complete"]
+        self._lock = RunLock(self.path, self._rank)
+        try:
+            processes.on_first(lambda: self._open(identity))
+            if self._rank:
+                self._lock.take()
+            self._complete: bool = read_manifest(self.path)["complete"]
+        except BaseException:
+            self._lock.release()
+            raise
         self._prefix = f"shard-{self._rank:04d}-"
         numbers = [int(path.stem.removeprefix(self._prefix)) for path in self.path.glob(f"{self._prefix}*.parquet")]
         self._next_number = 1 + max(numbers, default=-1)
 
+    def __enter__(self) -> ScoreFolder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
     def _open(self, identity: Mapping[str, Any]) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
+        foreign = [path for path in self.path.iterdir() if not (path.match(LOCKS) or path.match(f"{MANIFEST}*"))]
+        if foreign and not (self.path / MANIFEST).exists():
+            raise ValueError(f"{self.path} is not empty and holds no {MANIFEST} of a scoring run; give a new folder")
+        self._lock.take()
         for name in (MANIFEST, REJECTED, TEXT_ONLY, SHARDS):
             for leftover in self.path.glob(f"{name}.*.tmp"):  # of a killed run
                 leftover.unlink()
@@ -55,8 +74,6 @@ class ScoreFolder:
             different = list(differences(read_manifest(self.path)["identity"], identity))
             if different:
                 raise ValueError(f"{self.path} holds the scores of another run; give a new folder. Different:\n  " + "\n  ".join(different))
-        elif any(self.path.iterdir()):
-            raise ValueError(f"{self.path} is not empty and holds no {MANIFEST} of a scoring run; give a new folder")
         else:
             self._write_manifest({"complete": False, "identity": dict(identity)})
 

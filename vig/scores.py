@@ -108,11 +108,11 @@ class Scores(Sequence[Score]):
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write to a new or empty folder, which `load_scores` reads. ValueError when it holds anything."""
-        target = ScoreFolder(folder, self.manifest["identity"], SCHEMA, Processes())
-        if held := len(target.read(["id"])):
-            raise ValueError(f"{folder} already holds {held} scores; give an empty folder")
-        target.append(self.table())
-        target.finish(self.manifest["text_only"], self.failures)
+        with ScoreFolder(folder, self.manifest["identity"], SCHEMA, Processes()) as target:
+            if held := len(target.read(["id"])):
+                raise ValueError(f"{folder} already holds {held} scores; give an empty folder")
+            target.append(self.table())
+            target.finish(self.manifest["text_only"], self.failures)
 
 
 def to_table(scores: Sequence[Score]) -> pa.Table:

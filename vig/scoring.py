@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from PIL import Image
@@ -75,7 +75,7 @@ def score(
 
     Raises:
         ValueError: for duplicated ids, an unknown null image, a chat template without generation spans, an output
-            folder that holds another run, or a record that has changed since it was scored.
+            folder that holds another run or to which one is writing, or a record that has changed since it was scored.
     """
     if min(batch_size, batch_tokens) < 1:
         raise ValueError(f"batch_size and batch_tokens must be at least 1, got {batch_size} and {batch_tokens}")
@@ -93,9 +93,10 @@ def score(
     tokenizer = processor.tokenizer
     losses = AnswerLosses(model, 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id)  # masked out: any id serves
     processes = Processes.all()
-    try:
+    with ExitStack() as stack:
+        stack.callback(processes.close)
         processes.require_equal(identity, "model, processor and settings")
-        folder = None if output_dir is None else ScoreFolder(output_dir, identity, SCHEMA, processes)
+        folder = None if output_dir is None else stack.enter_context(ScoreFolder(output_dir, identity, SCHEMA, processes))
         fresh: list[Score] = []
         scorer = Scorer(
             losses, reader, fresh.extend if folder is None else lambda some: folder.append(to_table(some)), batch_tokens, batch_size
@@ -109,8 +110,6 @@ def score(
         with _evaluating(model):
             scorer.run(todo, visible=processes.rank == 0)
         return _together(processes, folder, fresh, reader, ids, identity)
-    finally:
-        processes.close()
 
 
 def _together(

@@ -1,0 +1,65 @@
+"""Two scoring runs at once on one folder: the second is refused and touches nothing; a dead one is no hindrance."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vig.scorer
+from vig import load_scores, score
+from vig.run_lock import RunLock
+
+HOLD = "import sys, time; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); time.sleep(60)"
+
+
+@pytest.mark.parametrize("null", ["blur", "zero"])  # the second run may be the same or another one
+def test_a_second_run_is_refused_while_the_first_is_alive(llava, records, image_folder, tmp_path, monkeypatch, null) -> None:
+    output, seen, batch = tmp_path / "scores", [], vig.scorer.Scorer._batch
+
+    def meanwhile(*arguments: Any) -> Any:
+        monkeypatch.setattr(vig.scorer.Scorer, "_batch", batch)
+        (output / "shard-0000-00007.parquet.0.tmp").write_bytes(b"being written by the first")
+        before = {path.name: path.read_bytes() for path in output.iterdir()}
+        with pytest.raises(ValueError, match=r"another scoring run is writing to .*scores and still alive; wait for it or end it"):
+            score(*llava, records, output, null, image_folder=image_folder)
+        assert {path.name: path.read_bytes() for path in output.iterdir()} == before
+        seen.append(True)
+        return batch(*arguments)
+
+    monkeypatch.setattr(vig.scorer.Scorer, "_batch", meanwhile)
+    first = score(*llava, records, output, image_folder=image_folder)
+    assert seen and first.ids == [record["id"] for record in records] and set(load_scores(output).ids) == set(first.ids)
+    again = score(*llava, records, output, image_folder=image_folder)  # both are over
+    assert again.ids == first.ids
+
+
+def test_a_refused_run_holds_nothing(llava, records, image_folder, tmp_path) -> None:
+    score(*llava, records, tmp_path, image_folder=image_folder)
+    with pytest.raises(ValueError, match="holds the scores of another run"):  # whose traceback lives on
+        score(*llava, records, tmp_path, "zero", image_folder=image_folder)
+    score(*llava, records, tmp_path, image_folder=image_folder)
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_no_process_of_another_run_may_be_alive(tmp_path: Path, rank: int) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / f"lock-{rank:04d}")], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+    lock = RunLock(tmp_path, 0)
+    with pytest.raises(ValueError, match="another scoring run is writing"):
+        lock.take()
+    lock.release()
+    holder.kill()
+    holder.wait()
+    lock.take()
+    others = [RunLock(tmp_path, rank) for rank in (1, 2, 3)]  # of the same run
+    for other in others:
+        other.take()
+    with pytest.raises(ValueError, match="another scoring run is writing"):
+        RunLock(tmp_path, 0).take()
+    for one in (lock, *others):
+        one.release()
+    RunLock(tmp_path, 0).take()
