@@ -91,8 +91,11 @@ def encode_record(
     plain = processor.tokenizer(text, add_special_tokens=specials, return_offsets_mapping=True)
     answers = _answers(plain["offset_mapping"], spans)
     image_token_id = getattr(processor, "image_token_id", None)  # None: a processor that expands nothing
+    placeholder = getattr(processor, "image_token", None)  # what stands for an image in the text; mostly the same token
+    placeholder_id = image_token_id if placeholder is None else processor.tokenizer.convert_tokens_to_ids(placeholder)
     inside = [characters is not None for characters in answers]
-    mask = _align(record.id, plain["input_ids"], inside, input_ids.tolist(), image_token_id)
+    texts = _between(plain["input_ids"], inside, placeholder_id)
+    mask = _align(record.id, *texts, input_ids.tolist(), image_token_id)
     answer = "".join(text[start:end] for start, end in spans)
     characters = torch.tensor([span for span in answers if span is not None], dtype=torch.int64).reshape(-1, 2)  # [A, 2]
     return _cut(Example(record.id, input_ids, torch.tensor(mask), outputs, answer, characters), image_token_id, max_length)
@@ -181,13 +184,12 @@ def _answers(offsets: Sequence[Span], spans: Sequence[Span]) -> list[Span | None
     return answers
 
 
-def _align(record_id: str, plain: list[int], answers: list[bool], expanded: list[int], image_token_id: int | None) -> list[bool]:
-    """`answers` of the plain tokens, for the expanded tokens.
+def _align(record_id: str, texts: list[list[int]], masks: list[list[bool]], expanded: list[int], image_token_id: int | None) -> list[bool]:
+    """The answers' mask of the texts between placeholders (`_between`), for the expanded tokens.
 
     Between the texts lies what the processor made of the images: image tokens, and around them marks of its own (none of
     which can be an answer, as images belong to the user's messages).
     """
-    texts, masks = _between(plain, answers, image_token_id)
     ends = [len(texts[0])] if expanded[: len(texts[0])] == texts[0] else []
     for index, text in enumerate(texts[1:], start=1):
         last = index == len(texts) - 1
@@ -200,7 +202,7 @@ def _align(record_id: str, plain: list[int], answers: list[bool], expanded: list
     if len(ends) != len(texts) or ends[-1] != len(expanded):
         raise RecordError(
             f"record {record_id!r}: the processor changes more than the number of image tokens (id {image_token_id}): "
-            f"{len(plain)} tokens of text cannot be aligned with {len(expanded)} tokens of the processor"
+            f"{sum(map(len, texts))} tokens of text cannot be aligned with {len(expanded)} tokens of the processor"
         )
     mask = [False] * len(expanded)
     for end, inside in zip(ends, masks, strict=True):
@@ -208,11 +210,11 @@ def _align(record_id: str, plain: list[int], answers: list[bool], expanded: list
     return mask
 
 
-def _between(ids: list[int], answers: list[bool], image_token_id: int | None) -> tuple[list[list[int]], list[list[bool]]]:
-    """The tokens before, between and after runs of image tokens, and which of them are answers."""
+def _between(ids: list[int], answers: list[bool], placeholder_id: int | None) -> tuple[list[list[int]], list[list[bool]]]:
+    """The tokens before, between and after runs of image placeholders, and which of them are answers."""
     texts: list[list[int]] = [[]]
     masks: list[list[bool]] = [[]]
-    for is_image, run in groupby(zip(ids, answers, strict=True), key=lambda pair: pair[0] == image_token_id):
+    for is_image, run in groupby(zip(ids, answers, strict=True), key=lambda pair: pair[0] == placeholder_id):
         if is_image:
             texts.append([])
             masks.append([])

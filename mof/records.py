@@ -9,6 +9,7 @@ Everything wrong with a record is a `RecordError` that names the record.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import io
 import json
@@ -46,21 +47,48 @@ class Record:
     """One per {"type": "image"} part, in order: a file path or an open PIL image."""
 
 
+@dataclass(frozen=True)
+class UnreadableRow:
+    """Stands for a record that could not be had: a line that is not JSON, or a row whose table cannot decode it."""
+
+    id: str
+    reason: str
+
+
 def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The raw record dicts of a `.json` file (one list) or a `.jsonl` file (one dict a line).
+    """The raw record dicts of a `.json` file (one list) or a `.jsonl` file (one dict a line), in UTF-8.
 
     Raises:
         RecordError: naming the file (and line) that is not that.
     """
+    rows = read_rows(path)
+    for row in rows:
+        if isinstance(row, UnreadableRow):
+            raise RecordError(f"{row.id}: {row.reason}")
+    return rows
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[Any]:
+    """As `read_records`, but a line that is not JSON costs the file only that line: it becomes an `UnreadableRow`.
+
+    Raises:
+        RecordError: as above, also when the first line is not JSON: the file is then of another kind.
+    """
     path = Path(path)
-    text = path.read_text(encoding="utf-8")
-    if path.suffix != ".jsonl":
-        records = _parse_json(text, str(path))
-        if not isinstance(records, list):
-            raise RecordError(f"{path}: expected a list of records, got a {type(records).__name__}; one dict a line is .jsonl")
-        return records
-    lines = enumerate(text.split("\n"), start=1)
-    return [_parse_json(line, f"{path}, line {number}") for number, line in lines if line.strip()]
+    content = path.read_bytes()
+    if not content.strip():
+        raise RecordError(f"{path}: the file is empty")
+    if path.suffix == ".jsonl":
+        lines = [(number, line) for number, line in enumerate(content.split(b"\n"), start=1) if line.strip()]
+        records = [_parse_json(line, f"{path.name}, line {number}") for number, line in lines]
+    else:
+        records = _parse_json(content, str(path))
+    first = records[0] if isinstance(records, list) and records else records
+    if isinstance(first, UnreadableRow):
+        raise RecordError(f"{first.id}: {first.reason}; expected a .json file of one list, or one dict a line in a .jsonl file")
+    if not isinstance(records, list):
+        raise RecordError(f"{path}: expected a list of records, got a {type(records).__name__}; one dict a line is .jsonl")
+    return records
 
 
 def to_record(raw: Any, image_folder: str | os.PathLike[str] | None = None) -> Record:
@@ -147,11 +175,11 @@ def _with_text_keys(value: Any) -> Any:
     return [_with_text_keys(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
-def _parse_json(text: str, where: str) -> Any:
+def _parse_json(content: bytes, where: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise RecordError(f"{where}: not JSON ({error})") from error
+        return json.loads(content.removeprefix(codecs.BOM_UTF8).decode())
+    except (ValueError, RecursionError) as error:  # also what is not UTF-8
+        return UnreadableRow(where, f"not JSON ({error})")
 
 
 def _plain(value: Any) -> Any:

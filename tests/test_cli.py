@@ -123,6 +123,20 @@ def test_score_then_select(folder: Path) -> None:
     assert all("at random" in result.output for result in drawn) and len(json.loads(output.read_text())) == 3
 
 
+def test_a_bad_line_is_listed_and_the_rest_goes_on(folder: Path) -> None:
+    lines = [json.dumps(record) for record in json.loads((folder / "records.json").read_text())]
+    (folder / "records.jsonl").write_text("\n".join([lines[0], lines[1], lines[1][:-20], lines[2]]))
+    inputs = ("--records", folder / "records.jsonl")
+    result = score(folder, *map(str, inputs))
+    assert result.exit_code == 0 and "3 of 4 records scored" in result.output, result.output
+    [rejected] = (folder / "scores/rejected.jsonl").read_text().splitlines()
+    assert json.loads(rejected)["id"] == "records.jsonl, line 3" and "not JSON" in json.loads(rejected)["reason"]
+    result = run("vig", "select", *inputs, "--scores", folder / "scores", "--keep", "1", "--output", folder / "out.json")
+    assert result.exit_code == 0 and [record["id"] for record in json.loads((folder / "out.json").read_text())] == list(COLOURS)
+    report = ("vig", "report", folder / "scores", *inputs, "--images", folder, "-o", folder / "report.html")
+    assert run(*report).exit_code == 0
+
+
 def refused(result: Result, *words: str) -> None:
     """One line on stderr (after progress bars, if any), exit code 2, no traceback."""
     assert result.exit_code == 2

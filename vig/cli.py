@@ -11,7 +11,7 @@ import typer
 from accelerate import PartialState
 from transformers import AutoModelForImageTextToText
 
-from mof.records import read_records
+from mof.records import read_rows
 from vig.analyses.commands import attention_command, image_match_command, misleading_command
 from vig.nulls import NULL_NAMES
 from vig.random_control import Level, random_selection
@@ -68,7 +68,7 @@ def score_command(
     if (features is None) != (blurred_features is None):
         raise ValueError("--features and --blurred-features go together: the score compares the two")
     processor = load_processor(model)
-    raw = read_records(records)
+    raw = read_rows(records)
     network = AutoModelForImageTextToText.from_pretrained(model)
     process = PartialState(cpu=not torch.accelerator.is_available())
     network.to(process.device)
@@ -131,7 +131,7 @@ def select_command(
     At least 30 % of each source, told apart by image folder:
       mof vig select --scores runs/scores --records data/train.json --keep 0.7 --source-key image --quota 0.3 --output data/selected.json
     """
-    raw = read_records(records)
+    raw = read_rows(records)
     selection = select(
         load_scores(scores),
         keep,

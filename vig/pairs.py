@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 from encoders import StoredImages
 from encoders.images.reading import ImageError, read_image
 from mof.answer_tokens import PER_TOKEN, Example, encode_record
-from mof.records import ImageSource, Record, RecordError, digest, record_id, to_record
+from mof.records import ImageSource, Record, RecordError, UnreadableRow, digest, record_id, to_record
 from vig.nulls import NullImages, pixel_digest
 from vig.prefix_cache import part
 from vig.remembered_images import with_remembered_images
@@ -28,14 +28,6 @@ from vig.remembered_images import with_remembered_images
 logger = logging.getLogger(__name__)
 
 RawRecord = Mapping[str, Any] | list[Any]  # as `mof.records.to_record` reads it
-
-
-@dataclass(frozen=True)
-class UnreadableRow:
-    """Stands for a row of a table that could not be had, as when the table decodes a broken image."""
-
-    id: str
-    reason: str
 
 
 Row = RawRecord | UnreadableRow
@@ -205,9 +197,9 @@ def id_of(raw: Row) -> str:
     return raw.id if isinstance(raw, UnreadableRow) else record_id(raw)
 
 
-def unique_ids(records: Sequence[RawRecord]) -> list[str]:
+def unique_ids(records: Sequence[Row]) -> list[str]:
     """The ids of all records. ValueError naming those used twice: scores and selections refer to records by id."""
-    ids = [record_id(record) for record in records]
+    ids = [id_of(record) for record in records]
     twice = [id for id, count in Counter(ids).items() if count > 1]
     if twice:
         raise ValueError(f"record ids must be unique; {len(twice)} used more than once: {', '.join(twice[:10])}")

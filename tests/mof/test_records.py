@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mof.records import RecordError, read_records, to_record
+from mof.records import RecordError, read_records, read_rows, to_record
 
 SHARED = Path(os.environ.get("MOF_SHARED", Path(__file__).parents[2].parent / "shared"))
 
@@ -156,6 +157,33 @@ def test_files(tmp_path: Path) -> None:
     (tmp_path / "d.json").write_text("{}")
     with pytest.raises(RecordError, match=r"d.json: expected a list of records, got a dict"):
         read_records(tmp_path / "d.json")
+
+
+def test_a_bad_line_costs_one_row(tmp_path: Path) -> None:
+    records = [llava("Grüße", "Ho"), llava("Hi", "Ha")]
+    first, second = (json.dumps(record, ensure_ascii=False).encode() for record in records)
+    file = tmp_path / "a.jsonl"
+    bad = [b"{oops", second[:-9], b"\x1f\x8b\x08", "Grüße".encode("latin-1"), b"[" * 100_000, bytes(9)]
+    file.write_bytes(b"\r\n".join([b"\xef\xbb\xbf" + first, *bad, b"", second]))  # with a byte order mark
+    rows = read_rows(file)
+    assert [rows[0], rows[-1]] == records
+    assert [row.id for row in rows[1:-1]] == [f"a.jsonl, line {number}" for number in range(2, 8)]
+    assert all(row.reason.startswith("not JSON") for row in rows[1:-1])
+    with pytest.raises(RecordError, match=r"a.jsonl, line 2: not JSON"):
+        read_records(file)
+    (tmp_path / "b.json").write_bytes(b"\xef\xbb\xbf[" + first + b"]")
+    assert read_rows(tmp_path / "b.json") == read_records(tmp_path / "b.json") == records[:1]
+
+
+@pytest.mark.parametrize("read", [read_rows, read_records])
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.jsonl.gz"])
+@pytest.mark.parametrize(
+    "content", [gzip.compress(b"{}\n" * 9), b"id,image\n7,a.png\n", json.dumps([llava("Hi", "Ho")], indent=1).encode()[:-1], b"", b" \n"]
+)
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, read: Any, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RecordError, match=rf"{name}.*(: not JSON.*expected a .json file of one list, or one dict a line|is empty)"):
+        read(tmp_path / name)
 
 
 @pytest.mark.skipif(not (SHARED / "data/coco").is_dir(), reason="needs the shared COCO records")

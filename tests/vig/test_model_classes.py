@@ -1,8 +1,8 @@
-"""Tiny random models of seven families of transformers, each scored and compared with two plain forward passes written here.
+"""Tiny random models of nine families of transformers, each scored and compared with two plain forward passes written here.
 
 Every processor is built without a network. What a family does in its own way: LLaVA-OneVision and InternVL cut images into tiles,
-Qwen-VL gives image tokens places in the image, SmolVLM and Idefics3 put marks between tiles, and PaliGemma reads image and
-question in both directions.
+Qwen-VL gives image tokens places in the image, SmolVLM and Idefics3 put marks between tiles, Aya Vision
+writes another token for an image than it makes of it, and PaliGemma reads image and question in both directions.
 """
 
 from __future__ import annotations
@@ -188,7 +188,28 @@ def paligemma() -> tuple[Any, Any]:
     return tf.PaliGemmaForConditionalGeneration(config), processor
 
 
-FAMILIES = {make.__name__: make for make in (llava, llava_onevision, qwen2_5_vl, qwen3_vl, idefics3, smolvlm, internvl, paligemma)}
+def aya_vision() -> tuple[Any, Any]:
+    marks = {
+        "img_patch_token": "<|IMG_PATCH|>",
+        "img_line_break_token": "<|IMG_LINE_BREAK|>",
+        "tile_token": "TILE",
+        "tile_global_token": "ALL",
+    }
+    words = tokenizer(image_token="<image>", start_of_img_token="<|START_OF_IMG|>", end_of_img_token="<|END_OF_IMG|>", **marks)
+    images = tf.GotOcr2ImageProcessor(size={"height": 28, "width": 28}, min_patches=1, max_patches=4, crop_to_patches=True)
+    processor = tf.AyaVisionProcessor(images, words, patch_size=14, img_size=28, downsample_factor=2, chat_template=template("<image>"))
+    config = tf.AyaVisionConfig(
+        vision_config=tf.SiglipVisionConfig(**VISION, image_size=28, patch_size=14, vision_use_head=False),
+        text_config=tf.CohereConfig(**TEXT, vocab_size=len(words)),
+        image_token_id=processor.image_token_id,
+        downsample_factor=2,
+    )
+    return tf.AyaVisionForConditionalGeneration(config), processor
+
+
+FAMILIES = {
+    make.__name__: make for make in (llava, llava_onevision, qwen2_5_vl, qwen3_vl, idefics3, smolvlm, internvl, aya_vision, paligemma)
+}
 
 
 def build(family: str) -> tuple[Any, Any]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mof.records import read_records
+from mof.records import read_rows
 from vig.report.page import write_report
 from vig.scores import Scores, load_scores
 from vig.selection import select
@@ -37,7 +37,7 @@ def report_command(
       mof vig report runs/scores --records data/train.json --images data/images -o report.html
     """
     runs = [_load(folder) for folder in scores]
-    raw = read_records(records)
+    raw = read_rows(records)
     if image_folder is not None and not image_folder.is_dir():
         raise ValueError(f"{image_folder} is no folder; leave --images out for a page without images")
     selection = select(runs[0], keep, sources=None if source_key is None else record_sources(raw, source_key))

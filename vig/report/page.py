@@ -13,9 +13,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
 from rich.progress import track
 
+from mof.records import UnreadableRow
 from vig.answer_words import answer_words
 from vig.means import Mean
-from vig.pairs import RawRecord, UnreadableRow, id_of, rows
+from vig.pairs import RawRecord, id_of, rows
 from vig.report.charts import BarChart, Histogram, axis_of, bar_chart, histogram
 from vig.report.null_comparison import compare_nulls, null_name, reference_of
 from vig.report.parts_of_speech import can_tag, parts_of_speech
