@@ -121,7 +121,7 @@ class AnswerLosses:
             past = self._model(**self._to_device(start), use_cache=True).past_key_values
         seen = rest["attention_mask"].new_ones(len(examples), prefix)  # [R, P]
         rest["attention_mask"] = torch.cat([seen, rest["attention_mask"]], dim=1)  # [R, P + S]
-        return self._head_losses(rest, {"past_key_values": shared_cache(past, sizes), "use_cache": True})
+        return self._head_losses(rest, {"past_key_values": shared_cache(past, sizes, prefix), "use_cache": True})
 
     def _head_losses(self, batch: Mapping[str, Tensor], options: Mapping[str, Any]) -> Tensor:
         """The head at the N answer positions, in chunks where its output is the logits."""

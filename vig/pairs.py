@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 from encoders import StoredImages
 from encoders.images.reading import ImageError, read_image
-from mof.answer_tokens import PER_TOKEN, Example, encode_record
+from mof.answer_tokens import Example, encode_record
 from mof.records import ImageSource, Record, RecordError, UnreadableRow, digest, record_id, to_record
 from vig.nulls import NullImages, pixel_digest
 from vig.prefix_cache import part
@@ -67,7 +67,7 @@ class _Images:
     """RGB images, or `StoredImage`s."""
     digest: str
     clean: dict[str, Tensor] | None = None
-    """What the processor made of them, and of their null images."""
+    """What the processor made of them, and what is different with their null images."""
     null: dict[str, Tensor] | None = None
 
 
@@ -112,8 +112,8 @@ class PairReader:
             self.text_only.append(record.id)
             return None
         null = self._encode_without(record, clean) if self.nulls.drops else self._encode_null(record, clean, images)
-        images.clean = images.clean or _of_images(clean)
-        clean = replace(clean, images={**clean.images, **images.clean})  # one copy in memory for all records on them
+        images.clean = images.clean or clean.images
+        clean = replace(clean, images={**clean.images, **_alike(images.clean, clean.images)})  # one copy for all records on them
         turn_ends = _turn_ends(clean.input_ids, clean.answer_mask, self._special_ids)
         return Pair(record.id, digest, clean, null, turn_ends, images.digest, self._prefix(clean))
 
@@ -140,7 +140,8 @@ class PairReader:
             nulls = [self.stored_images[1](one) for one in record.images] if self.stored_images else self.nulls(record.id, images.shown)
             null = encode_record(self.processor, record, max_length=self.max_length, images=nulls)
             assert torch.equal(clean.input_ids, null.input_ids), f"record {record.id!r}: the null image changed the tokens"
-            images.null = _of_images(null)
+            alike = _alike(null.images, clean.images)  # of the tokens, and different in another record, rather than of pixels
+            images.null = {key: value for key, value in null.images.items() if key not in alike}
         return replace(clean, images={**clean.images, **images.null})
 
     def _encode_without(self, record: Record, clean: Example) -> Example:
@@ -172,8 +173,9 @@ def _same(images: Sequence[ImageSource], others: Sequence[ImageSource]) -> bool:
     return len(images) == len(others) and all(same)
 
 
-def _of_images(example: Example) -> dict[str, Tensor]:
-    return {key: value for key, value in example.images.items() if key not in PER_TOKEN}
+def _alike(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the first that the second has too, with the same values."""
+    return {key: value for key, value in some.items() if key in others and torch.equal(value, others[key])}
 
 
 def rows(records: Iterable[RawRecord]) -> Iterator[Row]:

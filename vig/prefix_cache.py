@@ -45,16 +45,19 @@ class SharedLayer(DynamicLayer):
         return whole
 
 
-def shared_cache(cache: Any, sizes: Sequence[int]) -> Cache:
-    """The cache of G prefixes as the past of R rows, `sizes[g]` of them for prefix g.
+def shared_cache(cache: Any, sizes: Sequence[int], prefix: int) -> Cache:
+    """The cache of G prefixes of P = `prefix` tokens as the past of R rows, `sizes[g]` of them for prefix g.
 
     Raises:
-        CannotShareError: for a cache with sliding windows or recurrent states, or none at all.
+        CannotShareError: for a cache with sliding windows, recurrent states or what cross-attention sees, or none at all.
     """
     layers = cache.layers if isinstance(cache, Cache) else [cache]
     other = sorted({type(layer).__name__ for layer in layers if type(layer) is not DynamicLayer})
     if other:
         raise CannotShareError(f"its cache holds {', '.join(other)}")
+    lengths = {layer.keys.shape[2] for layer in layers}
+    if lengths != {prefix}:  # it attends to its images from the side, each token to those that a mask allows
+        raise CannotShareError(f"its cache holds keys of {', '.join(map(str, sorted(lengths)))} tokens for a prefix of {prefix}")
     return Cache(layers=[SharedLayer(layer, sizes) for layer in layers])
 
 

@@ -212,9 +212,25 @@ FAMILIES = {
 }
 
 
+def mllama() -> tuple[Any, Any]:
+    words = tokenizer(image_token="<|image|>", python_tag="<|python_tag|>")
+    images = tf.MllamaImageProcessor(size={"height": 28, "width": 28}, max_image_tiles=4)
+    processor = tf.MllamaProcessor(images, words, chat_template="<s>" + template("<|image|>"))
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_global_layers": 1, "attention_heads": 4}
+    ratios = {"supported_aspect_ratios": [[1, 1], [1, 2], [1, 3], [1, 4], [2, 1], [2, 2], [3, 1], [4, 1]]}
+    sizes = {"image_size": 28, "patch_size": 14, "vision_output_dim": 64, "intermediate_layers_indices": [0]}
+    rope = {"rope_type": "default", "rope_theta": 10000.0}
+    config = tf.MllamaConfig(
+        vision_config={**vision, **sizes, **ratios},
+        text_config={**TEXT, "vocab_size": len(words), "cross_attention_layers": [1], "rope_parameters": rope, "pad_token_id": 0},
+        image_token_index=processor.image_token_id,
+    )
+    return tf.MllamaForConditionalGeneration(config), processor
+
+
 def build(family: str) -> tuple[Any, Any]:
     torch.manual_seed(0)
-    model, processor = FAMILIES[family]()
+    model, processor = (FAMILIES | {"mllama": mllama})[family]()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -286,6 +302,27 @@ def test_score_is_two_plain_forwards(family: str, caplog: pytest.LogCaptureFixtu
         assert s.token_ids.tolist() == ids
         np.testing.assert_allclose(s.token_vig, np.array(null_loss) - np.array(loss), atol=1e-4)
     assert np.abs(np.concatenate([s.token_vig for s in scores])).max() > 0.02  # the image matters to this model
+
+
+@pytest.mark.parametrize("first", [0, 1])  # the first image fills all of its four tiles, the second three of them
+def test_images_attended_to_from_the_side(first: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Llama 3.2 has a mask of tokens by images, which belongs to the record and not to its images, and nothing to share."""
+    model, processor = build("mllama")
+    for name, gate in model.named_parameters():
+        if "gate" in name:
+            gate.data.fill_(0.7)  # they start closed
+    records = make_records(turns=1)
+    records = records[first:] + records[:first]
+    with caplog.at_level(logging.WARNING, "vig"):
+        scores = score(model, processor, records, batch_size=3)
+    warned = [r.message for r in caplog.records if r.name.startswith("vig")]
+    assert ["before the question for every record anew" in message for message in warned] == [True] and not scores.failures
+    for record, s in zip(records, scores, strict=True):
+        (loss, ids), (null_loss, _) = (
+            plain_losses(model, processor, record, [one]) for one in (record["images"][0], blur(record["images"][0]))
+        )
+        assert s.token_ids.tolist() == ids
+        np.testing.assert_allclose(s.token_vig, np.array(null_loss) - np.array(loss), atol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
