@@ -93,7 +93,7 @@ class ScoreFolder:
         if self._complete:  # more records than last time
             self._write_manifest({**read_manifest(self.path), "complete": False})
             self._complete = False
-        self._write(f"{self._prefix}{self._next_number:05d}.parquet", lambda path: pq.write_table(rows, path))
+        self._write(f"{self._prefix}{self._next_number:05d}.parquet", lambda path: pq.write_table(rows, path, write_page_checksum=True))
         self._next_number += 1
 
     def finish(self, text_only: Iterable[str], failures: Mapping[str, str]) -> None:
@@ -122,7 +122,13 @@ class ScoreFolder:
 def read_manifest(folder: Path) -> dict[str, Any]:
     if not (folder / MANIFEST).is_file():
         raise ValueError(f"{folder} holds no {MANIFEST}: expected a folder that vig.score wrote")
-    return json.loads((folder / MANIFEST).read_text())
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        return {"complete": manifest["complete"], "identity": manifest["identity"], **manifest}
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+            f"{folder / MANIFEST} is damaged ({type(error).__name__}: {error}); put back a copy, or score anew into another folder"
+        ) from error
 
 
 def read_lists(folder: Path) -> tuple[list[str], dict[str, str]]:
@@ -140,7 +146,7 @@ def read_shards(folder: Path, schema: pa.Schema, columns: Sequence[str] | None =
     tables = [pa.schema([schema.field(name) for name in columns]).empty_table()]
     for path in sorted(folder.glob(SHARDS)):
         try:
-            tables.append(pq.read_table(path, columns=list(columns)))
+            tables.append(pq.read_table(path, columns=list(columns), page_checksum_verification=True))
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{path} cannot be read ({error}); delete it and score again to fill the gap") from error
     try:

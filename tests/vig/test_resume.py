@@ -121,6 +121,27 @@ def test_partial_files_never_count(llava, records, image_folder, tmp_path) -> No
         load_scores(tmp_path)
 
 
+def test_a_damaged_shard_never_gives_other_scores(llava, records, image_folder, tmp_path) -> None:
+    one = score(*llava, records, tmp_path, image_folder=image_folder, batch_size=2)
+    shard = tmp_path / "shard-0000-00001.parquet"
+    sound = shard.read_bytes()
+    for place in range(4, len(sound) - 8, 29):
+        shard.write_bytes(sound[:place] + bytes([sound[place] ^ 0x55]) + sound[place + 1 :])
+        try:
+            assert_same(load_scores(tmp_path), one)  # it was a byte of no account
+        except ValueError:
+            continue
+
+
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"complete": true}'])
+def test_a_damaged_manifest_is_named(llava, records, image_folder, tmp_path, content) -> None:
+    score(*llava, records, tmp_path, image_folder=image_folder)
+    (tmp_path / "manifest.json").write_text(content)
+    for use in (lambda: load_scores(tmp_path), lambda: score(*llava, records, tmp_path, image_folder=image_folder)):
+        with pytest.raises(ValueError, match=r"manifest.json is damaged .* put back a copy, or score anew"):
+            use()
+
+
 @pytest.mark.parametrize(("lost", "left"), [([1], 3), ([0, 1, 2], 0)])
 def test_a_missing_shard_is_not_fewer_scores(llava, records, image_folder, tmp_path, lost, left) -> None:
     one = score(*llava, records, tmp_path, image_folder=image_folder, batch_size=2)
