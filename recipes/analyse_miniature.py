@@ -23,11 +23,7 @@ from rich.console import Console
 from mof.miniature.language import DESCRIBE, description
 from mof.miniature.misleading import misleading_questions
 from mof.miniature.scenes import KINDS, PATTERNS, VALUES, Scene, render, sample_scene
-from vig.analyses.image_attention import image_attention
-from vig.analyses.image_match import image_match
-from vig.analyses.misleading_text import misleading_text
-from vig.analyses.tables import attention_table, match_table, misleading_table
-from vig.saved_models import load_model
+from vig.analyses.comparison import compare_models
 
 CHANGED = 4  # of the nine facts, in a partly matching image
 console = Console()
@@ -64,22 +60,10 @@ def main() -> None:
     args = parser.parse_args()
     rng = np.random.default_rng([args.seed, 1])  # other scenes than those of the default run's own pairs
     groups, questions = draw_groups(args.scenes, rng), misleading_questions(args.pairs, rng)
-    matches, attention, misled = {}, {}, {}
-    for folder in args.models:
-        model, processor = load_model(folder, attn_implementation="eager")
-        matches[folder.name] = image_match(model, processor, groups)
-        attention[folder.name] = image_attention(model, processor, groups["matching"], progress=True)
-        misled[folder.name] = misleading_text(model, processor, questions, progress=True)
-    for name, rows in matches.items():
-        console.print(name, match_table(rows))
-    console.print(attention_table(attention), misleading_table(misled))
+    found = compare_models(args.models, groups, questions)
+    console.print(*found.tables())
     if args.output:
-        figures = {
-            "image match": {name: {group: dataclasses.asdict(row) for group, row in rows.items()} for name, rows in matches.items()},
-            "attention": {name: dataclasses.asdict(one) for name, one in attention.items()},
-            "misleading text": {name: {way: dataclasses.asdict(one) for way, one in rows.items()} for name, rows in misled.items()},
-        }
-        args.output.write_text(json.dumps(figures, indent=1) + "\n")
+        args.output.write_text(json.dumps(found.figures(), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -123,6 +123,7 @@ def run_row(row: Row, setting: Setting, records: RunData, run: RunFolder, seed: 
             max_length=setting.max_length,
         )  # fmt: skip
         seconds = time.monotonic() - start
+        run.write("finetune.json", records.finetune)  # as they were scored, for `mof vig report`
         if PartialState().is_main_process:
             report = run.path(f"seed-{seed}/vig-{row.aligned}.html")
             write_report(report, select(load_scores(folder), keep=setting.keep), records.finetune, image_folder=".")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,3 +33,9 @@ def stored_images(model: PreTrainedModel, processor: ProcessorMixin, store: Path
         raise ValueError(f"a feature store serves models of this library, not a {model.config.model_type} model")
     view = replace(processor.image_processor.view, blurred=blurred)
     return StoredImages(FeatureStore(store, list(model.mixer.encoders)), model.mixer.encoders, view)
+
+
+def model_names(folders: Sequence[Path]) -> dict[str, Path]:
+    """By the name of the folder, or by the whole path where names are equal."""
+    alike = len({folder.name for folder in folders}) < len(folders)
+    return {str(folder) if alike else folder.name: folder for folder in folders}

@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import vig.cli
+from mof.cli import build_app
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes/train_llava_mof_vig.py"
@@ -59,6 +63,15 @@ def test_the_default_rows_are_measured_and_printed(finished):
     assert all(name in printed for name in ("clip", "interleaved+vig", "held-out scenes"))
     page = (folder / "seed-0/vig-interleaved.html").read_text()
     assert "data:image/" in page and re.search(r"talk-\d+", page)
+
+
+def test_the_page_of_a_run_can_be_made_again(finished, tmp_path):
+    folder, _ = finished
+    scores, records = folder / "seed-0/score-interleaved", folder / "finetune.json"
+    arguments = ["vig", "report", *map(str, (scores, "--records", records, "--images", folder, "-o", tmp_path / "x.html"))]
+    result = CliRunner().invoke(build_app({"vig": vig.cli.app}), arguments)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "x.html").read_bytes() == (folder / "seed-0/vig-interleaved.html").read_bytes()
 
 
 def test_only_adapters_move_while_aligning_and_encoders_are_never_saved(finished):

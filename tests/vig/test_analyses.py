@@ -96,7 +96,7 @@ def test_image_match_is_the_mean_of_the_scores(llava: Llava, records: list[dict[
         assert rows[name].vig.error == pytest.approx(np.std(vig, ddof=1) / 2, abs=1e-5)
         assert rows[name].positive == np.mean(np.array(vig) > 0)
         assert (tmp_path / name / "manifest.json").is_file()
-    assert match_table(rows).row_count == 2
+    assert match_table(rows, "m").row_count == 2
 
 
 def test_groups_of_other_records_are_refused(llava: Llava, records: list[dict[str, Any]], text_only: dict[str, Any]) -> None:

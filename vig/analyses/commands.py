@@ -17,7 +17,7 @@ from vig.analyses.image_match import image_match, with_other_images
 from vig.analyses.misleading_text import misleading_text
 from vig.analyses.tables import attention_table, match_table, misleading_table
 from vig.nulls import NULL_NAMES
-from vig.saved_models import load_model
+from vig.saved_models import load_model, model_names
 
 Records = Annotated[Path, typer.Option(help="Records in LLaVA's form, .json or .jsonl.")]
 Images = Annotated[Path, typer.Option("--image-folder", "--images", help="What the image paths are relative to.")]
@@ -57,7 +57,7 @@ def image_match_command(
     network, processor = load_model(model)
     rows = image_match(network, processor, groups, score_dir, null=null, image_folder=image_folder, seed=seed)
     _write(output, {"model": model.name, "null": null, "seed": seed, "groups": {name: _row(row) for name, row in rows.items()}})
-    Console().print(match_table(rows))
+    Console().print(match_table(rows, model.name))
 
 
 def attention_command(model: Models, records: Records, image_folder: Images, limit: Limit = 200, output: Output = None) -> None:
@@ -69,7 +69,7 @@ def attention_command(model: Models, records: Records, image_folder: Images, lim
     """
     chosen = _evenly(read_records(records), limit)
     found = {}
-    for name, folder in _names(model).items():
+    for name, folder in model_names(model).items():
         network, processor = load_model(folder, attn_implementation="eager")
         found[name] = image_attention(network, processor, chosen, image_folder=image_folder, progress=True)
     _write(output, {name: asdict(one) for name, one in found.items()})
@@ -94,17 +94,11 @@ def misleading_command(
     """
     asked = read_records(questions)
     found = {}
-    for name, folder in _names(model).items():
+    for name, folder in model_names(model).items():
         network, processor = load_model(folder)
         found[name] = misleading_text(network, processor, asked, image_folder=image_folder, progress=True)
     _write(output, {name: {way: asdict(one) for way, one in by_way.items()} for name, by_way in found.items()})
     Console().print(misleading_table(found))
-
-
-def _names(folders: Sequence[Path]) -> dict[str, Path]:
-    """By the name of the folder, or by the whole path where names are equal."""
-    alike = len({folder.name for folder in folders}) < len(folders)
-    return {str(folder) if alike else folder.name: folder for folder in folders}
 
 
 def _evenly(records: Sequence[Any], limit: int | None) -> list[Any]:

@@ -12,9 +12,9 @@ from vig.analyses.image_match import MatchRow
 from vig.analyses.misleading_text import Answered
 
 
-def match_table(rows: Mapping[str, MatchRow]) -> Table:
+def match_table(rows: Mapping[str, MatchRow], model: str) -> Table:
     """One line per kind of image."""
-    table = _table("mean sample VIG of the same answers, nats", "image", "VIG", "+- (95 %)", "VIG above 0", "records")
+    table = _table(f"mean sample VIG of the same answers, nats; {model}", "image", "VIG", "+- (95 %)", "VIG above 0", "records")
     for name, row in rows.items():
         error = "-" if row.vig.error is None else f"{1.96 * row.vig.error:.3f}"
         table.add_row(name, f"{row.vig.mean:+.3f}", error, _percent(row.positive), f"{row.vig.n:,}")
