@@ -61,15 +61,13 @@ def test_the_recipe_runs(recipe: ModuleType, tmp_path: Path, monkeypatch: pytest
     llm, tokenizer = load_language_model("mini-lm")
     mixer = InterleavedMoF({"clip": build_encoder("mini-clip")}, hidden_size=llm.config.hidden_size)
     model = MoFForConditionalGeneration.from_parts(mixer, llm, tokenizer)
-    for name in ("one", "two"):
-        model.save_pretrained(tmp_path / name)
-        MoFProcessor.from_parts(model, tokenizer).save_pretrained(tmp_path / name)
-    models = [str(tmp_path / name) for name in ("one", "two")]
-    monkeypatch.setattr("sys.argv", [str(RECIPE), *models, "--data_dir", str(SHARED), "--output", str(tmp_path / "x.json")])
+    model.save_pretrained(tmp_path / "one")
+    MoFProcessor.from_parts(model, tokenizer).save_pretrained(tmp_path / "one")
+    monkeypatch.setattr("sys.argv", [str(RECIPE), str(tmp_path / "one"), "--data_dir", str(SHARED), "--output", str(tmp_path / "x.json")])
     monkeypatch.setattr(recipe, "console", Console(width=100))
     recipe.main()
     figures = json.loads((tmp_path / "x.json").read_text())
-    matches, misled = figures["image match"]["one"], figures["misleading text"]["two"]["misled"]
-    assert matches["matching"]["vig"][1] == matches["conflicting"]["vig"][1] == figures["attention"]["two"]["records"] > 70
+    matches, misled = figures["image match"]["one"], figures["misleading text"]["one"]["misled"]
+    assert matches["matching"]["vig"][1] == matches["conflicting"]["vig"][1] == figures["attention"]["one"]["records"] > 70
     assert misled["questions"] > 60 and misled["pair_accuracy"] is not None
-    assert {"partly", "difference", "misled"} <= set(capsys.readouterr().out.split())
+    assert {"partly", "evenly", "misled"} <= set(capsys.readouterr().out.split())
