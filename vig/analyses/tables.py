@@ -42,9 +42,7 @@ def attention_table(found: Mapping[str, ImageAttention]) -> Table:
 
 def misleading_table(found: Mapping[str, Mapping[str, Answered]]) -> Table:
     """Three lines per model: asked alone, misled, and the change."""
-    table = _table(
-        "accuracy under misleading text", "model", "asked", "questions right", "pairs right", "says what the text claims", "questions"
-    )
+    table = _table("accuracy under misleading text", "model", "asked", "right", "pairs right", "says what the text claims", "of")
     for model, by_way in found.items():
         for way, one in by_way.items():
             cells = _percent(one.question_accuracy), _percent(one.pair_accuracy), _percent(one.wrong_option)
