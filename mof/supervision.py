@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import ProcessorMixin
@@ -15,11 +17,16 @@ from transformers import ProcessorMixin
 from encoders import StoredImages
 from encoders.images.reading import ImageError
 from mof.answer_tokens import PER_TOKEN, Example, encode_record
-from mof.records import RecordError, to_record
+from mof.records import Record, RecordError, to_record
 
 # Shapes: R records, T tokens of a record, L tokens of the longest, A answer tokens of a record.
 
 MOST_FAILURES = 50  # records left out before the first with an image that is not
+
+BLANK_TURNS = [
+    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "-"}]},
+    {"role": "assistant", "content": [{"type": "text", "text": "-"}]},
+]
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +72,9 @@ class SupervisedCollator:
     takes no part in the loss. In its place it may carry "token_weights": one number from 0 up per answer token, 0 like false.
     The batch then has "token_weights" [R, L] too, where tokens of other records weigh 1; `vig.SelectiveTrainer` knows them.
 
+    Of several processes (torchrun, accelerate) all must run the same parts of a model, or FSDP, ZeRO-3 and some uses of DDP
+    stand still. There a batch without an image gets one more record, of a blank image and without loss.
+
     Args:
         max_length: longer conversations are cut at the end, token masks with them.
         image_folder: where relative image paths start.
@@ -98,7 +108,7 @@ class SupervisedCollator:
 
     def __call__(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """R records -> the batch of `collate`."""
-        examples, weights = [], []
+        examples, weights, with_image = [], [], False
         for raw in records:
             record = to_record(raw, self.image_folder)
             try:
@@ -106,10 +116,14 @@ class SupervisedCollator:
             except (ImageError, RecordError) as error:
                 self._leave_out(error)
                 continue
-            self._any_was_used |= bool(record.images)
+            with_image |= bool(record.images)
             examples.append(example)
             weights.append(_token_weights(example, raw))
-        if not examples:
+        self._any_was_used |= with_image
+        if not (with_image or self.stored_images) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            blank = encode_record(self.processor, Record("blank", BLANK_TURNS, [Image.new("RGB", (64, 64))]), max_length=sys.maxsize)
+            examples, weights = [*examples, blank], [*weights, torch.zeros(len(blank.input_ids))]
+        elif not examples:
             examples, weights = [Example("", torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.bool))], [torch.zeros(2)]
         pad_token_id = self.processor.tokenizer.pad_token_id  # masked out: any id will do where there is none
         batch = collate(examples, 0 if pad_token_id is None else pad_token_id, keep=[one > 0 for one in weights])

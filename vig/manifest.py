@@ -24,18 +24,25 @@ def scoring_identity(
     model: PreTrainedModel, processor: ProcessorMixin, null: Mapping[str, Any], max_length: int, seed: int
 ) -> dict[str, Any]:
     """The part of the manifest that must be equal for a run to be resumed (JSON-able)."""
-    tokenizer = processor.tokenizer
     return {
         "model": type(model).__name__,
         "config": digest(_without_labels(model.config.to_dict())),
         "weights": weights_fingerprint(model),
-        "processor": digest(processor.to_dict()),
-        "tokenizer": _tokenizer_digest(tokenizer),
-        "chat_template": digest(processor.chat_template or tokenizer.chat_template),
+        **processor_identity(processor),
         "null": dict(null),
         "max_length": max_length,
         "seed": seed,
         "versions": {name: _version(name) for name in ("mof-vig", "torch", "transformers")},
+    }
+
+
+def processor_identity(processor: ProcessorMixin) -> dict[str, str]:
+    """Digests of what makes tokens of a record."""
+    tokenizer = processor.tokenizer
+    return {
+        "processor": digest(processor.to_dict()),
+        "tokenizer": _tokenizer_digest(tokenizer),
+        "chat_template": digest(processor.chat_template or tokenizer.chat_template),
     }
 
 

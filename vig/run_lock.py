@@ -1,4 +1,4 @@
-"""One scoring run at a time in a folder, of as many processes as it has."""
+"""One run at a time in a folder, of as many processes as it has."""
 
 from __future__ import annotations
 
@@ -37,6 +37,6 @@ class RunLock:
             lock.acquire(timeout=0)
         except Timeout:
             raise ValueError(
-                f"another scoring run is writing to {self._folder} and still alive; wait for it or end it, then run this again to go on "
+                f"another run is writing to {self._folder} and still alive; wait for it or end it, then run this again to go on "
                 "with what it saved, or give another folder"
             ) from None

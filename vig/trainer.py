@@ -6,6 +6,7 @@ import copy
 import os
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback, TrainingArguments
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -106,6 +107,12 @@ class SelectiveTrainer(Trainer):
         self._count.tokens = self._count.tokens + (0 if tokens is None else tokens)
         return batches, tokens
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step >= self.state.max_steps:  # resumed from the last step: transformers would do one more
+            self.control.should_training_stop = True
+            return None
+        return super()._run_epoch(*args, **kwargs)
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -153,6 +160,7 @@ class SelectiveTrainer(Trainer):
         target = self.model if model is None else model
         plain = target if isinstance(target, PreTrainedModel) and not self.is_fsdp_enabled else None
         if plain is not None and get_model_conversion_mapping(plain, add_legacy=False):
-            plain.load_state_dict(type(plain).from_pretrained(resume_from_checkpoint).state_dict())
+            # float32, as what trains may be so while the checkpoint's config names the type of the rest; loading casts back
+            plain.load_state_dict(type(plain).from_pretrained(resume_from_checkpoint, dtype=torch.float32).state_dict())
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -29,6 +29,7 @@ from tiny import build_llm, build_model, build_tokenizer  # noqa: E402
 from mof import MoFProcessor  # noqa: E402
 from mof.supervision import SupervisedCollator  # noqa: E402
 from vig import SelectiveTrainer  # noqa: E402
+from vig.training import finetune  # noqa: E402
 
 TOOLS = runpy.run_path(str(HERE / "conftest.py"))
 STEPS, ACCUMULATE, RANKS, SIZE = 3, 2, 2, 2
@@ -59,12 +60,18 @@ def build(case: str) -> tuple[nn.Module, ProcessorMixin]:
 
 
 def build_records(processor: ProcessorMixin, images: Path) -> list[dict[str, Any]]:
-    """Uneven numbers of supervised tokens, some with weights; rank 1 has none in its first batch, and none at all in step 2."""
+    """Uneven numbers of supervised tokens, some with weights; rank 1 has none in its first batch, and none at all in step 2.
+
+    In its last batch rank 1 has no image.
+    """
     collator, chance = SupervisedCollator(processor, 2048, images), random.Random(0)
     plain = json.loads((images / "records.json").read_text())
     records = []
     for index in range(STEPS * RECORDS_PER_STEP):
         record = plain[index % len(plain)] | {"id": str(index)}
+        if index >= (STEPS * ACCUMULATE * RANKS - 1) * SIZE:
+            turns = [{"from": "human", "value": "What is two and two?"}, {"from": "gpt", "value": "Four dogs."}]
+            record = {"id": str(index), "conversations": turns}
         count = int((collator([record])["labels"] != -100).sum())
         share = 0.0 if index // SIZE in (1, 5, 7) else chance.choice((0.2, 0.5, 1.0))  # of a batch; odd ones are rank 1's
         mask = [chance.random() < share for _ in range(count)]
@@ -114,6 +121,16 @@ def train(case: str, images: Path, folder: Path, resume: bool) -> SelectiveTrain
     return trainer
 
 
+def train_half(images: Path, folder: Path) -> None:
+    """A model in bfloat16 through `finetune`."""
+    find_state("bf16")
+    model, processor = build("llava")
+    model.bfloat16()
+    options = {"use_cpu": False, "save_strategy": "no", "accelerator_config": {"use_configured_state": True}, "dataloader_num_workers": 0}
+    sizes = {"per_device_train_batch_size": SIZE, "gradient_accumulation_steps": ACCUMULATE, "max_steps": STEPS, "learning_rate": 1e-2}
+    finetune(model, processor, build_records(processor, images), folder, trainer_options={"image_folder": images}, **sizes, **options)
+
+
 def sharding(trainer: SelectiveTrainer) -> str:
     """Seen after a backward pass: after a forward pass FSDP2 keeps the head together for the backward pass to come."""
     if trainer.is_deepspeed_enabled:
@@ -124,6 +141,10 @@ def sharding(trainer: SelectiveTrainer) -> str:
 def main() -> None:
     images, out = map(Path, sys.argv[1:3])
     torch.set_num_threads(1)
+    if sys.argv[3:] == ["half"]:
+        train_half(images, out / "half")
+        torch.distributed.destroy_process_group()
+        return
     for case in sys.argv[3:]:
         for resume in [False, True][: 1 + (case in RESUMED)]:
             trainer = train(case, images, out / case, resume)

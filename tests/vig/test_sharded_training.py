@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 HERE = Path(__file__).parent
@@ -98,6 +99,20 @@ def test_fsdp2(images, tmp_path) -> None:
     cases = ["llava", "tied", "lora", "mof", "bf16"]
     launch(images, tmp_path, "fsdp2.yaml", cases)
     assert_same_trainings(cases, tmp_path, images, "DTensor")
+
+
+def test_fine_tuning_saves_whole_weights_in_their_own_types(images, tmp_path) -> None:
+    """Also where checkpoints stay in shards. What trains does so in float32."""
+    config = (LAUNCH / "fsdp2.yaml").read_text()
+    assert "FULL_STATE_DICT" in config
+    (tmp_path / "sharded.yaml").write_text(config.replace("FULL_STATE_DICT", "SHARDED_STATE_DICT"))
+    launch(images, tmp_path, str(tmp_path / "sharded.yaml"), ["half"])
+    written = load_file(tmp_path / "half" / "model.safetensors")
+    start = SHARDED["build"]("llava")[0].bfloat16()
+    assert {weight.dtype for weight in written.values()} == {torch.bfloat16} and len(written) == len(start.state_dict())
+    saved = type(start).from_pretrained(tmp_path / "half", dtype="auto").state_dict()
+    for name, weight in start.state_dict().items():
+        assert torch.equal(saved[name], weight) == ("vision_tower" in name), name
 
 
 @pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="needs deepspeed")

@@ -22,6 +22,7 @@ import vig.cli
 from mof.cli import build_app
 from mof.supervision import SupervisedCollator
 from vig import SelectiveTrainer, load_scores
+from vig.run_lock import RunLock
 from vig.training.command import train
 
 HERE = Path(__file__).parent
@@ -180,21 +181,55 @@ def test_everything_kept_is_ordinary_training(folder, tmp_path) -> None:
     assert distance(got, expected) < 1e-6
 
 
-def launch(folder: Path, out: Path, *more: object, delay: float = 0.0, processes: int = 1) -> list[str]:
+def launch(folder: Path, out: Path, *more: object, delay: float = 0.0, processes: int = 1, **changes: object) -> list[str]:
     script = out.with_suffix(".py")
     script.write_text(SCRIPT)
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    return [sys.executable, *torchrun, str(script), str(HERE.parents[1]), str(delay), *arguments(folder, out, *more)]
+    return [sys.executable, *torchrun, str(script), str(HERE.parents[1]), str(delay), *arguments(folder, out, *more, **changes)]
 
 
 def test_two_processes_train_as_one_does(folder, tmp_path) -> None:
-    one = trained(folder, tmp_path / "one", *SGD, "--batch-size", 2)
-    words = launch(folder, tmp_path / "two", *SGD, "--batch-size", 1, processes=2)
+    """Also where one of them has no image in a step, on which the projector of the other waited."""
+    asked = {"from": "human", "value": "What?"}
+    texts = [{"id": f"t{n}", "conversations": [asked, {"from": "gpt", "value": "dog " * n}]} for n in (1, 2, 3)]
+    mixed = tmp_path / "mixed.json"
+    mixed.write_text(json.dumps(json.loads((folder / "records.json").read_text())[:5] + texts))
+    one = trained(folder, tmp_path / "one", *SGD, "--batch-size", 2, records=mixed)
+    words = launch(folder, tmp_path / "two", *SGD, "--batch-size", 1, "--gradient-checkpointing", processes=2, records=mixed)
     done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("the trained model is in") == 1
     assert distance(load_file(tmp_path / "two" / "model.safetensors"), one) < 1e-6
     refused(run(*arguments(folder, tmp_path / "two", *SGD, "--batch-size", 1)), "processes: 2 there, 1 now")
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_resumed_in_half_precision_and_from_the_last_step(folder, tmp_path, step) -> None:
+    """What trains is float32, and stays so through a checkpoint; a run killed while it saves the model has no step left."""
+    model, processor = TOOLS["build_llava"]()
+    model.bfloat16().save_pretrained(tmp_path / "half")
+    processor.save_pretrained(tmp_path / "half")
+    more = ("--batch-size", 1, "--accumulate", 1, "--epochs", 0.5, "--set", "save_steps=2", "--set", "save_total_limit=5")
+    more += ("--set", "lr_scheduler_type=constant", "--learning-rate", 1e-3)
+    whole = trained(folder, tmp_path / "out", *more, model=tmp_path / "half")
+    before = json.loads((tmp_path / "out/training.json").read_text())
+    assert before["result"]["steps"] == 4
+    (tmp_path / "out/training.json").write_text(json.dumps(before | {"result": None}))
+    (tmp_path / "out/model.safetensors").unlink()
+    if step == 2:
+        shutil.rmtree(tmp_path / "out/checkpoints/checkpoint-4")
+    assert distance(trained(folder, tmp_path / "out", *more, model=tmp_path / "half"), whole) == 0
+    after = json.loads((tmp_path / "out/training.json").read_text())["result"]
+    assert (after["steps"], after["active_tokens"]) == (4, before["result"]["active_tokens"])
+
+
+def test_a_second_run_at_once_is_refused(folder, tmp_path) -> None:
+    (tmp_path / "out/checkpoints").mkdir(parents=True)
+    lock = RunLock(tmp_path / "out/checkpoints", 0)
+    lock.take()
+    refused(run(*arguments(folder, tmp_path / "out", *STEPS)), "still alive")
+    lock.release()
+    trained(folder, tmp_path / "out", *STEPS)
 
 
 @pytest.mark.parametrize("lora", [(), ("--lora", 2)], ids=["whole", "lora"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,11 +14,12 @@ from accelerate import PartialState
 from transformers import AutoModelForImageTextToText, PreTrainedModel, set_seed
 
 from mof.records import digest
-from vig.manifest import weights_fingerprint
+from vig.manifest import processor_identity, weights_fingerprint
 from vig.processes import Processes
+from vig.run_lock import RunLock
 from vig.saved_models import load_processor, stored_images
 from vig.training.finetuning import finetune
-from vig.training.run_record import claim, finish, result
+from vig.training.run_record import CHECKPOINTS, claim, finish, result
 from vig.training.trained_parts import add_lora, freeze_encoder
 from vig.training.trainer_arguments import parse_arguments
 from vig.training.training_records import read_training_records
@@ -63,6 +63,7 @@ def train(
     """Fine-tune a saved model on records, or on the answer tokens of them that VIG selected. Its image encoders stay as they are.
 
     The loss is the mean over all supervised tokens of a step. Killed, it goes on from the last checkpoint with the same command.
+    A float16 model becomes bfloat16.
 
     \b
     Example:
@@ -80,34 +81,39 @@ def train(
         raise ValueError(f"--epochs and --learning-rate should be above 0, got {epochs} and {peak}")
     arguments = {"warmup_steps": 0.03, "num_train_epochs": epochs, "learning_rate": peak, **parse_arguments(more or [], OWN)}
     arguments |= {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulate}
-    # Several processes on CPUs find each other only when asked to; where one of them has more to do, the others wait, however long.
-    process = PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
+    process = PartialState(cpu=not torch.accelerator.is_available())  # or processes on CPUs would not find each other
     processor = load_processor(model)
     raw = read_training_records(records, processor, image_folder, max_length)
     network = _load(model)
     arguments["bf16"] = bf16 or network.dtype == torch.bfloat16
-    _claim(output_dir, network, raw, {**arguments, "lora": lora, "max_length": max_length, "processes": process.num_processes})
-    if (facts := result(output_dir)) is not None:
-        if process.is_main_process:
-            typer.echo(f"{output_dir} is done already: {_told(facts)}")
-        return
     options: dict[str, Any] = {"image_folder": image_folder, "max_length": max_length}
+    run = {**arguments, "lora": lora, "max_length": max_length, "processes": process.num_processes, **processor_identity(processor)}
     if features is not None:
         options["stored_images"] = stored_images(network, processor, features)
+        run["features"] = options["stored_images"].description
     freeze_encoder(network)
-    if lora is not None:
-        set_seed(arguments.get("seed", 42))
-        network = add_lora(network, lora)
-    facts = finetune(
-        network, processor, raw, output_dir, gradient_checkpointing=gradient_checkpointing, trainer_options=options, **arguments
-    )
-    if process.is_main_process:
-        finish(output_dir, facts)
-        typer.echo(f"{_told(facts)}; the trained model is in {output_dir}")
+    lock = RunLock(output_dir / CHECKPOINTS, process.process_index)
+    try:
+        _claim(output_dir, network, raw, run, lock)
+        if (facts := result(output_dir)) is not None:
+            if process.is_main_process:
+                typer.echo(f"{output_dir} is done already: {_told(facts)}")
+            return
+        if lora is not None:
+            set_seed(arguments.get("seed", 42))
+            network = add_lora(network, lora)
+        facts = finetune(
+            network, processor, raw, output_dir, gradient_checkpointing=gradient_checkpointing, trainer_options=options, **arguments
+        )
+        if process.is_main_process:
+            finish(output_dir, facts)
+            typer.echo(f"{_told(facts)}; the trained model is in {output_dir}")
+    finally:
+        lock.release()
 
 
 def _load(folder: Path) -> PreTrainedModel:
-    """On the CPU: the trainer knows where it belongs. float16 as bfloat16, since autocast refuses to mix the two."""
+    """On the CPU: the trainer knows where it belongs. All of a float16 model as bfloat16, since autocast refuses to mix the two."""
     model = AutoModelForImageTextToText.from_pretrained(folder)
     for parameter in model.parameters():
         if parameter.dtype == torch.float16:
@@ -115,18 +121,20 @@ def _load(folder: Path) -> PreTrainedModel:
     return model
 
 
-def _claim(folder: Path, model: PreTrainedModel, records: Sequence[Any], settings: dict[str, Any]) -> None:
-    """The folder is this run's, or refused; one process looks, all raise."""
+def _claim(folder: Path, model: PreTrainedModel, records: Sequence[Any], settings: dict[str, Any], lock: RunLock) -> None:
+    """The folder is this run's until its processes end, or refused; one process looks, all raise."""
 
     def work() -> None:
-        claim(folder, {"model": weights_fingerprint(model), "records": digest(records), **settings})
+        claim(folder, {"model": weights_fingerprint(model), "records": digest(records), **settings}, lock)
 
     processes = Processes.all()
     processes.on_first(work)
+    if processes.rank:
+        lock.take()
     processes.close()
 
 
 def _told(facts: dict[str, Any]) -> str:
     losses = f", loss {facts['losses'][0]:.3f} -> {facts['losses'][-1]:.3f}" if facts["losses"] else ""
-    left_out = f", {facts['left_out']} times a record left out whose image cannot be used" if facts["left_out"] else ""
+    left_out = f", {facts['left_out']} times a record left out that cannot be used" if facts["left_out"] else ""
     return f"{facts['steps']} steps on {facts['active_tokens']:,} supervised tokens{losses}{left_out}"

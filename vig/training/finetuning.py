@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin, TrainingArguments
 
 from vig.trainer import SelectiveTrainer
@@ -21,6 +21,7 @@ DEFAULTS: dict[str, Any] = {
     "save_steps": 0.1,  # a share of the steps
     "save_total_limit": 1,
     "logging_steps": 0.01,
+    "logging_nan_inf_filter": False,  # it hides a loss that is not a number, and waits for the device in every step
     "dataloader_num_workers": 4,
     "report_to": "none",
 }
@@ -53,9 +54,10 @@ def finetune(
 
     Returns:
         "seconds" in this process, "active_tokens" (how many the loss was taken on), "losses" as logged, "steps", and "left_out":
-        how many times a record was left out because its image cannot be used.
+        how many times all processes left out a record that cannot be used, since they were started.
     """
-    own = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    lora = not isinstance(model, PreTrainedModel)  # but PEFT's wrapper around one
+    own = {name: parameter.dtype for name, parameter in model.named_parameters(remove_duplicate=False)}
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
@@ -66,44 +68,52 @@ def finetune(
     args = TrainingArguments(str(folder / CHECKPOINTS), **{**DEFAULTS, **device, **shown, **arguments})
     options = {"processing_class": processor, "train_dataset": records, **(trainer_options or {})}
     trainer = SelectiveTrainer(model, args, **options)
-    if _has_lora(model) and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
+    if lora and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         raise ValueError("LoRA is merged into whole weights at the end: leave out FSDP and DeepSpeed, or train without LoRA")
     start = time.monotonic()
     trainer.train(resume_from_checkpoint=last_checkpoint(folder / CHECKPOINTS))
     seconds = time.monotonic() - start
-    _save(trainer, processor, own, folder)
+    _save(trainer, processor, own, folder, lora)
+    left_out = torch.tensor(trainer.data_collator.left_out, device=args.device)
     return {
         "seconds": seconds,
         "active_tokens": trainer.supervised_tokens,
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         "steps": trainer.state.global_step,
-        "left_out": trainer.data_collator.left_out,
+        "left_out": int(trainer.accelerator.reduce(left_out)),
     }
 
 
 def last_checkpoint(folder: Path) -> str | None:
     """The last checkpoint that was written whole: with the trainer's state, the last of its files, and every process's random state."""
-    written = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json")]
+    written = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if _is_json(path)]
     whole = [path for path in written if len(list(path.glob("rng_state*.pth"))) >= PartialState().num_processes]
     return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
 
 
-def _save(trainer: SelectiveTrainer, processor: ProcessorMixin, dtypes: Mapping[str, torch.dtype], folder: Path) -> None:
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_bytes())
+    except ValueError:
+        return False
+    return True
+
+
+def _save(trainer: SelectiveTrainer, processor: ProcessorMixin, dtypes: Mapping[str, torch.dtype], folder: Path, lora: bool) -> None:
     """Whole weights in the types that they had when they were loaded."""
     process = PartialState()
-    if _has_lora(trainer.model):
+    if lora:
         whole = trainer.model.merge_and_unload()
         if process.is_main_process:
             whole.save_pretrained(folder)
+    elif trainer.is_fsdp_enabled:  # shards cannot change type, and save_model writes nothing where checkpoints stay in shards
+        state = trainer.accelerator.get_state_dict(trainer.model)  # on the main process
+        if process.is_main_process:
+            trainer._save(str(folder), {name: value.to(dtypes.get(name, value.dtype)) for name, value in state.items()})
     else:
         for name, parameter in trainer.model.named_parameters():  # not model.to(), which would round the rotary frequencies as well
-            plain = name.replace("_checkpoint_wrapped_module.", "")  # which FSDP's own activation checkpointing puts in
-            parameter.data = parameter.data.to(dtypes.get(plain, parameter.dtype))
+            parameter.data = parameter.data.to(dtypes[name])
         trainer.save_model(str(folder))
     if process.is_main_process:
         processor.save_pretrained(folder)
     process.wait_for_everyone()
-
-
-def _has_lora(model: nn.Module) -> bool:
-    return not isinstance(model, PreTrainedModel)  # but PEFT's wrapper around one

@@ -9,23 +9,27 @@ from typing import Any
 
 from encoders.store.files import TEMPORARY, write_whole
 from vig.manifest import differences
+from vig.run_lock import LOCKS, RunLock
 
 RECORD, CHECKPOINTS = "training.json", "checkpoints"
 
 
-def claim(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Make `folder` that of the run with this identity (JSON-able), or go on with it.
+def claim(folder: Path, identity: Mapping[str, Any], lock: RunLock) -> None:
+    """Make `folder` that of the run with this identity (JSON-able), or go on with it, under a lock in its folder of checkpoints.
 
     A run that left no checkpoint, such as one whose settings were refused, gives way to any other.
 
     Raises:
-        ValueError: for a folder that holds another run, saying what differs, or other files.
+        ValueError: for a folder that holds another run, saying what differs, or other files, or in which a run is alive.
     """
     identity = json.loads(json.dumps(identity, default=str))
-    if not (folder / RECORD).is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(path.suffix != TEMPORARY for path in folder.iterdir()):
-            raise ValueError(f"{folder} is not empty and holds no training; give a new --output-dir")
+    new = not (folder / RECORD).is_file()
+    files = [path for path in folder.rglob("*") if path.is_file()] if new else ()
+    if not all(path.suffix == TEMPORARY or path.match(f"{CHECKPOINTS}/{LOCKS}") for path in files):
+        raise ValueError(f"{folder} is not empty and holds no training; give a new --output-dir")
+    (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    lock.take()
+    if new:
         _write(folder, {"identity": identity, "result": None})
         return
     found = json.loads((folder / RECORD).read_text())

@@ -10,10 +10,20 @@ from transformers import PreTrainedModel
 
 
 def freeze_encoder(model: PreTrainedModel) -> None:
-    """The image encoder, as transformers finds it (Qwen-VL's holds its merger). A model of this library comes with its own frozen."""
+    """The image encoder, as transformers finds it (Qwen-VL's holds its merger). A model of this library comes with its own frozen.
+
+    Raises:
+        ValueError: where transformers finds none.
+    """
+    if model.config.model_type == "mof":
+        return
     encoder = model.get_encoder(modality="image")
-    if encoder is not model:  # which says that none was found
-        encoder.requires_grad_(False)
+    if encoder is model:  # which says that none was found
+        raise ValueError(
+            f"transformers does not say which part of {type(model).__name__} is the image encoder, so it cannot be frozen; "
+            "freeze it yourself and train from Python, with vig.SelectiveTrainer"
+        )
+    encoder.requires_grad_(False)
 
 
 def add_lora(model: PreTrainedModel, rank: int) -> Any:
