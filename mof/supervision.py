@@ -117,9 +117,9 @@ class SupervisedCollator:
                 self._leave_out(error)
                 continue
             with_image |= bool(record.images)
+            self._any_was_used |= with_image
             examples.append(example)
             weights.append(_token_weights(example, raw))
-        self._any_was_used |= with_image
         if not (with_image or self.stored_images) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             blank = encode_record(self.processor, Record("blank", BLANK_TURNS, [Image.new("RGB", (64, 64))]), max_length=sys.maxsize)
             examples, weights = [*examples, blank], [*weights, torch.zeros(len(blank.input_ids))]

@@ -24,7 +24,7 @@ def test_a_second_run_is_refused_while_the_first_is_alive(llava, records, image_
         monkeypatch.setattr(vig.scorer.Scorer, "_batch", batch)
         (output / "shard-0000-00007.parquet.0.tmp").write_bytes(b"being written by the first")
         before = {path.name: path.read_bytes() for path in output.iterdir()}
-        with pytest.raises(ValueError, match=r"another scoring run is writing to .*scores and still alive; wait for it or end it"):
+        with pytest.raises(ValueError, match=r"another run is writing to .*scores and still alive; wait for it or end it"):
             score(*llava, records, output, null, image_folder=image_folder)
         assert {path.name: path.read_bytes() for path in output.iterdir()} == before
         seen.append(True)
@@ -49,7 +49,7 @@ def test_no_process_of_another_run_may_be_alive(tmp_path: Path, rank: int) -> No
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / f"lock-{rank:04d}")], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
     lock = RunLock(tmp_path, 0)
-    with pytest.raises(ValueError, match="another scoring run is writing"):
+    with pytest.raises(ValueError, match="another run is writing"):
         lock.take()
     lock.release()
     holder.kill()
@@ -58,7 +58,7 @@ def test_no_process_of_another_run_may_be_alive(tmp_path: Path, rank: int) -> No
     others = [RunLock(tmp_path, rank) for rank in (1, 2, 3)]  # of the same run
     for other in others:
         other.take()
-    with pytest.raises(ValueError, match="another scoring run is writing"):
+    with pytest.raises(ValueError, match="another run is writing"):
         RunLock(tmp_path, 0).take()
     for one in (lock, *others):
         one.release()
