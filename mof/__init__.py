@@ -22,5 +22,5 @@ __all__ = [
 
 AutoConfig.register(MoFConfig.model_type, MoFConfig)
 AutoModelForImageTextToText.register(MoFConfig, MoFForConditionalGeneration)
-AutoImageProcessor.register(MoFConfig, MoFImageProcessor)
+AutoImageProcessor.register(MoFConfig, image_processor_classes=dict.fromkeys(("torchvision", "pil"), MoFImageProcessor))
 AutoProcessor.register(MoFConfig, MoFProcessor)

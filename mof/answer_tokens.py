@@ -148,7 +148,8 @@ def _render(processor: ProcessorMixin, record: Record) -> tuple[str, list[Span]]
     if template is None or "generation %}" not in template:
         raise ValueError(
             "the chat template does not mark the assistant's words: put {% generation %} and {% endgeneration %} around them, "
-            "the end-of-turn token inside, and set processor.chat_template (mof.chat_templates has two that do)"
+            "the end-of-turn token inside (mof.chat_templates has two that do), and set processor.chat_template, or edit "
+            "chat_template.jinja in the model's folder"
         )
     if not processor.tokenizer.is_fast:
         raise ValueError(f"{type(processor.tokenizer).__name__} gives no character offsets; load the fast tokenizer")

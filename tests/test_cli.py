@@ -96,7 +96,10 @@ def test_score_then_select(folder: Path) -> None:
     inputs = ("--scores", folder / "scores", "--records", folder / "records.json")
     result = run("vig", "select", *inputs, "--keep", "0.3", "--output", output)
     assert result.exit_code == 0, result.output
-    assert "1 of 3 samples" in result.output
+    assert "1 of 3 samples" in result.output and f"1 of 3 records written to {output}" in result.output
+    result = run("vig", "select", *inputs, "--output", folder / "records.json")
+    assert result.exit_code == 2 and "would overwrite the --records" in result.output
+    assert len(json.loads((folder / "records.json").read_text())) == 3
     best = max(load_scores(folder / "scores"), key=lambda one: one.vig)
     [selected] = json.loads(output.read_text())
     assert selected["id"] == best.id

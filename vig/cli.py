@@ -67,6 +67,8 @@ def score_command(
     """
     if (features is None) != (blurred_features is None):
         raise ValueError("--features and --blurred-features go together: the score compares the two")
+    if not image_folder.is_dir():
+        raise ValueError(f"{image_folder} is no folder: --image-folder is what the records' image paths are relative to")
     processor = load_processor(model)
     raw = read_rows(records)
     network = AutoModelForImageTextToText.from_pretrained(model)
@@ -91,7 +93,8 @@ def score_command(
     )
     if process.is_main_process:
         failed = f"{len(scores.failures)} failed" + (f", listed in {output_dir / REJECTED}" if scores.failures else "")
-        typer.echo(f"{len(scores)} of {len(raw)} records scored in {output_dir}, {failed}")
+        texts = f"{len(scores.manifest['text_only'])} without an image, "
+        typer.echo(f"{len(scores)} of {len(raw)} records scored in {output_dir}, {texts}{failed}")
 
 
 @app.command("select")
@@ -131,6 +134,8 @@ def select_command(
     At least 30 % of each source, told apart by image folder:
       mof vig select --scores runs/scores --records data/train.json --keep 0.7 --source-key image --quota 0.3 --output data/selected.json
     """
+    if output.resolve() == records.resolve():
+        raise ValueError(f"--output {output} would overwrite the --records; give another file")
     raw = read_rows(records)
     selection = select(
         load_scores(scores),
@@ -146,8 +151,9 @@ def select_command(
         selection = random_selection(selection.scores, selection, seed, cast(Level, random))
     if weights is not None:
         selection = selection.weighted(*weights)
-    output.write_text(json.dumps(selection.apply(raw)))
-    typer.echo(str(selection.summary()))
+    kept = selection.apply(raw)
+    output.write_text(json.dumps(kept))
+    typer.echo(f"{selection.summary()}\n{len(kept)} of {len(raw)} records written to {output}")
 
 
 def _token_threshold(text: str) -> float | Literal["shared"] | None:

@@ -71,8 +71,11 @@ class ScoreFolder:
             for leftover in self.path.glob(f"{name}.*.tmp"):  # of a killed run
                 leftover.unlink()
         if (self.path / MANIFEST).exists():
-            different = list(differences(read_manifest(self.path)["identity"], identity))
-            if different:
+            manifest = read_manifest(self.path)
+            different = list(differences(manifest["identity"], identity))
+            if different and not manifest["complete"] and not any(self.path.glob(SHARDS)):  # say, its chat template was refused
+                self._write_manifest({"complete": False, "identity": dict(identity)})
+            elif different:
                 raise ValueError(f"{self.path} holds the scores of another run; give a new folder. Different:\n  " + "\n  ".join(different))
         else:
             self._write_manifest({"complete": False, "identity": dict(identity)})
@@ -121,13 +124,14 @@ class ScoreFolder:
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     if not (folder / MANIFEST).is_file():
-        raise ValueError(f"{folder} holds no {MANIFEST}: expected a folder that vig.score wrote")
+        raise ValueError(f"{folder} holds no {MANIFEST}: expected a folder that `mof vig score` wrote")
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         return {"complete": manifest["complete"], "identity": manifest["identity"], **manifest}
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
-            f"{folder / MANIFEST} is damaged ({type(error).__name__}: {error}); put back a copy, or score anew into another folder"
+            f"{folder / MANIFEST} is not of a scoring run, or damaged ({type(error).__name__}: {error}); put back a copy, or score into "
+            "another folder"
         ) from error
 
 

@@ -109,6 +109,17 @@ def test_a_failed_record_is_tried_again(llava, records, image_folder, tmp_path) 
     assert_same(mended, score(*llava, records, image_folder=image_folder), atol=1e-5)
 
 
+def test_a_run_that_saved_nothing_gives_way(llava, records, image_folder, tmp_path) -> None:
+    processor = copy.deepcopy(llava[1])
+    processor.chat_template = "no marks"
+    with pytest.raises(ValueError, match="does not mark the assistant's words"):
+        score(llava[0], processor, records, tmp_path, image_folder=image_folder)
+    one = score(*llava, records, tmp_path, image_folder=image_folder)
+    with pytest.raises(ValueError, match="holds the scores of another run"):
+        score(*llava, records, tmp_path, "zero", image_folder=image_folder)
+    assert_same(load_scores(tmp_path), one)
+
+
 def test_partial_files_never_count(llava, records, image_folder, tmp_path) -> None:
     one = score(*llava, records, tmp_path, image_folder=image_folder)
     shard = (tmp_path / "shard-0000-00000.parquet").read_bytes()
@@ -138,7 +149,7 @@ def test_a_damaged_manifest_is_named(llava, records, image_folder, tmp_path, con
     score(*llava, records, tmp_path, image_folder=image_folder)
     (tmp_path / "manifest.json").write_text(content)
     for use in (lambda: load_scores(tmp_path), lambda: score(*llava, records, tmp_path, image_folder=image_folder)):
-        with pytest.raises(ValueError, match=r"manifest.json is damaged .* put back a copy, or score anew"):
+        with pytest.raises(ValueError, match=r"manifest.json is not of a scoring run, or damaged .* put back a copy, or score into"):
             use()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "save_total_limit": 1,
     "logging_steps": 0.01,
     "logging_nan_inf_filter": False,  # it hides a loss that is not a number, and waits for the device in every step
-    "dataloader_num_workers": 4,
+    "dataloader_num_workers": min(4, os.cpu_count() or 1),
     "report_to": "none",
 }
 """Where these are not `transformers.TrainingArguments`'s own."""
