@@ -29,6 +29,7 @@ from mof.records import IMAGE_PLACEHOLDER
 
 ENCODERS_PREFIX = "mixer.encoders."  # keys of the encoders' weights in a state dict
 IMAGE_INPUTS = ("pixel_values", "encoder_features", "image_features")  # of which a call gives one
+CACHE_NAMES = ("cache", "past_key_values", "cache_params")  # from transformers 5.24 on, before it, and Mamba's before it
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
@@ -43,7 +44,7 @@ class MoFForConditionalGeneration(PreTrainedModel, GenerationMixin):
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
     _supports_flash_attn = _supports_sdpa = _supports_flex_attn = _supports_attention_backend = True
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["cache", "past_key_values"]
 
     def __init__(self, config: MoFConfig, mixer: Mixer | None = None, language_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
@@ -53,8 +54,9 @@ class MoFForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.language_model = language_model
         parameters = inspect.signature(language_model.forward).parameters
         self._llm_takes_positions = "position_ids" in parameters
-        self._recurrent = "cache_params" in parameters  # Mamba's name for its cache: one state, which knows no length
-        self._is_stateful = language_model._is_stateful  # transformers refuses to roll such back
+        self._cache_name = next((name for name in CACHE_NAMES if name in parameters), None)
+        self._is_stateful = language_model._is_stateful  # transformers refuses to roll back a model with a state
+        self._recurrent = self._is_stateful and not self._llm_takes_positions  # nothing but a state, which knows no length
         self._skip_referred_keys()
         self.post_init()
 
@@ -95,6 +97,7 @@ class MoFForConditionalGeneration(PreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: Any = None,
+        cache: Any = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -107,6 +110,7 @@ class MoFForConditionalGeneration(PreTrainedModel, GenerationMixin):
             pixel_values: [M, 3, S, S] uint8, or float in [0, 1]: all images of the batch, in order.
             encoder_features: [M, F] in place of pixel_values: what a feature store holds of the encoders (`Mixer.unpack`).
             image_features: [M, T, D] in place of pixel_values: the mixer's output.
+            past_key_values, cache: what the language model remembers of earlier tokens; both names serve with every transformers.
             inputs_embeds: [R, L, D] in place of input_ids; then the images must be in it already.
             labels: [R, L], -100 where no loss is taken.
             **kwargs: the language model's own, `num_items_in_batch` (the Trainer's global token count) among them.
@@ -116,13 +120,15 @@ class MoFForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        if self._recurrent:
-            decoding = past_key_values is not None and past_key_values.has_previous_state()
-            attention_mask = None if decoding else attention_mask  # the state has left out padding already
-            kwargs["cache_params"] = past_key_values
-        else:
-            decoding = past_key_values is not None and past_key_values.get_seq_length() > 0
-            kwargs["past_key_values"] = past_key_values
+        decoding = self._remembers(cache)
+        if not decoding and past_key_values is not None:  # peft gives its prefix under this name, beside an empty cache
+            cache, decoding = past_key_values, self._remembers(past_key_values)
+        if decoding and self._recurrent:
+            attention_mask = None  # the state has left out padding already
+        if self._cache_name is not None:
+            kwargs[self._cache_name] = cache
+        elif cache is not None:
+            raise ValueError(f"{type(self.language_model).__name__} takes none of the caches {', '.join(CACHE_NAMES)}; give none")
         if input_ids is not None:
             images = sum(len(x) for x in (pixel_values, encoder_features, image_features) if x is not None)
             takes_images = images or not decoding
@@ -133,8 +139,10 @@ class MoFForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 image_features = self.get_image_features(pixel_values, encoder_features)  # [M, T, D]
             if takes_images:
                 inputs_embeds = self._insert_images(inputs_embeds, input_ids, image_features)
-        if position_ids is None and not decoding and attention_mask is not None and attention_mask.ndim == 2:
-            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)  # [R, L]: padding on the left moves no token
+        length = inputs_embeds.shape[1]
+        covers = attention_mask is not None and attention_mask.ndim == 2 and (not decoding or attention_mask.shape[1] > length)
+        if position_ids is None and covers:  # the mask tells of padding among earlier tokens too
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]  # [R, L]: padding moves no token
         if self._llm_takes_positions:
             kwargs["position_ids"] = position_ids
         output = self.language_model(
@@ -145,8 +153,12 @@ class MoFForConditionalGeneration(PreTrainedModel, GenerationMixin):
             **kwargs,
         )
         if self._recurrent and not isinstance(output, tuple):  # older transformers reorder beams only in what bears this name
-            return CausalLMOutputWithPast(output.loss, output.logits, output.cache_params, output.hidden_states)
+            return CausalLMOutputWithPast(output.loss, output.logits, getattr(output, self._cache_name), output.hidden_states)
         return output
+
+    def _remembers(self, cache: Any) -> bool:
+        """Whether the cache holds earlier tokens."""
+        return cache is not None and (cache.has_previous_state() if self._recurrent else cache.get_seq_length() > 0)
 
     def get_image_features(self, pixel_values: Tensor | None = None, encoder_features: Tensor | None = None) -> Tensor:
         """pixel_values [M, 3, S, S] or encoder_features [M, F] -> [M, T, D]: what takes the place of the image tokens."""
@@ -179,7 +191,7 @@ class MoFForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> dict[str, Any]:
         """With a KV cache, images enter with the prompt only."""
         # A recurrent state goes past transformers, which would make attention masks for it.
-        state = {"past_key_values": kwargs.pop("past_key_values", None)} if self._recurrent else {}
+        state = {name: kwargs.pop(name) for name in CACHE_NAMES if name in kwargs} if self._recurrent else {}
         inputs = super().prepare_inputs_for_generation(input_ids, *args, is_first_iteration=is_first_iteration, **kwargs) | state
         if not is_first_iteration and kwargs.get("use_cache", True):
             inputs |= dict.fromkeys(IMAGE_INPUTS)

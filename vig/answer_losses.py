@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from mof.answer_tokens import Example
 from mof.supervision import collate
-from vig.prefix_cache import CannotShareError, first_rows, image_positions, part, shared_cache
+from vig.prefix_cache import CannotShareError, cache_name, first_rows, image_positions, part, shared_cache
 
 # Shapes: R = records in a batch, S = padded length, P = tokens of a shared prefix, N = answer tokens in a batch,
 # K = positions whose logits are asked for, D = width of the model, V = its vocabulary.
@@ -118,10 +118,11 @@ class AnswerLosses:
             rest["position_ids"] = positions[:, :, prefix:]  # [3, R, S]
         del start["labels"]
         with _Tap(self._head, torch.zeros(1).long(), torch.zeros(1).long()):  # no logits of a prefix are needed
-            past = self._model(**self._to_device(start), use_cache=True).past_key_values
+            output = self._model(**self._to_device(start), use_cache=True)
+        name = cache_name(output)
         seen = rest["attention_mask"].new_ones(len(examples), prefix)  # [R, P]
         rest["attention_mask"] = torch.cat([seen, rest["attention_mask"]], dim=1)  # [R, P + S]
-        return self._head_losses(rest, {"past_key_values": shared_cache(past, sizes, prefix), "use_cache": True})
+        return self._head_losses(rest, {name: shared_cache(getattr(output, name), sizes, prefix), "use_cache": True})
 
     def _head_losses(self, batch: Mapping[str, Tensor], options: Mapping[str, Any]) -> Tensor:
         """The head at the N answer positions, in chunks where its output is the logits."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
+from transformers.utils import ModelOutput
 
 from mof.answer_tokens import PER_TOKEN, Example
 from mof.supervision import collate
@@ -43,6 +44,18 @@ class SharedLayer(DynamicLayer):
         for prefix, slot in zip(prefixes, whole[:, :, :past].split(list(self.sizes)), strict=True):
             slot.copy_(prefix)  # [H, P, E] -> [rows of the group, H, P, E]
         return whole
+
+
+def cache_name(output: ModelOutput) -> str:
+    """The name under which a model gives its cache and takes it: "cache" from transformers 5.24 on, "past_key_values" before.
+
+    Raises:
+        CannotShareError: for a model that gives no cache.
+    """
+    for name in ("cache", "past_key_values"):
+        if name in output.keys():  # noqa: SIM118  asked itself, the output takes both names and warns of the old one
+            return name
+    raise CannotShareError("it gives no cache")
 
 
 def shared_cache(cache: Any, sizes: Sequence[int], prefix: int) -> Cache:

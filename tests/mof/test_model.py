@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
+    DynamicCache,
     Gemma2Config,
     GPT2Config,
     LlamaForCausalLM,
@@ -220,6 +221,65 @@ def test_recurrent_language_model(tiny_tokenizer: PreTrainedTokenizerFast, tmp_p
     model.save_pretrained(tmp_path)
     again = MoFForConditionalGeneration.from_pretrained(tmp_path)
     assert torch.equal(again(**batch).logits, model(**batch).logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["mamba (no attention)", "mamba2", "llama"])
+def test_left_padding_with_a_cache(name: str, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    """Token by token with a cache, a padded batch has the logits of each record alone in one pass."""
+    language_model = LLMS[name](tiny_tokenizer) if name in LLMS else build_llm(tiny_tokenizer)
+    model = build_model(tiny_tokenizer, language_model).eval()
+    processor = MoFProcessor.from_parts(model, tiny_tokenizer)
+    texts = ["Hi", "What is this? Tell me all about it."]
+    padded = processor(text=texts, padding=True, return_tensors="pt")
+    assert not padded["attention_mask"].all()
+    options = {"max_new_tokens": 4, "do_sample": False, "output_logits": True, "return_dict_in_generate": True, "eos_token_id": None}
+    together = model.generate(**padded, **options)
+    for row, text in enumerate(texts):
+        prompt_ids = processor(text=text, return_tensors="pt")["input_ids"]
+        new = together.sequences[row : row + 1, padded["input_ids"].shape[1] :]
+        expected = model(input_ids=torch.cat([prompt_ids, new], dim=1), use_cache=False).logits[0, -5:-1]  # [4, V]
+        logits = torch.stack(together.logits)[:, row]  # [4, V]
+        torch.testing.assert_close(logits.where(logits.isfinite(), expected), expected, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("argument", ["past_key_values", "cache"])
+def test_a_cache_under_either_name(argument: str, tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor) -> None:
+    inputs = tiny_processor(text="What is this?", return_tensors="pt")
+    ids = inputs["input_ids"]
+    whole = tiny_model(**inputs).logits
+    cache = DynamicCache(config=tiny_model.config.text_config)
+    tiny_model(input_ids=ids[:, :-2], **{argument: cache})
+    rest = tiny_model(input_ids=ids[:, -2:], **{argument: cache}).logits
+    torch.testing.assert_close(rest, whole[:, -2:])
+    if argument == "past_key_values":  # the name of `generate` before transformers 5.24, which the newer ones take too
+        options = {"max_new_tokens": 4, "do_sample": False}
+        given = tiny_model.generate(**inputs, past_key_values=DynamicCache(config=tiny_model.config.text_config), **options)
+        assert torch.equal(given, tiny_model.generate(**inputs, **options))
+
+
+@torch.no_grad()
+def test_prefix_tuning_takes_effect(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    """peft hands its prefix over as `past_key_values`, whatever transformers calls it."""
+    from peft import PrefixTuningConfig, get_peft_model
+
+    model = build_model(tiny_tokenizer, build_llm(tiny_tokenizer)).eval()
+    processor = MoFProcessor.from_parts(model, tiny_tokenizer)
+    batch = prompt(processor)
+    plain = model(**batch).logits
+    config = model.config.text_config
+    shape = {"token_dim": config.num_key_value_heads * config.head_dim, "num_attention_heads": config.num_key_value_heads}
+    tuned = get_peft_model(
+        model, PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4, num_layers=config.num_hidden_layers, **shape)
+    )
+    torch.nn.init.normal_(tuned.prompt_encoder.default.embedding.weight, std=3.0)
+    tuned.eval()
+    prefixed = tuned(**batch).logits
+    assert (prefixed - plain).abs().max() > 1e-3
+    options = {"max_new_tokens": 3, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    generated = tuned.generate(**batch, **options)
+    torch.testing.assert_close(generated.logits[0][:, :5], prefixed[:, -1, :5], rtol=0, atol=1e-4)
 
 
 @torch.no_grad()

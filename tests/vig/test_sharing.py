@@ -131,10 +131,11 @@ def test_a_past_that_is_not_the_same_is_not_used(llava, many, image_folder, monk
     body = model.model.language_model
     forward = body.forward
 
-    def shifted(*args: Any, past_key_values: Any = None, **kwargs: Any) -> Any:
-        if past_key_values is not None and past_key_values.get_seq_length():
+    def shifted(*args: Any, **kwargs: Any) -> Any:
+        past = kwargs.get("cache", kwargs.get("past_key_values"))  # the name depends on the version of transformers
+        if past is not None and past.get_seq_length():
             kwargs["position_ids"] = torch.arange(kwargs["inputs_embeds"].shape[1])[None]  # as if nothing came before
-        return forward(*args, past_key_values=past_key_values, **kwargs)
+        return forward(*args, **kwargs)
 
     monkeypatch.setattr(body, "forward", shifted)
     with caplog.at_level(logging.WARNING, "vig"):
