@@ -39,7 +39,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from vig import SelectiveTrainer
-from vig.supervised_loss import SupervisedPass
+from vig.training.supervised_loss import SupervisedPass
 
 IMAGE_TOKENS, TEXT_TOKENS, BATCH = 576, 80, 4
 TOKENS = IMAGE_TOKENS + TEXT_TOKENS  # of a record; of which 12 % are answers

@@ -26,11 +26,11 @@ from memory import peak, resident
 from torch.nn import functional as F
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from mof.answer_tokens import Example
-from mof.supervision import collate
-from vig.answer_losses import AnswerLosses
-from vig.batches import Batch, make_batches
-from vig.pairs import Pair
+from mof.data.answer_tokens import Example
+from mof.data.collator import collate
+from vig.scoring.answer_losses import AnswerLosses
+from vig.scoring.batches import Batch, make_batches
+from vig.scoring.pairs import Pair
 
 IMAGE_TOKENS, SYSTEM_TOKENS, IMAGES, RECORDS_PER_IMAGE = 576, 35, 8, 3
 BATCH = 8  # records of a plain batch

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from encoders.backends.timm import TimmEncoder
 from encoders.base import Encoder
-from encoders.checkpoints import WeightsError, load_strict, read_state
 from encoders.registry import build_from_backend
+from encoders.weight_files import WeightsError, load_strict, read_state
 
 # Shapes: h, w, D as in base.py.
 

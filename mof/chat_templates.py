@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from transformers import PreTrainedTokenizerBase
 
-from mof.records import IMAGE_PLACEHOLDER
+from mof.data.records import IMAGE_PLACEHOLDER
 
 # An image is followed by a line break, as in LLaVA. Content may be a plain string or a list of parts.
 _CONTENT = (

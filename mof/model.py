@@ -22,7 +22,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from mof.adapter import Mixer
 from mof.checkpoints import build_configured_mixer, complete, refuse_stray_keys, shell_of
 from mof.config import MoFConfig
-from mof.records import IMAGE_PLACEHOLDER
+from mof.data.records import IMAGE_PLACEHOLDER
 
 # Shapes: R records, L tokens per record, M images of all records in order, S the side of an image, T tokens per image,
 # D the width of the language model, V its vocabulary.
@@ -54,7 +54,7 @@ class MoFForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.language_model = language_model
         parameters = inspect.signature(language_model.forward).parameters
         self._llm_takes_positions = "position_ids" in parameters
-        self._cache_name = next((name for name in CACHE_NAMES if name in parameters), None)
+        self._cache_name = next((name for name in CACHE_NAMES if name in parameters), "")
         self._is_stateful = language_model._is_stateful  # transformers refuses to roll back a model with a state
         self._recurrent = self._is_stateful and not self._llm_takes_positions  # nothing but a state, which knows no length
         self._skip_referred_keys()
@@ -84,7 +84,7 @@ class MoFForConditionalGeneration(PreTrainedModel, GenerationMixin):
     @classmethod
     def from_checkpoint(cls, folder: str | os.PathLike[str], **options: Any) -> MoFForConditionalGeneration:
         """The model of a LLaVA, released MoF or LoRA folder, by `load_checkpoint`, whose options these are; it gives the processor too."""
-        from mof.llava.checkpoints import load_checkpoint  # which imports this module
+        from mof.llava.loading import load_checkpoint  # which imports this module
 
         return load_checkpoint(folder, **options).model
 
@@ -125,7 +125,7 @@ class MoFForConditionalGeneration(PreTrainedModel, GenerationMixin):
             cache, decoding = past_key_values, self._remembers(past_key_values)
         if decoding and self._recurrent:
             attention_mask = None  # the state has left out padding already
-        if self._cache_name is not None:
+        if self._cache_name:
             kwargs[self._cache_name] = cache
         elif cache is not None:
             raise ValueError(f"{type(self.language_model).__name__} takes none of the caches {', '.join(CACHE_NAMES)}; give none")
@@ -139,10 +139,11 @@ class MoFForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 image_features = self.get_image_features(pixel_values, encoder_features)  # [M, T, D]
             if takes_images:
                 inputs_embeds = self._insert_images(inputs_embeds, input_ids, image_features)
-        length = inputs_embeds.shape[1]
-        covers = attention_mask is not None and attention_mask.ndim == 2 and (not decoding or attention_mask.shape[1] > length)
-        if position_ids is None and covers:  # the mask tells of padding among earlier tokens too
-            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]  # [R, L]: padding moves no token
+        assert inputs_embeds is not None
+        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            new = inputs_embeds.shape[1]
+            if attention_mask.shape[1] > new or not decoding:  # the mask tells of padding among the earlier tokens too
+                position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -new:]  # [R, L]: padding moves no token
         if self._llm_takes_positions:
             kwargs["position_ids"] = position_ids
         output = self.language_model(

@@ -20,8 +20,8 @@ from encoders import StoredImage, View
 from encoders.images.reading import read_image
 from encoders.images.resizing import Centre, Fit, Interpolation, to_pixels
 from mof.chat_templates import choose_chat_template
+from mof.data.records import IMAGE_PLACEHOLDER
 from mof.model import MoFForConditionalGeneration
-from mof.records import IMAGE_PLACEHOLDER
 
 # Shapes: M images of all texts in order, S the side of an image, H, W = rows and columns of an image as given.
 

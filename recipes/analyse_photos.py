@@ -21,10 +21,10 @@ import numpy as np
 import transformers
 from rich.console import Console
 
+from mof.data.records import images_of
 from mof.evals.chair import read_coco
-from mof.records import images_of
-from mof.training.run_data import read_run_data
-from mof.training.settings import read_setting
+from study.run_data import read_run_data
+from study.settings import read_setting
 from vig.analyses.comparison import compare_models
 from vig.analyses.image_match import with_other_images
 

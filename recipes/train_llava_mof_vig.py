@@ -37,16 +37,16 @@ from mof.evals.mmvp import measure
 from mof.language_models import load_language_model
 from mof.miniature import write_dataset
 from mof.miniature.misleading import misleading_questions
-from mof.training.plan import plan
-from mof.training.plots import plot_selection, plot_study, require_matplotlib
-from mof.training.rows import COMPARISONS, Row, table_rows
-from mof.training.run_data import RunData, read_run_data
-from mof.training.run_folder import RunFolder
-from mof.training.settings import Setting, Stage, read_setting
-from mof.training.study_table import study_tables
+from study.plan import plan
+from study.plots import plot_selection, plot_study, require_matplotlib
+from study.rows import COMPARISONS, Row, table_rows
+from study.run_data import RunData, read_run_data
+from study.run_folder import RunFolder
+from study.settings import Setting, Stage, read_setting
+from study.study_table import study_tables
 from vig import Scores, Selection, load_scores, random_selection, score, select
+from vig.analyses.held_out import right_against_other_image
 from vig.analyses.misleading_text import misleading_text
-from vig.held_out import right_against_other_image
 from vig.nulls import NULLS
 from vig.report import write_report
 from vig.training import finetune
@@ -163,7 +163,7 @@ def run_row(row: Row, setting: Setting, records: RunData, run: RunFolder, seed: 
 
 
 def select_by(way: str, scores: Scores, keep: float, seed: int) -> Selection:
-    """One of `mof.training.rows.WAYS`."""
+    """One of `study.rows.WAYS`."""
     if way == "vig-tokens":
         return select(scores, keep=1, token_keep=keep)
     selection = select(scores, keep=keep, token_threshold=None if way.endswith("samples") else "shared")

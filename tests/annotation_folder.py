@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mof.annotation.server import AnnotationServer
+from mof.pairs.annotation.server import AnnotationServer
 
 EMPTY: dict[str, Any] = {
     "pattern": None, "statements": ["", ""], "question": "", "options": ["", ""], "right": [None, None], "mark": None

@@ -12,14 +12,14 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-import vig.cli
+import vig.cli.app
 from mof import MoFForConditionalGeneration, MoFProcessor
-from mof.cli import build_app
+from mof.cli.app import build_app
 from vig import load_scores
-from vig.training.command import train
+from vig.cli.train import train
 
 ROOT = Path(__file__).parent.parent
-APP = build_app({"train": train, "vig": vig.cli.app})
+APP = build_app({"train": train, "vig": vig.cli.app.app})
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
 
@@ -68,9 +68,9 @@ def test_help_shows_an_example_that_parses(words: list[str]) -> None:
 
 def test_declared_sub_commands_exist() -> None:
     tomllib = pytest.importorskip("tomllib")  # Python 3.11
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["mof.commands"]
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["mof.cli"]
     for name, value in declared.items():
-        command = EntryPoint(name, value, "mof.commands").load()
+        command = EntryPoint(name, value, "mof.cli").load()
         assert isinstance(command, typer.Typer) or callable(command)
 
 

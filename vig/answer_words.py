@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vig.scores import Score
+from vig.scoring.scores import Score
 
 # Shapes: T = answer tokens of a record, over all its turns.
 

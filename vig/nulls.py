@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from encoders.images.reading import BLUR_KERNELS, ImageError, blur, read_image
-from mof.records import ImageSource, Record, RecordError
+from mof.data.records import ImageSource, Record, RecordError
 
 Donors = Sequence[ImageSource]  # one image of every record
 Maker = Callable[[Image.Image, np.random.Generator, Donors], Image.Image]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ def load_processor(folder: Path) -> ProcessorMixin:
     """ValueError for a folder without a model."""
     if not (folder / "config.json").is_file():  # or transformers takes a mistyped folder for a name on the hub
         raise ValueError(f"{folder} holds no config.json: expected a folder that save_pretrained wrote")
+    for point in entry_points(group="mof.auto_classes"):
+        point.load()()  # transformers' Auto classes learn the models of this package
     return AutoProcessor.from_pretrained(folder)
 
 

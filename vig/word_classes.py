@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from vig.answer_words import answer_words
 from vig.means import Mean
-from vig.scores import Score
+from vig.scoring.scores import Score
 
 # Singular; the plural counts too. Short lists are enough: a mean needs common words, not all words.
 _WORDS = {

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PretrainedConfig
 
 from encoders.base import Encoder
-from encoders.checkpoints import INSTEAD_OF_FOLDER, INSTEAD_OF_TOKENIZER, WeightsError, explain_download, read_state, refuse_misfit
 from encoders.images.resizing import Interpolation
+from encoders.weight_files import INSTEAD_OF_FOLDER, INSTEAD_OF_TOKENIZER, WeightsError, explain_download, read_state, refuse_misfit
 
 # Shapes: B, S, h, w, D, E, T as in base.py; L = prefix tokens (class, registers) + h*w.
 

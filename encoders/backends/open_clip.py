@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 from encoders.backends import timm as timm_backend
 from encoders.base import Encoder
-from encoders.checkpoints import INSTEAD_OF_TOKENIZER, WeightsError, explain_download, refuse_misfit
 from encoders.images.resizing import Fit
 from encoders.positions import Grid, Positions
 from encoders.registry import near_names, split_weights
+from encoders.weight_files import INSTEAD_OF_TOKENIZER, WeightsError, explain_download, refuse_misfit
 
 # Shapes: B, S, h, w, D, E, T as in base.py; L = 1 + h*w.
 

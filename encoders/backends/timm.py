@@ -15,10 +15,10 @@ from timm.models import beit, eva, vision_transformer
 from torch import Tensor
 
 from encoders.base import Encoder
-from encoders.checkpoints import WeightsError, explain_download, load_strict, read_state, refuse_misfit
 from encoders.images.resizing import Fit
 from encoders.positions import Positions
 from encoders.registry import near_names, split_weights
+from encoders.weight_files import WeightsError, explain_download, load_strict, read_state, refuse_misfit
 
 # Shapes: B, S, h, w, D, E as in base.py; C = channels of a feature map, P = prefix tokens (class and register tokens), L = P + h*w.
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from encoders.base import Encoder
-from encoders.checkpoints import WeightsError, explain_download, load_strict, read_state
 from encoders.registry import near_names
+from encoders.weight_files import WeightsError, explain_download, load_strict, read_state
 
 # Shapes: B, S, h, w, D as in base.py; n x n the grid of the position table.
 

@@ -15,7 +15,7 @@ from PIL import Image
 from rich.progress import Progress
 
 from encoders import ImageError
-from mof.records import ImageSource
+from mof.data.records import ImageSource
 
 
 @dataclass(frozen=True)

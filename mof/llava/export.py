@@ -14,12 +14,12 @@ from encoders import Encoder
 from encoders.backends.hf import HFEncoder
 from encoders.backends.torch_hub import TorchHubEncoder
 from mof.adapter import Mixer
+from mof.data.records import IMAGE_PLACEHOLDER
 from mof.llava.keys import CLIP, DINO, LANGUAGE_MODEL, Layout, projector, tower
 from mof.llava.tower_export import as_torch_hub, as_vision_model
 from mof.llava.towers import VISION
 from mof.model import MoFForConditionalGeneration
 from mof.processor import MoFProcessor
-from mof.records import IMAGE_PLACEHOLDER
 
 OPENAI = {
     (1024, 14, 336): "openai/clip-vit-large-patch14-336",

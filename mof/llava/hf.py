@@ -19,8 +19,10 @@ from transformers import (
 
 from encoders import Encoder
 from encoders.backends.hf import FILTERS
-from encoders.checkpoints import explain_download, refuse_misfit
-from mof.llava.checkpoint_assembly import Ingredients, choose_template
+from encoders.weight_files import explain_download, refuse_misfit
+from mof.data.records import IMAGE_PLACEHOLDER
+from mof.llava.assembly import Ingredients, choose_template
+from mof.llava.configs import fit_of, read_config, read_generation
 from mof.llava.export import refuse_pooled
 from mof.llava.keys import CLIP, HF_LLAVA, tower
 from mof.llava.tower_export import as_vision_model
@@ -28,8 +30,6 @@ from mof.llava.towers import Tower, embedded_vision_tower
 from mof.llava.weight_shards import open_weights
 from mof.model import MoFForConditionalGeneration
 from mof.processor import MoFProcessor
-from mof.records import IMAGE_PLACEHOLDER
-from mof.training.llava_configs import fit_of, read_config, read_generation
 
 
 def read_hf_llava(folder: Path, vision_tower: Tower | None) -> Ingredients:

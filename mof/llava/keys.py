@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from encoders.checkpoints import WeightsError
+from encoders.weight_files import WeightsError
 from mof.llava.weight_shards import first
 
 LANGUAGE_MODEL = "language model"

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from encoders.checkpoints import WeightsError, read_state, refuse_misfit
+from encoders.weight_files import WeightsError, read_state, refuse_misfit
 from mof.llava.keys import full_projector_names
 from mof.llava.weight_shards import first
 

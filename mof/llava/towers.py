@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor, CLIPImageProcessor, CLI
 from encoders import Encoder, build_encoder
 from encoders.backends.hf import HFEncoder
 from encoders.backends.torch_hub import MODELS, TorchHubEncoder, sizes_of
-from encoders.checkpoints import WeightsError, explain_download, load_strict, read_state, refuse_misfit
+from encoders.weight_files import WeightsError, explain_download, load_strict, read_state, refuse_misfit
 from mof.llava.weight_shards import first
 
 Tower = str | os.PathLike[str] | Encoder

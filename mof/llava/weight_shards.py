@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from encoders.checkpoints import WeightsError, refuse_misfit
+from encoders.weight_files import WeightsError, refuse_misfit
 
 KINDS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
 """Stem and ending of the weight files that transformers writes, now and formerly; the first that is there is read."""

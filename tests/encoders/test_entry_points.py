@@ -86,7 +86,7 @@ def test_a_name_that_is_taken_stays_whose_it_was(key: str, install: Callable[...
 def test_a_broken_package_does_not_break_the_printed_table(
     install: Callable[..., None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import mof.commands.encoder_table as encoder_table
+    import mof.cli.encoder_table as encoder_table
 
     install("absent_package", "import nothing_of_that_name", {"absent": "absent_package:build"})
     install("fine_package", MODULE, {"fine": "fine_package:build"})

@@ -12,7 +12,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from encoders import build_encoder, checkpoints
+from encoders import build_encoder, weight_files
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,7 +84,7 @@ def test_a_hub_that_does_not_answer_is_asked_once(name: str, monkeypatch: pytest
         raise OSError("no network here")
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(checkpoints, "get_session", lambda: SimpleNamespace(head=refuse))
+    monkeypatch.setattr(weight_files, "get_session", lambda: SimpleNamespace(head=refuse))
     monkeypatch.setattr(socket.socket, "connect", refuse)
     with pytest.raises(ValueError, match=remedy(name)[0]):
         build_encoder(name)

@@ -198,7 +198,7 @@ def test_preset_options_can_be_overridden() -> None:
 
 
 def test_every_preset_has_its_row_in_the_printed_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    import mof.commands.encoder_table as encoder_table
+    import mof.cli.encoder_table as encoder_table
 
     shown = ["clip-vit-l14-336", "dinov2-vit-s14-reg4", "laion-clip-convnext-l-320", "mini-clip"]
     monkeypatch.setattr(encoder_table, "available_encoders", lambda: shown)

@@ -19,15 +19,15 @@ from typer.testing import CliRunner
 
 from encoders import build_encoder
 from mof import probe_mmvp_vlm
-from mof.annotation.annotation import Annotation
-from mof.annotation.export import export_annotations
-from mof.annotation.journal import ConflictError, Journal, Saved
-from mof.annotation.pair_table import PairTable
-from mof.annotation.session import JOURNAL, Session
-from mof.cli import build_app
+from mof.cli.app import build_app
 from mof.evals.mmvp import read_mmvp
 from mof.evals.mmvp_vlm import read_mmvp_vlm
 from mof.evals.patterns import PATTERNS
+from mof.pairs.annotation.annotation import Annotation
+from mof.pairs.annotation.export import export_annotations
+from mof.pairs.annotation.journal import ConflictError, Journal, Saved
+from mof.pairs.annotation.pair_table import PairTable
+from mof.pairs.annotation.session import JOURNAL, Session
 
 NAMES = ("a.jpg", "b.jpg")
 

@@ -14,9 +14,9 @@ from annotation_folder import COMPLETE, EMPTY, ask, port_of, serving, write_fold
 from PIL import Image
 from typer.testing import CliRunner
 
-from mof.annotation.server import LONGEST_REQUEST, AnnotationServer
-from mof.annotation.session import JOURNAL
-from mof.cli import build_app
+from mof.cli.app import build_app
+from mof.pairs.annotation.server import LONGEST_REQUEST, AnnotationServer
+from mof.pairs.annotation.session import JOURNAL
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_it_listens_on_this_machine_only_and_says_when_the_port_is_taken(server)
 
 def test_a_killed_server_has_lost_nothing_that_it_confirmed(tmp_path):
     folder = write_folder(tmp_path / "pairs")
-    program = "from mof.cli import main; main()"
+    program = "from mof.cli.app import main; main()"
     arguments = [sys.executable, "-c", program, "blind-pairs", "annotate", str(folder), "--no-browser"]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
         port = int(re.search(r"http://127\.0\.0\.1:(\d+)/", process.stdout.readline())[1])

@@ -19,7 +19,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from encoders import FeatureStore
-from mof.cli import build_app
+from mof.cli.app import build_app
 
 COLOURS = {"red": (230, 30, 30), "green": (30, 230, 30), "blue": (30, 30, 230)}
 EVIL = "x<img src=q onerror=alert(1)><!--<script>'.png"

@@ -22,8 +22,8 @@ from tiny_checkpoints import (
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from encoders.checkpoints import WeightsError
-from mof.llava.checkpoints import load_checkpoint
+from encoders.weight_files import WeightsError
+from mof.llava.loading import load_checkpoint
 
 State = dict[str, Tensor]
 EXPLANATION = "saved stage-1 files by the substring 'mm_projector', which also matches 'dino_mm_projector'"
@@ -218,7 +218,7 @@ def test_sentencepiece_is_asked_for(
 ) -> None:
     write_original(tmp_path, tiny_tokenizer, llava_state(parts))
     (tmp_path / "tokenizer.json").rename(tmp_path / "tokenizer.model")
-    monkeypatch.setattr("mof.llava.checkpoints.find_spec", lambda _name: None)
+    monkeypatch.setattr("mof.llava.loading.find_spec", lambda _name: None)
     with pytest.raises(ValueError, match=r"tokenizer.model needs the package sentencepiece: pip install 'mof-vig\[llava\]'"):
         load_checkpoint(tmp_path)
 

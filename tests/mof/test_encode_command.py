@@ -17,8 +17,8 @@ from encoders import FeatureStore, build_encoder
 from encoders.images.reading import blur, read_image
 from encoders.images.resizing import to_pixels
 from mof import InterleavedMoF, MoFForConditionalGeneration, MoFProcessor, blind_pairs
-from mof.cli import build_app
-from mof.commands.encode import of_model
+from mof.cli.app import build_app
+from mof.cli.encode import of_model
 
 
 def run(*arguments: str | Path) -> Result:

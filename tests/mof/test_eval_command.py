@@ -20,7 +20,7 @@ from stand_in import Body, question_of, serve
 from typer.testing import CliRunner, Result
 
 from mof import MoFForConditionalGeneration, MoFProcessor
-from mof.cli import build_app
+from mof.cli.app import build_app
 from mof.evals.answerers import endpoint
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
@@ -145,7 +145,7 @@ def test_killed_and_resumed(tmp_path: Path, data: Path) -> None:
     out = tmp_path / "run"
     with serve(slowly) as server:
         arguments = ["eval", "mmvp", "--data", data, "--endpoint", server.url, "--model-name", "m", "--out", out, "--concurrency", "2"]
-        command = [sys.executable, "-c", "from mof.cli import main; main()", *map(str, arguments)]
+        command = [sys.executable, "-c", "from mof.cli.app import main; main()", *map(str, arguments)]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[2])
         cache = out / "cache.jsonl"
         deadline = time.monotonic() + 120

@@ -40,7 +40,7 @@ from transformers import (
 )
 
 from mof import MoFForConditionalGeneration, MoFProcessor
-from mof.llava.checkpoints import Loaded, load_checkpoint
+from mof.llava.loading import Loaded, load_checkpoint
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 OWN_MEAN, OWN_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -16,7 +16,7 @@ from stand_in import Body, question_of, serve
 from typer.testing import CliRunner, Result
 
 from mof import MoFForConditionalGeneration, MoFProcessor
-from mof.cli import build_app
+from mof.cli.app import build_app
 from mof.evals.answerers import LocalModel
 from mof.evals.answering import Prompt
 

@@ -13,9 +13,9 @@ from tiny_checkpoints import build_parts, llava_state, prefixed, write_clip, wri
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from encoders.checkpoints import WeightsError
+from encoders.weight_files import WeightsError
 from mof import MoFForConditionalGeneration, MoFProcessor
-from mof.llava.checkpoints import load_checkpoint
+from mof.llava.loading import load_checkpoint
 
 RANK, ALPHA = 4, 8
 

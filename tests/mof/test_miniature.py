@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mof.data.records import to_record
 from mof.evals.mmvp import read_mmvp
 from mof.miniature import write_dataset
 from mof.miniature.language import answer, options, patterns_of, question, web_caption, word
 from mof.miniature.scenes import COLOURS, KINDS, PATTERNS, SIZE, VALUES, habit, render, sample_burst, sample_pair, sample_scene
-from mof.records import to_record
 
 MMVP_TYPES = ["Orientation", "Presence", "State", "Quantity", "Spatial", "Color", "Structural Character", "Text", "Camera Perspective"]
 

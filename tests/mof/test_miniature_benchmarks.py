@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from encoders import build_encoder
 from mof import MoFForConditionalGeneration, MoFProcessor, probe_mmvp_vlm
-from mof.cli import build_app
+from mof.cli.app import build_app
 from mof.evals.answering import Answer
 from mof.evals.chair import CocoWords, read_objects, score_chair
 from mof.evals.mmvp import measure, read_mmvp

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from encoders import FeatureStore, build_encoder, encode_images
 from mof import probe_mmvp_vlm
-from mof.cli import build_app
+from mof.cli.app import build_app
 from mof.evals.mmvp_vlm import IMAGE_FOLDERS
 from mof.evals.patterns import PATTERNS
 from mof.evals.published import MMVP_VLM, mmvp_vlm_average

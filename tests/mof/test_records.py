@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mof.records import RecordError, read_records, read_rows, to_record
+from mof.data.records import RecordError, to_record
+from mof.data.rows import read_records, read_rows
 
 SHARED = Path(os.environ.get("MOF_SHARED", Path(__file__).parents[2].parent / "shared"))
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from mof.cli import build_app
+from mof.cli.app import build_app
 from mof.evals.mmvp_vlm import MMVPVLMResult, PairResult
 from mof.evals.patterns import PATTERNS
 

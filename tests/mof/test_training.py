@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 from mof import MoFForConditionalGeneration, MoFProcessor
-from mof.supervision import SupervisedCollator
+from mof.data.collator import SupervisedCollator
 
 SCRIPT = Path(__file__).with_name("train_curve.py")
 

@@ -17,7 +17,7 @@ from tiny import build_model, build_tokenizer
 from transformers import Trainer, TrainingArguments
 
 from mof import MoFProcessor
-from mof.supervision import SupervisedCollator
+from mof.data.collator import SupervisedCollator
 
 
 def records() -> list[dict]:

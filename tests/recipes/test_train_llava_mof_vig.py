@@ -14,8 +14,8 @@ import yaml
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-import vig.cli
-from mof.cli import build_app
+import vig.cli.app
+from mof.cli.app import build_app
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes/train_llava_mof_vig.py"
@@ -69,7 +69,7 @@ def test_the_page_of_a_run_can_be_made_again(finished, tmp_path):
     folder, _ = finished
     scores, records = folder / "seed-0/score-interleaved", folder / "finetune.json"
     arguments = ["vig", "report", *map(str, (scores, "--records", records, "--images", folder, "-o", tmp_path / "x.html"))]
-    result = CliRunner().invoke(build_app({"vig": vig.cli.app}), arguments)
+    result = CliRunner().invoke(build_app({"vig": vig.cli.app.app}), arguments)
     assert result.exit_code == 0, result.output
     assert (tmp_path / "x.html").read_bytes() == (folder / "seed-0/vig-interleaved.html").read_bytes()
 

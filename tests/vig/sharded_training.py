@@ -27,7 +27,7 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]
 from tiny import build_llm, build_model, build_tokenizer  # noqa: E402
 
 from mof import MoFProcessor  # noqa: E402
-from mof.supervision import SupervisedCollator  # noqa: E402
+from mof.data.collator import SupervisedCollator  # noqa: E402
 from vig import SelectiveTrainer  # noqa: E402
 from vig.training import finetune  # noqa: E402
 

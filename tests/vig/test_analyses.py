@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from mof.records import to_record
+from mof.data.records import to_record
 from vig import score
 from vig.analyses.image_attention import image_attention
 from vig.analyses.image_match import image_match, with_other_images

@@ -11,8 +11,8 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from mof.answer_tokens import encode_record
-from mof.records import to_record
+from mof.data.answer_tokens import encode_record
+from mof.data.records import to_record
 from vig import load_scores, score
 
 FAMILIES = runpy.run_path(str(Path(__file__).with_name("test_model_classes.py")))

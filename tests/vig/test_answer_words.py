@@ -8,7 +8,7 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from vig import score
 from vig.answer_words import answer_words, token_texts, turns
-from vig.scores import Score
+from vig.scoring.scores import Score
 
 
 def scored(answer: str, spans: list[tuple[int, int]], vig: list[float], ends: list[int]) -> Score:

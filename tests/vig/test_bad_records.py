@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-import vig.scorer
+import vig.scoring.passes
 from vig import load_scores, score
 
 CONVERSATION = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A dog."}]
@@ -170,7 +170,7 @@ def test_a_record_that_the_model_refuses_fails_alone(llava, records, image_folde
 
 
 def test_a_model_that_takes_nothing_ends_the_run(llava, records, image_folder, monkeypatch) -> None:
-    monkeypatch.setattr(vig.scorer, "MOST_FAILURES", 3)
+    monkeypatch.setattr(vig.scoring.passes, "MOST_FAILURES", 3)
     refusing(llava[0], monkeypatch, lambda ids: True)
     with pytest.raises(RuntimeError, match="index out of range"):
         score(*llava, records, image_folder=image_folder)

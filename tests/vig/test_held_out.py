@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vig import score
-from vig.held_out import right_against_other_image
+from vig.analyses.held_out import right_against_other_image
 
 
 def test_figures_are_those_of_the_scores(llava, records, image_folder) -> None:

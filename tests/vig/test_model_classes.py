@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from encoders.images.reading import blur
 from vig import score
-from vig.answer_losses import AnswerLosses
+from vig.scoring.answer_losses import AnswerLosses
 
 TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -23,7 +23,7 @@ def test_same_image_and_batching(tiny_model, tiny_processor, records, image_fold
 
 
 def test_score_is_the_models_own_loss(tiny_model, tiny_processor, records, image_folder) -> None:
-    from mof.supervision import SupervisedCollator
+    from mof.data.collator import SupervisedCollator
 
     collator = SupervisedCollator(tiny_processor, 2048, image_folder)
     for record, s in zip(records, score(tiny_model, tiny_processor, records, image_folder=image_folder), strict=True):

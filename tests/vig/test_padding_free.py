@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mof.supervision import SupervisedCollator
+from mof.data.collator import SupervisedCollator
 from vig import SelectiveTrainer
-from vig.padding_free import PaddingFreeCollator, flatten, keeps_records_apart, unflatten
+from vig.training.padding_free import PaddingFreeCollator, flatten, keeps_records_apart, unflatten
 
 HERE = Path(__file__).parent
 LOSS = runpy.run_path(str(HERE / "test_supervised_loss.py"))

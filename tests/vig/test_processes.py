@@ -14,7 +14,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from mof.records import images_of
+from mof.data.records import images_of
 from vig import load_scores, score
 from vig.processes import Processes
 
@@ -27,16 +27,16 @@ import json, os, runpy, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-import vig.scorer
+import vig.scoring.passes
 here, images, output, delay = sys.argv[1:]
 tools = runpy.run_path(here + "/conftest.py")
 test = runpy.run_path(here + "/test_processes.py")
-vig.scorer.SHARD_RECORDS = 2
-original = vig.scorer.Scorer._batch
+vig.scoring.passes.SHARD_RECORDS = 2
+original = vig.scoring.passes.Scorer._batch
 def slow(*args):
     time.sleep(float(delay))
     return original(*args)
-vig.scorer.Scorer._batch = slow
+vig.scoring.passes.Scorer._batch = slow
 records = test["many_records"](Path(images))
 rank = int(os.environ["RANK"])
 Path(output + f".pid{rank}").write_text(str(os.getpid()))

@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from encoders.images.reading import read_image
-from mof.records import read_records, record_id
+from mof.data.records import record_id
+from mof.data.rows import read_records
 from vig import SelectiveTrainer, record_sources, score, select
-from vig.remembered_images import with_remembered_images
+from vig.scoring.remembered_images import with_remembered_images
 
 
 def as_messages(record: dict[str, Any], folder: Path, image: str) -> list[dict[str, Any]]:

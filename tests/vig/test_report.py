@@ -19,15 +19,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from encoders.images.reading import blur
-from mof.records import digest
+from mof.data.records import digest
 from vig import random_selection, select
 from vig.means import Mean
 from vig.report import page, write_report
 from vig.report.charts import Axis, axis_of, bar_chart, histogram
 from vig.report.null_comparison import compare_nulls, rank_correlation
 from vig.report.parts_of_speech import parts_of_speech
-from vig.scores import Score, Scores
-from vig.selection import Selection
+from vig.scoring.scores import Score, Scores
+from vig.selection.thresholds import Selection
 
 TOKENIZER = tiny.build_tokenizer()
 END = TOKENIZER.eos_token_id

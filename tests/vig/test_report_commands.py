@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-import vig.cli
+import vig.cli.app
 from mof import MoFForConditionalGeneration, MoFProcessor
-from mof.cli import build_app
+from mof.cli.app import build_app
 
-APP = build_app({"vig": vig.cli.app})
+APP = build_app({"vig": vig.cli.app.app})
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
 

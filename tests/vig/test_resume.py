@@ -17,16 +17,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-import vig.scorer
+import vig.scoring.passes
 from vig import Score, load_scores, score
-from vig.manifest import weights_fingerprint
+from vig.scoring.identity import weights_fingerprint
 
 CONFTEST = Path(__file__).with_name("conftest.py")
 
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch) -> None:
-    monkeypatch.setattr(vig.scorer, "SHARD_RECORDS", 2)
+    monkeypatch.setattr(vig.scoring.passes, "SHARD_RECORDS", 2)
 
 
 def assert_same(a: Sequence[Score], b: Sequence[Score], atol: float = 0.0) -> None:
@@ -67,7 +67,7 @@ def test_manifest_says_what_was_run(llava, records, image_folder, tmp_path) -> N
 
 
 def raise_after(monkeypatch, batches: int) -> None:
-    original, calls = vig.scorer.Scorer._batch, []
+    original, calls = vig.scoring.passes.Scorer._batch, []
 
     def limited(*args):
         calls.append(args)
@@ -75,7 +75,7 @@ def raise_after(monkeypatch, batches: int) -> None:
             raise KeyboardInterrupt
         return original(*args)
 
-    monkeypatch.setattr(vig.scorer.Scorer, "_batch", limited)
+    monkeypatch.setattr(vig.scoring.passes.Scorer, "_batch", limited)
 
 
 @pytest.mark.parametrize("batches", [0, 1, 2, 4])
@@ -203,7 +203,7 @@ class Weights(torch.nn.Module):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int8])
 def test_fingerprint_depends_on_every_bit_and_on_the_order(dtype, monkeypatch) -> None:
-    monkeypatch.setattr("vig.manifest._CHUNK", 8)
+    monkeypatch.setattr("vig.scoring.identity._CHUNK", 8)
     torch.manual_seed(0)
     weight = (torch.randn(6, 4) * 50).to(dtype)
     weight[0, 0] = 0
@@ -249,15 +249,15 @@ import runpy, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-import vig.scorer
+import vig.scoring.passes
 conftest, images, output = sys.argv[1:]
 tools = runpy.run_path(conftest)
-vig.scorer.SHARD_RECORDS = 2
-original = vig.scorer.Scorer._batch
+vig.scoring.passes.SHARD_RECORDS = 2
+original = vig.scoring.passes.Scorer._batch
 def slow(*args):
     time.sleep(0.1)
     return original(*args)
-vig.scorer.Scorer._batch = slow
+vig.scoring.passes.Scorer._batch = slow
 records = tools["build_records"](Path(images), 12)
 vig.score(*tools["build_llava"](), records, output, image_folder=images, batch_size=1)
 """

@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 
-import vig.scorer
+import vig.scoring.passes
+from encoders.runs import RunLock
 from vig import load_scores, score
-from vig.run_lock import RunLock
 
 HOLD = "import sys, time; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); time.sleep(60)"
 
 
 @pytest.mark.parametrize("null", ["blur", "zero"])  # the second run may be the same or another one
 def test_a_second_run_is_refused_while_the_first_is_alive(llava, records, image_folder, tmp_path, monkeypatch, null) -> None:
-    output, seen, batch = tmp_path / "scores", [], vig.scorer.Scorer._batch
+    output, seen, batch = tmp_path / "scores", [], vig.scoring.passes.Scorer._batch
 
     def meanwhile(*arguments: Any) -> Any:
-        monkeypatch.setattr(vig.scorer.Scorer, "_batch", batch)
+        monkeypatch.setattr(vig.scoring.passes.Scorer, "_batch", batch)
         (output / "shard-0000-00007.parquet.0.tmp").write_bytes(b"being written by the first")
         before = {path.name: path.read_bytes() for path in output.iterdir()}
         with pytest.raises(ValueError, match=r"another run is writing to .*scores and still alive; wait for it or end it"):
@@ -30,7 +30,7 @@ def test_a_second_run_is_refused_while_the_first_is_alive(llava, records, image_
         seen.append(True)
         return batch(*arguments)
 
-    monkeypatch.setattr(vig.scorer.Scorer, "_batch", meanwhile)
+    monkeypatch.setattr(vig.scoring.passes.Scorer, "_batch", meanwhile)
     first = score(*llava, records, output, image_folder=image_folder)
     assert seen and first.ids == [record["id"] for record in records] and set(load_scores(output).ids) == set(first.ids)
     again = score(*llava, records, output, image_folder=image_folder)  # both are over

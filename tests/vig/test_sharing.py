@@ -15,11 +15,11 @@ from tiny import build_model
 from transformers import AutoModelForCausalLM, Gemma2Config, MambaConfig, MistralConfig
 
 from mof import MoFProcessor
-from mof.answer_tokens import Example
+from mof.data.answer_tokens import Example
 from vig import score
-from vig.answer_losses import AnswerLosses
-from vig.batches import by_image, make_batches, windows
-from vig.pairs import Pair
+from vig.scoring.answer_losses import AnswerLosses
+from vig.scoring.batches import by_image, make_batches, windows
+from vig.scoring.pairs import Pair
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.3}
 
@@ -50,7 +50,7 @@ def test_sharing_and_buckets_change_nothing(llava, many, image_folder, null, mon
     assert_same(score(*llava, many, null=null, image_folder=image_folder, batch_tokens=200), alone)
     assert max(np.abs(values).max() for values in by_id(alone).values()) > 0.05
     if null != "shuffle":
-        monkeypatch.setattr("vig.scorer.WINDOW_BATCHES", 1)
+        monkeypatch.setattr("vig.scoring.passes.WINDOW_BATCHES", 1)
         assert_same(score(*llava, iter(many), null=null, image_folder=image_folder, batch_size=4), alone)
 
 
@@ -78,8 +78,8 @@ def plain_losses(model: Any, example: Example) -> list[float]:
 
 
 def examples_on_one_image(processor: Any, image_folder: Any) -> list[Example]:
-    from mof.answer_tokens import encode_record
-    from mof.records import to_record
+    from mof.data.answer_tokens import encode_record
+    from mof.data.records import to_record
 
     turns = [("What?", "A dog."), ("Which colour is it?", "Red, I think."), ("Where", "left")]
     return [
@@ -119,7 +119,7 @@ def test_what_cannot_be_shared_falls_back_and_says_so_once(kind, tiny_tokenizer,
     losses = AnswerLosses(model, 0)
     for _ in range(2):
         np.testing.assert_allclose(losses([examples], prefix).numpy(), expected, atol=1e-4)
-    (said,) = (record.getMessage() for record in caplog.records if record.name == "vig.answer_losses")
+    (said,) = (record.getMessage() for record in caplog.records if record.name == "vig.scoring.answer_losses")
     assert "for every record anew" in said
     assert losses._head is not None  # logits still exist at answer positions only
     assert losses._chunked == (kind != "capped logits")

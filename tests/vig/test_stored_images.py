@@ -14,8 +14,8 @@ from transformers import TrainingArguments
 from typer.testing import CliRunner
 
 from encoders import FeatureStore, ImageError, StoredImages, View, encode_images, read_image
-from mof.cli import build_app
-from mof.supervision import SupervisedCollator
+from mof.cli.app import build_app
+from mof.data.collator import SupervisedCollator
 from vig import SelectiveTrainer, score
 
 
@@ -128,7 +128,7 @@ def test_from_the_command_line(tiny_model, tiny_processor, records, image_folder
     run = CliRunner()
 
     def mof(*arguments: str) -> str:
-        from vig.cli import app as vig
+        from vig.cli.app import app as vig
 
         outcome = run.invoke(build_app({"vig": vig}), [str(argument) for argument in arguments])
         assert outcome.exit_code == 0, outcome.output

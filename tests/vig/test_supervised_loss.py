@@ -11,8 +11,8 @@ import transformers
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vig import supervised_loss
-from vig.supervised_loss import SupervisedPass, is_untouched
+from vig.training import supervised_loss
+from vig.training.supervised_loss import SupervisedPass, is_untouched
 
 HERE = Path(__file__).parent
 VOCABULARY = 89
@@ -219,8 +219,8 @@ import runpy, sys, torch
 import torch.distributed as dist
 here, way = sys.argv[1:]
 sys.path.insert(0, here + "/../..")
-from vig import supervised_loss
-from vig.supervised_loss import SupervisedPass, is_untouched
+from vig.training import supervised_loss
+from vig.training.supervised_loss import SupervisedPass, is_untouched
 supervised_loss.CHUNK = 4
 test = runpy.run_path(here + "/test_supervised_loss.py")
 torch.set_num_threads(1)

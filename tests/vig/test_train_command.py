@@ -18,17 +18,17 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments
 from typer.testing import CliRunner, Result
 
-import vig.cli
-from mof.cli import build_app
-from mof.supervision import SupervisedCollator
+import vig.cli.app
+from encoders.runs import RunLock
+from mof.cli.app import build_app
+from mof.data.collator import SupervisedCollator
 from vig import SelectiveTrainer, load_scores
-from vig.run_lock import RunLock
-from vig.training.command import train
+from vig.cli.train import train
 
 HERE = Path(__file__).parent
 TOOLS = runpy.run_path(str(HERE / "conftest.py"))
 FAMILIES = runpy.run_path(str(HERE / "test_model_classes.py"))["build"]
-APP = build_app({"train": train, "vig": vig.cli.app})
+APP = build_app({"train": train, "vig": vig.cli.app.app})
 
 SCRIPT = """
 import sys, time
@@ -36,9 +36,9 @@ sys.path.insert(0, sys.argv.pop(1))
 delay = float(sys.argv.pop(1))
 import torch
 torch.set_num_threads(1)
-from mof.cli import build_app
+from mof.cli.app import build_app
 from vig import SelectiveTrainer
-from vig.training.command import train
+from vig.cli.train import train
 step = SelectiveTrainer.training_step
 def slow(*args, **options):
     time.sleep(delay)

@@ -10,7 +10,7 @@ from PIL import Image
 from tiny import build_model, build_tokenizer
 
 from mof import MoFProcessor
-from mof.supervision import SupervisedCollator
+from mof.data.collator import SupervisedCollator
 from vig import score
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (40, 40, 230)}

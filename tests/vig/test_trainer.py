@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from encoders import ImageError
-from mof.supervision import SupervisedCollator
+from mof.data.collator import SupervisedCollator
 from vig import SelectiveTrainer, score, select
 
 HERE = Path(__file__).parent

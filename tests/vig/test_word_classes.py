@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vig.scores import Score
+from vig.scoring.scores import Score
 from vig.word_classes import vig_by_word_class, word_classes
 
 

@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from encoders.images.reading import ImageError
-from mof.answer_tokens import encode_record
-from mof.records import RecordError, to_record
-from mof.supervision import collate
-from vig.pairs import RawRecord, id_of
+from mof.data.answer_tokens import encode_record
+from mof.data.collator import collate
+from mof.data.records import RecordError, to_record
+from mof.data.rows import RawRecord, id_of
 
 # Shapes: S = tokens of a record, A = answer tokens among them, H = heads, Y = layers.
 

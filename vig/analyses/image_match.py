@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
-from mof.records import ROLES, digest, record_id
+from mof.data.records import ROLES, digest, record_id
 from vig.means import Mean
-from vig.scoring import score
+from vig.scoring.run import score
 from vig.word_classes import word_class
 
 CANDIDATES = 50  # other images that a record can choose from, drawn anew for each

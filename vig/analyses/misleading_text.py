@@ -15,7 +15,7 @@ from rich.progress import track
 from transformers import PreTrainedModel, ProcessorMixin
 
 from encoders.images.reading import read_image
-from mof.records import ImageSource
+from mof.data.records import ImageSource
 
 Question = Mapping[str, Any]
 """{"question", "image": file or open image, "options": [words], "answer": one of them}, also "false_statement" and "pair"."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vig.means import Mean
-from vig.scores import Scores
+from vig.scoring.scores import Scores
 
 # Shapes: N = records that two runs have both scored, T = their answer tokens.
 

@@ -13,17 +13,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
 from rich.progress import track
 
-from mof.records import UnreadableRow
+from mof.data.rows import RawRecord, UnreadableRow, id_of, rows
 from vig.answer_words import answer_words
 from vig.means import Mean
-from vig.pairs import RawRecord, id_of, rows
 from vig.report.charts import BarChart, Histogram, axis_of, bar_chart, histogram
 from vig.report.null_comparison import compare_nulls, null_name, reference_of
 from vig.report.parts_of_speech import can_tag, parts_of_speech
 from vig.report.samples import SampleReader
-from vig.scores import Score, Scores
-from vig.selection import Selection
-from vig.sources import NO_SOURCE
+from vig.scoring.scores import Score, Scores
+from vig.selection.sources import NO_SOURCE
+from vig.selection.thresholds import Selection
 from vig.word_classes import word_class
 
 MOST_SOURCES = 12  # with a histogram of their own

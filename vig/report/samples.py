@@ -14,12 +14,12 @@ from typing import Any
 from PIL import Image
 
 from encoders.images.reading import ImageError, read_image
-from mof.records import IMAGE_PLACEHOLDER, ROLES, ImageSource, RecordError, digest, to_record
+from mof.data.records import IMAGE_PLACEHOLDER, ROLES, ImageSource, RecordError, digest, to_record
+from mof.data.rows import RawRecord, to_mapping
 from vig.answer_words import token_texts, turns
 from vig.nulls import NULLS, NullImages
-from vig.pairs import RawRecord, to_mapping
-from vig.scores import Score
-from vig.selection import Selection
+from vig.scoring.scores import Score
+from vig.selection.thresholds import Selection
 
 THUMBNAIL = 320  # pixels of the longer side, at most
 MOST_IMAGES = 4  # of one record

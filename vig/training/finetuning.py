@@ -13,8 +13,8 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, ProcessorMixin, TrainingArguments
 
-from vig.trainer import SelectiveTrainer
 from vig.training.run_record import CHECKPOINTS
+from vig.training.trainer import SelectiveTrainer
 
 DEFAULTS: dict[str, Any] = {
     "optim": "adamw_torch",

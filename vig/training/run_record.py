@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from encoders.runs import LOCKS, RunLock
 from encoders.store.files import TEMPORARY, write_whole
-from vig.manifest import differences
-from vig.run_lock import LOCKS, RunLock
+from vig.scoring.identity import differences
 
 RECORD, CHECKPOINTS = "training.json", "checkpoints"
 

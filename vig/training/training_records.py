@@ -8,8 +8,9 @@ from typing import Any
 
 from transformers import ProcessorMixin
 
-from mof.records import RecordError, read_records, to_record
-from mof.supervision import SupervisedCollator
+from mof.data.collator import SupervisedCollator
+from mof.data.records import RecordError, to_record
+from mof.data.rows import read_records
 
 TRIED = 3  # records that are made a batch of
 NAMED = 3  # problems in a message

@@ -23,8 +23,8 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from encoders import read_image
+from mof.data.records import ImageSource
 from mof.evals.answering import Answer, Prompt
-from mof.records import ImageSource
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds between attempts, doubled each time
 LONGEST_REQUESTED_WAIT = 600.0  # a server that asks for more (a spent daily quota) is not waited for

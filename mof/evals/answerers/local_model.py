@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from encoders import read_image
+from mof.auto_classes import register_auto_classes
 from mof.evals.answering import Answer, Prompt
 
 # Shapes: B prompts (or options) of a batch, L tokens of the longest, N tokens of the longest option, V the vocabulary.
@@ -69,6 +70,7 @@ class LocalModel:
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder} holds no config.json: expected a folder that save_pretrained wrote")
+        register_auto_classes()
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         identity = _folder_identity(folder)

@@ -1,0 +1,26 @@
+from .base import Encoder, PatchFeatures
+from .images.loader import ImageLoader
+from .images.reading import ImageError, read_image
+from .registry import available_encoders, build_encoder, register_encoder
+from .store.feature_store import FeatureStore
+from .store.fingerprints import View
+from .store.report import EncodeReport
+from .store.stored_images import StoredImage, StoredImages
+from .store.writer import encode_images
+
+__all__ = [
+    "EncodeReport",
+    "Encoder",
+    "FeatureStore",
+    "ImageError",
+    "ImageLoader",
+    "PatchFeatures",
+    "StoredImage",
+    "StoredImages",
+    "View",
+    "available_encoders",
+    "build_encoder",
+    "encode_images",
+    "read_image",
+    "register_encoder",
+]

@@ -1,0 +1,182 @@
+"""The kit of every command that fills a folder: files that are whole or not there, whose run a folder holds, one run at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+TEMPORARY = ".tmp-"  # how the names of unfinished files begin
+LOCKS = "lock-*"
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file under a temporary name, then give it its own name; safe from crashes of process and machine.
+
+    The temporary name ends like the file's own, so that writers who go by the suffix do the right thing.
+    """
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    write(temporary)
+    _flush(temporary)  # otherwise a power cut could leave the name without the bytes
+    os.replace(temporary, path)
+    _flush(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """The file holds `text`, or what it held before."""
+    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """The file holds `content` as JSON, or what it held before."""
+    write_text(path, json.dumps(content, indent=1))
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what a killed process left unfinished in the folder. For the process that holds the folder's lock."""
+    for path in folder.glob(f"{TEMPORARY}*"):
+        path.unlink(missing_ok=True)
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Package -> its installed version; "source" for a package that is used without being installed."""
+
+    def installed(package: str) -> str:
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            return "source"
+
+    return {package: installed(package) for package in packages}
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """One line per entry that differs, nested entries as "versions.torch"."""
+    for key in sorted({*old, *new}):
+        before, now = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            yield from differences(before, now, f"{prefix}{key}.")
+        elif before != now:
+            yield f"{prefix}{key}: {before!r} there, {now!r} now"
+
+
+class RunFile:
+    """The JSON file in which a folder says what run it holds: {"format": 1, "identity": {...}} and what the run adds.
+
+    Args:
+        path: the file, directly in the run's folder.
+        what: what such a folder holds, for messages: "scoring run".
+        format: version of everything in the folder; a folder of another version is refused.
+        remedy: what to do about a folder of another run, for messages: "give a new --output-dir".
+    """
+
+    def __init__(self, path: Path, what: str, format: int, remedy: str) -> None:
+        self.path, self.what, self.format, self.remedy = path, what, format, remedy
+
+    def read(self) -> dict[str, Any]:
+        """The file's content.
+
+        Raises:
+            ValueError: for a folder without the file, a damaged file, or one of another format.
+        """
+        if not self.path.is_file():
+            raise ValueError(f"{self.path.parent} holds no {self.path.name}: expected the folder of a {self.what}")
+        try:
+            content = json.loads(self.path.read_text(encoding="utf-8"))
+            given = content["format"], content["identity"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(
+                f"{self.path} is damaged, or not of a {self.what} ({type(error).__name__}: {error}); put back a copy, or {self.remedy}"
+            ) from error
+        if given[0] != self.format:
+            raise ValueError(f"{self.path.parent} has format {given[0]!r}, this version of mof-vig reads {self.format}; {self.remedy}")
+        return content
+
+    def write(self, identity: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+        """Write the run's identity and `more`, all JSON-able, in place of what was there; the file's content."""
+        content = {"format": self.format, "identity": dict(identity), **more}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self.path, content)
+        return content
+
+    def claim(self, identity: Mapping[str, Any], *, begun: bool = True, own: Sequence[str] = ()) -> dict[str, Any]:
+        """Make the folder that of the run with this identity, or go on with it; the file's content.
+
+        Args:
+            identity: JSON-able, with text for anything that JSON does not know.
+            begun: whether the folder holds work that another run's would be mixed with; if not, another run may take it over.
+            own: patterns of files that may lie there before the first run, such as locks.
+
+        Raises:
+            ValueError: for a folder that holds another run, saying what differs, or files that are no run's.
+        """
+        folder = self.path.parent
+        identity = json.loads(json.dumps(identity, default=str))
+        if not self.path.is_file():
+            files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(TEMPORARY))
+            foreign = next((path for path in files if not any(path.match(pattern) for pattern in own)), None)
+            if foreign is not None:
+                raise ValueError(f"{folder} holds {foreign.relative_to(folder)} and no {self.what}; {self.remedy}")
+            return self.write(identity)
+        content = self.read()
+        different = list(differences(content["identity"], identity))
+        if not different:
+            return content
+        if not begun:
+            return self.write(identity)
+        raise ValueError(f"{folder} holds another {self.what}; {self.remedy}. Different:\n  " + "\n  ".join(different))
+
+
+class RunLock:
+    """One run at a time in a folder, of as many processes as it has; a context manager.
+
+    Each process holds a lock file of its own; the operating system frees it when the process dies, in whatever way. The first
+    process takes its lock before the others do, and looks whether all others are free: of a run that was killed in part, some
+    processes may live on for a while.
+    """
+
+    def __init__(self, folder: Path, rank: int = 0) -> None:
+        self._folder, self._rank = folder, rank
+        self._own = FileLock(folder / f"lock-{rank:04d}")
+
+    def take(self) -> None:
+        """Take the lock; the first process first. ValueError while a process of another run holds one."""
+        self._take(self._own)
+        for path in self._folder.glob(LOCKS) if self._rank == 0 else ():
+            if path != Path(self._own.lock_file):
+                other = FileLock(path)
+                self._take(other)
+                other.release()
+
+    def release(self) -> None:
+        """Free the lock, taken or not."""
+        self._own.release(force=True)
+
+    def __enter__(self) -> RunLock:
+        self.take()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
+    def _take(self, lock: FileLock) -> None:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(
+                f"another run is writing to {self._folder} and still alive; wait for it or end it, then run this again to go on "
+                "with what it saved, or give another folder"
+            ) from None
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,16 @@
+from .adapter import AdditiveMoF, ConcatMoF, InterleavedMoF
+from .auto_classes import MoFConfig, MoFForConditionalGeneration, MoFProcessor, register_auto_classes
+from .evals.mmvp_vlm import probe_mmvp_vlm
+from .pairs.blind_pair_search import blind_pairs
+
+__all__ = [
+    "AdditiveMoF",
+    "ConcatMoF",
+    "InterleavedMoF",
+    "MoFConfig",
+    "MoFForConditionalGeneration",
+    "MoFProcessor",
+    "blind_pairs",
+    "probe_mmvp_vlm",
+    "register_auto_classes",
+]

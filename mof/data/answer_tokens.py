@@ -1,0 +1,238 @@
+"""Which tokens are answers: one code for whoever trains and whoever scores, for any processor with a chat template.
+
+The chat template says in characters where the assistant speaks (`{% generation %}`). The tokenizer says in characters where
+tokens lie. The processor then makes many tokens of one image placeholder, which shifts what follows; so the tokens of the
+plain text are aligned with the processor's one by one, and only what stands for an image may differ. A processor that takes
+question and answer apart (PaliGemma's) says itself which tokens it made of the answer.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import ProcessorMixin
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from encoders import StoredImage, StoredImages
+from encoders.images.reading import ImageError, read_image
+from mof.data.records import ImageSource, Record, RecordError
+
+# Shapes: T tokens of a record, A answer tokens among them.
+
+# What some processors give besides ids, one value per token. It is cut and padded with the ids.
+PER_TOKEN = ("token_type_ids", "mm_token_type_ids")
+
+Span = tuple[int, int]  # characters start..end-1
+
+
+@dataclass(frozen=True)
+class Example:
+    """A record as tokens."""
+
+    id: str
+    """The record's id."""
+    input_ids: Tensor
+    """int64 [T], image placeholders expanded."""
+    answer_mask: Tensor
+    """bool [T]: the assistant's tokens of every turn, with the end-of-turn tokens that the template puts into its spans."""
+    images: dict[str, Tensor] = field(default_factory=dict)
+    """What else the processor gives, such as pixel_values; empty without images."""
+    answer: str = ""
+    """The answers of all turns one after the other, as the chat template writes them, end-of-turn marks included."""
+    characters: Tensor = field(default_factory=lambda: torch.empty(0, 2, dtype=torch.int64))
+    """int64 [A, 2]: each answer token is characters start..end-1 of `answer`. Tokens that share a character both have it."""
+
+
+def encode_record(
+    processor: ProcessorMixin,
+    record: Record,
+    *,
+    max_length: int = 2048,
+    images: Sequence[ImageSource | StoredImage] | None = None,
+    stored_images: StoredImages | None = None,
+) -> Example:
+    """Tokenise a conversation and find its answer tokens. A token that holds a character of an answer is one.
+
+    Args:
+        max_length: longer conversations are cut at the end.
+        images: in place of the record's own, in number the same.
+        stored_images: look the images up there instead of reading them. For a processor that takes such: `MoFProcessor`.
+
+    Raises:
+        ValueError: for a template without generation spans, or a tokenizer without offsets.
+        RecordError: for a record without an answer, tokens that cannot be aligned, or an image that does not fit into
+            `max_length`.
+        ImageError: for an image that cannot be read, naming the record too.
+    """
+    try:
+        read = stored_images or read_image
+        images = [one if isinstance(one, StoredImage) else read(one) for one in (record.images if images is None else images)]
+    except ImageError as error:
+        raise ImageError(f"record {record.id!r}: {error}") from error
+    text, spans = _render(processor, record)
+    if "suffix" in inspect.signature(processor.__call__).parameters:
+        return _encode_suffix(processor, record, text, spans, images, max_length)
+    # As transformers does it: a template that writes <s> itself must not get a second one.
+    bos = processor.tokenizer.bos_token
+    specials = not (bos and text.startswith(bos))
+    try:
+        nested = [images] if images else None  # one list per conversation: some processors cut up a lone image only
+        outputs = dict(processor(text=[text], images=nested, add_special_tokens=specials, return_tensors="pt"))
+    except Exception as error:
+        raise _refused(record, error) from error
+    input_ids = outputs.pop("input_ids")[0]  # [T]
+    outputs.pop("attention_mask", None)
+    plain = processor.tokenizer(text, add_special_tokens=specials, return_offsets_mapping=True)
+    answers = _answers(plain["offset_mapping"], spans)
+    image_token_id = getattr(processor, "image_token_id", None)  # None: a processor that expands nothing
+    placeholder = getattr(processor, "image_token", None)  # what stands for an image in the text; mostly the same token
+    placeholder_id = image_token_id if placeholder is None else processor.tokenizer.convert_tokens_to_ids(placeholder)
+    inside = [characters is not None for characters in answers]
+    texts = _between(plain["input_ids"], inside, placeholder_id)
+    mask = _align(record.id, *texts, input_ids.tolist(), image_token_id)
+    answer = "".join(text[start:end] for start, end in spans)
+    characters = torch.tensor([span for span in answers if span is not None], dtype=torch.int64).reshape(-1, 2)  # [A, 2]
+    return _cut(Example(record.id, input_ids, torch.tensor(mask), outputs, answer, characters), image_token_id, max_length)
+
+
+def _encode_suffix(
+    processor: ProcessorMixin, record: Record, text: str, spans: list[Span], images: Sequence[Any], max_length: int
+) -> Example:
+    """For a processor that takes the question as text and the answer as its suffix: tokens of type 1 are the answer's."""
+    if len(spans) != 1:
+        raise RecordError(
+            f"record {record.id!r} has {len(spans)} answers, but {type(processor).__name__} takes one question and one answer"
+        )
+    start, end = spans[0]
+    answer = text[start:end].removesuffix(processor.tokenizer.eos_token)  # which the processor adds
+    question = {"text": [text[:start]], "images": [images] if images else None}
+    try:
+        outputs = dict(processor(**question, suffix=[answer], return_offsets_mapping=True, return_tensors="pt"))
+    except Exception as error:
+        raise _refused(record, error) from error
+    input_ids, types = outputs.pop("input_ids")[0], outputs["token_type_ids"][0]  # [T], [T]
+    characters = outputs.pop("offset_mapping")[0][types == 1]  # [A, 2]
+    for key in ("attention_mask", "labels"):
+        outputs.pop(key, None)
+    answer += processor.tokenizer.eos_token
+    return _cut(Example(record.id, input_ids, types == 1, outputs, answer, characters), processor.image_token_id, max_length)
+
+
+def _refused(record: Record, error: Exception) -> RecordError:
+    """Processors raise many kinds for images of odd shapes, or for texts with marks that they read as images."""
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return RecordError(f"record {record.id!r}: {kind}{error}")
+
+
+def _cut(example: Example, image_token_id: int | None, max_length: int) -> Example:
+    """The first `max_length` tokens, and without the batch dimension what there is one of per token."""
+    _refuse_cut_image(example.id, example.input_ids, image_token_id, max_length)
+    per_token = {key: example.images[key][0, :max_length] for key in PER_TOKEN if key in example.images}  # [T]
+    ids, mask = example.input_ids[:max_length], example.answer_mask[:max_length]  # [T], [T]
+    characters = example.characters[: int(mask.sum())]  # [A, 2]
+    answer = example.answer[: int(characters[-1, 1]) if len(characters) else 0]
+    return Example(example.id, ids, mask, example.images | per_token, answer, characters)
+
+
+def _render(processor: ProcessorMixin, record: Record) -> tuple[str, list[Span]]:
+    """The conversation as text, and the characters of each answer in it."""
+    template = processor.chat_template
+    if isinstance(template, dict):
+        template = template.get("default")
+    if template is None or "generation %}" not in template:
+        raise ValueError(
+            "the chat template does not mark the assistant's words: put {% generation %} and {% endgeneration %} around them, "
+            "the end-of-turn token inside (mof.chat_templates has two that do), and set processor.chat_template, or edit "
+            "chat_template.jinja in the model's folder"
+        )
+    if not processor.tokenizer.is_fast:
+        raise ValueError(f"{type(processor.tokenizer).__name__} gives no character offsets; load the fast tokenizer")
+    answers = sum(message["role"] == "assistant" for message in record.messages)
+    if not answers:
+        raise RecordError(f"record {record.id!r} has no assistant message, so there is nothing to learn or score")
+    texts, spans = render_jinja_template(
+        conversations=[record.messages],
+        chat_template=template,
+        return_assistant_tokens_mask=True,
+        **processor.tokenizer.special_tokens_map,
+    )
+    if len(spans[0]) != answers:
+        raise ValueError(
+            f"record {record.id!r}: {answers} assistant messages, but the chat template marks {len(spans[0])} generation spans"
+        )
+    return texts[0], spans[0]
+
+
+def _answers(offsets: Sequence[Span], spans: Sequence[Span]) -> list[Span | None]:
+    """Per token, its characters in all answers put together, or None outside: from the first that overlaps a span to the last.
+
+    Some tokenizers trim white space off their offsets; a token of nothing else is then an empty span at its end.
+    """
+    answers: list[Span | None] = [None] * len(offsets)
+    before = 0  # characters of the answers before this one
+    for start, end in spans:
+        inside = [i for i, (left, right) in enumerate(offsets) if right > start and (left < end or left == right == end)]
+        for i in range(inside[0], inside[-1] + 1) if inside else ():
+            left, right = (before + min(max(place, start), end) - start for place in offsets[i])
+            answers[i] = (left, right)
+        before += end - start
+    return answers
+
+
+def _align(record_id: str, texts: list[list[int]], masks: list[list[bool]], expanded: list[int], image_token_id: int | None) -> list[bool]:
+    """The answers' mask of the texts between placeholders (`_between`), for the expanded tokens.
+
+    Between the texts lies what the processor made of the images: image tokens, and around them marks of its own (none of
+    which can be an answer, as images belong to the user's messages).
+    """
+    ends = [len(texts[0])] if expanded[: len(texts[0])] == texts[0] else []
+    for index, text in enumerate(texts[1:], start=1):
+        last = index == len(texts) - 1
+        first = (expanded.index(image_token_id, ends[-1]) + 1) if ends and image_token_id in expanded[ends[-1] :] else len(expanded)
+        starts = [len(expanded) - len(text)] if last else range(first, len(expanded) - len(text) + 1)
+        found = next((at for at in starts if at >= first and expanded[at : at + len(text)] == text), None)
+        if found is None:
+            break
+        ends.append(found + len(text))
+    if len(ends) != len(texts) or ends[-1] != len(expanded):
+        raise RecordError(
+            f"record {record_id!r}: the processor changes more than the number of image tokens (id {image_token_id}): "
+            f"{sum(map(len, texts))} tokens of text cannot be aligned with {len(expanded)} tokens of the processor"
+        )
+    mask = [False] * len(expanded)
+    for end, inside in zip(ends, masks, strict=True):
+        mask[end - len(inside) : end] = inside
+    return mask
+
+
+def _between(ids: list[int], answers: list[bool], placeholder_id: int | None) -> tuple[list[list[int]], list[list[bool]]]:
+    """The tokens before, between and after runs of image placeholders, and which of them are answers."""
+    texts: list[list[int]] = [[]]
+    masks: list[list[bool]] = [[]]
+    for is_image, run in groupby(zip(ids, answers, strict=True), key=lambda pair: pair[0] == placeholder_id):
+        if is_image:
+            texts.append([])
+            masks.append([])
+        else:
+            for token, answer in run:
+                texts[-1].append(token)
+                masks[-1].append(answer)
+    return texts, masks
+
+
+def _refuse_cut_image(record_id: str, input_ids: Tensor, image_token_id: int | None, max_length: int) -> None:
+    """The cut may not go through or before an image: its features would have no place."""
+    if image_token_id is None:
+        return
+    places = (input_ids == image_token_id).nonzero()  # [image tokens, 1]
+    needed = int(places[-1]) + 1 if len(places) else 0
+    if needed > max_length:
+        raise RecordError(
+            f"record {record_id!r}: its images end at token {needed}, but max_length is {max_length}; raise max_length or pool"
+        )

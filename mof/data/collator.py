@@ -1,0 +1,159 @@
+"""Records to training batches: tokens padded, labels where there is supervision, records that cannot be tokens left out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import ProcessorMixin
+
+from encoders import StoredImages
+from encoders.images.reading import ImageError
+from mof.data.answer_tokens import PER_TOKEN, Example, encode_record
+from mof.data.records import Record, RecordError, to_record
+
+# Shapes: R records, T tokens of a record, L tokens of the longest, A answer tokens of a record.
+
+MOST_FAILURES = 50  # records left out before the first with an image that is not
+
+BLANK_TURNS = [
+    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "-"}]},
+    {"role": "assistant", "content": [{"type": "text", "text": "-"}]},
+]
+
+logger = logging.getLogger(__name__)
+
+
+def collate(
+    examples: Sequence[Example], pad_token_id: int, padding_side: str = "right", keep: Sequence[Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Examples to a batch: input_ids, attention_mask and labels [R, L], and the images of all records in order.
+
+    Args:
+        keep: per example bool [T], in place of its answer mask: where labels are not -100.
+    """
+    masks = [example.answer_mask for example in examples] if keep is None else keep
+    ids = [example.input_ids for example in examples]  # R of [T]
+    labels = [torch.where(mask, one, -100) for one, mask in zip(ids, masks, strict=True)]  # R of [T]
+    batch = {
+        "input_ids": _pad(ids, pad_token_id, padding_side),
+        "attention_mask": _pad([torch.ones_like(one) for one in ids], 0, padding_side),
+        "labels": _pad(labels, -100, padding_side),
+    }
+    for key in dict.fromkeys(key for example in examples for key in example.images):
+        values = [example.images[key] for example in examples if key in example.images]
+        batch[key] = _pad(values, 0, padding_side) if key in PER_TOKEN else _join(values)  # [M, ...]
+    return batch
+
+
+def _join(values: Sequence[Tensor]) -> Tensor:
+    """[M_r, ...] of the records -> [M, ...]; zeros fill up where one has fewer tiles per image, as processors do it."""
+    sizes = [max(lengths) for lengths in zip(*(value.shape[1:] for value in values), strict=True)]
+    padding = [[x for size, most in zip(value.shape[:0:-1], sizes[::-1], strict=True) for x in (0, most - size)] for value in values]
+    return torch.cat([F.pad(value, pad) if any(pad) else value for value, pad in zip(values, padding, strict=True)])
+
+
+def _pad(rows: Sequence[Tensor], value: int, side: str) -> Tensor:
+    """R of [T] -> [R, L]."""
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side=side)
+
+
+class SupervisedCollator:
+    """Raw record dicts to a training batch, padded on the right; the `data_collator` of a Trainer.
+
+    A record may carry a "token_mask": one bool per answer token, in order. Where it is false the token stays in context, but
+    takes no part in the loss. In its place it may carry "token_weights": one number from 0 up per answer token, 0 like false.
+    The batch then has "token_weights" [R, L] too, where tokens of other records weigh 1; `vig.SelectiveTrainer` knows them.
+
+    Of several processes (torchrun, accelerate) all must run the same parts of a model, or FSDP, ZeRO-3 and some uses of DDP
+    stand still. There a batch without an image gets one more record, of a blank image and without loss.
+
+    Args:
+        max_length: longer conversations are cut at the end, token masks with them.
+        image_folder: where relative image paths start.
+        stored_images: look the images up there instead of reading them.
+        strict: raise the error of a record whose image cannot be read, does not fit into `max_length` or is refused by the
+            processor. By default the record is logged and left out, and a batch that loses all of its records has one
+            without an answer: a run of days does not end at a damaged file.
+
+    Raises:
+        RecordError: for a record in no known form, and for a mask or weights that do not fit its answers.
+        ImageError, RecordError: with `strict`; without it when not one of the first images can be used.
+    """
+
+    def __init__(
+        self,
+        processor: ProcessorMixin,
+        max_length: int = 2048,
+        image_folder: str | os.PathLike[str] | None = None,
+        stored_images: StoredImages | None = None,
+        strict: bool = False,
+    ) -> None:
+        self.processor, self.max_length, self.image_folder = processor, max_length, image_folder
+        self.stored_images, self.strict = stored_images, strict
+        self._left_out = torch.zeros((), dtype=torch.int64).share_memory_()  # one number for all worker processes
+        self._any_was_used, self._failures = False, 0  # in this process
+
+    @property
+    def left_out(self) -> int:
+        """How often a record was left out so far, in this process and the workers that it started."""
+        return int(self._left_out)
+
+    def __call__(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """R records -> the batch of `collate`."""
+        examples, weights, with_image = [], [], False
+        for raw in records:
+            record = to_record(raw, self.image_folder)
+            try:
+                example = encode_record(self.processor, record, max_length=self.max_length, stored_images=self.stored_images)
+            except (ImageError, RecordError) as error:
+                self._leave_out(error)
+                continue
+            with_image |= bool(record.images)
+            self._any_was_used |= with_image
+            examples.append(example)
+            weights.append(_token_weights(example, raw))
+        if not (with_image or self.stored_images) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            blank = encode_record(self.processor, Record("blank", BLANK_TURNS, [Image.new("RGB", (64, 64))]), max_length=sys.maxsize)
+            examples, weights = [*examples, blank], [*weights, torch.zeros(len(blank.input_ids))]
+        elif not examples:
+            examples, weights = [Example("", torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.bool))], [torch.zeros(2)]
+        pad_token_id = self.processor.tokenizer.pad_token_id  # masked out: any id will do where there is none
+        batch = collate(examples, 0 if pad_token_id is None else pad_token_id, keep=[one > 0 for one in weights])
+        if any(raw.get("token_weights") is not None for raw in records):
+            batch["token_weights"] = _pad(weights, 0, "right")  # [R, L]
+        return batch
+
+    def _leave_out(self, error: ImageError | RecordError) -> None:
+        self._failures += 1
+        if self.strict or (self._failures == MOST_FAILURES and not self._any_was_used):  # rather a wrong folder than bad luck
+            raise error
+        logger.warning("%s; the record is left out", error)
+        self._left_out += 1
+
+
+def _token_weights(example: Example, raw: Mapping[str, Any]) -> Tensor:
+    """float [T]: the record's "token_weights" or "token_mask" at its answer tokens, 1 without either; 0 elsewhere."""
+    weights = example.answer_mask.float()  # [T]
+    given = [key for key in ("token_mask", "token_weights") if raw.get(key) is not None]
+    if len(given) > 1:
+        raise RecordError(f"record {example.id!r} has a token_mask and token_weights; give one of them")
+    for key in given:
+        answers = int(example.answer_mask.sum())
+        if len(raw[key]) != answers:
+            raise RecordError(
+                f"record {example.id!r}: {key} has {len(raw[key])} values for {answers} answer tokens; scores made with "
+                "another tokenizer, chat template or max_length do not fit"
+            )
+        values = torch.as_tensor(raw[key], dtype=torch.float32)  # [A]
+        if not ((values >= 0) & values.isfinite()).all():
+            raise RecordError(f"record {example.id!r}: {key} must be finite numbers from 0 up, got {values.tolist()}")
+        weights[example.answer_mask] = values
+    return weights

@@ -1,0 +1,109 @@
+"""Raw records one after the other: out of a file, a list, a generator or a table. `mof.data.records` parses them."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from mof.data.records import RecordError, record_id
+
+RawRecord = Mapping[str, Any] | list[Any]  # as `mof.data.records.to_record` reads it
+
+
+@dataclass(frozen=True)
+class UnreadableRow:
+    """Stands for a record that could not be had: a line that is not JSON, or a row whose table cannot decode it."""
+
+    id: str
+    reason: str
+
+
+Row = RawRecord | UnreadableRow
+
+
+@runtime_checkable
+class Table(Protocol):
+    """What gives rows by their index."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The raw record dicts of a `.json` file (one list) or a `.jsonl` file (one dict a line), in UTF-8.
+
+    Raises:
+        RecordError: naming the file (and line) that is not that.
+    """
+    rows = read_rows(path)
+    for row in rows:
+        if isinstance(row, UnreadableRow):
+            raise RecordError(f"{row.id}: {row.reason}")
+    return rows
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[Any]:
+    """As `read_records`, but a line that is not JSON costs the file only that line: it becomes an `UnreadableRow`.
+
+    Raises:
+        RecordError: as above, also when the first line is not JSON: the file is then of another kind.
+    """
+    path = Path(path)
+    content = path.read_bytes()
+    if not content.strip():
+        raise RecordError(f"{path}: the file is empty")
+    if path.suffix == ".jsonl":
+        lines = [(number, line) for number, line in enumerate(content.split(b"\n"), start=1) if line.strip()]
+        records = [_parse_json(line, f"{path.name}, line {number}") for number, line in lines]
+    else:
+        records = _parse_json(content, str(path))
+    first = records[0] if isinstance(records, list) and records else records
+    if isinstance(first, UnreadableRow):
+        raise RecordError(f"{first.id}: {first.reason}; expected a .json file of one list, or one dict a line in a .jsonl file")
+    if not isinstance(records, list):
+        raise RecordError(f"{path}: expected a list of records, got a {type(records).__name__}; one dict a line is .jsonl")
+    return records
+
+
+def rows(records: Iterable[RawRecord]) -> Iterator[Row]:
+    """One record after the other; of a table with an index (a Hugging Face data set), the rows that can be had."""
+    if isinstance(records, (Sequence, Iterator)) or not isinstance(records, Table):
+        yield from records
+        return
+    for index in range(len(records)):
+        try:
+            yield records[index]
+        except Exception as error:  # of whatever decodes the row
+            yield UnreadableRow(f"row {index}", f"{type(error).__name__}: {error}")
+
+
+def to_mapping(raw: RawRecord) -> Mapping[str, Any]:
+    """A list of messages as a record that has them."""
+    return {"messages": raw} if isinstance(raw, list) else raw
+
+
+def id_of(raw: Row) -> str:
+    return raw.id if isinstance(raw, UnreadableRow) else record_id(raw)
+
+
+def unique_ids(records: Sequence[Row]) -> list[str]:
+    """The ids of all records. ValueError naming those used twice: scores and selections refer to records by id."""
+    ids = [id_of(record) for record in records]
+    twice = [id for id, count in Counter(ids).items() if count > 1]
+    if twice:
+        raise ValueError(f"record ids must be unique; {len(twice)} used more than once: {', '.join(twice[:10])}")
+    return ids
+
+
+def _parse_json(content: bytes, where: str) -> Any:
+    try:
+        return json.loads(content.removeprefix(codecs.BOM_UTF8).decode())
+    except (ValueError, RecursionError) as error:  # also what is not UTF-8
+        return UnreadableRow(where, f"not JSON ({error})")

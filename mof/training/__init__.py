@@ -1,1 +1,0 @@
-"""What the recipes need around a training: settings, plans, run folders, tables."""

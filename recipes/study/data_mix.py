@@ -1,0 +1,131 @@
+"""The ShareGPT4V variant of LLaVA's instruction mix: its detailed descriptions make room for better captions.
+
+`llava_v1_5_mix665k.json` holds the 23k records of LLaVA's `detail_23k` unmarked among the others. Such a record is recognised by
+    - one image, one question, one answer;
+    - a question that is, but for case and punctuation, one of the prompts that asked for these descriptions (`PROMPTS`);
+    - an answer of more than `MIN_WORDS` words, which tells it from a one-line caption for a similar prompt.
+ShareGPT4V (arXiv 2311.12793) replaces these records by as many of its captions, and so does `with_captions`.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mof.data.records import IMAGE_PLACEHOLDER
+
+RawRecord = dict[str, Any]
+
+MIN_WORDS = 30
+
+PROMPTS = frozenset({
+    # The list in LLaVA's paper (arXiv 2304.08485, appendix).
+    "describe the following image in detail",
+    "describe the image in detail",
+    "provide a detailed description of the given image",
+    "give an elaborate explanation of the image you see",
+    "share a comprehensive rundown of the presented image",
+    "offer a thorough analysis of the image",
+    "explain the various aspects of the image before you",
+    "clarify the contents of the displayed image with great detail",
+    "characterize the image using a well detailed description",
+    "break down the elements of the image in a detailed manner",
+    "walk through the important details of the image",
+    "portray the image with a rich descriptive narrative",
+    "narrate the contents of the image with precision",
+    "analyze the image in a comprehensive and detailed manner",
+    "illustrate the image through a descriptive explanation",
+    "examine the image closely and share its details",
+    "write an exhaustive depiction of the given image",
+    # Those of the released data.
+    "describe the following image",
+    "write a detailed description of the given image",
+    "explain the visual content of the image in great detail",
+    "what do you see happening in this image",
+    "what do you think is going on in this snapshot",
+    "whats happening in the scene",
+    "what is happening in the scene",
+    "what is this photo about",
+    "what are the key elements in this picture",
+    "can you describe the main features of this image for me",
+    "can you elaborate on the elements of the picture provided",
+})  # fmt: skip
+"""Prompts for detailed descriptions, lower case, without punctuation."""
+
+
+@dataclass(frozen=True)
+class MixSummary:
+    """What `with_captions` did, in records."""
+
+    records: int
+    """Of the mix, before and after."""
+    replaced: int
+    """Detailed descriptions that gave way to captions."""
+    same_image: int
+    """How many of these captions are of the image whose description they replace."""
+    captions: int
+    """Captions there were to choose from."""
+
+
+def with_captions(instructions: Sequence[RawRecord], captions: Sequence[RawRecord], seed: int = 0) -> tuple[list[RawRecord], MixSummary]:
+    """The instruction mix with each detailed description replaced, in its place, by a caption record.
+
+    The caption of the same image is taken where there is one, else a random one of the rest; each caption at most once. The
+    same arguments give the same mix. Records stay as they are, ids included; the inputs are not changed.
+
+    Args:
+        instructions: LLaVA dicts, such as `llava_v1_5_mix665k.json`.
+        captions: LLaVA dicts with an image each, such as `sharegpt4v_instruct_gpt4-vision_cap100k.json`.
+
+    Returns:
+        The new mix, and a summary of counts.
+
+    Raises:
+        ValueError: when there are no captions or fewer than detailed descriptions, when a caption has no image, or when the
+            mix holds no detailed description.
+    """
+    places = [index for index, record in enumerate(instructions) if is_detailed_description(record)]
+    _check(len(places), len(instructions), captions)
+    by_image: dict[str, list[int]] = defaultdict(list)
+    for number in reversed(range(len(captions))):  # so that pop() takes the first
+        by_image[captions[number]["image"]].append(number)
+    chosen: dict[int, int] = {}
+    for place in places:
+        if same := by_image.get(instructions[place]["image"]):
+            chosen[place] = same.pop()
+    same_image, used = len(chosen), set(chosen.values())
+    rest = [number for number in range(len(captions)) if number not in used]
+    open_places = [place for place in places if place not in chosen]
+    chosen.update(zip(open_places, random.Random(seed).sample(rest, len(open_places)), strict=True))
+    mix = [captions[chosen[place]] if place in chosen else record for place, record in enumerate(instructions)]
+    return mix, MixSummary(len(mix), len(places), same_image, len(captions))
+
+
+def is_detailed_description(record: RawRecord) -> bool:
+    """Whether a LLaVA dict is one of the detailed descriptions (see the module's docstring)."""
+    turns = record.get("conversations", [])
+    if not isinstance(record.get("image"), str) or [turn.get("from") for turn in turns] != ["human", "gpt"]:
+        return False
+    question, answer = (turn["value"] for turn in turns)
+    return _plain(question) in PROMPTS and len(answer.split()) > MIN_WORDS
+
+
+def _check(descriptions: int, records: int, captions: Sequence[RawRecord]) -> None:
+    if not captions:
+        raise ValueError("no caption records were given; expected ShareGPT4V's caption file")
+    if imageless := [str(record.get("id")) for record in captions if not isinstance(record.get("image"), str)]:
+        raise ValueError(f"{len(imageless)} caption records have no image: {', '.join(imageless[:10])}")
+    if not descriptions:
+        raise ValueError(f"none of the {records} instruction records is a detailed description; is this LLaVA's mix?")
+    if len(captions) < descriptions:
+        raise ValueError(f"{len(captions)} captions cannot replace {descriptions} detailed descriptions one for one; give more")
+
+
+def _plain(question: str) -> str:
+    """Lower case, one space between words, no placeholder, no punctuation."""
+    text = question.replace(IMAGE_PLACEHOLDER, " ").lower().replace("-", " ")
+    return " ".join(re.sub(r"[^\w\s]", "", text).split())

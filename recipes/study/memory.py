@@ -1,0 +1,59 @@
+"""What training takes of a GPU's memory: an estimate for mixed-precision training with AdamW, in bytes per GPU:
+
+    weights      trainable: 4 a parameter, the fp32 master. Frozen: 2, kept in bf16.
+    gradients    trainable: 4.
+    optimizer    trainable: 8, AdamW's two fp32 moments.
+    gathered     the bf16 weights that are whole on each GPU at one moment. Sharded: two decoder layers (the one at work, the
+                 next one prefetched) and both embeddings. Plain data parallel: autocast's bf16 copies of all trainable ones.
+    activations  see `Layer` and `study.plan.Plan.activations`.
+
+Sharded (FSDP2, ZeRO-3) divides the first three by the number of GPUs, but for the frozen encoders, which every GPU holds whole:
+they are small. ZeRO-3 keeps the same 16 bytes differently: 2 + 2 in bf16 and 12 in fp32. Without `bf16` every number is 4 wide.
+Not counted: the CUDA context, fragmentation, and what the frozen encoders need in passing; a tenth of the GPU is left for them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+GIB = 2**30
+USABLE = 0.9
+"""Share of a GPU's memory that the estimate may fill."""
+LAYOUTS = ("data parallel", "sharded")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The widths of one decoder layer of the Llama kind: RMSNorm, attention without a stored score matrix, gated MLP."""
+
+    hidden: int
+    queries: int
+    keys: int
+    mlp: int
+
+    def saved(self, trainable: bool, width: int) -> int:
+        """Bytes that one token leaves for the backward pass; `width` bytes a number, the norms work in fp32.
+
+        Norm: its fp32 input; trainable also the normalised input (for its weight) and its output (for the linears after
+        it). Attention: queries, keys, values and its output, which attention's own backward needs. MLP: gate, up and the
+        activated gate; trainable also their product (for the linear after it).
+        """
+        norm = self.hidden * (4 + 2 * width * trainable)
+        attention = 2 * width * (self.queries + self.keys)
+        mlp = width * self.mlp * (3 + trainable)
+        return 2 * norm + attention + mlp
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one GPU."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    gathered: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        return self.weights + self.gradients + self.optimizer + self.gathered + self.activations

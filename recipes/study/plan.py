@@ -1,0 +1,216 @@
+"""What a training run will need, before anything is downloaded: all is built on the meta device, without weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Group
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+
+from encoders import build_encoder
+from mof.adapter import Mixer, build_mixer
+from mof.language_models import MINI_LM
+from study.memory import GIB, LAYOUTS, USABLE, Layer, Memory
+from study.plan_tables import memory_table, parts_table, steps_table
+from study.settings import Setting, Stage
+
+CAPTION_TOKENS = 128
+"""Text tokens of a stage 1 record, taken as the longest in a batch: LLaVA's captions and prompts have fewer."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes, steps and memory of a setting. Printed by rich as tables."""
+
+    name: str
+    devices: int
+    gpu_memory: float
+    """GiB of one GPU."""
+    encoders: dict[str, int]
+    """Parameters by encoder: its vision tower. A text tower takes no part in training and is not counted."""
+    adapters: int
+    llm: int
+    """Parameters of the language model, without the row that an `<image>` token may add to its embeddings."""
+    trainable: dict[str, int]
+    """By stage."""
+    tokens_per_image: int
+    stages: dict[str, Stage]
+    """ "align" and "finetune"."""
+    steps: dict[str, int | None]
+    """By stage, and "finetune, VIG" with the selected records only. None where the number of records is not known."""
+    tokens: dict[str, int]
+    """Tokens of one record, by stage: visual tokens and a caption, or the longest record that max_length lets through."""
+    layer: Layer
+    layers: int
+    vocabulary: int
+    decoder_layer: int
+    """Parameters of one decoder layer."""
+    embeddings: int
+    """Parameters of the input and output embeddings."""
+    adapter_bytes: int
+    """Bytes that the adapters of one image leave for the backward pass."""
+    width: int
+    """Bytes of a number outside the master weights: 2 for bf16, else 4."""
+
+    @property
+    def total(self) -> int:
+        return sum(self.encoders.values()) + self.adapters + self.llm
+
+    def activations(self, stage: str, checkpointed: bool) -> int:
+        """Bytes of activations at their peak, for one forward pass of one GPU.
+
+        Checkpointed: the input of every decoder layer, and the larger of one layer worked out again and the logits, since
+        these are not alive at the same moment. Else: all layers and the logits. A logit takes 14 bytes: 2 in bf16, and 4 each
+        as fp32, as log-softmax and as its gradient. In both cases the adapters hold one image per record.
+        """
+        records, _ = self.stages[stage].split(self.devices)
+        tokens = records * self.tokens[stage]
+        one = tokens * self.layer.saved(stage == "finetune", self.width)
+        logits = tokens * self.vocabulary * (14 if self.width == 2 else 12)
+        boundaries = tokens * self.layer.hidden * self.width * self.layers
+        return records * self.adapter_bytes + (boundaries + max(one, logits) if checkpointed else one * self.layers + logits)
+
+    def memory(self, stage: str, layout: str = "sharded", checkpointed: bool | None = None) -> Memory:
+        """The estimate for a stage ("align", "finetune") and a layout of `LAYOUTS`; checkpointing as set unless given."""
+        if stage not in self.stages or layout not in LAYOUTS:
+            raise ValueError(f"expected a stage of {list(self.stages)} and a layout of {LAYOUTS}, got {stage!r}, {layout!r}")
+        if checkpointed is None:
+            checkpointed = self.stages[stage].gradient_checkpointing
+        trainable, share = self.trainable[stage], self.devices if layout == "sharded" else 1
+        frozen_encoders = sum(self.encoders.values()) + self.adapters - self.trainable["align"]
+        frozen = self.total - trainable - frozen_encoders
+        copies = trainable if self.width < 4 else 0
+        gathered = 2 * self.decoder_layer + self.embeddings if layout == "sharded" else copies
+        return Memory(
+            weights=(4 * trainable + self.width * frozen) / share + self.width * frozen_encoders,
+            gradients=4 * trainable / share,
+            optimizer=8 * trainable / share,
+            gathered=gathered * self.width,
+            activations=self.activations(stage, checkpointed),
+        )
+
+    def fits(self, memory: Memory) -> bool:
+        return memory.total <= USABLE * self.gpu_memory * GIB
+
+    def __rich__(self) -> Group:
+        return Group(parts_table(self), steps_table(self), memory_table(self))
+
+
+def plan(setting: Setting, devices: int = 8, gpu_memory: float = 80.0) -> Plan:
+    """Build the setting on the meta device and count. Reads no weights, and no network when `llm_config` is given.
+
+    Args:
+        devices: GPUs.
+        gpu_memory: GiB of one GPU.
+
+    Raises:
+        ValueError: for a language model whose config is neither in the setting nor in a local folder, one that is not of the
+            Llama kind, a batch that cannot be split over the devices, or images that leave no room for text.
+    """
+    config = _llm_config(setting)
+    with torch.device("meta"):
+        encoders = {name: build_encoder(**spec, pretrained=False) for name, spec in setting.encoders.items()}
+        options = {"pool": tuple(setting.pool), "grid": None if setting.grid is None else tuple(setting.grid)}
+        mixer = build_mixer(setting.fusion, encoders, config.hidden_size, **options)
+        llm = AutoModelForCausalLM.from_config(config)
+    if mixer.tokens_per_image >= setting.max_length:
+        raise ValueError(f"{mixer.tokens_per_image} visual tokens leave no room for text in max_length {setting.max_length}")
+    adapters = sum(p.numel() for name, p in mixer.named_parameters() if not name.startswith("encoders."))
+    towers = {name: _vision_size(spec) for name, spec in setting.encoders.items()}
+    mixer_trainable = adapters + sum(towers[name] for name, encoder in encoders.items() if not encoder.frozen)
+    stages = {"align": setting.align, "finetune": setting.finetune}
+    for stage in stages.values():
+        stage.split(devices)
+    head, table = llm.get_output_embeddings(), llm.get_input_embeddings()
+    return Plan(
+        name=setting.name,
+        devices=devices,
+        gpu_memory=gpu_memory,
+        encoders=towers,
+        adapters=adapters,
+        llm=_size(llm),
+        trainable={"align": mixer_trainable, "finetune": mixer_trainable + _size(llm)},
+        tokens_per_image=mixer.tokens_per_image,
+        stages=stages,
+        steps=_steps(setting),
+        tokens={
+            "align": min(setting.max_length, mixer.tokens_per_image + CAPTION_TOKENS),
+            "finetune": setting.max_length,
+        },
+        layer=_layer(config),
+        layers=config.num_hidden_layers,
+        vocabulary=config.vocab_size,
+        decoder_layer=_size(llm.model.layers[0]),
+        embeddings=_size(nn.ModuleList([head, table])),
+        adapter_bytes=_adapter_bytes(mixer, 2 if setting.bf16 else 4),
+        width=2 if setting.bf16 else 4,
+    )
+
+
+def _llm_config(setting: Setting) -> PreTrainedConfig:
+    if setting.llm_config is not None:
+        values = dict(setting.llm_config)
+        return AutoConfig.for_model(values.pop("model_type"), **values)
+    folder = MINI_LM if setting.llm == "mini-lm" else Path(setting.llm)
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{setting.name}: the architecture of {setting.llm!r} is not known here; give it as llm_config in the setting, or "
+            "give a local folder with a config.json as llm"
+        )
+    return AutoConfig.from_pretrained(folder, local_files_only=True)
+
+
+def _layer(config: Any) -> Layer:
+    try:
+        return Layer(
+            hidden=config.hidden_size,
+            queries=config.num_attention_heads * config.head_dim,
+            keys=config.num_key_value_heads * config.head_dim,
+            mlp=config.intermediate_size,
+        )
+    except AttributeError as error:
+        kind = config.model_type
+        raise ValueError(f"memory is estimated for language models of the Llama kind, not for {kind}: {error}") from error
+
+
+def _size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _vision_size(spec: dict[str, Any]) -> int:
+    """Parameters that take part in seeing an image: those that get a gradient from it."""
+    with torch.device("meta"):
+        encoder = build_encoder(**{**spec, "trainable": True}, pretrained=False)
+        pixels = torch.zeros(1, 3, encoder.image_size, encoder.image_size)
+        seen = encoder(pixels).tokens if encoder.embed_dim is None else encoder.embed_image(pixels)
+        seen.sum().backward()
+    return sum(parameter.numel() for parameter in encoder.parameters() if parameter.grad is not None)
+
+
+def _adapter_bytes(mixer: Mixer, width: int) -> int:
+    """Per image: the input of each linear layer of the adapters, and the input of their GELU."""
+    per_position = 0
+    for name, part in mixer.named_modules():
+        if isinstance(part, nn.Linear) and not name.startswith("encoders."):
+            # Each adapter's first linear layer maps to hidden_size: its output is what the GELU keeps.
+            per_position += part.in_features + (part.out_features if name.endswith(".0") else 0)
+    return width * per_position * mixer.positions
+
+
+def _steps(setting: Setting) -> dict[str, int | None]:
+    """Optimizer steps. VIG keeps its share of the records with an image, and all records without one."""
+    data = setting.data
+    steps = {"align": None if data.align_records is None else setting.align.steps(data.align_records)}
+    if data.finetune_records is None:
+        return steps | {"finetune": None, "finetune, VIG": None}
+    # Rounded before ceil: 0.7 of 10 records are 7, not 7.000000000000001 of them.
+    chosen = math.ceil(round(setting.keep * (data.finetune_records - data.text_records), 6)) + data.text_records
+    return steps | {
+        "finetune": setting.finetune.steps(data.finetune_records),
+        "finetune, VIG": setting.finetune.steps(chosen),
+    }

@@ -1,0 +1,96 @@
+"""The kit for folders that commands fill: whole files, whose run it is, one run at a time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from encoders.runs import RunFile, RunLock, differences, remove_unfinished, versions, write_json, write_whole
+
+SCALARS = st.none() | st.integers() | st.text(max_size=3)
+IDENTITIES = st.dictionaries(st.text(max_size=3), SCALARS | st.dictionaries(st.text(max_size=3), SCALARS, max_size=3), max_size=4)
+
+
+def run_file(folder: Path, format: int = 1) -> RunFile:
+    return RunFile(folder / "run.json", "test run", format, "give a new folder")
+
+
+def test_a_writer_that_fails_changes_nothing(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"old": 1})
+
+    def fail(path: Path) -> None:
+        assert path.suffix == ".json"
+        path.write_text("half")
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        write_whole(tmp_path / "a.json", fail)
+    assert json.loads((tmp_path / "a.json").read_text()) == {"old": 1}
+    remove_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+@given(IDENTITIES, IDENTITIES)
+def test_differences_are_none_for_equals_only(old: dict, new: dict) -> None:
+    def absent_as_null(value: object) -> object:  # an entry that is null and one that is missing are the same
+        return {key: absent_as_null(one) for key, one in value.items() if one is not None} if isinstance(value, dict) else value
+
+    assert not list(differences(old, old))
+    if absent_as_null(old) != absent_as_null(new):
+        assert list(differences(old, new)) == [line for line in differences(old, new) if line]
+
+
+def test_a_folder_belongs_to_one_run(tmp_path: Path) -> None:
+    identity = {"model": "a", "versions": {"torch": "1"}}
+    run_file(tmp_path).claim(identity)
+    assert run_file(tmp_path).claim(identity)["identity"] == identity
+    with pytest.raises(ValueError, match=r"versions.torch: '1' there, '2' now"):
+        run_file(tmp_path).claim({"model": "a", "versions": {"torch": "2"}})
+    run_file(tmp_path).claim({"model": "b"}, begun=False)
+    assert run_file(tmp_path).read()["identity"] == {"model": "b"}
+
+
+def test_what_is_no_runs_folder_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="thesis.tex"):
+        run_file(tmp_path).claim({})
+    run_file(tmp_path).claim({}, own=["*.tex"])
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"format": 1}', "\x00\x01"])
+def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(ValueError, match=r"run\.json"):
+        run_file(tmp_path).read()
+
+
+def test_another_format_and_no_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"run\.json"):
+        run_file(tmp_path).read()
+    run_file(tmp_path, format=2).claim({})
+    with pytest.raises(ValueError, match="format 2"):
+        run_file(tmp_path, format=1).read()
+
+
+def test_versions_of_what_is_installed_and_not() -> None:
+    found = versions("pytest", "no-such-package")
+    assert found["pytest"] == pytest.__version__ and found["no-such-package"] == "source"
+
+
+def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
+    code = f"from pathlib import Path; from encoders.runs import RunLock; lock = RunLock(Path({str(tmp_path)!r}), 1); lock.take(); print('held', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="still alive"):
+            RunLock(tmp_path).take()
+        other.kill()
+        other.wait()
+    with RunLock(tmp_path):
+        pass

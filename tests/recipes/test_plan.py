@@ -1,0 +1,231 @@
+"""Plans: published parameter counts and step numbers, and bytes that autograd really saves."""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
+from accelerate.utils.dataclasses import DistributedType
+from rich.console import Console
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from encoders.backends.open_clip import OpenClipEncoder
+from encoders.backends.timm import TimmEncoder
+from mof.adapter import InterleavedMoF
+from mof.language_models import MINI_LM
+from study.memory import GIB, Layer
+from study.plan import Plan, _adapter_bytes, plan
+from study.settings import Setting, Stage, read_setting
+
+CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def llava() -> dict[str, Plan]:
+    return {size: plan(read_setting(CONFIGS / f"llava15_{size}.yaml"), devices=8) for size in ("7b", "13b")}
+
+
+def small(**changes: object) -> Setting:
+    stage = Stage(1e-3, 8)
+    encoders = {"a": {"name": "tiny-a"}, "b": {"name": "tiny-b"}}
+    return Setting(
+        **({"name": "small", "encoders": encoders, "llm": "x", "align": stage, "finetune": stage, "llm_config": LLAMA} | changes)
+    )
+
+
+@pytest.mark.parametrize(("size", "llm", "hidden"), [("7b", 6_738_415_616, 4096), ("13b", 13_015_864_320, 5120)])
+def test_published_sizes(llava: dict[str, Plan], size: str, llm: int, hidden: int):
+    one = llava[size]
+    assert one.llm == llm
+    assert one.adapters == 2 * (1024 * hidden + hidden + hidden * hidden + hidden)
+    # OpenAI's CLIP ViT-L/14-336 vision tower, its projection counted; DINOv2's 304.37M with 577 positions for its 1,370.
+    assert one.encoders == {"clip": 303_507_456 + 1024 * 768, "dinov2": 304_367_616 - (1370 - 577) * 1024}
+    assert one.trainable == {"align": one.adapters, "finetune": one.adapters + llm}
+    assert one.total == sum(one.encoders.values()) + one.adapters + llm
+
+
+def test_published_visual_tokens_and_steps(llava: dict[str, Plan]):
+    for one in llava.values():
+        assert one.tokens_per_image == 1152
+        assert one.tokens == {"align": 1152 + 128, "finetune": 2048}
+        # 558,128 records by 256, 665,298 by 128; VIG: 70 % of the 624,610 with an image, and the 40,688 without.
+        assert one.steps == {"align": 2181, "finetune": 5198, "finetune, VIG": 3734}
+
+
+def test_memory_of_the_published_setting(llava: dict[str, Plan]):
+    one = llava["7b"]
+    states = 16 * (6_738_415_616 + one.adapters)  # fp32 weights, gradients and two moments
+    whole, sharded = one.memory("finetune", "data parallel"), one.memory("finetune", "sharded")
+    frozen = 2 * sum(one.encoders.values())
+    assert whole.weights + whole.gradients + whole.optimizer == states + frozen
+    assert sharded.weights + sharded.gradients + sharded.optimizer == pytest.approx(states / 8 + frozen)
+    assert not one.fits(whole) and one.fits(sharded)
+    boundaries, logits = 16 * 2048 * 32 * 4096 * 2, 16 * 2048 * 32000 * 14
+    adapters = 16 * one.adapter_bytes
+    assert sharded.activations == boundaries + logits + adapters and sharded.total < 60 * GIB
+    assert one.memory("finetune", "sharded", checkpointed=False).activations > 2 * sharded.activations
+    assert one.memory("align", "data parallel").optimizer == 8 * one.adapters
+
+
+def test_nothing_is_looked_up(llava: dict[str, Plan], monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object) -> None:
+        raise AssertionError("a plan needs no network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    assert plan(small()).tokens_per_image > 0
+
+
+def test_the_tables_show_the_numbers(llava: dict[str, Plan]):
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(llava["7b"])
+    text = console.export_text()
+    for shown in ("llava15_7b: 1,152 visual tokens per image", "6,738,415,616", "2,181", "5,198", "3,734", "sharded, checkpointed"):
+        assert shown in text
+
+
+def test_trainable_encoders_unknown_numbers_of_records_and_fusions():
+    frozen = plan(small(), devices=1)
+    trained = plan(small(encoders={"a": {"name": "tiny-a", "trainable": True}, "b": {"name": "tiny-b"}}), devices=1)
+    assert trained.trainable["align"] == frozen.trainable["align"] + frozen.encoders["a"]
+    assert trained.total == frozen.total
+    assert frozen.steps == {"align": None, "finetune": None, "finetune, VIG": None}
+    assert plan(small(fusion="concat"), devices=1).tokens_per_image * 2 == frozen.tokens_per_image
+
+
+def test_errors_say_what_to_do(tmp_path: Path):
+    with pytest.raises(ValueError, match="architecture of 'org/model' is not known here; give it as llm_config"):
+        plan(small(llm="org/model", llm_config=None))
+    with pytest.raises(ValueError, match="leave no room for text in max_length 4"):
+        plan(small(max_length=4))
+    with pytest.raises(ValueError, match="8 records cannot be split evenly over 3 devices"):
+        plan(small(), devices=3)
+    with pytest.raises(ValueError, match="Llama kind, not for gpt2"):
+        plan(small(llm_config={"model_type": "gpt2", "n_embd": 32, "n_head": 4, "n_layer": 2}))
+    LlamaConfig(**{key: value for key, value in LLAMA.items() if key != "model_type"}).save_pretrained(tmp_path)
+    assert plan(small(llm=str(tmp_path), llm_config=None)).llm == plan(small()).llm
+
+
+def saved_bytes(model: nn.Module, run: object) -> int:
+    """Bytes of the distinct tensors that autograd keeps for the backward pass, parameters and their views not counted."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if (pointer := tensor.untyped_storage().data_ptr()) not in own:
+            kept[pointer] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = run()  # type: ignore[operator]
+    total = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    del output
+    return total
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_layer_saves_what_autograd_saves(trainable: bool, dtype: torch.dtype):
+    tokens, values = 256, {key: value for key, value in LLAMA.items() if key != "model_type"} | {"hidden_size": 64}
+    measured = []
+    for layers in (2, 4):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(**values | {"num_hidden_layers": layers}, attn_implementation="sdpa")).to(dtype)
+        model.requires_grad_(trainable)
+        embeds = torch.randn(1, tokens, 64, dtype=dtype, requires_grad=True)
+        measured.append(saved_bytes(model, lambda model=model, embeds=embeds: model.model(inputs_embeds=embeds, use_cache=False)))
+    per_token = (measured[1] - measured[0]) / 2 / tokens
+    layer = Layer(hidden=64, queries=64, keys=32, mlp=48)
+    assert layer.saved(trainable, dtype.itemsize) == pytest.approx(per_token, rel=0.1)
+
+
+def test_adapters_save_what_autograd_saves(tiny_encoders: dict):
+    mixer = InterleavedMoF(tiny_encoders, 32)
+    features = {name: torch.randn(1, mixer.positions, encoder.width) for name, encoder in tiny_encoders.items()}
+    assert _adapter_bytes(mixer, 4) == saved_bytes(mixer, lambda: [mixer.adapters[name](x) for name, x in features.items()])
+
+
+@pytest.fixture
+def launch_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for key in list(os.environ):
+        if key.startswith(("FSDP_", "ACCELERATE_")):
+            monkeypatch.delenv(key)
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")
+    return monkeypatch
+
+
+def test_the_fsdp2_launch_config(launch_environment: pytest.MonkeyPatch):
+    config = load_config_from_file(str(CONFIGS / "launch/fsdp2.yaml"))
+    assert config.distributed_type == DistributedType.FSDP and (config.num_processes, config.mixed_precision) == (8, "bf16")
+    known = {"fsdp_" + name for name in FullyShardedDataParallelPlugin.__dataclass_fields__}
+    # The launcher's own names for three of the plugin's fields.
+    assert set(config.fsdp_config) <= known | {"fsdp_version", "fsdp_transformer_layer_cls_to_wrap", "fsdp_offload_params"}
+    for key, value in config.fsdp_config.items():
+        launcher = {"FSDP_TRANSFORMER_LAYER_CLS_TO_WRAP": "FSDP_TRANSFORMER_CLS_TO_WRAP"}
+        launch_environment.setenv(launcher.get(key.upper(), key.upper()), str(value))
+    plugin = FullyShardedDataParallelPlugin()
+    assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True and not plugin.cpu_ram_efficient_loading
+    assert plugin.transformer_cls_names_to_wrap == ["LlamaDecoderLayer"] and not plugin.activation_checkpointing
+    assert plugin.ignored_modules == r".*mixer\.encoders"
+
+
+def test_the_ignored_modules_are_the_encoders(tiny_model: nn.Module):
+    from accelerate.utils.fsdp_utils import get_parameters_from_modules
+
+    pattern = load_config_from_file(str(CONFIGS / "launch/fsdp2.yaml")).fsdp_config["fsdp_ignored_modules"]
+    for model in (tiny_model, Wrapped(tiny_model)):
+        ignored = get_parameters_from_modules(pattern, model, torch.device("cpu"))
+        assert ignored == set(tiny_model.mixer.encoders.parameters()) and not any(p.requires_grad for p in ignored)
+
+
+class Wrapped(nn.Module):
+    """Puts a prefix in front of the names, as PEFT and compilation do."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.inner = model
+
+
+def test_the_zero3_launch_config(launch_environment: pytest.MonkeyPatch):
+    config = load_config_from_file(str(CONFIGS / "launch/deepspeed_zero3.yaml"))
+    assert config.distributed_type == DistributedType.DEEPSPEED and config.num_processes == 8
+    file = CONFIGS.parents[1] / config.deepspeed_config["deepspeed_config_file"]
+    launch_environment.setenv("ACCELERATE_DEEPSPEED_CONFIG_FILE", str(file))
+    launch_environment.setenv("ACCELERATE_DEEPSPEED_ZERO3_INIT", str(config.deepspeed_config["zero3_init_flag"]).lower())
+    units = config.deepspeed_config["deepspeed_moe_layer_cls_names"]
+    assert units.split(",") == [OpenClipEncoder.__name__, TimmEncoder.__name__]
+    launch_environment.setenv("ACCELERATE_CONFIG_DS_FIELDS", ",".join(config.deepspeed_config))
+    # What accelerate refuses beside a DeepSpeed file: it must be said there.
+    assert config.mixed_precision is None
+    plugin = DeepSpeedPlugin()
+    assert plugin.zero_stage == 3 and plugin.hf_ds_config.is_zero3() and not plugin.zero3_init_flag
+    assert plugin.offload_optimizer_device == plugin.offload_param_device == "none" and plugin.zero3_save_16bit_model
+
+
+@pytest.mark.parametrize("name", ["fsdp2", "deepspeed_zero3"])
+def test_the_commands_in_the_launch_configs_name_files_that_exist(name: str):
+    path = CONFIGS / "launch" / f"{name}.yaml"
+    words = path.read_text().split()
+    assert words[words.index("--config_file") + 1] == f"recipes/configs/launch/{name}.yaml"
+    assert (CONFIGS.parents[1] / words[words.index("--config") + 1]).is_file()
+
+
+@pytest.mark.skipif(not (MINI_LM / "config.json").is_file(), reason="needs the miniature's weights")
+def test_the_embedded_default_is_planned_too():
+    one = plan(read_setting(CONFIGS / "miniature.yaml"), devices=1)
+    assert one.width == 4 and one.fits(one.memory("finetune", "data parallel"))

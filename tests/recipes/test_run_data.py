@@ -1,0 +1,79 @@
+"""Records are found, named, split and refused before anything is trained."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mof.data.records import RecordError
+from study.run_data import read_run_data
+from study.settings import Data
+
+
+def record(name, image="a.png", **more):
+    text = "<image>\nWhat?" if image else "What?"
+    turns = [{"from": "human", "value": text}, {"from": "gpt", "value": "This."}]
+    return {"id": name, "conversations": turns} | ({"image": image} if image else {}) | more
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "first").mkdir()
+    (tmp_path / "second").mkdir()
+    for i in range(10):
+        Image.new("RGB", (4, 4)).save(tmp_path / "first" / f"{i}.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "second/a.png")
+    return tmp_path
+
+
+def read(folder, align, finetune=(), **options):
+    (folder / "align.json").write_text(json.dumps(align))
+    (folder / "finetune.json").write_text(json.dumps(list(finetune)))
+    data = Data(align=["align.json"], finetune=["finetune.json"], image_folders=["first", "second"], **options)
+    return read_run_data(data, folder)
+
+
+def test_images_are_found_in_any_folder_and_in_any_form(folder):
+    two = record("two", ["a.png", "3.png"])
+    two["conversations"][0]["value"] = "<image><image>\nWhat?"
+    chat = {"images": ["a.png"], "messages": [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+        {"role": "assistant", "content": "This."},
+    ]}  # fmt: skip
+    records = read(folder, [record("one"), two, chat, record("none", None) | {"image": None}, record("empty", "")]).align
+    a = str(folder / "second/a.png")
+    assert records[0]["image"] == a
+    assert records[1]["image"] == [a, str(folder / "first/3.png")]
+    assert records[2]["images"] == [a]
+    assert len({one["id"] for one in records}) == 5  # also the record that came without a name has one
+
+
+def test_equal_ids_are_told_apart(folder):
+    records = read(folder, [record("x"), record("x"), record("y")]).align
+    assert [one["id"] for one in records] == ["x", "x#2", "y"]
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.1, 1), (0.3, 3), (0.4, 4), (0.7, 7), (0.9, 9)])
+def test_held_out_photos_are_as_many_as_asked_for_and_in_neither_stage(folder, share, count):
+    records = [record(str(i), f"{i}.png") for i in range(10)]
+    if count == 1:
+        with pytest.raises(ValueError, match="two are needed"):
+            read(folder, records, held_out=share)
+        return
+    data = read(folder, records, [*records, record("text", None)], held_out=share)
+    assert len(data.held_out) == count
+    assert len(data.align) == 10 - count
+    assert {one["id"] for one in data.finetune} == {one["id"] for one in data.align} | {"text"}
+
+
+def test_bad_records_are_named_all_at_once(folder):
+    question = record("question")
+    question["conversations"] = question["conversations"][:1]
+    with pytest.raises(RecordError, match=r"3 of 4 records cannot be used: record 'lost': image 'no.png' is in none of .*first.*question"):
+        read(folder, [record("lost", "no.png"), record("fine"), question, record("more", "a.png", conversations=[])])
+
+
+def test_a_missing_file_is_an_os_error(folder):
+    with pytest.raises(OSError, match="no.json"):
+        read_run_data(Data(align=["no.json"]), Path(folder))

@@ -1,0 +1,53 @@
+import json
+
+import pytest
+
+from study.run_folder import RunFolder
+
+
+def test_a_finished_stage_is_not_done_again(tmp_path):
+    done = []
+
+    def work(folder):
+        done.append(folder)
+        return {"loss": 1.5}
+
+    run = RunFolder(tmp_path / "run", {"a": 1})
+    assert run.stage("align", work) == {"loss": 1.5} == run.stage("align", work)
+    resumed = RunFolder(tmp_path / "run", {"a": 1}, resume=True)
+    assert resumed.stage("align", work) == {"loss": 1.5}
+    assert done == [tmp_path / "run/align"]
+
+
+def test_a_stage_that_died_is_done_again_in_the_same_folder(tmp_path):
+    run = RunFolder(tmp_path / "run", {})
+
+    def dies(folder):
+        (folder / "checkpoint").touch()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.stage("align", dies)
+    resumed = RunFolder(tmp_path / "run", {}, resume=True)
+    assert resumed.stage("align", lambda folder: {"found": (folder / "checkpoint").exists()}) == {"found": True}
+
+
+def test_another_run_and_the_same_run_without_resume_are_refused(tmp_path):
+    RunFolder(tmp_path / "run", {"setting": {"keep": 0.7}})
+    with pytest.raises(ValueError, match=r"another run, which differs in setting\.keep"):
+        RunFolder(tmp_path / "run", {"setting": {"keep": 0.5}}, resume=True)
+    with pytest.raises(ValueError, match="--resume"):
+        RunFolder(tmp_path / "run", {"setting": {"keep": 0.7}})
+
+
+def test_a_folder_with_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="holds no run"):
+        RunFolder(tmp_path, {})
+
+
+def test_what_is_written_is_json_and_whole(tmp_path):
+    run = RunFolder(tmp_path / "run", {})
+    run.write("results.json", {"rows": [1, 2]})
+    assert json.loads((tmp_path / "run/results.json").read_text()) == {"rows": [1, 2]}
+    assert not list((tmp_path / "run").glob(".*.part"))

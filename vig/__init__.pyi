@@ -1,0 +1,18 @@
+from .scoring.run import score
+from .scoring.scores import Score, Scores, load_scores
+from .selection.random_control import random_selection
+from .selection.sources import record_sources
+from .selection.thresholds import Selection, select
+from .training.trainer import SelectiveTrainer
+
+__all__ = [
+    "Score",
+    "Scores",
+    "Selection",
+    "SelectiveTrainer",
+    "load_scores",
+    "random_selection",
+    "record_sources",
+    "score",
+    "select",
+]

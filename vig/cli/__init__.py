@@ -1,0 +1,1 @@
+"""The commands `mof vig ...` and `mof train`: one file per command."""

@@ -1,0 +1,178 @@
+"""Records in, pairs of examples out: each record with its images and with their null images."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+from encoders import StoredImages
+from encoders.images.reading import ImageError, read_image
+from mof.data.answer_tokens import Example, encode_record
+from mof.data.records import ImageSource, Record, RecordError, digest, to_record
+from mof.data.rows import Row, UnreadableRow, id_of
+from vig.nulls import NullImages, pixel_digest
+from vig.scoring.prefix_cache import part
+from vig.scoring.remembered_images import with_remembered_images
+
+# Shapes: L = tokens of a record, T = answer tokens among them, E = end-of-turn tokens among those.
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One record in both branches; the token ids are the same unless the null branch has no visual tokens."""
+
+    id: str
+    digest: str
+    clean: Example
+    null: Example
+    turn_ends: NDArray[np.int64]
+    """[E] indices into the answer tokens."""
+    images: str
+    """What its images look like: equal for records on the same images."""
+    prefix: int
+    """Tokens up to the last image, which records on the same images may share; 0 if there are answers among them."""
+
+
+@dataclass
+class _Images:
+    """The images of the last record, as the next one is often on the same."""
+
+    sources: list[ImageSource]
+    shown: list[Any]
+    """RGB images, or `StoredImage`s."""
+    digest: str
+    clean: dict[str, Tensor] | None = None
+    """What the processor made of them, and what is different with their null images."""
+    null: dict[str, Tensor] | None = None
+
+
+@dataclass
+class PairReader:
+    """Reads records into pairs and keeps account of those that give none."""
+
+    processor: ProcessorMixin
+    image_folder: str | os.PathLike[str] | None
+    nulls: NullImages
+    max_length: int
+    stored_images: tuple[StoredImages, StoredImages] | None = None
+    """Where to look up the images, and the null images."""
+    text_only: list[str] = field(default_factory=list)
+    """Ids of records without an image that can be trained on."""
+    failures: dict[str, str] = field(default_factory=dict)
+    """id -> reason."""
+
+    def __post_init__(self) -> None:
+        self._special_ids = _special_ids(self.processor.tokenizer)
+        self._processor = with_remembered_images(self.processor)
+        self._last = _Images([], [], "")
+
+    def read(self, raw: Row) -> Pair | None:
+        """None for a record without an image, and for one that cannot be read or has no answer."""
+        id = id_of(raw)
+        if isinstance(raw, UnreadableRow):
+            self.fail(id, raw.reason)
+            return None
+        try:
+            return self._pair(to_record(raw, self.image_folder), digest(raw))
+        except (RecordError, ImageError) as error:
+            self.fail(id, str(error))
+            return None
+
+    def _pair(self, record: Record, digest: str) -> Pair | None:
+        images = self._read_images(record)
+        clean = encode_record(self._processor, record, max_length=self.max_length, images=images.shown)
+        if not clean.answer_mask.any():
+            raise RecordError(f"no answer token within max_length={self.max_length}")
+        if not record.images:  # only now: training takes text-only records unscored, so they must have passed the checks
+            self.text_only.append(record.id)
+            return None
+        null = self._encode_without(record, clean) if self.nulls.drops else self._encode_null(record, clean, images)
+        images.clean = images.clean or clean.images
+        clean = replace(clean, images={**clean.images, **_alike(images.clean, clean.images)})  # one copy for all records on them
+        turn_ends = _turn_ends(clean.input_ids, clean.answer_mask, self._special_ids)
+        return Pair(record.id, digest, clean, null, turn_ends, images.digest, self._prefix(clean))
+
+    def _read_images(self, record: Record) -> _Images:
+        """What is made of them is made once for neighbours on the same images."""
+        if not record.images or not _same(record.images, self._last.sources):
+            try:
+                images = self._shown(list(record.images))
+            except ImageError as error:
+                raise ImageError(f"record {record.id!r}: {error}") from error
+            self._last = replace(self._last, sources=images.sources) if images.digest == self._last.digest else images
+        return self._last
+
+    def _shown(self, sources: list[ImageSource]) -> _Images:
+        if self.stored_images is None:
+            images = [read_image(image) for image in sources]
+            return _Images(sources, images, "".join(map(pixel_digest, images)))
+        stored = [self.stored_images[0](image) for image in sources]
+        return _Images(sources, stored, "".join(image.key for image in stored))
+
+    def _encode_null(self, record: Record, clean: Example, images: _Images) -> Example:
+        """The same tokens with the null images."""
+        if images.null is None:
+            nulls = [self.stored_images[1](one) for one in record.images] if self.stored_images else self.nulls(record.id, images.shown)
+            null = encode_record(self.processor, record, max_length=self.max_length, images=nulls)
+            assert torch.equal(clean.input_ids, null.input_ids), f"record {record.id!r}: the null image changed the tokens"
+            alike = _alike(null.images, clean.images)  # of the tokens, and different in another record, rather than of pixels
+            images.null = {key: value for key, value in null.images.items() if key not in alike}
+        return replace(clean, images={**clean.images, **images.null})
+
+    def _encode_without(self, record: Record, clean: Example) -> Example:
+        """The conversation without the image or images. What is left of its answers is cut where the clean ones are."""
+        shorter = self.nulls.drop_from(record)
+        example = encode_record(self._processor, shorter, max_length=self.max_length)
+        places = example.answer_mask.nonzero().flatten()[: int(clean.answer_mask.sum())]  # [T]
+        if not torch.equal(example.input_ids[places], clean.input_ids[clean.answer_mask]):
+            raise RecordError(f"record {record.id!r}: its answers have other tokens when the image is dropped")
+        return part(example, 0, int(places[-1]) + 1)
+
+    def _prefix(self, example: Example) -> int:
+        image_token_id = getattr(self.processor, "image_token_id", None)  # None: a processor that expands nothing
+        # Where tokens are told apart by type, those before the answer see each other: no prefix is without the question.
+        if image_token_id is None or "token_type_ids" in example.images:
+            return 0
+        places = torch.nonzero(example.input_ids == image_token_id)  # [image tokens, 1]
+        prefix = int(places[-1]) + 1 if len(places) else 0
+        return 0 if example.answer_mask[: prefix + 1].any() else prefix
+
+    def fail(self, id: str, reason: str) -> None:
+        logger.warning("record %r is not scored: %s", id, reason)
+        self.failures[id] = reason
+
+
+def _same(images: Sequence[ImageSource], others: Sequence[ImageSource]) -> bool:
+    """Whether they are the same files, or the same objects in memory; nothing is decoded for it."""
+    same = (a is b or (isinstance(a, str) and isinstance(b, str) and a == b) for a, b in zip(images, others, strict=False))
+    return len(images) == len(others) and all(same)
+
+
+def _alike(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the first that the second has too, with the same values."""
+    return {key: value for key, value in some.items() if key in others and torch.equal(value, others[key])}
+
+
+def _turn_ends(input_ids: Tensor, answer_mask: Tensor, special_ids: frozenset[int]) -> NDArray[np.int64]:
+    """The last special token of each answer span, as an index into the answer tokens; a cut answer has none."""
+    last: dict[int, int] = {}  # span -> index of its last special token so far
+    for index, position in enumerate(answer_mask.nonzero().flatten().tolist()):
+        if int(input_ids[position]) in special_ids:
+            last[position - index] = index  # within one span, position - index is constant
+    return np.array(list(last.values()), dtype=np.int64)  # [E]
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    added = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return frozenset((added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id})

@@ -1,0 +1,126 @@
+"""Records in, scores out: windows of records, batches of each, two forward passes per batch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mof.data.rows import Row
+from vig.scoring.answer_losses import AnswerLosses
+from vig.scoring.batches import Batch, make_batches, windows
+from vig.scoring.pairs import Pair, PairReader
+from vig.scoring.progress import scoring_bar
+from vig.scoring.scores import Score
+
+# Shapes: N = answer tokens in a batch, T = answer tokens of one record.
+
+logger = logging.getLogger(__name__)
+
+SHARD_RECORDS = 256  # at most so many scores are lost when a run is killed
+WINDOW_BATCHES = 8  # so many batches of records are read before they are sorted by length and by image
+MOST_FAILURES = 50  # records in a row that the model does not take: then it is not the records
+
+
+class Scorer:
+    """Scores records and hands the scores on, some at a time.
+
+    Args:
+        save: takes the next scores, at most `SHARD_RECORDS` and those of a batch; also when the run is interrupted.
+        batch_tokens, batch_size: see `vig.score`.
+    """
+
+    def __init__(
+        self, losses: AnswerLosses, reader: PairReader, save: Callable[[list[Score]], None], batch_tokens: int, batch_size: int
+    ) -> None:
+        self._losses, self._reader, self._save = losses, reader, save
+        self._batch_tokens, self._batch_size = batch_tokens, batch_size
+        self._unsaved: list[Score] = []
+        self._refused_in_a_row = 0
+
+    def run(self, records: Iterable[Row], *, visible: bool = True) -> None:
+        """Score all records.
+
+        Args:
+            visible: show the progress bar if there is a terminal.
+        """
+        total = len(records) if isinstance(records, Sized) else None
+        tokens, size = WINDOW_BATCHES * self._batch_tokens, WINDOW_BATCHES * self._batch_size
+        try:
+            with scoring_bar(total, visible) as advance:
+                for window in windows(map(self._reader.read, records), tokens, size):
+                    advance(window.count(None), [])
+                    for batch, scores in self._window([pair for pair in window if pair is not None]):
+                        self._unsaved += scores
+                        if len(self._unsaved) >= SHARD_RECORDS:
+                            self._save_all()
+                        advance(len(batch.pairs), scores)
+        finally:  # an interrupted run loses nothing, a killed one at most SHARD_RECORDS scores
+            self._save_all()
+
+    def _save_all(self) -> None:
+        scores, self._unsaved = self._unsaved, []
+        if scores:
+            self._save(scores)
+
+    def _window(self, pairs: Sequence[Pair]) -> Iterator[tuple[Batch, list[Score]]]:
+        batches = make_batches(pairs, self._batch_tokens, self._batch_size)
+        while batches:
+            batch = batches.pop(0)
+            scores = self._batch(batch)
+            if scores is None:  # out of memory
+                self._batch_tokens = max(batch.tokens // 2, 1)
+                rest = [pair for one in [batch, *batches] for pair in one.pairs]
+                batches = make_batches(rest, self._batch_tokens, self._batch_size)
+            else:
+                yield batch, scores
+
+    def _batch(self, batch: Batch) -> list[Score] | None:
+        """The scores of a batch, less those of records that the model does not take. None: out of memory."""
+        pairs = batch.pairs
+        try:
+            both = self._both_losses(batch)  # [2, N]
+        except torch.OutOfMemoryError:
+            if len(pairs) > 1:
+                logger.warning("out of memory with %d records of %d tokens in all; going on with half as many", len(pairs), batch.tokens)
+                return None
+            self._reader.fail(pairs[0].id, f"out of memory with this record alone, {batch.tokens} tokens")
+            return []
+        except (ValueError, RuntimeError, IndexError) as error:  # say, more image tokens in a record than its image gives
+            if len(pairs) > 1:  # whose fault it is shows one by one
+                return [score for pair in pairs for score in self._batch(Batch([[pair]], 0)) or []]
+            self._refused_in_a_row += 1
+            if self._refused_in_a_row >= MOST_FAILURES:
+                raise
+            self._reader.fail(pairs[0].id, f"the model does not take it ({type(error).__name__}: {error})")
+            return []
+        self._refused_in_a_row = 0
+        ends = np.cumsum([int(pair.clean.answer_mask.sum()) for pair in pairs])
+        scores = []
+        for pair, (loss, null_loss) in zip(pairs, np.split(both, ends[:-1], axis=1), strict=True):  # [T], [T]
+            if np.isfinite(null_loss - loss).all():
+                scores.append(_to_score(pair, loss, null_loss))
+            else:  # say, an overflow in half precision
+                self._reader.fail(pair.id, "the model's loss on it is not finite")
+        return scores
+
+    def _both_losses(self, batch: Batch) -> NDArray[np.float32]:
+        """[2, N]: with the images, and with the null images."""
+        clean = self._losses([[pair.clean for pair in group] for group in batch.groups], batch.prefix)  # [N]
+        # without an image there is nothing before the question that would be worth sharing
+        prefix = 0 if self._reader.nulls.drops else batch.prefix
+        null = self._losses([[pair.null for pair in group] for group in batch.groups], prefix)  # [N]
+        return torch.stack([clean, null]).cpu().numpy()  # the only wait for the device in a batch
+
+
+def _to_score(pair: Pair, loss: NDArray[np.float32], null_loss: NDArray[np.float32]) -> Score:
+    token_vig = null_loss - loss  # [T]
+    # rounded to float32, a mean never exceeds the largest of its values, so a selected sample has a token to select
+    vig, mean_loss, mean_null = (float(np.float32(x.mean(dtype=np.float64))) for x in (token_vig, loss, null_loss))
+    token_ids = pair.clean.input_ids[pair.clean.answer_mask].numpy()  # [T]
+    starts, ends = pair.clean.characters.numpy().T  # [T], [T]
+    rest = (pair.clean.answer, starts, ends)
+    return Score(pair.id, vig, mean_loss, mean_null, token_vig, token_ids, pair.turn_ends, pair.digest, *rest)

@@ -1,0 +1,180 @@
+"""VIG scoring: two teacher-forced passes per record, one with its image and one with a null image."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from PIL import Image
+from torch import nn
+from transformers import PreTrainedModel, ProcessorMixin
+
+from encoders import StoredImages
+from mof.data.records import ImageSource, RecordError, digest, images_of, to_record
+from mof.data.rows import RawRecord, Row, id_of, rows, unique_ids
+from vig.nulls import NullImages
+from vig.processes import Processes
+from vig.scoring.answer_losses import AnswerLosses
+from vig.scoring.batches import by_image
+from vig.scoring.folder import ScoreFolder
+from vig.scoring.identity import scoring_identity
+from vig.scoring.pairs import PairReader
+from vig.scoring.passes import Scorer
+from vig.scoring.scores import SCHEMA, Score, Scores, from_table, to_table
+
+logger = logging.getLogger(__name__)
+
+
+def score(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    records: Iterable[RawRecord],
+    output_dir: str | os.PathLike[str] | None = None,
+    null: str | Callable[[Image.Image], Image.Image] = "blur",
+    *,
+    image_folder: str | os.PathLike[str] | None = None,
+    batch_tokens: int = 16384,
+    batch_size: int = 64,
+    max_length: int = 2048,
+    only_image: int | None = None,
+    stored_images: tuple[StoredImages, StoredImages] | None = None,
+    seed: int = 0,
+) -> Scores:
+    """Visual information gain of every answer token of every record that has an image (arXiv 2602.17186).
+
+    Token VIG is the token's negative log-likelihood (natural logarithm) with the null image minus that with the image;
+    a record's VIG is the mean over all its answer tokens, those of all its turns together. Records without an image are
+    not scored; records that cannot be read or have no answer are logged, skipped and listed in `scores.failures`.
+
+    Started on several processes (torchrun, accelerate), every one calls this with the same arguments and scores its share;
+    records on the same images are in one share. All return the scores of all. A run may be resumed by another number of them.
+
+    In bfloat16 a token's VIG moves by 0.002 nats on average, 0.04 at the 99th percentile and 0.12 at most, a record's by 0.005 at
+    most (12,722 answer tokens of 360 records, miniature model), so that 99.6 % of the best 70 % of the records stay the same.
+
+    Args:
+        model: any image-text-to-text model of transformers, used where it is and as it is, in eval mode.
+        processor: its processor, with a chat template that marks the answers by {% generation %}.
+        records: LLaVA records {"id", "image", "conversations"}, chat messages {"messages", "images"} or lists of messages, as
+            `mof.data.records.to_record` reads them. Of a list, those on the same images are scored together; anything else, a
+            generator or a Hugging Face data set, is read once and never held in memory.
+        output_dir: where the scores are saved (`vig.scoring.folder`), seen by all processes; a folder of an interrupted run with
+            the same settings is resumed.
+        null: a name in `vig.nulls.NULL_NAMES`, or a function from an RGB image to an RGB image of the same size.
+        image_folder: what relative image paths are relative to.
+        batch_tokens: tokens per forward pass; halved for the rest of the run when memory runs out.
+        batch_size: records per forward pass, at most. Neither changes the scores.
+        max_length: tokens; longer records are cut as in training.
+        only_image: index of the one image of each record that the null image replaces; by default all are replaced together.
+            One image at a time is one run and one folder for each index.
+        stored_images: features out of stores instead of running the encoders: of the images, and of the blurred images
+            (`mof encode --model`, without and with `--blurred`). With null="blur" only.
+        seed: of the null images that are random.
+
+    Raises:
+        ValueError: for duplicated ids, an unknown null image, a chat template without generation spans, an output
+            folder that holds another run or to which one is writing, or a record that has changed since it was scored.
+    """
+    if min(batch_size, batch_tokens) < 1:
+        raise ValueError(f"batch_size and batch_tokens must be at least 1, got {batch_size} and {batch_tokens}")
+    if null == "shuffle" and isinstance(records, Iterator):
+        raise ValueError("null='shuffle' draws from the images of all records, which an iterator gives only once: give a list")
+    nulls = NullImages(null, seed, _donors(records, image_folder) if null == "shuffle" else (), only_image)
+    if stored_images is not None:
+        if null != "blur" or only_image is not None or [one.view.blurred for one in stored_images] != [False, True]:
+            raise ValueError("stored_images are those of the images and of all of them blurred, in this order, for null='blur'")
+        nulls.description["stored"] = [one.description for one in stored_images]
+    identity = scoring_identity(model, processor, nulls.description, max_length, seed)
+    reader = PairReader(processor, image_folder, nulls, max_length, stored_images)
+    if isinstance(records, Sequence):  # then what is wrong shows before anything is scored
+        unique_ids(records)
+    tokenizer = processor.tokenizer
+    losses = AnswerLosses(model, 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id)  # masked out: any id serves
+    processes = Processes.all()
+    with ExitStack() as stack:
+        stack.callback(processes.close)
+        processes.require_equal(identity, "model, processor and settings")
+        folder = None if output_dir is None else stack.enter_context(ScoreFolder(output_dir, identity, SCHEMA, processes))
+        fresh: list[Score] = []
+        scorer = Scorer(
+            losses, reader, fresh.extend if folder is None else lambda some: folder.append(to_table(some)), batch_tokens, batch_size
+        )
+        done = {} if folder is None else folder.digests()
+        ids: dict[str, None] = {}  # of all records that are asked for, in order; complete when all are read
+        todo: Iterable[Row] = _unscored(records, done, ids, reader, processes)
+        if isinstance(records, Sequence):
+            todo = by_image(list(todo))
+            logger.info("%d of %d records are to be scored", len(todo), len(records))
+        with _evaluating(model):
+            scorer.run(todo, visible=processes.rank == 0)
+        return _together(processes, folder, fresh, reader, ids, identity)
+
+
+def _together(
+    processes: Processes,
+    folder: ScoreFolder | None,
+    fresh: list[Score],
+    reader: PairReader,
+    ids: Mapping[str, None],
+    identity: Mapping[str, Any],
+) -> Scores:
+    """What all processes did, in the order of the records."""
+    if processes.count > 1:
+        processes.require_equal(digest(sorted(ids)), "the records")
+    parts = processes.gather((fresh, reader.text_only, reader.failures))
+    text_only = {id for _, some, _ in parts for id in some}
+    reasons = {id: reason for _, _, some in parts for id, reason in some.items()}
+    lists = [id for id in ids if id in text_only], {id: reasons[id] for id in ids if id in reasons}
+    if folder is not None:
+        processes.on_first(lambda: folder.finish(*lists))
+    scores = from_table(folder.read()) if folder is not None else [score for some, _, _ in parts for score in some]
+    by_id = {score.id: score for score in scores}
+    outcome = {"complete": True, "text_only": lists[0], "failures": lists[1]}
+    return Scores((by_id[id] for id in ids if id in by_id), {**outcome, "identity": dict(identity)})
+
+
+def _unscored(
+    records: Iterable[RawRecord], done: Mapping[str, str], ids: dict[str, None], reader: PairReader, processes: Processes
+) -> Iterator[Row]:
+    """This process's records without a score, while `ids` takes note of all. ValueError for one that is not what was scored.
+
+    Args:
+        done: id -> digest of the records that have a score.
+    """
+    for raw in rows(records):
+        id = id_of(raw)
+        if id in ids:
+            reader.fail(id, "another record before it has the same id")
+            continue
+        ids[id] = None
+        if id in done:
+            if done[id] != digest(raw):
+                raise ValueError(f"the folder holds scores of other records under the same ids; give a new folder. Changed: {id}")
+        elif processes.count == 1 or int(digest(images_of(raw) or raw), 16) % processes.count == processes.rank:
+            yield raw
+
+
+def _donors(records: Iterable[RawRecord], image_folder: str | os.PathLike[str] | None) -> list[ImageSource]:
+    """The first image of every record that has one and can be read."""
+    donors: list[ImageSource] = []
+    for raw in rows(records):
+        try:
+            donors += to_record(raw, image_folder).images[:1]
+        except RecordError:  # reported when its turn to be scored comes
+            continue
+    return donors
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; every module's own mode back afterwards, since parts may have been frozen in eval mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

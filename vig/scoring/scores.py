@@ -1,0 +1,159 @@
+"""VIG scores: one `Score` per record in memory, one row per record in Arrow and on disk."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from vig.processes import Processes
+from vig.scoring.folder import ScoreFolder, read_lists, read_manifest, read_shards
+
+# Shapes: N = records, T = answer tokens of one record, over all its turns; E = end-of-turn tokens among them.
+
+logger = logging.getLogger(__name__)
+
+SCHEMA = pa.schema(
+    {
+        "id": pa.string(),
+        "digest": pa.string(),
+        "vig": pa.float32(),
+        "loss": pa.float32(),
+        "null_loss": pa.float32(),
+        "token_vig": pa.list_(pa.float32()),
+        "token_ids": pa.list_(pa.int64()),
+        "turn_ends": pa.list_(pa.int64()),
+        "answer": pa.string(),
+        "token_starts": pa.list_(pa.int64()),
+        "token_ends": pa.list_(pa.int64()),
+    }
+)
+
+
+def _no_tokens() -> NDArray[np.int64]:
+    return np.empty(0, np.int64)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Score:
+    """How much the image helped one record's answer, in nats; signed: a misleading image scores below 0."""
+
+    id: str
+    vig: float
+    """Mean of `token_vig`, which is log(PPL(answer | null image) / PPL(answer | image)); a float32 value."""
+    loss: float
+    """Mean negative log-likelihood of the answer tokens given the image."""
+    null_loss: float
+    """The same given the null image."""
+    token_vig: NDArray[np.float32]
+    """[T] loss with the null image minus loss with the image, per answer token."""
+    token_ids: NDArray[np.int64]
+    """[T] the answer tokens."""
+    turn_ends: NDArray[np.int64]
+    """[E] indices into the answer tokens: the end-of-turn token of each turn that has one."""
+    digest: str
+    """Of the record as it was scored: a record that has changed since is not resumed silently."""
+    answer: str = ""
+    """The answers of all turns one after the other, as the chat template writes them, end-of-turn marks included, up to the
+    last token."""
+    token_starts: NDArray[np.int64] = field(default_factory=_no_tokens)
+    """[T] where each token starts in `answer`, in characters."""
+    token_ends: NDArray[np.int64] = field(default_factory=_no_tokens)
+    """[T] where it ends: token t is answer[token_starts[t]:token_ends[t]]. The bytes of one character may be several tokens,
+    which then all have it; some tokenizers count a space before a word to the word, others to no token."""
+
+
+class Scores(Sequence[Score]):
+    """Scores in the order of the records.
+
+    Attributes:
+        manifest: the identity of the run, and what became of its records.
+        failures: id -> reason, of every record that could not be scored.
+    """
+
+    def __init__(self, items: Iterable[Score], manifest: Mapping[str, Any]) -> None:
+        self._items = list(items)
+        self.manifest = dict(manifest)
+
+    def __getitem__(self, index: Any) -> Any:  # a Score, or a list of them for a slice
+        return self._items[index]
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @property
+    def ids(self) -> list[str]:
+        return [score.id for score in self._items]
+
+    @property
+    def vig(self) -> NDArray[np.float32]:
+        """[N] sample VIG of the N records."""
+        return np.array([score.vig for score in self._items], dtype=np.float32)
+
+    @property
+    def failures(self) -> dict[str, str]:
+        return self.manifest["failures"]
+
+    def table(self) -> pa.Table:
+        """N rows with the columns of `SCHEMA`, the fields of `Score`."""
+        return to_table(self._items)
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write to a new or empty folder, which `load_scores` reads. ValueError when it holds anything."""
+        with ScoreFolder(folder, self.manifest["identity"], SCHEMA, Processes()) as target:
+            if held := len(target.read(["id"])):
+                raise ValueError(f"{folder} already holds {held} scores; give an empty folder")
+            target.append(self.table())
+            target.finish(self.manifest["text_only"], self.failures)
+
+
+def to_table(scores: Sequence[Score]) -> pa.Table:
+    return pa.table({name: [getattr(score, name) for score in scores] for name in SCHEMA.names}, schema=SCHEMA)
+
+
+def from_table(table: pa.Table) -> list[Score]:
+    columns = [_rows(table[name]) for name in SCHEMA.names]
+    return [Score(**dict(zip(SCHEMA.names, row, strict=True))) for row in zip(*columns, strict=True)]
+
+
+def _rows(column: pa.ChunkedArray) -> list[Any]:
+    """One Python value or one numpy array per row."""
+    if not pa.types.is_list(column.type):
+        return column.to_pylist()
+    rows: list[Any] = []
+    for chunk in column.chunks:
+        values, ends = chunk.flatten().to_numpy(), [0, *chunk.value_lengths().to_numpy().cumsum().tolist()]
+        rows += [values[start:end] for start, end in itertools.pairwise(ends)]  # np.split takes its time
+    return rows
+
+
+def load_scores(folder: str | os.PathLike[str]) -> Scores:
+    """The scores in a folder that `score` wrote; of an interrupted run those it had saved, with a warning.
+
+    Raises:
+        ValueError: for a folder without a manifest, a shard that cannot be read, naming it, or shards that together do not
+            hold as many scores as the run had saved, or hold a record twice.
+    """
+    path = Path(folder)
+    manifest = read_manifest(path)
+    scores = from_table(read_shards(path, SCHEMA))
+    text_only, failures = read_lists(path) if manifest["complete"] else ([], {})
+    if not manifest["complete"]:
+        logger.warning("%s: the scoring run did not finish; run it again with this folder to resume it", folder)
+    elif manifest["scores"] != len(scores):
+        raise ValueError(
+            f"{folder}: the run saved {manifest['scores']} scores, but the shards hold {len(scores)}; put back the missing shards, "
+            "remove copies, or score again with this folder to fill the gap"
+        )
+    if twice := len(scores) - len({score.id for score in scores}):
+        raise ValueError(f"{folder}: {twice} records are in the shards more than once; remove copies of shards")
+    outcome = {"complete": manifest["complete"], "text_only": text_only, "failures": failures}
+    return Scores(scores, {**outcome, "identity": manifest["identity"]})

@@ -1,0 +1,1 @@
+"""Which samples and which answer tokens training spends its loss on, and the random controls."""

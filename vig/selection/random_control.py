@@ -1,0 +1,78 @@
+"""The control of every selection: as many active tokens, drawn at random."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vig.scoring.scores import Score, Scores
+from vig.selection.thresholds import Selection, check_scores
+
+# Shapes: N = scored records, T = answer tokens of one record, A = answer tokens of several records together.
+
+Level = Literal["both", "samples", "tokens"]
+
+
+def random_selection(scores: Scores, like: Selection, seed: int = 0, level: Level = "both") -> Selection:
+    """The control for `like`: exactly as many supervised tokens, drawn at random.
+
+    End-of-turn tokens come first, as far as the number of tokens allows, so that the control differs in which words it
+    supervises and not in whether it learns to stop.
+
+    Args:
+        level: "both" draws as many samples as `like` has and tokens in them; where these samples have fewer tokens than are
+            needed, the shortest are exchanged for the longest of the others. "samples" draws whole samples until there are
+            enough tokens, of which the last gives what is missing. "tokens" draws tokens from all samples.
+
+    Raises:
+        ValueError: for no scores, scores that `like` was not made from, or an unknown level.
+    """
+    check_scores(scores)
+    if like.scores.ids != scores.ids:
+        raise ValueError("like was made from other scores; give the same scores to select and random_selection")
+    if level not in ("both", "samples", "tokens"):
+        raise ValueError(f"level is 'both', 'samples' or 'tokens'; got {level!r}")
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(scores)).tolist()  # [N]
+    lengths = np.array([len(score.token_vig) for score in scores])  # [N]
+    budget = like.summary().tokens_kept
+    if level == "both":
+        order = _exchanged(order, lengths, len(like.token_masks), budget)
+    elif level == "samples":
+        order = _until(order, lengths, budget)
+    picked = [scores[i] for i in (sorted(order) if level != "samples" else order)]
+    priority = [_priority(score, rng) for score in picked]  # one [T] per sample
+    if level == "samples":  # all of every sample but the last
+        priority = [one - 2 if index < len(picked) - 1 else one for index, one in enumerate(priority)]
+    flat = np.concatenate(priority or [np.empty(0)])  # [A]
+    mask = np.zeros(len(flat), dtype=bool)  # [A]
+    mask[np.argsort(flat)[:budget]] = True
+    parts = np.split(mask, np.cumsum([len(p) for p in priority])[:-1])
+    masks = {score.id: part for score, part in zip(picked, parts, strict=False)}
+    return Selection(None, {id: masks[id] for id in scores.ids if id in masks}, scores, like.sources)
+
+
+def _exchanged(order: list[int], lengths: NDArray[np.int64], count: int, budget: int) -> list[int]:
+    """The first `count` of order; too few tokens in them, and their shortest make place for the longest of the rest."""
+    chosen, others = (sorted(part, key=lambda i: lengths[i]) for part in (order[:count], order[count:]))
+    for place, other in zip(range(len(chosen)), reversed(others), strict=False):
+        if lengths[chosen].sum() >= budget:
+            break
+        chosen[place] = other
+    return chosen
+
+
+def _until(order: list[int], lengths: NDArray[np.int64], budget: int) -> list[int]:
+    """As many of the first of order as it takes for `budget` tokens."""
+    before = itertools.accumulate(lengths[order].tolist(), initial=0)
+    return [i for i, sum_before in zip(order, before, strict=False) if sum_before < budget]
+
+
+def _priority(score: Score, rng: np.random.Generator) -> NDArray[np.float64]:
+    """A random number per token, [T]; the lowest are supervised, end-of-turn tokens before all others."""
+    priority = rng.random(len(score.token_vig))  # [T]
+    priority[score.turn_ends] -= 1
+    return priority

@@ -1,0 +1,67 @@
+"""Batches without padding: all records in one row, kept apart by positions that start again at 0.
+
+transformers' attention takes such positions, where no attention mask is given, for the bounds of the records: FlashAttention
+as sequence lengths, the others as a block-diagonal mask. A model whose positions are no plain count (Qwen-VL's have three
+dimensions) or that ignores them reads on from one record into the next; `keeps_records_apart` tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mof.data.answer_tokens import PER_TOKEN
+from vig.training.supervised_loss import IGNORED, logits_at
+
+# Shapes: B = records in a batch, S = padded length, L = tokens of all records, V = vocabulary.
+
+TOKENWISE = ("input_ids", "labels", "token_weights", *PER_TOKEN)
+
+
+class PaddingFreeCollator:
+    """Another collator's batches as one row each."""
+
+    def __init__(self, collator: Callable[[Sequence[Any]], dict[str, Tensor]]) -> None:
+        self.collator = collator
+
+    def __call__(self, records: Sequence[Any]) -> dict[str, Tensor]:
+        return flatten(self.collator(records))
+
+
+def flatten(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A padded batch [B, S] -> what it holds per token as [1, L], position_ids [1, L] in place of the attention mask."""
+    attended = batch["attention_mask"].bool()  # [B, S]
+    flat = {key: value[attended][None] if key in TOKENWISE else value for key, value in batch.items() if key != "attention_mask"}
+    flat["position_ids"] = (attended.long().cumsum(1) - 1)[attended][None]  # [1, L]
+    if "labels" in flat:  # the last token of a record does not predict the first of the next
+        flat["labels"] = flat["labels"].where(flat["position_ids"] > 0, IGNORED)  # [1, L]
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The batch that `flatten` was given, padded on the right."""
+    starts = (flat["position_ids"][0] == 0).nonzero().flatten()  # [B]
+    sizes = torch.diff(starts, append=starts.new_tensor([flat["position_ids"].shape[1]])).tolist()
+    batch = {}
+    for key, value in flat.items():
+        if key in TOKENWISE:
+            fill = {"labels": IGNORED, "input_ids": int(value[0, -1])}.get(key, 0)  # a token of text: none may be an image's
+            batch[key] = torch.nn.utils.rnn.pad_sequence(value[0].split(sizes), batch_first=True, padding_value=fill)  # [B, S]
+        elif key != "position_ids":
+            batch[key] = value
+    attended = [torch.ones(size, dtype=torch.long, device=starts.device) for size in sizes]
+    return batch | {"attention_mask": torch.nn.utils.rnn.pad_sequence(attended, batch_first=True)}  # [B, S]
+
+
+def keeps_records_apart(model: nn.Module, head: nn.Module, flat: Mapping[str, Any]) -> bool:
+    """Whether the model gives the same logits at the end of every record, flattened and padded."""
+    padded = unflatten(flat)
+    sizes = padded["attention_mask"].sum(1)  # [B]
+    rows = torch.arange(len(sizes), device=sizes.device)  # [B]
+    _, one = logits_at(model, head, flat, rows * 0, sizes.cumsum(0) - 1)  # [B, V]
+    _, other = logits_at(model, head, padded, rows, sizes - 1)  # [B, V]
+    apart = 1e-3 if one.dtype == torch.float32 else 0.1  # of the spread of the logits; rounding is far below, a leak far above
+    return bool((one - other).float().abs().mean() <= apart * other.float().std())
