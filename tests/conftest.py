@@ -6,7 +6,9 @@
     tiny_model       MoFForConditionalGeneration: tiny_encoders interleaved into tiny_llm
     tiny_processor   its MoFProcessor
 
-Each test gets fresh ones. `tiny_model` adds <image> to the tokenizer. `tiny.py` holds what builds them.
+    shared_data      the folder of real photos, captions and benchmark files beside the project; tests are skipped without it
+
+Each test gets fresh ones. `tiny_model` adds <image> to the tokenizer. `support/tiny.py` holds what builds them.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from pathlib import Path
+
 import pytest
 import torch
-from tiny import build_llm, build_model, build_tokenizer
+from support.tiny import build_llm, build_model, build_tokenizer
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from encoders import Encoder, build_encoder
@@ -52,3 +56,12 @@ def tiny_model(tiny_llm: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFa
 @pytest.fixture
 def tiny_processor(tiny_model: MoFForConditionalGeneration, tiny_tokenizer: PreTrainedTokenizerFast) -> MoFProcessor:
     return MoFProcessor.from_parts(tiny_model, tiny_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with the files of `../shared/data`; the environment variable MOF_SHARED names another `shared`."""
+    folder = Path(os.environ.get("MOF_SHARED", Path(__file__).parents[2] / "shared")) / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no shared data in {folder}")
+    return folder

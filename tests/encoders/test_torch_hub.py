@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from support.tiny_checkpoints import build_dino, randomise
 from timm.layers import resample_abs_pos_embed
-from tiny_checkpoints import build_dino, randomise
 from torch.nn import functional as F
 
 from encoders import build_encoder

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from annotation_folder import COMPLETE, EMPTY, write_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support.annotation_folder import COMPLETE, EMPTY, write_folder
 from typer.testing import CliRunner
 
 from encoders import build_encoder

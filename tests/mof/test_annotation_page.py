@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from annotation_folder import COMPLETE, EMPTY, ask, port_of, serving, write_folder
+from support.annotation_folder import COMPLETE, EMPTY, ask, port_of, serving, write_folder
 
 from mof.pairs.annotation.session import JOURNAL
 

@@ -10,8 +10,8 @@ import subprocess
 import sys
 
 import pytest
-from annotation_folder import COMPLETE, EMPTY, ask, port_of, serving, write_folder
 from PIL import Image
+from support.annotation_folder import COMPLETE, EMPTY, ask, port_of, serving, write_folder
 from typer.testing import CliRunner
 
 from mof.cli.app import build_app

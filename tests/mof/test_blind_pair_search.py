@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from spectra import SPECTRA, clustered, embeddings
+from support.spectra import SPECTRA, clustered, embeddings
 
 from encoders import FeatureStore, build_encoder, encode_images
 from mof import blind_pairs

@@ -14,8 +14,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from half_encoders import RUNS
 from PIL import Image
+from support.half_encoders import RUNS
 from typer.testing import CliRunner, Result
 
 from encoders import FeatureStore

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_checkpoints import (
+from support.tiny_checkpoints import (
     build_dino,
     build_parts,
     llava_state,

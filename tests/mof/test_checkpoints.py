@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny import build_llm, build_model
+from support.tiny import build_llm, build_model
 from torch import Tensor
 from transformers import (
     AutoConfig,

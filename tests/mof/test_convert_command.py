@@ -13,8 +13,8 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tiny import build_llm
-from tiny_checkpoints import LLAMA, SIZE, build_parts, llava_state, mof_state, randomise, write_hf_llava, write_original
+from support.tiny import build_llm
+from support.tiny_checkpoints import LLAMA, SIZE, build_parts, llava_state, mof_state, randomise, write_hf_llava, write_original
 from torch import Tensor
 from transformers import AutoProcessor, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
@@ -111,7 +111,7 @@ def test_hf_round_trip(vision: str, spelling: str, tiny_tokenizer: PreTrainedTok
 
 
 def write_shards(folder: Path, state: dict[str, Tensor]) -> None:
-    from tiny_checkpoints import write_weights
+    from support.tiny_checkpoints import write_weights
 
     write_weights(folder, state, shards=3, ending=".safetensors")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from stand_in import Body, completion, question_of, serve
+from support.stand_in import Body, completion, question_of, serve
 
 from mof.evals.answerers import Endpoint, endpoint
 from mof.evals.answering import Answer, AnswerCache, Prompt, answer_all

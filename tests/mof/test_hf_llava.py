@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 from safetensors.torch import load_file
-from tiny_checkpoints import write_hf_llava
+from support.tiny_checkpoints import write_hf_llava
 from transformers import AutoProcessor, LlamaConfig, LlavaForConditionalGeneration, PretrainedConfig, PreTrainedTokenizerFast, Qwen2Config
 
 from mof.cli.convert import save_checkpoint

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFilter
-from tiny_checkpoints import (
+from support.tiny_checkpoints import (
     PATCH,
     SIZE,
     WIDTH,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from stand_in import Body, question_of, serve
+from support.stand_in import Body, question_of, serve
 from typer.testing import CliRunner, Result
 
 from mof import MoFForConditionalGeneration, MoFProcessor

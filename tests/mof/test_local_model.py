@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import build_llm
+from support.tiny import build_llm
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny_checkpoints import build_parts, llava_state, prefixed, write_clip, write_original
+from support.tiny_checkpoints import build_parts, llava_state, prefixed, write_clip, write_original
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny import build_llm, build_model
+from support.tiny import build_llm, build_model
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spectra import embeddings
+from support.spectra import embeddings
 
 from mof import blind_pairs
 from mof.pairs import choice as pair_choice

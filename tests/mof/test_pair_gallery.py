@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from spectra import embeddings
+from support.spectra import embeddings
 
 from mof import blind_pairs
 from mof.pairs import similarity_sample

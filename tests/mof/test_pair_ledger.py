@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from spectra import embeddings
+from support.spectra import embeddings
 
 from mof import blind_pairs
 from mof.pairs import ledger as pair_ledger

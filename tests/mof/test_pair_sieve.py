@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spectra import SPECTRA, clustered, embeddings
+from support.spectra import SPECTRA, clustered, embeddings
 
 from mof.pairs import device_survivors
 from mof.pairs import sieve as pair_sieve

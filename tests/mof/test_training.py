@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tiny import build_llm, build_model
+from support.tiny import build_llm, build_model
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 from mof import MoFForConditionalGeneration, MoFProcessor
 from mof.data.collator import SupervisedCollator
 
-SCRIPT = Path(__file__).with_name("train_curve.py")
+SCRIPT = Path(__file__).parents[1] / "support" / "train_curve.py"
 
 
 def record(index: int, image: bool = True) -> dict[str, Any]:

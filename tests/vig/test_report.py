@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support import tiny
 
 from encoders.images.reading import blur
 from mof.data.records import digest

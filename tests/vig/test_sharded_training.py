@@ -20,7 +20,8 @@ from torch import nn
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 LAUNCH = ROOT / "recipes" / "configs" / "launch"
-SHARDED = runpy.run_path(str(HERE / "sharded_training.py"))
+SCRIPT = str(HERE.parent / "support" / "sharded_training.py")
+SHARDED = runpy.run_path(SCRIPT)
 EXPLICIT = runpy.run_path(str(HERE / "test_trainer.py"))["explicit_gradient"]
 
 
@@ -34,7 +35,15 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def launch(images: Path, out: Path, config: str, cases: list[str], *options: str) -> None:
     """As the head of the config says it, for two processes."""
     flags = ["--config_file", str(LAUNCH / config), "--num_processes", "2", "--main_process_port", "0", *options]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *flags, str(HERE / "sharded_training.py"), str(images), str(out)]
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        *flags,
+        str(HERE.parent / "support" / "sharded_training.py"),
+        str(images),
+        str(out),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     result = subprocess.run([*command, *cases], cwd=ROOT, capture_output=True, text=True, timeout=500, env=environment)
     assert result.returncode == 0, result.stderr

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import build_model
+from support.tiny import build_model
 from transformers import AutoModelForCausalLM, Gemma2Config, MambaConfig, MistralConfig
 
 from mof import MoFProcessor

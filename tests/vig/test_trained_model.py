@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tiny import build_model, build_tokenizer
+from support.tiny import build_model, build_tokenizer
 
 from mof import MoFProcessor
 from mof.data.collator import SupervisedCollator

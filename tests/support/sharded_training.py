@@ -21,13 +21,12 @@ from torch import nn
 from transformers import ProcessorMixin, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1] / "vig"
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]
-
-from tiny import build_llm, build_model, build_tokenizer  # noqa: E402
 
 from mof import MoFProcessor  # noqa: E402
 from mof.data.collator import SupervisedCollator  # noqa: E402
+from support.tiny import build_llm, build_model, build_tokenizer  # noqa: E402
 from vig import SelectiveTrainer  # noqa: E402
 from vig.training import finetune  # noqa: E402
 

@@ -13,11 +13,11 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 import torch
 from PIL import Image
-from tiny import build_model, build_tokenizer
 from transformers import Trainer, TrainingArguments
 
 from mof import MoFProcessor
 from mof.data.collator import SupervisedCollator
+from support.tiny import build_model, build_tokenizer
 
 
 def records() -> list[dict]:

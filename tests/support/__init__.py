@@ -1,0 +1,1 @@
+"""What tests of several packages share: tiny models, checkpoints in published layouts, stand-ins for servers, scripts for processes."""
