@@ -39,7 +39,7 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from vig import SelectiveTrainer
-from vig.training.supervised_loss import SupervisedPass
+from vig.training.trainer import SupervisedPass
 
 IMAGE_TOKENS, TEXT_TOKENS, BATCH = 576, 80, 4
 TOKENS = IMAGE_TOKENS + TEXT_TOKENS  # of a record; of which 12 % are answers
@@ -163,7 +163,7 @@ def bare_loop(
         labels = batch.pop("labels")
         supervised = SupervisedPass(labels)
         with supervised.at(model.get_output_embeddings(), untouched=True):
-            loss = supervised.loss(model(**batch).logits)
+            loss = supervised.result(model(**batch).logits)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -208,7 +208,7 @@ def head_loss(name: str, model: LlavaForConditionalGeneration, hidden: torch.Ten
         return model.loss_function(head(hidden), labels, vocab_size=model.config.text_config.vocab_size)
     supervised = SupervisedPass(labels)
     with supervised.at(head, untouched=True):
-        return supervised.loss(head(hidden))
+        return supervised.result(head(hidden))
 
 
 def main() -> None:

@@ -62,8 +62,8 @@ def test_every_image_goes_through_the_encoder_once_per_branch(llava, many, image
         score(model, processor, many, image_folder=image_folder)
     finally:
         handle.remove()
-    images, check = 5, 1  # at the start, one record plainly
-    assert sum(seen) == 2 * images + check
+    images, checks = 5, 2  # at the start, one record plainly, and once more to see whether the logits are the head's output
+    assert sum(seen) == 2 * images + checks
 
 
 def test_same_image_is_exactly_zero_when_shared(llava, many, image_folder) -> None:
@@ -122,7 +122,7 @@ def test_what_cannot_be_shared_falls_back_and_says_so_once(kind, tiny_tokenizer,
     (said,) = (record.getMessage() for record in caplog.records if record.name == "vig.scoring.answer_losses")
     assert "for every record anew" in said
     assert losses._head is not None  # logits still exist at answer positions only
-    assert losses._chunked == (kind != "capped logits")
+    assert losses._untouched == (kind != "capped logits")
 
 
 def test_a_past_that_is_not_the_same_is_not_used(llava, many, image_folder, monkeypatch, caplog) -> None:

@@ -11,8 +11,9 @@ import transformers
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vig.training import supervised_loss
-from vig.training.supervised_loss import SupervisedPass, is_untouched
+from vig import output_head
+from vig.output_head import is_untouched
+from vig.training.trainer import SupervisedPass
 
 HERE = Path(__file__).parent
 VOCABULARY = 89
@@ -66,7 +67,7 @@ def gathered(model, inputs, labels, weights=None):
     one = SupervisedPass(labels, weights)
     with one.at(head, untouched=is_untouched(model, head, inputs)):
         outputs = model(**inputs)
-    return one.loss(outputs.logits)
+    return one.result(outputs.logits)
 
 
 def gradients(model, loss):
@@ -88,7 +89,7 @@ def assert_same(model, inputs, labels, atol=1e-6, **options) -> None:
 @pytest.mark.parametrize("chunk", [1024, 4])
 @pytest.mark.parametrize("name", CASES)
 def test_any_model(name, chunk, monkeypatch) -> None:
-    monkeypatch.setattr(supervised_loss, "CHUNK", chunk)
+    monkeypatch.setattr(output_head, "GRADIENT_CHUNK", chunk)
     model = build(name)
     inputs, labels = batch()
     assert is_untouched(model, model.get_output_embeddings(), inputs) == (name != "PaliGemma")
@@ -98,7 +99,7 @@ def test_any_model(name, chunk, monkeypatch) -> None:
 
 @pytest.mark.parametrize("name", ["Llava", "PaliGemma"])
 def test_weights_and_padding_side(name, monkeypatch) -> None:
-    monkeypatch.setattr(supervised_loss, "CHUNK", 4)
+    monkeypatch.setattr(output_head, "GRADIENT_CHUNK", 4)
     inputs, labels = batch("left")
     assert_same(build(name), inputs, labels, weights=torch.rand(labels.shape))
 
@@ -121,7 +122,7 @@ class MostRows(TorchDispatchMode):
 @pytest.mark.parametrize(("name", "chunk", "rows"), [("Llava", 4, 4), ("Llava", 1024, None), ("PaliGemma", 4, None)])
 def test_logits_of_all_positions_never_exist(name, chunk, rows, monkeypatch) -> None:
     """As many rows as a chunk, or as there are supervised tokens; a matrix of the head's own shape has 32 or 89 rows."""
-    monkeypatch.setattr(supervised_loss, "CHUNK", chunk)
+    monkeypatch.setattr(output_head, "GRADIENT_CHUNK", chunk)
     model, (inputs, labels) = build(name), batch()
     inputs, labels = ({k: v.repeat(12, 1) for k, v in inputs.items()}, labels.repeat(12, 1).where(torch.arange(36)[:, None] < 3, -100))
     supervised = int((labels != -100).sum())
@@ -157,7 +158,7 @@ def test_lora_also_on_the_head() -> None:
 
 
 def test_autocast_and_gradient_checkpointing(monkeypatch) -> None:
-    monkeypatch.setattr(supervised_loss, "CHUNK", 4)
+    monkeypatch.setattr(output_head, "GRADIENT_CHUNK", 4)
     model, (inputs, labels) = build("Llava"), batch()
     exact = gradients(model, plainly(model, inputs, labels))
     model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -189,7 +190,7 @@ def test_outputs_rounded_by_a_policy() -> None:
     wanted = plainly(model, inputs, labels)
     one = SupervisedPass(labels)
     with one.at(model.get_output_embeddings(), untouched=True):
-        got = one.loss(Rounds(model)(**inputs).logits)
+        got = one.result(Rounds(model)(**inputs).logits)
     assert got.item() == pytest.approx(wanted.item(), rel=1e-6)
     expected, found = gradients(model, wanted), gradients(model, got)
     assert all(torch.allclose(found[name], expected[name], atol=1e-6) for name in expected)
@@ -219,9 +220,10 @@ import runpy, sys, torch
 import torch.distributed as dist
 here, way = sys.argv[1:]
 sys.path.insert(0, here + "/../..")
-from vig.training import supervised_loss
-from vig.training.supervised_loss import SupervisedPass, is_untouched
-supervised_loss.CHUNK = 4
+from vig import output_head
+from vig.output_head import is_untouched
+from vig.training.trainer import SupervisedPass
+output_head.GRADIENT_CHUNK = 4
 test = runpy.run_path(here + "/test_supervised_loss.py")
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
@@ -255,7 +257,7 @@ for step, (inputs, labels) in enumerate(batches[rank::2]):
         assert is_untouched(engine, head, inputs)
     one = SupervisedPass(labels, None, count)
     with one.at(head, untouched=True):
-        loss = one.loss(engine(**inputs).logits)
+        loss = one.result(engine(**inputs).logits)
     total += loss.detach()
     if way == "fsdp2":
         model.set_requires_gradient_sync(step == 1)

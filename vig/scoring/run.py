@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 from PIL import Image
-from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from encoders import StoredImages
 from mof.data.records import ImageSource, RecordError, digest, images_of, to_record
 from mof.data.rows import RawRecord, Row, id_of, rows, unique_ids
 from vig.nulls import NullImages
+from vig.output_head import evaluating
 from vig.processes import Processes
 from vig.scoring.answer_losses import AnswerLosses
 from vig.scoring.batches import by_image
@@ -108,7 +108,7 @@ def score(
         if isinstance(records, Sequence):
             todo = by_image(list(todo))
             logger.info("%d of %d records are to be scored", len(todo), len(records))
-        with _evaluating(model):
+        with evaluating(model):
             scorer.run(todo, visible=processes.rank == 0)
         return _together(processes, folder, fresh, reader, ids, identity)
 
@@ -166,15 +166,3 @@ def _donors(records: Iterable[RawRecord], image_folder: str | os.PathLike[str] |
         except RecordError:  # reported when its turn to be scored comes
             continue
     return donors
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; every module's own mode back afterwards, since parts may have been frozen in eval mode."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mof.data.answer_tokens import PER_TOKEN
-from vig.training.supervised_loss import IGNORED, logits_at
+from vig.output_head import IGNORED, logits_at
 
 # Shapes: B = records in a batch, S = padded length, L = tokens of all records, V = vocabulary.
 
@@ -61,7 +61,7 @@ def keeps_records_apart(model: nn.Module, head: nn.Module, flat: Mapping[str, An
     padded = unflatten(flat)
     sizes = padded["attention_mask"].sum(1)  # [B]
     rows = torch.arange(len(sizes), device=sizes.device)  # [B]
-    _, one = logits_at(model, head, flat, rows * 0, sizes.cumsum(0) - 1)  # [B, V]
-    _, other = logits_at(model, head, padded, rows, sizes - 1)  # [B, V]
-    apart = 1e-3 if one.dtype == torch.float32 else 0.1  # of the spread of the logits; rounding is far below, a leak far above
-    return bool((one - other).float().abs().mean() <= apart * other.float().std())
+    _, in_one_row = logits_at(model, head, flat, rows * 0, sizes.cumsum(0) - 1)  # [B, V]
+    _, in_own_rows = logits_at(model, head, padded, rows, sizes - 1)  # [B, V]
+    apart = 1e-3 if in_one_row.dtype == torch.float32 else 0.1  # of the spread of the logits; rounding is far below, a leak far above
+    return bool((in_one_row - in_own_rows).float().abs().mean() <= apart * in_own_rows.float().std())

@@ -1,4 +1,4 @@
-"""The transformers Trainer with a loss on the selected tokens only, right under accumulation and on several ranks."""
+"""The transformers Trainer with a loss on the selected tokens only, exact under accumulation and on several ranks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback, TrainingArguments
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.modeling_outputs import CausalLMOutputWithPast
@@ -15,12 +16,34 @@ from transformers.trainer_callback import ExportableState
 
 from encoders import StoredImages
 from mof.data.collator import SupervisedCollator
+from vig.output_head import HeadPass, is_untouched
 from vig.training.padding_free import PaddingFreeCollator, keeps_records_apart
-from vig.training.supervised_loss import SupervisedPass, is_untouched
+
+# Shapes: B = records in a batch, S = padded length, N = supervised positions of the batch.
+
+
+class SupervisedPass(HeadPass):
+    """One forward pass and its loss: the sum of weight * cross-entropy over the supervised tokens, divided by `count`.
+
+    Args:
+        labels: [B, S], -100 for a token without loss. A batch of nothing else has loss 0 and gradient 0.
+        weights: [B, S], a factor for the loss of each token; None for 1.
+        count: what the sum is divided by; None for the number of supervised tokens in `labels`.
+    """
+
+    def __init__(self, labels: Tensor, weights: Tensor | None = None, count: Tensor | int | None = None) -> None:
+        super().__init__(labels)
+        self._divisor = self.count if count is None else count
+        self._weights = None if weights is None else F.pad(weights[:, 1:], (0, 1)).flatten()[self.positions]  # [N]
+
+    def reduce(self, losses: Tensor) -> Tensor:
+        """The loss of the batch, a float32 scalar, from the losses of its supervised tokens [N]."""
+        weighted = losses if self._weights is None else losses * self._weights.to(losses)  # [N]
+        return weighted.sum() / torch.as_tensor(self._divisor, device=losses.device).clamp(min=1)
 
 
 class _Count(TrainerCallback, ExportableState):
-    """Supervised tokens so far; a callback because those are saved with checkpoints and restored from them."""
+    """The number of supervised tokens so far. It is a callback, as checkpoints save and restore the state of callbacks."""
 
     def __init__(self) -> None:
         self.tokens: Tensor | int = 0  # added up where the batches are, so that no step waits for the device
@@ -30,33 +53,34 @@ class _Count(TrainerCallback, ExportableState):
 
 
 class SelectiveTrainer(Trainer):
-    """Trains any image-text-to-text model on records whose "token_mask" or "token_weights" say which answer tokens count.
+    """A Trainer for any image-text-to-text model and records whose "token_mask" or "token_weights" say which answer tokens count.
 
-    Every gradient is that of the sum of the supervised tokens' losses divided by their number over all ranks and
-    accumulated batches, so neither how records fall into batches nor how many of their tokens were selected weighs in.
-    Token weights are factors in that sum and leave the number as it is, that of the tokens with a weight above 0: a step
-    on tokens of little weight is a small step. Let them be 1 on average, as a selection makes them.
+    A step follows the gradient of the sum of the supervised tokens' losses, divided by the number of supervised tokens over all
+    ranks and accumulated batches. So it does not matter how records fall into batches, or how many tokens each of them has.
+    Token weights are factors in this sum. They do not change the number that divides it, which counts the tokens with a weight
+    above 0: a step on tokens with small weights is a small step. The weights should be 1 on average, as `Selection.weighted`
+    makes them.
 
-    The output head works at the supervised positions only (`vig.training.supervised_loss`). The model's own loss is not used: it
-    takes all logits, may be a mean per batch, and is NaN for a batch without supervised tokens.
+    The output head works at the supervised positions only (`vig.output_head`). The model's own loss is not used: it takes all
+    logits, may be a mean per batch, and is NaN for a batch without supervised tokens.
 
-    Runs on several processes as they are, under FSDP2 and under DeepSpeed's ZeRO-2 and ZeRO-3 (recipes/configs/launch). Freeze
-    what gets no gradient, as the last layers of LLaVA's vision tower: FSDP2 refuses to resume its optimizer otherwise.
+    It runs unchanged on several processes, under FSDP2 and under DeepSpeed's ZeRO-2 and ZeRO-3 (recipes/configs/launch). Freeze
+    every part that gets no gradient, such as the last layers of LLaVA's vision tower: otherwise FSDP2 cannot resume its optimizer.
 
     Args:
         model: any image-text-to-text model of transformers, or a PEFT model around one.
-        args: the training arguments; a copy is used, with `remove_unused_columns=False`: a record is no model input.
-        processing_class: the model's processor; records become batches by `mof.data.collator.SupervisedCollator`.
-        image_folder: what relative image paths are relative to.
-        max_length: tokens; must be that of the scoring run.
+        args: the training arguments. The trainer uses a copy with `remove_unused_columns=False`, as a record is no model input.
+        processing_class: the model's processor; `mof.data.collator.SupervisedCollator` makes batches of records with it.
+        image_folder: relative image paths start here.
+        max_length: tokens; it must be the same as in the scoring run.
         stored_images: train on features out of a store instead of running the encoders (`mof encode --model`).
-        strict: end at the first image that cannot be used, where otherwise its record is logged, counted and left out.
-        padding_free: put the records of a batch into one row, without padding. Of models that cannot tell them apart there the
-            first batch is refused.
-        **options: of `transformers.Trainer`; train_dataset and eval_dataset are lists of records.
+        strict: stop at the first image that cannot be used. By default its record is logged, counted and left out.
+        padding_free: put the records of a batch into one row, without padding. The first batch is refused if the model does not
+            keep the records of such a row apart.
+        **options: arguments of `transformers.Trainer`; train_dataset and eval_dataset are lists of records.
 
     Raises:
-        ValueError: for arguments under which the loss would not be normalised as said.
+        ValueError: for arguments under which the loss would not be divided as described.
     """
 
     def __init__(
@@ -86,7 +110,7 @@ class SelectiveTrainer(Trainer):
         self._padding_free = padding_free
         super().__init__(model, args, processing_class=processing_class, compute_loss_func=self._loss, **options)
         self.add_callback(_Count())
-        self._head_is_last: bool | None = None  # whether the head's output is the logits; known from the first batch
+        self._untouched: bool | None = None  # whether the logits are the head's output as it is; known from the first batch
         self._wants_logits = False
         if self._head() is None:
             raise ValueError(f"{type(model).__name__} has no output embeddings: expected a model that predicts tokens")
@@ -95,7 +119,7 @@ class SelectiveTrainer(Trainer):
 
     @property
     def supervised_tokens(self) -> int:
-        """How many tokens the loss was taken on so far, over all ranks: a training's active tokens."""
+        """The number of tokens that had a loss so far, over all ranks: the active tokens of a training."""
         return int(self._count.tokens)
 
     @property
@@ -120,20 +144,20 @@ class SelectiveTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """As in transformers, but the output head sees the supervised positions only, so the outputs hold no logits to use."""
+        """The loss of a batch. The output head sees the supervised positions only, so the outputs hold no logits to use."""
         inputs = dict(inputs)
         if self._padding_free:
             inputs["use_cache"] = False  # with a cache, positions do not bound records
         self._pass = SupervisedPass(inputs["labels"], inputs.pop("token_weights", None), num_items_in_batch)
         if self._wants_logits:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        if self._head_is_last is None:
-            self._head_is_last = self._examine(model, {name: value for name, value in inputs.items() if name != "labels"})
-        with self._pass.at(self._head(), untouched=self._head_is_last):
+        if self._untouched is None:
+            self._untouched = self._examine(model, {name: value for name, value in inputs.items() if name != "labels"})
+        with self._pass.at(self._head(), untouched=self._untouched):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _examine(self, model: nn.Module, inputs: dict[str, Any]) -> bool:
-        """What `is_untouched` says. ValueError for a model that reads on from record to record in a padding-free batch."""
+        """Whether the model's logits are its head's output. ValueError if it does not keep the records of a padding-free batch apart."""
         if self._padding_free and not keeps_records_apart(model, self._head(), inputs):
             raise ValueError(
                 f"{type(self.model).__name__} does not keep the records of a padding-free batch apart, at least not with "
@@ -149,7 +173,7 @@ class SelectiveTrainer(Trainer):
             self._wants_logits = False
 
     def _loss(self, outputs: CausalLMOutputWithPast, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        return self._pass.loss(outputs.logits)
+        return self._pass.result(outputs.logits)
 
     def _head(self) -> nn.Module:  # looked up, since adding tokens or adapters replaces it
         return self.model.get_output_embeddings()

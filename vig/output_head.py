@@ -1,0 +1,167 @@
+"""The output head at chosen positions only: logits of all positions, most of the memory of a plain forward pass, never exist.
+
+A model ends in its output head, a map from hidden states to the vocabulary. For one forward pass another function takes the place
+of the head's own forward. It gathers the positions that predict a labelled token and applies the head to some of them at a time.
+This has to happen there, under the head's hooks: the head's weight may be in shards (FSDP2, ZeRO-3), which are together only while
+the module runs, or wear an adapter (LoRA). The result has to leave by the model's output, where those hooks wait for the gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+# Shapes: B = records in a batch, S = padded length, N = positions that predict a labelled token, D = width of the model,
+# V = vocabulary, K = positions that are asked for.
+
+IGNORED = -100  # label of every token without loss
+CHUNK = 256  # positions whose logits exist at a time
+GRADIENT_CHUNK = 1024  # the same where gradients are wanted: more positions than these are computed twice
+
+Forward = Callable[[Tensor], Tensor]
+
+
+class HeadPass:
+    """One forward pass in which the output head works at N positions only, and the losses of the tokens that they predict.
+
+    Args:
+        labels: [B, S], -100 for a token without loss. A batch without any other label gets one loss of 0 with a gradient of 0.
+    """
+
+    def __init__(self, labels: Tensor) -> None:
+        # Not inside of the head: finding the positions waits for the device, which is not yet busy with this batch.
+        positions, targets = target_positions(labels)  # [N], [N]
+        self.count = len(positions)
+        """How many tokens have a loss."""
+        if not self.count:  # not every kernel takes an empty matrix, and every parameter is to have a gradient
+            positions, targets = positions.new_zeros(1), targets.new_full((1,), IGNORED)  # [1], [1]
+        self.positions, self._targets, self._shape = positions, targets, labels.shape
+        self._result: Tensor | None = None
+
+    def reduce(self, losses: Tensor) -> Tensor:
+        """The result of the pass from the losses of the N tokens, float32 [N]: the losses as they are."""
+        return losses
+
+    @contextmanager
+    def at(self, head: nn.Module, *, untouched: bool) -> Iterator[None]:
+        """While open, the head works at the N positions only.
+
+        Args:
+            untouched: the model's logits are its head's output as it is (`is_untouched`). Then the head gives the result. A model
+                that scales, caps or masks its logits gets those of the N positions, [1, N, V], to do so.
+        """
+
+        def forward(own: Forward, hidden: Tensor) -> Tensor:
+            rows = self._gather(hidden)  # [N, D]
+            if not untouched:
+                return own(rows[None])  # [1, N, V]
+            self._result = self.reduce(token_losses(rows, self._targets, own))
+            return self._result.repeat(1, 1, 1)  # not a view, which FSDP2 warns of
+
+        with replaced_forward(head, forward):
+            yield
+
+    def result(self, logits: Tensor) -> Tensor:
+        """What `reduce` makes of the losses, from the logits that the model gave, inside or outside of `at`."""
+        if self._result is not None:
+            carried = logits.view_as(self._result)  # mixed precision may have rounded it; its gradient is 1 either way
+            return carried + (self._result - carried).detach()
+        if logits.shape[:2] == (1, len(self.positions)) != self._shape:
+            return self.reduce(token_losses(logits[0], self._targets))
+        return self.reduce(token_losses(self._gather(logits), self._targets))
+
+    def _gather(self, x: Tensor) -> Tensor:
+        """[B, S, ...] -> [N, ...]"""
+        if x.shape[:2] != self._shape:
+            raise ValueError(
+                f"the model's output head works on {tuple(x.shape[:2])} records and positions, the labels are {tuple(self._shape)}: "
+                "processor and model must agree on the number of tokens per image"
+            )
+        return x.flatten(0, 1)[self.positions.to(x.device)]
+
+
+def target_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Labels [B, S] -> the N positions, counted through B * S, that predict a labelled token, and these tokens: [N], [N]."""
+    targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()  # [B * S]: position t predicts token t + 1
+    positions = (targets != IGNORED).nonzero().flatten()  # [N]
+    return positions, targets[positions]
+
+
+def token_losses(rows: Tensor, targets: Tensor, logits_of: Forward | None = None) -> Tensor:
+    """The cross-entropy of each target, float32 [N].
+
+    Args:
+        rows: hidden states [N, D] for `logits_of`, or logits [N, V].
+        targets: [N] tokens.
+        logits_of: the head's own forward.
+    """
+
+    def chunk_losses(rows: Tensor, targets: Tensor) -> Tensor:
+        logits = rows if logits_of is None else logits_of(rows[None])[0]  # [CHUNK, V]
+        return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="none")
+
+    gradient = torch.is_grad_enabled()
+    size = GRADIENT_CHUNK if gradient else CHUNK
+    losses_of = partial(checkpoint, chunk_losses, use_reentrant=False) if gradient and len(rows) > size else chunk_losses
+    chunks = zip(rows.split(size), targets.to(rows.device).split(size), strict=True)
+    return torch.cat([losses_of(*chunk) for chunk in chunks])  # [N]
+
+
+def is_untouched(model: nn.Module, head: nn.Module, inputs: Mapping[str, Any]) -> bool:
+    """Whether the model gives its head's output as its logits, tried on one position of a batch.
+
+    Raises:
+        ValueError: when the logits do not come from the head at all.
+    """
+    first = torch.zeros(1, dtype=torch.long)  # [1]
+    logits, output = logits_at(model, head, inputs, first, first)  # [1, 1, V], [1, V]
+    return torch.equal(logits[0].float(), output.float())
+
+
+@torch.no_grad()
+def logits_at(model: nn.Module, head: nn.Module, inputs: Mapping[str, Any], rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """The model's logits [1, K, V] and its head's output [K, V] at K positions of a batch, in eval mode."""
+    outputs: list[Tensor] = []
+
+    def forward(own: Forward, hidden: Tensor) -> Tensor:
+        outputs.append(own(hidden[rows.to(hidden.device), columns.to(hidden.device)][None])[0])  # [K, V]
+        return outputs[-1][None].clone()  # [1, K, V]; a model may write into its logits
+
+    with evaluating(model), replaced_forward(head, forward):
+        logits = model(**inputs).logits
+    if not outputs or logits.shape != (1, *outputs[-1].shape):
+        raise ValueError(f"{type(model).__name__} does not take its logits from its output embeddings, so no loss can be gathered there")
+    return logits, outputs[-1]
+
+
+@contextmanager
+def replaced_forward(head: nn.Module, forward: Callable[[Forward, Tensor], Tensor]) -> Iterator[None]:
+    """While open, `forward(own, hidden)` runs in place of the head's own forward, and under the head's hooks."""
+    own, of_the_instance = head.forward, "forward" in vars(head)  # accelerate and others put theirs into the instance
+    head.forward = lambda hidden: forward(own, hidden)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        if of_the_instance:
+            head.forward = own  # type: ignore[method-assign]
+        else:
+            del head.forward
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """While open, the model is in eval mode. Then every module has its own mode again: parts may have been frozen in eval mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
