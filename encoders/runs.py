@@ -88,8 +88,8 @@ class RunFile:
             raise ValueError(f"{self.path.parent} holds no {self.path.name}: expected the folder of a {self.what}")
         try:
             content = json.loads(self.path.read_text(encoding="utf-8"))
-            given = content["format"], content["identity"]
-        except (ValueError, TypeError, KeyError) as error:
+            given = content.get("format", 1), content["identity"]  # folders had no format before the first that is numbered
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
                 f"{self.path} is damaged, or not of a {self.what} ({type(error).__name__}: {error}); put back a copy, or {self.remedy}"
             ) from error

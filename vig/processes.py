@@ -1,4 +1,4 @@
-"""Several processes that score together: how they tell each other what each has done, and wait."""
+"""Several processes that work together, as accelerate knows them: they tell each other what each has done, and wait."""
 
 from __future__ import annotations
 
@@ -8,39 +8,42 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
+from accelerate import PartialState
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that work together; one that is alone by default."""
+    """This process among those that work together; by default it is alone."""
 
     rank: int = 0
     count: int = 1
     group: Any = None
-    """A group of their own: what they wait for may take hours, and needs no accelerator."""
+    """A group of their own beside accelerate's, whose waits end after 10 to 30 minutes and may need an accelerator: here a process
+    may wait for hours until the others have scored their records."""
 
     @classmethod
     def all(cls) -> Processes:
-        """Those that torchrun or accelerate started. All of them must come here."""
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-            dist.init_process_group()
-        if not dist.is_initialized() or dist.get_world_size() == 1:
+        """The processes that torchrun or accelerate started. All of them must call this. A process that is alone sets up nothing."""
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
-        return cls(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=timedelta(days=30)))
+        state = PartialState(cpu=not torch.accelerator.is_available())
+        group = dist.new_group(backend="gloo", timeout=timedelta(days=30))
+        return cls(state.process_index, state.num_processes, group)
 
     def gather(self, value: T) -> list[T]:
-        """What each process gives here, on all of them."""
+        """The values that the processes give here, in the order of the processes, on all of them."""
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
         dist.all_gather_object(values, value, group=self.group)
         return values
 
-    def on_first(self, work: Callable[[], None]) -> None:
-        """Done by the first process while the others wait. What it raises is raised by all."""
+    def on_first(self, work: Callable[[], object]) -> None:
+        """The first process does the work while the others wait. If it raises an error, all processes raise it."""
         failure: Exception | None = None
         if self.rank == 0:
             try:
@@ -53,9 +56,10 @@ class Processes:
 
     def require_equal(self, value: Any, what: str) -> None:
         """ValueError on all processes unless all give the same value."""
-        if any(other != value for other in self.gather(value)):
+        if any(given != value for given in self.gather(value)):
             raise ValueError(f"{self.count} processes score together, but {what} are not the same on all of them")
 
     def close(self) -> None:
+        """Free the group. All processes must call this."""
         if self.group is not None:
             dist.destroy_process_group(self.group)

@@ -139,7 +139,7 @@ def test_predictions_are_the_whole_logits(llava, records, image_folder, tmp_path
     batch = trainer.data_collator(records[:2])
     with torch.no_grad():
         logits = model(**{key: value for key, value in batch.items() if key != "labels"}).logits
-    torch.testing.assert_close(torch.tensor(predicted.predictions[0]), logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.tensor(predicted.predictions), logits, atol=1e-5, rtol=1e-5)
     assert predicted.metrics["test_loss"] == pytest.approx(expected, abs=1e-5)
     assert trainer.evaluate(records[:2])["eval_loss"] == expected
 

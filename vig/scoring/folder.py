@@ -1,40 +1,40 @@
 """The folder of a scoring run: parquet shards, a manifest, and who got no score. Safe to kill and to resume.
 
-    manifest.json                   identity of the run, whether it is complete, and how many records became what
+    manifest.json                   format, identity of the run, whether it is complete, and how many records became what
     shard-PROCESS-NUMBER.parquet    one row per record, columns as in `vig.scoring.scores.SCHEMA`
     rejected.jsonl                  {"id", "reason"} of every record that could not be scored
     text_only.jsonl                 {"id"} of every record without an image
-    lock-PROCESS                    held while a run is alive (`encoders.runs`); left behind, it means nothing
+    lock-PROCESS                    held while a run is alive (`encoders.runs`); a file that is left behind means nothing
 
-Every file is written under a temporary name and renamed, so none is ever partial.
+Every file is written whole (`encoders.runs.write_whole`).
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from encoders.runs import LOCKS, RunLock
+from encoders.runs import LOCKS, RunFile, RunLock, remove_unfinished, write_text, write_whole
 from vig.processes import Processes
-from vig.scoring.identity import differences
 
 MANIFEST, REJECTED, TEXT_ONLY = "manifest.json", "rejected.jsonl", "text_only.jsonl"
 SHARDS = "shard-*.parquet"
+FORMAT = 1  # of the whole folder
 
 
 class ScoreFolder:
-    """The output folder of one run, for all of its processes; a context manager, inside of which no other run may write to it.
+    """The output folder of one run, for all of its processes. While the context is open, no other run may write to the folder.
 
     Args:
-        folder: new, empty, or of an earlier run with the same identity, by as many processes or another number.
+        folder: new, empty, or of an earlier run with the same identity and any number of processes.
         identity: see `vig.scoring.identity.scoring_identity`.
-        schema: of the rows.
+        schema: columns of the rows.
 
     Raises:
         ValueError: for a folder that holds another run, saying what differs, or other files, or to which a run is writing.
@@ -42,12 +42,12 @@ class ScoreFolder:
 
     def __init__(self, folder: str | os.PathLike[str], identity: Mapping[str, Any], schema: pa.Schema, processes: Processes) -> None:
         self.path, self._schema, self._rank = Path(folder), schema, processes.rank
-        self._lock = RunLock(self.path, self._rank)
+        self._lock, self._manifest = RunLock(self.path, self._rank), manifest_file(self.path)
         try:
             processes.on_first(lambda: self._open(identity))
             if self._rank:
                 self._lock.take()
-            self._complete: bool = read_manifest(self.path)["complete"]
+            self._complete: bool = self._manifest.read().get("complete", False)
         except BaseException:
             self._lock.release()
             raise
@@ -63,22 +63,10 @@ class ScoreFolder:
 
     def _open(self, identity: Mapping[str, Any]) -> None:
         self.path.mkdir(parents=True, exist_ok=True)
-        foreign = [path for path in self.path.iterdir() if not (path.match(LOCKS) or path.match(f"{MANIFEST}*"))]
-        if foreign and not (self.path / MANIFEST).exists():
-            raise ValueError(f"{self.path} is not empty and holds no {MANIFEST} of a scoring run; give a new folder")
         self._lock.take()
-        for name in (MANIFEST, REJECTED, TEXT_ONLY, SHARDS):
-            for leftover in self.path.glob(f"{name}.*.tmp"):  # of a killed run
-                leftover.unlink()
-        if (self.path / MANIFEST).exists():
-            manifest = read_manifest(self.path)
-            different = list(differences(manifest["identity"], identity))
-            if different and not manifest["complete"] and not any(self.path.glob(SHARDS)):  # say, its chat template was refused
-                self._write_manifest({"complete": False, "identity": dict(identity)})
-            elif different:
-                raise ValueError(f"{self.path} holds the scores of another run; give a new folder. Different:\n  " + "\n  ".join(different))
-        else:
-            self._write_manifest({"complete": False, "identity": dict(identity)})
+        remove_unfinished(self.path)
+        begun = any(self.path.glob(SHARDS)) or (self.path / REJECTED).is_file()  # if not, say, its chat template was refused
+        self._manifest.claim(identity, begun=begun, own=[LOCKS])
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of all shards."""
@@ -94,9 +82,10 @@ class ScoreFolder:
         if not len(rows):
             return
         if self._complete:  # more records than last time
-            self._write_manifest({**read_manifest(self.path), "complete": False})
+            self._write_manifest(complete=False)
             self._complete = False
-        self._write(f"{self._prefix}{self._next_number:05d}.parquet", lambda path: pq.write_table(rows, path, write_page_checksum=True))
+        shard = self.path / f"{self._prefix}{self._next_number:05d}.parquet"
+        write_whole(shard, lambda path: pq.write_table(rows, path, write_page_checksum=True))
         self._next_number += 1
 
     def finish(self, text_only: Iterable[str], failures: Mapping[str, str]) -> None:
@@ -105,34 +94,18 @@ class ScoreFolder:
         self._write_lines(TEXT_ONLY, text)
         self._write_lines(REJECTED, rejected)
         rows = sum(pq.read_metadata(path).num_rows for path in self.path.glob(SHARDS))
-        counts = {"scores": rows, "rejected": len(rejected), "text_only": len(text)}
-        self._write_manifest({"complete": True, **counts, "identity": read_manifest(self.path)["identity"]})
+        self._write_manifest(complete=True, scores=rows, rejected=len(rejected), text_only=len(text))
 
-    def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
-        self._write(MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=1)))
+    def _write_manifest(self, **outcome: Any) -> None:
+        self._manifest.write(self._manifest.read()["identity"], **outcome)
 
     def _write_lines(self, name: str, rows: Iterable[Mapping[str, str]]) -> None:
-        self._write(name, lambda path: path.write_text("".join(json.dumps(row) + "\n" for row in rows)))
-
-    def _write(self, name: str, write: Callable[[Path], Any]) -> None:
-        temporary = self.path / f"{name}.{self._rank}.tmp"
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())  # otherwise a power cut could leave the name without the bytes
-        os.replace(temporary, self.path / name)
+        write_text(self.path / name, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    if not (folder / MANIFEST).is_file():
-        raise ValueError(f"{folder} holds no {MANIFEST}: expected a folder that `mof vig score` wrote")
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        return {"complete": manifest["complete"], "identity": manifest["identity"], **manifest}
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
-            f"{folder / MANIFEST} is not of a scoring run, or damaged ({type(error).__name__}: {error}); put back a copy, or score into "
-            "another folder"
-        ) from error
+def manifest_file(folder: Path) -> RunFile:
+    """The manifest in a folder of scores: identity of the run, whether it is "complete", and how many records became what."""
+    return RunFile(folder / MANIFEST, "scoring run", FORMAT, "give a new folder")
 
 
 def read_lists(folder: Path) -> tuple[list[str], dict[str, str]]:

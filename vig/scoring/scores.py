@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vig.processes import Processes
-from vig.scoring.folder import ScoreFolder, read_lists, read_manifest, read_shards
+from vig.scoring.folder import ScoreFolder, manifest_file, read_lists, read_shards
 
 # Shapes: N = records, T = answer tokens of one record, over all its turns; E = end-of-turn tokens among them.
 
@@ -143,7 +143,7 @@ def load_scores(folder: str | os.PathLike[str]) -> Scores:
             hold as many scores as the run had saved, or hold a record twice.
     """
     path = Path(folder)
-    manifest = read_manifest(path)
+    manifest = {"complete": False, **manifest_file(path).read()}
     scores = from_table(read_shards(path, SCHEMA))
     text_only, failures = read_lists(path) if manifest["complete"] else ([], {})
     if not manifest["complete"]:

@@ -145,12 +145,11 @@ class SelectiveTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The loss of a batch. The output head sees the supervised positions only, so the outputs hold no logits to use."""
-        inputs = dict(inputs)
-        if self._padding_free:
-            inputs["use_cache"] = False  # with a cache, positions do not bound records
+        inputs = {**inputs, "use_cache": False}  # with a cache, positions do not bound the records of a padding-free batch
         self._pass = SupervisedPass(inputs["labels"], inputs.pop("token_weights", None), num_items_in_batch)
         if self._wants_logits:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+            return loss, {"logits": outputs.logits}  # the Trainer cannot gather all that a model may add to them
         if self._untouched is None:
             self._untouched = self._examine(model, {name: value for name, value in inputs.items() if name != "labels"})
         with self._pass.at(self._head(), untouched=self._untouched):
