@@ -7,11 +7,13 @@ The old spellings of options are in `encoders.command_groups.OLD_SPELLINGS`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
+T = TypeVar("T")
 MODEL_HELP = "Folder of a saved image-text-to-text model with its processor."
 
 
@@ -49,6 +51,12 @@ DtypeName = Literal["float32", "bfloat16", "float16"]
 """A name of a dtype; `getattr(torch, name)` is the dtype."""
 Dtype = Annotated[DtypeName | None, typer.Option("--dtype", help="Precision of the encoders. Default: each encoder's own, float32.")]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Threads that read and decode images.")]
+
+
+def evenly(records: Sequence[T], limit: int | None) -> list[T]:
+    """Return the records that the option `--limit` leaves, spread evenly over all records."""
+    count = len(records) if limit is None else min(limit, len(records))
+    return [records[i * len(records) // count] for i in range(count)]
 
 
 def usable_device(name: str | None) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
