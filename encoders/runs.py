@@ -115,13 +115,9 @@ class RunFile:
         Raises:
             ValueError: for a folder that holds another run, saying what differs, or files that are no run's.
         """
-        folder = self.path.parent
         identity = json.loads(json.dumps(identity, default=str))
         if not self.path.is_file():
-            files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(TEMPORARY))
-            foreign = next((path for path in files if not any(path.match(pattern) for pattern in own)), None)
-            if foreign is not None:
-                raise ValueError(f"{folder} holds {foreign.relative_to(folder)} and no {self.what}; {self.remedy}")
+            self.refuse_foreign(own)
             return self.write(identity)
         content = self.read()
         different = list(differences(content["identity"], identity))
@@ -129,7 +125,15 @@ class RunFile:
             return content
         if not begun:
             return self.write(identity)
-        raise ValueError(f"{folder} holds another {self.what}; {self.remedy}. Different:\n  " + "\n  ".join(different))
+        raise ValueError(f"{self.path.parent} holds another {self.what}; {self.remedy}. Different:\n  " + "\n  ".join(different))
+
+    def refuse_foreign(self, own: Sequence[str] = ()) -> None:
+        """ValueError for a folder that holds files and no run; `claim` does the same. Call it before a lock is put there."""
+        folder = self.path.parent
+        files = () if self.path.is_file() else (path for path in folder.rglob("*") if path.is_file())
+        for path in files:
+            if not (path.name.startswith(TEMPORARY) or any(path.match(pattern) for pattern in own)):
+                raise ValueError(f"{folder} holds {path.relative_to(folder)} and no {self.what}; {self.remedy}")
 
 
 class RunLock:

@@ -62,6 +62,7 @@ class ScoreFolder:
         self._lock.release()
 
     def _open(self, identity: Mapping[str, Any]) -> None:
+        self._manifest.refuse_foreign([LOCKS])
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock.take()
         remove_unfinished(self.path)
