@@ -4,35 +4,41 @@ from __future__ import annotations
 
 import json
 import re
-from importlib.metadata import EntryPoint
+import subprocess
+import sys
+from importlib.metadata import EntryPoint, version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-import vig.cli.app
+from encoders import build_encoder
+from encoders.command_groups import command_group, resumes
 from mof import MoFForConditionalGeneration, MoFProcessor
 from mof.cli.app import build_app
+from mof.data.records import RecordError
 from vig import load_scores
-from vig.cli.train import train
 
 ROOT = Path(__file__).parent.parent
-APP = build_app({"train": train, "vig": vig.cli.app.app})
+APP = build_app({"train": "vig.cli.train:train", "vig": "vig.cli.app:app"})
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
 
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(APP, [str(argument) for argument in arguments])
+def run(*arguments: str | Path, app: typer.Typer = APP, **environment: str) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env=environment)
 
 
-def commands(app: typer.Typer) -> list[list[str]]:
-    """Every command as the words that call it."""
-    found = [[command.name or command.callback.__name__] for command in app.registered_commands]
-    for group in app.registered_groups:
-        found += [[group.name, *words] for words in commands(group.typer_instance)]
-    return found
+def commands(group: Any) -> list[list[str]]:
+    """Return every command as the words that call it."""
+    words = []
+    for name in group.list_commands(None):
+        command = group.get_command(None, name)
+        inner = commands(command) if hasattr(command, "list_commands") else []
+        words += [[name, *more] for more in inner] or [[name]]
+    return words
 
 
 @pytest.fixture
@@ -52,11 +58,11 @@ def folder(tmp_path: Path, tiny_model: MoFForConditionalGeneration, tiny_process
 
 
 def score(folder: Path, *more: str) -> Result:
-    inputs = ("--model", folder / "model", "--records", folder / "records.json", "--image-folder", folder)
-    return run("vig", "score", *inputs, "--output-dir", folder / "scores", *more)
+    inputs = ("--model", folder / "model", "--records", folder / "records.json", "--images", folder)
+    return run("vig", "score", *inputs, "--output", folder / "scores", *more)
 
 
-@pytest.mark.parametrize("words", commands(APP), ids=" ".join)
+@pytest.mark.parametrize("words", commands(typer.main.get_command(APP)), ids=" ".join)
 def test_help_shows_an_example_that_parses(words: list[str]) -> None:
     result = run(*words, "--help")
     assert result.exit_code == 0
@@ -64,6 +70,18 @@ def test_help_shows_an_example_that_parses(words: list[str]) -> None:
     assert example is not None and example[1].split()[1:][: len(words)] == words
     for option in re.findall(r"--[a-z-]+", example[1]):
         assert option in result.output.split("Options:")[1]
+
+
+def test_group_shows_the_first_line_of_each_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line comes from the source, also for a module that cannot be imported; a missing module has an empty line."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "unusable.py").write_text(
+        "import nothing_of_that_name\n\ndef fly():\n    '''Fly away.\n\n    Far.'''\n\nbirds = group({}, callback=fly)\nfish = group({}, help='Swim.')"
+    )
+    app = command_group({name: f"unusable:{name}" for name in ("fly", "birds", "fish")} | {"gone": "no_such_module:gone"}, help="All.")
+    lines = [line.split() for line in run("--help", app=app).stdout.split("Commands:")[1].splitlines() if line.strip()]
+    assert lines == [["fly", "Fly", "away."], ["birds", "Fly", "away."], ["fish", "Swim."], ["gone"]]
+    assert run("vig", "--help").stdout.count("Measure how much the image helped") == 1
 
 
 def test_declared_sub_commands_exist() -> None:
@@ -74,11 +92,20 @@ def test_declared_sub_commands_exist() -> None:
         assert isinstance(command, typer.Typer) or callable(command)
 
 
-def test_encoders_are_listed_without_weights() -> None:
-    result = run("encode", "--list")
-    assert result.exit_code == 0, result.output
-    row = next(line for line in result.output.splitlines() if line.split()[:1] == ["clip-vit-l14-336"])
-    assert row.split() == ["clip-vit-l14-336", "1024", "14", "336", "576", "427.9", "yes", "mit"]
+@pytest.mark.parametrize("arguments", [["--help"], ["encode", "--list"], ["vig", "--help"], ["--version"]], ids=" ".join)
+def test_help_and_list_load_no_slow_library(arguments: list[str]) -> None:
+    program = (
+        "import sys; from mof.cli.app import build_app; app = build_app({'vig': 'vig.cli.app:app'})\n"
+        "try: app(sys.argv[1:])\n"
+        "finally: print({'torch', 'numpy', 'transformers', 'pyarrow', 'PIL'} & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and done.stdout
+    assert done.stderr.splitlines()[-1] == "set()"
+
+
+def test_version() -> None:
+    assert version("mof-vig") in run("--version").stdout
 
 
 def test_chat_answers_greedily(folder: Path) -> None:
@@ -149,24 +176,78 @@ def refused(result: Result, *words: str) -> None:
     assert all(word in last for word in words), last
 
 
-def test_errors_are_one_line(folder: Path) -> None:
-    refused(score(folder, "--null", "blurr"), "blurr", "blur")
+def test_refused_input_is_one_line(folder: Path) -> None:
+    refused(score(folder, "--null", "blurr"), "blurr")
+    chat = ("chat", "--model", folder / "model", "What?", "--image")
     refused(run("chat", "--model", folder / "nothing", "--image", folder / "red.png", "What?"), "nothing", "config.json")
-    refused(run("chat", "--model", folder / "model", "--image", folder / "no.png", "What?"), "no.png")
+    refused(run(*chat, folder / "no.png"), "no.png")
+    refused(run(*chat, folder / "red.png", "--device", "cuda:99"), "cuda:99")
     select = ("vig", "select", "--scores", folder, "--records", folder / "records.json", "--output", folder / "out.json")
     refused(run(*select), "manifest.json")
     score(folder)
     select = ("vig", "select", "--scores", folder / "scores", "--output", folder / "out.json")
-    refused(run(*select, "--records", folder / "records.json", "--keep", "7"), "[0, 1]")
+    refused(run(*select, "--records", folder / "records.json", "--keep", "7"), "7")
     refused(run(*select, "--records", folder / "no.json"), "no.json")
     select = (*select, "--records", folder / "records.json")
     refused(run(*select, "--quota", "0.5"), "--source-key")
-    refused(run(*select, "--source-key", "source", "--quota", "0.5", "--quota", "a=1"), "NAME=SHARE")
+    refused(run(*select, "--source-key", "source", "--quota", "0.5", "--quota", "a=1"), "0.5 a=1")
     refused(run(*select, "--source-key", "source", "--quota", "a=1"), "'a'", "(none)")
-    refused(run(*select, "--token-threshold", "all"), "--token-threshold", "'all'")
-    refused(run(*select, "--random", "half"), "'half'", "samples")
+    refused(run(*select, "--token-threshold", "all"), "'all'")
     refused(run("encode"), "--list")
 
 
-def test_unknown_command_exits_2() -> None:
+def test_typer_refuses_unknown_names(folder: Path) -> None:
     assert run("encoder").exit_code == 2
+    result = run("vig", "select", "--scores", folder, "--records", folder, "--output", folder / "out.json", "--random", "half")
+    assert result.exit_code == 2 and "half" in result.stderr
+
+
+def failing(error: BaseException | None) -> typer.Typer:
+    def fail() -> None:
+        if error is None:
+            json.loads("{")  # a library's ValueError
+        else:
+            raise error
+
+    return build_app({"fail": fail, "fail-and-resume": resumes(fail), "unknown-encoder": lambda: build_encoder("eagle-eye")})
+
+
+def test_only_our_errors_are_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    refused(run("unknown-encoder", app=failing(None)), "eagle-eye")
+    refused(run("fail", app=failing(RecordError("record 'a 7'"))), "record 'a 7'")
+    refused(run("fail", app=failing(FileNotFoundError(2, "No such file", "x.json"))), "x.json")
+    assert not list(tmp_path.iterdir())
+    for error, kind in ((KeyError("colour"), "KeyError"), (None, "JSONDecodeError"), (RuntimeError("shapes\ndiffer"), "RuntimeError")):
+        result = run("fail", app=failing(error))
+        [line], [log] = result.stderr.splitlines(), tmp_path.iterdir()
+        assert result.exit_code == 1 and kind in line and str(log) in line
+        assert "Traceback" in log.read_text() and "in fail" in log.read_text()
+        log.unlink()
+
+
+def test_debug_shows_the_traceback() -> None:
+    app = failing(RecordError("record 'a 7'"))
+    for result in (run("--debug", "fail", app=app), run("fail", "--debug", app=app), run("fail", app=app, MOF_DEBUG="1")):
+        assert result.exit_code == 2
+        assert "Traceback" in result.stderr and "in fail" in result.stderr
+        assert result.stderr.splitlines()[-1] == "mof: record 'a 7'"
+
+
+def test_interrupted() -> None:
+    app = failing(KeyboardInterrupt())
+    first, second = run("fail", app=app), run("fail-and-resume", app=app)
+    assert first.exit_code == second.exit_code == 130
+    assert first.stderr != second.stderr and "same command" in second.stderr
+    assert len(first.stderr.splitlines()) == len(second.stderr.splitlines()) == 1
+
+
+def test_old_spellings_still_work(folder: Path) -> None:
+    inputs = ("--model", folder / "model", "--records", folder / "records.json")
+    result = run("vig", "score", *inputs, f"--image-folder={folder}", "--output-dir", folder / "scores")
+    assert result.exit_code == 0 and (folder / "scores/manifest.json").is_file()
+    notes = [re.findall(r"--[a-z-]+", line) for line in result.stderr.splitlines() if line.startswith("mof: ")]
+    assert notes == [["--image-folder", "--images"], ["--output-dir", "--output"]]
+    assert not re.search("--image-folder|--output-dir|--out\\b", run("vig", "score", "--help").stdout)
+    result = run("encode", "--out", folder / "store", "--images", folder, "--encoder", "eagle-eye")
+    assert result.exit_code == 2 and "--output" in result.stderr.splitlines()[0]

@@ -17,8 +17,15 @@ from encoders import FeatureStore, StoredImages
 def load_model(folder: Path, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The model, on the GPU where there is one, with its processor. ValueError for a folder without a model."""
     processor = load_processor(folder)
-    model = AutoModelForImageTextToText.from_pretrained(folder, **options)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu"), processor
+    return load_network(folder, **options).to("cuda" if torch.cuda.is_available() else "cpu"), processor
+
+
+def load_network(folder: Path, **options: Any) -> PreTrainedModel:
+    """Return the model on the CPU, once `load_processor` was called. ValueError for a folder that holds another kind of model."""
+    try:
+        return AutoModelForImageTextToText.from_pretrained(folder, **options)
+    except ValueError as error:
+        raise ValueError(f"{folder} cannot be loaded as an image-text-to-text model: {error}") from error
 
 
 def load_processor(folder: Path) -> ProcessorMixin:

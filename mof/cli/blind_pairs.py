@@ -9,10 +9,10 @@ from typing import Annotated
 import torch
 import typer
 
+from encoders.command_options import Dtype
 from encoders.store.files import FAILURES, write_whole
 from encoders.weight_files import WeightsError
 from mof.cli.annotate import annotate, export
-from mof.cli.encode import DTYPES
 from mof.pairs.blind_pair_search import BlindPairs, blind_pairs
 from mof.pairs.gallery import Gallery
 from mof.pairs.image_collection import ImageCollection, encode_collection
@@ -47,7 +47,7 @@ def mine(
     image_size: Annotated[int | None, typer.Option(min=1, help="Side of both encoders' input, in pixels. Their own by default.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 32,
     device: Annotated[str | None, typer.Option(help="cuda where there is one, else cpu.")] = None,
-    dtype: Annotated[str | None, typer.Option(help=f"Precision of the encoders: {', '.join(DTYPES)}. Theirs by default.")] = None,
+    dtype: Dtype = None,
     workers: Annotated[int, typer.Option(min=1, help="Threads that read and decode.")] = 2,
     ledger: Annotated[Path | None, typer.Option(help="Folder that notes what is compared: a search that is stopped goes on.")] = None,
 ) -> None:
@@ -64,11 +64,9 @@ def mine(
         return
     if not images or out is None:
         raise ValueError("give --images, and a folder for what is found: -o pairs")
-    if dtype is not None and dtype not in DTYPES:
-        raise ValueError(f"unknown --dtype {dtype!r}; expected one of {', '.join(DTYPES)}")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     clip, dino, store = clip or [CLIP], dino or [DINO], store or out / "features"
-    options = {"batch_size": batch_size, "device": device, "dtype": DTYPES[dtype] if dtype else None, "workers": workers}
+    options = {"batch_size": batch_size, "device": device, "dtype": getattr(torch, dtype) if dtype else None, "workers": workers}
     try:
         collection = encode_collection(images, clip, dino, store, image_size=image_size, progress=True, **options)
     except WeightsError as error:

@@ -1,4 +1,4 @@
-"""`mof vig report`: parse arguments and write the page."""
+"""`mof vig report`: one page about the scores."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from encoders.command_options import Records, images_option, output_option
 from mof.data.rows import read_rows
 from vig.report.page import write_report
 from vig.scoring.scores import Scores, load_scores
@@ -14,34 +15,31 @@ from vig.selection.sources import record_sources
 from vig.selection.thresholds import select
 
 
-def report_command(
+def report(
     scores: Annotated[
-        list[Path], typer.Argument(help="Folders of `mof vig score`: the first is shown, those with other null images are compared.")
+        list[Path], typer.Argument(help="Folders of `mof vig score`: the first is shown, others with other null images are compared.")
     ],
-    records: Annotated[Path, typer.Option(help="The records that were scored, .json or .jsonl.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")],
-    image_folder: Annotated[
-        Path | None,
-        typer.Option("--image-folder", "--images", help="Where the records' images lie; without it none are shown."),
-    ] = None,
-    keep: Annotated[float, typer.Option(help="Share of the samples to keep, in [0, 1]: draws the threshold.")] = 0.7,
+    records: Records,
+    output: Annotated[Path, output_option("HTML file to write.")],
+    images: Annotated[Path | None, images_option("Folder of the records' images. Default: no images are shown.")] = None,
+    keep: Annotated[float, typer.Option(help="Share of the samples to keep, in [0, 1]. It sets the threshold that is drawn.")] = 0.7,
     source_key: Annotated[
-        str | None, typer.Option(help="Key of a record that says its source; 'image' for the top folder of its image.")
+        str | None, typer.Option(help="Key of a record that names its source; 'image' takes the top folder of its image.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=0, help="Records shown from either end.")] = 8,
+    samples: Annotated[int, typer.Option(min=0, help="Number of records shown from either end.")] = 8,
 ) -> None:
-    """Show on one page what was scored: distribution, words, samples with coloured tokens, null images and sparsity.
+    """Show the scores on one page: distribution, words, samples with coloured tokens, null images and sparsity.
 
     \b
     Example:
-      mof vig report runs/scores --records data/train.json --images data/images -o report.html
+      mof vig report runs/scores --records data/train.json --images data/images --output report.html
     """
     runs = [_load(folder) for folder in scores]
     raw = read_rows(records)
-    if image_folder is not None and not image_folder.is_dir():
-        raise ValueError(f"{image_folder} is no folder; leave --images out for a page without images")
+    if images is not None and not images.is_dir():
+        raise ValueError(f"--images {images} is no folder; leave --images out for a page without images")
     selection = select(runs[0], keep, sources=None if source_key is None else record_sources(raw, source_key))
-    write_report(output, selection, raw, image_folder=image_folder, others=runs[1:], samples=samples, progress=True)
+    write_report(output, selection, raw, image_folder=images, others=runs[1:], samples=samples, progress=True)
     typer.echo(f"{output}: {len(runs[0])} records; {selection.summary()}")
 
 

@@ -1,0 +1,184 @@
+"""The base of the command line: groups that import a command when it is called, errors in one line, old spellings of options."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Mapping
+from importlib.metadata import EntryPoint
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+Target = str | typer.Typer | Callable[..., None]
+"""A command: "module:attribute", or what this names. A function is a command, a `typer.Typer` is a group."""
+
+OLD_SPELLINGS = {"--image-folder": "--images", "--out": "--output", "--output-dir": "--output"}
+"""Options of earlier releases -> their names today. The old ones still work, but no help text shows them."""
+
+PACKAGES = ("encoders", "mof", "vig")
+STYLE: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False, "add_completion": False}
+
+
+def command_group(
+    commands: Mapping[str, Target],
+    *,
+    help: str | None = None,
+    callback: Callable[..., None] | None = None,
+    alone: bool = False,
+    name: str | None = None,
+) -> typer.Typer:
+    """Return a group of commands that are imported when they are called.
+
+    Args:
+        commands: name -> command. The help text of a "module:attribute" is read from its source and needs no import.
+        help: help text of the group; None takes the docstring of `callback`.
+        callback: a function with options of the group itself; it is called before each command.
+        alone: call `callback` also when no command is given, in place of the help text.
+        name: name of the program, for the outermost group.
+    """
+    group_class = type("LateGroup", (LateGroup,), {"targets": dict(commands)})
+    app = typer.Typer(name=name, cls=group_class, no_args_is_help=not alone, invoke_without_command=alone, **STYLE)
+    app.callback(help=help or (callback or _nothing).__doc__)(callback or _nothing)
+    return app
+
+
+def resumes(command: Callable[..., None]) -> Callable[..., None]:
+    """Decorate a command that goes on where it stopped when it is called again: Ctrl-C then says so."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        try:
+            command(*args, **options)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("the same command goes on where it stopped") from None
+
+    return run
+
+
+class LateGroup(TyperGroup):
+    """A group that imports its commands late and says in one line what went wrong in them."""
+
+    targets: ClassVar[Mapping[str, Target]] = {}
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.commands = {name: TyperCommand(name) for name in self.targets}  # for their names only
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return the command, imported, or None for an unknown name."""
+        if cmd_name not in self.targets:
+            return None
+        target = self.targets[cmd_name]
+        loaded = EntryPoint(cmd_name, target, "").load() if isinstance(target, str) else target
+        if isinstance(loaded, typer.Typer):
+            return typer.main.get_group(loaded)
+        app = typer.Typer(**STYLE)
+        app.command(cmd_name)(loaded)
+        return typer.main.get_command(app)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the table of commands without importing them."""
+        width = formatter.width - 6 - max(map(len, self.targets))
+        rows = [(name, TyperCommand(name, help=_help_of(target)).get_short_help_str(width)) for name, target in self.targets.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Accept `--debug` behind the command, too."""
+        if ctx.parent is None and any(parameter.name == "debug" for parameter in self.params) and "--debug" in args:
+            args = ["--debug", *(argument for argument in args if argument != "--debug")]
+        return super().parse_args(ctx, args)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return name, command and arguments, in which old spellings of options are replaced, with a note on stderr."""
+        name, command, rest = super().resolve_command(ctx, args)
+        known = {spelling for parameter in command.params for spelling in parameter.opts}
+        for i, argument in enumerate(rest):
+            option, equals, value = argument.partition("=")
+            new = OLD_SPELLINGS.get(option)
+            if new in known and option not in known:
+                typer.echo(f"mof: {option} is now called {new}; the old name will go with the next release", err=True)
+                rest[i] = f"{new}{equals}{value}"
+        return name, command, rest
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command. Exit codes: 2 for what the command refuses, 1 for a bug, 130 for Ctrl-C."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            typer.echo("; ".join(["mof: interrupted", *map(str, stop.args)]), err=True)
+            raise typer.Exit(130) from None
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] in ("typer", "click"):  # usage errors, exits
+                raise
+            if ctx.find_root().params.get("debug"):
+                traceback.print_exception(error)
+            refused = _is_refusal(error)
+            message = " ".join(str(error).split())
+            typer.echo(f"mof: {message}" if refused else f"mof: {_bug_report(error, message)}", err=True)
+            raise typer.Exit(2 if refused else 1) from None
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the error is about the user's input: our own ValueErrors, and what the system says of files and connections.
+
+    A ValueError of a library, which was called by us with wrong values, is a bug.
+    """
+    if isinstance(error, OSError):
+        return True
+    frames = list(traceback.walk_tb(error.__traceback__))
+    raised_in = frames[-1][0].f_globals.get("__name__", "")
+    return isinstance(error, ValueError) and any(name.partition(".")[0] in PACKAGES for name in (type(error).__module__, raised_in))
+
+
+def _bug_report(error: Exception, message: str) -> str:
+    """Write the traceback into a new log file, and return the line that names it."""
+    if type(error).__name__ == "OutOfMemoryError":  # torch's
+        return f"out of memory: {message}"
+    descriptor, log = tempfile.mkstemp(prefix="mof-", suffix=".log")
+    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+        print("command:", *sys.argv, file=stream)
+        traceback.print_exception(error, file=stream)
+    return f"this is a bug, {type(error).__name__}: {message}; please report it with the log {log}"
+
+
+def _nothing() -> None:
+    """A group without options of its own."""
+
+
+def _help_of(target: Target) -> str | None:
+    """Return the help text of a command: a docstring, or the argument `help` or `callback` of a group.
+
+    It is read from the source of "module:attribute", since the import may take seconds. None where there is none.
+    """
+    if isinstance(target, typer.Typer):
+        return typer.main.get_group(target).help
+    if not isinstance(target, str):
+        return target.__doc__
+    point = EntryPoint("", target, "")
+    try:
+        spec = find_spec(point.module)
+        body = ast.parse(Path(str(spec and spec.origin)).read_bytes()).body
+    except (ImportError, OSError, SyntaxError):  # a broken package of others must not break the help
+        return None
+    return _docstring(body, point.attr)
+
+
+def _docstring(body: list[ast.stmt], name: str) -> str | None:
+    for statement in body:
+        if isinstance(statement, ast.FunctionDef) and statement.name == name:
+            return ast.get_docstring(statement)
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Call) and ast.unparse(statement.targets[0]) == name:
+            given = {keyword.arg: keyword.value for keyword in statement.value.keywords}
+            if "help" in given:
+                return ast.literal_eval(given["help"])
+            return _docstring(body, ast.unparse(given["callback"])) if "callback" in given else None
+    return None

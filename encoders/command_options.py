@@ -1,0 +1,78 @@
+"""Options that several commands share, so that a thing has the same name, short name and help text everywhere.
+
+A command uses the types as annotations (`model: Model`), or the functions where the help text is its own
+(`report: Annotated[Path, output_option("HTML file to write.")]`). Add `| None` inside of `Annotated` to make an option optional.
+The old spellings of options are in `encoders.command_groups.OLD_SPELLINGS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import typer
+
+T = TypeVar("T")
+MODEL_HELP = "Folder of a saved image-text-to-text model with its processor."
+
+
+def output_option(help: str) -> Any:
+    """Return the option of a file or folder that the command writes."""
+    return typer.Option("--output", "-o", help=help)
+
+
+def images_option(help: str = "Folder that relative image paths of the records start from.") -> Any:
+    """Return the option of a folder of images."""
+    return typer.Option("--images", help=help)
+
+
+def seed_option(help: str) -> Any:
+    """Return the option of a seed for random numbers."""
+    return typer.Option("--seed", help=help)
+
+
+Model = Annotated[Path, typer.Option("--model", help=MODEL_HELP)]
+Models = Annotated[list[Path], typer.Option("--model", help=f"{MODEL_HELP} Can be given several times.")]
+Records = Annotated[Path, typer.Option("--records", help="Records in LLaVA's form or chat messages, .json or .jsonl.")]
+Images = Annotated[Path, images_option()]
+ImageSources = Annotated[
+    list[str] | None,
+    images_option("Folder, list (.txt), image or .tar, or a pattern of these: 'train-{000..127}.tar'. Can be given several times."),
+]
+Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use at most this many records, spread evenly over the file.")]
+MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")]
+ImageSize = Annotated[
+    int | None, typer.Option("--image-size", min=1, help="Side of the encoders' input, in pixels. Default: each encoder's own.")
+]
+ImageBatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per forward pass.")]
+Device = Annotated[str | None, typer.Option("--device", help="Device of torch, such as cuda:1. Default: cuda if there is a GPU, else cpu.")]
+DtypeName = Literal["float32", "bfloat16", "float16"]
+"""A name of a dtype; `getattr(torch, name)` is the dtype."""
+Dtype = Annotated[DtypeName | None, typer.Option("--dtype", help="Precision of the encoders. Default: each encoder's own, float32.")]
+Workers = Annotated[int, typer.Option("--workers", min=1, help="Threads that read and decode images.")]
+
+
+def evenly(records: Sequence[T], limit: int | None) -> list[T]:
+    """Return the records that the option `--limit` leaves, spread evenly over all records."""
+    count = len(records) if limit is None else min(limit, len(records))
+    return [records[i * len(records) // count] for i in range(count)]
+
+
+def usable_device(name: str | None) -> str:
+    """Return the device of the option `--device`, or the default device for None.
+
+    Raises:
+        ValueError: for a device that torch cannot use on this machine.
+    """
+    import torch  # slow
+
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    if name is None:
+        return default
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"--device {name}: torch cannot use it on this machine ({reason}); without --device, {default} is used") from error
+    return name

@@ -1,0 +1,44 @@
+"""The sizes of encoders, measured without their weights. `python -m mof.cli.encoder_sizes` writes encoder_sizes.json for the presets."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from encoders import build_encoder
+from encoders.presets import PRESETS
+from mof.cli.encoder_table import SIZES, Sizes
+
+
+class Unfilled(TorchFunctionMode):
+    """Skips the filling of tensors without storage, which takes most of the time of building a network on the meta device."""
+
+    def __torch_function__(self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(function, "__name__", "")
+        fills = name.endswith("_") and not name.startswith("_") and name != "requires_grad_"
+        if fills and args and isinstance(args[0], Tensor) and args[0].is_meta:
+            return args[0]
+        return function(*args, **(kwargs or {}))
+
+
+def measure(name: str) -> Sizes:
+    """Return the sizes of an encoder, for the layer that it gives by default and its native image size."""
+    logging.disable(logging.WARNING)  # open_clip warns that weights are random, as they should be here
+    try:
+        with torch.device("meta"), Unfilled():
+            encoder = build_encoder(name, pretrained=False)
+    finally:
+        logging.disable(logging.NOTSET)
+    millions = round(sum(parameter.numel() for parameter in encoder.parameters()) / 1e6, 1)
+    return encoder.width, encoder.patch_size, encoder.image_size, encoder.grid[0] * encoder.grid[1], millions, encoder.has_text
+
+
+if __name__ == "__main__":
+    rows = (f"{json.dumps(name)}: {json.dumps(measure(name))}" for name in sorted(PRESETS))
+    SIZES.write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf-8")

@@ -1,0 +1,56 @@
+"""`mof vig image-match`: the VIG of answers with images that fit less and less."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from encoders.command_groups import resumes
+from encoders.command_options import Images, Limit, Model, Records, evenly, output_option, seed_option
+from encoders.runs import write_json
+from mof.data.rows import read_records
+from vig.analyses import image_match as analysis
+from vig.analyses.tables import match_table
+from vig.nulls import NULL_NAMES
+from vig.saved_models import load_model
+
+
+@resumes
+def image_match(
+    model: Model,
+    records: Records,
+    images: Images,
+    partly: Annotated[Path | None, typer.Option(help="The same records with images that fit in part; with --conflicting.")] = None,
+    conflicting: Annotated[Path | None, typer.Option(help="The same records with images that do not fit; with --partly.")] = None,
+    null: Annotated[str, typer.Option(help=f"The image that replaces each image: {', '.join(NULL_NAMES)}.")] = "blur",
+    limit: Limit = None,
+    seed: Annotated[int, seed_option("Seed of the drawn images.")] = 0,
+    score_dir: Annotated[Path | None, typer.Option(help="Folder that keeps the scores. A run that was stopped there is resumed.")] = None,
+    output: Annotated[Path | None, output_option("JSON file for the figures.")] = None,
+) -> None:
+    """Compare the mean VIG of answers with their own image, with one that fits in part, and with a conflicting one.
+
+    The other two images come from other records: of 50 records drawn for each record, the one whose answers share the most words
+    with the record's answers, and the one whose answers share the fewest. --partly and --conflicting give other images.
+
+    \b
+    Example:
+      mof vig image-match --model runs/mof --records data/train.json --images data/images --limit 500 --output match.json
+    """
+    if (partly is None) != (conflicting is None):
+        raise ValueError("--partly and --conflicting go together: each answer is scored with three images")
+    if partly is None or conflicting is None:
+        groups = analysis.with_other_images(read_records(records), seed)
+    else:
+        files = {"matching": records, "partly matching": partly, "conflicting": conflicting}
+        groups = {name: read_records(file) for name, file in files.items()}
+    network, processor = load_model(model)
+    chosen = {name: evenly(group, limit) for name, group in groups.items()}
+    rows = analysis.image_match(network, processor, chosen, score_dir, null=null, image_folder=images, seed=seed)
+    if output is not None:
+        figures = {name: {**row.vig._asdict(), "positive": row.positive} for name, row in rows.items()}
+        write_json(output, {"model": model.name, "null": null, "seed": seed, "groups": figures})
+    Console().print(match_table(rows, model.name))

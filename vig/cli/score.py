@@ -1,0 +1,77 @@
+"""`mof vig score`: how much the image helped each answer token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from accelerate import PartialState
+
+from encoders.command_groups import resumes
+from encoders.command_options import Images, Model, Records, output_option, seed_option
+from mof.data.rows import read_rows
+from vig.nulls import NULL_NAMES
+from vig.saved_models import load_network, load_processor, stored_images
+from vig.scoring import run
+from vig.scoring.folder import REJECTED
+
+
+@resumes
+def score(
+    model: Model,
+    records: Records,
+    images: Images,
+    output: Annotated[Path, output_option("Folder of the scores. A run that was stopped there is resumed.")],
+    null: Annotated[str, typer.Option(help=f"The image that replaces each image: {', '.join(NULL_NAMES)}.")] = "blur",
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens per forward pass. Halved when memory runs out.")] = 16384,
+    batch_size: Annotated[int, typer.Option(min=1, help="Records per forward pass, at most.")] = 64,
+    max_length: Annotated[int, typer.Option(min=1, help="Tokens of a record. Longer records are cut as in training.")] = 2048,
+    only_image: Annotated[
+        int | None, typer.Option(min=0, help="Replace only this image of a record, counted from 0. Default: all its images together.")
+    ] = None,
+    seed: Annotated[int, seed_option("Seed of the null images 'noise' and 'shuffle'.")] = 0,
+    features: Annotated[Path | None, typer.Option(help="Store of `mof encode --model`, read in place of running the encoders.")] = None,
+    blurred_features: Annotated[Path | None, typer.Option(help="Store of `mof encode --model --blurred`, with --features.")] = None,
+) -> None:
+    """Measure how much the image helped each answer token of each record.
+
+    \b
+    Example:
+      mof vig score --model runs/mof --records data/train.json --images data/images --output runs/scores
+    \b
+    On several GPUs, each with a share of the records; the same command resumes it, also with another number of GPUs:
+      torchrun --no-python --nproc_per_node 8 mof vig score --model runs/mof --records data/train.json --images data/images \\
+        --output runs/scores
+    """
+    if (features is None) != (blurred_features is None):
+        raise ValueError("--features and --blurred-features go together: the score compares the two")
+    if not images.is_dir():
+        raise ValueError(f"--images {images} is no folder: expected the folder that the records' image paths start from")
+    processor = load_processor(model)
+    raw = read_rows(records)
+    network = load_network(model)
+    process = PartialState(cpu=not torch.accelerator.is_available())
+    network.to(process.device)
+    stored = None
+    if features is not None and blurred_features is not None:
+        stored = stored_images(network, processor, features), stored_images(network, processor, blurred_features, blurred=True)
+    scores = run.score(
+        network,
+        processor,
+        raw,
+        output,
+        null,
+        image_folder=images,
+        batch_tokens=batch_tokens,
+        batch_size=batch_size,
+        max_length=max_length,
+        only_image=only_image,
+        stored_images=stored,
+        seed=seed,
+    )
+    if process.is_main_process:
+        failed = f"{len(scores.failures)} failed" + (f", listed in {output / REJECTED}" if scores.failures else "")
+        texts = f"{len(scores.manifest['text_only'])} without an image, "
+        typer.echo(f"{len(scores)} of {len(raw)} records scored in {output}, {texts}{failed}")

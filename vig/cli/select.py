@@ -1,0 +1,102 @@
+"""`mof vig select`: the records and answer tokens to train on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from encoders.command_options import Records, output_option, seed_option
+from encoders.runs import write_text
+from mof.data.rows import read_rows
+from vig.scoring.scores import load_scores
+from vig.selection import thresholds
+from vig.selection.random_control import Level, random_selection
+from vig.selection.sources import record_sources
+
+
+def select(
+    scores: Annotated[Path, typer.Option(help="Folder that `mof vig score` wrote.")],
+    records: Records,
+    output: Annotated[Path, output_option("JSON file for the selected records, each with its token_mask.")],
+    keep: Annotated[float, typer.Option(help="Share of the samples to keep, in [0, 1].")] = 0.7,
+    threshold: Annotated[float | None, typer.Option(help="Keep samples from this VIG on, in place of --keep.")] = None,
+    token_threshold: Annotated[
+        str,
+        typer.Option(help="Supervise tokens from this VIG on: a number, 'shared' (the threshold of the samples) or 'none' (all tokens)."),
+    ] = "shared",
+    token_keep: Annotated[
+        float | None, typer.Option(help="Share of the kept samples' answer tokens to supervise, in place of --token-threshold.")
+    ] = None,
+    end_of_turn: Annotated[bool, typer.Option(help="Supervise the ends of turns, whatever their VIG is.")] = True,
+    source_key: Annotated[
+        str | None, typer.Option(help="Key of a record that names its source; 'image' takes the top folder of its image.")
+    ] = None,
+    quota: Annotated[
+        list[str] | None,
+        typer.Option(help="Least share to keep of every source, as 0.3, or of one source, as ocr_vqa=0.5. Can be given several times."),
+    ] = None,
+    random: Annotated[
+        Level | None, typer.Option(help="Draw as many tokens at random instead: whole samples, tokens of all samples, or both.")
+    ] = None,
+    seed: Annotated[int, seed_option("Seed of --random.")] = 0,
+    weights: Annotated[
+        tuple[float, float] | None, typer.Option(help="Weigh tokens by their VIG between these two, in place of a hard mask.")
+    ] = None,
+) -> None:
+    """Keep the records, and in them the answer tokens, that the image helped most.
+
+    \b
+    Example:
+      mof vig select --scores runs/scores --records data/train.json --keep 0.7 --output data/selected.json
+    \b
+    At least 30 % of each source, told apart by image folder:
+      mof vig select --scores runs/scores --records data/train.json --keep 0.7 --source-key image --quota 0.3 --output data/selected.json
+    """
+    if output.resolve() == records.resolve():
+        raise ValueError(f"--output {output} would overwrite the --records; give another file")
+    raw = read_rows(records)
+    selection = thresholds.select(
+        load_scores(scores),
+        keep,
+        threshold=threshold,
+        token_keep=token_keep,
+        token_threshold=_token_threshold(token_threshold),
+        keep_end_of_turn=end_of_turn,
+        sources=None if source_key is None else record_sources(raw, source_key),
+        quota=_quota(quota or [], source_key),
+    )
+    if random is not None:
+        selection = random_selection(selection.scores, selection, seed, random)
+    if weights is not None:
+        selection = selection.weighted(*weights)
+    kept = selection.apply(raw)
+    write_text(output, json.dumps(kept))
+    typer.echo(f"{selection.summary()}\n{len(kept)} of {len(raw)} records written to {output}")
+
+
+def _token_threshold(text: str) -> float | Literal["shared"] | None:
+    if text == "shared":
+        return "shared"
+    return None if text == "none" else _number("--token-threshold", text)
+
+
+def _quota(texts: list[str], source_key: str | None) -> float | dict[str, float]:
+    """["0.3"] -> 0.3; ["a=0.3", "b=0.5"] -> {"a": 0.3, "b": 0.5}."""
+    if texts and source_key is None:
+        raise ValueError("--quota needs --source-key, which names the sources")
+    if len(texts) == 1 and "=" not in texts[0]:
+        return _number("--quota", texts[0])
+    pairs = [text.rpartition("=") for text in texts]
+    if not all(name for name, _, _ in pairs):
+        raise ValueError(f"--quota takes one share for all sources, or NAME=SHARE for each source; got {' '.join(texts)}")
+    return {name: _number("--quota", share) for name, _, share in pairs} if pairs else 0.0
+
+
+def _number(option: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{option}: {text!r} is no number") from None
