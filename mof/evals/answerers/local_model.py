@@ -112,7 +112,7 @@ class LocalModel:
         alone = self._encode([(prompt, None)])["input_ids"][0].tolist()
         inputs = self._encode([(prompt, option) for option in prompt.options])
         ids, mask = inputs["input_ids"], inputs["attention_mask"]  # [B, L]
-        lengths = [len(row) - _common(alone, row) for row in (row_ids[keep.bool()].tolist() for row_ids, keep in zip(ids, mask, strict=True))]
+        lengths = [len(row) - _common(alone, row) for row in (row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True))]
         longest = max(lengths)  # N
         takes_keep = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         keep = {"logits_to_keep": longest + 1} if takes_keep else {}
