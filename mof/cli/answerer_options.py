@@ -1,4 +1,4 @@
-"""The options by which every `mof eval` command is told who answers."""
+"""The options that tell every `mof eval` command which model, endpoint or file answers."""
 
 from __future__ import annotations
 
@@ -8,49 +8,50 @@ import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mof.evals.answerers import AnswersFile, Endpoint, LocalModel
-from mof.evals.answering import Answerer
-from mof.evals.run import Run
+from encoders.command_groups import resumes
+from encoders.command_options import MODEL_HELP, DtypeName, output_option, seed_option
+
+if TYPE_CHECKING:
+    from mof.evals.answerers import Endpoint
+    from mof.evals.answering import Answerer
+    from mof.evals.run import Run
 
 
 @dataclass(frozen=True)
 class AnswererOptions:
     """Each field is an option of the command line."""
 
-    out: Annotated[Path, typer.Option(help="Folder for settings, cache, answers and result.")]
-    model: Annotated[Path | None, typer.Option(help="Folder of a saved model with its processor.")] = None
+    output: Annotated[Path, output_option("Folder for settings, cache, answers and result.")]
+    model: Annotated[Path | None, typer.Option(help=MODEL_HELP)] = None
     endpoint: Annotated[str | None, typer.Option(help="In place of a model: an OpenAI-compatible URL, such as http://host:8000/v1.")] = None
-    model_name: Annotated[str | None, typer.Option(help="What the endpoint calls the model.")] = None
+    model_name: Annotated[str | None, typer.Option(help="The endpoint's name for the model.")] = None
     answers: Annotated[Path | None, typer.Option(help="In place of a model: file of finished answers, .json, .jsonl, .csv.")] = None
-    name: Annotated[str | None, typer.Option(help="What tables call the model; by default its folder, file or --model-name.")] = None
-    seed: Annotated[int | None, typer.Option(help="With which the model was trained: `mof eval report` joins a name's seeds.")] = None
-    cache: Annotated[Path | None, typer.Option(help="File that keeps answers; by default in the folder --out.")] = None
-    batch_size: Annotated[int, typer.Option(min=1, help="Of a model: prompts at a time.")] = 8
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"], typer.Option(help="Of a model; with 16 bits, answers may depend on the batch size.")
-    ] = "float32"
-    concurrency: Annotated[int, typer.Option(min=1, help="Of an endpoint: prompts at a time.")] = 8
-    timeout: Annotated[float, typer.Option(help="Of an endpoint: seconds for one attempt.")] = 120.0
-    attempts: Annotated[int, typer.Option(min=1, help="Of an endpoint: at each prompt.")] = 6
+    name: Annotated[str | None, typer.Option(help="The model's name in tables. Default: its folder, its file or --model-name.")] = None
+    seed: Annotated[int | None, seed_option("The model's seed of training: `mof eval report` joins the seeds of a name.")] = None
+    cache: Annotated[Path | None, typer.Option(help="File that keeps answers. Default: cache.jsonl in the folder --output.")] = None
+    batch_size: Annotated[int, typer.Option(min=1, help="With --model: prompts at a time.")] = 8
+    dtype: Annotated[DtypeName, typer.Option(help="With --model: precision. In 16 bits, the batch size may change answers.")] = "float32"
+    concurrency: Annotated[int, typer.Option(min=1, help="With --endpoint: prompts at a time.")] = 8
+    timeout: Annotated[float, typer.Option(help="With --endpoint: seconds for one attempt.")] = 120.0
+    attempts: Annotated[int, typer.Option(min=1, help="With --endpoint: attempts at each prompt.")] = 6
     key_variable: Annotated[str, typer.Option(help="Environment variable with the endpoint's API key.")] = "OPENAI_API_KEY"
-    price_in: Annotated[float, typer.Option(min=0, help="Per million tokens read, judge included, to report costs.")] = 0.0
-    price_out: Annotated[float, typer.Option(min=0, help="Per million tokens written.")] = 0.0
 
     def run(self, max_new_tokens: int) -> Run:
-        """The run with its answerer. ValueError unless exactly one is named."""
+        """Return the run with its answerer. ValueError unless exactly one answerer is named."""
+        from mof.evals.run import Run  # slow
+
         given = [name for name in ("model", "endpoint", "answers") if getattr(self, name) is not None]
         if len(given) != 1 or (self.endpoint is None) != (self.model_name is None):
             raise ValueError("give one of --model FOLDER, --endpoint URL with --model-name NAME, and --answers FILE")
-        return Run(
-            self.out, self._answerer(max_new_tokens), self.cache, (self.price_in, self.price_out), progress=True,
-            name=self.name, seed=self.seed,
-        )  # fmt: skip
+        return Run(self.output, self._answerer(max_new_tokens), self.cache, progress=True, name=self.name, seed=self.seed)
 
     def _answerer(self, max_new_tokens: int) -> Answerer:
+        from mof.evals.answerers import AnswersFile, LocalModel  # slow
+
         if self.answers is not None:
             return AnswersFile(self.answers)
         if self.endpoint is not None:
@@ -59,7 +60,9 @@ class AnswererOptions:
         return LocalModel.load(self.model, dtype=self.dtype, batch_size=self.batch_size, max_new_tokens=max_new_tokens)
 
     def endpoint_of(self, url: str, model: str, max_new_tokens: int) -> Endpoint:
-        """An endpoint that is asked as these options say."""
+        """Return an endpoint that is asked as these options say."""
+        from mof.evals.answerers import Endpoint  # optional
+
         return Endpoint(
             url, model, key_variable=self.key_variable, max_new_tokens=max_new_tokens,
             concurrency=self.concurrency, timeout=self.timeout, attempts=self.attempts,
@@ -77,11 +80,12 @@ def takes_answerer(command: Callable[..., None]) -> Callable[..., None]:
 
     own = typing.get_type_hints(command, include_extras=True)
     signature = inspect.signature(command)
-    parameters = [one.replace(annotation=own[name]) for name, one in signature.parameters.items() if name != "answerer"]
+    parameters = [parameter.replace(annotation=own[name]) for name, parameter in signature.parameters.items() if name != "answerer"]
     for field in fields:
         default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
         parameters.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name]))
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    run.__signature__ = inspect.Signature([one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters])  # type: ignore[attr-defined]
-    return run
+    keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    run.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
+    return resumes(run)

@@ -1,52 +1,50 @@
-"""`mof eval`: models, endpoints and finished answers measured on MMVP, POPE and CHAIR."""
+"""`mof eval`: models, endpoints and finished answers measured on MMVP, POPE and CHAIR, or by the suites of lmms-eval."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 
+from encoders.command_groups import command_group
+from encoders.command_options import MODEL_HELP, DtypeName, MaxNewTokens, images_option, output_option, seed_option
 from mof.cli.answerer_options import AnswererOptions, takes_answerer
-from mof.cli.report import correlation, report
-from mof.cli.suite import suite
-from mof.evals.chair import CocoWords, read_coco, read_objects
-from mof.evals.mmvp import LABELS, read_mmvp
-from mof.evals.pope import read_pope
-from mof.evals.published import MMVP
-from mof.evals.run import Result, eval_chair, eval_mmvp, eval_pope
 
-evaluate = typer.Typer(no_args_is_help=True, invoke_without_command=True, rich_markup_mode=None, pretty_exceptions_enable=False)
-evaluate.callback()(suite)
-evaluate.command()(report)
-evaluate.command()(correlation)
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PhotoFolder = Annotated[Path | None, images_option("Folder of the photos. Finished answers need none.")]
 
 
-@evaluate.command()
 @takes_answerer
 def mmvp(
     answerer: AnswererOptions,
     data: Annotated[Path, typer.Option(help="Folder with Questions.csv and the images; finished answers need no images.")],
     prompt: Annotated[
-        Literal["official", "letter", "question"], typer.Option(help="letter asks for the option's letter, too; question names no options.")
+        Literal["official", "letter", "question"],
+        typer.Option(help="letter: also ask for the letter. question: leave out the options."),
     ] = "official",
-    patterns: Annotated[Path | None, typer.Option(help="File of ids and patterns, where Questions.csv has no category.")] = None,
+    patterns: Annotated[Path | None, typer.Option(help="File of ids and patterns, if Questions.csv has no category.")] = None,
     judge_endpoint: Annotated[str | None, typer.Option(help="OpenAI-compatible URL of a judge, beside matching by rule.")] = None,
-    judge_model: Annotated[str | None, typer.Option(help="What that endpoint calls the judge.")] = None,
+    judge_model: Annotated[str | None, typer.Option(help="That endpoint's name for the judge.")] = None,
     max_new_tokens: MaxNewTokens = 256,
 ) -> None:
-    """Share of MMVP's pairs answered rightly, beside the published ones; chance is 25 %.
+    """Measure the share of MMVP's pairs that are answered rightly, beside published shares; chance is 25 %.
 
     \b
     Example:
-      mof eval mmvp --data MMVP --model runs/mof --out evals/mof-mmvp
+      mof eval mmvp --data MMVP --model runs/mof --output evals/mof-mmvp
     """
+    from rich.console import Console
+
+    from mof.cli.tables import percent_table
+    from mof.evals.mmvp import LABELS, read_mmvp
+    from mof.evals.published import MMVP
+    from mof.evals.run import eval_mmvp
+
     if (judge_endpoint is None) != (judge_model is None):
         raise ValueError("give both --judge-endpoint and --judge-model, or neither")
     questions = read_mmvp(data, patterns, images=answerer.answers is None)
@@ -63,116 +61,168 @@ def mmvp(
     published = {f"{name} (published)": [share / 100] for name, share in MMVP.items()}
     patterns_of = result["scores"][result["matched_by"]]["released"]["by_pattern"]
     console = Console()
-    console.print(_table("MMVP, %", ("right pairs",), published | {headline: [result["pair_accuracy"]]}))
-    console.print(_table(f"{result['model']}, answers matched by", ("right pairs", "right questions"), ways))
+    console.print(percent_table("MMVP, %", ("right pairs",), published | {headline: [result["pair_accuracy"]]}))
+    console.print(percent_table(f"{result['model']}, answers matched by", ("right pairs", "right questions"), ways))
     if patterns_of:
-        rows = {name: [one["pair_accuracy"], one["question_accuracy"]] for name, one in patterns_of.items()}
-        console.print(_table(f"{result['model']}, by pattern", ("right pairs", "right questions"), rows))
+        rows = {name: [shares["pair_accuracy"], shares["question_accuracy"]] for name, shares in patterns_of.items()}
+        console.print(percent_table(f"{result['model']}, by pattern", ("right pairs", "right questions"), rows))
     if result["unmatched"]:
-        console.print(f"{len(result['unmatched'])} answers name no option or several, and count as wrong: {_some(result['unmatched'])}")
+        console.print(f"{len(result['unmatched'])} answers name no option or several, and count as wrong: {_first(result['unmatched'])}")
     if "judge" in result:
         console.print(_agreement(result["judge"]))
-    _close(console, result, answerer.out)
+    _close(console, result, answerer.output)
 
 
-@evaluate.command()
 @takes_answerer
 def pope(
     answerer: AnswererOptions,
     data: Annotated[Path, typer.Option(help="Folder with question files such as coco_pope_random.json.")],
-    images: Annotated[Path | None, typer.Option(help="Folder of the photos; finished answers need none.")] = None,
+    images: PhotoFolder = None,
     max_new_tokens: MaxNewTokens = 64,
 ) -> None:
-    """Whether objects are in photos, yes or no. Finished answers are a folder of random.jsonl and so on, or a file with ids like random/17.
+    """Ask whether objects are in photos, yes or no.
+
+    Finished answers are a folder of random.jsonl and so on, or a file with ids like random/17.
 
     \b
     Example:
-      mof eval pope --data pope --images val2014 --model runs/mof --out evals/mof-pope
+      mof eval pope --data pope --images val2014 --model runs/mof --output evals/mof-pope
     """
     if images is None and answerer.answers is None:
         raise ValueError("give --images, the folder of the photos")
+    from rich.console import Console
+
+    from mof.cli.tables import percent_table
+    from mof.evals.pope import read_pope
+    from mof.evals.run import eval_pope
+
     questions = read_pope(data)
     result = eval_pope(answerer.run(max_new_tokens), questions, None if answerer.answers is not None else images)
     columns = ("accuracy", "precision", "recall", "f1", "yes_ratio")
-    rows = {name: [one[column] for column in columns] for name, one in result["scores"].items()}
+    rows = {name: [score[column] for column in columns] for name, score in result["scores"].items()}
     console = Console()
-    console.print(_table(f"POPE, {result['model']}, %", columns, rows))
-    _close(console, result, answerer.out)
+    console.print(percent_table(f"POPE, {result['model']}, %", columns, rows))
+    _close(console, result, answerer.output)
 
 
-@evaluate.command()
 @takes_answerer
 def chair(
     answerer: AnswererOptions,
-    instances: Annotated[list[Path], typer.Option(help="COCO's instances file; may be given again.")],
-    captions: Annotated[list[Path], typer.Option(help="COCO's captions file; may be given again.")],
+    instances: Annotated[list[Path], typer.Option(help="COCO's instances file. Can be given several times.")],
+    captions: Annotated[list[Path], typer.Option(help="COCO's captions file. Can be given several times.")],
     synonyms: Annotated[Path, typer.Option(help="One line per class, of synonyms parted by commas: CHAIR's synonyms.txt.")],
-    images: Annotated[Path | None, typer.Option(help="Folder of the photos; finished answers need none.")] = None,
-    count: Annotated[int | None, typer.Option(min=1, help="Describe only so many of the photos, drawn with seed 0.")] = None,
+    images: PhotoFolder = None,
+    count: Annotated[int | None, typer.Option(min=1, help="Describe only this many of the photos, drawn with seed 0.")] = None,
     prompt: Annotated[str, typer.Option(help="What to ask.")] = "Please describe this image in detail.",
     max_new_tokens: MaxNewTokens = 512,
 ) -> None:
-    """Share of the objects in captions that are not in the photos. In files of finished answers the ids are COCO's.
+    """Measure the share of the objects in captions that are not in the photos.
+
+    The ids in files of finished answers are COCO's.
 
     \b
     Example:
-      mof eval chair --instances instances.json --captions captions.json --synonyms synonyms.txt --images val2014 --model runs/mof --out run
+      mof eval chair --instances instances.json --captions captions.json --synonyms synonyms.txt --images val2014 --model runs/mof -o run
     """
     if images is None and answerer.answers is None:
         raise ValueError("give --images, the folder of the photos")
+    from rich.console import Console
+
+    from mof.cli.tables import percent_table
+    from mof.evals.chair import CocoWords, read_objects
+    from mof.evals.run import eval_chair
+
     words = CocoWords(synonyms)
     objects = read_objects(words, instances, captions)
     files = None if images is None or answerer.answers is not None else _photos(instances, images, count)
     result = eval_chair(answerer.run(max_new_tokens), words, objects, files, prompt)
     console = Console()
-    console.print(_table("CHAIR, %", ("CHAIR i", "CHAIR s"), {result["model"]: [result["chair_i"], result["chair_s"]]}))
+    console.print(percent_table("CHAIR, %", ("CHAIR i", "CHAIR s"), {result["model"]: [result["chair_i"], result["chair_s"]]}))
     length, mentions = result["mean_length"], result["mentions_per_caption"]
     console.print(f"{result['captions']} captions of {length:.1f} words with {mentions:.1f} objects on average")
-    _close(console, result, answerer.out)
+    _close(console, result, answerer.output)
+
+
+def suite(
+    context: typer.Context,
+    suite: Annotated[
+        Literal["vig", "mof"] | None,
+        typer.Option(help="The paper: MMHal-Bench, LLaVA-Bench, MM-Vet, MMBench, DocVQA, GQA, ScienceQA and CV-Bench, or four of them."),
+    ] = None,
+    via: Annotated[str | None, typer.Option(hidden=True)] = None,
+    model: Annotated[Path | None, typer.Option(help=MODEL_HELP)] = None,
+    output: Annotated[Path | None, output_option("With --suite: folder for cache, answers and result.")] = None,
+    name: Annotated[str | None, typer.Option(help="With --suite: the model's name in tables.")] = None,
+    seed: Annotated[int | None, seed_option("With --suite: the model's seed of training.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="With --suite: prompts at a time.")] = 8,
+    dtype: Annotated[DtypeName, typer.Option(help="With --suite: precision of the model.")] = "float32",
+    limit: Annotated[int | None, typer.Option(min=1, help="With --suite: only this many questions per benchmark, for a trial.")] = None,
+) -> None:
+    """Measure models, endpoints or finished answers: by a command below, or by a suite that lmms-eval runs.
+
+    A suite needs the extra lmms. Its data sets come from the hub, or from folders with their names, such as nyu-visionx/CV-Bench,
+    below the current folder.
+
+    \b
+    Example:
+      mof eval --suite vig --model runs/mof --output evals/mof-vig
+    """
+    if context.invoked_subcommand is not None:
+        if suite is not None:
+            raise ValueError(f"give --suite or the command {context.invoked_subcommand}, not both")
+        return
+    if suite is None or model is None or output is None:
+        raise ValueError("give a command such as mmvp, or --suite with --model and --output")
+    from rich.console import Console
+
+    from mof.evals.lmms.suites import SuiteRun, rows_of, run_suite
+
+    console = Console()
+    result = run_suite(suite, SuiteRun(model, output, name, seed, dtype, batch_size, limit), console)
+    title = f"{result['model']}, suite {suite} by lmms-eval"
+    console.print(plain_table(title, ("value", "questions"), rows_of(result["figures"]), heading="benchmark"))
+    _close(console, result, output)
 
 
 def _photos(instances: Sequence[Path], folder: Path, count: int | None) -> dict[str, Path]:
-    """File by image id, of the photos that are in the folder."""
+    """Return image id -> file of the listed photos that are in the folder, or of `count` of them."""
+    from mof.evals.chair import read_coco
+
     listed = [image for file in instances for image in read_coco(file, "category_id").get("images", [])]
     files = {str(image["id"]): folder / image["file_name"] for image in listed}
-    found = {id: file for id, file in files.items() if file.is_file()}
-    if not found or (count is not None and count > len(found)):
-        raise ValueError(f"{folder} holds {len(found)} of the {len(files)} photos that {instances[0]} lists; wanted {count or 'some'}")
-    chosen = sorted(found) if count is None else random.Random(0).sample(sorted(found), count)
-    return {id: found[id] for id in chosen}
+    present = {id: file for id, file in files.items() if file.is_file()}
+    if not present or (count is not None and count > len(present)):
+        raise ValueError(f"{folder} holds {len(present)} of the {len(files)} photos that {instances[0]} lists; wanted {count or 'some'}")
+    chosen = sorted(present) if count is None else random.Random(0).sample(sorted(present), count)
+    return {id: present[id] for id in chosen}
 
 
-def _table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[float | None]]) -> Table:
-    """Shares in [0, 1] as percentages."""
-    table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0))
-    table.add_column("", overflow="fold")
-    for column in columns:
-        table.add_column(column.replace("_", " "), justify="right")
-    for name, values in rows.items():
-        table.add_row(name, *("-" if value is None else f"{100 * value:.1f}" for value in values))
-    return table
-
-
-def _agreement(judge: Result) -> str:
-    found = judge["agreement"]
-    share = "-" if found["share"] is None else f"{100 * found['share']:.1f} %"
-    kappa = "undefined" if found["kappa"] is None else f"{found['kappa']:.3f}"
-    compared, undecided = found["compared"], found["undecided"]
+def _agreement(judge: dict[str, Any]) -> str:
+    agreed = judge["agreement"]
+    share = "-" if agreed["share"] is None else f"{100 * agreed['share']:.1f} %"
+    kappa = "undefined" if agreed["kappa"] is None else f"{agreed['kappa']:.3f}"
+    compared, undecided = agreed["compared"], agreed["undecided"]
     return f"judge {judge['model']}: agrees with the rule on {share} of {compared} answers (kappa {kappa}), {undecided} undecided"
 
 
-def _some(ids: Sequence[object]) -> str:
+def _first(ids: Sequence[object]) -> str:
     return ", ".join(map(str, ids[:20])) + (", ..." if len(ids) > 20 else "")
 
 
-def _close(console: Console, result: Result, out: Path) -> None:
+def _close(console: Console, result: dict[str, Any], output: Path) -> None:
     for note in result["deviations"]:
         console.print(f"- {note}")
-    for name, usage in (("", result["usage"]), ("judge: ", result.get("judge", {}).get("usage"))):
+    for name, usage in (("", result.get("usage")), ("judge: ", result.get("judge", {}).get("usage"))):
         if usage is not None:
-            cost = f", cost {usage['cost']:.4f}, of which now {usage['asked_cost']:.4f}" if "cost" in usage else ""
             console.print(
                 f"{name}asked {usage['asked']} of {usage['answers']} prompts, the others were kept; "
-                f"{usage['input_tokens']} tokens read, {usage['output_tokens']} written{cost}"
+                f"{usage['input_tokens']} tokens read, {usage['output_tokens']} written"
             )
-    console.print(f"written to {out}")
+    console.print(f"written to {output}")
+
+
+evaluate = command_group(
+    {"mmvp": mmvp, "pope": pope, "chair": chair, "report": "mof.cli.report:report", "correlation": "mof.cli.report:correlation"},
+    callback=suite,
+    alone=True,
+)

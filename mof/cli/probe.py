@@ -4,53 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 
-from encoders import build_encoder
-from mof.evals.mmvp_vlm import MMVPVLMResult, probe_mmvp_vlm
-from mof.evals.patterns import PATTERNS, pattern_type
-from mof.evals.plots import plot_probe, require_matplotlib
-from mof.evals.published import MMVP_VLM, mmvp_vlm_average
+from encoders.command_groups import command_group
+from encoders.command_options import output_option
 
-probe = typer.Typer(help="Measure what encoders are blind to.", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mof.evals.mmvp_vlm import MMVPVLMResult
 
 
-@probe.callback()
-def _group() -> None:
-    """Without it, typer would make the only sub-command the command itself."""
-
-
-@probe.command("mmvp-vlm")
 def mmvp_vlm(
     data: Annotated[Path, typer.Option(help="Folder with Questions.csv and the images.")],
-    encoder: Annotated[list[str], typer.Option(help="Name of an encoder, as build_encoder takes it; may be given again.")],
-    out: Annotated[Path | None, typer.Option(help="Folder for a .json and a .csv per encoder.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Picture of the table, .png or .svg (needs matplotlib).")] = None,
+    encoder: Annotated[list[str], typer.Option(help="Name of an encoder, as build_encoder takes it. Can be given several times.")],
+    output: Annotated[Path | None, output_option("Folder for a .json and a .csv per encoder.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Picture of the table, .png or .svg.")] = None,
 ) -> None:
-    """Share of the MMVP-VLM pairs that an image-text encoder tells apart, beside the published ones; chance is 25 %.
+    """Measure the share of the MMVP-VLM pairs that an image-text encoder tells apart, beside published shares; chance is 25 %.
 
-    Of encoders without a text tower: how similar the two images of a pair are.
+    For an encoder without a text tower, only the similarity of the two images of a pair is measured.
 
     \b
     Example:
-      mof probe mmvp-vlm --data MMVP_VLM --encoder clip-vit-l14-336 --encoder dinov2-vit-l14 --out probes --plot probes/table.png
+      mof probe mmvp-vlm --data MMVP_VLM --encoder clip-vit-l14-336 --encoder dinov2-vit-l14 --output probes --plot probes/table.png
     """
-    if plot is not None:
-        require_matplotlib()
+    import torch
+    from rich.console import Console
+
+    from encoders import build_encoder
+    from mof.evals.mmvp_vlm import probe_mmvp_vlm
+    from mof.evals.plots import plot_probe
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     results = [probe_mmvp_vlm(build_encoder(name).to(device), data, progress=True) for name in encoder]
     for result in results:
-        if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
+        if output is not None:
+            output.mkdir(parents=True, exist_ok=True)
             stem = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in result.encoder)
-            result.to_json(out / f"{stem}.json")
-            result.to_csv(out / f"{stem}.csv")
+            result.to_json(output / f"{stem}.json")
+            result.to_csv(output / f"{stem}.csv")
     console = Console()
     rows = probe_rows(results)
     tables = ({"right pairs, %; chance 25": rows} if rows else {}) | {"cosine of a pair's images x 100": similarity_rows(results)}
@@ -62,13 +57,17 @@ def mmvp_vlm(
         plot_probe(tables, plot)
 
 
+probe = command_group({"mmvp-vlm": mmvp_vlm}, help="Measure what encoders are blind to.")
 PUBLISHED = " (published)"
 Rows = dict[str, dict[str, float]]
 """name -> {type: value, ..., "average": value}"""
 
 
 def probe_rows(results: Sequence[MMVPVLMResult]) -> Rows:
-    """Right pairs in %: the published models where the types are theirs, then the encoders that read texts."""
+    """Return right pairs in %: the published models if the types are theirs, then the encoders that read texts."""
+    from mof.evals.patterns import PATTERNS, pattern_type
+    from mof.evals.published import MMVP_VLM, mmvp_vlm_average
+
     measured = [result for result in results if result.pairs[0].similarities is not None]
     rows: Rows = {}
     if measured and [pattern_type(type) for type in measured[0].by_pattern] == list(PATTERNS):
@@ -81,7 +80,7 @@ def probe_rows(results: Sequence[MMVPVLMResult]) -> Rows:
 
 
 def similarity_rows(results: Sequence[MMVPVLMResult]) -> Rows:
-    """Mean cosine of a pair's images x 100: how blind each encoder is to the difference, with or without a text tower."""
+    """Return the mean cosine of a pair's images x 100, for encoders with and without a text tower."""
     rows: Rows = {}
     for result in results:
         by_type = {type: 100 * value for type, value in result.image_similarity.items()}
@@ -91,7 +90,10 @@ def similarity_rows(results: Sequence[MMVPVLMResult]) -> Rows:
 
 
 def _table(title: str, rows: Rows) -> Table:
-    """Headings break rather than names and numbers: 80 columns are all that many terminals have."""
+    """Return a table whose headings break rather than names and numbers: many terminals have only 80 columns."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+
     published = any(name.endswith(PUBLISHED) for name in rows)
     table = Table(title=f"{title}; above the line: published" if published else title, box=SIMPLE, padding=0)
     table.add_column("encoder", no_wrap=True)

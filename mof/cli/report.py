@@ -1,27 +1,23 @@
-"""`mof eval report` and `mof eval correlation`: what several runs say together."""
+"""`mof eval report` and `mof eval correlation`: several runs in one page or table."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 
-from mof.evals.patterns import Correlation
-from mof.evals.plots import plot_patterns, require_matplotlib
-from mof.evals.published import MMVP_CORRELATION
-from mof.evals.report import gather, precision, write_csv
-from mof.evals.report_page import to_tables, write_html
+from encoders.command_options import output_option
+
+if TYPE_CHECKING:
+    from mof.evals.patterns import Correlation
 
 Runs = Annotated[list[Path], typer.Argument(help="Folders that `mof eval` wrote, and .json files of `mof probe mmvp-vlm`.")]
 
 
 def report(
     runs: Runs,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The page; its table goes beside it as .csv and .txt.")] = Path("report.html"),
+    output: Annotated[Path, output_option("The page. Its table is written beside it as .csv and .txt.")] = Path("report.html"),
 ) -> None:
     """Join runs into one page: a row per model, a column per measure, with intervals, seeds, differences and deviations.
 
@@ -29,25 +25,30 @@ def report(
     Example:
       mof eval report evals/mof-mmvp evals/llava-mmvp probes/clip-vit-l14-336.json -o report.html
     """
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"--out {out}: expected a name that ends in .html")
-    found = gather(runs)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    said = [*to_tables(found), *([precision(found)] if precision(found) else [])]
-    write_html(found, out)
-    write_csv(found, out.with_suffix(".csv"))
-    with out.with_suffix(".txt").open("w", encoding="utf-8") as stream:
-        Console(file=stream, width=120).print(*said)
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"--output {output}: expected a name that ends in .html")
+    from rich.console import Console
+
+    from mof.evals.report import gather, precision, write_csv
+    from mof.evals.report_page import to_tables, write_html
+
+    joined = gather(runs)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    lines = [*to_tables(joined), *([precision(joined)] if precision(joined) else [])]
+    write_html(joined, output)
+    write_csv(joined, output.with_suffix(".csv"))
+    with output.with_suffix(".txt").open("w", encoding="utf-8") as stream:
+        Console(file=stream, width=120).print(*lines)
     console = Console()
-    console.print(*said)
-    console.print(f"written to {out}, {out.with_suffix('.csv').name} and {out.with_suffix('.txt').name}")
+    console.print(*lines)
+    console.print(f"written to {output}, {output.with_suffix('.csv').name} and {output.with_suffix('.txt').name}")
 
 
 def correlation(
     runs: Runs,
-    plot: Annotated[Path | None, typer.Option(help="Picture of the shares by pattern, .png or .svg (needs matplotlib).")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Picture of the shares by pattern, .png or .svg.")] = None,
 ) -> None:
-    """Whether models fail on the patterns on which encoders fail: Pearson's r over MMVP's patterns, beside the published ones.
+    """Show whether models fail on the patterns on which encoders fail, by Pearson's r beside published correlations.
 
     Without a probe, the published rows of OpenAI's CLIP stand in. The questions need a category (see --patterns of `mof eval mmvp`).
 
@@ -55,29 +56,29 @@ def correlation(
     Example:
       mof eval correlation probes/clip-vit-l14-336.json evals/mof-mmvp evals/llava-mmvp --plot patterns.svg
     """
-    if plot is not None:
-        require_matplotlib()
-    found = gather(runs)
-    if not found.correlations:
+    from rich.console import Console
+
+    from mof.cli.tables import plain_table
+    from mof.evals.plots import plot_patterns
+    from mof.evals.published import MMVP_CORRELATION
+    from mof.evals.report import gather
+
+    joined = gather(runs)
+    if not joined.correlations:
         raise ValueError("no run of `mof eval mmvp` with patterns among these: give --patterns to `mof eval mmvp`, or a column Category")
-    table = Table(title="Pearson's r over patterns", box=SIMPLE, padding=(0, 1, 0, 0))
-    for column in ("encoder", "model", "r", "95 %", "patterns"):
-        table.add_column(column, justify="left" if column in ("encoder", "model") else "right", overflow="fold")
-    for encoder, model, one in found.correlations:
-        table.add_row(encoder, model, *_shown(one))
-    for model, r in MMVP_CORRELATION.items():
-        table.add_row("CLIP (published)", f"{model} (published)", f"{r:.2f}", "-", "9")
+    rows = {f"{encoder}; {model}": _shown(result) for encoder, model, result in joined.correlations}
+    rows |= {f"CLIP (published); {model} (published)": [f"{r:.2f}", "-", "9"] for model, r in MMVP_CORRELATION.items()}
     console = Console()
-    console.print(table)
-    for encoder, model, one in found.correlations:
-        if one.r is None:
-            console.print(f"{encoder}, {model}: undefined, since {one.undefined}")
+    console.print(plain_table("Pearson's r over patterns", ("r", "95 %", "patterns"), rows, heading="encoder; model"))
+    for encoder, model, result in joined.correlations:
+        if result.r is None:
+            console.print(f"{encoder}, {model}: undefined, since {result.undefined}")
     if plot is not None:
-        plot_patterns(found.patterns, found.encoders, plot)
+        plot_patterns(joined.patterns, joined.encoders, plot)
         console.print(f"written to {plot}")
 
 
-def _shown(one: Correlation) -> tuple[str, str, str]:
-    if one.r is None or one.interval is None:
-        return "undefined", "-", str(len(one.patterns))
-    return f"{one.r:.2f}", f"{one.interval[0]:.2f} to {one.interval[1]:.2f}", str(len(one.patterns))
+def _shown(result: Correlation) -> list[str]:
+    if result.r is None or result.interval is None:
+        return ["undefined", "-", str(len(result.patterns))]
+    return [f"{result.r:.2f}", f"{result.interval[0]:.2f} to {result.interval[1]:.2f}", str(len(result.patterns))]

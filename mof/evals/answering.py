@@ -1,4 +1,4 @@
-"""Whatever answers questions about images, behind one protocol, and a cache on disk that makes a second run free."""
+"""The protocol of everything that answers questions about images, and a cache on disk that makes a second run free."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mof.data.records import ImageSource
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is asked once."""
+    """One question to an answerer."""
 
     id: str
     """Unique within a run."""
@@ -29,22 +29,22 @@ class Prompt:
     images: list[ImageSource]
     """One per image part, in order: a file or an open image."""
     options: tuple[str, ...] = ()
-    """Answers whose log-likelihoods are wanted, where the answerer can give them."""
+    """Answers whose log-likelihoods are wanted, if the answerer can give them."""
 
     @classmethod
     def about(cls, id: str, image: ImageSource, text: str, options: tuple[str, ...] = ()) -> Prompt:
-        """One image and then a text, as one message of the user."""
+        """Make a prompt of one image followed by a text, in one message of the user."""
         content = [{"type": "image"}, {"type": "text", "text": text}]
         return cls(id, [{"role": "user", "content": content}], [image], options)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back."""
+    """The reply to one prompt."""
 
     text: str
     log_likelihoods: tuple[float, ...] | None = None
-    """One per option of the prompt, in nats; None where the answerer gives none."""
+    """One per option of the prompt, in nats; None if the answerer gives none."""
     input_tokens: int = 0
     output_tokens: int = 0
     error: str | None = None
@@ -52,44 +52,42 @@ class Answer:
 
 
 class Answerer(Protocol):
-    """Anything that answers; `mof.evals.answerers` holds three. Deterministic as far as the model behind it is."""
+    """Anything that answers prompts; `mof.evals.answerers` holds three kinds. It is as deterministic as its model."""
 
     name: str
     """For tables."""
     settings: dict[str, Any]
-    """All that can change an answer, as JSON: part of the cache's key."""
+    """Everything that can change an answer, as JSON: part of the cache's key."""
 
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
-        """(position in `prompts`, its answer), each as soon as it is there, in any order.
+        """Yield (position in `prompts`, its answer) as soon as the answer is there, in any order.
 
         Raises:
-            ValueError: after all that could be answered, when some could not be; naming the first.
+            ValueError: if some prompts got no answer, naming the first of them; all other answers are yielded before.
         """
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Counts of one run. Tokens are as the answerer counts them."""
+    """Counts of one run. The answerer counts the tokens."""
 
     answers: int
     input_tokens: int
-    """Behind all answers, those out of the cache included."""
+    """Tokens read for all answers, including those from the cache."""
     output_tokens: int
     asked: int
-    """Of `answers`, how many the cache did not hold; the others cost nothing now."""
+    """Number of answers that the cache did not hold; the others cost nothing now."""
     asked_input_tokens: int
     asked_output_tokens: int
 
-    def costs(self, price_in: float, price_out: float) -> dict[str, float]:
-        """Of all answers, and of those asked now; in the currency of the prices, which are per million tokens."""
-        return {
-            "cost": (self.input_tokens * price_in + self.output_tokens * price_out) / 1e6,
-            "asked_cost": (self.asked_input_tokens * price_in + self.asked_output_tokens * price_out) / 1e6,
-        }
-
 
 class AnswerCache:
-    """Answers by key, one JSON line each. A line is on disk before its answer is used; a torn last line is dropped."""
+    """A file of answers by key, one JSON line each. A line is on disk before its answer is used; a torn last line is dropped.
+
+    Lines without a format version, which older releases wrote, are read as well. Lines of a later version are left alone.
+    """
+
+    FORMAT = 1
 
     def __init__(self, file: str | Path) -> None:
         self.file = Path(file)
@@ -99,15 +97,16 @@ class AnswerCache:
         for line in content.split(b"\n"):
             try:
                 entry = json.loads(line)
-                self._answers[entry["key"]] = _to_answer(entry["answer"])
-            except (ValueError, KeyError, TypeError):  # torn or empty
+                if entry.get("format", self.FORMAT) == self.FORMAT:
+                    self._answers[entry["key"]] = _to_answer(entry["answer"])
+            except (ValueError, KeyError, TypeError, AttributeError):  # torn or empty
                 continue
 
     def get(self, key: str) -> Answer | None:
         return self._answers.get(key)
 
     def put(self, key: str, answer: Answer) -> None:
-        line = json.dumps({"key": key, "answer": dataclasses.asdict(answer)}).encode() + b"\n"
+        line = json.dumps({"format": self.FORMAT, "key": key, "answer": dataclasses.asdict(answer)}).encode() + b"\n"
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("ab", buffering=0) as file:
             file.write(b"\n" + line if self._torn else line)  # one write, so that two runs may share a file
@@ -124,12 +123,12 @@ def _to_answer(fields: dict[str, Any]) -> Answer:
 def answer_all(
     answerer: Answerer, prompts: Sequence[Prompt], cache: AnswerCache | None = None, *, progress: bool = False
 ) -> tuple[list[Answer], Usage]:
-    """The answers in the order of the prompts. Only what the cache does not hold is asked, and equal prompts once.
+    """Return the answers in the order of the prompts, and what they cost.
 
-    Without a cache, each prompt is asked.
+    With a cache, only prompts that it does not hold are asked, and equal prompts once. Without a cache, each prompt is asked.
 
     Raises:
-        ValueError: when some prompts got no answer (those that did are in the cache), or when all were refused.
+        ValueError: if some prompts got no answer (the other answers are in the cache), or if all were refused.
     """
     keys = [str(i) if cache is None else cache_key(answerer, prompt) for i, prompt in enumerate(prompts)]
     answers = {key: answer for key in keys if cache is not None and (answer := cache.get(key)) is not None}
@@ -151,17 +150,18 @@ def answer_all(
 
 
 def _count(answers: Collection[Answer]) -> tuple[int, int, int]:
-    return len(answers), sum(one.input_tokens for one in answers), sum(one.output_tokens for one in answers)
+    return len(answers), sum(answer.input_tokens for answer in answers), sum(answer.output_tokens for answer in answers)
 
 
 def cache_key(answerer: Answerer, prompt: Prompt) -> str:
-    """SHA-256 of who answers, what is asked, the content of the images and the options."""
-    images = [_image_hash(image) for image in prompt.images]
+    """Return the SHA-256 of the answerer's settings, the messages, the content of the images and the options."""
+    images = [image_hash(image) for image in prompt.images]
     parts = {"answerer": answerer.settings, "messages": prompt.messages, "images": images, "options": prompt.options}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _image_hash(image: ImageSource) -> str:
+def image_hash(image: ImageSource) -> str:
+    """SHA-256 of an image file, or of the pixels of an open image."""
     if isinstance(image, Image.Image):
         content = f"{image.mode} {image.size}".encode() + image.tobytes()
     else:

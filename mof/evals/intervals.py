@@ -1,20 +1,21 @@
-"""How sure a benchmark's figure is: 95 % intervals by resampling its units (pairs, photos, captions), and Wilson's."""
+"""95 % intervals of a benchmark's figures: by resampling the units (pairs, photos, captions), and Wilson's."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import binomtest, bootstrap, norm
 
 # Shapes: U = units, C = counts of a unit, R = resamples, P = resamples at a time.
 
 RESAMPLES, PIECE = 10_000, 500
 SEED = 0
-Z = 1.959964  # of a 95 % interval
+LEVEL = 0.95
+Z = float(norm.ppf((1 + LEVEL) / 2))
 Counts = NDArray[np.float64]
 Statistic = Callable[[Counts], Counts]
 """Counts summed over units [..., C] -> the figure [...]."""
@@ -22,17 +23,17 @@ Interval = tuple[float, float]
 
 
 def share(counts: Counts) -> Counts:
-    """(hits, of how many) [..., 2] -> [...]; NaN for none of none."""
+    """Hits and trials [..., 2] -> their ratio [...]; NaN without trials."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return counts[..., 0] / counts[..., 1]  # [...]
 
 
 @dataclass(frozen=True)
 class Tally:
-    """A figure made of the sums of its units' counts. Units are what is drawn independently: questions about one photo are not."""
+    """A figure that is computed from counts summed over units. Units are drawn independently; questions about one photo are one unit."""
 
     units: tuple[str, ...]
-    """What each unit is, in words that differ where the questions do: tallies are compared only where all these agree."""
+    """A description of each unit, different for different questions: tallies are compared only if all descriptions agree."""
     counts: Counts
     """[U, C]"""
     statistic: Statistic = share
@@ -43,17 +44,21 @@ class Tally:
 
     @cached_property
     def resampled(self) -> Counts:
-        """The figure on units drawn with replacement [R]. Tallies of as many units draw the same ones, so their figures are paired."""
-        rng = np.random.default_rng(SEED)
-        count = len(self.units)
-        even = np.full(count, 1 / count)  # [U]
-        draws = (rng.multinomial(count, even, size=PIECE).astype(np.float64) for _ in range(RESAMPLES // PIECE))  # each [P, U]
-        return np.concatenate([self.statistic(times @ self.counts) for times in draws])  # [R]
+        """The figure on units drawn with replacement [R]. Tallies of equally many units draw the same ones: their figures are paired."""
+        if len(self.units) == 1:  # can only be drawn again
+            return np.full(RESAMPLES, self.value)
+
+        def figure(drawn: NDArray[np.int64], axis: int) -> Counts:
+            return self.statistic(self.counts[drawn].sum(axis=axis - 1))  # [P, U] -> [P]
+
+        # Our figures are made of several counts, so scipy draws the units' numbers.
+        units = (np.arange(len(self.units)),)
+        return bootstrap(units, figure, n_resamples=RESAMPLES, batch=PIECE, method="percentile", rng=SEED).bootstrap_distribution
 
 
 @dataclass(frozen=True)
 class Given:
-    """A figure that somebody else computed, and its standard error if known."""
+    """A figure that another program computed, and its standard error if known."""
 
     value: float
     error: float | None = None
@@ -63,9 +68,9 @@ Figure = Tally | Given
 
 
 def mean_interval(runs: Sequence[Figure]) -> Interval | None:
-    """Of the mean over runs on the same units, by the bootstrap; None where the units differ or are not known.
+    """The bootstrap interval of the mean over runs on the same units; None if the units differ or are unknown.
 
-    Of runs that have all or nothing right, Wilson's: resampling would claim certainty.
+    Runs that have everything right or everything wrong get Wilson's interval: resampling would claim certainty.
     """
     if len(runs) == 1 and isinstance(runs[0], Given):
         value, error = runs[0].value, runs[0].error
@@ -82,30 +87,30 @@ def mean_interval(runs: Sequence[Figure]) -> Interval | None:
 
 @dataclass(frozen=True)
 class Difference:
-    """Between two models on the same units."""
+    """The difference between two models on the same units."""
 
     value: float
     interval: Interval
-    """Paired: both are resampled together, so that easy and hard units do not blur it."""
+    """Both models are resampled together, so that easy and hard units do not widen the interval."""
 
 
 def difference(first: Sequence[Figure], second: Sequence[Figure]) -> Difference | None:
-    """First minus second, each the mean of its runs; None where they were not measured on the same units."""
+    """The mean of the first runs minus that of the second; None if they were not measured on the same units."""
     tallies = _on_same_units([*first, *second])
     if tallies is None:
         return None
     ours, theirs = tallies[: len(first)], tallies[len(first) :]
-    value = float(np.mean([one.value for one in ours]) - np.mean([one.value for one in theirs]))
+    value = float(np.mean([tally.value for tally in ours]) - np.mean([tally.value for tally in theirs]))
     return Difference(value, _percentiles(_mean(ours) - _mean(theirs)))
 
 
 def _on_same_units(runs: Sequence[Figure]) -> list[Tally] | None:
-    tallies = [one for one in runs if isinstance(one, Tally)]
-    return tallies if len(tallies) == len(runs) and len({one.units for one in tallies}) == 1 else None
+    tallies = [run for run in runs if isinstance(run, Tally)]
+    return tallies if len(tallies) == len(runs) and len({tally.units for tally in tallies}) == 1 else None
 
 
 def _mean(tallies: Sequence[Tally]) -> Counts:
-    return np.mean([one.resampled for one in tallies], axis=0)  # [R]
+    return np.mean([tally.resampled for tally in tallies], axis=0)  # [R]
 
 
 def _percentiles(figures: Counts) -> Interval:
@@ -115,11 +120,10 @@ def _percentiles(figures: Counts) -> Interval:
 
 def wilson(hits: int, trials: int) -> Interval:
     """Wilson's score interval of a share."""
-    centre = (hits + Z**2 / 2) / (trials + Z**2)
-    reach = Z * math.sqrt(hits * (trials - hits) / trials + Z**2 / 4) / (trials + Z**2)
-    return max(centre - reach, 0.0), min(centre + reach, 1.0)
+    interval = binomtest(hits, trials).proportion_ci(LEVEL, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def half_width(share: float, units: int) -> float:
-    """How far a share of so many units may be off at 95 %: 0.069 for 0.25 of MMVP's 150 pairs."""
-    return Z * math.sqrt(share * (1 - share) / units)
+    """Half of the 95 % interval of a share of this many units: 0.069 for 0.25 of MMVP's 150 pairs."""
+    return Z * (share * (1 - share) / units) ** 0.5

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from encoders import Encoder, FeatureStore, read_image
+from encoders.runs import write_json
 
 # Shapes: H, W = rows and columns of an image, S = side of an encoder's input, E = width of the joint embedding.
 
@@ -35,6 +35,7 @@ COLUMNS = 3  # Question ID, Type, Statement: read by position, since copies diff
 PAIRS = 135  # of the whole benchmark
 TIE = 1e-9
 """Cosines closer than this are equal: the same image under two names may differ by the rounding of a sum in float64."""
+FORMAT = 1  # of the .json of results
 PROMPT = "a photo of "  # then the statement, without a full stop
 
 
@@ -114,10 +115,10 @@ class MMVPVLMResult:
         shares = {"average": self.average, "by_pattern": self.by_pattern} if matched else {}
         pairs = [dataclasses.asdict(pair) | ({"right": pair.right} if matched else {}) for pair in self.pairs]
         document = {
-            "benchmark": "mmvp-vlm", "encoder": self.encoder, "folder": self.folder, **shares,
+            "format": FORMAT, "benchmark": "mmvp-vlm", "encoder": self.encoder, "folder": self.folder, **shares,
             "image_similarity": self.image_similarity, "pairs": pairs, "deviations": self.deviations,
         }  # fmt: skip
-        Path(path).write_text(json.dumps(document, indent=1))
+        write_json(Path(path), document)
 
     def to_csv(self, path: str | Path) -> None:
         """One row per pair."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from mof.evals.intervals import Counts, Figure, Given, Tally
 from mof.evals.mmvp import LABELS
+from mof.evals.run import FORMAT
 
 # Shapes: U = units (pairs, photos, captions), S = POPE's strategies.
 
@@ -46,6 +47,8 @@ def read_outcome(place: str | Path) -> Outcome:
     file = place / "result.json" if place.is_dir() else place
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
+        if document.get("format", FORMAT) != FORMAT:  # older releases wrote none
+            raise ValueError(f"format {document['format']!r}, this version of mof-vig reads {FORMAT}")
         outcome = _READERS[document["benchmark"]](file, document)
     except OSError as error:
         raise ValueError(

@@ -1,13 +1,10 @@
-"""The nine visual patterns of MMVP and MMVP-VLM, and how encoders and models go together along them (arXiv 2401.06209, section 3)."""
+"""The nine visual patterns of MMVP and MMVP-VLM, and the correlation of encoders and models over them (arXiv 2401.06209, section 3)."""
 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-from mof.evals.intervals import Z
 
 PATTERNS: dict[str, tuple[str, str]] = {
     "Orientation": ("Orientation and Direction", "od"),
@@ -31,15 +28,15 @@ _TYPES = {_plain(name): type for type, names in PATTERNS.items() for name in (ty
 
 
 def pattern_type(name: str) -> str:
-    """A pattern by any of its names, as `Type` spells it; a name that is none of them stays as it is."""
+    """The pattern with this name, as `Type` spells it; an unknown name is returned unchanged."""
     return _TYPES.get(_plain(name), name)
 
 
 def by_type(shares: Mapping[str, float]) -> dict[str, float]:
-    """The same shares under `Type`'s names.
+    """Rename the shares as `Type` spells their patterns.
 
     Raises:
-        ValueError: when two of the names are of one pattern.
+        ValueError: if two names mean the same pattern.
     """
     renamed = {pattern_type(name): share for name, share in shares.items()}
     if len(renamed) < len(shares):
@@ -52,19 +49,21 @@ LEAST_PATTERNS = 4  # below it, the interval is undefined
 
 @dataclass(frozen=True)
 class Correlation:
-    """Pearson's r of two sets of shares by pattern."""
+    """Pearson's r between two sets of shares by pattern."""
 
     patterns: list[str]
-    """The patterns that both have."""
+    """The patterns that both sets have."""
     r: float | None
-    """None where it is undefined; `undefined` says why."""
+    """None if it is undefined; `undefined` says why."""
     interval: tuple[float, float] | None = None
-    """95 %, by Fisher's transformation: wide, with nine patterns."""
+    """The 95 % interval by Fisher's transformation. It is wide, with nine patterns."""
     undefined: str = ""
 
 
 def correlate(encoder: Mapping[str, float], model: Mapping[str, float]) -> Correlation:
-    """Shares of right pairs by pattern, of an encoder on MMVP-VLM and of a model on MMVP. Patterns may have any of their names."""
+    """Correlate the shares of right pairs of an encoder on MMVP-VLM and of a model on MMVP, by pattern under any of its names."""
+    from scipy.stats import pearsonr  # slow to import, and most users of this module only want the names
+
     first, second = by_type(encoder), by_type(model)
     common = [pattern for pattern in first if pattern in second]
     if len(common) < LEAST_PATTERNS:
@@ -72,8 +71,6 @@ def correlate(encoder: Mapping[str, float], model: Mapping[str, float]) -> Corre
     xs, ys = [first[pattern] for pattern in common], [second[pattern] for pattern in common]
     if constant := [name for name, values in (("encoder", xs), ("model", ys)) if math.isclose(min(values), max(values), abs_tol=1e-9)]:
         return Correlation(common, None, undefined=f"the {' and the '.join(constant)} scored the same on every pattern")
-    r = max(-1.0, min(1.0, statistics.correlation(xs, ys)))
-    if abs(r) > 1 - 1e-12:
-        return Correlation(common, r, (r, r))
-    z, reach = math.atanh(r), Z / math.sqrt(len(common) - 3)
-    return Correlation(common, r, (math.tanh(z - reach), math.tanh(z + reach)))
+    result = pearsonr(xs, ys)
+    interval = result.confidence_interval(0.95)
+    return Correlation(common, float(result.statistic), (float(interval.low), float(interval.high)))

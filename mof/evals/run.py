@@ -1,21 +1,22 @@
 """One evaluation from its questions to its folder: `settings.json`, `cache.jsonl`, `answers.jsonl` and `result.json`.
 
-A run that was cut off goes on where it stopped, and a second one asks nothing: answers are kept in the cache.
+A run that was cut off goes on where it stopped, and a second one asks nothing: answers are kept in the cache. A folder that
+holds the answers of another evaluation is refused.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from encoders.runs import RunFile, versions, write_json, write_text
 from mof.evals.answerers import AnswersFile
-from mof.evals.answering import Answer, AnswerCache, Answerer, Prompt, Usage, answer_all
+from mof.evals.answering import Answer, AnswerCache, Answerer, Prompt, Usage, answer_all, image_hash
 from mof.evals.chair import CocoWords, score_chair
 from mof.evals.judge import agreement, judge_prompt, verdict
 from mof.evals.mmvp import FIRST_QUESTION, LABELS, MATCHES, Question, score
@@ -23,6 +24,24 @@ from mof.evals.pope import STRATEGIES, PopeQuestion, says_yes, score_pope
 
 Result = dict[str, Any]
 MMVP_QUESTIONS, POPE_QUESTIONS = 300, 3000  # of the whole benchmarks; POPE's per strategy
+FORMAT = 1  # of everything in the folder of an evaluation
+WORK = ("answers.jsonl", "result.json")
+
+
+def claim_folder(folder: Path, cache: Path, **identity: Any) -> None:
+    """Make the folder that of the evaluation with this identity, or go on with it, and note the versions of packages.
+
+    Versions are no part of the identity: answers are kept by what was asked of which model, and an evaluation that takes days
+    may go on after an update.
+
+    Raises:
+        ValueError: if the folder holds answers or results of another evaluation, saying what differs.
+    """
+    remedy = f"give a new --output, with --cache {cache} to keep using its answers"
+    settings = RunFile(folder / "settings.json", "evaluation", FORMAT, remedy)
+    begun = any(file.exists() for file in (folder / "cache.jsonl", *(folder / name for name in WORK)))
+    content = settings.claim(identity, begun=begun, own=("cache.jsonl",))
+    settings.write(content["identity"], versions=versions("mof-vig", "torch", "transformers"))
 
 
 @dataclass(frozen=True)
@@ -33,59 +52,52 @@ class Run:
     answerer: Answerer
     cache: Path | None = None
     """Another place for the cache, so that several runs share one."""
-    prices: tuple[float, float] = (0.0, 0.0)
-    """Per million tokens, read and written; of the judge, too."""
     progress: bool = False
     name: str | None = None
-    """What tables call the model; by default the answerer's name."""
+    """The model's name in tables; by default the answerer's name."""
     seed: int | None = None
-    """With which the model was trained: runs of one name and several seeds are joined in a report."""
+    """The seed with which the model was trained: a report joins runs of one name and several seeds."""
 
     @property
     def model(self) -> Result:
-        """Whose result it is."""
+        """The entries of a result that say which model it measured."""
         return {"model": self.name or self.answerer.name, "seed": self.seed}
 
     def ask(self, prompts: Sequence[Prompt], answerer: Answerer | None = None) -> tuple[list[Answer], Usage]:
         asked = answerer or self.answerer
-        cache = None if isinstance(asked, AnswersFile) else AnswerCache(self.cache or self.folder / "cache.jsonl")
+        cache = None if isinstance(asked, AnswersFile) else AnswerCache(self._cache)
         return answer_all(asked, prompts, cache, progress=self.progress)
 
-    def begin(self, benchmark: str, **settings: Any) -> None:
-        """Write settings.json."""
-        versions = {package: _version(package) for package in ("mof-vig", "torch", "transformers")}
-        document = {"benchmark": benchmark, "answerer": self.answerer.settings, **settings, "versions": versions}
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.folder / "settings.json", json.dumps(document, indent=1))
+    def begin(self, benchmark: str, data: Any, images: Iterable[Path], **settings: Any) -> None:
+        """Claim the folder. The identity holds a digest of `data` (JSON-able) and of the images' content.
 
-    def costs(self, usage: Usage) -> Result:
-        return dataclasses.asdict(usage) | (usage.costs(*self.prices) if any(self.prices) else {})
+        Raises:
+            ValueError: for missing images, or for the folder of another evaluation.
+        """
+        files = sorted({str(file) for file in images})
+        if missing := [file for file in files if not Path(file).is_file()]:
+            raise ValueError(f"{len(missing)} images are missing, such as {missing[0]}")
+        content = json.dumps([data, *map(image_hash, files)], sort_keys=True)
+        digest = hashlib.sha256(content.encode()).hexdigest()[:32]
+        claim_folder(self.folder, self._cache, benchmark=benchmark, answerer=self.answerer.settings, data=digest, **settings)
 
     def end(self, rows: Sequence[Mapping[str, Any]], result: Result, usage: Usage) -> Result:
-        """Write answers.jsonl and result.json; the result with what it cost."""
-        result["usage"] = self.costs(usage)
-        write_whole(self.folder / "answers.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        write_whole(self.folder / "result.json", json.dumps(result, indent=1))
+        """Write answers.jsonl and result.json; the result with its format version and usage is returned."""
+        result = {"format": FORMAT, **result, "usage": dataclasses.asdict(usage)}
+        write_text(self.folder / "answers.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        write_json(self.folder / "result.json", result)
         return result
 
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # run from a source tree
-        return None
-
-
-def write_whole(file: Path, text: str) -> None:
-    """The whole file or none of it."""
-    draft = file.with_name(file.name + ".part")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, file)
+    @property
+    def _cache(self) -> Path:
+        return self.cache or self.folder / "cache.jsonl"
 
 
 def eval_mmvp(run: Run, questions: Sequence[Question], prompt: str = "official", judge: Answerer | None = None) -> Result:
     """MMVP: pair and question accuracy, by each way of matching and by released and corrected labels."""
-    run.begin("mmvp", prompt=prompt, questions=len(questions), judge=None if judge is None else judge.settings)
+    data = [(q.id, q.text, q.labels, q.pattern) for q in questions]
+    images = [q.image for q in questions if q.image is not None]
+    run.begin("mmvp", data, images, prompt=prompt, judge=None if judge is None else judge.settings)
     answers, usage = run.ask([question.prompt(prompt) for question in questions])
     matchers = {name: match for name, match in MATCHES.items() if name != "likelihood" or all(one.log_likelihoods for one in answers)}
     chosen = {name: [match(q, a) for q, a in zip(questions, answers, strict=True)] for name, match in matchers.items()}
@@ -131,7 +143,7 @@ def _judge(run: Run, judge: Answerer, questions: Sequence[Question], answers: Se
         "wording": "released grader",
         "agreement": dataclasses.asdict(agreement(verdicts["released"], by_rule["released"])),
         "undecided": undecided,
-        "usage": run.costs(usage),
+        "usage": dataclasses.asdict(usage),
     }
 
 
@@ -163,14 +175,14 @@ def _decoding(answerer: Answerer, official: str) -> str:
 
 def eval_pope(run: Run, questions: Sequence[PopeQuestion], images: Path | None) -> Result:
     """POPE by strategy and their mean. Images: the folder of the photos; None for finished answers."""
-    run.begin("pope", questions=len(questions))
+    photos = [] if images is None else [images / q.image for q in questions]
+    run.begin("pope", [(q.id, q.image, q.text, q.present) for q in questions], photos)
     prompts = [
         Prompt(q.id, [{"role": "user", "content": [{"type": "text", "text": q.text}]}], [])
         if images is None
         else Prompt.about(q.id, str(images / q.image), q.text)
         for q in questions
     ]
-    _refuse_missing(prompts)
     answers, usage = run.ask(prompts)
     scores = score_pope(questions, [answer.text for answer in answers])
     rows = [
@@ -192,7 +204,9 @@ def eval_pope(run: Run, questions: Sequence[PopeQuestion], images: Path | None) 
 
 def eval_chair(run: Run, words: CocoWords, objects: Mapping[str, set[str]], images: Mapping[str, Path] | None, prompt: str) -> Result:
     """CHAIR of captions. Images: file by image id, to be described; None takes all captions of a file of finished answers."""
-    run.begin("chair", prompt=prompt, images=None if images is None else len(images))
+    seen = {id: sorted(names) for id, names in objects.items() if images is None or id in images}
+    asked = {} if images is None else {"prompt": prompt}  # of finished answers, the prompt is not known
+    run.begin("chair", {"objects": seen, "words": words.object_of}, () if images is None else images.values(), **asked)
     if images is None:
         assert isinstance(run.answerer, AnswersFile)
         prompts = [Prompt(id, [], []) for id in run.answerer.answers]
@@ -215,9 +229,3 @@ def eval_chair(run: Run, words: CocoWords, objects: Mapping[str, set[str]], imag
         ],
     }  # fmt: skip
     return run.end(rows, result, usage)
-
-
-def _refuse_missing(prompts: Sequence[Prompt]) -> None:
-    missing = [str(image) for prompt in prompts for image in prompt.images if not Path(str(image)).is_file()]
-    if missing:
-        raise ValueError(f"{len(missing)} images are missing, such as {missing[0]}")

@@ -49,7 +49,6 @@ def test_a_second_run_is_free(tmp_path: Path, images: list[str]) -> None:
     second, usage = answer_all(again, prompts, AnswerCache(file))
     assert second == first and again.asked == []
     assert (usage.asked, usage.asked_input_tokens, usage.input_tokens) == (0, 0, 40)
-    assert usage.costs(1e6, 2e6) == {"cost": 40 + 24, "asked_cost": 0}
 
 
 def test_whatever_may_change_an_answer_is_in_the_key(images: list[str]) -> None:
@@ -105,6 +104,19 @@ def test_every_cut_of_the_file_keeps_what_was_whole(tmp_path: Path) -> None:
         reopened = AnswerCache(cut)
         assert all(reopened.get(key) == answers[key] for key in kept)
         assert reopened.get("new") == Answer("after the cut") and reopened.get("newer") == Answer("after that")
+
+
+def test_lines_without_a_format_are_read_and_those_of_a_later_format_are_not(tmp_path: Path) -> None:
+    file = tmp_path / "cache.jsonl"
+    cache = AnswerCache(file)
+    cache.put("key", Answer("new"))
+    (line,) = file.read_text().splitlines()
+    entry = json.loads(line)
+    assert entry.pop("format") == 1
+    later = entry | {"format": 2, "key": "later"}
+    file.write_text("".join(json.dumps(row) + "\n" for row in (entry | {"key": "old"}, later)))
+    cache = AnswerCache(file)
+    assert cache.get("old") == Answer("new") and cache.get("later") is None
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

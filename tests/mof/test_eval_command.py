@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,6 @@ from typer.testing import CliRunner, Result
 
 from mof import MoFForConditionalGeneration, MoFProcessor
 from mof.cli.app import build_app
-from mof.evals.answerers import endpoint
 
 REAL = Path(__file__).parents[3] / "shared" / "data"
 PAIRS = 12
@@ -29,7 +29,7 @@ PAIRS = 12
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
 
@@ -67,7 +67,7 @@ def test_a_model(tmp_path: Path, tiny_model: MoFForConditionalGeneration, tiny_p
     tiny_model.save_pretrained(tmp_path / "model")
     tiny_processor.save_pretrained(tmp_path / "model")
     out, arguments = tmp_path / "run", ("mmvp", "--data", data, "--model", tmp_path / "model", "--max-new-tokens", "6")
-    first = done(run(*arguments, "--out", out), out)
+    first = done(run(*arguments, "--output", out), out)
     assert first["usage"]["asked"] == first["questions"] == 2 * PAIRS and first["pairs"] == PAIRS
     assert list(first["scores"]) == ["letter or text", "letter", "text", "likelihood"]
     assert len(first["unmatched"]) > 0  # a random model talks nonsense
@@ -81,13 +81,15 @@ def test_a_model(tmp_path: Path, tiny_model: MoFForConditionalGeneration, tiny_p
     ]
     assert first["scores"]["likelihood"]["released"]["pair_accuracy"] == sum(pairs) / PAIRS
     settings = json.loads((out / "settings.json").read_text())
-    assert settings["answerer"]["decoding"] == "greedy" and settings["prompt"] == "official"
-    again = done(run(*arguments, "--out", out, "--batch-size", "3"), out)
+    identity = settings["identity"]
+    assert identity["answerer"]["decoding"] == "greedy" and identity["prompt"] == "official"
+    assert settings["format"] == first["format"] == 1 and settings["versions"].keys() == {"mof-vig", "torch", "transformers"}
+    again = done(run(*arguments, "--output", out, "--batch-size", "3"), out)
     assert again["usage"]["asked"] == 0
-    other = done(run(*arguments, "--out", tmp_path / "other", "--batch-size", "5"), tmp_path / "other")
+    other = done(run(*arguments, "--output", tmp_path / "other", "--batch-size", "5"), tmp_path / "other")
     assert other["usage"]["asked"] == 2 * PAIRS
     assert (tmp_path / "other" / "answers.jsonl").read_text() == (out / "answers.jsonl").read_text()
-    shared = done(run(*arguments, "--out", tmp_path / "third", "--cache", out / "cache.jsonl"), tmp_path / "third")
+    shared = done(run(*arguments, "--output", tmp_path / "third", "--cache", out / "cache.jsonl"), tmp_path / "third")
     assert shared["usage"]["asked"] == 0 and shared["scores"] == first["scores"]
 
 
@@ -100,7 +102,7 @@ def test_an_endpoint_and_a_judge(tmp_path: Path, data: Path) -> None:
     with serve(answer_right, ["drop"]) as server, serve(judge, [(429, {}, b"")]) as court:
         arguments = (
             "mmvp", "--data", data, "--endpoint", server.url, "--model-name", "gpt-x", "--judge-endpoint", court.url,
-            "--judge-model", "gpt-4", "--out", out, "--price-in", "10", "--price-out", "30", "--prompt", "letter",
+            "--judge-model", "gpt-4", "--output", out, "--prompt", "letter",
         )  # fmt: skip
         shown = run(*arguments)
         result = done(shown, out)
@@ -115,8 +117,8 @@ def test_an_endpoint_and_a_judge(tmp_path: Path, data: Path) -> None:
     found = result["judge"]["agreement"]
     assert (found["compared"], found["undecided"], found["kappa"]) == (23, 1, 0)
     assert found["share"] == pytest.approx(22 / 23) and result["judge"]["undecided"] == [1]
-    assert result["usage"]["cost"] == pytest.approx(24 * (100 * 10 + 2 * 30) / 1e6)
-    assert again["usage"]["asked_cost"] == 0 and again["usage"]["cost"] == result["usage"]["cost"]
+    assert (result["usage"]["input_tokens"], result["usage"]["output_tokens"]) == (24 * 100, 24 * 2)
+    assert again["usage"] == result["usage"] | {"asked": 0, "asked_input_tokens": 0, "asked_output_tokens": 0}
     assert again["judge"]["usage"]["asked"] == 0
     for words in ("GPT-4V (published)", "38.7", "gpt-x (letter or text, released labels)", "100.0", "asked 24 of 24", "kappa 0.000"):
         assert words in shown.output
@@ -124,12 +126,45 @@ def test_an_endpoint_and_a_judge(tmp_path: Path, data: Path) -> None:
     assert "asked with the letter prompt" in result["deviations"]
 
 
+def test_another_evaluation_is_refused_and_the_first_one_stays(tmp_path: Path, data: Path) -> None:
+    out, changed = tmp_path / "run", tmp_path / "changed"
+    shutil.copytree(data, changed)
+    Image.new("RGB", (24, 24)).save(changed / "MMVP Images" / "3.jpg")
+    with serve(answer_right) as server:
+        arguments = ("mmvp", "--data", data, "--endpoint", server.url, "--model-name", "m", "--output", out)
+        done(run(*arguments), out)
+        before = {path.name: path.read_bytes() for path in out.iterdir()}
+        for more, named in (
+            (("--prompt", "letter"), "prompt: 'official' there, 'letter' now"),
+            (("--model-name", "other"), "answerer.model: 'm' there, 'other' now"),
+            (("--max-new-tokens", "7"), "answerer.max_new_tokens: 256 there, 7 now"),
+            (("--data", changed), "data: "),
+        ):
+            refused = run(*arguments, *more)
+            assert refused.exit_code == 2 and named in refused.stderr, refused.output
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+        assert len(server.requests) == 2 * PAIRS
+        (out / "settings.json").unlink()
+        assert run(*arguments).exit_code == 2  # results of an unknown evaluation
+        shared = tmp_path / "shared"
+        result = done(run(*arguments[:-1], shared, "--cache", out / "cache.jsonl"), shared)
+        assert result["usage"]["asked"] == 0 and len(server.requests) == 2 * PAIRS
+
+
+def test_a_run_that_got_no_answer_leaves_the_folder_free(tmp_path: Path, data: Path) -> None:
+    out = tmp_path / "run"
+    with serve(lambda _: (401, {}, b"wrong key")) as server:
+        assert run("mmvp", "--data", data, "--endpoint", server.url, "--model-name", "typo", "--output", out).exit_code == 2
+        server.reply = answer_right
+        assert done(run("mmvp", "--data", data, "--endpoint", server.url, "--model-name", "m", "--output", out), out)["pair_accuracy"] == 1
+
+
 def test_a_judge_of_nonsense_agrees_with_nobody(tmp_path: Path, data: Path) -> None:
     out = tmp_path / "run"
     with serve(answer_right) as server, serve(lambda _: "\u00bfqu\u00e9? {}") as court:
         result = done(
             run("mmvp", "--data", data, "--endpoint", server.url, "--model-name", "m", "--judge-endpoint", court.url,
-                "--judge-model", "j", "--out", out), out
+                "--judge-model", "j", "--output", out), out
         )  # fmt: skip
     assert result["pair_accuracy"] == 1 and result["scores"]["judge"]["released"]["question_accuracy"] == 0
     assert result["judge"]["agreement"] == {"compared": 0, "undecided": 24, "share": None, "kappa": None}
@@ -144,7 +179,7 @@ def test_killed_and_resumed(tmp_path: Path, data: Path) -> None:
 
     out = tmp_path / "run"
     with serve(slowly) as server:
-        arguments = ["eval", "mmvp", "--data", data, "--endpoint", server.url, "--model-name", "m", "--out", out, "--concurrency", "2"]
+        arguments = ["eval", "mmvp", "--data", data, "--endpoint", server.url, "--model-name", "m", "--output", out, "--concurrency", "2"]
         command = [sys.executable, "-c", "from mof.cli.app import main; main()", *map(str, arguments)]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=Path(__file__).parents[2])
         cache = out / "cache.jsonl"
@@ -175,7 +210,7 @@ def test_finished_answers_to_the_real_questions(tmp_path: Path) -> None:
         row["response"] = "(a) or (b)"
     (tmp_path / "old run.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
     out = tmp_path / "mmvp"
-    shown = run("mmvp", "--data", REAL / "mmvp", "--answers", tmp_path / "old run.jsonl", "--out", out)
+    shown = run("mmvp", "--data", REAL / "mmvp", "--answers", tmp_path / "old run.jsonl", "--output", out)
     result = done(shown, out)
     assert (result["pair_accuracy"], result["question_accuracy"]) == (0.9, 0.95)
     corrected = result["scores"]["letter or text"]["corrected"]  # rows 99 and 100 are one pair
@@ -188,7 +223,7 @@ def test_finished_answers_to_the_real_questions(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     for name in ("random", "popular"):  # in the form of POPE's own answers
         (tmp_path / "old" / f"{name}.json").write_text('{"question": "?", "answer": "no"}\n' * 3000)
-    result = done(run("pope", "--data", REAL / "pope", "--answers", tmp_path / "old", "--out", tmp_path / "pope"), tmp_path / "pope")
+    result = done(run("pope", "--data", REAL / "pope", "--answers", tmp_path / "old", "--output", tmp_path / "pope"), tmp_path / "pope")
     assert (result["accuracy"], result["f1"], result["yes_ratio"], result["questions"]) == (0.5, 0, 0, 6000)
     assert any("adversarial" in note for note in result["deviations"])
 
@@ -197,7 +232,9 @@ def test_finished_answers_to_the_real_questions(tmp_path: Path) -> None:
     (tmp_path / "captions.json").write_text(json.dumps(list(captions.values())))
     files = ("--instances", REAL / "coco" / "instances_train.json", "--captions", REAL / "coco" / "captions_train.json")
     synonyms = ("--synonyms", REAL / "chair" / "synonyms.txt")
-    result = done(run("chair", *files, *synonyms, "--answers", tmp_path / "captions.json", "--out", tmp_path / "chair"), tmp_path / "chair")
+    result = done(
+        run("chair", *files, *synonyms, "--answers", tmp_path / "captions.json", "--output", tmp_path / "chair"), tmp_path / "chair"
+    )
     assert (result["chair_i"], result["chair_s"], result["captions"]) == (0, 0, 80)
 
 
@@ -205,7 +242,7 @@ def test_finished_answers_to_the_real_questions(tmp_path: Path) -> None:
 def test_captions_of_real_photos_by_an_endpoint(tmp_path: Path) -> None:
     out = tmp_path / "run"
     files = ("--instances", REAL / "coco" / "instances_train.json", "--captions", REAL / "coco" / "captions_train.json")
-    rest = ("--synonyms", REAL / "chair" / "synonyms.txt", "--images", REAL / "coco" / "train2017", "--out", out, "--count", "7")
+    rest = ("--synonyms", REAL / "chair" / "synonyms.txt", "--images", REAL / "coco" / "train2017", "--output", out, "--count", "7")
     with serve(lambda _: "A zebra rides a bus.") as server:
         result = done(run("chair", *files, *rest, "--endpoint", server.url, "--model-name", "m"), out)
         assert len(server.requests) == 7
@@ -219,26 +256,15 @@ def test_pope_by_an_endpoint(tmp_path: Path, data: Path) -> None:
     (tmp_path / "coco_pope_random.json").write_text("\n".join(map(json.dumps, lines)))
     out = tmp_path / "run"
     with serve(lambda body: "Yes." if "(a)" in answer_right(body) else "No, closed.") as server:
-        arguments = (
-            "pope",
-            "--data",
-            tmp_path,
-            "--images",
-            data / "MMVP Images",
-            "--endpoint",
-            server.url,
-            "--model-name",
-            "m",
-            "--out",
-            out,
-        )
-        result = done(run(*arguments), out)
+        asked = ("pope", "--data", tmp_path, "--images", data / "MMVP Images", "--model-name", "m")
+        result = done(run(*asked, "--endpoint", server.url, "--output", out), out)
     assert (result["accuracy"], result["f1"], result["yes_ratio"]) == (1, 1, 0.5)
     with serve(lambda body: (400, {}, b"no") if "Number 4:" in question_of(body) else "No") as server:
-        result = done(run(*arguments[:6], server.url, "--model-name", "m", "--out", out), out)
+        out = tmp_path / "other"
+        result = done(run(*asked, "--endpoint", server.url, "--output", out), out)
     assert result["yes_ratio"] == 1 / 8 and "1 prompts were refused" in str(result["deviations"])
     (data / "MMVP Images" / "3.jpg").unlink()
-    refused = run(*arguments)
+    refused = run(*asked, "--endpoint", server.url, "--output", out)
     assert refused.exit_code == 2 and "1 images are missing" in refused.stderr
 
 
@@ -254,7 +280,7 @@ def test_pope_by_an_endpoint(tmp_path: Path, data: Path) -> None:
     ],
 )  # fmt: skip
 def test_what_cannot_be_run_is_said_in_one_line(tmp_path: Path, data: Path, arguments: tuple[str, ...], words: str) -> None:
-    result = run("mmvp", "--data", data, "--out", tmp_path / "run", *arguments)
+    result = run("mmvp", "--data", data, "--output", tmp_path / "run", *arguments)
     assert result.exit_code == 2 and words in result.stderr and "Traceback" not in result.output
     assert not (tmp_path / "run").exists()
 
@@ -262,10 +288,10 @@ def test_what_cannot_be_run_is_said_in_one_line(tmp_path: Path, data: Path, argu
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--suite", "vig", "--model", "m", "--out", "o"), 'pip install "mof-vig[lmms]"'),
-        (("--suite", "mof", "--via", "lmms-eval", "--out", "o"), "--suite with --model and --out"),
-        (("--suite", "vig", "pope", "--data", "d", "--out", "o"), "give --suite or the command pope, not both"),
-        (("--suite", "cambrian", "--model", "m", "--out", "o"), "vig"),
+        (("--suite", "vig", "--model", "m", "--output", "o"), 'pip install "mof-vig[lmms]"'),
+        (("--suite", "mof", "--via", "lmms-eval", "--out", "o"), "--suite with --model and --output"),
+        (("--suite", "vig", "pope", "--data", "d", "--output", "o"), "give --suite or the command pope, not both"),
+        (("--suite", "cambrian", "--model", "m", "--output", "o"), "vig"),
     ],
 )
 def test_suites_without_lmms_eval(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
@@ -278,5 +304,5 @@ def test_suites_without_lmms_eval(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 def test_photos_are_needed_to_ask_about(tmp_path: Path, data: Path) -> None:
-    result = run("pope", "--data", data, "--out", tmp_path / "run", "--model", "m")
+    result = run("pope", "--data", data, "--output", tmp_path / "run", "--model", "m")
     assert result.exit_code == 2 and "--images" in result.stderr

@@ -230,7 +230,7 @@ def test_a_suite(folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.M
     out = tmp_path / "out"
     with serve(judge) as server:
         monkeypatch.setenv("OPENAI_API_URL", server.url)
-        shown = suite("--suite", "vig", "--via", "lmms-eval", "--model", folder, "--out", out, "--name", "tiny", "--seed", "3")
+        shown = suite("--suite", "vig", "--model", folder, "--output", out, "--name", "tiny", "--seed", "3")
     assert shown.exit_code == 0, shown.output
     result = json.loads((out / "result.json").read_text())
     values = {f"{one['task']} {one['metric']}": one["value"] for one in result["figures"]}
@@ -262,7 +262,7 @@ def test_without_data_or_judge_every_task_says_why(folder: Path, tmp_path: Path,
     built = []
     genuine = MofLmms.__init__
     monkeypatch.setattr(MofLmms, "__init__", lambda self, *a, **b: (genuine(self, *a, **b), built.append(self))[0])
-    shown = suite("--suite", "mof", "--model", folder, "--out", tmp_path / "out")
+    shown = suite("--suite", "mof", "--model", folder, "--output", tmp_path / "out")
     assert shown.exit_code == 2 and "no task of the suite mof could be run" in shown.stderr and len(built) == 1
     failed = json.loads((tmp_path / "out" / "result.json").read_text())["failed"]
     assert "set OPENAI_API_KEY" in failed["llava_in_the_wild"] and "nyu-visionx/CV-Bench" in failed["cv_bench"]
@@ -275,11 +275,11 @@ def test_a_judge_that_does_not_reply_is_no_judge(folder: Path, data: Path, tmp_p
     monkeypatch.setattr("mof.evals.lmms.suites.SUITES", {"mof": ("mmhal_bench",)})
     with serve(lambda _: (401, {}, b"{}")) as server:
         monkeypatch.setenv("OPENAI_API_URL", server.url)
-        shown = suite("--suite", "mof", "--model", folder, "--out", tmp_path / "out")
+        shown = suite("--suite", "mof", "--model", folder, "--output", tmp_path / "out")
     assert shown.exit_code == 2
     assert "the judge does not reply" in json.loads((tmp_path / "out" / "result.json").read_text())["failed"]["mmhal_bench"]
 
 
 def test_the_command_needs_what_it_needs(folder: Path) -> None:
     refused = suite("--suite", "vig", "--model", folder)
-    assert refused.exit_code == 2 and "--suite with --model and --out" in refused.stderr
+    assert refused.exit_code == 2 and "--suite with --model and --output" in refused.stderr

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.tiny import build_llm
+from support.tiny import TinyEncoder, build_llm
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
@@ -126,17 +128,41 @@ def test_no_options_no_likelihoods(make: Callable[..., LocalModel]) -> None:
     assert answer.log_likelihoods is None
 
 
-def test_a_saved_model_is_loaded_and_known_by_its_files(
+def test_a_saved_model_is_loaded_and_known_by_its_weights_and_files(
     tmp_path: Path, tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor, prompts: list[Prompt]
+) -> None:
+    tiny_model.save_pretrained(tmp_path / "model")
+    tiny_processor.save_pretrained(tmp_path / "model")
+    loaded = LocalModel.load(tmp_path / "model", max_new_tokens=12)
+    expected = answers_of(LocalModel(tiny_model, tiny_processor, "tiny", max_new_tokens=12), prompts)
+    assert [answer.text for answer in answers_of(loaded, prompts)] == [answer.text for answer in expected]
+    assert loaded.settings == LocalModel.load(tmp_path / "model", batch_size=3, max_new_tokens=12).settings
+    folder = shutil.copytree(tmp_path / "model", tmp_path / "moved")
+    assert loaded.settings == LocalModel.load(folder, max_new_tokens=12).settings
+    (folder / "chat_template.jinja").write_text("another template")
+    assert loaded.settings != LocalModel.load(folder, max_new_tokens=12).settings
+    with torch.no_grad():
+        tiny_model.get_output_embeddings().weight[0, 0] += 1
+    tiny_model.save_pretrained(tmp_path / "model")
+    assert loaded.settings != LocalModel.load(tmp_path / "model", max_new_tokens=12).settings
+
+
+def test_weights_of_encoders_by_reference_are_part_of_the_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor
 ) -> None:
     tiny_model.save_pretrained(tmp_path)
     tiny_processor.save_pretrained(tmp_path)
-    loaded = LocalModel.load(tmp_path, max_new_tokens=12)
-    expected = answers_of(LocalModel(tiny_model, tiny_processor, "tiny", max_new_tokens=12), prompts)
-    assert [answer.text for answer in answers_of(loaded, prompts)] == [answer.text for answer in expected]
-    assert loaded.settings == LocalModel.load(tmp_path, batch_size=3, max_new_tokens=12).settings
-    tiny_model.save_pretrained(tmp_path)
-    assert loaded.settings != LocalModel.load(tmp_path, max_new_tokens=12).settings  # trained on, for all we know
+    before = LocalModel.load(tmp_path).settings
+    genuine = TinyEncoder.__init__
+
+    def retrained(self: TinyEncoder, **options: Any) -> None:
+        genuine(self, **options | {"seed": options["seed"] + 10})
+
+    monkeypatch.setattr(TinyEncoder, "__init__", retrained)
+    assert LocalModel.load(tmp_path).settings != before
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"config\.json"):
         LocalModel.load(tmp_path / "none")
 

@@ -195,7 +195,7 @@ def test_published_averages() -> None:
 def test_command(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "data", TYPES, pairs=1)
     arguments = ["probe", "mmvp-vlm", "--data", str(folder), "--encoder", "mini-clip", "--encoder", "mini-dino"]
-    arguments += ["--out", str(tmp_path / "out"), "--plot", str(tmp_path / "out" / "table.svg")]
+    arguments += ["--output", str(tmp_path / "out"), "--plot", str(tmp_path / "out" / "table.svg")]
     outcome = CliRunner().invoke(build_app({}), arguments, env={"COLUMNS": "160"})
     assert outcome.exit_code == 0, outcome.output
     line = next(line for line in outcome.stdout.splitlines() if "OpenAI ViT-L/14 224" in line)

@@ -87,7 +87,7 @@ def mmvp(data: Path, out: Path, right: list[int], *options: str) -> Path:
     answers = {str(i): "(a)" if i % 2 or (i - 1) // 2 not in right else "(b)" for i in range(1, 2 * PAIRS + 1)}
     out.mkdir(parents=True)
     (out / "answers.json").write_text(json.dumps(answers))
-    done("mmvp", "--data", data, "--answers", out / "answers.json", "--out", out / "run", *options)
+    done("mmvp", "--data", data, "--answers", out / "answers.json", "--output", out / "run", *options)
     return out / "run"
 
 
@@ -165,7 +165,7 @@ def test_150_pairs_make_7_points(tmp_path: Path) -> None:
     rows = [f"{i},Q{i}?,(a) x (b) y,{'(a)' if i % 2 else '(b)'}" for i in range(1, 301)]
     (folder / "Questions.csv").write_text("\n".join(["lndex,Question,Options,Correct Answer", *rows]))
     (tmp_path / "a.json").write_text(json.dumps({str(i): "(a)" for i in range(1, 301)}))
-    done("mmvp", "--data", folder, "--answers", tmp_path / "a.json", "--out", tmp_path / "run")
+    done("mmvp", "--data", folder, "--answers", tmp_path / "a.json", "--output", tmp_path / "run")
     shown = done("report", tmp_path / "run", "-o", tmp_path / "r.html")
     assert "150 pairs make ±7 points at 25 % and ±8 at 50 %" in shown
     page = Page(tmp_path / "r.html")
@@ -188,7 +188,7 @@ def test_pope_and_chair(tmp_path: Path) -> None:
         replies = [{"question_id": i, "text": "yes" if yes else "no"} for i, yes in enumerate(answers)]
         (tmp_path / "answers" / f"{strategy}.jsonl").write_text("\n".join(map(json.dumps, replies)))
     out = tmp_path / "run"
-    done("pope", "--data", tmp_path / "pope", "--answers", tmp_path / "answers", "--out", out, "--name", "m")
+    done("pope", "--data", tmp_path / "pope", "--answers", tmp_path / "answers", "--output", out, "--name", "m")
     result = json.loads((out / "result.json").read_text())
 
     (tmp_path / "synonyms.txt").write_text("cat, kitten\ndog\nbus\n")
@@ -199,7 +199,7 @@ def test_pope_and_chair(tmp_path: Path) -> None:
     captions = ["A cat and a dog.", "A cat, a dog.", "A kitten.", "A bus."]
     (tmp_path / "made.json").write_text(json.dumps([{"image_id": i, "caption": text} for i, text in enumerate(captions)]))
     files = ("--instances", tmp_path / "instances.json", "--captions", tmp_path / "captions.json", "--synonyms", tmp_path / "synonyms.txt")
-    done("chair", *files, "--answers", tmp_path / "made.json", "--out", tmp_path / "chair", "--name", "m")
+    done("chair", *files, "--answers", tmp_path / "made.json", "--output", tmp_path / "chair", "--name", "m")
 
     done("report", out, tmp_path / "chair", "-o", tmp_path / "r.html")
     with (tmp_path / "r.csv").open() as file:

@@ -1,7 +1,5 @@
 """The three kinds of `mof.evals.answering.Answerer`: a model in this process, an endpoint on the network, a file of answers."""
 
-from mof.evals.answerers.answers_file import AnswersFile
-from mof.evals.answerers.endpoint import Endpoint
-from mof.evals.answerers.local_model import LocalModel
+import lazy_loader
 
-__all__ = ["AnswersFile", "Endpoint", "LocalModel"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,21 +1,15 @@
-"""Any endpoint that speaks OpenAI's chat completions: hosted models, or a server such as vLLM's on one's own machine."""
+"""Any endpoint that speaks OpenAI's chat completions: a hosted model, or a server such as vLLM's on your own machine."""
 
 from __future__ import annotations
 
 import base64
-import contextlib
-import email.utils
-import http.client
 import io
 import json
 import math
 import os
-import random
-import socket
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,29 +20,38 @@ from encoders import read_image
 from mof.data.records import ImageSource
 from mof.evals.answering import Answer, Prompt
 
-FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds between attempts, doubled each time
-LONGEST_REQUESTED_WAIT = 600.0  # a server that asks for more (a spent daily quota) is not waited for
+try:
+    import anyio
+    import anyio.to_thread
+    import httpx2
+    import openai
+    from anyio.from_thread import start_blocking_portal
+except ModuleNotFoundError as error:
+    raise ValueError('endpoints are asked by the client of OpenAI, which is not installed: pip install "mof-vig[endpoint]"') from error
+
 LARGEST_REPLY = 2**24  # bytes
 TOO_MANY_IN_A_ROW = 10  # prompts without an answer (or two rounds, if that is more): the endpoint is down, the others are not asked
 REFUSALS = (400, 413, 415, 422)  # of this prompt only; other prompts may pass
+TRIED_AGAIN = (408, 409, 429)  # by the client, like 5xx
 MIME = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 
 
 class Endpoint:
-    """Asks an OpenAI-compatible endpoint, several prompts at a time, at temperature 0. Gives no log-likelihoods.
+    """Asks an OpenAI-compatible endpoint, several prompts at a time, at temperature 0. It gives no log-likelihoods.
 
-    Time-outs, dropped connections, replies that are no chat completion, HTTP 408, 429 and 5xx are tried again, after waits that
-    double and are drawn at random below that, or as long as the server's Retry-After asks. A prompt that the endpoint
-    refuses (HTTP 400, 413, 415, 422) becomes an answer with an error. Redirects are not followed, and proxies not used.
+    The client of OpenAI tries again after time-outs, dropped connections, replies that are no chat completion, and HTTP 408,
+    409, 429 and 5xx. It waits as long as the server's Retry-After asks (at most two minutes), otherwise ever longer. A prompt
+    that the endpoint refuses (HTTP 400, 413, 415, 422) becomes an answer with an error. Redirects are not followed, and
+    proxies are not used.
 
     Args:
         url: up to and with the version, such as "https://api.openai.com/v1".
-        model: as the endpoint calls it.
-        key_variable: environment variable with the API key; unset, none is sent. The key is never written anywhere.
-        concurrency: prompts under way at a time.
-        timeout: seconds for one attempt in all.
-        attempts: at each prompt.
+        model: the endpoint's name for the model.
+        key_variable: environment variable with the API key; no key is sent if it is unset. The key is never written anywhere.
+        concurrency: number of prompts under way at a time.
+        timeout: seconds for a whole attempt.
+        attempts: number of attempts at each prompt.
     """
 
     def __init__(
@@ -73,7 +76,6 @@ class Endpoint:
         self._key = os.environ.get(key_variable, "").strip()
         if not (self._key.isascii() and self._key.isprintable()):
             raise ValueError(f"the API key in {key_variable} holds characters that no HTTP header takes")
-        self._parts, self._path = parts, parts.path.rstrip("/") + "/chat/completions"
         self.name, self.concurrency, self.timeout, self.attempts = model, concurrency, timeout, attempts
         self.max_new_tokens = max_new_tokens
         self.settings: dict[str, Any] = {
@@ -83,103 +85,114 @@ class Endpoint:
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
         unanswered: list[str] = []
         in_a_row = 0
-        stop = threading.Event()
-        pool = ThreadPoolExecutor(self.concurrency)
-        jobs = {pool.submit(self._ask, prompt, stop): position for position, prompt in enumerate(prompts)}
-        try:
-            for job in as_completed(jobs):
-                try:
-                    answer = job.result()
-                except _NoAnswer as error:
-                    unanswered.append(f"prompt {prompts[jobs[job]].id}: {error}")
-                    in_a_row += 1
-                    if in_a_row >= max(TOO_MANY_IN_A_ROW, 2 * self.concurrency):
+        waiting = iter(enumerate(prompts))
+        jobs: dict[Future[Answer], int] = {}
+        with start_blocking_portal() as portal:
+            client = self._client()
+            try:
+                while in_a_row < max(TOO_MANY_IN_A_ROW, 2 * self.concurrency):
+                    for position, prompt in islice(waiting, self.concurrency - len(jobs)):
+                        jobs[portal.start_task_soon(self._ask, client, prompt)] = position
+                    if not jobs:
                         break
-                else:
-                    in_a_row = 0
-                    yield jobs[job], answer
-        finally:
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+                    for job in wait(jobs, return_when=FIRST_COMPLETED).done:
+                        position = jobs.pop(job)
+                        try:
+                            answer = job.result()
+                        except _NoAnswer as error:
+                            unanswered.append(f"prompt {prompts[position].id}: {error}")
+                            in_a_row += 1
+                        else:
+                            in_a_row = 0
+                            yield position, answer
+            finally:
+                for job in jobs:
+                    job.cancel()
+                portal.call(client.close)
         if unanswered:
             raise ValueError(
                 f"{len(unanswered)} of {len(prompts)} prompts got no answer after {self.attempts} attempts each; {unanswered[0]}. "
                 "Answers that came are kept where there is a cache: run again for the others"
             )
 
-    def _ask(self, prompt: Prompt, stop: threading.Event) -> Answer:
-        body = json.dumps({
-            "model": self.name, "messages": _messages(prompt), "temperature": 0, "max_tokens": self.max_new_tokens,
-        }).encode()  # fmt: skip
-        for attempt in range(self.attempts):
-            try:
-                return self._attempt(body)
-            except _TryAgain as error:
-                wait = backoff(attempt) if error.wait is None else error.wait
-                if attempt + 1 == self.attempts or wait > LONGEST_REQUESTED_WAIT or stop.wait(wait):
-                    raise _NoAnswer(str(error)) from None
-        raise AssertionError("unreachable")
+    def _client(self) -> openai.AsyncOpenAI:
+        http = _WholeReplies(self.timeout, trust_env=False, follow_redirects=False)
+        key = self._key or "none"  # the client insists on a key, and may not take another from the environment
+        return openai.AsyncOpenAI(
+            api_key=key, base_url=self.settings["url"], timeout=self.timeout, max_retries=self.attempts - 1, http_client=http
+        )
 
-    def _attempt(self, body: bytes) -> Answer:
+    async def _ask(self, client: openai.AsyncOpenAI, prompt: Prompt) -> Answer:
+        messages: Any = await anyio.to_thread.run_sync(_messages, prompt)
         try:
-            status, headers, reply = self._post(body)
-        except (OSError, http.client.HTTPException) as error:
-            raise _TryAgain(f"{type(error).__name__}: {error}") from None
-        if status == 200:
-            return _to_answer(reply)
-        message = f"HTTP {status}: {self._excerpt(reply)}"
+            reply = await client.chat.completions.with_raw_response.create(
+                model=self.name, messages=messages, temperature=0, max_tokens=self.max_new_tokens,
+                extra_headers={} if self._key else {"Authorization": openai.Omit()},
+            )  # fmt: skip
+        except openai.APIStatusError as error:
+            return self._refusal(error)
+        except openai.APIConnectionError as error:
+            cause = error.__cause__ or error
+            raise _NoAnswer(f"{type(cause).__name__}: {self._excerpt(str(cause))}") from None
+        return _to_answer(reply.content)
+
+    def _refusal(self, error: openai.APIStatusError) -> Answer:
+        status = error.status_code
+        message = f"HTTP {status}: {self._excerpt(error.response.content[:2000].decode(errors='replace'))}"
         if status in REFUSALS:
             return Answer("", error=message)
-        if status in (408, 429) or status >= 500:
-            raise _TryAgain(message, _retry_after(headers))
-        raise ValueError(f"{self.settings['url']}, model {self.name}: {message}")  # a wrong key, model or address: for all prompts
+        if status in TRIED_AGAIN or status >= 500:
+            raise _NoAnswer(message) from None
+        raise ValueError(
+            f"{self.settings['url']}, model {self.name}: {message}"
+        ) from None  # a wrong key, model or address: for all prompts
 
-    def _post(self, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
-        kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
-        connection = kind(self._parts.hostname or "", self._parts.port, timeout=self.timeout)
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
-        try:
-            connection.connect()
-            # The socket's own time-out starts anew with every byte that trickles in.
-            watchdog = threading.Timer(self.timeout, _cut, [connection.sock])
-            watchdog.daemon = True
-            watchdog.start()
-            try:
-                connection.request("POST", self._path, body, headers)
-                response = connection.getresponse()
-                return response.status, {k.lower(): v for k, v in response.headers.items()}, response.read(LARGEST_REPLY)
-            finally:
-                watchdog.cancel()
-        finally:
-            connection.close()
-
-    def _excerpt(self, reply: bytes) -> str:
-        text = " ".join(reply[:2000].decode(errors="replace").split())
+    def _excerpt(self, text: str) -> str:
+        text = " ".join(text.split())
         return (text.replace(self._key, "***") if self._key else text)[:300]
 
 
-def backoff(attempt: int) -> float:
-    """Seconds to wait after the attempt of this number, from 0."""
-    return random.uniform(0.5, 1) * min(FIRST_WAIT * 2**attempt, LONGEST_WAIT)
-
-
-class _TryAgain(Exception):
-    def __init__(self, message: str, wait: float | None = None) -> None:
-        super().__init__(message)
-        self.wait = wait
-
-
 class _NoAnswer(Exception):
-    pass
+    """A prompt got no answer in any attempt."""
 
 
-def _cut(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # closed in the meantime
-        sock.shutdown(socket.SHUT_RDWR)  # whoever reads from it wakes up
+class _WholeReplies(openai.DefaultAsyncHttpxClient):
+    """Gives the client of OpenAI whole chat completions, and errors after which it tries again.
+
+    A time-out of httpx starts anew with every byte that trickles in; here the whole attempt has `seconds`.
+    """
+
+    def __init__(self, seconds: float, **options: Any) -> None:
+        super().__init__(**options)
+        self._seconds = seconds
+
+    async def send(self, request: httpx2.Request, **_: Any) -> httpx2.Response:
+        try:
+            with anyio.fail_after(self._seconds):
+                response = await super().send(request, stream=True)
+                body = await _read(response)
+        except TimeoutError:
+            raise httpx2.ReadTimeout(f"no whole reply within {self._seconds} s") from None
+        if response.status_code == 200:
+            _to_answer(body)
+        headers = [(name, value) for name, value in response.headers.multi_items() if name != "content-encoding"]  # decoded already
+        return httpx2.Response(response.status_code, headers=headers, content=body, request=request)
+
+
+async def _read(response: httpx2.Response) -> bytes:
+    body = bytearray()
+    try:
+        async for piece in response.aiter_bytes():
+            body += piece
+            if len(body) > LARGEST_REPLY:
+                raise httpx2.DecodingError(f"the reply is longer than {LARGEST_REPLY} bytes")
+    finally:
+        await response.aclose()
+    return bytes(body)
 
 
 def _to_answer(reply: bytes) -> Answer:
-    """Of a chat completion. What a safety filter says in place of an answer is the answer."""
+    """The answer in a chat completion. If a safety filter says something in place of an answer, that is the answer."""
     try:
         document = json.loads(reply)
         message = document["choices"][0]["message"]
@@ -191,24 +204,11 @@ def _to_answer(reply: bytes) -> Answer:
         if not isinstance(content, str):
             raise TypeError
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
-        raise _TryAgain(f"the reply is no chat completion: {reply[:100]!r}") from None
+        raise httpx2.DecodingError(f"the reply is no chat completion: {reply[:100]!r}") from None
     usage = document.get("usage")
     counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
     used, made = (count if isinstance(count, int) and count > 0 else 0 for count in counts)
     return Answer(content.strip(), input_tokens=used, output_tokens=made)
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the server asks to wait, which it gives as a number or as a date; None for none or nonsense."""
-    value = headers.get("retry-after", "")
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, TypeError, OverflowError):
-            return None
-    return max(seconds, 0.0) if math.isfinite(seconds) else None
 
 
 def _messages(prompt: Prompt) -> list[dict[str, Any]]:

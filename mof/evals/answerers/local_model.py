@@ -13,8 +13,11 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from encoders import read_image
+from encoders.store.fingerprints import weights_digest
 from mof.auto_classes import register_auto_classes
 from mof.evals.answering import Answer, Prompt
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")  # suffixes of files that `weights_digest` stands for
 
 # Shapes: B prompts (or options) of a batch, L tokens of the longest, N tokens of the longest option, V the vocabulary.
 
@@ -22,14 +25,14 @@ from mof.evals.answering import Answer, Prompt
 class LocalModel:
     """Greedy answers in batches padded on the left, and option log-likelihoods.
 
-    In float32 the size of a batch does not change the answers; in 16 bits it may where two tokens are nearly as likely. What
-    a checkpoint says of sampling, beams and repetition penalties is not followed: penalties count the padding, too.
+    In float32 the size of a batch does not change the answers; in 16 bits it may if two tokens are nearly as likely. Settings
+    of a checkpoint for sampling, beams and repetition penalties are not followed: penalties count the padding, too.
 
     Args:
-        model: put into evaluation mode.
-        processor: with a chat template; one without (InstructBLIP's) is given the bare text.
-        name: for tables.
-        identity: what tells these weights from others under the same name, for the cache.
+        model: is put into evaluation mode.
+        processor: has a chat template, or else (InstructBLIP's) is given the bare text.
+        name: the model's name in tables.
+        identity: text that differs between models, for the cache and the folder of an evaluation.
     """
 
     def __init__(
@@ -56,13 +59,15 @@ class LocalModel:
             max_length=None, max_new_tokens=max_new_tokens, pad_token_id=self._tokenizer.pad_token_id,
         )  # fmt: skip
         self.settings: dict[str, Any] = {
-            "kind": "model", "name": name, "identity": identity, "dtype": str(model.dtype).removeprefix("torch."),
+            "kind": "model", "identity": identity, "dtype": str(model.dtype).removeprefix("torch."),
             "max_new_tokens": max_new_tokens, "decoding": "greedy",
         }  # fmt: skip
 
     @classmethod
     def load(cls, folder: str | Path, *, dtype: str = "float32", batch_size: int = 8, max_new_tokens: int = 256) -> LocalModel:
-        """The model of a folder that `save_pretrained` wrote, on the GPU where there is one.
+        """Load a folder that `save_pretrained` wrote, onto the GPU if there is one.
+
+        Its identity is made of the weights in memory, encoders included, and of the folder's other files.
 
         Raises:
             ValueError: for a folder without config.json.
@@ -73,7 +78,7 @@ class LocalModel:
         register_auto_classes()
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
         model.to("cuda" if torch.cuda.is_available() else "cpu")
-        identity = _folder_identity(folder)
+        identity = f"weights {weights_digest(model)}, files {_files_digest(folder)}"
         return cls(
             model, AutoProcessor.from_pretrained(folder), str(folder),
             identity=identity, batch_size=batch_size, max_new_tokens=max_new_tokens,
@@ -89,7 +94,7 @@ class LocalModel:
                 yield start + offset, Answer(text, scores, used, made)
 
     def _generate(self, prompts: Sequence[Prompt]) -> list[tuple[str, int, int]]:
-        """Text, tokens read and tokens written, per prompt."""
+        """Return text, number of tokens read and number of tokens written, per prompt."""
         inputs = self._encode([(prompt, None) for prompt in prompts])
         ids = inputs["input_ids"]  # [B, L]
         tokens = self.model.generate(**inputs, generation_config=self._generation)
@@ -101,13 +106,13 @@ class LocalModel:
         return [(text.strip(), *counts) for text, *counts in zip(texts, used, made, strict=True)]
 
     def _option_likelihoods(self, prompt: Prompt) -> tuple[float, ...] | None:
-        """Log-likelihood of each option's tokens after the prompt."""
+        """Return the log-likelihood of each option's tokens after the prompt."""
         if not prompt.options or self.model.config.is_encoder_decoder:
             return None
         alone = self._encode([(prompt, None)])["input_ids"][0].tolist()
         inputs = self._encode([(prompt, option) for option in prompt.options])
         ids, mask = inputs["input_ids"], inputs["attention_mask"]  # [B, L]
-        lengths = [len(row) - _common(alone, row) for row in (one[keep.bool()].tolist() for one, keep in zip(ids, mask, strict=True))]
+        lengths = [len(row) - _common(alone, row) for row in (row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True))]
         longest = max(lengths)  # N
         takes_keep = "logits_to_keep" in inspect.signature(self.model.forward).parameters
         keep = {"logits_to_keep": longest + 1} if takes_keep else {}
@@ -117,14 +122,14 @@ class LocalModel:
         return tuple(float(row[longest - length :].double().sum()) for row, length in zip(scores, lengths, strict=True))
 
     def _encode(self, rows: Sequence[tuple[Prompt, str | None]]) -> Any:
-        """Model inputs of prompts, each with the beginning of an answer or none."""
+        """Return the model's inputs for prompts, each with the beginning of an answer or none."""
         images = [[read_image(image) for image in prompt.images] for prompt, _ in rows]
         if self.processor.chat_template is None:
             texts = [_bare_text(prompt) + (f" {option}" if option else "") for prompt, option in rows]
-            flat = [image for some in images for image in some]
+            flat = [image for row in images for image in row]
             inputs = self.processor(images=flat or None, text=texts, padding=True, return_tensors="pt")
             return inputs.to(self.model.device, self.model.dtype)
-        chats = [_chat(prompt, some, option) for (prompt, option), some in zip(rows, images, strict=True)]
+        chats = [_chat(prompt, shown, option) for (prompt, option), shown in zip(rows, images, strict=True)]
         continues = rows[0][1] is not None
         inputs = self.processor.apply_chat_template(
             chats, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=not continues,
@@ -134,7 +139,7 @@ class LocalModel:
 
 
 def _chat(prompt: Prompt, images: Sequence[Any], option: str | None) -> list[dict[str, Any]]:
-    """Messages as processors take them, with the images in their parts."""
+    """Return messages in the form that processors take, with the images in their parts."""
     rest = iter(images)
     chat = [
         {"role": message["role"], "content": [
@@ -150,12 +155,14 @@ def _bare_text(prompt: Prompt) -> str:
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    """Length of the common beginning."""
+    """Return the length of the common beginning."""
     differing = (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
     return next(differing, min(len(first), len(second)))
 
 
-def _folder_identity(folder: Path) -> str:
-    """Changes when a file of the folder is written anew, without reading gigabytes of weights."""
-    files = sorted((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in folder.iterdir() if file.is_file())
-    return hashlib.sha256(repr(files).encode()).hexdigest()[:16]
+def _files_digest(folder: Path) -> str:
+    """Return a digest of the folder's configuration, tokenizer and chat template: all files but the weights."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in folder.iterdir() if path.is_file() and path.suffix not in WEIGHTS):
+        digest.update(f"{file.name}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:32]

@@ -16,16 +16,16 @@ from rich.progress import track
 from mof.evals.answerers import LocalModel
 from mof.evals.answering import Answer, AnswerCache, Prompt, answer_all
 
-LONGEST_ANSWER = 1024  # tokens, where a task does not say
+LONGEST_ANSWER = 1024  # tokens, if a task sets no limit
 
 
 class MofLmms(lmms):
-    """Answers by `mof.evals.answerers.LocalModel`: greedily, whatever temperature a task asks for.
+    """Answers by `mof.evals.answerers.LocalModel`: greedily, also if a task asks for a temperature.
 
     Args:
         pretrained: folder of a saved model with its processor.
         cache: file that keeps answers, so that a run that was cut off goes on where it stopped.
-        device: by default the GPU where there is one.
+        device: by default the GPU, if there is one.
 
     Raises:
         ValueError: for a folder without a model, or several processes.
@@ -44,21 +44,26 @@ class MofLmms(lmms):
             self._loaded.model.to(torch.device(device))
         self._cache = None if cache is None else AnswerCache(Path(cache))
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that can change an answer, but for its length, which each task sets."""
+        return {name: value for name, value in self._loaded.settings.items() if name != "max_new_tokens"}
+
     def _answerer(self, max_new_tokens: int) -> LocalModel:
-        """The same model, with another length of answers."""
-        one = self._loaded
-        identity = one.settings["identity"]
+        """Return the same model, with another length of answers."""
+        loaded = self._loaded
         return LocalModel(
-            one.model, one.processor, one.name, identity=identity, batch_size=one.batch_size, max_new_tokens=max_new_tokens
+            loaded.model, loaded.processor, loaded.name, identity=loaded.settings["identity"], batch_size=loaded.batch_size,
+            max_new_tokens=max_new_tokens,
         )  # fmt: skip
 
     def _answer(self, prompts: Sequence[Callable[[], Prompt]], max_new_tokens: int) -> list[Answer]:
-        """Prompts are made a batch at a time: their images would not all fit."""
+        """Answer prompts that are made a batch at a time: their images would not all fit into memory."""
         answerer, size = self._answerer(max_new_tokens), self._loaded.batch_size
-        found: list[Answer] = []
+        answers: list[Answer] = []
         for start in track(range(0, len(prompts), size), f"answers of at most {max_new_tokens} tokens"):
-            found += answer_all(answerer, [make() for make in prompts[start : start + size]], self._cache)[0]
-        return found
+            answers += answer_all(answerer, [make() for make in prompts[start : start + size]], self._cache)[0]
+        return answers
 
     def generate_until(self, requests: list[Instance]) -> list[GenerationResult]:
         by_length: dict[int, list[int]] = {}
@@ -73,7 +78,7 @@ class MofLmms(lmms):
         return [results[place] for place in range(len(requests))]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """(loss, whether greedy decoding begins with the continuation): lmms-eval takes the least, so the sign is that of a loss."""
+        """Return (loss, whether greedy decoding begins with the continuation). lmms-eval takes the least, so this is a loss."""
         if not requests:
             return []
         options = [self._continuation(request) for request in requests]
@@ -99,7 +104,7 @@ class MofLmms(lmms):
 
 
 class _Lazy:
-    """A request's prompt, made when called."""
+    """Makes the prompt of a request when it is called."""
 
     def __init__(self, model: MofLmms, request: Instance, place: int, option: str | None = None) -> None:
         self.model, self.request, self.place, self.option = model, request, place, option
@@ -115,7 +120,7 @@ class _Lazy:
 
 
 def cut(text: str, stops: str | Sequence[str] | None) -> str:
-    """What stands before the first of the stops."""
+    """Return the text before the first of the stops."""
     for stop in [stops] if isinstance(stops, str) else stops or []:
         if stop:
             text = text.split(stop)[0]

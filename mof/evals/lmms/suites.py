@@ -1,4 +1,4 @@
-"""The benchmarks of the two papers that lmms-eval runs, task by task, and what came of them."""
+"""The benchmarks of the two papers that lmms-eval runs, task by task, and their figures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,8 +14,9 @@ from typing import Any
 
 from rich.console import Console
 
+from encoders.runs import versions, write_json, write_text
 from mof.evals.measures import MEASURES
-from mof.evals.run import Result, write_whole
+from mof.evals.run import FORMAT, Result, claim_folder
 
 SUITES = {
     "vig": (
@@ -24,7 +24,7 @@ SUITES = {
     ),
     "mof": ("llava_in_the_wild", "mmbench_en_dev_static", "gqa", "scienceqa_img"),
 }  # fmt: skip
-"""Beside MMVP, POPE and CHAIR, which `mof eval` runs itself."""
+"""The tasks of each paper besides MMVP, POPE and CHAIR, which `mof eval` runs itself."""
 JUDGED = {"mmhal_bench", "llava_in_the_wild", "mmvet"}
 DEVIATIONS = {
     "mmhal_bench": "mmhal_bench: the judge's wording is ours",
@@ -36,7 +36,7 @@ JUDGE = "gpt-4o-2024-11-20"  # lmms-eval's default; the variable MODEL_VERSION n
 
 @dataclass(frozen=True)
 class SuiteRun:
-    """Which model is measured, and where it is written."""
+    """The model that is measured, and the folder of its results."""
 
     model: Path
     out: Path
@@ -45,30 +45,33 @@ class SuiteRun:
     dtype: str = "float32"
     batch_size: int = 8
     limit: int | None = None
-    """Documents per task, for a trial."""
+    """Number of documents per task, for a trial."""
 
 
 def require_lmms() -> None:
-    """ValueError when it is not installed."""
+    """Raise ValueError if lmms-eval is not installed."""
     if find_spec("lmms_eval") is None:
         raise ValueError('suites are run by lmms-eval, which is not installed: pip install "mof-vig[lmms]"')
 
 
 def run_suite(suite: str, run: SuiteRun, console: Console) -> Result:
-    """Each task of the suite by lmms-eval. Writes result.json, and answers/TASK.jsonl per task; answers are kept in cache.jsonl.
+    """Run each task of the suite by lmms-eval; write result.json, answers/TASK.jsonl per task, and cache.jsonl.
 
-    A task that cannot be run, for want of its data or of a judge, is told and the others go on.
+    A task that cannot be run, because its data or a judge is missing, is reported, and the others go on.
 
     Raises:
-        ValueError: without lmms-eval, for a folder without a model, or when no task could be run; result.json tells why.
+        ValueError: without lmms-eval, for a folder without a model, for a folder of another evaluation, or if no task could be
+            run; result.json then tells why.
     """
     require_lmms()
     from lmms_eval.tasks import TaskManager
 
     from mof.evals.lmms.model import MofLmms
 
-    model = MofLmms(str(run.model), dtype=run.dtype, batch_size=run.batch_size, cache=str(run.out / "cache.jsonl"))
-    run.out.mkdir(parents=True, exist_ok=True)
+    cache = run.out / "cache.jsonl"
+    model = MofLmms(str(run.model), dtype=run.dtype, batch_size=run.batch_size, cache=str(cache))
+    judge = os.environ.get("MODEL_VERSION", JUDGE)
+    claim_folder(run.out, cache, benchmark="lmms-eval", suite=suite, answerer=model.settings, judge=judge, limit=run.limit)
     manager = TaskManager("WARNING", include_path=str(files("mof.evals.lmms").joinpath("tasks")), model_name="mof")
     figures: list[Result] = []
     failed: dict[str, str] = {}
@@ -79,42 +82,42 @@ def run_suite(suite: str, run: SuiteRun, console: Console) -> Result:
             cause = error.__cause__ or error  # behind lmms-eval's RetryError
             failed[task] = f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
             console.print(f"{task}: not run ({failed[task]})", style="yellow")
-    ran = list(dict.fromkeys(one["task"] for one in figures))
+    ran = list(dict.fromkeys(figure["task"] for figure in figures))
     judged = [task for task in ran if task in JUDGED]
-    deviations = [f"by lmms-eval {version('lmms_eval')}, with its prompts; greedy decoding"]
+    deviations = [f"by lmms-eval {versions('lmms_eval')['lmms_eval']}, with its prompts; greedy decoding"]
     deviations += [DEVIATIONS[task] for task in ran if task in DEVIATIONS]
-    deviations += [f"{', '.join(judged)}: judged by {os.environ.get('MODEL_VERSION', JUDGE)}"] if judged else []
+    deviations += [f"{', '.join(judged)}: judged by {judge}"] if judged else []
     deviations += [f"the first {run.limit} questions of each"] if run.limit is not None else []
     deviations += [f"not run: {', '.join(failed)}"] if failed else []
     result = {
-        "benchmark": "lmms-eval", "suite": suite, "model": run.name or str(run.model), "seed": run.seed,
+        "format": FORMAT, "benchmark": "lmms-eval", "suite": suite, "model": run.name or str(run.model), "seed": run.seed,
         "figures": figures, "failed": failed, "deviations": deviations,
     }  # fmt: skip
-    write_whole(run.out / "result.json", json.dumps(result, indent=1))
+    write_json(run.out / "result.json", result)
     if not figures:
         raise ValueError(f"no task of the suite {suite} could be run; {run.out / 'result.json'} tells why, task by task")
     return result
 
 
 def _run_task(task: str, model: Any, run: SuiteRun, manager: Any) -> list[Result]:
-    """Its figures, as lmms-eval gives them."""
+    """Run one task; return its figures as lmms-eval gives them."""
     from lmms_eval.evaluator import simple_evaluate
 
     if task in JUDGED:
         _check_judge()
     arguments = argparse.Namespace(output_path=str(run.out), process_with_media=False)
-    found = simple_evaluate(
+    measured = simple_evaluate(
         model, tasks=[task], task_manager=manager, limit=run.limit, bootstrap_iters=0, cli_args=arguments, verbosity="WARNING",
         batch_size=run.batch_size,
     )  # fmt: skip
-    samples = found["samples"][task]
+    samples = measured["samples"][task]
     folder = run.out / "answers"
     folder.mkdir(exist_ok=True)
-    rows = [{"id": one["doc_id"], "target": one["target"], "answer": one["filtered_resps"][0]} for one in samples]
-    write_whole(folder / f"{task}.jsonl", "".join(json.dumps(row, default=str) + "\n" for row in rows))
-    values = {key.partition(",")[0]: value for key, value in found["results"][task].items() if isinstance(value, (int, float))}
+    rows = [{"id": sample["doc_id"], "target": sample["target"], "answer": sample["filtered_resps"][0]} for sample in samples]
+    write_text(folder / f"{task}.jsonl", "".join(json.dumps(row, default=str) + "\n" for row in rows))
+    values = {key.partition(",")[0]: value for key, value in measured["results"][task].items() if isinstance(value, (int, float))}
     if task == "docvqa_val":
-        right = [_plain(row["answer"]) in {_plain(one) for one in row["target"]} for row in rows]
+        right = [_plain(row["answer"]) in {_plain(target) for target in row["target"]} for row in rows]
         values |= {"accuracy": sum(right) / len(right)}
     metrics = [key.partition(" ")[2] for key in MEASURES if key.startswith(f"{task} ")]
     if missing := [metric for metric in metrics if metric not in values]:
@@ -126,7 +129,7 @@ def _run_task(task: str, model: Any, run: SuiteRun, manager: Any) -> list[Result
 
 
 def _check_judge() -> None:
-    """Before hours of answers: tasks of lmms-eval take a judge that does not reply for one that gives 0 points."""
+    """Ask the judge before hours of answers: to tasks of lmms-eval, a judge that does not reply is one that gives 0 points."""
     from lmms_eval.llm_judge import Request, ServerConfig, get_server
 
     if not os.environ.get("OPENAI_API_KEY"):
@@ -143,9 +146,9 @@ def _plain(answer: str) -> str:
 
 
 def rows_of(figures: Sequence[Result]) -> dict[str, list[str]]:
-    """For a table: measure -> value and number of questions."""
+    """Return the rows of a table: measure -> value and number of questions."""
     shown = {}
-    for one in figures:
-        measure = MEASURES[f"{one['task']} {one['metric']}"]
-        shown[f"{measure.benchmark}, {measure.title}"] = [f"{measure.scale * one['value']:.1f}", str(one["samples"])]
+    for figure in figures:
+        measure = MEASURES[f"{figure['task']} {figure['metric']}"]
+        shown[f"{measure.benchmark}, {measure.title}"] = [f"{measure.scale * figure['value']:.1f}", str(figure["samples"])]
     return shown
