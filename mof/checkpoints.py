@@ -10,7 +10,7 @@ from torch import nn
 from encoders import build_encoder
 from mof.adapter import Mixer, build_mixer
 from mof.config import MoFConfig
-from mof.llava.weight_shards import first
+from mof.llava.weights import list_faults
 
 
 def build_configured_mixer(config: MoFConfig) -> Mixer:
@@ -48,8 +48,6 @@ def complete(loaded: Mixer, built: Mixer, embedded: bool) -> None:
 
 
 def refuse_stray_keys(info: dict[str, Any], source: object) -> None:
-    """ValueError listing the keys that the checkpoint `source` misses or has too many."""
-    wrong = {"missing": sorted(info["missing_keys"]), "unexpected": sorted(info["unexpected_keys"])}
-    if any(wrong.values()):
-        text = "; ".join(f"{len(keys)} {kind}: {first(keys)}" for kind, keys in wrong.items() if keys)
-        raise ValueError(f"the checkpoint {source} does not fit its config.json: {text}")
+    """Raise a ValueError that lists the keys which the checkpoint `source` misses or has too many."""
+    if faults := list_faults({"missing": info["missing_keys"], "unexpected": info["unexpected_keys"]}):
+        raise ValueError(f"the checkpoint {source} does not fit its config.json: {faults}")

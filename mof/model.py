@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import os
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AddedToken,
-    AutoModelForCausalLM,
-    GenerationConfig,
-    GenerationMixin,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mof.adapter import Mixer
 from mof.checkpoints import build_configured_mixer, complete, refuse_stray_keys, shell_of
 from mof.config import MoFConfig
-from mof.data.records import IMAGE_PLACEHOLDER
+from mof.language_models import add_image_token, generation_config
+from mof.llava.parts import Checkpoint, OwnCheckpoint
+from mof.llava.reading import Folder, read_checkpoint
+from mof.llava.weights import merge_lora
 
 # Shapes: R records, L tokens per record, M images of all records in order, S the side of an image, T tokens per image,
 # D the width of the language model, V its vocabulary.
@@ -74,19 +69,28 @@ class MoFForConditionalGeneration(PreTrainedModel, GenerationMixin):
         width = llm.config.get_text_config().hidden_size
         if mixer.hidden_size != width:
             raise ValueError(f"the mixer maps to {mixer.hidden_size} channels, the language model has {width}")
-        image_token_id = _add_image_token(tokenizer, llm)
+        image_token_id = add_image_token(tokenizer, llm)
         config = MoFConfig(llm.config, image_token_id=image_token_id, embed_encoders=embed_encoders, **mixer.spec)
         config.dtype = llm.dtype
         model = cls(config, mixer.to(llm.device), llm)
-        model.generation_config = _generation_config(llm, tokenizer, image_token_id)
+        model.generation_config = generation_config(llm, tokenizer, image_token_id)
         return model
 
     @classmethod
-    def from_checkpoint(cls, folder: str | os.PathLike[str], **options: Any) -> MoFForConditionalGeneration:
-        """The model of a LLaVA, released MoF or LoRA folder, by `load_checkpoint`, whose options these are; it gives the processor too."""
-        from mof.llava.loading import load_checkpoint  # which imports this module
+    def from_checkpoint(cls, checkpoint: Folder | Checkpoint | OwnCheckpoint, **options: Any) -> MoFForConditionalGeneration:
+        """Return the model of a LLaVA, released MoF, Hugging Face LLaVA or LoRA folder; `load_checkpoint` gives its processor too.
 
-        return load_checkpoint(folder, **options).model
+        Args:
+            checkpoint: the folder, or the parts that `mof.llava.reading.read_checkpoint` returned.
+            **options: those of `read_checkpoint`, for a folder.
+        """
+        if not isinstance(checkpoint, (Checkpoint, OwnCheckpoint)):
+            checkpoint = read_checkpoint(checkpoint, **options)
+        if isinstance(checkpoint, Checkpoint):
+            parts = checkpoint.mixer, checkpoint.language_model, checkpoint.tokenizer
+            return cls.from_parts(*parts, embed_encoders=checkpoint.embed_encoders).eval()
+        model = cls.from_pretrained(checkpoint.folder)
+        return (model if checkpoint.adapter is None else merge_lora(model, checkpoint.adapter)).eval()
 
     def forward(
         self,
@@ -275,23 +279,3 @@ class MoFForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
     def _init_weights(self, module: nn.Module) -> None:
         """Nothing: adapters keep torch's initialisation, and encoders and language model come with weights of their own."""
-
-
-def _add_image_token(tokenizer: PreTrainedTokenizerBase, llm: PreTrainedModel) -> int:
-    """The id of the image token, which is added where the tokenizer or the language model's vocabulary lacks it."""
-    tokenizer.add_tokens([AddedToken(IMAGE_PLACEHOLDER, special=True, normalized=False)], special_tokens=True)
-    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER)
-    if image_token_id >= llm.get_input_embeddings().num_embeddings:
-        llm.resize_token_embeddings(image_token_id + 1, mean_resizing=False)
-    return image_token_id
-
-
-def _generation_config(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_token_id: int) -> GenerationConfig:
-    """The language model's, which now also stops where the tokenizer ends a turn, and never writes an image token."""
-    config = copy.deepcopy(llm.generation_config)
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    config.eos_token_id = sorted({*ends, tokenizer.eos_token_id} - {None}) or None
-    if config.pad_token_id is None:
-        config.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    config.suppress_tokens = [image_token_id]
-    return config

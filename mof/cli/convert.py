@@ -12,11 +12,9 @@ from typing import Annotated
 
 import typer
 
-from mof.llava.export import save_original
-from mof.llava.hf import save_hf_llava
 from mof.llava.keys import HF_LLAVA, LLAVA, MOF
-from mof.llava.loading import Loaded, load_checkpoint
-from mof.llava.weight_shards import first
+from mof.llava.loading import Loaded, load_checkpoint, save_checkpoint
+from mof.llava.weights import first
 
 logger = logging.getLogger(__name__)
 
@@ -81,21 +79,6 @@ def convert(
             shutil.rmtree(out)
         partial.rename(out)
     typer.echo(f"written: {out} (layout {to.value}, {len(files)} files)")
-
-
-def save_checkpoint(loaded: Loaded, folder: Path, layout: str) -> None:
-    """Write a model and its processor in one of the layouts: "mof", "hf-llava", "llava" or "released-mof".
-
-    Raises:
-        ValueError: for a model that the layout cannot hold.
-    """
-    if layout == HF_LLAVA.name:
-        save_hf_llava(loaded.model, loaded.processor, folder)
-    elif layout in (LLAVA.name, MOF.name):
-        save_original(loaded.model, loaded.processor, folder, LLAVA if layout == LLAVA.name else MOF)
-    else:
-        loaded.model.save_pretrained(folder)
-        loaded.processor.save_pretrained(folder)
 
 
 def _found(loaded: Loaded) -> str:
