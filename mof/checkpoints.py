@@ -8,9 +8,10 @@ from typing import Any
 from torch import nn
 
 from encoders import build_encoder
-from mof.adapter import Mixer, build_mixer
+from mof.adapter import build_mixer
 from mof.config import MoFConfig
 from mof.llava.weights import list_faults
+from mof.mixer import Mixer
 
 
 def build_configured_mixer(config: MoFConfig) -> Mixer:

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from mof.adapter import Mixer
 from mof.checkpoints import build_configured_mixer, complete, refuse_stray_keys, shell_of
 from mof.config import MoFConfig
 from mof.language_models import add_image_token, generation_config
 from mof.llava.parts import Checkpoint, OwnCheckpoint
 from mof.llava.reading import Folder, read_checkpoint
 from mof.llava.weights import merge_lora
+from mof.mixer import Mixer
 
 # Shapes: R records, L tokens per record, M images of all records in order, S the side of an image, T tokens per image,
 # D the width of the language model, V its vocabulary.

@@ -14,9 +14,9 @@ from encoders.backends.hf import HFEncoder
 from encoders.backends.open_clip import OpenClipEncoder
 from encoders.backends.timm import TimmEncoder
 from encoders.backends.torch_hub import DinoV2, TorchHubEncoder
-from mof.adapter import Mixer
 from mof.llava.towers import VISION
 from mof.llava.weights import first
+from mof.mixer import Mixer
 
 # Shapes: D the width of a tower.
 
