@@ -1,28 +1,82 @@
-"""Loading a multimodal checkpoint: strict about keys, with encoders that lie in the file or are built from their spec."""
+"""Saving and loading of multimodal models: strict about keys; encoders lie in the checkpoint or are built from their spec."""
 
 from __future__ import annotations
 
 import copy
+import os
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from encoders import build_encoder
-from mof.adapter import Mixer, build_mixer
+from mof.adapter import build_mixer
 from mof.config import MoFConfig
-from mof.llava.weight_shards import first
+from mof.llava.weights import list_faults
+from mof.mixer import Mixer
+
+ENCODERS_PREFIX = "mixer.encoders."  # keys of the encoders' weights in a state dict
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 def build_configured_mixer(config: MoFConfig) -> Mixer:
-    """The mixer that the config describes; encoders with their own weights unless those lie in the checkpoint."""
+    """Return the mixer that the config describes; its encoders have their own weights unless the checkpoint holds them."""
     if not config.encoders:
         raise ValueError("the config names no encoders; make a model with MoFForConditionalGeneration.from_parts")
     encoders = {name: build_encoder(**spec, pretrained=not config.embed_encoders) for name, spec in config.encoders.items()}
     return build_mixer(config.fusion, encoders, config.get_text_config().hidden_size, **config.fusion_options)
 
 
-def shell_of(mixer: Mixer, embedded: bool) -> Mixer:
-    """A copy without memory, for transformers' loader to fill; without encoders unless those lie in the checkpoint."""
+class StrictCheckpoints(PreTrainedModel):
+    """A model with a `mixer`. Its checkpoints hold the encoders' weights or refer to them, and fit key by key."""
+
+    config_class = MoFConfig
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Save as transformers does, but the encoders' weights only with `config.embed_encoders`."""
+        self._skip_referred_keys()
+        super().save_pretrained(save_directory, **kwargs)
+
+    def _skip_referred_keys(self) -> None:
+        """Tell transformers to leave out the keys of encoders that the config refers to."""
+        referred = [] if self.config.embed_encoders else [key for key in self.state_dict() if key.startswith(ENCODERS_PREFIX)]
+        self._keys_to_ignore_on_save = set(referred)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *args: Any,
+        config: MoFConfig | None = None,
+        output_loading_info: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        """Load as transformers does, but strictly: every key is accounted for. Encoders by reference are built from their spec.
+
+        Raises:
+            ValueError: listing the keys that the checkpoint misses or that it should not have.
+        """
+        path = pretrained_model_name_or_path
+        hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
+        if config is None:
+            config, kwargs = cls.config_class.from_pretrained(path, return_unused_kwargs=True, **hub, **kwargs)
+        # Encoders come from several libraries, few of which can be built inside transformers' meta-device context.
+        mixer = build_configured_mixer(config)
+        model, info = super().from_pretrained(
+            path, *args, config=config, mixer=_shell_of(mixer, config.embed_encoders), output_loading_info=True, **hub, **kwargs
+        )
+        _refuse_stray_keys(info, path)
+        _complete(model.mixer, mixer, config.embed_encoders)
+        model._skip_referred_keys()
+        return (model, info) if output_loading_info else model
+
+    def adjust_generation_fn(self, *args: Any, mixer: Mixer | None = None, **kwargs: Any) -> None:
+        """Hide the mixer from transformers, which would take this argument of `from_pretrained` for a setting of generation."""
+        super().adjust_generation_fn(*args, **kwargs)
+
+
+def _shell_of(mixer: Mixer, embedded: bool) -> Mixer:
+    """Return a copy on the meta device for transformers to fill; it has encoders only if the checkpoint holds them."""
     memo = {} if embedded else {id(mixer.encoders): nn.ModuleDict()}  # deepcopy takes this for the encoders' copy
     shell = copy.deepcopy(mixer, memo).to("meta")
     for module in shell.encoders.modules():
@@ -30,10 +84,10 @@ def shell_of(mixer: Mixer, embedded: bool) -> Mixer:
     return shell
 
 
-def complete(loaded: Mixer, built: Mixer, embedded: bool) -> None:
-    """Give the mixer that transformers `loaded` what the checkpoint does not hold, from the same mixer freshly `built`.
+def _complete(loaded: Mixer, built: Mixer, embedded: bool) -> None:
+    """Copy from the freshly `built` mixer what the checkpoint does not hold into the same mixer `loaded` by transformers.
 
-    By reference that is the encoders. Embedded, it is their buffers that are never saved: the loader leaves them undefined.
+    Encoders by reference are copied whole; of embedded encoders, only the buffers that are never saved.
     """
     if not embedded:
         adapter = next(loaded.parameters())
@@ -47,9 +101,7 @@ def complete(loaded: Mixer, built: Mixer, embedded: bool) -> None:
         encoder.requires_grad_(not encoder.frozen)  # the loader makes every parameter trainable
 
 
-def refuse_stray_keys(info: dict[str, Any], source: object) -> None:
-    """ValueError listing the keys that the checkpoint `source` misses or has too many."""
-    wrong = {"missing": sorted(info["missing_keys"]), "unexpected": sorted(info["unexpected_keys"])}
-    if any(wrong.values()):
-        text = "; ".join(f"{len(keys)} {kind}: {first(keys)}" for kind, keys in wrong.items() if keys)
-        raise ValueError(f"the checkpoint {source} does not fit its config.json: {text}")
+def _refuse_stray_keys(info: dict[str, Any], source: object) -> None:
+    """Raise a ValueError that lists the keys which the checkpoint `source` misses or has too many."""
+    if faults := list_faults({"missing": info["missing_keys"], "unexpected": info["unexpected_keys"]}):
+        raise ValueError(f"the checkpoint {source} does not fit its config.json: {faults}")

@@ -1,4 +1,4 @@
-"""The language model of a setting, by name: the miniature's, one out of a Python package, a GGUF file, or any of the hub's."""
+"""Language models by name (the miniature's, a Python package's, a GGUF file, or any of the hub), and their image token."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AddedToken, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from encoders.package_weights import package_file
+from mof.data.records import IMAGE_PLACEHOLDER
 
 MINI_LM = Path(__file__).parent / "miniature" / "weights" / "mini-lm"
 
@@ -73,3 +74,23 @@ def _load_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrai
     model.load_state_dict(loaded.state_dict())
     model.generation_config = loaded.generation_config
     return model.eval(), tokenizer
+
+
+def add_image_token(tokenizer: PreTrainedTokenizerBase, llm: PreTrainedModel) -> int:
+    """Return the id of the image token. It is added where the tokenizer or the language model's vocabulary lacks it."""
+    tokenizer.add_tokens([AddedToken(IMAGE_PLACEHOLDER, special=True, normalized=False)], special_tokens=True)
+    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER)
+    if image_token_id >= llm.get_input_embeddings().num_embeddings:
+        llm.resize_token_embeddings(image_token_id + 1, mean_resizing=False)
+    return image_token_id
+
+
+def generation_config(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_token_id: int) -> GenerationConfig:
+    """Return the language model's own settings, made to stop where the tokenizer ends a turn and to write no image token."""
+    config = copy.deepcopy(llm.generation_config)
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    config.eos_token_id = sorted({*ends, tokenizer.eos_token_id} - {None}) or None
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    config.suppress_tokens = [image_token_id]
+    return config

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
-from typing import Any, ClassVar, TypedDict
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 import numpy as np
 import torch
@@ -21,7 +21,9 @@ from encoders.images.reading import read_image
 from encoders.images.resizing import Centre, Fit, Interpolation, to_pixels
 from mof.chat_templates import choose_chat_template
 from mof.data.records import IMAGE_PLACEHOLDER
-from mof.model import MoFForConditionalGeneration
+
+if TYPE_CHECKING:
+    from mof.model import MoFForConditionalGeneration
 
 # Shapes: M images of all texts in order, S the side of an image, H, W = rows and columns of an image as given.
 

@@ -1,51 +1,42 @@
-"""`mof convert`: checkpoints from one layout to another."""
+"""`mof convert`: checkpoints from one layout to another. Slow libraries are imported late, so that the help text comes at once."""
 
 from __future__ import annotations
 
 import json
-import logging
 import shutil
-from enum import Enum
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from mof.llava.export import save_original
-from mof.llava.hf import save_hf_llava
-from mof.llava.keys import HF_LLAVA, LLAVA, MOF
-from mof.llava.loading import Loaded, load_checkpoint
-from mof.llava.weight_shards import first
+from encoders.runs import write_json
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from mof.llava.loading import Loaded
 
 RECORD = "conversion.json"
-"""Written beside what was converted: from where, and which files are ours to overwrite."""
+"""File beside a converted model that names its source, and the files that the next conversion may overwrite."""
 
+FORMAT = 1
+"""Version of RECORD."""
 
-class Layout(str, Enum):
-    """What `mof convert` writes."""
-
-    mof = "mof"
-    hf_llava = HF_LLAVA.name
-    llava = LLAVA.name
-    released_mof = MOF.name
-
-
-class OriginalLayout(str, Enum):
-    """What a checkpoint of LLaVA's or MoF's own code may be said to be."""
-
-    llava = LLAVA.name
-    released_mof = MOF.name
+SHOWN = 5
+"""The number of unused tensors or foreign files that a message names."""
 
 
 def convert(
     source: Annotated[Path, typer.Argument(help="Folder of LLaVA-1.5 (whole, stage 1, LoRA), MoF, Hugging Face LLaVA, or ours.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write.")],
-    to: Annotated[Layout, typer.Option(help="Layout to write; mof is this library's own, which `mof chat` loads.")] = Layout.mof,
-    base: Annotated[Path | None, typer.Option(help="What a stage-1 or LoRA folder was trained on.")] = None,
-    layout: Annotated[OriginalLayout | None, typer.Option(help="Refuse a source with other encoders than this layout's.")] = None,
+    out: Annotated[Path | None, typer.Argument(hidden=True)] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write.")] = None,
+    to: Annotated[
+        Literal["mof", "hf-llava", "llava", "released-mof"],
+        typer.Option(help="Layout to write; mof is this library's own, which `mof chat` loads."),
+    ] = "mof",
+    base: Annotated[Path | None, typer.Option(help="Folder that a stage-1 or LoRA folder was trained on.")] = None,
+    layout: Annotated[
+        Literal["llava", "released-mof"] | None, typer.Option(help="Refuse a source with other encoders than this layout's.")
+    ] = None,
     vision_tower: Annotated[str | None, typer.Option(help="Folder (or encoder) for the CLIP or SigLIP that the source refers to.")] = None,
     dino_tower: Annotated[str | None, typer.Option(help="File with torch.hub's weights (or encoder) for its DINOv2.")] = None,
     own_preprocessing: Annotated[
@@ -57,73 +48,66 @@ def convert(
 
     \b
     Example:
-      mof convert llava-v1.5-7b converted --to mof --vision-tower clip-vit-large-patch14-336
+      mof convert llava-v1.5-7b --output converted --to mof --vision-tower clip-vit-large-patch14-336
     """
-    _refuse_foreign(source, out, overwrite)
-    loaded = load_checkpoint(
-        source,
-        base=base,
-        layout=None if layout is None else layout.value,
-        vision_tower=vision_tower,
-        dino_tower=dino_tower,
-        released_preprocessing=False if own_preprocessing else None,
-    )
-    typer.echo(_found(loaded))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.partial-") as folder:  # a conversion cut off never looks whole
-        partial = Path(folder, "whole")
+    if (output is None) == (out is None):
+        raise ValueError("give the folder to write once, as --output FOLDER")
+    folder = output or out
+    assert folder is not None
+    _refuse_foreign(source, folder, overwrite)
+    from mof.llava.loading import load_checkpoint, save_checkpoint  # slow
+
+    released = False if own_preprocessing else None
+    towers = {"vision_tower": vision_tower, "dino_tower": dino_tower}
+    loaded = load_checkpoint(source, base=base, layout=layout, **towers, released_preprocessing=released)
+    typer.echo(_describe(loaded))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # A conversion that is cut off must not look whole.
+    with TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.partial-") as temporary:
+        partial = Path(temporary, "whole")
         partial.mkdir()
-        save_checkpoint(loaded, partial, to.value)
-        files = sorted(str(file.relative_to(partial)) for file in partial.rglob("*") if file.is_file())
-        record = {"source": str(source), "layout": loaded.layout, "to": to.value, "unused": loaded.unused, "files": [*files, RECORD]}
-        (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n")
-        if out.is_dir():
-            shutil.rmtree(out)
-        partial.rename(out)
-    typer.echo(f"written: {out} (layout {to.value}, {len(files)} files)")
+        save_checkpoint(loaded, partial, to)
+        files = [*_files(partial), RECORD]
+        record = {"format": FORMAT, "source": str(source), "layout": loaded.layout, "to": to, "unused": loaded.unused, "files": files}
+        write_json(partial / RECORD, record)
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    typer.echo(f"written: {folder} (layout {to}, {len(files) - 1} files)")
 
 
-def save_checkpoint(loaded: Loaded, folder: Path, layout: str) -> None:
-    """Write a model and its processor in one of the layouts: "mof", "hf-llava", "llava" or "released-mof".
-
-    Raises:
-        ValueError: for a model that the layout cannot hold.
-    """
-    if layout == HF_LLAVA.name:
-        save_hf_llava(loaded.model, loaded.processor, folder)
-    elif layout in (LLAVA.name, MOF.name):
-        save_original(loaded.model, loaded.processor, folder, LLAVA if layout == LLAVA.name else MOF)
-    else:
-        loaded.model.save_pretrained(folder)
-        loaded.processor.save_pretrained(folder)
-
-
-def _found(loaded: Loaded) -> str:
-    """What was read, in a few lines."""
+def _describe(loaded: Loaded) -> str:
+    """Return a few lines about a checkpoint that was read."""
     model = loaded.model
     llm = model.language_model.config.model_type
     lines = [f"found: layout {loaded.layout}, {loaded.tensors} tensors, {model.dtype}, language model {llm}"]
     place = "inside the checkpoint" if model.config.embed_encoders else "by reference"
-    for name, it in model.mixer.encoders.items():
-        grid = f"{it.grid[0]} x {it.grid[1]}"
-        lines.append(f"  encoder {name}: {it.name}, {it.image_size} px, {grid} patches, layer {it.layer}, {place}")
+    for name, encoder in model.mixer.encoders.items():
+        grid = f"{encoder.grid[0]} x {encoder.grid[1]}"
+        lines.append(f"  encoder {name}: {encoder.name}, {encoder.image_size} px, {grid} patches, layer {encoder.layer}, {place}")
     if loaded.unused:
-        lines.append(f"  {len(loaded.unused)} unused tensors, not kept: {first(loaded.unused, 5)}")
+        more = ", ..." if len(loaded.unused) > SHOWN else ""
+        lines.append(f"  {len(loaded.unused)} unused tensors, not kept: {', '.join(loaded.unused[:SHOWN])}{more}")
     return "\n".join(lines)
 
 
 def _refuse_foreign(source: Path, out: Path, overwrite: bool) -> None:
-    """ValueError unless `out` is free, or holds nothing but what an earlier conversion wrote and may be replaced."""
+    """Raise a ValueError unless `out` is free, or holds only files of an earlier conversion that may be replaced."""
     if out.resolve() == source.resolve() or out.resolve() in source.resolve().parents:
         raise ValueError(f"{out} holds the source {source}: choose another folder to write")
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file: choose a folder to write")
-    there = {str(file.relative_to(out)) for file in out.rglob("*") if not file.is_dir()} if out.is_dir() else set()
-    if not there:
+    present = _files(out)
+    if not present:
         return
-    if RECORD not in there:
+    if RECORD not in present:
         raise ValueError(f"{out} is not empty, and not the work of `mof convert`: choose another folder")
     if not overwrite:
         raise ValueError(f"{out} holds an earlier conversion: choose another folder, or give --overwrite")
-    if foreign := sorted(there - set(json.loads((out / RECORD).read_text())["files"])):
-        raise ValueError(f"{out} holds {len(foreign)} files that `mof convert` did not write: {first(foreign)}; choose another folder")
+    if foreign := sorted(set(present) - set(json.loads((out / RECORD).read_text())["files"])):
+        named = ", ".join(foreign[:SHOWN])
+        raise ValueError(f"{out} holds {len(foreign)} files that `mof convert` did not write: {named}; choose another folder")
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if not file.is_dir())

@@ -1,10 +1,11 @@
-"""The one parser of raw records: LLaVA dicts and chat messages in, one checked `Record` out.
+"""The only parser of raw records: LLaVA dicts and chat messages in, one checked `Record` out.
 
 Two forms are read, and nothing else about a data set is assumed:
     {"id": "7", "image": "cat.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"}, {"from": "gpt", ...}]}
     {"id": "7", "images": ["cat.jpg"], "messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", ...}]}, ...]}
-or, in place of the second, the list of messages alone, with the images in their parts: {"type": "image", "image": "cat.jpg"}.
-Everything wrong with a record is a `RecordError` that names the record.
+Images may also lie in the parts of the messages, {"type": "image", "image": "cat.jpg"}; a record may then be its list of messages.
+A row of a table has all columns of the table: a key that holds nothing (null, "" or []) counts as absent.
+Each error in a record is a `RecordError` that names the record.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +25,11 @@ IMAGE_PLACEHOLDER = "<image>"
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # a lone surrogate: JSON can write it, UTF-8 cannot
 
+PART_SOURCES = ("image", "path", "url")  # keys of a message part under which an image may lie
+
 ImageSource = str | Image.Image
 Part = dict[str, str]  # {"type": "image"} or {"type": "text", "text": ...}
+Message = dict[str, Any]  # {"role": ..., "content": list[Part]}
 
 
 class RecordError(ValueError):
@@ -38,18 +42,28 @@ class Record:
 
     id: str
     """Unique name; scores and selections refer to it."""
-    messages: list[dict[str, Any]]
+    messages: list[Message]
     """Chat messages {"role": "user"|"assistant"|"system", "content": [parts]}: an optional system message, then user and
     assistant in turn."""
     images: list[ImageSource]
     """One per {"type": "image"} part, in order: a file path or an open PIL image."""
 
+    @property
+    def questions(self) -> list[str]:
+        """The text of each of the user's messages, without image placeholders."""
+        return _texts(self.messages, "user")
+
+    @property
+    def answers(self) -> list[str]:
+        """The text of each of the assistant's messages."""
+        return _texts(self.messages, "assistant")
+
 
 def to_record(raw: Any, image_folder: str | os.PathLike[str] | None = None) -> Record:
-    """Check a raw dict and bring it into the one form that everything else works on.
+    """Check a raw record and return it in the form that everything else works on.
 
     A leading assistant turn is dropped, as LLaVA does (its instruction mix holds a few). White space next to an image
-    placeholder is dropped too: how an image is set off from the text is the chat template's business.
+    placeholder is dropped too: the chat template sets images off from the text.
 
     Args:
         raw: a LLaVA dict, a dict of chat messages or a list of them (see the module's docstring). An image is a path, an
@@ -57,21 +71,10 @@ def to_record(raw: Any, image_folder: str | os.PathLike[str] | None = None) -> R
         image_folder: joined in front of relative image paths.
 
     Raises:
-        RecordError: for what is not of that form, unknown or misplaced roles, an image in an answer, a number of placeholders
-            that is not the number of images, or an image file that does not exist.
+        RecordError: for another form, unknown or misplaced roles, an image in an answer, a number of placeholders that is not
+            the number of images, or an image file that does not exist.
     """
-    name = record_id(raw)
-    if HALF_CHARACTER.search(name):
-        raise RecordError(f"record {name!r}: the id holds half of a surrogate pair, which no file takes")
-    if _is_messages(raw):
-        raw = {"messages": raw}
-    if not isinstance(raw, Mapping):
-        raise RecordError(f"record {name!r}: expected a dict, got {raw!r}")
-    turns = _turns(name, raw)
-    messages = [_to_message(name, turn) for turn in turns]
-    if messages and messages[0]["role"] == "assistant":
-        messages = messages[1:]
-    _check_roles(name, messages)
+    name, messages = record_id(raw), _messages_of(raw)
     images = [_resolve(name, image, image_folder) for image in images_of(raw)]
     placeholders = sum(part["type"] == "image" for message in messages for part in message["content"])
     if placeholders != len(images):
@@ -82,30 +85,55 @@ def to_record(raw: Any, image_folder: str | os.PathLike[str] | None = None) -> R
     return Record(name, messages, images)
 
 
-def images_of(raw: Any) -> list[Any]:
-    """The images of a raw record as it names them: under `image` or `images`, absent, one or a list, or else inside of its
-    message parts. Nothing is checked; what is no record has none.
+def texts_of(raw: Any, role: str) -> list[str]:
+    """Return the text of each message of `role` ("user", "assistant" or "system"), without image placeholders.
+
+    `Record.questions` and `Record.answers` of a raw record whose image files need not exist.
+
+    Raises:
+        RecordError: as `to_record`, but the images are not looked at.
     """
-    if _is_messages(raw):
-        raw = {"messages": raw}
+    return _texts(_messages_of(raw), role)
+
+
+def images_of(raw: Any) -> list[Any]:
+    """Return the images of a raw record as it names them: those under `images` or `image`, or else those in its message parts.
+
+    Nothing is checked; an object that is no record has no images.
+    """
+    raw = to_mapping(raw)
     if not isinstance(raw, Mapping):
         return []
-    images = _first(raw, "images", "image")
-    if images is None:
-        turns = _first(raw, "conversations", "messages")
-        contents = [turn.get("content") for turn in turns if isinstance(turn, Mapping)] if isinstance(turns, list) else []
-        parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, Mapping)]
-        found = [_first(part, "image", "path", "url") for part in parts if part.get("type") == "image"]
-        return [image for image in found if image is not None]
-    if isinstance(images, str) and not images:
-        return []
-    return list(images) if isinstance(images, (list, tuple)) else [images]
+    if not _is_empty(images := _first(raw, "images", "image")):
+        return list(images) if isinstance(images, (list, tuple)) else [images]
+    turns = _first(raw, "conversations", "messages")
+    contents = [_first(turn, "value", "content") for turn in turns if isinstance(turn, Mapping)] if isinstance(turns, list) else []
+    parts = [part for content in contents if isinstance(content, list) for part in content if _is_image(part)]
+    named = [_first(part, *PART_SOURCES) for part in parts]
+    return [image for image in named if image is not None]
+
+
+def with_images(raw: Any, images: Sequence[Any]) -> dict[str, Any]:
+    """Return a copy of a raw record that names these images in place of its own, and is otherwise equal."""
+    record = {key: value for key, value in to_mapping(raw).items() if key not in ("image", "images")}
+    for key in ("conversations", "messages"):
+        if isinstance(record.get(key), list):
+            record[key] = [_without_sources(turn) for turn in record[key]]
+    if len(images) == 1:
+        return record | {"image": images[0]}
+    return record | {"images": list(images)} if images else record
+
+
+def to_mapping(raw: Any) -> Any:
+    """Return a list of chat messages as a record that holds them; anything else as it is."""
+    is_messages = isinstance(raw, list) and all(isinstance(turn, Mapping) and "role" in turn for turn in raw)
+    return {"messages": raw} if is_messages else raw
 
 
 def record_id(raw: Any) -> str:
-    """The record's id; of one without (null is none either), and of what is no record at all, a digest of its content.
+    """Return the id of a raw record, or a digest of its content where it has no id or null.
 
-    A "token_mask" and "token_weights" do not count, so that a record is trained under the id that it was scored under.
+    The digest leaves out "token_mask" and "token_weights", so that a record is trained under the id that it was scored under.
     """
     if not isinstance(raw, Mapping):
         return digest(raw)
@@ -115,41 +143,52 @@ def record_id(raw: Any) -> str:
 
 
 def digest(value: Any) -> str:
-    """16 hex digits of the SHA-256 of a JSON-able value, which may hold PIL images and bytes."""
+    """Return 16 hex digits of the SHA-256 of a JSON-able value, which may hold PIL images and bytes."""
     try:
         text = json.dumps(value, sort_keys=True, default=_plain)
-    except TypeError:  # keys that JSON has not, or that cannot be sorted
+    except TypeError:  # keys that JSON does not know, or that cannot be sorted
         text = json.dumps(_with_text_keys(value), sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _with_text_keys(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {f"{type(key).__name__} {key}": _with_text_keys(one) for key, one in value.items()}
-    return [_with_text_keys(one) for one in value] if isinstance(value, (list, tuple)) else value
+        return {f"{type(key).__name__} {key}": _with_text_keys(item) for key, item in value.items()}
+    return [_with_text_keys(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _plain(value: Any) -> Any:
-    """What JSON cannot say: bytes and the pixels of an image by their hash, anything else by its text."""
+    """Return what JSON can hold of a value: the hash of bytes or of an image's pixels, otherwise its text."""
     if isinstance(value, bytes):
         return hashlib.sha256(value).hexdigest()
     if not isinstance(value, Image.Image):
         return str(value)
     try:
         pixels = value.tobytes()
-    except Exception:  # a broken file, opened but not decoded yet: whoever needs the pixels reports it
+    except Exception:  # a broken file, opened but not decoded yet; the reader of its pixels reports it
         pixels = b""
     return [value.mode, value.size, hashlib.sha256(pixels).hexdigest()]
 
 
-def _turns(name: str, raw: Mapping[str, Any]) -> list[Any]:
+def _messages_of(raw: Any) -> list[Message]:
+    """Return the checked messages of a raw record; its images are not looked at."""
+    name = record_id(raw)
+    if HALF_CHARACTER.search(name):
+        raise RecordError(f"record {name!r}: the id holds half of a surrogate pair, which no file takes")
+    raw = to_mapping(raw)
+    if not isinstance(raw, Mapping):
+        raise RecordError(f"record {name!r}: expected a dict, got {raw!r}")
     turns = _first(raw, "conversations", "messages")
     if not isinstance(turns, list) or not turns:
         raise RecordError(f"record {name!r}: expected a list under 'conversations' or 'messages', got {turns!r}")
-    return turns
+    messages = [_to_message(name, turn) for turn in turns]
+    if messages[0]["role"] == "assistant":
+        messages = messages[1:]
+    _check_roles(name, messages)
+    return messages
 
 
-def _to_message(name: str, turn: Any) -> dict[str, Any]:
+def _to_message(name: str, turn: Any) -> Message:
     if not isinstance(turn, Mapping):
         raise RecordError(f"record {name!r}: expected a dict for each message, got {turn!r}")
     role = _first(turn, "from", "role")
@@ -170,7 +209,7 @@ def _to_message(name: str, turn: Any) -> dict[str, Any]:
 
 
 def _split(text: str) -> list[Part]:
-    """ "<image>\\nWhat?" -> [image, "What?"]. Text without a placeholder stays as it is, white space included."""
+    """Return [image, "What?"] for "<image>\\nWhat?". Text without a placeholder stays as it is, white space included."""
     if IMAGE_PLACEHOLDER not in text:
         return [{"type": "text", "text": text}]
     parts: list[Part] = []
@@ -184,14 +223,14 @@ def _split(text: str) -> list[Part]:
 
 def _to_part(name: str, part: Any) -> Part:
     if isinstance(part, Mapping):
-        if part.get("type") == "image":
+        if _is_image(part):
             return {"type": "image"}
         if part.get("type") == "text" and isinstance(part.get("text"), str):
             return {"type": "text", "text": part["text"]}
     raise RecordError(f"record {name!r}: expected a part of type 'text' or 'image', got {part!r}")
 
 
-def _check_roles(name: str, messages: list[dict[str, Any]]) -> None:
+def _check_roles(name: str, messages: list[Message]) -> None:
     roles = [message["role"] for message in messages]
     turns = roles[1:] if roles[:1] == ["system"] else roles
     if not turns or turns != (["user", "assistant"] * len(turns))[: len(turns)]:
@@ -201,13 +240,31 @@ def _check_roles(name: str, messages: list[dict[str, Any]]) -> None:
         )
 
 
-def _is_messages(raw: Any) -> bool:
-    return isinstance(raw, list) and all(isinstance(turn, Mapping) and "role" in turn for turn in raw)
+def _texts(messages: list[Message], role: str) -> list[str]:
+    contents = [message["content"] for message in messages if message["role"] == role]
+    return ["\n".join(part["text"] for part in content if part["type"] == "text") for content in contents]
+
+
+def _is_image(part: Any) -> bool:
+    return isinstance(part, Mapping) and part.get("type") == "image"
+
+
+def _without_sources(turn: Any) -> Any:
+    """Return a turn whose image parts do not say which image they are."""
+    if not isinstance(turn, Mapping) or not isinstance(content := _first(turn, "value", "content"), list):
+        return turn
+    parts = [{key: part[key] for key in part if key not in PART_SOURCES} if _is_image(part) else part for part in content]
+    return {**turn, ("content" if turn.get("content") is content else "value"): parts}
 
 
 def _first(raw: Mapping[str, Any], *keys: str) -> Any:
-    """What is under the first of the keys that holds anything: a table has all of its columns in every row."""
-    return next((raw[key] for key in keys if raw.get(key) is not None), None)
+    """Return the value under the first key that holds something; else a value that is empty but not None, else None."""
+    values = [raw[key] for key in keys if raw.get(key) is not None]
+    return next((value for value in values if not _is_empty(value)), values[0] if values else None)
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, (str, bytes, list, tuple)) and not value)
 
 
 def _resolve(name: str, image: Any, folder: str | os.PathLike[str] | None) -> ImageSource:
@@ -215,7 +272,7 @@ def _resolve(name: str, image: Any, folder: str | os.PathLike[str] | None) -> Im
         image = _first(image, "bytes", "path")
     if isinstance(image, bytes):
         try:
-            return Image.open(io.BytesIO(image))  # decoded when it is wanted
+            return Image.open(io.BytesIO(image))  # decoded when its pixels are needed
         except Exception as error:  # Pillow's readers raise many kinds for bad bytes
             raise RecordError(
                 f"record {name!r}: bytes that are no image ({type(error).__name__}; they start with {image[:12]!r})"

@@ -84,11 +84,6 @@ def rows(records: Iterable[RawRecord]) -> Iterator[Row]:
             yield UnreadableRow(f"row {index}", f"{type(error).__name__}: {error}")
 
 
-def to_mapping(raw: RawRecord) -> Mapping[str, Any]:
-    """A list of messages as a record that has them."""
-    return {"messages": raw} if isinstance(raw, list) else raw
-
-
 def id_of(raw: Row) -> str:
     return raw.id if isinstance(raw, UnreadableRow) else record_id(raw)
 

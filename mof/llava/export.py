@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor
@@ -13,13 +13,14 @@ from transformers import PretrainedConfig
 from encoders import Encoder
 from encoders.backends.hf import HFEncoder
 from encoders.backends.torch_hub import TorchHubEncoder
-from mof.adapter import Mixer
 from mof.data.records import IMAGE_PLACEHOLDER
 from mof.llava.keys import CLIP, DINO, LANGUAGE_MODEL, Layout, projector, tower
-from mof.llava.tower_export import as_torch_hub, as_vision_model
+from mof.llava.tower_export import as_torch_hub, as_vision_model, refuse_pooled
 from mof.llava.towers import VISION
-from mof.model import MoFForConditionalGeneration
-from mof.processor import MoFProcessor
+
+if TYPE_CHECKING:
+    from mof.model import MoFForConditionalGeneration
+    from mof.processor import MoFProcessor
 
 OPENAI = {
     (1024, 14, 336): "openai/clip-vit-large-patch14-336",
@@ -28,15 +29,6 @@ OPENAI = {
     (768, 32, 224): "openai/clip-vit-base-patch32",
 }
 """Width, patch and image size of the CLIPs that LLaVA's code knows by name."""
-
-
-def refuse_pooled(mixer: Mixer) -> None:
-    """ValueError unless each encoder's tokens go to the language model as they are."""
-    for name, encoder in mixer.encoders.items():
-        if mixer.pool != (1, 1) or encoder.grid != mixer.grid:
-            raise ValueError(
-                f"encoder {name} gives {encoder.grid} tokens, pooled from {mixer.grid} by {mixer.pool}: no published layout says so"
-            )
 
 
 def save_original(model: MoFForConditionalGeneration, processor: MoFProcessor, folder: Path, layout: Layout) -> None:

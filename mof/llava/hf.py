@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -19,21 +21,22 @@ from transformers import (
 
 from encoders import Encoder
 from encoders.backends.hf import FILTERS
+from encoders.images.resizing import Fit
 from encoders.weight_files import explain_download, refuse_misfit
 from mof.data.records import IMAGE_PLACEHOLDER
-from mof.llava.assembly import Ingredients, choose_template
-from mof.llava.configs import fit_of, read_config, read_generation
-from mof.llava.export import refuse_pooled
 from mof.llava.keys import CLIP, HF_LLAVA, tower
-from mof.llava.tower_export import as_vision_model
+from mof.llava.parts import Checkpoint, assemble, choose_template, read_config
+from mof.llava.tower_export import as_vision_model, refuse_pooled
 from mof.llava.towers import Tower, embedded_vision_tower
-from mof.llava.weight_shards import open_weights
-from mof.model import MoFForConditionalGeneration
-from mof.processor import MoFProcessor
+from mof.llava.weights import open_weights
+
+if TYPE_CHECKING:
+    from mof.model import MoFForConditionalGeneration
+    from mof.processor import MoFProcessor
 
 
-def read_hf_llava(folder: Path, vision_tower: Tower | None) -> Ingredients:
-    """LlavaForConditionalGeneration of transformers."""
+def read_hf_llava(folder: Path, vision_tower: Tower | None) -> Checkpoint:
+    """Return the parts of a LlavaForConditionalGeneration of transformers."""
     if vision_tower is not None:
         raise ValueError(f"{folder} is a Hugging Face LLaVA, whose weights hold the vision tower: leave out vision_tower")
     if read_config(folder).get("model_type") != "llava":
@@ -60,11 +63,29 @@ def read_hf_llava(folder: Path, vision_tower: Tower | None) -> Ingredients:
     encoder = embedded_vision_tower(
         vision.model_type, vision, processor.image_processor, state, config.vision_feature_layer, HF_LLAVA.place(tower(CLIP), folder)
     )
-    fit = fit_of(processor.image_processor, vision.image_size, folder)
-    template = choose_template(processor.chat_template, processor.tokenizer)
-    kind = f"mlp2x_{config.projector_hidden_act}"
-    generation = read_generation(folder)
-    return Ingredients(folder, parts, weights, config.text_config, {CLIP: encoder}, kind, processor.tokenizer, template, fit, generation)
+    rest: dict[str, Any] = {"text": config.text_config, "encoders": {CLIP: encoder}, "tokenizer": processor.tokenizer}
+    rest |= {"projectors": f"mlp2x_{config.projector_hidden_act}", "fit": _fit_of(processor.image_processor, vision.image_size, folder)}
+    return assemble(folder, parts, weights, **rest, template=choose_template(processor.chat_template, processor.tokenizer))
+
+
+def _fit_of(processor: Any, image_size: int, source: object) -> Fit:
+    """Return how an image processor of transformers makes images square.
+
+    Raises:
+        ValueError: for one whose result is not `image_size` pixels square, or that cuts off more than the long side's ends.
+    """
+    settings: Mapping[str, Any] = json.loads(processor.to_json_string())
+    size, crop = settings.get("size") or {}, settings.get("crop_size") or {}
+    cropped = settings.get("do_center_crop") and set(crop.values()) == {image_size} and size.get("shortest_edge") == image_size
+    squashed = not settings.get("do_center_crop") and (size.get("height"), size.get("width")) == (image_size, image_size)
+    if settings.get("do_pad") and (cropped or squashed):
+        return "pad"
+    if cropped or squashed:
+        return "crop" if cropped else "squash"
+    raise ValueError(
+        f"{source}: the image processor's size {size} and crop_size {crop} do not give the {image_size} x {image_size} pixels that the "
+        f"vision tower takes; expected shortest_edge and crop_size, or height and width, of {image_size}"
+    )
 
 
 def save_hf_llava(model: MoFForConditionalGeneration, processor: MoFProcessor, folder: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from encoders.weight_files import WeightsError
-from mof.llava.weight_shards import first
+from mof.llava.weights import first
 
 LANGUAGE_MODEL = "language model"
 CLIP, DINO = "clip", "dinov2"  # the encoders' names, in the order of fusion

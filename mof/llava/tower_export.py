@@ -15,7 +15,8 @@ from encoders.backends.open_clip import OpenClipEncoder
 from encoders.backends.timm import TimmEncoder
 from encoders.backends.torch_hub import DinoV2, TorchHubEncoder
 from mof.llava.towers import VISION
-from mof.llava.weight_shards import first
+from mof.llava.weights import first
+from mof.mixer import Mixer
 
 # Shapes: D the width of a tower.
 
@@ -32,6 +33,15 @@ OPEN_CLIP_NAMES = {
     "mlp.c_proj": "mlp.fc2",
 }
 """open_clip's names and transformers', of a whole tower and within a block."""
+
+
+def refuse_pooled(mixer: Mixer) -> None:
+    """ValueError unless each encoder's tokens go to the language model as they are."""
+    for name, encoder in mixer.encoders.items():
+        if mixer.pool != (1, 1) or encoder.grid != mixer.grid:
+            raise ValueError(
+                f"encoder {name} gives {encoder.grid} tokens, pooled from {mixer.grid} by {mixer.pool}: no published layout says so"
+            )
 
 
 def as_vision_model(encoder: Encoder) -> tuple[PretrainedConfig, dict[str, Tensor]]:

@@ -15,7 +15,7 @@ from encoders import Encoder, build_encoder
 from encoders.backends.hf import HFEncoder
 from encoders.backends.torch_hub import MODELS, TorchHubEncoder, sizes_of
 from encoders.weight_files import WeightsError, explain_download, load_strict, read_state, refuse_misfit
-from mof.llava.weight_shards import first
+from mof.llava.weights import list_faults
 
 Tower = str | os.PathLike[str] | Encoder
 """How a user names an encoder: a local folder or file, a name for `build_encoder`, or the encoder itself."""
@@ -178,8 +178,6 @@ def load_pretrained(kind: Any, config: PretrainedConfig, state: Mapping[str, Ten
     options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}  # reported, and refused here by name
     with refuse_misfit(source):
         model, report = kind.from_pretrained(None, config=config, state_dict=dict(state), **options)
-    faults = {fault: sorted(map(str, keys)) for fault, keys in report.items() if keys}
-    if faults:
-        text = "; ".join(f"{len(keys)} {fault.removesuffix('_keys')}: {first(keys)}" for fault, keys in faults.items())
-        raise WeightsError(f"the weights of {source} do not fit its config.json: {text}")
+    if faults := list_faults({fault.removesuffix("_keys"): keys for fault, keys in report.items()}):
+        raise WeightsError(f"the weights of {source} do not fit its config.json: {faults}")
     return model.eval()

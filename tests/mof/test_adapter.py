@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from encoders import Encoder, PatchFeatures, build_encoder
 from mof import AdditiveMoF, ConcatMoF, InterleavedMoF
-from mof.adapter import SSL_RATIOS, Mixer, build_mixer
+from mof.adapter import SSL_RATIOS, build_mixer
+from mof.mixer import Mixer
 
 HIDDEN = 20
 

@@ -218,7 +218,7 @@ def test_sentencepiece_is_asked_for(
 ) -> None:
     write_original(tmp_path, tiny_tokenizer, llava_state(parts))
     (tmp_path / "tokenizer.json").rename(tmp_path / "tokenizer.model")
-    monkeypatch.setattr("mof.llava.loading.find_spec", lambda _name: None)
+    monkeypatch.setattr("mof.llava.original.find_spec", lambda _name: None)
     with pytest.raises(ValueError, match=r"tokenizer.model needs the package sentencepiece: pip install 'mof-vig\[llava\]'"):
         load_checkpoint(tmp_path)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import random
 import re
 from pathlib import Path
@@ -26,7 +25,6 @@ from mof.data.records import RecordError, to_record
 from mof.data.rows import read_records
 from mof.processor import MoFImageProcessor
 
-SHARED = Path(os.environ.get("MOF_SHARED", Path(__file__).parents[2].parent / "shared"))
 SPECIALS = ["<pad>", "<s>", "</s>", "<image>", "<|im_start|>", "<|im_end|>"]
 CORPUS = [
     "The cat sat on the mat. Yes, it is red!\n\nNo.",
@@ -350,11 +348,9 @@ def test_processor_that_changes_text_is_refused(tiny_processor: MoFProcessor) ->
         encode_record(tiny_processor, to_record(conversation("<image>\nWhat?", "A cat.")))
 
 
-@pytest.mark.skipif(not (SHARED / "data/coco").is_dir(), reason="needs the shared COCO records")
-def test_real_records(tiny_processor: MoFProcessor) -> None:
-    folder = SHARED / "data/coco"
-    for raw in read_records(folder / "llava_instruct.json")[::10]:
-        record = to_record(raw, folder / "train2017")
+@pytest.mark.data
+def test_real_records(tiny_processor: MoFProcessor, shared_data: Path) -> None:
+    for raw in read_records(shared_data / "coco/llava_instruct.json")[::10]:
+        record = to_record(raw, shared_data / "coco/train2017")
         example = encode_record(tiny_processor, record)
-        expected = [m["content"][0]["text"] for m in record.messages if m["role"] == "assistant"]
-        assert tiny_processor.decode(answers_of(example)) == "".join(f" {answer}</s>" for answer in expected)
+        assert tiny_processor.decode(answers_of(example)) == "".join(f" {answer}</s>" for answer in record.answers)

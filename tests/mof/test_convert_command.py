@@ -23,8 +23,7 @@ from encoders import build_encoder
 from encoders.backends.timm import TimmEncoder
 from mof import InterleavedMoF, MoFForConditionalGeneration, MoFProcessor
 from mof.cli.app import build_app
-from mof.cli.convert import save_checkpoint
-from mof.llava.loading import Loaded, load_checkpoint
+from mof.llava.loading import Loaded, load_checkpoint, save_checkpoint
 
 APP = build_app({})
 IMAGE = Image.radial_gradient("L").convert("RGB")

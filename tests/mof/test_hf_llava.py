@@ -14,8 +14,7 @@ from safetensors.torch import load_file
 from support.tiny_checkpoints import write_hf_llava
 from transformers import AutoProcessor, LlamaConfig, LlavaForConditionalGeneration, PretrainedConfig, PreTrainedTokenizerFast, Qwen2Config
 
-from mof.cli.convert import save_checkpoint
-from mof.llava.loading import load_checkpoint
+from mof.llava.loading import load_checkpoint, save_checkpoint
 
 NOISE = Image.effect_noise((90, 120), 200).convert("RGB").filter(ImageFilter.GaussianBlur(2))
 IMAGES = [NOISE.crop((0, 0, *size)) for size in ((60, 40), (28, 28), (56, 102))]

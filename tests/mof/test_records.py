@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from mof.data.records import RecordError, to_record
+from mof.data.records import RecordError, images_of, texts_of, to_record, with_images
 from mof.data.rows import read_records, read_rows
-
-SHARED = Path(os.environ.get("MOF_SHARED", Path(__file__).parents[2].parent / "shared"))
 
 
 def image_part() -> dict[str, str]:
@@ -74,6 +71,43 @@ def test_chat_messages(folder: Path) -> None:
     assert [message["role"] for message in record.messages] == ["system", "user", "assistant"]
     beside = to_record({"messages": [{"role": "user", "content": "<image> What?"}], "images": ["dog.png"]}, folder)
     assert beside.images == [str(folder / "dog.png")]
+
+
+MESSAGES = [
+    {"role": "user", "content": [{"type": "image", "image": "cat.png"}, text_part("What is it?")]},
+    {"role": "assistant", "content": "A cat."},
+    {"role": "user", "content": [text_part("Like"), {"type": "image", "path": "dog.png", "url": None}, text_part("this?")]},
+    {"role": "assistant", "content": [text_part("No.")]},
+]
+BESIDE = llava("<image>\nWhat is it?", "A cat.", "Like <image> this?", "No.", image=["cat.png", "dog.png"])
+TABLE = {"conversations": None, "messages": None, "image": None, "images": None}
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        MESSAGES,
+        {"messages": MESSAGES},
+        {**TABLE, "messages": MESSAGES},
+        {**{key: [] for key in TABLE}, "image": "", "messages": MESSAGES},
+        {**TABLE, "conversations": MESSAGES},
+        {**TABLE, **BESIDE, "messages": [], "images": []},
+        {**TABLE, "conversations": [], "messages": BESIDE["conversations"], "image": "", "images": BESIDE["image"]},
+        {"conversations": [{"from": "human", "value": MESSAGES[0]["content"]}, *MESSAGES[1:]]},
+        {**BESIDE, "messages": [{"role": "user", "content": "another conversation"}]},
+    ],
+)
+def test_a_conversation_is_the_same_in_every_form(raw: Any, folder: Path) -> None:
+    """Rows of tables have all columns, filled or not; images lie beside the messages or inside."""
+    record = to_record(raw, folder)
+    assert record.messages == to_record(BESIDE, folder).messages
+    assert record.images == [str(folder / name) for name in images_of(raw)] == [str(folder / "cat.png"), str(folder / "dog.png")]
+    assert record.questions == texts_of(raw, "user") == ["What is it?", "Like\nthis?"]
+    assert record.answers == texts_of(raw, "assistant") == ["A cat.", "No."]
+    other = with_images(raw, ["dog.png", "cat.png"])
+    assert images_of(other) == ["dog.png", "cat.png"] and to_record(other, folder).messages == record.messages
+    assert images_of(with_images(raw, ["bird.png"])) == ["bird.png"] and images_of(with_images(raw, [])) == []
+    assert to_record(raw, folder).images == record.images  # what was given is as it was
 
 
 @pytest.mark.parametrize("absent", [{}, {"image": None}, {"image": ""}, {"images": []}])
@@ -187,10 +221,9 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, read: Any, name: str,
         read(tmp_path / name)
 
 
-@pytest.mark.skipif(not (SHARED / "data/coco").is_dir(), reason="needs the shared COCO records")
-def test_real_llava_records() -> None:
-    folder = SHARED / "data/coco"
-    raw = read_records(folder / "llava_instruct.json")
-    records = [to_record(one, folder / "train2017") for one in raw]
+@pytest.mark.data
+def test_real_llava_records(shared_data: Path) -> None:
+    raw = read_records(shared_data / "coco/llava_instruct.json")
+    records = [to_record(one, shared_data / "coco/train2017") for one in raw]
     assert len(records) == 230 and sum(not record.images for record in records) == 5
     assert all("<image>" not in part.get("text", "") for r in records for m in r.messages for part in m["content"])

@@ -14,8 +14,8 @@ from typing import Any
 from PIL import Image
 
 from encoders.images.reading import ImageError, read_image
-from mof.data.records import IMAGE_PLACEHOLDER, ROLES, ImageSource, RecordError, digest, to_record
-from mof.data.rows import RawRecord, to_mapping
+from mof.data.records import IMAGE_PLACEHOLDER, ROLES, ImageSource, RecordError, digest, to_mapping, to_record
+from mof.data.rows import RawRecord
 from vig.answer_words import token_texts, turns
 from vig.nulls import NULLS, NullImages
 from vig.scoring.scores import Score

@@ -1,21 +1,25 @@
-"""The weights of a checkpoint folder as one mapping, however many files they lie in; nothing is read before it is asked for."""
+"""The weights of a checkpoint folder: one mapping, however many files they lie in, read when asked for; and LoRA adapters."""
 
 from __future__ import annotations
 
 import json
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from encoders.weight_files import WeightsError, refuse_misfit
+from encoders.weight_files import WeightsError, read_state, refuse_misfit
 
 KINDS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
-"""Stem and ending of the weight files that transformers writes, now and formerly; the first that is there is read."""
+"""Stem and ending of the weight files that transformers writes today and used to write. The first kind in a folder is read."""
+
+LORA_CONFIG = "adapter_config.json"
+LORA_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 class WeightShards(Mapping[str, Tensor]):
@@ -138,6 +142,42 @@ def _open_indexed(index: Path) -> WeightShards:
     return shards
 
 
+def is_lora(folder: Path) -> bool:
+    """Whether `folder` holds an adapter of peft."""
+    return (folder / LORA_CONFIG).is_file()
+
+
+def merge_lora(model: Any, folder: Path) -> Any:
+    """Return `model` with the LoRA adapter of `folder` added to its weights, by peft.
+
+    Raises:
+        ValueError: naming the file that is missing, or each key of the adapter that does not fit.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model, set_peft_model_state_dict  # optional
+    except ImportError as error:
+        raise ValueError("LoRA folders need the package peft: pip install 'mof-vig[lora]'") from error
+    file = next((folder / name for name in LORA_WEIGHTS if (folder / name).is_file()), None)
+    if file is None:
+        raise WeightsError(f"{folder} holds none of {', '.join(LORA_WEIGHTS)} beside its {LORA_CONFIG}")
+    state = read_state(file)
+    with refuse_misfit(folder):
+        config = LoraConfig.from_pretrained(str(folder))
+        config.inference_mode = True
+        wrapped = get_peft_model(model, config)
+        report: Any = set_peft_model_state_dict(wrapped, state)
+    missing = [key for key in report.missing_keys if "lora_" in key or "modules_to_save" in key]
+    if faults := list_faults({"missing": missing, "unexpected": report.unexpected_keys}):
+        raise WeightsError(f"the adapter {file} does not fit its base: {faults}")
+    return wrapped.merge_and_unload()
+
+
 def first(keys: list[str], count: int = 20) -> str:
-    """The first of `keys`, for a message."""
+    """Return the first of `keys` as text for a message."""
     return ", ".join(keys[:count]) + (", ..." if len(keys) > count else "")
+
+
+def list_faults(faults: Mapping[str, Iterable[object]]) -> str:
+    """Return "2 missing: a, b; 1 unexpected: c" for the keys of each kind of fault; an empty text where there is none."""
+    named = {kind: sorted(map(str, keys)) for kind, keys in faults.items()}
+    return "; ".join(f"{len(keys)} {kind}: {first(keys)}" for kind, keys in named.items() if keys)

@@ -1,0 +1,184 @@
+"""Original LLaVA-1.5 and the released MoF models: a whole folder, or stage 1 or LoRA on top of a base."""
+
+from __future__ import annotations
+
+import logging
+from collections import ChainMap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+
+from encoders import Encoder
+from encoders.images.resizing import Fit
+from encoders.weight_files import explain_download, read_state
+from mof.data.records import IMAGE_PLACEHOLDER
+from mof.llava.keys import CLIP, DINO, MOF, Parts, choose_layout, full_projector_names, projector, refuse_equal_projectors, tower
+from mof.llava.parts import Checkpoint, assemble, choose_template, read_config
+from mof.llava.towers import Tower, build_dino_tower, build_vision_tower
+from mof.llava.weights import has_weights, is_lora, merge_lora, open_weights
+
+logger = logging.getLogger(__name__)
+
+STAGE_1 = "mm_projector.bin"
+BESIDE_LORA = "non_lora_trainables.bin"
+TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+
+LLAVA_TYPES = ("llava", "llava_llama")
+"""model_type of original LLaVA checkpoints on Llama."""
+
+LLAVA_KEYS = (
+    "mm_",
+    "image_aspect_ratio",
+    "image_grid_pinpoints",
+    "freeze_mm_mlp_adapter",
+    "tune_mm_",
+    "unfreeze_mm_",
+    "use_mm_proj",
+    "tokenizer_",
+    "model_type",
+    "architectures",
+    "transformers_version",
+    "_name_or_path",
+)
+"""How the entries of LLaVA's config.json begin that say nothing of the language model."""
+
+
+@dataclass(frozen=True)
+class OriginalConfig:
+    """What an original LLaVA checkpoint says besides its language model's config."""
+
+    vision_tower: str
+    """A hub id, or a path on the machine where it was trained."""
+    layer: int
+    projector: str | None
+    """None where nothing is said."""
+    fit: Fit
+    wraps_images: bool
+    """Whether prompts put <im_start> and <im_end> around images."""
+    text: PreTrainedConfig
+    dino_statistics: str
+    """What DINOv2's pixels are normalised by: "clip" as in the released code, or "own" (this library's addition)."""
+
+
+def read_llava_config(folder: Path) -> OriginalConfig:
+    """Of an original LLaVA or a released MoF checkpoint.
+
+    Raises:
+        ValueError: for a checkpoint that is none, or of a kind whose images are cut up or whose class tokens are used.
+    """
+    config, file = read_config(folder), folder / "config.json"
+    if config.get("model_type") not in LLAVA_TYPES or "mm_vision_tower" not in config:
+        raise ValueError(
+            f"{file}: model_type {config.get('model_type')!r} with mm_vision_tower {config.get('mm_vision_tower')!r} is no checkpoint "
+            f"that is known here; expected one of {', '.join(LLAVA_TYPES)} with mm_vision_tower (original LLaVA-1.5, released MoF), "
+            "llava with vision_config and text_config (Hugging Face), or mof (this library's own)"
+        )
+    aspect, feature = config.get("image_aspect_ratio"), config.get("mm_vision_select_feature", "patch")
+    fits: dict[str | None, Fit] = {"pad": "pad", "square": "crop", None: "crop"}
+    if aspect not in fits:
+        raise ValueError(f"{file}: image_aspect_ratio {aspect!r} cuts images up (LLaVA-1.6); expected 'pad' or 'square'")
+    if feature != "patch":
+        raise ValueError(f"{file}: mm_vision_select_feature {feature!r}; expected 'patch', since encoders give no class tokens")
+    text = {key: value for key, value in config.items() if not key.startswith(LLAVA_KEYS)}
+    return OriginalConfig(
+        vision_tower=config["mm_vision_tower"],
+        layer=config.get("mm_vision_select_layer", -2),
+        projector=config.get("mm_projector_type"),
+        fit=fits[aspect],
+        wraps_images=bool(config.get("mm_use_im_start_end")),
+        text=AutoConfig.for_model("llama", **text),
+        dino_statistics=config.get("mm_dino_statistics", "clip"),
+    )
+
+
+def read_original(
+    folder: Path,
+    base: Path | None,
+    *,
+    layout: str | None,
+    vision_tower: Tower | None,
+    dino_tower: Tower | None,
+    released_preprocessing: bool | None,
+) -> Checkpoint:
+    """Return the parts of original LLaVA (one encoder) or released MoF (two). `mof.llava.reading` explains the arguments."""
+    config, weights = read_llava_config(folder), _read_weights(folder, base)
+    chosen = choose_layout(list(weights), layout, dino_tower is not None, folder)
+    parts = chosen.sort(weights, folder)
+    state, place = parts.tensors(tower(CLIP), weights), chosen.place(tower(CLIP), folder)
+    clip = build_vision_tower(config.vision_tower, vision_tower, state, config.layer, place)
+    encoders = {CLIP: clip}
+    if chosen is MOF:
+        for_clip = config.dino_statistics == "clip" if released_preprocessing is None else released_preprocessing
+        encoders[DINO] = _read_dino(folder, parts, weights, dino_tower, clip, for_clip=for_clip)
+    tokenizer = _read_tokenizer(folder, base, config.text)
+    template = choose_template(tokenizer.chat_template, tokenizer)
+    if template != tokenizer.chat_template:
+        template = template.replace(IMAGE_PLACEHOLDER, _image_in_prompt(config, tokenizer))
+    rest: dict[str, Any] = {"text": config.text, "encoders": encoders, "projectors": config.projector or _kind_of(parts)}
+    checkpoint = assemble(folder, parts, weights, **rest, tokenizer=tokenizer, template=template, fit=config.fit)
+    if is_lora(folder):
+        checkpoint.language_model = merge_lora(checkpoint.language_model, folder)
+    return checkpoint
+
+
+def _read_dino(folder: Path, parts: Parts, weights: Mapping[str, Tensor], given: Tower | None, clip: Encoder, *, for_clip: bool) -> Encoder:
+    """Return the DINOv2 of a released MoF checkpoint. With `for_clip` it gets pixels that are normalised for CLIP."""
+    projectors = {name: parts.tensors(projector(name), weights) for name in parts.layout.encoders}
+    refuse_equal_projectors(projectors, folder)
+    options: dict[str, Any] = {"image_size": clip.image_size}
+    if for_clip:
+        options |= {"mean": clip.mean, "std": clip.std}
+        logger.warning(
+            "DINOv2 is given pixels normalised for CLIP, as in the released MoF code that this checkpoint was trained with; "
+            "released_preprocessing=False (--own-preprocessing) normalises them for DINOv2"
+        )
+    width = projectors[DINO][min(name for name in projectors[DINO] if name.endswith("weight"))].shape[-1]  # shards have no order
+    return build_dino_tower(given, parts.tensors(tower(DINO), weights), width, options, parts.layout.place(tower(DINO), folder))
+
+
+def _read_weights(folder: Path, base: Path | None) -> Mapping[str, Tensor]:
+    """Return all weights by their full names: those of stage 1 or beside a LoRA over those of the base."""
+    lora = is_lora(folder)
+    file = folder / (BESIDE_LORA if lora else STAGE_1)
+    if not lora and (has_weights(folder) or not file.is_file()):
+        return open_weights(folder)  # which says so where nothing is there
+    state = read_state(file) if file.is_file() else {}  # LLaVA need not have trained anything beside the LoRA
+    names = full_projector_names(state, file)
+    if base is None:
+        raise ValueError(f"{folder} holds the projectors of stage 1 only: give the language model's folder, base=FOLDER or --base FOLDER")
+    return ChainMap({name: state[key] for name, key in names.items()}, open_weights(base))  # type: ignore[arg-type]
+
+
+def _image_in_prompt(config: OriginalConfig, tokenizer: PreTrainedTokenizerBase) -> str:
+    """What LLaVA's code makes of an image in a prompt.
+
+    It tokenizes the texts around images one by one, so where a tokenizer puts a space before every text, one follows the image.
+    """
+    if config.wraps_images:
+        return f"<im_start>{IMAGE_PLACEHOLDER}<im_end>"
+    end = tokenizer.eos_token or ""
+    alone, after = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("\n", f"{end}\n"))
+    return IMAGE_PLACEHOLDER if alone == after[-len(alone) :] else f"{IMAGE_PLACEHOLDER} "
+
+
+def _kind_of(parts: Parts) -> str:
+    """The kind of the projectors, from their keys, where the config does not say."""
+    linears = sum(name.endswith("weight") for name in parts.names[projector(CLIP)])
+    return "linear" if "weight" in parts.names[projector(CLIP)] else f"mlp{linears}x_gelu"
+
+
+def _read_tokenizer(folder: Path, base: Path | None, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint, or of its base."""
+    homes = [place for place in (folder, base) if place is not None and any((place / name).is_file() for name in TOKENIZER)]
+    if not homes:
+        raise ValueError(f"no tokenizer in {folder}{f' or its base {base}' if base else ''}: expected one of {', '.join(TOKENIZER)}")
+    model = homes[0] / "tokenizer.model"
+    if model.is_file() and not (homes[0] / "tokenizer.json").is_file() and find_spec("sentencepiece") is None:
+        raise ValueError(f"reading {model} needs the package sentencepiece: pip install 'mof-vig[llava]'")
+    with explain_download(f"the tokenizer of {homes[0]}"):
+        return AutoTokenizer.from_pretrained(homes[0], config=config)

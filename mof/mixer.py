@@ -1,0 +1,150 @@
+"""The base of the fusions: the tokens of several encoders, brought to one common grid. `mof.adapter` holds the fusions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from encoders import Encoder
+
+# Shapes: B images, h x w the common grid, P = patch positions left after pooling (h*w without pooling), C = width of an encoder,
+# F = numbers that a feature store holds per image, D = width of the language model, T = tokens per image.
+
+
+class Mixer(nn.Module):
+    """Encoders of different patch size, resolution and width, held by name. A fusion is a subclass that defines `fuse`.
+
+    Args:
+        encoders: by name; their order is the order of fusion. An encoder whose input size can be chosen (`flexible`) is
+            resized to meet the common grid, so that no value is made up; the tokens of the others are interpolated. Mixers of
+            different grids therefore need encoders of their own.
+        hidden_size: D, the width of the language model.
+        pool: token budget: averages over p x p neighbours, or p x q for a pair, before the adapter. pool=(1, 2) halves the
+            tokens, so that two interleaved encoders cost as much as one.
+        grid: the common grid (rows, columns); by default that of the first encoder.
+        projector: the kind of the adapters, see `mof.adapter.build_projector`.
+
+    Raises:
+        ValueError: for no encoders, a bad name, or a grid that is empty or not divisible by `pool`.
+    """
+
+    fusion: ClassVar[str]
+    encoders: Any  # an nn.ModuleDict of Encoder
+
+    def __init__(
+        self,
+        encoders: Mapping[str, Encoder],
+        hidden_size: int,
+        *,
+        pool: int | tuple[int, int] = 1,
+        grid: tuple[int, int] | None = None,
+        projector: str = "mlp2x_gelu",
+    ) -> None:
+        super().__init__()
+        if not encoders:
+            raise ValueError("a mixer needs at least one encoder, got none")
+        if bad := [name for name in encoders if not name or "." in name]:
+            raise ValueError(f"encoder names may not be empty or hold a dot, got {bad}")
+        self.hidden_size, self.projector = hidden_size, projector
+        rows, columns = grid or next(iter(encoders.values())).grid
+        down, across = (pool, pool) if isinstance(pool, int) else pool
+        self.grid, self.pool = (rows, columns), (down, across)
+        if min(rows, columns, down, across) < 1 or rows % down or columns % across:
+            raise ValueError(f"a grid of {rows} x {columns} patches cannot be pooled by {down} x {across}: it must divide")
+        for encoder in encoders.values():
+            if encoder.flexible and rows == columns:
+                encoder.resize_to(self.grid)
+        self.encoders = nn.ModuleDict(encoders)
+        self._grids = {name: encoder.grid for name, encoder in encoders.items()}  # at the time this mixer is made
+
+    @property
+    def positions(self) -> int:
+        """P, the positions of the common grid after pooling."""
+        return (self.grid[0] // self.pool[0]) * (self.grid[1] // self.pool[1])
+
+    @property
+    def tokens_per_image(self) -> int:
+        """T, the tokens that one image takes in the language model's context."""
+        return self.positions
+
+    @property
+    def image_size(self) -> int:
+        """The side of the square images to feed: the largest side that an encoder looks at."""
+        return max(encoder.image_size for encoder in self.encoders.values())
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The constructor's options, JSON-able."""
+        return {"pool": list(self.pool), "grid": list(self.grid), "projector": self.projector}
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The entries for `MoFConfig`: `build_mixer(fusion, encoders, hidden_size, **fusion_options)` builds this mixer again."""
+        encoders = {name: encoder.spec for name, encoder in self.encoders.items()}
+        return {"fusion": self.fusion, "encoders": encoders, "fusion_options": self.options}
+
+    def encode(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Return each encoder's tokens [B, P, C] at the common grid, pooled, for pixels [B, 3, H, W], uint8 or float in [0, 1].
+
+        Raises:
+            ValueError: for an encoder that was resized after this mixer was made: interpolation would change its tokens.
+        """
+        for name, encoder in self.encoders.items():
+            if encoder.grid != (made := self._grids[name]):
+                raise ValueError(
+                    f"encoder {name!r} gives a {encoder.grid[0]} x {encoder.grid[1]} grid, but gave {made[0]} x {made[1]} when this "
+                    "mixer was made: another mixer or resize_to has changed its input size; build a second encoder for the other use"
+                )
+        return {name: self._meet(*encoder(pixels)) for name, encoder in self.encoders.items()}
+
+    def unpack(self, encoder_features: Tensor) -> dict[str, Tensor]:
+        """Return each encoder's tokens [B, P, C] like `encode`, but from stored tokens [B, F]; no encoder runs.
+
+        The F numbers of an image are the tokens [h*w, C] of the first encoder at its own grid, flattened, then those of the
+        next encoder.
+
+        Raises:
+            ValueError: for an F that these encoders do not give.
+        """
+        shapes = {name: (rows * columns, self.encoders[name].width) for name, (rows, columns) in self._grids.items()}
+        sizes = [tokens * width for tokens, width in shapes.values()]
+        if encoder_features.ndim != 2 or encoder_features.shape[1] != sum(sizes):
+            raise ValueError(
+                f"expected stored features [B, {sum(sizes)}], the tokens x channels of {shapes}, got {list(encoder_features.shape)}"
+            )
+        parts = zip(shapes.items(), encoder_features.split(sizes, dim=1), strict=True)
+        return {name: self._meet(part.unflatten(1, shape), self._grids[name]) for (name, shape), part in parts}
+
+    def fuse(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Return the image tokens [B, T, D] for each encoder's tokens [B, P, C]."""
+        raise NotImplementedError
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return the image tokens [B, T, D] of pixels [B, 3, H, W]."""
+        return self.fuse(self.encode(pixels))
+
+    def _meet(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Return tokens [B, P, C] at the common grid, pooled, for the tokens [B, rows*columns, C] of one encoder at its own grid."""
+        if grid == self.grid and self.pool == (1, 1):
+            return tokens
+        maps = tokens.unflatten(1, grid).permute(0, 3, 1, 2).float()  # [B, C, rows, columns]
+        if grid != self.grid:
+            maps = F.interpolate(maps, self.grid, mode="bilinear", antialias=True)  # [B, C, h, w]
+        maps = F.avg_pool2d(maps, self.pool)  # [B, C, h/p, w/q]
+        return maps.flatten(2).transpose(1, 2).to(tokens.dtype)  # [B, P, C]
+
+    def _ordered(self, features: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return the features in the order of the encoders.
+
+        Raises:
+            ValueError: for features of other encoders, or features that do not all lie on the common grid.
+        """
+        if set(features) != set(self.encoders):
+            raise ValueError(f"expected features of {list(self.encoders)}, got {list(features)}")
+        counts = {name: tokens.shape[1] for name, tokens in features.items()}
+        if set(counts.values()) != {self.positions}:
+            raise ValueError(f"the grids do not meet: expected {self.positions} tokens of each encoder, got {counts}")
+        return [features[name] for name in self.encoders]
