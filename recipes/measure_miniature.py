@@ -8,7 +8,6 @@ Held-out pairs of scenes that differ in one thing only, 100 for each of the nine
   trained on 6,000 training scenes: how often it picks the right one of a pair's two options, for both pictures (chance 25 %).
 """
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from mof.language_models import load_language_model
 from mof.miniature.language import answer, question, word
 from mof.miniature.scenes import PATTERNS, VALUES, Scene, habit, render, sample_pair, sample_scene
 from mof.miniature.training.lm import soft_tokens, told_embeddings
+from study.command import Options, run_recipe
 
 WEIGHTS = {
     "mini-clip": Path(encoders.__file__).parent / "weights/mini-clip",
@@ -168,17 +168,21 @@ Measured with `recipes/measure_miniature.py` on scenes that no training shows:
     file.write_text(card)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=100, help="held-out pairs per pattern")
-    parser.add_argument("--probe_scenes", type=int, default=6000, help="training scenes for the linear probes")
-    parser.add_argument("--only", nargs="+", choices=WEIGHTS, default=list(WEIGHTS))
-    parser.add_argument("--output_dir", type=Path, help="write NETWORK/README.md in here; default: beside the weights")
-    arguments = parser.parse_args()
-    for network in arguments.only:
+def main() -> None:
+    options = Options(__doc__)
+    options.add_argument("--pairs", type=int, default=100, help="held-out pairs per pattern")
+    options.add_argument("--probe-scenes", type=int, default=6000, help="training scenes for the linear probes")
+    options.add_argument("--only", nargs="+", choices=WEIGHTS, default=list(WEIGHTS))
+    options.output("write NETWORK/README.md into this folder; default: beside the weights")
+    args = options.parse_args()
+    for network in args.only:
         if network == "mini-lm":
-            measured = measure_language_model(arguments.pairs)
+            measured = measure_language_model(args.pairs)
         else:
-            measured = measure_encoder(network, arguments.pairs, arguments.probe_scenes)
-        folder = arguments.output_dir / network if arguments.output_dir else WEIGHTS[network]
+            measured = measure_encoder(network, args.pairs, args.probe_scenes)
+        folder = args.output / network if args.output else WEIGHTS[network]
         write_card(network, measured, folder / "README.md")
+
+
+if __name__ == "__main__":
+    run_recipe(main)

@@ -1,15 +1,15 @@
-"""What training takes of a GPU's memory: an estimate for mixed-precision training with AdamW, in bytes per GPU:
+"""An estimate of the memory that mixed-precision training with AdamW takes, in bytes per GPU:
 
     weights      trainable: 4 a parameter, the fp32 master. Frozen: 2, kept in bf16.
     gradients    trainable: 4.
     optimizer    trainable: 8, AdamW's two fp32 moments.
-    gathered     the bf16 weights that are whole on each GPU at one moment. Sharded: two decoder layers (the one at work, the
-                 next one prefetched) and both embeddings. Plain data parallel: autocast's bf16 copies of all trainable ones.
+    gathered     the bf16 weights that are whole on each GPU at a time. Sharded: two decoder layers (the layer at work, and the
+                 next layer, prefetched) and both embeddings. Plain data parallel: autocast's bf16 copies of all trainable weights.
     activations  see `Layer` and `study.plan.Plan.activations`.
 
-Sharded (FSDP2, ZeRO-3) divides the first three by the number of GPUs, but for the frozen encoders, which every GPU holds whole:
-they are small. ZeRO-3 keeps the same 16 bytes differently: 2 + 2 in bf16 and 12 in fp32. Without `bf16` every number is 4 wide.
-Not counted: the CUDA context, fragmentation, and what the frozen encoders need in passing; a tenth of the GPU is left for them.
+Sharding (FSDP2, ZeRO-3) divides the first three by the number of GPUs. Only the small frozen encoders are whole on every GPU.
+ZeRO-3 keeps the same 16 bytes differently: 2 + 2 in bf16 and 12 in fp32. Without `bf16` every number takes 4 bytes.
+Not counted: the CUDA context, fragmentation, and the temporary tensors of the frozen encoders; a tenth of the GPU is left for them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Layer:
     mlp: int
 
     def saved(self, trainable: bool, width: int) -> int:
-        """Bytes that one token leaves for the backward pass; `width` bytes a number, the norms work in fp32.
+        """Return the bytes that a token keeps for the backward pass, at `width` bytes per number. The norms work in fp32.
 
         Norm: its fp32 input; trainable also the normalised input (for its weight) and its output (for the linears after
         it). Attention: queries, keys, values and its output, which attention's own backward needs. MLP: gate, up and the

@@ -1,4 +1,4 @@
-"""What a training run will need, before anything is downloaded: all is built on the meta device, without weights."""
+"""A plan of a training run before anything is downloaded: all models are built on the meta device, without weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Group
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
@@ -16,35 +15,34 @@ from encoders import build_encoder
 from mof.adapter import Mixer, build_mixer
 from mof.language_models import MINI_LM
 from study.memory import GIB, LAYOUTS, USABLE, Layer, Memory
-from study.plan_tables import memory_table, parts_table, steps_table
 from study.settings import Setting, Stage
 
 CAPTION_TOKENS = 128
-"""Text tokens of a stage 1 record, taken as the longest in a batch: LLaVA's captions and prompts have fewer."""
+"""Text tokens of the longest stage 1 record in a batch: LLaVA's captions and prompts have fewer."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes, steps and memory of a setting. Printed by rich as tables."""
+    """Sizes, steps and memory of a setting. `study.plan_tables` shows them."""
 
     name: str
     devices: int
     gpu_memory: float
     """GiB of one GPU."""
     encoders: dict[str, int]
-    """Parameters by encoder: its vision tower. A text tower takes no part in training and is not counted."""
+    """Parameters of each encoder's vision tower. A text tower takes no part in training and is not counted."""
     adapters: int
     llm: int
     """Parameters of the language model, without the row that an `<image>` token may add to its embeddings."""
     trainable: dict[str, int]
-    """By stage."""
+    """Trained parameters by stage."""
     tokens_per_image: int
     stages: dict[str, Stage]
     """ "align" and "finetune"."""
     steps: dict[str, int | None]
-    """By stage, and "finetune, VIG" with the selected records only. None where the number of records is not known."""
+    """Steps by stage, and of "finetune, VIG" with the selected records only. None where the number of records is not known."""
     tokens: dict[str, int]
-    """Tokens of one record, by stage: visual tokens and a caption, or the longest record that max_length lets through."""
+    """Tokens of a record, by stage: visual tokens and a caption, or the longest record that max_length allows."""
     layer: Layer
     layers: int
     vocabulary: int
@@ -53,7 +51,7 @@ class Plan:
     embeddings: int
     """Parameters of the input and output embeddings."""
     adapter_bytes: int
-    """Bytes that the adapters of one image leave for the backward pass."""
+    """Bytes that the adapters keep for the backward pass, per image."""
     width: int
     """Bytes of a number outside the master weights: 2 for bf16, else 4."""
 
@@ -62,21 +60,24 @@ class Plan:
         return sum(self.encoders.values()) + self.adapters + self.llm
 
     def activations(self, stage: str, checkpointed: bool) -> int:
-        """Bytes of activations at their peak, for one forward pass of one GPU.
+        """Return the bytes of activations at their peak, for a forward pass of a GPU.
 
-        Checkpointed: the input of every decoder layer, and the larger of one layer worked out again and the logits, since
-        these are not alive at the same moment. Else: all layers and the logits. A logit takes 14 bytes: 2 in bf16, and 4 each
-        as fp32, as log-softmax and as its gradient. In both cases the adapters hold one image per record.
+        Checkpointed: the input of every decoder layer, and the larger of a recomputed layer and the logits, since these
+        are not alive at the same moment. Else: all layers and the logits. A logit takes 14 bytes: 2 in bf16, and 4 each
+        as fp32, as log-softmax and as its gradient. In both cases the adapters hold an image per record.
         """
         records, _ = self.stages[stage].split(self.devices)
         tokens = records * self.tokens[stage]
-        one = tokens * self.layer.saved(stage == "finetune", self.width)
+        layer = tokens * self.layer.saved(stage == "finetune", self.width)
         logits = tokens * self.vocabulary * (14 if self.width == 2 else 12)
         boundaries = tokens * self.layer.hidden * self.width * self.layers
-        return records * self.adapter_bytes + (boundaries + max(one, logits) if checkpointed else one * self.layers + logits)
+        return records * self.adapter_bytes + (boundaries + max(layer, logits) if checkpointed else layer * self.layers + logits)
 
     def memory(self, stage: str, layout: str = "sharded", checkpointed: bool | None = None) -> Memory:
-        """The estimate for a stage ("align", "finetune") and a layout of `LAYOUTS`; checkpointing as set unless given."""
+        """Return the estimate for a stage ("align", "finetune") and a layout of `LAYOUTS`.
+
+        `checkpointed` is the stage's own setting unless given. ValueError for another stage or layout.
+        """
         if stage not in self.stages or layout not in LAYOUTS:
             raise ValueError(f"expected a stage of {list(self.stages)} and a layout of {LAYOUTS}, got {stage!r}, {layout!r}")
         if checkpointed is None:
@@ -97,20 +98,17 @@ class Plan:
     def fits(self, memory: Memory) -> bool:
         return memory.total <= USABLE * self.gpu_memory * GIB
 
-    def __rich__(self) -> Group:
-        return Group(parts_table(self), steps_table(self), memory_table(self))
-
 
 def plan(setting: Setting, devices: int = 8, gpu_memory: float = 80.0) -> Plan:
-    """Build the setting on the meta device and count. Reads no weights, and no network when `llm_config` is given.
+    """Return the plan of a setting. It reads no weights, and needs no network when `llm_config` is given.
 
     Args:
         devices: GPUs.
         gpu_memory: GiB of one GPU.
 
     Raises:
-        ValueError: for a language model whose config is neither in the setting nor in a local folder, one that is not of the
-            Llama kind, a batch that cannot be split over the devices, or images that leave no room for text.
+        ValueError: for a language model whose config is neither in the setting nor in a local folder, or that is not of the
+            Llama kind; for a batch that cannot be split over the devices; for images that leave no room for text.
     """
     config = _llm_config(setting)
     with torch.device("meta"):
@@ -183,7 +181,7 @@ def _size(module: nn.Module) -> int:
 
 
 def _vision_size(spec: dict[str, Any]) -> int:
-    """Parameters that take part in seeing an image: those that get a gradient from it."""
+    """Return the number of parameters that get a gradient from an image."""
     with torch.device("meta"):
         encoder = build_encoder(**{**spec, "trainable": True}, pretrained=False)
         pixels = torch.zeros(1, 3, encoder.image_size, encoder.image_size)
@@ -193,22 +191,22 @@ def _vision_size(spec: dict[str, Any]) -> int:
 
 
 def _adapter_bytes(mixer: Mixer, width: int) -> int:
-    """Per image: the input of each linear layer of the adapters, and the input of their GELU."""
+    """Return the bytes per image: the input of each linear layer of the adapters, and the input of their GELU."""
     per_position = 0
     for name, part in mixer.named_modules():
         if isinstance(part, nn.Linear) and not name.startswith("encoders."):
-            # Each adapter's first linear layer maps to hidden_size: its output is what the GELU keeps.
+            # Each adapter's first linear layer maps to hidden_size: the GELU keeps its output.
             per_position += part.in_features + (part.out_features if name.endswith(".0") else 0)
     return width * per_position * mixer.positions
 
 
 def _steps(setting: Setting) -> dict[str, int | None]:
-    """Optimizer steps. VIG keeps its share of the records with an image, and all records without one."""
+    """Return the optimizer steps. VIG keeps its share of the records with an image, and all records without an image."""
     data = setting.data
     steps = {"align": None if data.align_records is None else setting.align.steps(data.align_records)}
     if data.finetune_records is None:
         return steps | {"finetune": None, "finetune, VIG": None}
-    # Rounded before ceil: 0.7 of 10 records are 7, not 7.000000000000001 of them.
+    # Rounded before ceil: 0.7 of 10 records are 7, not 7.000000000000001.
     chosen = math.ceil(round(setting.keep * (data.finetune_records - data.text_records), 6)) + data.text_records
     return steps | {
         "finetune": setting.finetune.steps(data.finetune_records),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from rich.console import Group
 from rich.table import Table
 
 from study.memory import GIB, LAYOUTS
+from study.plan import Plan
 
-if TYPE_CHECKING:
-    from study.plan import Plan
+
+def plan_tables(plan: Plan) -> Group:
+    """Return the three tables, for rich to print."""
+    return Group(parts_table(plan), steps_table(plan), memory_table(plan))
 
 
 def parts_table(plan: Plan) -> Table:

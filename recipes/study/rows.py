@@ -1,12 +1,16 @@
-"""The lines of a run's table: which encoders, how fused, and which tokens stage 2 is trained on."""
+"""The rows of a run: which encoders are fused in which way, and which tokens stage 2 is trained on. Their results as tables."""
 
 from __future__ import annotations
 
 import dataclasses
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from rich.box import SIMPLE
+from rich.table import Table
 
 from encoders import build_encoder
 from mof.adapter import SSL_RATIOS
@@ -16,17 +20,17 @@ KEEPS = (0.3, 0.5, 0.7, 0.9)
 """Shares of the samples (or tokens) that the study of selections keeps."""
 WAYS = {
     "vig": "the samples that the image helped most, and in them the tokens that it helped (the paper)",
-    "vig-samples": "these samples whole",
+    "vig-samples": "the same samples, with all of their tokens",
     "vig-tokens": "the tokens that the image helped most, of all samples",
     "random": "as many samples and tokens as `vig` has, drawn at random",
     "random-samples": "whole samples drawn at random, with as many tokens as `vig-samples` has",
 }
-"""How stage 2's tokens are chosen."""
+"""The ways to choose the tokens of stage 2."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the final table."""
+    """A row of the final table."""
 
     name: str
     encoders: tuple[str, ...]
@@ -37,39 +41,41 @@ class Row:
     keep: float | None = None
     """Share for the selection; None: the setting's."""
     misled: bool = False
-    """Whether to ask the model questions after false statements, too."""
+    """Whether the model is also asked questions after false statements."""
     like: str | None = None
-    """The row that it shares stage 1 with; None: it has one of its own."""
+    """The row whose stage 1 this row uses; None: this row has its own stage 1."""
 
     @property
     def aligned(self) -> str:
-        """Name of the stage 1 that this row starts from."""
+        """The name of the stage 1 that this row starts from."""
         return self.like or self.name
 
     def selected(self, way: str, keep: float | None = None) -> Row:
-        """The same encoders, stage 2 on a selection."""
+        """Return the row with the same encoders and stage 1, and stage 2 on a selection."""
         name = f"{self.name}+{way}" if keep is None else f"{way} {keep:g}"
         return dataclasses.replace(self, name=name, selection=way, keep=keep, like=self.name)
 
 
 def table_rows(setting: Setting) -> list[Row]:
-    """The rows of a plain run: the first encoder alone, all of them fused, the same with VIG."""
+    """Return the rows of a plain run: the first encoder alone, all encoders fused, all fused with VIG."""
     names = tuple(setting.encoders)
     fused = Row(setting.fusion, names, setting.fusion)
     return [Row(names[0], names[:1], setting.fusion), fused, fused.selected("vig")]
 
 
 def fusion_rows(setting: Setting) -> list[Row]:
-    """The rows of --compare fusion. The first encoder twice, interleaved, costs as many visual tokens as two encoders.
+    """Return the rows of --compare fusion. The first encoder twice, interleaved, costs as many visual tokens as two encoders.
 
     Raises:
-        ValueError: for a setting without two encoders of one width, which the additive rows need, or without pairs.
+        ValueError: for a setting without two encoders of the same width, which the additive rows need, or without pairs.
     """
     names = tuple(setting.encoders)
     with torch.device("meta"):  # widths without weights
         widths = {name: build_encoder(**spec, pretrained=False).width for name, spec in setting.encoders.items()}
     if len(widths) != 2 or len(set(widths.values())) > 1 or not setting.data.scenes:
-        raise ValueError(f"--compare fusion needs two encoders of one width and held-out pairs (data: scenes); {setting.name} has {widths}")
+        raise ValueError(
+            f"--compare fusion needs two encoders of the same width and held-out pairs (data: scenes); {setting.name} has {widths}"
+        )
     rows = [Row(name, (name,), "interleaved") for name in names]
     rows.append(Row(f"{names[0]}x2", (names[0], names[0]), "interleaved"))
     for ratio in SSL_RATIOS[1:-1]:
@@ -80,15 +86,62 @@ def fusion_rows(setting: Setting) -> list[Row]:
 
 
 def selection_rows(setting: Setting) -> list[Row]:
-    """The rows of --compare selection: everything, then every way to select at every share.
+    """Return the rows of --compare selection: everything, then every way to select at every share.
 
     Raises:
         ValueError: for a setting without held-out pairs.
     """
     if not setting.data.scenes:
-        raise ValueError(f"--compare selection needs held-out pairs (data: scenes), which {setting.name} has not")
+        raise ValueError(f"--compare selection needs held-out pairs (data: scenes); {setting.name} has none")
     fused = Row(setting.fusion, tuple(setting.encoders), setting.fusion, misled=True)
     return [fused, *(fused.selected(way, keep) for keep in KEEPS for way in WAYS)]
 
 
 COMPARISONS = {"fusion": fusion_rows, "selection": selection_rows}
+
+
+def study_tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
+    """Return a table of accuracies and costs from the rows of results.json, with a line per name: mean and spread over seeds.
+    A second table shows pair accuracy by pattern, where pairs were asked.
+
+    The column "misled" is the accuracy of questions after a false statement, where that was measured.
+    """
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_name.setdefault(row["name"], []).append(row)
+    misled = any("misled_accuracy" in row for row in rows)
+    table = Table(title="held-out scenes, right in %; a pair is two questions, by chance 25", box=SIMPLE, padding=0)
+    headings = ["pairs", "questions", *(["misled"] if misled else []), "visual tokens", "active tokens", "seconds", "seeds"]
+    table.add_column("row", no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=" " not in heading)
+    for name, same in by_name.items():
+        table.add_row(
+            name,
+            spread([row["pair_accuracy"] for row in same]),
+            spread([row["question_accuracy"] for row in same]),
+            *([spread([row.get("misled_accuracy") for row in same])] if misled else []),
+            str(same[0]["visual_tokens"]),
+            f"{statistics.fmean(row['active_tokens'] for row in same):,.0f}",
+            f"{statistics.fmean(row['seconds'] for row in same):.0f}",
+            str(len(same)),
+        )
+    patterns = list(rows[-1]["by_pattern"])
+    if not patterns:
+        return [table]
+    detail = Table(title="pair accuracy by pattern, mean over seeds, %", box=SIMPLE, padding=(0, 1, 0, 0))
+    detail.add_column("row", no_wrap=True)
+    for pattern in patterns:  # headings break rather than names of rows, because many terminals have only 80 columns
+        detail.add_column(pattern, justify="right", overflow="fold")
+    for name, same in by_name.items():
+        means = [statistics.fmean(row["by_pattern"][pattern] for row in same) for pattern in patterns]
+        detail.add_row(name, *(f"{100 * mean:.0f}" for mean in means))
+    return [table, detail]
+
+
+def spread(shares: Sequence[float | None]) -> str:
+    """Return shares in [0, 1] as "mean ±standard deviation" in %; "-" where nothing was measured."""
+    values = [100 * share for share in shares if share is not None]
+    if not values:
+        return "-"
+    return f"{statistics.fmean(values):.1f}" + (f" ±{statistics.stdev(values):.1f}" if len(values) > 1 else "")

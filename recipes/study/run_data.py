@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mof.data.records import RecordError, to_record
-from mof.data.rows import read_records
+from mof.data.records import RecordError, images_of, record_id, to_record
+from mof.data.rows import read_records, to_mapping
 from mof.evals.mmvp import Question, read_mmvp
 from study.data_mix import with_captions
 from study.settings import Data
@@ -17,7 +18,7 @@ from study.settings import Data
 
 @dataclass(frozen=True)
 class RunData:
-    """Raw records with an id of their own each, and images as paths that exist."""
+    """Raw records with an id of their own each, and with their images under "images", as paths that exist."""
 
     align: list[dict[str, Any]]
     finetune: list[dict[str, Any]]
@@ -44,66 +45,56 @@ def read_run_data(data: Data, data_dir: Path) -> RunData:
     summary = None
     if captions:
         finetune, summary = with_captions(finetune, captions)
-    for records in (align, finetune):
-        _check(records, folders)
-    photos = sorted({image for record in align for image in _images(record)})
+    align, finetune = (_checked(records, folders) for records in (align, finetune))
+    photos = sorted({image for record in align for image in record["images"]})
     held_out = set(_spaced(photos, data.held_out))
     if len(held_out) == 1:
         raise ValueError(f"held_out {data.held_out} of {len(photos)} images is a single one; two are needed, to show one for the other")
     return RunData(
-        align=[record for record in align if held_out.isdisjoint(_images(record))],
-        finetune=[record for record in finetune if held_out.isdisjoint(_images(record))],
-        held_out=[record for record in align if not held_out.isdisjoint(_images(record))],
+        align=[record for record in align if held_out.isdisjoint(record["images"])],
+        finetune=[record for record in finetune if held_out.isdisjoint(record["images"])],
+        held_out=[record for record in align if not held_out.isdisjoint(record["images"])],
         pairs=read_mmvp(data_dir / "MMVP") if data.scenes else [],
         summary=str(summary or ""),
     )
 
 
-def _check(records: list[dict[str, Any]], folders: Sequence[Path]) -> None:
-    """Find the records' images, give every record a name of its own, and refuse what training would choke on hours later."""
-    problems, seen = [], dict[str, int]()
-    for record in records:
+def _checked(records: Sequence[Any], folders: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return the records with their images found and with unequal ids. Refuse what training would choke on hours later."""
+    checked, problems, times = [], [], Counter[str]()
+    for raw in records:
         try:
-            if isinstance(record, dict):
-                _find_images(record, folders)
-            checked = to_record(record)
-            if not any(message["role"] == "assistant" for message in checked.messages):
-                raise RecordError(f"record {checked.id!r}: no answer to learn from")
+            record = _with_paths(raw, folders)
+            parsed = to_record(record)
+            if not any(message["role"] == "assistant" for message in parsed.messages):
+                raise RecordError(f"record {parsed.id!r}: no answer to learn from")
         except RecordError as error:
             problems.append(str(error))
             continue
-        name = checked.id  # LLaVA's mix uses an image's id for several records; scores need one name each
-        seen[name] = seen.get(name, 0) + 1
-        record["id"] = name if seen[name] == 1 else f"{name}#{seen[name]}"
+        times[parsed.id] += 1  # LLaVA's mix uses an image's id for several records; scores need a name for each
+        record["id"] = parsed.id if times[parsed.id] == 1 else f"{parsed.id}#{times[parsed.id]}"
+        checked.append(record)
     if problems:
         raise RecordError(f"{len(problems)} of {len(records)} records cannot be used: " + "; ".join(problems[:3]))
+    return checked
 
 
-def _find_images(record: dict[str, Any], folders: Sequence[Path]) -> None:
-    """Replace the record's images by their paths in the first folder that has them."""
-    for key in ("image", "images"):
-        given = record.get(key)
-        if not given:  # absent, null, "" or []
-            continue
-        found = [_find(record, image, folders) for image in (given if isinstance(given, list) else [given])]
-        record[key] = found if isinstance(given, list) else found[0]
-
-
-def _find(record: dict[str, Any], image: Any, folders: Sequence[Path]) -> str:
-    path = next((folder / str(image) for folder in folders if (folder / str(image)).is_file()), None)
-    if path is None:
-        raise RecordError(
-            f"record {record.get('id')!r}: image {image!r} is in none of {', '.join(map(str, folders))}; "
-            "give --data_dir, or correct image_folders in the config"
-        )
-    return str(path)
-
-
-def _images(record: dict[str, Any]) -> list[str]:
-    images = record.get("images") or record.get("image") or []
-    return images if isinstance(images, list) else [images]
+def _with_paths(raw: Any, folders: Sequence[Path]) -> dict[str, Any]:
+    """Return the record with each of its images as a path, in the first folder that has the image."""
+    if not isinstance(raw, (dict, list)):
+        raise RecordError(f"record {record_id(raw)!r}: expected a dict, got {raw!r}")
+    paths = []
+    for image in images_of(raw):
+        path = next((folder / str(image) for folder in folders if (folder / str(image)).is_file()), None)
+        if path is None:
+            raise RecordError(
+                f"record {record_id(raw)!r}: image {image!r} is in none of {', '.join(map(str, folders))}; "
+                "give --data-dir, or correct image_folders in the config"
+            )
+        paths.append(str(path))
+    return {key: value for key, value in to_mapping(raw).items() if key != "image"} | {"images": paths}
 
 
 def _spaced(names: Sequence[str], share: float) -> list[str]:
-    """`share` of the names, evenly spaced, the first among them."""
+    """Return `share` of the names, evenly spaced, the first name among them."""
     return [name for i, name in enumerate(names) if math.floor(i * share) > math.floor((i - 1) * share)]

@@ -1,51 +1,54 @@
-"""What a training run is made of, as dataclasses that a YAML file fills (`recipes/configs/`)."""
+"""The settings of a training run: dataclasses that pydantic fills from a YAML file (`recipes/configs/`) and checks."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
 import math
-import types
-import typing
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import yaml
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from pydantic_core import ErrorDetails, to_json
 
 from encoders import build_encoder
+from encoders.registry import near_names
 from mof.adapter import FUSIONS
+from vig.nulls import NULLS
+
+EXACT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+RowsAndColumns = Annotated[list[Count], Field(min_length=2, max_length=2)]
 
 
-@dataclass
+@dataclass(config=EXACT)
 class Stage:
-    """One stage of training, in the words of `transformers.TrainingArguments`."""
+    """A stage of training, in the words of `transformers.TrainingArguments`."""
 
-    learning_rate: float
+    learning_rate: Annotated[float, Field(gt=0)]
     """Peak of the cosine schedule."""
-    batch_size: int
+    batch_size: Count
     """Records per optimizer step, over all devices and accumulation steps."""
     epochs: float = 1.0
     max_steps: int = -1
     """Optimizer steps; overrides epochs when positive."""
-    per_device_batch_size: int | None = None
+    per_device_batch_size: Count | None = None
     """Records per forward pass; the rest of batch_size is accumulated. None: batch_size over the devices."""
-    warmup_ratio: float = 0.03
-    weight_decay: float = 0.0
+    warmup_ratio: Share = 0.03
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0) or self.batch_size < 1:
-            raise ValueError(f"a stage needs a learning_rate > 0 and a batch_size >= 1, got {self}")
-        if not (0 < self.epochs < math.inf or self.max_steps > 0):
-            raise ValueError(f"a stage needs epochs > 0 or max_steps > 0, got {self}")
-        if not (0 <= self.warmup_ratio <= 1 and self.weight_decay >= 0):
-            raise ValueError(f"a stage needs a warmup_ratio in [0, 1] and a weight_decay >= 0, got {self}")
-        if self.per_device_batch_size is not None and self.per_device_batch_size < 1:
-            raise ValueError(f"per_device_batch_size should be at least 1, got {self.per_device_batch_size}")
+        if self.epochs <= 0 and self.max_steps <= 0:
+            raise ValueError("expected epochs > 0 or max_steps > 0")
 
     def split(self, devices: int) -> tuple[int, int]:
-        """(records per forward pass on each device, accumulated passes) whose product over all devices is `batch_size`.
+        """Return (records per forward pass on each device, accumulated passes). Their product over all devices is `batch_size`.
 
         More devices than the batch fills at `per_device_batch_size` lower the records per pass.
 
@@ -63,21 +66,21 @@ class Stage:
         return records, self.batch_size // (records * devices)
 
     def steps(self, records: int) -> int:
-        """Optimizer steps over so many records: the last batch of an epoch may be smaller."""
+        """Return the optimizer steps over this many records. The last batch of an epoch may be smaller."""
         return self.max_steps if self.max_steps > 0 else math.ceil(self.epochs * math.ceil(records / self.batch_size))
 
 
-@dataclass
+@dataclass(config=EXACT)
 class Scenes:
-    """How much of the miniature world to draw, in place of files (`mof.miniature.write_dataset`)."""
+    """How much of the miniature world is drawn, in place of files (`mof.miniature.write_dataset`)."""
 
-    align: int
-    finetune: int
-    pairs: int
+    align: CountOrZero
+    finetune: CountOrZero
+    pairs: CountOrZero
     """Held-out pairs per pattern."""
 
 
-@dataclass
+@dataclass(config=EXACT)
 class Data:
     """LLaVA-format records. Paths are relative to the run's data folder."""
 
@@ -86,150 +89,111 @@ class Data:
     finetune: list[str] = field(default_factory=list)
     """Record files of stage 2 (the instruction mix)."""
     captions: list[str] = field(default_factory=list)
-    """Data-mix option: caption records (ShareGPT4V's form) that replace the detailed descriptions of `finetune`, one for
-    one: `study.data_mix.with_captions`. Empty leaves the mix as it is."""
+    """Caption records (ShareGPT4V's form) that replace the detailed descriptions of `finetune`, each description by a caption:
+    `study.data_mix.with_captions`. Empty leaves the mix as it is."""
     scenes: Scenes | None = None
-    """Draw the miniature world into the run's folder first; all paths are then relative to that."""
+    """The miniature world is drawn into the run's folder first; all paths are then relative to that."""
     image_folders: list[str] = field(default_factory=lambda: ["."])
-    """Where the records' images are looked for, in this order."""
-    held_out: float = 0.0
+    """Folders in which the records' images are looked for, in this order."""
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the images of `align` that no training sees; their captions measure the aligned model."""
-    align_records: int | None = None
+    align_records: Count | None = None
     """Expected number of stage 1 records, for planning without the files."""
-    finetune_records: int | None = None
-    """The same of stage 2."""
-    text_records: int = 0
+    finetune_records: Count | None = None
+    """Expected number of stage 2 records."""
+    text_records: CountOrZero = 0
     """How many of `finetune_records` have no image: VIG keeps these whole, whatever `keep` says. For planning."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.held_out < 1:
-            raise ValueError(f"held_out should be a share in [0, 1), got {self.held_out}")
-        counts = {"align_records": self.align_records, "finetune_records": self.finetune_records}
-        if wrong := {name: count for name, count in counts.items() if count is not None and count < 1}:
-            raise ValueError(f"numbers of records should be at least 1, got {wrong}")
-        if not 0 <= self.text_records <= (self.text_records if self.finetune_records is None else self.finetune_records):
-            raise ValueError(f"text_records should be in 0..finetune_records ({self.finetune_records}), got {self.text_records}")
+        if self.finetune_records is not None and self.text_records > self.finetune_records:
+            raise ValueError("expected text_records of at most finetune_records")
 
 
-@dataclass
+def _check_encoder(options: dict[str, Any]) -> dict[str, Any]:
+    keywords = inspect.signature(build_encoder).parameters.keys() - {"pretrained"}  # frozen random features are no use
+    if "name" not in options:
+        raise ValueError("expected the keywords of build_encoder, such as {name: mini-clip}")
+    for unknown in options.keys() - keywords:
+        near = near_names(unknown, keywords)
+        raise ValueError(f"unknown keyword {unknown!r}.{near} There are {', '.join(sorted(keywords))}")
+    return options
+
+
+def _check_architecture(config: dict[str, Any]) -> dict[str, Any]:
+    if "model_type" not in config:
+        raise ValueError("expected a model_type, such as llama, and the keywords of its config")
+    return config
+
+
+EncoderOptions = Annotated[dict[str, Any], AfterValidator(_check_encoder)]
+Architecture = Annotated[dict[str, Any], AfterValidator(_check_architecture)]
+
+
+@dataclass(config=EXACT)
 class Setting:
     """A model, its data and its two stages of training."""
 
     name: str
-    encoders: dict[str, dict[str, Any]]
-    """In the order of fusion: name -> the keywords of `encoders.build_encoder` (without `pretrained`)."""
+    encoders: Annotated[dict[str, EncoderOptions], Field(min_length=1)]
+    """Name -> the keywords of `encoders.build_encoder` (without `pretrained`), in the order of fusion."""
     llm: str
     """"mini-lm", a hub id, a local folder, or "gguf:FOLDER/FILE"."""
     align: Stage
     """Stage 1: only the adapters train, on captions."""
     finetune: Stage
     """Stage 2: adapters and language model train, on the instruction mix."""
-    llm_config: dict[str, Any] | None = None
+    llm_config: Architecture | None = None
     """The language model's architecture ("model_type" and the keywords of its transformers config), for planning where
     `llm` cannot be reached. Training reads the model's own."""
     data: Data = field(default_factory=Data)
-    fusion: str = "interleaved"
-    pool: list[int] = field(default_factory=lambda: [1, 1])
-    """Token budget: average over this many (rows, columns) of patches."""
-    grid: list[int] | None = None
+    fusion: Literal[tuple(FUSIONS)] = "interleaved"
+    pool: RowsAndColumns = field(default_factory=lambda: [1, 1])
+    """Token budget: this many (rows, columns) of patches are averaged."""
+    grid: RowsAndColumns | None = None
     """The common grid (rows, columns); None is the first encoder's."""
-    keep: float = 0.7
+    keep: Share = 0.7
     """Share of the samples that VIG selects."""
-    null: str = "blur"
-    """VIG's picture without information."""
-    score_batch_size: int = 16
-    max_length: int = 2048
+    null: Literal[tuple(NULLS)] = "blur"
+    """VIG's image without information."""
+    score_batch_size: Count = 16
+    max_length: Count = 2048
     bf16: bool = False
-    workers: int = 4
-    """Processes per device that read records while it computes."""
+    workers: CountOrZero = 4
+    """Processes per device that read records while the device computes."""
     strict: bool = False
     """End at the first image that cannot be used; otherwise its record is logged, counted and left out."""
 
-    def __post_init__(self) -> None:
-        if not self.encoders or self.fusion not in FUSIONS or not 0 <= self.keep <= 1:
-            raise ValueError(
-                f"a setting needs at least one encoder, a fusion of {', '.join(FUSIONS)} and keep in [0, 1]; got encoders "
-                f"{list(self.encoders)}, fusion {self.fusion!r}, keep {self.keep}"
-            )
-        if nameless := [key for key, spec in self.encoders.items() if not isinstance(spec, dict) or "name" not in spec]:
-            raise ValueError(f"encoders {nameless} should each be the keywords of build_encoder, such as {{name: mini-clip}}")
-        keywords = inspect.signature(build_encoder).parameters.keys() - {"pretrained"}  # frozen random features are no use
-        if odd := {key: sorted(spec.keys() - keywords) for key, spec in self.encoders.items() if spec.keys() - keywords}:
-            raise ValueError(f"encoders: unknown keywords {odd}; there are {', '.join(sorted(keywords))}")
-        for field_name, pair in (("pool", self.pool), ("grid", self.grid)):
-            if pair is not None and (len(pair) != 2 or min(pair) < 1):
-                raise ValueError(f"{field_name} should be two numbers (rows, columns) of at least 1, got {pair}")
-        if self.score_batch_size < 1 or self.max_length < 1:
-            raise ValueError(f"score_batch_size and max_length should be at least 1, got {self.score_batch_size}, {self.max_length}")
-        if self.llm_config is not None and "model_type" not in self.llm_config:
-            raise ValueError(f"llm_config should name its model_type, such as llama; got {self.llm_config}")
-
 
 def read_setting(path: str | Path, **overrides: Any) -> Setting:
-    """The setting of a YAML file. `overrides` replace top-level fields.
+    """Return the setting of a YAML file. `overrides` replace top-level fields.
 
     Raises:
         ValueError: for a file that is no YAML mapping, for unknown, missing or ill-typed fields, and for values that the
-            dataclasses refuse; naming the file and the field.
+            dataclasses refuse; naming the file, the field and the value.
     """
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
-    return _fill(Setting, values | overrides if isinstance(values, dict) else values, str(path))
-
-
-def _fill(kind: Any, values: Any, where: str) -> Any:
-    """The dataclass `kind` from a mapping, with the dataclasses inside it."""
-    if not isinstance(values, dict):
-        raise ValueError(f"{where} should hold the fields of a {kind.__name__}, got {values!r}")
-    hints = typing.get_type_hints(kind)
-    fields = {one.name: one for one in dataclasses.fields(kind)}
-    unknown = sorted(str(name) for name in values if name not in fields)
-    missing = [
-        name
-        for name, one in fields.items()
-        if name not in values and one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
-    ]
-    if unknown or missing:
-        raise ValueError(f"{where}: unknown fields {unknown}, missing fields {missing}; {kind.__name__} has {', '.join(fields)}")
-    filled = {}
-    for name, value in values.items():
-        inner = [hint for hint in (hints[name], *typing.get_args(hints[name])) if dataclasses.is_dataclass(hint)]
-        if inner and not (value is None and _fits(value, hints[name])):
-            value = _fill(inner[0], value, f"{where}, {name}")
-        elif not _fits(value, hints[name]):
-            raise ValueError(f"{where}: {name} should be {_spelled(hints[name])}, got {value!r}{_exponent_hint(value)}")
-        filled[name] = value
+    if isinstance(values, dict):
+        values |= overrides
     try:
-        return kind(**filled)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        # Strict about types as JSON has them: a mapping fills a dataclass, but a text is no number.
+        return TypeAdapter(Setting).validate_json(to_json(values, inf_nan_mode="constants"))
+    except ValidationError as error:
+        problems = [_problem(details) for details in error.errors()]
+        raise ValueError(f"{path} holds no valid setting:\n  " + "\n  ".join(problems)) from error
 
 
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a YAML value is of this annotation. Whole numbers count as floats, true and false not as numbers."""
-    if hint is Any:
-        return True
-    if isinstance(hint, types.UnionType):
-        return any(_fits(value, option) for option in typing.get_args(hint))
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if origin is list:
-        return isinstance(value, list) and all(_fits(one, inner[0]) for one in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(_fits(k, inner[0]) and _fits(v, inner[1]) for k, v in value.items())
-    if hint in (int, float):
-        return isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
-    return isinstance(value, hint)
-
-
-def _spelled(hint: Any) -> str:
-    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint).replace("typing.", "")
-
-
-def _exponent_hint(value: Any) -> str:
-    """YAML reads 1e-3 as text: its floats need a dot."""
-    try:
-        return f"; YAML reads this as text, write {float(value):.1e}" if isinstance(value, str) else ""
-    except ValueError:
-        return ""
+def _problem(error: ErrorDetails) -> str:
+    """Return a line that names the field, the value and what is expected."""
+    place, given = ".".join(map(str, error["loc"])) or "the file", error["input"]
+    if error["type"] == "missing":
+        return f"{place} is missing"
+    if error["type"] == "unexpected_keyword_argument":
+        *parents, name = error["loc"]
+        kind = {"align": Stage, "finetune": Stage, "data": Data, "scenes": Scenes}.get(str(parents[-1]) if parents else "", Setting)
+        fields = [field.name for field in dataclasses.fields(kind)]
+        return f"{place}: unknown field.{near_names(str(name), fields)} A {kind.__name__} has {', '.join(fields)}"
+    hint = " (YAML reads 1e-3 as text; write 1.0e-3)" if error["type"] == "float_type" and isinstance(given, str) else ""
+    return f"{place}: {error['msg'].removeprefix('Value error, ')}, got {given!r}{hint}"

@@ -22,6 +22,7 @@ from mof.adapter import InterleavedMoF
 from mof.language_models import MINI_LM
 from study.memory import GIB, Layer
 from study.plan import Plan, _adapter_bytes, plan
+from study.plan_tables import plan_tables
 from study.settings import Setting, Stage, read_setting
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
@@ -93,7 +94,7 @@ def test_nothing_is_looked_up(llava: dict[str, Plan], monkeypatch: pytest.Monkey
 
 def test_the_tables_show_the_numbers(llava: dict[str, Plan]):
     console = Console(width=140, record=True, file=io.StringIO())
-    console.print(llava["7b"])
+    console.print(plan_tables(llava["7b"]))
     text = console.export_text()
     for shown in ("llava15_7b: 1,152 visual tokens per image", "6,738,415,616", "2,181", "5,198", "3,734", "sharded, checkpointed"):
         assert shown in text

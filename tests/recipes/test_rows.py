@@ -1,8 +1,10 @@
+"""The rows of a run and of the studies, and the tables of their results."""
+
 from pathlib import Path
 
 import pytest
 
-from study.rows import COMPARISONS, KEEPS, WAYS, table_rows
+from study.rows import COMPARISONS, KEEPS, WAYS, spread, study_tables, table_rows
 from study.settings import read_setting
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
@@ -37,3 +39,32 @@ def test_every_way_at_every_share_starts_from_one_stage_1(setting):
 def test_a_study_without_pairs_is_refused(study):
     with pytest.raises(ValueError, match="held-out pairs"):
         COMPARISONS[study](read_setting(CONFIGS / "smollm2_photos.yaml"))
+
+
+def row(name, accuracy, seed):
+    return {
+        "name": name, "pair_accuracy": accuracy, "question_accuracy": accuracy, "visual_tokens": 25, "active_tokens": 1000,
+        "seconds": 2.0, "seed": seed, "by_pattern": {} if accuracy is None else {"Text": accuracy},
+    }  # fmt: skip
+
+
+def test_mean_and_spread_over_seeds():
+    assert spread([0.1, 0.3]) == "20.0 ±14.1"
+    assert spread([0.25]) == "25.0"
+    assert spread([None]) == "-"
+
+
+def test_one_line_per_name_and_a_table_of_patterns():
+    tables = study_tables([row("clip", 0.1, 0), row("interleaved", 0.2, 0), row("clip", 0.3, 1)])
+    assert [table.row_count for table in tables] == [2, 2]
+    assert list(tables[0].columns[1].cells) == ["20.0 ±14.1", "20.0"]
+    assert list(tables[1].columns[1].cells) == ["20", "20"]
+
+
+def test_questions_after_a_false_statement_have_a_column_where_they_were_asked():
+    table = study_tables([row("clip", 0.1, 0) | {"misled_accuracy": 0.25}])[0]
+    assert [column.header for column in table.columns][3] == "misled" and list(table.columns[3].cells) == ["25.0"]
+
+
+def test_without_pairs_there_is_no_table_of_patterns():
+    assert len(study_tables([row("photos", None, 0)])) == 1

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mof.data.records import RecordError
+from mof.data.records import RecordError, to_record
 from study.run_data import read_run_data
 from study.settings import Data
 
@@ -41,12 +41,13 @@ def test_images_are_found_in_any_folder_and_in_any_form(folder):
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
         {"role": "assistant", "content": "This."},
     ]}  # fmt: skip
-    records = read(folder, [record("one"), two, chat, record("none", None) | {"image": None}, record("empty", "")]).align
-    a = str(folder / "second/a.png")
-    assert records[0]["image"] == a
-    assert records[1]["image"] == [a, str(folder / "first/3.png")]
-    assert records[2]["images"] == [a]
-    assert len({one["id"] for one in records}) == 5  # also the record that came without a name has one
+    parts = [{"role": "user", "content": [{"type": "image", "image": "4.png"}, {"type": "text", "text": "What?"}]}, chat["messages"][1]]
+    both = record("both", "a.png") | {"images": None, "messages": None}
+    given = [record("one"), two, chat, parts, both, record("none", None) | {"image": None}, record("empty", "")]
+    records = read(folder, given).align
+    a, first = str(folder / "second/a.png"), folder / "first"
+    assert [to_record(record).images for record in records] == [[a], [a, str(first / "3.png")], [a], [str(first / "4.png")], [a], [], []]
+    assert len({record["id"] for record in records}) == 7  # also the records that came without a name have a name
 
 
 def test_equal_ids_are_told_apart(folder):
@@ -70,8 +71,8 @@ def test_held_out_photos_are_as_many_as_asked_for_and_in_neither_stage(folder, s
 def test_bad_records_are_named_all_at_once(folder):
     question = record("question")
     question["conversations"] = question["conversations"][:1]
-    with pytest.raises(RecordError, match=r"3 of 4 records cannot be used: record 'lost': image 'no.png' is in none of .*first.*question"):
-        read(folder, [record("lost", "no.png"), record("fine"), question, record("more", "a.png", conversations=[])])
+    with pytest.raises(RecordError, match=r"4 of 5 records .*'lost'.*'no\.png'.*first.*question"):
+        read(folder, [record("lost", "no.png"), record("fine"), question, record("more", "a.png", conversations=[]), 5])
 
 
 def test_a_missing_file_is_an_os_error(folder):

@@ -34,7 +34,7 @@ def test_a_stage_that_died_is_done_again_in_the_same_folder(tmp_path):
 
 def test_another_run_and_the_same_run_without_resume_are_refused(tmp_path):
     RunFolder(tmp_path / "run", {"setting": {"keep": 0.7}})
-    with pytest.raises(ValueError, match=r"another run, which differs in setting\.keep"):
+    with pytest.raises(ValueError, match=r"setting\.keep: 0\.7 there, 0\.5 now"):
         RunFolder(tmp_path / "run", {"setting": {"keep": 0.5}}, resume=True)
     with pytest.raises(ValueError, match="--resume"):
         RunFolder(tmp_path / "run", {"setting": {"keep": 0.7}})
@@ -42,12 +42,20 @@ def test_another_run_and_the_same_run_without_resume_are_refused(tmp_path):
 
 def test_a_folder_with_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(ValueError, match="holds no run"):
+    with pytest.raises(ValueError, match=r"thesis\.tex"):
         RunFolder(tmp_path, {})
 
 
 def test_what_is_written_is_json_and_whole(tmp_path):
     run = RunFolder(tmp_path / "run", {})
     run.write("results.json", {"rows": [1, 2]})
-    assert json.loads((tmp_path / "run/results.json").read_text()) == {"rows": [1, 2]}
-    assert not list((tmp_path / "run").glob(".*.part"))
+    assert run.read("results.json", None) == json.loads((tmp_path / "run/results.json").read_text()) == {"rows": [1, 2]}
+    assert run.read("plots.json", None) is None
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"run.json", "results.json"}
+
+
+def test_a_folder_of_another_format_is_refused(tmp_path):
+    RunFolder(tmp_path / "run", {})
+    (tmp_path / "run/run.json").write_text(json.dumps({"format": 0, "identity": {}}))
+    with pytest.raises(ValueError, match="format 0"):
+        RunFolder(tmp_path / "run", {}, resume=True)

@@ -61,46 +61,51 @@ def test_the_sharegpt4v_variant_differs_in_its_data_only(size: str):
 def test_overrides_replace_top_level_fields():
     setting = read_setting(CONFIGS / "llava15_7b.yaml", keep=0.5, pool=[1, 2])
     assert (setting.keep, setting.pool) == (0.5, [1, 2])
-    with pytest.raises(ValueError, match="unknown fields \\['kep'\\]"):
+    with pytest.raises(ValueError, match="kep.*keep"):
         read_setting(CONFIGS / "llava15_7b.yaml", kep=0.5)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "named"),
     [
-        ({"align": None}, "align should hold the fields of a Stage, got None"),
-        ({"align": {"learning_rate": 1.0}}, "align: unknown fields \\[\\], missing fields \\['batch_size'\\]"),
-        ({"align": {"learning_rate": "1e-3", "batch_size": 8}}, "reads this as text, write 1.0e-03"),
-        ({"align": {"learning_rate": None, "batch_size": 8}}, "learning_rate should be float, got None"),
-        ({"align": {"learning_rate": math.nan, "batch_size": 8}}, "learning_rate > 0"),
-        ({"align": {"learning_rate": 1.0, "batch_size": True}}, "batch_size should be int, got True"),
-        ({"align": {"learning_rate": 1.0, "batch_size": 8, "epochs": 0}}, "epochs > 0 or max_steps > 0"),
-        ({"align": {"learning_rate": 1.0, "batch_size": 8, "warmup_ratio": 3}}, "warmup_ratio in \\[0, 1\\]"),
-        ({"align": {"learning_rate": 1.0, "batch_size": 8, "per_device_batch_size": 0}}, "at least 1"),
-        ({"encoders": {}}, "at least one encoder"),
-        ({"encoders": {"clip": "mini-clip"}}, "encoders should be"),
-        ({"encoders": {"clip": {"image_size": 40}}}, "keywords of build_encoder"),
-        ({"encoders": {"clip": {"name": "mini-clip", "imagesize": 40}}}, "unknown keywords {'clip': \\['imagesize'\\]}"),
-        ({"encoders": {"clip": {"name": "mini-clip", "pretrained": False}}}, "unknown keywords {'clip': \\['pretrained'\\]}"),
-        ({"fusion": "stirred"}, "interleaved"),
-        ({"keep": 70}, "keep in \\[0, 1\\]"),
-        ({"pool": [1]}, "pool should be two numbers"),
-        ({"pool": ["1", "1"]}, "pool should be list\\[int\\]"),
-        ({"grid": [0, 4]}, "grid should be two numbers"),
-        ({"data": {"align": "align.json"}}, "align should be list\\[str\\]"),
-        ({"data": {"held_out": 1}}, "held_out should be a share"),
-        ({"data": {"finetune_records": 5, "text_records": 6}}, "text_records should be in"),
-        ({"data": {"align_records": 0}}, "at least 1"),
-        ({"llm_config": {"hidden_size": 8}}, "model_type"),
-        ({"max_length": 0}, "max_length should be at least 1|score_batch_size and max_length"),
-        ({"bf16": "yes"}, "bf16 should be bool"),
-        ({"rate": 1}, "unknown fields \\['rate'\\]"),
+        ({"align": None}, ["align", "None"]),
+        ({"align": {"learning_rate": 1.0}}, ["align.batch_size", "missing"]),
+        ({"align": {"learning_rate": "1e-3", "batch_size": 8}}, ["align.learning_rate", "'1e-3'", "1.0e-3"]),
+        ({"align": {"learning_rate": None, "batch_size": 8}}, ["align.learning_rate", "None"]),
+        ({"align": {"learning_rate": math.nan, "batch_size": 8}}, ["align.learning_rate", "nan"]),
+        ({"align": {"learning_rate": 0, "batch_size": 8}}, ["align.learning_rate", "greater than 0"]),
+        ({"align": {"learning_rate": 1.0, "batch_size": True}}, ["align.batch_size", "integer", "True"]),
+        ({"align": {"learning_rate": 1.0, "batch_size": 8, "epochs": 0}}, ["align", "epochs > 0 or max_steps > 0"]),
+        ({"align": {"learning_rate": 1.0, "batch_size": 8, "warmup_ratio": 3}}, ["align.warmup_ratio", "3"]),
+        ({"align": {"learning_rate": 1.0, "batch_size": 8, "weight_decay": -1}}, ["align.weight_decay", "-1"]),
+        ({"align": {"learning_rate": 1.0, "batch_size": 8, "per_device_batch_size": 0}}, ["align.per_device_batch_size", "0"]),
+        ({"encoders": {}}, ["encoders", "at least 1"]),
+        ({"encoders": {"clip": "mini-clip"}}, ["encoders.clip", "'mini-clip'"]),
+        ({"encoders": {"clip": {"image_size": 40}}}, ["encoders.clip", "build_encoder"]),
+        ({"encoders": {"clip": {"name": "mini-clip", "imagesize": 40}}}, ["encoders.clip", "'imagesize'", "image_size"]),
+        ({"encoders": {"clip": {"name": "mini-clip", "pretrained": False}}}, ["encoders.clip", "'pretrained'"]),
+        ({"fusion": "stirred"}, ["fusion", "'stirred'", "interleaved"]),
+        ({"null": "blurr"}, ["null", "'blurr'", "'blur'"]),
+        ({"keep": 70}, ["keep", "70"]),
+        ({"pool": [1]}, ["pool", "at least 2"]),
+        ({"pool": ["1", "1"]}, ["pool.0", "integer", "'1'"]),
+        ({"grid": [0, 4]}, ["grid.0", "0"]),
+        ({"data": {"align": "align.json"}}, ["data.align", "'align.json'"]),
+        ({"data": {"held_out": 1}}, ["data.held_out", "1"]),
+        ({"data": {"finetune_records": 5, "text_records": 6}}, ["text_records", "6", "finetune_records"]),
+        ({"data": {"align_records": 0}}, ["data.align_records", "0"]),
+        ({"llm_config": {"hidden_size": 8}}, ["llm_config", "model_type"]),
+        ({"max_length": 0}, ["max_length", "0"]),
+        ({"bf16": "yes"}, ["bf16", "boolean", "'yes'"]),
+        ({"rate": 1}, ["rate", "unknown"]),
+        ({"data": {"held_uot": 0.1}}, ["data.held_uot", "held_out"]),
+        ({"keep": 70, "null": None}, ["keep", "70", "null", "None"]),
     ],
-)
-def test_nonsense_is_refused_by_name(tmp_path: Path, changes: dict, message: str):
-    with pytest.raises(ValueError, match=message) as caught:
+)  # fmt: skip
+def test_nonsense_is_refused_by_name(tmp_path: Path, changes: dict, named: list[str]):
+    with pytest.raises(ValueError, match=r"setting\.yaml") as caught:
         read(tmp_path, **changes)
-    assert "setting.yaml" in str(caught.value)
+    assert all(part in str(caught.value) for part in named), caught.value
 
 
 @pytest.mark.parametrize("text", ["", "- a", "name: [", "just words", "{1: 2}"])

@@ -1,0 +1,51 @@
+"""The command line of a recipe: options with hyphens, errors of users in a line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import transformers
+
+FORMER_NAMES = {"--output-dir": "--output"}
+
+
+class Options(argparse.ArgumentParser):
+    """A parser whose help is the recipe's docstring. For one release it also takes the former spellings (`--data_dir`)."""
+
+    def __init__(self, docstring: str | None) -> None:
+        super().__init__(description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def output(self, help: str, **options: Any) -> None:
+        """Add `--output`, the option that every recipe has."""
+        self.add_argument("--output", "-o", type=Path, help=help, **options)
+
+    def data_folder(self, help: str) -> None:
+        self.add_argument("--data-dir", type=Path, default=Path("data"), help=help)
+
+    def parse_args(self, args: Sequence[str] | None = None) -> argparse.Namespace:  # type: ignore[override]
+        return super().parse_args([current_spelling(word) for word in (sys.argv[1:] if args is None else args)])
+
+
+def current_spelling(word: str) -> str:
+    """Return the option with hyphens, under the name that it has today. Other words stay as they are."""
+    if not word.startswith("--"):
+        return word
+    name, sign, value = word.partition("=")
+    name = name.replace("_", "-")
+    return FORMER_NAMES.get(name, name) + sign + value
+
+
+def run_recipe(main: Callable[[], None]) -> None:
+    """Run a recipe's `main`. Transformers stays quiet, and what the user can mend is told without a traceback."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers fork after the tokenizer was used
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()  # of loading and saving weights; training keeps its own
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from error
