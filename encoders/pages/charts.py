@@ -103,7 +103,7 @@ def column_edges(low: float, high: float, cut: float | None = None, columns: int
         return np.linspace(low, high, columns + 1)
     width = (high - low) / (columns - 1)  # one column more, as the first is moved to the left
     before = math.ceil((cut - low) / width)
-    edges = cut + width * (np.arange(columns + 1) - before)  # [B + 1]
+    edges: NDArray[np.float64] = cut + width * (np.arange(columns + 1) - before)  # [B + 1]
     edges[before] = cut  # to the bit, as some value often lies on it
     return edges
 
@@ -152,9 +152,8 @@ def histogram(
             axes.axvline(0, color=COLOURS["line"], linewidth=1, zorder=0)
         if cut is not None:
             axes.axvline(cut, color=COLOURS["text"], linewidth=1.5, linestyle=(0, (3, 2)))
-            right_half = cut > (edges[0] + edges[-1]) / 2
-            place = {"xy": (cut, 1), "xycoords": axes.get_xaxis_transform(), "xytext": (-5 if right_half else 5, 2)}
-            axes.annotate(note, **place, textcoords="offset points", ha="right" if right_half else "left", va="bottom")
+            shift, side = (-5, "right") if cut > (edges[0] + edges[-1]) / 2 else (5, "left")
+            axes.annotate(note, (cut, 1), (shift, 2), axes.get_xaxis_transform(), "offset points", ha=side, va="bottom")
     return drawn
 
 
