@@ -45,7 +45,7 @@ from study.run_folder import RunFolder
 from study.settings import Setting, Stage, read_setting
 from study.study_table import study_tables
 from vig import Scores, Selection, load_scores, random_selection, score, select
-from vig.analyses.held_out import right_against_other_image
+from vig.analyses.image_match import right_against_other_image
 from vig.analyses.misleading_text import misleading_text
 from vig.nulls import NULLS
 from vig.report import write_report

@@ -36,9 +36,9 @@ def data_uri(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def signed(value: float | None, digits: int = 3) -> str:
-    """Return the number with its sign (a minus as wide as a plus), or a dash for None."""
-    return "\u2013" if value is None else f"{value:+.{digits}f}".replace("-", "\u2212")
+def signed(value: float | None) -> str:
+    """Return the number with three decimals and its sign (a minus as wide as a plus), or a dash for None."""
+    return "\u2013" if value is None else f"{value:+.3f}".replace("-", "\u2212")
 
 
 def _open(template: Path) -> Template:

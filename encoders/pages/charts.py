@@ -103,7 +103,7 @@ def column_edges(low: float, high: float, cut: float | None = None, columns: int
         return np.linspace(low, high, columns + 1)
     width = (high - low) / (columns - 1)  # one column more, as the first is moved to the left
     before = math.ceil((cut - low) / width)
-    edges: NDArray[np.float64] = cut + width * (np.arange(columns + 1) - before)  # [B + 1]
+    edges = np.linspace(cut - before * width, cut + (columns - before) * width, columns + 1)  # [B + 1]
     edges[before] = cut  # to the bit, as some value often lies on it
     return edges
 
@@ -133,17 +133,17 @@ def histogram(
         label: what the values are, below the axis.
         unit: what is counted, such as "records".
         kept: "above" or "below".
-        note: stands at the cut.
+        note: stands at the cut, or at the end of the axis that is nearer to the cut.
         log: columns as high as the logarithm of their count + 1, so that rare values show beside frequent ones.
     """
     counts = counts_of(values, edges)  # [B]
     with figure(540, height) as drawn:
         axes = drawn.subplots()
-        for left, right, count in zip(edges[:-1].tolist(), edges[1:].tolist(), counts.tolist(), strict=True):
-            if count:
-                inside = cut is not None and (left >= cut if kept == "above" else right <= cut)
-                (bar,) = axes.bar(left, count, 0.9 * (right - left), align="edge", color=COLOURS[colour if inside else "idle"])
-                bar.set_gid(tip(f"{left:.3f} to {right:.3f}: {count:,} {unit}"))
+        inside = np.zeros(len(counts), bool) if cut is None else edges[:-1] >= cut if kept == "above" else edges[1:] <= cut  # [B]
+        colours = np.where(inside, COLOURS[colour], COLOURS["idle"])  # [B]
+        bars = axes.bar(edges[:-1], counts, 0.9 * np.diff(edges), align="edge", color=colours)
+        for bar, left, right, count in zip(bars, edges, edges[1:], counts, strict=False):
+            bar.set_gid(tip(f"{left:.3f} to {right:.3f}: {count:,} {unit}"))
         axes.set_xlim(edges[0], edges[-1])
         axes.set_xlabel(label)
         axes.set_ylabel(f"{unit}, log scale" if log else unit)
@@ -151,9 +151,10 @@ def histogram(
         if edges[0] < 0 < edges[-1]:
             axes.axvline(0, color=COLOURS["line"], linewidth=1, zorder=0)
         if cut is not None:
-            axes.axvline(cut, color=COLOURS["text"], linewidth=1.5, linestyle=(0, (3, 2)))
-            shift, side = (-5, "right") if cut > (edges[0] + edges[-1]) / 2 else (5, "left")
-            axes.annotate(note, (cut, 1), (shift, 2), axes.get_xaxis_transform(), "offset points", ha=side, va="bottom")
+            place = min(max(cut, edges[0]), edges[-1])
+            shift, side = (-5, "right") if place > (edges[0] + edges[-1]) / 2 else (5, "left")
+            axes.axvline(place, color=COLOURS["text"], linewidth=1.5, linestyle=(0, (3, 2)))
+            axes.annotate(note, (place, 1), (shift, 2), axes.get_xaxis_transform(), "offset points", ha=side, va="bottom")
     return drawn
 
 

@@ -12,10 +12,10 @@ import typer
 from rich.console import Console
 
 from mof.data.rows import read_records
+from vig.analyses.comparison import attention_table, match_table, misleading_table
 from vig.analyses.image_attention import image_attention
 from vig.analyses.image_match import image_match, with_other_images
 from vig.analyses.misleading_text import misleading_text
-from vig.analyses.tables import attention_table, match_table, misleading_table
 from vig.nulls import NULL_NAMES
 from vig.saved_models import load_model, model_names
 
