@@ -38,7 +38,7 @@ from mof.language_models import load_language_model
 from mof.miniature import write_dataset
 from mof.miniature.misleading import misleading_questions
 from study.plan import plan
-from study.plots import plot_selection, plot_study, require_matplotlib
+from study.plots import plot_selection, plot_study
 from study.rows import COMPARISONS, Row, table_rows
 from study.run_data import RunData, read_run_data
 from study.run_folder import RunFolder
@@ -226,8 +226,6 @@ def main() -> None:
     if args.quick and setting.data.scenes:
         setting.data.scenes = dataclasses.replace(setting.data.scenes, **{k: v // 20 for k, v in vars(setting.data.scenes).items()})
     rows = COMPARISONS[args.compare](setting) if args.compare else table_rows(setting)
-    if args.compare:
-        require_matplotlib()
     if unknown := set(args.rows or []) - {row.name for row in rows}:
         raise ValueError(f"no rows {sorted(unknown)}; this run has {', '.join(row.name for row in rows)}")
     rows = [row for row in rows if not args.rows or row.name in args.rows]

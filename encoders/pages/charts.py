@@ -181,6 +181,8 @@ class Bar(NamedTuple):
     """Where the value lies with 95 % confidence; drawn as a line."""
     text: str
     """Stands behind the bar."""
+    more: str = ""
+    """Stands in the bar's tip in place of `text`."""
 
 
 def interval_bars(bars: Sequence[Bar], label: str, chance: float | None = None) -> Figure:
@@ -194,7 +196,7 @@ def interval_bars(bars: Sequence[Bar], label: str, chance: float | None = None) 
         axes = drawn.subplots()
         for place, bar in enumerate(bars):
             (patch,) = axes.barh(place, bar.value, 0.72, color=COLOURS["blue" if bar.value >= 0 else "orange"])
-            patch.set_gid(tip(f"{bar.name}: {bar.text}"))
+            patch.set_gid(tip(f"{bar.name}: {bar.more or bar.text}"))
             if bar.interval is not None:
                 axes.plot(bar.interval, (place, place), color=COLOURS["text"], linewidth=1.5)
             axes.annotate(bar.text, (1, place), (8, 0), axes.get_yaxis_transform(), "offset points", va="center", color=COLOURS["soft"])

@@ -15,7 +15,7 @@ from rich.table import Table
 from encoders import build_encoder
 from mof.evals.mmvp_vlm import MMVPVLMResult, probe_mmvp_vlm
 from mof.evals.patterns import PATTERNS, pattern_type
-from mof.evals.plots import plot_probe, require_matplotlib
+from mof.evals.plots import plot_probe
 from mof.evals.published import MMVP_VLM, mmvp_vlm_average
 
 probe = typer.Typer(help="Measure what encoders are blind to.", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
@@ -31,7 +31,7 @@ def mmvp_vlm(
     data: Annotated[Path, typer.Option(help="Folder with Questions.csv and the images.")],
     encoder: Annotated[list[str], typer.Option(help="Name of an encoder, as build_encoder takes it; may be given again.")],
     out: Annotated[Path | None, typer.Option(help="Folder for a .json and a .csv per encoder.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Picture of the table, .png or .svg (needs matplotlib).")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Picture of the table, .png or .svg.")] = None,
 ) -> None:
     """Share of the MMVP-VLM pairs that an image-text encoder tells apart, beside the published ones; chance is 25 %.
 
@@ -41,8 +41,6 @@ def mmvp_vlm(
     Example:
       mof probe mmvp-vlm --data MMVP_VLM --encoder clip-vit-l14-336 --encoder dinov2-vit-l14 --out probes --plot probes/table.png
     """
-    if plot is not None:
-        require_matplotlib()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     results = [probe_mmvp_vlm(build_encoder(name).to(device), data, progress=True) for name in encoder]
     for result in results:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mof.evals.patterns import Correlation
-from mof.evals.plots import plot_patterns, require_matplotlib
+from mof.evals.plots import plot_patterns
 from mof.evals.published import MMVP_CORRELATION
 from mof.evals.report import gather, precision, write_csv
 from mof.evals.report_page import to_tables, write_html
@@ -45,7 +45,7 @@ def report(
 
 def correlation(
     runs: Runs,
-    plot: Annotated[Path | None, typer.Option(help="Picture of the shares by pattern, .png or .svg (needs matplotlib).")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Picture of the shares by pattern, .png or .svg.")] = None,
 ) -> None:
     """Whether models fail on the patterns on which encoders fail: Pearson's r over MMVP's patterns, beside the published ones.
 
@@ -55,8 +55,6 @@ def correlation(
     Example:
       mof eval correlation probes/clip-vit-l14-336.json evals/mof-mmvp evals/llava-mmvp --plot patterns.svg
     """
-    if plot is not None:
-        require_matplotlib()
     found = gather(runs)
     if not found.correlations:
         raise ValueError("no run of `mof eval mmvp` with patterns among these: give --patterns to `mof eval mmvp`, or a column Category")
