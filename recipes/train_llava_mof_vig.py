@@ -39,13 +39,13 @@ from mof.miniature.misleading import misleading_questions
 from study.command import Options, run_recipe
 from study.plan import plan
 from study.plan_tables import plan_tables
-from study.plots import plot_selection, plot_study, require_matplotlib
+from study.plots import plot_selection, plot_study
 from study.rows import COMPARISONS, Row, study_tables, table_rows
 from study.run_data import RunData, read_run_data
 from study.run_folder import RunFolder
 from study.settings import Setting, Stage, read_setting
 from vig import Scores, Selection, load_scores, random_selection, score, select
-from vig.analyses.held_out import right_against_other_image
+from vig.analyses.image_match import right_against_other_image
 from vig.analyses.misleading_text import misleading_text
 from vig.report import write_report
 from vig.training import finetune
@@ -256,8 +256,6 @@ def main() -> None:
     if args.quick and setting.data.scenes:
         setting.data.scenes = dataclasses.replace(setting.data.scenes, **{k: v // 20 for k, v in vars(setting.data.scenes).items()})
     rows = chosen_rows(args, setting)
-    if args.compare:
-        require_matplotlib()
     fixed = {name: value for name, value in dataclasses.asdict(setting).items() if name != "strict"}  # a resumed run may change `strict`
     identity = {"setting": fixed, "data_dir": str(args.data_dir.resolve())}
     path = args.output or Path("runs") / setting.name

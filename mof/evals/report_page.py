@@ -2,50 +2,51 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
+from collections.abc import Iterator
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 from rich.box import SIMPLE
 from rich.table import Table
 
-from mof.evals.charts import interval_chart, pattern_chart
+from encoders.pages import write_page
+from encoders.pages.charts import Bar, interval_bars, to_svg
+from mof.evals.plots import pattern_lines
 from mof.evals.published import MMVP_CORRELATION, published_rows
 from mof.evals.report import Report, precision
 
 
 def write_html(report: Report, file: Path) -> None:
-    """The page, self-contained."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    template = environment.from_string(files("mof.evals").joinpath("report.html").read_text(encoding="utf-8"))
-    cells = {model: {key: by.get(key) for key in report.columns} for model, by in report.rows.items()}
-    page = template.render(
-        report=report, cells=cells, groups=_by_benchmark(report), precision=precision(report), charts=_charts(report),
-        seeds=any(cell.spread is not None for by in report.rows.values() for cell in by.values()),
-        pattern_drawing=_pattern_drawing(report), published=published_rows(report.columns), published_correlations=MMVP_CORRELATION,
-    )  # fmt: skip
-    file.write_text(page, encoding="utf-8")
+    """Write the page."""
+    lines = report.encoders | report.patterns
+    write_page(
+        file,
+        Path(__file__).with_name("report.html"),
+        report=report,
+        cells={model: {key: row.get(key) for key in report.columns} for model, row in report.rows.items()},
+        groups=_by_benchmark(report),
+        precision=precision(report),
+        charts=list(_charts(report)),
+        seeds=any(cell.spread is not None for row in report.rows.values() for cell in row.values()),
+        pattern_chart=to_svg(pattern_lines(lines, report.encoders), "right pairs by pattern, %") if lines else None,
+        published=published_rows(report.columns),
+        published_correlations=MMVP_CORRELATION,
+    )
 
 
-def _charts(report: Report) -> list[tuple[str, str]]:
-    drawn = []
+def _charts(report: Report) -> Iterator[tuple[str, Markup]]:
+    """Yield title and chart of each measure that has a chance level or is compared."""
     for key, measure in report.columns.items():
         if measure.chance is not None or measure.compared:
-            cells = {model: by[key] for model, by in report.rows.items() if key in by}
+            cells = {model: row[key] for model, row in report.rows.items() if key in row}
+            bars = [Bar(model, cell.value, cell.interval, f"{cell.value:.1f}", cell.text) for model, cell in cells.items()]
             chance = None if measure.chance is None else measure.scale * measure.chance
             title = f"{measure.benchmark}, {measure.title}"
-            drawn.append((title, interval_chart(title, cells, chance)))
-    return drawn
-
-
-def _pattern_drawing(report: Report) -> str | None:
-    lines = report.encoders | report.patterns
-    names = list(dict.fromkeys(pattern for by in lines.values() for pattern in by))
-    return pattern_chart("right pairs by pattern, %", names, lines, list(report.encoders)) if names else None
+            yield title, to_svg(interval_bars(bars, measure.title, chance), title)
 
 
 def to_tables(report: Report) -> list[Table]:
-    """The table for a terminal or a text file, in one piece per benchmark: whole, it would be too wide to read."""
+    """Return the table for a terminal or a text file, one part per benchmark: the whole table would be too wide to read."""
     tables = []
     for benchmark, keys in _by_benchmark(report).items():
         table = Table(title=benchmark, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0))

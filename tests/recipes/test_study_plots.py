@@ -1,10 +1,7 @@
-import pytest
 from PIL import Image
 
 from mof.miniature.scenes import PATTERNS
 from study.plots import plot_selection, plot_study
-
-pytest.importorskip("matplotlib")
 
 
 def test_both_pictures_are_written(tmp_path):

@@ -13,12 +13,12 @@ from PIL import Image
 from torch import nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from mof.data.records import to_record
+from mof.data.records import record_id, to_record
 from vig import score
+from vig.analyses.comparison import attention_table, match_table, misleading_table
 from vig.analyses.image_attention import image_attention
-from vig.analyses.image_match import image_match, with_other_images
+from vig.analyses.image_match import image_match, right_against_other_image, with_other_images
 from vig.analyses.misleading_text import misleading_text, named_option
-from vig.analyses.tables import attention_table, match_table, misleading_table
 
 Llava = tuple[LlavaForConditionalGeneration, LlavaProcessor]
 
@@ -79,6 +79,20 @@ def test_open_images_and_messages() -> None:
     assert all(len(to_record(one).images) == 1 for same in groups.values() for one in same)
 
 
+def test_records_of_tables_and_images_in_messages() -> None:
+    """A table has all of its columns in every row, and messages may hold their images; both forms are read as `to_record` reads them."""
+    texts = {"a": "A red dog", "b": "red cat", "c": "blue"}
+    wide = [caption(name, name, text) | {"messages": None, "images": None} for name, text in texts.items()]
+    user = {name: {"role": "user", "content": [{"type": "image", "image": name}, {"type": "text", "text": "?"}]} for name in texts}
+    said = [[user[name], {"role": "assistant", "content": text}] for name, text in texts.items()]
+    for records in (wide, said, [{"messages": messages, "conversations": None, "image": None} for messages in said]):
+        groups = with_other_images([*records, {"id": "broken", "image": "a", "conversations": [{"from": "cat"}]}])
+        assert [record["image"] for record in groups["matching"]] == ["a", "b"]
+        assert [record["image"] for record in groups["partly matching"]] == ["b", "a"]
+        assert [record["image"] for record in groups["conflicting"]] == ["c", "c"]
+        assert [record["id"] for record in groups["matching"]] == list(map(record_id, records[:2]))
+
+
 @pytest.mark.parametrize("records", [[], [caption("1", "a", "dog")], [caption("1", "a", "dog"), caption("2", "b", "cat")]])
 def test_nothing_in_common_is_refused(records: list[dict[str, Any]]) -> None:
     with pytest.raises(ValueError, match="share more than others"):
@@ -104,6 +118,17 @@ def test_groups_of_other_records_are_refused(llava: Llava, records: list[dict[st
         image_match(*llava, {"own": records, "other": records[1:]})
     with pytest.raises(ValueError, match="no record could be scored"):
         image_match(*llava, {"own": [text_only], "other": [text_only]})
+
+
+def test_right_against_other_image(llava: Llava, records: list[dict[str, Any]], image_folder: Path) -> None:
+    found = right_against_other_image(*llava, records, image_folder=image_folder)
+    scores = score(*llava, records, null="shuffle", image_folder=image_folder)
+    vig = np.array([one.token_vig.mean() for one in scores])
+    assert found["captions"] == len(records)
+    assert (found["mean_vig"], found["std_vig"]) == pytest.approx((vig.mean(), vig.std()), abs=1e-5)
+    assert found["share_positive"] == np.mean(vig > 0)
+    assert found["loss_other_photo"] - found["loss_right_photo"] == pytest.approx(found["mean_vig"], abs=1e-5)
+    assert found["vig_by_word_class"]
 
 
 # --- attention

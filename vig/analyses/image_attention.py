@@ -23,16 +23,16 @@ from mof.data.rows import RawRecord, id_of
 
 @dataclass(frozen=True)
 class ImageAttention:
-    """Shares of attention in [0, 1], means over answer tokens and heads."""
+    """Shares of attention in [0, 1]: means over answer tokens and heads."""
 
     layers: list[float]
-    """[Y] share that goes to image tokens, the first layer first."""
+    """[Y] the share that goes to image tokens, the first layer first."""
     even: float
-    """The share if attention were spread evenly over all tokens that can be seen: image tokens over tokens."""
+    """The share if attention were spread evenly over all tokens that a position sees: image tokens over tokens."""
     answer_tokens: int
     records: int
     failures: dict[str, str]
-    """id -> reason, of records that were left out."""
+    """Id -> reason, for the records that were left out."""
 
 
 @torch.inference_mode()
@@ -45,16 +45,16 @@ def image_attention(
     max_length: int = 2048,
     progress: bool = False,
 ) -> ImageAttention:
-    """Attention from the positions that predict answer tokens to the image tokens before them.
+    """Return the attention from the positions that predict answer tokens to the image tokens before them.
 
     Args:
         model: any image-text-to-text model of transformers that puts image tokens between those of the text, loaded with
-            attn_implementation="eager", as no other gives its attention.
-        processor: its processor, which knows the `image_token_id`.
-        records: those without an image are passed over.
+            attn_implementation="eager", as no other implementation returns attention.
+        processor: the model's processor, which knows the `image_token_id`.
+        records: raw records; records without an image are passed over.
 
     Raises:
-        ValueError: for a model that does not give its attention, a processor that does not know its image tokens, or when no
+        ValueError: for a model that does not return its attention, a processor that does not know its image tokens, or when no
             record with an image could be read.
     """
     image_token_id = getattr(processor, "image_token_id", None)
@@ -89,7 +89,7 @@ def image_attention(
 
 
 def _shares(attentions: Sequence[Tensor] | None, places: Tensor, is_image: Tensor) -> Tensor:
-    """[Y] attention to the image, mean over heads and sum over places."""
-    if not attentions or any(one is None or one.shape[-2:] != (len(is_image),) * 2 for one in attentions):
-        raise ValueError('the model does not give its attention over all tokens; load it with attn_implementation="eager"')
-    return torch.stack([one[0, :, places][..., is_image].float().sum(-1).mean(0).sum() for one in attentions])
+    """Return [Y] the attention to the image: mean over heads, sum over places."""
+    if not attentions or any(layer is None or layer.shape[-2:] != (len(is_image),) * 2 for layer in attentions):
+        raise ValueError('the model does not return its attention over all tokens; load it with attn_implementation="eager"')
+    return torch.stack([layer[0, :, places][..., is_image].float().sum(-1).mean(0).sum() for layer in attentions])

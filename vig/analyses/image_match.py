@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,14 @@ import numpy as np
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
-from mof.data.records import ROLES, digest, record_id
-from vig.means import Mean
+from mof.data.records import RecordError, digest, images_of, record_id
+from mof.data.rows import RawRecord, to_mapping
 from vig.scoring.run import score
-from vig.word_classes import word_class
+from vig.words import Mean, texts_of, vig_by_word_class, word_class
 
-CANDIDATES = 50  # other images that a record can choose from, drawn anew for each
+CANDIDATES = 50  # other images that a record can choose from, drawn anew for each record
 
-Groups = Mapping[str, Sequence[Mapping[str, Any]]]
+Groups = Mapping[str, Sequence[RawRecord]]
 
 
 @dataclass(frozen=True)
@@ -40,17 +41,17 @@ def image_match(
     output_dir: str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> dict[str, MatchRow]:
-    """Name of a group -> its VIG, over the records that could be scored in all groups.
+    """Return name of a group -> its VIG, over the records that could be scored in all groups.
 
     The paper reports 0.923 nats for matching, 0.409 for partly matching and -0.520 for conflicting images.
 
     Args:
         groups: name -> records. The groups hold the same records, with the same ids, and differ in the images.
-        output_dir: keeps the scores, a folder per group, and takes up an interrupted run.
-        **options: of `vig.score`.
+        output_dir: keeps the scores, a folder per group; an interrupted run in it is resumed.
+        **options: passed on to `vig.score`.
 
     Raises:
-        ValueError: for groups of other ids, or when no record could be scored in all of them.
+        ValueError: for groups of different ids, or when no record could be scored in all of them.
     """
     ids = {name: sorted(map(record_id, records)) for name, records in groups.items()}
     first = next(iter(ids))
@@ -58,7 +59,7 @@ def image_match(
         raise ValueError(f"the groups {first!r} and {different[0]!r} hold records of other ids; each answer is scored with each image")
     folder = None if output_dir is None else Path(output_dir)
     runs = {name: score(model, processor, records, folder and folder / name, **options) for name, records in groups.items()}
-    vig = {name: {one.id: one.vig for one in run} for name, run in runs.items()}
+    vig = {name: {record.id: record.vig for record in run} for name, run in runs.items()}
     common = [id for id in vig[first] if all(id in scored for scored in vig.values())]
     if not common:
         reasons = [reason for run in runs.values() for reason in run.failures.values()]
@@ -67,65 +68,77 @@ def image_match(
     return {name: MatchRow(Mean.of(x), float((x > 0).mean())) for name, x in values.items()}
 
 
-def with_other_images(records: Sequence[Mapping[str, Any]], seed: int = 0) -> dict[str, list[dict[str, Any]]]:
-    """The records with their own images ("matching"), with partly matching ones, and with conflicting ones.
+def right_against_other_image(model: PreTrainedModel, processor: ProcessorMixin, records: Sequence[Any], **options: Any) -> dict[str, Any]:
+    """Return the VIG of each record's own photo against another record's (null="shuffle"), for records that no training saw.
 
-    The images are those of the other records. What is in an image is told by the words of all answers about it, function
-    words left out. Of 50 other images, drawn with the seed, the one that holds most of the words of the record's answers is
-    the partly matching image, and the one that holds fewest is the conflicting one; of equals the first drawn. Left out are
-    records with several images or none, and those for which the two images hold equally many of the words.
+    The entries are the mean, the spread, the share above 0, both losses, and the mean by class of word.
+
+    Args:
+        **options: passed on to `vig.score`.
+    """
+    scores = score(model, processor, records, null="shuffle", **options)
+    vig = scores.vig
+    return {
+        "captions": len(vig),
+        "mean_vig": float(vig.mean()),
+        "std_vig": float(vig.std()),
+        "share_positive": float((vig > 0).mean()),
+        "loss_right_photo": statistics.fmean(record.loss for record in scores),
+        "loss_other_photo": statistics.fmean(record.null_loss for record in scores),
+        "vig_by_word_class": vig_by_word_class(scores),
+    }
+
+
+def with_other_images(records: Sequence[RawRecord], seed: int = 0) -> dict[str, list[dict[str, Any]]]:
+    """Return the records with their own images ("matching"), with partly matching ones, and with conflicting ones.
+
+    The images are those of the other records. The words of all answers about an image, function words left out, tell what it
+    shows. For each record, 50 other images are drawn with the seed. The one that shares the most words with the record's
+    answers is the partly matching image, and the one that shares the fewest is the conflicting image; the first drawn wins a
+    tie. Records are left out that have several images or none, or that cannot be parsed, or whose two images share equally
+    many words.
 
     Raises:
         ValueError: when no record is left.
     """
-    usable = [dict(record) | {"id": record_id(record)} for record in records if _image(record) is not None]
-    seen: dict[str, set[str]] = {}
+    usable: list[tuple[RawRecord, str, set[str]]] = []  # record, key of its image, words of its answers
     images: dict[str, Any] = {}
-    for record in usable:
-        key = _key(record)
-        seen.setdefault(key, set()).update(_words(record))
-        images[key] = _image(record)
+    seen: dict[str, set[str]] = {}
+    for raw in records:
+        words = _words(raw)
+        if words is not None and len(images_of(raw)) == 1:
+            (image,) = images_of(raw)
+            key = digest(image) if isinstance(image, Image.Image) else str(image)
+            images[key] = image
+            seen.setdefault(key, set()).update(words)
+            usable.append((raw, key, words))
     keys, rng = sorted(seen), np.random.default_rng(seed)
     groups: dict[str, list[dict[str, Any]]] = {"matching": [], "partly matching": [], "conflicting": []}
-    for record in usable:
-        own, words = _key(record), _words(record)
+    for raw, own, words in usable:
         drawn = [keys[i] for i in rng.permutation(len(keys))[: CANDIDATES + 1] if keys[i] != own][:CANDIDATES]
         shared = [len(words & seen[key]) for key in drawn]
         if not drawn or max(shared) == min(shared):
             continue
         chosen = (own, drawn[int(np.argmax(shared))], drawn[int(np.argmin(shared))])
+        rest = {name: value for name, value in to_mapping(raw).items() if name not in ("image", "images")}
         for name, key in zip(groups, chosen, strict=True):
-            groups[name].append(_without_image(record) | {"image": images[key]})
+            groups[name].append(rest | {"id": record_id(raw), "image": images[key]})
     if not groups["matching"]:
         raise ValueError(
-            f"{len(records)} records give none whose words some other images share more than others; expected records with one image "
+            f"of {len(records)} records, none has words that some other images share more than others; expected records with one image "
             "each and answers of more than a word or two"
         )
     return groups
 
 
-def _image(record: Mapping[str, Any]) -> Any:
-    """Its only image; None for any other number."""
-    images = record.get("images") or record.get("image")
-    if isinstance(images, (list, tuple)):
-        return images[0] if len(images) == 1 else None
-    return images or None
+def _words(raw: RawRecord) -> set[str] | None:
+    """Return the words of a record's answers in lower case, without function words and words of one or two letters.
 
-
-def _key(record: Mapping[str, Any]) -> str:
-    image = _image(record)
-    return digest(image) if isinstance(image, Image.Image) else str(image)
-
-
-def _without_image(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in record.items() if key not in ("image", "images")}
-
-
-def _words(record: Mapping[str, Any]) -> set[str]:
-    """Of its answers, in lower case; without function words and what is shorter than three letters."""
-    turns = record.get("conversations", record.get("messages")) or []
-    answers = [turn for turn in turns if ROLES.get(turn.get("from", turn.get("role"))) == "assistant"]
-    contents = [turn.get("value", turn.get("content")) for turn in answers]
-    texts = [content if isinstance(content, str) else " ".join(part.get("text", "") for part in content) for content in contents]
-    found = {word.lower() for text in texts for word in re.findall(r"\w+", text)}
-    return {word for word in found if len(word) > 2 and word_class(word) != "function"}
+    The result is None for a record that cannot be parsed.
+    """
+    try:
+        texts = texts_of(raw, "assistant")
+    except RecordError:
+        return None
+    words = {word.lower() for text in texts for word in re.findall(r"\w+", text)}
+    return {word for word in words if len(word) > 2 and word_class(word) != "function"}

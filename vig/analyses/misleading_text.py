@@ -25,7 +25,7 @@ NEEDED = ("question", "image", "options", "answer")
 
 @dataclass(frozen=True)
 class Answered:
-    """Shares in [0, 1] of one way to ask."""
+    """The results of one way to ask, as shares in [0, 1]."""
 
     question_accuracy: float
     pair_accuracy: float | None
@@ -45,42 +45,42 @@ def misleading_text(
     max_new_tokens: int = 32,
     progress: bool = False,
 ) -> dict[str, Answered]:
-    """ "alone" and "misled" -> accuracy of the model's greedy answers.
+    """Return the accuracy of the model's greedy answers, by the way to ask: "alone" and "misled".
 
-    An answer is right when it holds the right option and no other. Misled, the question stands behind its
-    "false_statement"; a question without one gets "The answer is X." with its first wrong option.
+    An answer is right when it holds the right option and no other. To mislead, the "false_statement" is put before the
+    question; a question without a false statement gets "The answer is X." with its first wrong option.
 
     Raises:
-        ValueError: for no questions, or one that lacks an entry, whose answer is no option, or without a wrong option.
+        ValueError: for no questions, or a question that lacks an entry, whose answer is no option, or without a wrong option.
     """
     _check(questions)
-    claims = [next(option for option in one["options"] if option != one["answer"]) for one in questions]
-    statements = [one.get("false_statement") or f"The answer is {claim}." for one, claim in zip(questions, claims, strict=True)]
+    claims = [next(option for option in question["options"] if option != question["answer"]) for question in questions]
+    statements = [question.get("false_statement") or f"The answer is {claim}." for question, claim in zip(questions, claims, strict=True)]
     asked = {
-        "alone": [one["question"] for one in questions],
-        "misled": [f"{statement}\n{one['question']}" for one, statement in zip(questions, statements, strict=True)],
+        "alone": [question["question"] for question in questions],
+        "misled": [f"{statement}\n{question['question']}" for question, statement in zip(questions, statements, strict=True)],
     }
-    images = [
-        one["image"] if isinstance(one["image"], Image.Image) else os.path.join(image_folder or "", one["image"]) for one in questions
-    ]
-    found = {}
+    sources = [question["image"] for question in questions]
+    images = [image if isinstance(image, Image.Image) else os.path.join(image_folder or "", image) for image in sources]
+    results = {}
     for name, texts in asked.items():
         answers: list[str] = []
         for start in track(range(0, len(texts), batch_size), f"answering, {name}", console=Console(stderr=True), disable=not progress):
             part = slice(start, start + batch_size)
             answers += _answers(model, processor, texts[part], images[part], max_new_tokens)
-        found[name] = _score(questions, claims, answers)
-    return found
+        results[name] = _score(questions, claims, answers)
+    return results
 
 
 def _check(questions: Sequence[Question]) -> None:
     if not questions:
         raise ValueError("there are no questions")
-    for number, one in enumerate(questions, start=1):
-        if missing := [key for key in NEEDED if key not in one]:
+    for number, question in enumerate(questions, start=1):
+        if missing := [key for key in NEEDED if key not in question]:
             raise ValueError(f"question {number} has no {missing[0]!r}; expected {', '.join(NEEDED)}")
-        if one["answer"] not in one["options"] or len(set(one["options"])) < 2:
-            raise ValueError(f"question {number}: expected two options or more, {one['answer']!r} among them; got {one['options']}")
+        options, answer = question["options"], question["answer"]
+        if answer not in options or len(set(options)) < 2:
+            raise ValueError(f"question {number}: expected two options or more, {answer!r} among them; got {options}")
 
 
 @torch.inference_mode()
@@ -100,12 +100,12 @@ def _answers(
 
 
 def _score(questions: Sequence[Question], claims: Sequence[str], answers: Sequence[str]) -> Answered:
-    named = [named_option(answer, one["options"]) for answer, one in zip(answers, questions, strict=True)]
-    right = [name == one["answer"] for name, one in zip(named, questions, strict=True)]
+    named = [named_option(answer, question["options"]) for answer, question in zip(answers, questions, strict=True)]
+    right = [name == question["answer"] for name, question in zip(named, questions, strict=True)]
     pairs: dict[str, list[bool]] = {}
-    for one, is_right in zip(questions, right, strict=True):
-        if "pair" in one:
-            pairs.setdefault(one["pair"], []).append(is_right)
+    for question, is_right in zip(questions, right, strict=True):
+        if "pair" in question:
+            pairs.setdefault(question["pair"], []).append(is_right)
     paired = sum(map(len, pairs.values())) == len(questions)
     return Answered(
         question_accuracy=sum(right) / len(right),
@@ -116,6 +116,6 @@ def _score(questions: Sequence[Question], claims: Sequence[str], answers: Sequen
 
 
 def named_option(answer: str, options: Sequence[str]) -> str | None:
-    """The one option that the answer holds as a word; None when it holds none of them, or several."""
-    found = [option for option in options if re.search(rf"(?<!\w){re.escape(option)}(?!\w)", answer, re.IGNORECASE)]
-    return found[0] if len(found) == 1 else None
+    """Return the only option that the answer holds as a word, or None when it holds none of them, or several."""
+    named = [option for option in options if re.search(rf"(?<!\w){re.escape(option)}(?!\w)", answer, re.IGNORECASE)]
+    return named[0] if len(named) == 1 else None

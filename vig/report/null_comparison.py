@@ -1,4 +1,4 @@
-"""What the choice of the null image changes: scores of the same records made with several of them."""
+"""A comparison of null images: scores of the same records, each made with another null image."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vig.means import Mean
 from vig.scoring.scores import Scores
+from vig.words import Mean
 
 # Shapes: N = records that two runs have both scored, T = their answer tokens.
 
@@ -18,36 +18,36 @@ SAME_RUN = ("weights", "config", "tokenizer", "chat_template", "max_length")  # 
 
 @dataclass(frozen=True)
 class NullRow:
-    """One null image beside the reference."""
+    """The scores with one null image, compared with the reference."""
 
     name: str
     mean: Mean
-    """Sample VIG of its own records."""
+    """Sample VIG over all records of the run."""
     positive: float
-    """Share of its records that the image helped."""
+    """Share of the run's records that the image helped."""
     common: int
-    """Records that the reference has too; the correlations are over these."""
+    """Number of records that the reference has too; the correlations are over these records."""
     sample_correlation: float | None
-    """Spearman's rank correlation of sample VIG with the reference; None where one of them is the same for all."""
+    """Spearman's rank correlation of sample VIG with the reference; None where one of the two is constant."""
     token_correlation: float | None
-    """The same of token VIG."""
+    """Spearman's rank correlation of token VIG."""
 
 
 def null_name(scores: Scores) -> str:
-    """The null image that the scores were made with."""
+    """Return the name of the null image that the scores were made with."""
     return str(scores.manifest["identity"]["null"]["name"])
 
 
 def reference_of(runs: Sequence[Scores]) -> Scores:
-    """The run with `blur`, as in the paper; the first where there is none."""
+    """Return the run with `blur`, which the paper uses, or the first run where there is none."""
     return next((run for run in runs if null_name(run) == "blur"), runs[0])
 
 
 def compare_nulls(runs: Sequence[Scores]) -> list[NullRow]:
-    """One row per run, in order.
+    """Return one row per run, in order.
 
     Raises:
-        ValueError: for runs of another model, tokenizer, template or length, or without a record in common with the reference.
+        ValueError: for runs of different models, tokenizers, templates or lengths, or without a record in common with the reference.
     """
     reference = reference_of(runs)
     for run in runs:
@@ -62,24 +62,19 @@ def compare_nulls(runs: Sequence[Scores]) -> list[NullRow]:
 
 
 def _row(run: Scores, reference: Scores) -> NullRow:
-    others = {score.id: score for score in reference}
-    both = [(score, others[score.id]) for score in run if score.id in others and len(score.token_vig) == len(others[score.id].token_vig)]
-    if not both:
+    references = {score.id: score for score in reference}
+    pairs = [(score, references[score.id]) for score in run if score.id in references]
+    pairs = [pair for pair in pairs if len(pair[0].token_vig) == len(pair[1].token_vig)]
+    if not pairs:
         raise ValueError(f"the scores with null={null_name(run)!r} and {null_name(reference)!r} have no record in common")
-    samples = np.array([[one.vig, other.vig] for one, other in both])  # [N, 2]
-    tokens = [np.concatenate([pair[k].token_vig for pair in both]) for k in (0, 1)]  # 2 of [T]
-    correlations = rank_correlation(samples[:, 0], samples[:, 1]), rank_correlation(*tokens)
-    return NullRow(null_name(run), Mean.of(run.vig), float((run.vig > 0).mean()), len(both), *correlations)
+    samples = [np.array([pair[k].vig for pair in pairs]) for k in (0, 1)]  # 2 of [N]
+    tokens = [np.concatenate([pair[k].token_vig for pair in pairs]) for k in (0, 1)]  # 2 of [T]
+    correlations = rank_correlation(*samples), rank_correlation(*tokens)
+    return NullRow(null_name(run), Mean.of(run.vig), float((run.vig > 0).mean()), len(pairs), *correlations)
 
 
 def rank_correlation(x: NDArray[np.floating], y: NDArray[np.floating]) -> float | None:
-    """Spearman's: the correlation of the ranks, ties sharing their mean rank. None where all of x or all of y is equal."""
-    ranks = np.stack([_ranks(x), _ranks(y)])  # [2, N]
-    ranks -= ranks.mean(axis=1, keepdims=True)
-    norms = np.linalg.norm(ranks, axis=1)  # [2]
-    return float(ranks[0] @ ranks[1] / norms.prod()) if norms.all() else None
+    """Return Spearman's rank correlation. The result is None where all of x or all of y is equal."""
+    from scipy.stats import spearmanr  # slow to import
 
-
-def _ranks(x: NDArray[np.floating]) -> NDArray[np.float64]:
-    _, place, counts = np.unique(x, return_inverse=True, return_counts=True)  # [distinct], [N], [distinct]
-    return (counts.cumsum() - (counts - 1) / 2)[place]  # [N]
+    return None if np.ptp(x) == 0 or np.ptp(y) == 0 else float(spearmanr(x, y).statistic)

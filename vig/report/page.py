@@ -1,29 +1,30 @@
-"""The page: what it shows is gathered here, how it looks is said in `templates/`."""
+"""The page: its contents are gathered here, and `page.html.jinja` says how they look."""
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
+from encoders.pages import signed, write_page
+from encoders.pages.charts import Bar, column_edges, histogram, interval_bars, to_svg
 from mof.data.rows import RawRecord, UnreadableRow, id_of, rows
-from vig.answer_words import answer_words
-from vig.means import Mean
-from vig.report.charts import BarChart, Histogram, axis_of, bar_chart, histogram
 from vig.report.null_comparison import compare_nulls, null_name, reference_of
-from vig.report.parts_of_speech import can_tag, parts_of_speech
 from vig.report.samples import SampleReader
 from vig.scoring.scores import Score, Scores
 from vig.selection.sources import NO_SOURCE
 from vig.selection.thresholds import Selection
-from vig.word_classes import word_class
+from vig.words import Mean, answer_words, can_tag, parts_of_speech, word_class
+
+# Shapes: N = values, T = answer tokens, B = columns of a histogram.
 
 MOST_SOURCES = 12  # with a histogram of their own
 WORD_RECORDS = 10_000  # whose words are looked at; more would take minutes and change no digit
@@ -44,43 +45,89 @@ def write_report(
     The same scores, records and images give the same bytes.
 
     Args:
-        selection: of the scores that are shown; its threshold and sparsity are on the page.
-        records: those that were scored, and others if you like.
-        image_folder: what the records' image paths are relative to; None leaves the images out, and the page says so.
+        selection: a selection from the scores that are shown; the page also shows its threshold and sparsity.
+        records: the records that were scored; others may be among them.
+        image_folder: the folder of the records' relative image paths; None leaves the images out, and the page says so.
         others: scores of the same model and records with other null images.
-        samples: how many records are shown from either end.
+        samples: number of records that are shown from either end.
 
     Raises:
-        ValueError: for records that are not those of the scores, or other scores that cannot be compared.
+        ValueError: for records that are not the records of the scores, or other scores that cannot be compared.
     """
     scores = selection.scores
     by_id = {id_of(row): row for row in rows(records) if not isinstance(row, UnreadableRow)}
     reader = SampleReader(selection, by_id, scores.manifest["identity"], image_folder)
     lowest, highest = _ends(scores, samples)
     shown = {"highest": [reader.read(score) for score in highest], "lowest": [reader.read(score) for score in lowest]}
-    words = _words_of(_evenly(scores, WORD_RECORDS), progress)
     runs = [scores, *others]
-    page = _template().render(
+    nulls = compare_nulls(runs) if others else []
+    threshold = selection.threshold if selection.threshold is not None and math.isfinite(selection.threshold) else None
+    token_vig = np.concatenate([score.token_vig for score in scores])  # [T]
+    sources = _by_source(selection)
+    write_page(
+        Path(file),
+        Path(__file__).with_name("page.html.jinja"),
         title=f"Visual information gain of {len(scores):,} records",
         identity=scores.manifest["identity"],
         failures=scores.failures,
         complete=scores.manifest["complete"],
         summary=selection.summary(),
-        means=_means_by_source(selection),
-        histograms=_histograms(selection),
-        token_histogram=_token_histogram(selection),
-        words=words,
+        threshold=threshold,
+        every=Mean.of(scores.vig),
+        means={source: Mean.of(values) for source, values in sources.items()},
+        histogram=_histogram(scores.vig, scores.vig, threshold, "record"),
+        token_histogram=_histogram(token_vig, token_vig, threshold, "token", log=True),
+        token_mean=Mean.of(token_vig),
+        source_histograms=_source_histograms(scores.vig, sources, threshold),
+        words=_words_of(_evenly(scores, WORD_RECORDS), progress),
         samples=shown,
         has_images=image_folder is not None,
-        unread=sum(picture.shown is None for group in shown.values() for one in group for picture in one.pictures),
-        token_scale=_token_scale(scores),
-        nulls=compare_nulls(runs) if others else [],
+        unread=sum(picture.shown is None for group in shown.values() for sample in group for picture in sample.pictures),
+        token_scale=max(0.1, round(float(np.quantile(np.abs(token_vig), 0.98)), 1)),  # hardly one token in fifty goes beyond
+        nulls=nulls,
         null_reference=null_name(reference_of(runs)),
     )
-    path = Path(file)
-    temporary = path.with_name(path.name + ".tmp")  # a page is whole or not there
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
+
+
+def _ends(scores: Scores, count: int) -> tuple[list[Score], list[Score]]:
+    """The lowest from the bottom up and the highest from the top down; no record is both."""
+    ordered = sorted(scores, key=lambda score: (score.vig, score.id))
+    low = min(count, len(ordered) // 2)
+    return ordered[:low], ordered[low:][::-1][:count]
+
+
+def _evenly(scores: Scores, count: int) -> list[Score]:
+    """At most `count` of the scores, taken from all over."""
+    places = np.linspace(0, len(scores) - 1, min(count, len(scores))).round().astype(int)
+    return [scores[int(place)] for place in places]
+
+
+def _by_source(selection: Selection) -> dict[str, list[float]]:
+    """Sample VIG of each source, the largest source first; a single group where there are no sources."""
+    groups: dict[str, list[float]] = {}
+    for score in selection.scores:
+        groups.setdefault(selection.sources.get(score.id, NO_SOURCE), []).append(score.vig)
+    return dict(sorted(groups.items(), key=lambda group: (-len(group[1]), group[0])))
+
+
+# --- charts
+def _source_histograms(every: NDArray[np.floating], sources: Mapping[str, Sequence[float]], threshold: float | None) -> dict[str, Markup]:
+    """A histogram of each of the largest sources, all on the axis of all records; none where there is one source only."""
+    largest = list(sources.items())[:MOST_SOURCES] if len(sources) > 1 else []
+    return {source: _histogram(np.array(values), every, threshold, "record", height=170) for source, values in largest}
+
+
+def _histogram(
+    values: NDArray[np.floating], every: NDArray[np.floating], threshold: float | None, kind: str, *, log: bool = False, height: int = 250
+) -> Markup:
+    """A histogram of the values on an axis that is wide enough for 0 and for `every` value but the outermost two in a thousand."""
+    low, high = np.quantile(every, [0.001, 0.999]).tolist()
+    low, high = min(low, 0.0), max(high, 0.0)
+    margin = 0.02 * (high - low)
+    edges = column_edges(low - margin, high + margin, threshold)  # [B + 1]
+    note = "" if threshold is None else f"threshold {signed(threshold)}: {float((values >= threshold).mean()):.1%} reach it"
+    drawn = histogram(values, edges, label=f"VIG of a {kind}, nats", unit=f"{kind}s", cut=threshold, note=note, log=log, height=height)
+    return to_svg(drawn, f"VIG of a {kind}: mean {signed(float(values.mean()))} nats")
 
 
 @dataclass(frozen=True)
@@ -89,9 +136,10 @@ class Words:
 
     records: int
     words: int
-    classes: BarChart | None
-    """None where no word is in a list, or for parts of speech without a tagger."""
-    parts: BarChart | None
+    classes: Markup | None
+    """A chart; None where no word is in a list."""
+    parts: Markup | None
+    """A chart of the parts of speech; None without a tagger."""
     can_tag: bool
 
 
@@ -104,71 +152,14 @@ def _words_of(scores: Sequence[Score], progress: bool) -> Words:
             names = [word.text for word in turn]
             count += len(names)
             for word, part in zip(turn, parts_of_speech(names) if tags else [None] * len(names), strict=True):
-                for found, kind in ((classes, word_class(word.text)), (parts, part)):
+                for groups, kind in ((classes, word_class(word.text)), (parts, part)):
                     if kind is not None:
-                        found.setdefault(kind, []).append(word.vig)
+                        groups.setdefault(kind, []).append(word.vig)
     return Words(len(scores), count, _bars(classes), _bars(parts), tags)
 
 
-def _bars(groups: Mapping[str, Sequence[float]]) -> BarChart | None:
-    return bar_chart({kind: Mean.of(values) for kind, values in groups.items()}) if groups else None
-
-
-def _ends(scores: Scores, count: int) -> tuple[list[Score], list[Score]]:
-    """The lowest from the bottom up and the highest from the top down; no record is both."""
-    ordered = sorted(scores, key=lambda score: (score.vig, score.id))
-    low = min(count, len(ordered) // 2)
-    return ordered[:low], ordered[low:][::-1][:count]
-
-
-def _evenly(scores: Scores, count: int) -> list[Score]:
-    """At most `count` of them, from all over."""
-    places = np.linspace(0, len(scores) - 1, min(count, len(scores))).round().astype(int)
-    return [scores[int(place)] for place in places]
-
-
-def _by_source(selection: Selection) -> dict[str, list[float]]:
-    """Sample VIG of each source, the largest source first; one group of all where there are no sources."""
-    groups: dict[str, list[float]] = {}
-    for score in selection.scores:
-        groups.setdefault(selection.sources.get(score.id, NO_SOURCE), []).append(score.vig)
-    return dict(sorted(groups.items(), key=lambda group: (-len(group[1]), group[0])))
-
-
-def _means_by_source(selection: Selection) -> dict[str, Mean]:
-    return {source: Mean.of(values) for source, values in _by_source(selection).items()}
-
-
-def _histograms(selection: Selection) -> list[Histogram]:
-    """Of all records and, where there are several sources, of each, on one axis."""
-    vig, threshold = selection.scores.vig, selection.threshold
-    axis, groups = axis_of(vig, threshold), _by_source(selection)
-    every = histogram("All records", vig, axis, threshold, "records")
-    largest = list(groups.items())[:MOST_SOURCES] if len(groups) > 1 else []
-    return [every, *(histogram(source, np.array(values), axis, threshold, "records") for source, values in largest)]
-
-
-def _token_histogram(selection: Selection) -> Histogram:
-    vig = np.concatenate([score.token_vig for score in selection.scores])  # [T]
-    axis = axis_of(vig, selection.threshold)
-    return histogram("All answer tokens", vig, axis, selection.threshold, "tokens", log=True)
-
-
-def _token_scale(scores: Scores) -> float:
-    """Nats at which the colour of a token is full: hardly one in fifty goes beyond."""
-    vig = np.abs(np.concatenate([score.token_vig for score in scores]))  # [T]
-    return max(0.1, round(float(np.quantile(vig, 0.98)), 1))
-
-
-def _template() -> Any:
-    folder = Path(__file__).parent / "templates"
-    loader = FileSystemLoader(folder)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["nats"] = nats
-    environment.filters["percent"] = lambda share: f"{share:.1%}"
-    return environment.get_template("page.html.jinja")
-
-
-def nats(value: float | None, digits: int = 3) -> str:
-    """With a sign that is as wide as a plus; a dash for none."""
-    return "\u2013" if value is None else f"{value:+.{digits}f}".replace("-", "\u2212")
+def _bars(groups: Mapping[str, Sequence[float]]) -> Markup | None:
+    """Bars of the groups' means, the highest first; None without a group."""
+    means = sorted(((kind, Mean.of(values)) for kind, values in groups.items()), key=lambda row: (-row[1].mean, row[0]))
+    bars = [Bar(kind, mean.mean, mean.interval, f"{signed(mean.mean)}, {mean.n:,} words") for kind, mean in means]
+    return to_svg(interval_bars(bars, "mean VIG of a word, nats"), "mean VIG by kind of word") if bars else None

@@ -1,11 +1,10 @@
-"""Single records for the page: pictures, questions, and answers token by token."""
+"""Single records for the page: their images, questions, and answers token by token."""
 
 from __future__ import annotations
 
-import base64
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import PurePath
@@ -14,12 +13,13 @@ from typing import Any
 from PIL import Image
 
 from encoders.images.reading import ImageError, read_image
-from mof.data.records import IMAGE_PLACEHOLDER, ROLES, ImageSource, RecordError, digest, to_mapping, to_record
+from encoders.pages import data_uri
+from mof.data.records import RecordError, digest, images_of, to_record
 from mof.data.rows import RawRecord
-from vig.answer_words import token_texts, turns
 from vig.nulls import NULLS, NullImages
 from vig.scoring.scores import Score
 from vig.selection.thresholds import Selection
+from vig.words import texts_of, token_texts, turns
 
 THUMBNAIL = 320  # pixels of the longer side, at most
 MOST_IMAGES = 4  # of one record
@@ -27,13 +27,13 @@ MOST_IMAGES = 4  # of one record
 
 @dataclass(frozen=True)
 class Picture:
-    """An image and what stood in its place, as data URIs."""
+    """An image and the null image that took its place, as data URIs."""
 
     name: str
     shown: str | None
-    """None when it cannot be read."""
+    """None when the image cannot be read."""
     null: str | None
-    """None too for null images that cannot be drawn from the image alone."""
+    """None also for null images that cannot be drawn from the image alone."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ class Sample:
 
 
 class SampleReader:
-    """Makes samples of scores.
+    """Makes samples from scores.
 
     Args:
-        records: by id, as they were scored.
-        identity: of the scoring run; says what the null image was.
+        records: id -> record, as it was scored.
+        identity: the identity of the scoring run, which names the null image.
         image_folder: None shows no images.
     """
 
@@ -88,65 +88,49 @@ class SampleReader:
         self._nulls = NullImages(null["name"], identity["seed"], only_image=null.get("only_image")) if drawable else None
 
     def read(self, score: Score) -> Sample:
-        """ValueError when its record is not among the records, or has changed since."""
+        """Return the record of a score.
+
+        Raises:
+            ValueError: when the record is not among the records, or has changed since it was scored.
+        """
         raw = self._records.get(score.id)
         if raw is None:
             raise ValueError(f"no record has the id {score.id!r}, which is in the scores; give the records that were scored")
         if digest(raw) != score.digest:
             raise ValueError(f"record {score.id!r} is not what was scored; give the records as they were scored")
-        record, mask = to_mapping(raw), self._selection.token_masks.get(score.id)
-        ends = set(score.turn_ends.tolist())
-        on = [False] * len(score.token_vig) if mask is None else mask.tolist()
-        texts = zip(token_texts(score), score.token_vig.tolist(), on, strict=True)
-        tokens = [Token(text, vig, supervised, i in ends) for i, (text, vig, supervised) in enumerate(texts)]
-        answers = [[tokens[i] for i in turn] for turn in turns(score)]
+        mask, ends = self._selection.token_masks.get(score.id), set(score.turn_ends.tolist())
+        supervised = [False] * len(score.token_vig) if mask is None else mask.tolist()
+        texts, vig = token_texts(score), score.token_vig.tolist()
+        answers = [[Token(texts[i], vig[i], supervised[i], i in ends) for i in turn.tolist()] for turn in turns(score)]
         source = self._selection.sources.get(score.id)
-        return Sample(score, source, mask is not None, self._pictures(score.id, record), _turns(_questions(record), answers))
+        return Sample(score, source, mask is not None, self._pictures(score.id, raw), _turns(texts_of(raw, "user"), answers))
 
-    def _pictures(self, id: str, raw: Mapping[str, Any]) -> list[Picture]:
+    def _pictures(self, id: str, raw: RawRecord) -> list[Picture]:
         if self._folder is None:
             return []
         try:
             sources = to_record(raw, self._folder).images
             images = [read_image(source) for source in sources]
         except (RecordError, ImageError):
-            return [Picture(_name(source), None, None) for source in _image_list(raw)][:MOST_IMAGES]
+            return [Picture(_name(source), None, None) for source in images_of(raw)][:MOST_IMAGES]
         nulls = [None] * len(images) if self._nulls is None else self._nulls(id, images)
-        found = zip(sources, images, nulls, strict=True)
-        pictures = [Picture(_name(source), _data_uri(image), _data_uri(null)) for source, image, null in found]
-        return pictures[:MOST_IMAGES]
+        triples = list(zip(sources, images, nulls, strict=True))[:MOST_IMAGES]
+        return [Picture(_name(source), _small_copy(image), _small_copy(null)) for source, image, null in triples]
 
 
-def _image_list(raw: Mapping[str, Any]) -> list[Any]:
-    images = raw.get("images") or raw.get("image") or []
-    return list(images) if isinstance(images, (list, tuple)) else [images]
-
-
-def _name(source: ImageSource) -> str:
+def _name(source: Any) -> str:
     return PurePath(source).name if isinstance(source, (str, PurePath)) else "image"
 
 
-def _questions(raw: Mapping[str, Any]) -> list[str]:
-    """What the user says, turn by turn, without the image placeholders. The record has been scored, so its form is right."""
-    turns = raw.get("conversations", raw.get("messages"))
-    return [_text(turn.get("value", turn.get("content"))) for turn in turns if ROLES[turn.get("from", turn.get("role"))] == "user"]
-
-
-def _text(content: str | Sequence[Mapping[str, str]]) -> str:
-    if isinstance(content, str):
-        return content.replace(IMAGE_PLACEHOLDER, "").strip()
-    return "\n".join(part["text"] for part in content if part["type"] == "text")
-
-
 def _turns(questions: list[str], answers: list[list[Token]]) -> list[Turn]:
-    """Together where they match in number; a template without end-of-turn tokens gives all answers as one."""
+    """Pair them where they match in number; a template without end-of-turn tokens gives all answers as one turn."""
     if len(answers) == 1 and len(questions) > 1:
         questions = ["\n".join(questions)]
     return [Turn(question or "", answer or []) for question, answer in zip_longest(questions, answers)]
 
 
-def _data_uri(image: Image.Image | None) -> str | None:
-    """A small copy within the page. Tiny images stay as they are, to the bit."""
+def _small_copy(image: Image.Image | None) -> str | None:
+    """Return the image as a data URI, made smaller where it is large. Tiny images stay as they are, to the bit."""
     if image is None:
         return None
     if max(image.size) > THUMBNAIL:
@@ -155,4 +139,4 @@ def _data_uri(image: Image.Image | None) -> str | None:
     file = io.BytesIO()
     kind = "png" if max(image.size) <= 64 else "jpeg"
     image.save(file, kind, **({"quality": 85} if kind == "jpeg" else {}))
-    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+    return data_uri(file.getvalue(), kind)

@@ -1,0 +1,170 @@
+"""Answers as text: the piece that each token adds, the words that the tokens make, and the mean VIG by kind of word."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from mof.data.records import images_of, to_record
+from mof.data.rows import RawRecord, to_mapping
+from vig.scoring.scores import Score
+
+# Shapes: N = values, T = answer tokens of a record, over all its turns.
+
+
+def texts_of(raw: RawRecord, role: str) -> list[str]:
+    """Return the text of each of the record's messages of one role, without image placeholders. No image file is looked for.
+
+    Raises:
+        RecordError: for a record that `to_record` refuses.
+    """
+    blank = Image.new("L", (1, 1))
+    messages = to_record({**to_mapping(raw), "images": [blank] * len(images_of(raw))}).messages
+    return ["\n".join(part.get("text", "") for part in message["content"]).strip() for message in messages if message["role"] == role]
+
+
+# --- tokens and words of a score
+class Word(NamedTuple):
+    """A word of an answer, as it was written."""
+
+    text: str
+    vig: float
+    """Sum over the tokens that hold a part of it, in nats."""
+
+
+def token_texts(score: Score) -> list[str]:
+    """Return the piece that each token adds; joined, the pieces are the answer. A space that belongs to no token goes with the next token.
+
+    Where several tokens make one character, the first has it and the others are empty.
+    """
+    ends = np.maximum.accumulate(score.token_ends)  # [T]
+    return [score.answer[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=False)]  # nothing for no token
+
+
+def turns(score: Score) -> list[NDArray[np.int64]]:
+    """Return indices into the answer tokens, turn by turn, with the end-of-turn token last where there is one."""
+    parts = np.split(np.arange(len(score.token_ids)), score.turn_ends + 1)  # of [T]; the last is empty after an ended turn
+    return [part for part in parts if len(part)]
+
+
+def answer_words(score: Score) -> list[list[Word]]:
+    """Return the words of each turn, in order. End-of-turn tokens belong to no word."""
+    return [_words(score, turn[~np.isin(turn, score.turn_ends)]) for turn in turns(score)]
+
+
+def _words(score: Score, places: NDArray[np.int64]) -> list[Word]:
+    if not len(places):
+        return []
+    starts, ends = score.token_starts[places], score.token_ends[places]  # [T] each, of this turn
+    vig = score.token_vig[places].astype(np.float64)  # [T]
+    matches = re.compile(r"\w+").finditer(score.answer, int(starts.min()), int(ends.max()))
+    return [Word(match.group(), float(vig[(starts < match.end()) & (ends > match.start())].sum())) for match in matches]
+
+
+# --- kinds of words
+# Singular; the plural counts too. Short lists are enough: a mean needs common words, not all words.
+_WORDS = {
+    "colour": "black white red blue green yellow brown pink orange purple grey gray tan silver gold golden blond blonde beige",
+    "number": "zero one two three four five six seven eight nine ten both several many",
+    "attribute": "big small large little tiny huge tall short long thin thick wide narrow high low young old new wet dry dirty clean "
+    "muddy snowy grassy sandy rocky wooden brick metal plastic glass leather bright dark colorful colourful plain striped dotted "
+    "bare whole broken open closed empty full round square flat steep busy crowded smiling barefoot shirtless bald fluffy furry "
+    "hairy shaggy spotted",
+    "object": "dog cat horse bird cow sheep elephant bear zebra giraffe fish man woman boy girl child kid baby toddler person people "
+    "men women children lady guy player skier climber biker surfer crowd car bus truck train boat bike bicycle motorcycle airplane "
+    "rocket skateboard surfboard kayak sled ball frisbee toy stick rope guitar camera kite umbrella backpack bag bottle cup bowl "
+    "plate pizza cake sandwich banana apple mushroom table chair couch bench bed toilet sink laptop phone keyboard tv clock book "
+    "vase hammer key bell heart shirt jacket coat shorts pants jeans dress hat cap helmet vest suit bikini sunglasses glasses shoe "
+    "hair face mouth head hand water pool beach ocean lake river sand snow grass field tree forest rock mountain hill cliff street "
+    "road sidewalk building house wall fence window door bridge sign flower",
+    "spatial": "left right above below under behind front top bottom middle between beside next near inside outside over through "
+    "across along around up down leftward rightward upward downward",
+    "function": "a an the is are was be being of and or to in on at with by for from as it its he she they his her their him "
+    "them that this there who which while has have",
+}  # fmt: skip
+
+
+def _word_classes() -> dict[str, str]:
+    classes = {word: kind for kind, words in _WORDS.items() for word in words.split()}
+    plurals = {word + ("es" if word.endswith(("s", "sh", "ch", "x")) else "s") for word in _WORDS["object"].split()}
+    return dict.fromkeys(plurals, "object") | classes
+
+
+_CLASSES = _word_classes()
+
+
+def word_class(word: str) -> str | None:
+    """Return "colour", "number", "attribute", "object", "spatial" or "function" for a word in any case, objects also in the plural.
+
+    Figures are numbers. The result is None for a word that is in no list.
+    """
+    return "number" if word.isdecimal() else _CLASSES.get(word.lower())
+
+
+# The first letters of a Penn Treebank tag, and the name of the part of speech here; the first that fits counts.
+_PARTS_OF_SPEECH = {
+    "NN": "noun", "VB": "verb", "MD": "verb", "JJ": "adjective", "RB": "adverb", "WRB": "adverb", "IN": "preposition",
+    "TO": "preposition", "RP": "preposition", "DT": "determiner", "PDT": "determiner", "WDT": "determiner", "PRP": "pronoun",
+    "WP": "pronoun", "EX": "pronoun", "CD": "number", "CC": "conjunction",
+}  # fmt: skip
+
+
+def can_tag() -> bool:
+    """Return whether textblob, whose tagger tells the parts of speech, is installed."""
+    return find_spec("textblob") is not None
+
+
+def parts_of_speech(words: Sequence[str]) -> list[str | None]:
+    """Return the part of speech of each word of a sentence or two, or None for a word that has none. English only.
+
+    The tagger knows words and a few rules, and is wrong for some words.
+    """
+    if not words:
+        return []
+    from textblob.en import tag  # an optional extra, and slow to import
+
+    tags = [name for _, name in tag(" ".join(words), tokenize=False)]
+    assert len(tags) == len(words), f"{len(words)} words, but {len(tags)} tags: {words}"
+    return [next((name for prefix, name in _PARTS_OF_SPEECH.items() if tag.startswith(prefix)), None) for tag in tags]
+
+
+# --- means
+class Mean(NamedTuple):
+    """A mean of VIG, in nats."""
+
+    mean: float
+    n: int
+    """Number of values."""
+    error: float | None
+    """Standard error of the mean; None for fewer than two values."""
+
+    @classmethod
+    def of(cls, values: Sequence[float] | NDArray[np.floating]) -> Mean:
+        """Return the mean of at least one value."""
+        from scipy.stats import sem  # slow to import
+
+        array = np.asarray(values, dtype=np.float64)  # [N]
+        return cls(float(array.mean()), len(array), float(sem(array)) if len(array) > 1 else None)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The ends between which the mean lies with 95 % confidence."""
+        return None if self.error is None else (self.mean - 1.96 * self.error, self.mean + 1.96 * self.error)
+
+
+def vig_by_word_class(scores: Iterable[Score]) -> dict[str, Mean]:
+    """Return class -> mean VIG of its words, for the classes that occur.
+
+    The VIG of a word is the sum over its tokens, so that a tokenizer which cuts words into more pieces changes nothing.
+    """
+    vig: dict[str | None, list[float]] = {}
+    for score in scores:
+        for word in (word for turn in answer_words(score) for word in turn):
+            vig.setdefault(word_class(word.text), []).append(word.vig)
+    return {kind: Mean.of(vig[kind]) for kind in _WORDS if kind in vig}
