@@ -11,8 +11,8 @@ from rich.console import Console
 from encoders.command_options import Images, Limit, Models, Records, evenly, output_option
 from encoders.runs import write_json
 from mof.data.rows import read_records
+from vig.analyses.comparison import attention_table
 from vig.analyses.image_attention import image_attention
-from vig.analyses.tables import attention_table
 from vig.saved_models import load_model, model_names
 
 

@@ -13,7 +13,7 @@ from encoders.command_options import Images, Limit, Model, Records, evenly, outp
 from encoders.runs import write_json
 from mof.data.rows import read_records
 from vig.analyses import image_match as analysis
-from vig.analyses.tables import match_table
+from vig.analyses.comparison import match_table
 from vig.nulls import NULL_NAMES
 from vig.saved_models import load_model
 

@@ -12,8 +12,8 @@ from rich.console import Console
 from encoders.command_options import Images, Models, output_option
 from encoders.runs import write_json
 from mof.data.rows import read_records
+from vig.analyses.comparison import misleading_table
 from vig.analyses.misleading_text import misleading_text
-from vig.analyses.tables import misleading_table
 from vig.saved_models import load_model, model_names
 
 
