@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,19 +20,20 @@ from torch import nn
 from transformers import ProcessorMixin, TrainingArguments
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-HERE = Path(__file__).resolve().parents[1] / "vig"
-sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]
+from mof import MoFProcessor
+from mof.data.collator import SupervisedCollator
+from support.tiny import build_llm, build_model, build_tokenizer
+from support.tiny_llava import build_llava
+from vig import SelectiveTrainer
+from vig.training import finetune
 
-from mof import MoFProcessor  # noqa: E402
-from mof.data.collator import SupervisedCollator  # noqa: E402
-from support.tiny import build_llm, build_model, build_tokenizer  # noqa: E402
-from vig import SelectiveTrainer  # noqa: E402
-from vig.training import finetune  # noqa: E402
-
-TOOLS = runpy.run_path(str(HERE / "conftest.py"))
 STEPS, ACCUMULATE, RANKS, SIZE = 3, 2, 2, 2
 RECORDS_PER_STEP = ACCUMULATE * RANKS * SIZE
-ADAM = {"learning_rate": 1e-2, "adam_epsilon": 1e-3, "max_grad_norm": 1.0}  # a large epsilon: see test_trainer.py
+ADAM = {
+    "learning_rate": 1e-2,
+    "adam_epsilon": 1e-3,
+    "max_grad_norm": 1.0,
+}  # a large epsilon, or the rounding of gradients that are 0 but for it would count
 RESUMED = ("llava", "mof")
 
 
@@ -46,7 +46,7 @@ def build(case: str) -> tuple[nn.Module, ProcessorMixin]:
             if parameter.requires_grad:  # as the recipe does it
                 parameter.data = parameter.data.float()
         return model, MoFProcessor.from_parts(model, tokenizer)
-    model, processor = TOOLS["build_llava"](tie_word_embeddings=case == "tied")
+    model, processor = build_llava(tie_word_embeddings=case == "tied")
     # As LLaVA does it. Also, FSDP2's optimizer checkpoint is refused where a trainable parameter never had a gradient.
     model.model.vision_tower.requires_grad_(False)
     if case != "lora":
@@ -87,10 +87,10 @@ def find_state(case: str) -> None:
         os.environ[units] = "TinyEncoder"
     os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if case == "bf16" else "no"
     AcceleratorState._reset_state(reset_partial_state=True)
-    found = PartialState(backend="gloo")
-    assert found.num_processes == RANKS and found.device.type == "cpu", found
-    if found.distributed_type != DistributedType.DEEPSPEED:
-        found.distributed_type = DistributedType.MULTI_GPU
+    state = PartialState(backend="gloo")
+    assert state.num_processes == RANKS and state.device.type == "cpu", state
+    if state.distributed_type != DistributedType.DEEPSPEED:
+        state.distributed_type = DistributedType.MULTI_GPU
 
 
 def train(case: str, images: Path, folder: Path, resume: bool) -> SelectiveTrainer:
@@ -152,9 +152,9 @@ def main() -> None:
             trainer.save_model(str(folder))
             losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
             evaluated = trainer.evaluate(trainer.train_dataset[:RECORDS_PER_STEP])["eval_loss"]
-            found = {"losses": losses, "tokens": trainer.supervised_tokens, "evaluated": evaluated, "sharding": sharded_by}
+            facts = {"losses": losses, "tokens": trainer.supervised_tokens, "evaluated": evaluated, "sharding": sharded_by}
             if trainer.args.process_index == 0:
-                (folder / "found.json").write_text(json.dumps(found))
+                (folder / "found.json").write_text(json.dumps(facts))
             torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import runpy
-from pathlib import Path
 
 import numpy as np
 import pytest
+from support.families import FAMILIES, build, make_records
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -15,15 +14,13 @@ from mof.data.answer_tokens import encode_record
 from mof.data.records import to_record
 from vig import load_scores, score
 
-FAMILIES = runpy.run_path(str(Path(__file__).with_name("test_model_classes.py")))
 
-
-@pytest.mark.parametrize("family", FAMILIES["FAMILIES"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_token_is_its_characters(family) -> None:
     """One token per byte, so each token is one character, an end of turn its whole name, and all together the answers."""
-    model, processor = FAMILIES["build"](family)
+    model, processor = build(family)
     turns = 1 if family == "paligemma" else 2
-    records = FAMILIES["make_records"](turns)
+    records = make_records(turns)
     eos = processor.tokenizer.eos_token
     for record, s in zip(records, score(model, processor, records), strict=True):
         said = [m["content"][0]["text"] for m in record["messages"] if m["role"] == "assistant"]

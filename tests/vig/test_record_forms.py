@@ -14,7 +14,7 @@ from encoders.images.reading import read_image
 from mof.data.records import record_id
 from mof.data.rows import read_records
 from vig import SelectiveTrainer, record_sources, score, select
-from vig.scoring.remembered_images import with_remembered_images
+from vig.scoring.pairs import RememberedImages
 
 
 def as_messages(record: dict[str, Any], folder: Path, image: str) -> list[dict[str, Any]]:
@@ -111,12 +111,11 @@ def test_an_image_is_prepared_once_for_records_in_a_row(llava, records, image_fo
 
 
 def test_remembered_images_are_those_of_the_processor(llava) -> None:
-    remembering = with_remembered_images(llava[1])
-    one, other = (Image.fromarray(np.random.default_rng(seed).integers(0, 256, (30, 40, 3), dtype=np.uint8)) for seed in (0, 1))
-    for images in ([one], [one], [other], [one, other], [[one, other]], [one.copy()]):
+    remembering = RememberedImages(llava[1].image_processor)
+    first, second = (Image.fromarray(np.random.default_rng(seed).integers(0, 256, (30, 40, 3), dtype=np.uint8)) for seed in (0, 1))
+    for images in ([first], [first], [second], [first, second], [[first, second]], [first.copy()]):
         expected = llava[1].image_processor(images, return_tensors="pt")
-        got = remembering.image_processor(images, return_tensors="pt")
+        got = remembering(images, return_tensors="pt")
         assert got.keys() == expected.keys() and (got["pixel_values"] == expected["pixel_values"]).all()
         got.pop("pixel_values")  # as processors do; the next call gives it again
-    assert remembering.image_processor.size == llava[1].image_processor.size
-    assert type(llava[1].image_processor) is not type(remembering.image_processor)  # the caller's processor is as it was
+    assert remembering.size == llava[1].image_processor.size

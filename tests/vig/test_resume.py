@@ -2,41 +2,23 @@
 
 import copy
 import json
-import os
-import runpy
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from support import launch
+from support.same_scores import assert_same
+from support.tiny_llava import build_records
 
 import vig.scoring.passes
-from vig import Score, load_scores, score
-from vig.scoring.identity import weights_fingerprint
-
-CONFTEST = Path(__file__).with_name("conftest.py")
+from vig import load_scores, score
 
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch) -> None:
     monkeypatch.setattr(vig.scoring.passes, "SHARD_RECORDS", 2)
-
-
-def assert_same(a: Sequence[Score], b: Sequence[Score], atol: float = 0.0) -> None:
-    """Whatever their order: a folder holds scores in the order of scoring."""
-    assert sorted(s.id for s in a) == sorted(s.id for s in b)
-    for x, y in zip(*(sorted(scores, key=lambda s: s.id) for scores in (a, b)), strict=True):
-        for name in ("vig", "loss", "null_loss", "token_vig", "token_ids", "turn_ends"):
-            np.testing.assert_allclose(getattr(x, name), getattr(y, name), atol=atol, rtol=0)
-            assert np.asarray(getattr(x, name)).dtype == np.asarray(getattr(y, name)).dtype
-        assert x.digest == y.digest
 
 
 def test_saved_scores_load_as_they_were(llava, records, image_folder, text_only, tmp_path) -> None:
@@ -59,7 +41,7 @@ def test_manifest_says_what_was_run(llava, records, image_folder, tmp_path) -> N
     score(*llava, records, tmp_path, image_folder=image_folder, seed=3, max_length=100)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     identity = manifest["identity"]
-    assert manifest["complete"] is True
+    assert manifest["complete"] is True and manifest["format"] == 1
     assert identity["model"] == "LlavaForConditionalGeneration"
     assert identity["null"] == {"name": "blur", "kernel_by_width": [[2000, 501], [800, 301], [500, 201], [0, 101]]}
     assert identity["seed"] == 3 and identity["max_length"] == 100
@@ -67,7 +49,7 @@ def test_manifest_says_what_was_run(llava, records, image_folder, tmp_path) -> N
 
 
 def raise_after(monkeypatch, batches: int) -> None:
-    original, calls = vig.scoring.passes.Scorer._batch, []
+    original, calls = vig.scoring.passes.TwoPasses._batch, []
 
     def limited(*args):
         calls.append(args)
@@ -75,7 +57,7 @@ def raise_after(monkeypatch, batches: int) -> None:
             raise KeyboardInterrupt
         return original(*args)
 
-    monkeypatch.setattr(vig.scoring.passes.Scorer, "_batch", limited)
+    monkeypatch.setattr(vig.scoring.passes.TwoPasses, "_batch", limited)
 
 
 @pytest.mark.parametrize("batches", [0, 1, 2, 4])
@@ -115,7 +97,7 @@ def test_a_run_that_saved_nothing_gives_way(llava, records, image_folder, tmp_pa
     with pytest.raises(ValueError, match="does not mark the assistant's words"):
         score(llava[0], processor, records, tmp_path, image_folder=image_folder)
     one = score(*llava, records, tmp_path, image_folder=image_folder)
-    with pytest.raises(ValueError, match="holds the scores of another run"):
+    with pytest.raises(ValueError, match="holds another scoring run"):
         score(*llava, records, tmp_path, "zero", image_folder=image_folder)
     assert_same(load_scores(tmp_path), one)
 
@@ -123,10 +105,10 @@ def test_a_run_that_saved_nothing_gives_way(llava, records, image_folder, tmp_pa
 def test_partial_files_never_count(llava, records, image_folder, tmp_path) -> None:
     one = score(*llava, records, tmp_path, image_folder=image_folder)
     shard = (tmp_path / "shard-0000-00000.parquet").read_bytes()
-    (tmp_path / "shard-0000-00009.parquet.0.tmp").write_bytes(shard[: len(shard) // 2])
+    (tmp_path / ".tmp-7-shard-0000-00009.parquet").write_bytes(shard[: len(shard) // 2])
     assert_same(load_scores(tmp_path), one)
     assert_same(score(*llava, records, tmp_path, image_folder=image_folder), one)
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob(".tmp-*"))
     (tmp_path / "shard-0000-00000.parquet").write_bytes(shard[: len(shard) // 2])  # a damaged disk
     with pytest.raises(ValueError, match=r"shard-0000-00000\.parquet cannot be read.*delete it"):
         load_scores(tmp_path)
@@ -144,12 +126,12 @@ def test_a_damaged_shard_never_gives_other_scores(llava, records, image_folder, 
             continue
 
 
-@pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"complete": true}'])
+@pytest.mark.parametrize("content", ["", "{", "{}", "[]", '{"format": 1, "complete": true}'])
 def test_a_damaged_manifest_is_named(llava, records, image_folder, tmp_path, content) -> None:
     score(*llava, records, tmp_path, image_folder=image_folder)
     (tmp_path / "manifest.json").write_text(content)
     for use in (lambda: load_scores(tmp_path), lambda: score(*llava, records, tmp_path, image_folder=image_folder)):
-        with pytest.raises(ValueError, match=r"manifest.json is not of a scoring run, or damaged .* put back a copy, or score into"):
+        with pytest.raises(ValueError, match=r"manifest.json is damaged"):
             use()
 
 
@@ -172,7 +154,7 @@ def test_another_run_in_the_folder_is_refused(llava, records, image_folder, tmp_
         with pytest.raises(ValueError, match=match):
             score(model, processor, records, tmp_path, **{"image_folder": image_folder, **options})
 
-    refuses(r"another run(.|\n)*null\.name: 'blur' there, 'mean' now", null="mean")
+    refuses(r"another scoring run(.|\n)*null\.name: 'blur' there, 'mean' now", null="mean")
     refuses(r"max_length: 2048 there, 77 now", max_length=77)
     refuses(r"seed: 0 there, 1 now", seed=1)
     trained = copy.deepcopy(model)
@@ -195,28 +177,15 @@ def test_another_run_in_the_folder_is_refused(llava, records, image_folder, tmp_
     assert load_scores(tmp_path).manifest["complete"]  # still as it was
 
 
-class Weights(torch.nn.Module):
-    def __init__(self, tensor: torch.Tensor) -> None:
-        super().__init__()
-        self.register_buffer("weight", tensor)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int8])
-def test_fingerprint_depends_on_every_bit_and_on_the_order(dtype, monkeypatch) -> None:
-    monkeypatch.setattr("vig.scoring.identity._CHUNK", 8)
-    torch.manual_seed(0)
-    weight = (torch.randn(6, 4) * 50).to(dtype)
-    weight[0, 0] = 0
-    weight[5] = torch.arange(4).sub(1).to(dtype)
-    changed = weight.clone()
-    changed[5, 3] = 3
-    negative = weight.clone()
-    negative[5, [0, 2]] = weight[5, [2, 0]]  # -1 and 1, which differ in the highest bit only
-    others = [weight, weight.flip(0), weight.flip(1), weight.roll(2, 0), weight[:, [1, 0, 2, 3]], changed, negative]
-    prints = [weights_fingerprint(Weights(other)) for other in others]
-    assert len(set(prints)) == len(prints)
-    assert weights_fingerprint(Weights(weight.t().contiguous().t())) == prints[0]  # not on how it lies in memory
-    assert weights_fingerprint(Weights(weight[0, 0])) != weights_fingerprint(Weights(weight[:0]))  # one number; none
+def test_a_folder_without_a_format_is_of_the_first(llava, records, image_folder, tmp_path) -> None:
+    one = score(*llava, records, tmp_path, image_folder=image_folder)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest.pop("format") == 1
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert_same(load_scores(tmp_path), one)
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"format": 2}))
+    with pytest.raises(ValueError, match="format 2"):
+        load_scores(tmp_path)
 
 
 def test_a_trainer_made_meanwhile_does_not_make_it_another_run(llava, records, image_folder, tmp_path, monkeypatch) -> None:
@@ -237,7 +206,7 @@ def test_the_same_model_and_processor_loaded_again_resume(llava, records, image_
 def test_a_folder_of_something_else_is_refused(llava, records, image_folder, tmp_path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"precious")
     (tmp_path / "draft.tmp").write_bytes(b"precious too")
-    with pytest.raises(ValueError, match="not empty and holds no manifest.json"):
+    with pytest.raises(ValueError, match="(model.safetensors|draft.tmp) and no scoring run"):
         score(*llava, records, tmp_path, image_folder=image_folder)
     with pytest.raises(ValueError, match="holds no manifest.json"):
         load_scores(tmp_path)
@@ -245,39 +214,36 @@ def test_a_folder_of_something_else_is_refused(llava, records, image_folder, tmp
 
 
 KILLED = """
-import runpy, sys, time
+import sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
 import vig.scoring.passes
-conftest, images, output = sys.argv[1:]
-tools = runpy.run_path(conftest)
+from support.tiny_llava import build_llava, build_records
+images, output = sys.argv[1:]
 vig.scoring.passes.SHARD_RECORDS = 2
-original = vig.scoring.passes.Scorer._batch
+original = vig.scoring.passes.TwoPasses._batch
 def slow(*args):
     time.sleep(0.1)
     return original(*args)
-vig.scoring.passes.Scorer._batch = slow
-records = tools["build_records"](Path(images), 12)
-vig.score(*tools["build_llava"](), records, output, image_folder=images, batch_size=1)
+vig.scoring.passes.TwoPasses._batch = slow
+records = build_records(Path(images), 12)
+vig.score(*build_llava(), records, output, image_folder=images, batch_size=1)
 """
 
 
-def test_sigkill_and_resume_equals_one_run(llava, image_folder, tmp_path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(CONFTEST.parents[2]), "OMP_NUM_THREADS": "1"}
-    images = tmp_path / "images"
-    command = [sys.executable, "-c", KILLED, str(CONFTEST), str(images), str(tmp_path / "scores")]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 50
-    while not list((tmp_path / "scores").glob("shard-*.parquet")):
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+@pytest.mark.slow
+def test_sigkill_and_resume_equals_one_run(llava, tmp_path) -> None:
+    images, output = tmp_path / "images", tmp_path / "scores"
+    (process,) = processes = launch.start(KILLED, images, output)
+    while not list(output.glob("shard-*.parquet")):
+        assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    saved = len(load_scores(tmp_path / "scores"))
+    launch.kill(processes)
+    saved = len(load_scores(output))
     assert 2 <= saved < 12
-    records = runpy.run_path(str(CONFTEST))["build_records"](images, 12)
-    resumed = score(*llava, records, tmp_path / "scores", image_folder=images, batch_size=1)
+    records = build_records(images, 12)
+    resumed = score(*llava, records, output, image_folder=images, batch_size=1)
     one = score(*llava, records, tmp_path / "one", image_folder=images, batch_size=1)
     assert_same(resumed, one, atol=1e-5)
-    assert sum(pq.read_metadata(path).num_rows for path in (tmp_path / "scores").glob("shard-*.parquet")) == 12
+    assert sum(pq.read_metadata(path).num_rows for path in output.glob("shard-*.parquet")) == 12

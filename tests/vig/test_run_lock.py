@@ -18,11 +18,11 @@ HOLD = "import sys, time; from filelock import FileLock; lock = FileLock(sys.arg
 
 @pytest.mark.parametrize("null", ["blur", "zero"])  # the second run may be the same or another one
 def test_a_second_run_is_refused_while_the_first_is_alive(llava, records, image_folder, tmp_path, monkeypatch, null) -> None:
-    output, seen, batch = tmp_path / "scores", [], vig.scoring.passes.Scorer._batch
+    output, seen, batch = tmp_path / "scores", [], vig.scoring.passes.TwoPasses._batch
 
     def meanwhile(*arguments: Any) -> Any:
-        monkeypatch.setattr(vig.scoring.passes.Scorer, "_batch", batch)
-        (output / "shard-0000-00007.parquet.0.tmp").write_bytes(b"being written by the first")
+        monkeypatch.setattr(vig.scoring.passes.TwoPasses, "_batch", batch)
+        (output / ".tmp-7-shard-0000-00007.parquet").write_bytes(b"being written by the first")
         before = {path.name: path.read_bytes() for path in output.iterdir()}
         with pytest.raises(ValueError, match=r"another run is writing to .*scores and still alive; wait for it or end it"):
             score(*llava, records, output, null, image_folder=image_folder)
@@ -30,7 +30,7 @@ def test_a_second_run_is_refused_while_the_first_is_alive(llava, records, image_
         seen.append(True)
         return batch(*arguments)
 
-    monkeypatch.setattr(vig.scoring.passes.Scorer, "_batch", meanwhile)
+    monkeypatch.setattr(vig.scoring.passes.TwoPasses, "_batch", meanwhile)
     first = score(*llava, records, output, image_folder=image_folder)
     assert seen and first.ids == [record["id"] for record in records] and set(load_scores(output).ids) == set(first.ids)
     again = score(*llava, records, output, image_folder=image_folder)  # both are over
@@ -39,7 +39,7 @@ def test_a_second_run_is_refused_while_the_first_is_alive(llava, records, image_
 
 def test_a_refused_run_holds_nothing(llava, records, image_folder, tmp_path) -> None:
     score(*llava, records, tmp_path, image_folder=image_folder)
-    with pytest.raises(ValueError, match="holds the scores of another run"):  # whose traceback lives on
+    with pytest.raises(ValueError, match="holds another scoring run"):  # whose traceback lives on
         score(*llava, records, tmp_path, "zero", image_folder=image_folder)
     score(*llava, records, tmp_path, image_folder=image_folder)
 

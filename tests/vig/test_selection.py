@@ -276,6 +276,20 @@ def test_sources_of_records() -> None:
     assert list(by_key)[:7] == list("abcdefg")
 
 
+def test_sources_of_absolute_paths_and_of_images_inside_of_messages() -> None:
+    def inside(path: str) -> list[dict]:
+        return [{"role": "user", "content": [{"type": "text", "text": "What?"}, {"type": "image", "image": path}]}]
+
+    records = [
+        {"id": "a", "image": "/data/sets/coco/train/1.jpg"},
+        {"id": "b", "conversations": None, "messages": inside("/data/sets/gqa/1.jpg")},
+        {"id": "c", "images": [{"bytes": None, "path": "/data/sets/coco/2.jpg"}]},
+        {"id": "d", "messages": inside("ocr_vqa/1.jpg")},
+    ]
+    assert list(record_sources(records, "image").values()) == ["coco", "gqa", "coco", "ocr_vqa"]
+    assert record_sources(records[:1], "image") == {"a": "train"}  # of what all share, the last folder
+
+
 TURNS = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]
 
 

@@ -1,65 +1,15 @@
 """Loss and gradient of gathered positions against the plain way: all logits, then the sum over the supervised tokens."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-import transformers
+from support import launch
+from support.plain_loss import CASES, VOCABULARY, batch, build, gradients, plainly
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vig import output_head
 from vig.output_head import is_untouched
 from vig.training.trainer import SupervisedPass
-
-HERE = Path(__file__).parent
-VOCABULARY = 89
-TEXT = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
-TEXT |= {"vocab_size": VOCABULARY, "max_position_embeddings": 64, "pad_token_id": 0, "initializer_range": 0.3}
-VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
-ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}
-QWEN_VISION = {"hidden_size": 32, "depth": 1, "num_heads": 2, "intermediate_size": 48, "out_hidden_size": 32}
-IMAGE = {"image_token_id": 5}
-
-CASES = {
-    "Llava": {"text_config": {"model_type": "llama", **TEXT}, "vision_config": {"model_type": "clip_vision_model", **VISION}, **IMAGE},
-    "LlavaOnevision": {"text_config": {"model_type": "qwen2", **TEXT}, "vision_config": {"model_type": "siglip_vision_model", **VISION}, **IMAGE},
-    "Qwen2_5_VL": {"text_config": {"model_type": "qwen2_5_vl_text", **TEXT, **ROPE}, "vision_config": QWEN_VISION, **IMAGE},
-    "Qwen3VL": {"text_config": {"model_type": "qwen3_vl_text", **TEXT, **ROPE, "head_dim": 16}, "vision_config": QWEN_VISION | {"deepstack_visual_indexes": [0]}, **IMAGE},
-    "Idefics3": {"text_config": {"model_type": "llama", **TEXT}, "vision_config": VISION, **IMAGE},
-    "SmolVLM": {"text_config": {"model_type": "llama", **TEXT}, "vision_config": VISION, **IMAGE},
-    "InternVL": {"text_config": {"model_type": "qwen2", **TEXT}, "vision_config": {"model_type": "internvl_vision", **VISION, "image_size": [28, 28], "patch_size": [14, 14]}, **IMAGE},
-    "PaliGemma": {"text_config": {"model_type": "gemma2", **TEXT, "final_logit_softcapping": 3.0, "head_dim": 16}, "vision_config": {"model_type": "siglip_vision_model", **VISION, "vocab_size": VOCABULARY}, **IMAGE},
-    "Gemma3": {"text_config": {"model_type": "gemma3_text", **TEXT, "head_dim": 16}, "vision_config": {"model_type": "siglip_vision_model", **VISION}, **IMAGE},
-}  # fmt: skip
-
-
-def build(name: str) -> torch.nn.Module:
-    kind = getattr(transformers, f"{name}ForConditionalGeneration")
-    torch.manual_seed(0)
-    return kind(kind.config_class(**CASES[name])).train()
-
-
-def batch(padding: str = "right", seed: int = 0) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Three rows of 12 tokens, the last one padded; the supervised tokens lie anywhere."""
-    generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(6, VOCABULARY, (3, 12), generator=generator)
-    attended = torch.ones_like(ids)
-    attended[2, slice(8, None) if padding == "right" else slice(4)] = 0
-    chosen = (torch.rand(ids.shape, generator=generator) < 0.4) & (attended == 1)
-    chosen[:, 0] = False
-    return {"input_ids": ids.where(attended == 1, 0), "attention_mask": attended}, ids.where(chosen, -100)
-
-
-def plainly(model, inputs, labels, weights=None):
-    """The loss from the logits of all positions."""
-    logits = model(**inputs).logits.float()
-    losses = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="none")
-    weights = torch.ones_like(losses) if weights is None else weights[:, 1:].flatten()
-    return (losses * weights * (labels[:, 1:].flatten() != -100)).sum() / (labels != -100).sum()
 
 
 def gathered(model, inputs, labels, weights=None):
@@ -68,12 +18,6 @@ def gathered(model, inputs, labels, weights=None):
     with one.at(head, untouched=is_untouched(model, head, inputs)):
         outputs = model(**inputs)
     return one.result(outputs.logits)
-
-
-def gradients(model, loss):
-    model.zero_grad()
-    loss.backward()
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def assert_same(model, inputs, labels, atol=1e-6, **options) -> None:
@@ -216,24 +160,23 @@ def test_a_forward_of_the_instance_comes_back() -> None:
 
 
 SHARDED = """
-import runpy, sys, torch
+import sys, torch
 import torch.distributed as dist
-here, way = sys.argv[1:]
-sys.path.insert(0, here + "/../..")
+from support.plain_loss import batch, build, gradients, plainly
 from vig import output_head
 from vig.output_head import is_untouched
 from vig.training.trainer import SupervisedPass
+way = sys.argv[1]
 output_head.GRADIENT_CHUNK = 4
-test = runpy.run_path(here + "/test_supervised_loss.py")
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
 rank = dist.get_rank()
-plain, model = test["build"]("Llava"), test["build"]("Llava")
-batches = [test["batch"](seed=seed) for seed in range(4)]
+plain, model = build("Llava"), build("Llava")
+batches = [batch(seed=seed) for seed in range(4)]
 batches[1] = (batches[1][0], torch.full_like(batches[1][1], -100))  # rank 1 has nothing supervised in its first
 count = sum(int((labels != -100).sum()) for _, labels in batches)
-wanted = sum(test["plainly"](plain, inputs, labels) * (labels != -100).sum() for inputs, labels in batches if (labels != -100).any()) / count
-expected = test["gradients"](plain, wanted)
+wanted = sum(plainly(plain, inputs, labels) * (labels != -100).sum() for inputs, labels in batches if (labels != -100).any()) / count
+expected = gradients(plain, wanted)
 before = {name: p.detach().clone() for name, p in plain.named_parameters()}
 head = model.get_output_embeddings()
 if way == "fsdp2":  # in the units that accelerate makes
@@ -280,15 +223,12 @@ print("same")
 """
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("way", ["fsdp2", "zero3"])
-def test_a_sharded_head_on_two_processes(way, tmp_path) -> None:
+def test_a_sharded_head_on_two_processes(way, monkeypatch) -> None:
     """Two ranks by two accumulated batches: the gradient is that of the whole sum on one process."""
     if way == "zero3":
         pytest.importorskip("deepspeed")
-    script = tmp_path / "shard.py"
-    script.write_text(SHARDED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script), str(HERE), way]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    result = subprocess.run(command, capture_output=True, text=True, timeout=180, env=environment)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("same") == 2
+        monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert launch.run(SHARDED, way, count=2) == ["same\n"] * 2

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import runpy
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from support import families, launch
+from support.tiny_llava import build_llava, build_records
 from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments
 from typer.testing import CliRunner, Result
 
@@ -25,14 +22,10 @@ from mof.data.collator import SupervisedCollator
 from vig import SelectiveTrainer, load_scores
 from vig.cli.train import train
 
-HERE = Path(__file__).parent
-TOOLS = runpy.run_path(str(HERE / "conftest.py"))
-FAMILIES = runpy.run_path(str(HERE / "test_model_classes.py"))["build"]
 APP = build_app({"train": train, "vig": vig.cli.app.app})
 
 SCRIPT = """
 import sys, time
-sys.path.insert(0, sys.argv.pop(1))
 delay = float(sys.argv.pop(1))
 import torch
 torch.set_num_threads(1)
@@ -46,7 +39,6 @@ def slow(*args, **options):
 SelectiveTrainer.training_step = slow
 build_app({"train": train, "vig": train})()
 """
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 STEPS = ("--learning-rate", "0.01", "--batch-size", "1")  # four of them
 SGD = ("--set", "optim=sgd", "--set", "lr_scheduler_type=constant", "--learning-rate", "0.01", "--set", "max_grad_norm=0")
 
@@ -55,10 +47,10 @@ SGD = ("--set", "optim=sgd", "--set", "lr_scheduler_type=constant", "--learning-
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """model/, images/ and records.json of eight records."""
     folder = tmp_path_factory.mktemp("train")
-    model, processor = TOOLS["build_llava"]()
+    model, processor = build_llava()
     model.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
-    (folder / "records.json").write_text(json.dumps(TOOLS["build_records"](folder / "images", 8)))
+    (folder / "records.json").write_text(json.dumps(build_records(folder / "images", 8)))
     return folder
 
 
@@ -99,7 +91,7 @@ def start(folder: Path) -> dict[str, torch.Tensor]:
 
 def by_hand(folder: Path, out: Path, kind: type[Trainer], records: list, args: TrainingArguments) -> dict[str, torch.Tensor]:
     """A training without the command: everything but the vision tower."""
-    model, processor = AutoModelForImageTextToText.from_pretrained(folder / "model"), TOOLS["build_llava"]()[1]
+    model, processor = AutoModelForImageTextToText.from_pretrained(folder / "model"), build_llava()[1]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("vision_tower" not in name)
     collator = SupervisedCollator(processor, 2048, folder / "images")
@@ -181,13 +173,8 @@ def test_everything_kept_is_ordinary_training(folder, tmp_path) -> None:
     assert distance(got, expected) < 1e-6
 
 
-def launch(folder: Path, out: Path, *more: object, delay: float = 0.0, processes: int = 1, **changes: object) -> list[str]:
-    script = out.with_suffix(".py")
-    script.write_text(SCRIPT)
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
-    return [sys.executable, *torchrun, str(script), str(HERE.parents[1]), str(delay), *arguments(folder, out, *more, **changes)]
-
-
+@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_two_processes_train_as_one_does(folder, tmp_path) -> None:
     """Also where one of them has no image in a step, on which the projector of the other waited."""
     asked = {"from": "human", "value": "What?"}
@@ -195,10 +182,9 @@ def test_two_processes_train_as_one_does(folder, tmp_path) -> None:
     mixed = tmp_path / "mixed.json"
     mixed.write_text(json.dumps(json.loads((folder / "records.json").read_text())[:5] + texts))
     one = trained(folder, tmp_path / "one", *SGD, "--batch-size", 2, records=mixed)
-    words = launch(folder, tmp_path / "two", *SGD, "--batch-size", 1, "--gradient-checkpointing", processes=2, records=mixed)
-    done = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("the trained model is in") == 1
+    words = arguments(folder, tmp_path / "two", *SGD, "--batch-size", 1, "--gradient-checkpointing", records=mixed)
+    told = launch.run(SCRIPT, 0, *words, count=2)
+    assert "".join(told).count("the trained model is in") == 1
     assert distance(load_file(tmp_path / "two" / "model.safetensors"), one) < 1e-6
     refused(run(*arguments(folder, tmp_path / "two", *SGD, "--batch-size", 1)), "processes: 2 there, 1 now")
 
@@ -206,7 +192,7 @@ def test_two_processes_train_as_one_does(folder, tmp_path) -> None:
 @pytest.mark.parametrize("step", [2, 4])
 def test_resumed_in_half_precision_and_from_the_last_step(folder, tmp_path, step) -> None:
     """What trains is float32, and stays so through a checkpoint; a run killed while it saves the model has no step left."""
-    model, processor = TOOLS["build_llava"]()
+    model, processor = build_llava()
     model.bfloat16().save_pretrained(tmp_path / "half")
     processor.save_pretrained(tmp_path / "half")
     more = ("--batch-size", 1, "--accumulate", 1, "--epochs", 0.5, "--set", "save_steps=2", "--set", "save_total_limit=5")
@@ -232,21 +218,18 @@ def test_a_second_run_at_once_is_refused(folder, tmp_path) -> None:
     trained(folder, tmp_path / "out", *STEPS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [(), ("--lora", 2)], ids=["whole", "lora"])
 def test_killed_and_resumed_is_the_undisturbed_run(folder, tmp_path, lora) -> None:
     more = ("--epochs", 4, "--batch-size", 1, "--learning-rate", 0.01, *lora)
     whole = trained(folder, tmp_path / "whole", *more)
     out = tmp_path / "killed"
     checkpoints = out / "checkpoints"
-    with subprocess.Popen(
-        launch(folder, out, *more, delay=0.1), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as process:
-        deadline = time.monotonic() + 240
-        while not (checkpoints.is_dir() and list(checkpoints.glob("checkpoint-*/trainer_state.json"))):
-            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+    (process,) = processes = launch.start(SCRIPT, 0.1, *arguments(folder, out, *more))
+    while not (checkpoints.is_dir() and list(checkpoints.glob("checkpoint-*/trainer_state.json"))):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    launch.kill(processes)
     assert not (out / "model.safetensors").exists()
     (checkpoints / "checkpoint-9999").mkdir()  # as a kill in the middle of writing leaves it
     shutil.copy(next(checkpoints.glob("checkpoint-*/trainer_state.json")), checkpoints / "checkpoint-9999")
@@ -272,13 +255,18 @@ def test_lora_changes_the_language_models_matrices_by_the_rank_and_nothing_else(
         assert values[2] < 1e-5 < values[0]
 
 
-@pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize(
-    ("family", "encoder"), [("qwen2_5_vl", "visual."), ("smolvlm", "model.vision_model."), ("internvl", "vision_tower.")]
+    ("family", "encoder", "lora"),
+    [
+        ("qwen2_5_vl", "visual.", False),
+        ("qwen2_5_vl", "visual.", True),
+        ("smolvlm", "model.vision_model.", True),
+        ("internvl", "vision_tower.", False),
+    ],
 )
 def test_other_families(folder, tmp_path, family, encoder, lora) -> None:
     """The image encoder stays, the layers of the language model move; with LoRA nothing else does."""
-    model, processor = FAMILIES(family)
+    model, processor = families.build(family)
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
     before = load_file(tmp_path / "model/model.safetensors")
@@ -291,7 +279,7 @@ def test_other_families(folder, tmp_path, family, encoder, lora) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_model_in_half_precision_is_trained_in_bfloat16(folder, tmp_path, dtype) -> None:
-    model, processor = TOOLS["build_llava"]()
+    model, processor = build_llava()
     model.to(dtype).save_pretrained(tmp_path / "half")
     processor.save_pretrained(tmp_path / "half")
     before = load_file(tmp_path / "half/model.safetensors")
@@ -367,7 +355,7 @@ def test_wrong_folders_and_files(folder, tmp_path) -> None:
     (tmp_path / "empty.json").write_text("[]")
     refused(run(*arguments(folder, out, records=tmp_path / "empty.json")), "no records")
     assert not out.exists()
-    refused(run(*arguments(folder, folder / "model")), "not empty", "new --output-dir")
+    refused(run(*arguments(folder, folder / "model")), "no training", "new --output")
 
 
 def test_the_folder_of_another_run_is_refused(folder, tmp_path) -> None:

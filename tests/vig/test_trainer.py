@@ -1,73 +1,22 @@
 """The selective loss against the ordinary Trainer, and its gradient against the explicit sum over the chosen tokens."""
 
 import copy
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-from torch.nn import functional as F
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from support import launch
+from support.one_step import arguments, assert_step_was, explicit_gradient, masked_records
+from transformers import Trainer, TrainerCallback
 
 from encoders import ImageError
 from mof.data.collator import SupervisedCollator
 from vig import SelectiveTrainer, score, select
 
-HERE = Path(__file__).parent
-LEARNING_RATE = 0.1
 
-
-def arguments(folder: Path, **options) -> TrainingArguments:
-    quiet = {"use_cpu": True, "report_to": [], "save_strategy": "no", "disable_tqdm": True, "logging_steps": 1}
-    sgd = {"optim": "sgd", "learning_rate": LEARNING_RATE, "lr_scheduler_type": "constant", "max_grad_norm": 0.0}
-    size = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 1}
-    return TrainingArguments(str(folder), **{**quiet, **sgd, **size, **options})
-
-
-def masked_records(processor, records, image_folder, last, weights=False):
-    """Four records: some tokens chosen at random, none at all in r1; `last` is whole, without an image.
-
-    With `weights` the chosen tokens of r0 and r2 have random weights, and r1 keeps its mask.
-    """
-    collator = SupervisedCollator(processor, 2048, image_folder)
-    generator = torch.Generator().manual_seed(0)
-    chosen = []
-    for index, record in enumerate(records[:3]):
-        count = int((collator([record])["labels"] != -100).sum())
-        mask = torch.rand(count, generator=generator) < 0.4
-        mask &= index != 1
-        weighed = {"token_weights": (mask * 3 * torch.rand(count, generator=generator)).tolist()}
-        chosen.append(record | (weighed if weights and index != 1 else {"token_mask": mask.tolist()}))
-    return [*chosen, last]
-
-
-def explicit_gradient(model, processor, records, image_folder):
-    """One record at a time: the chosen tokens' losses picked from the full row of losses, weighed, summed, over their number."""
-    model = copy.deepcopy(model)
-    plain = SupervisedCollator(processor, 2048, image_folder)
-    total, count = 0.0, 0
-    for record in records:
-        batch = plain([{key: value for key, value in record.items() if not key.startswith("token_")}])
-        labels = batch.pop("labels")[0, 1:]
-        losses = F.cross_entropy(model(**batch).logits[0, :-1], labels, reduction="none")[labels != -100]
-        weights = torch.tensor(record.get("token_weights", record.get("token_mask", [True] * len(losses)))).float()
-        total, count = total + (losses * weights)[weights > 0].sum(), count + int((weights > 0).sum())
-    (total / count).backward()
-    return (total / count).item(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-
-
-def assert_step_was(before, after, gradient) -> None:
-    """One SGD step: the weights moved by -learning rate * gradient."""
-    for name, weight in before.items():
-        step = (weight - after[name]) / LEARNING_RATE
-        torch.testing.assert_close(step, gradient.get(name, torch.zeros_like(step)), atol=1e-5, rtol=1e-4)
-
-
-@pytest.mark.parametrize("weights", [False, True])
-@pytest.mark.parametrize("accepts_loss_kwargs", [True, False])
-@pytest.mark.parametrize(("size", "accumulate"), [(1, 4), (2, 2), (4, 1)])
+@pytest.mark.parametrize(
+    ("size", "accumulate", "accepts_loss_kwargs", "weights"),
+    [(1, 4, True, False), (1, 4, False, True), (2, 2, True, True), (2, 2, False, False), (4, 1, True, True), (4, 1, False, False)],
+)
 def test_gradient_is_that_of_the_sum_over_chosen_tokens(
     llava, records, image_folder, text_only, tmp_path, size, accumulate, accepts_loss_kwargs, weights
 ) -> None:
@@ -215,16 +164,16 @@ def test_arguments_that_change_the_loss_are_refused(llava, tmp_path) -> None:
 
 
 TWO_PROCESSES = """
-import runpy, sys, torch
+import sys, torch
 from pathlib import Path
-torch.set_num_threads(1)
-root, out, images = sys.argv[1:]
-sys.path.insert(0, root)
+from support.one_step import arguments
+from support.tiny_llava import build_llava
 from vig import SelectiveTrainer
-here, out = Path(root) / "tests" / "vig", Path(out)
-conftest, test = (runpy.run_path(str(here / name)) for name in ("conftest.py", "test_trainer.py"))
-model, processor = conftest["build_llava"]()
-args = test["arguments"](out, per_device_train_batch_size=1, gradient_accumulation_steps=2, **test["IN_TURN"])
+torch.set_num_threads(1)
+out, images = Path(sys.argv[1]), sys.argv[2]
+model, processor = build_llava()
+in_turn = {"train_sampling_strategy": "sequential"}  # so that the first process has the first and the third record
+args = arguments(out, per_device_train_batch_size=1, gradient_accumulation_steps=2, **in_turn)
 chosen = torch.load(out / "records.pt", weights_only=True)
 trainer = SelectiveTrainer(model, args, train_dataset=chosen, processing_class=processor, image_folder=images)
 assert args.world_size == 2, args.world_size
@@ -236,9 +185,10 @@ if args.process_index == 0:
 torch.distributed.barrier()  # rank 0 keeps the rendezvous store, so it must not leave first
 torch.distributed.destroy_process_group()
 """
-IN_TURN = {"train_sampling_strategy": "sequential"}  # so that the first process has the first and the third record
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
 @pytest.mark.parametrize("idle", [False, True])
 def test_gradient_on_two_processes(llava, records, image_folder, text_only, tmp_path, idle) -> None:
     """One process has nothing supervised in one of its two batches, or if idle in both."""
@@ -248,12 +198,7 @@ def test_gradient_on_two_processes(llava, records, image_folder, text_only, tmp_
         chosen = [chosen[0], chosen[1], chosen[2], {**chosen[3], "token_mask": [False] * length(processor, text_only, image_folder)}]
     _, gradient = explicit_gradient(model, processor, chosen, image_folder)
     torch.save(chosen, tmp_path / "records.pt")
-    script = tmp_path / "train.py"
-    script.write_text(TWO_PROCESSES)
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    command = [sys.executable, *launch, str(HERE.parents[1]), str(tmp_path), str(image_folder)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert result.returncode == 0, result.stderr
+    launch.run(TWO_PROCESSES, tmp_path, image_folder, count=2)
     assert_step_was(model.state_dict(), torch.load(tmp_path / "weights.pt", weights_only=True), gradient)
     assert int((tmp_path / "tokens").read_text()) == sum(
         int((SupervisedCollator(processor, 2048, image_folder)([record])["labels"] != -100).sum()) for record in chosen

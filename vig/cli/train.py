@@ -16,15 +16,13 @@ from transformers import PreTrainedModel, set_seed
 from encoders.command_groups import resumes
 from encoders.command_options import Images, Model, Records, output_option
 from encoders.runs import RunLock
+from encoders.store.fingerprints import weights_digest
 from mof.data.records import digest
 from vig.processes import Processes
 from vig.saved_models import load_network, load_processor, stored_images
-from vig.scoring.identity import processor_identity, weights_fingerprint
-from vig.training.finetuning import finetune
-from vig.training.run_record import CHECKPOINTS, claim, finish, result
-from vig.training.trained_parts import add_lora, freeze_encoder
-from vig.training.trainer_arguments import parse_arguments
-from vig.training.training_records import read_training_records
+from vig.scoring.identity import processor_identity
+from vig.training.finetuning import CHECKPOINTS, claim, finetune, finish, result
+from vig.training.preparation import add_lora, freeze_encoder, parse_arguments, read_training_records
 
 OWN = {
     "output_dir": "--output",
@@ -133,7 +131,7 @@ def _claim(folder: Path, model: PreTrainedModel, records: Sequence[Any], setting
     """Claim the folder for this run until its processes end. The first process decides; all raise its error."""
 
     def work() -> None:
-        claim(folder, {"model": weights_fingerprint(model), "records": digest(records), **settings}, lock)
+        claim(folder, {"model": weights_digest(model), "records": digest(records), **settings}, lock)
 
     processes = Processes.all()
     processes.on_first(work)

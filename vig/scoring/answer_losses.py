@@ -75,7 +75,7 @@ class AnswerLosses:
         shortest = min(range(len(examples)), key=lambda i: len(examples[i].input_ids))  # it has the most padding
         alone = self._collate([examples[shortest]])
         try:
-            if self._untouched is None:
+            if self._untouched is None and self._head is not None:
                 self._untouched = is_untouched(self._model, self._head, {**self._inputs(alone), "use_cache": False})
             losses = self._losses(groups, prefix)  # [N]
         except torch.OutOfMemoryError:

@@ -1,10 +1,11 @@
-"""Records in, pairs of examples out: each record with its images and with their null images."""
+"""Each record becomes a pair of examples: with its images and with their null images."""
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from encoders import StoredImages
 from encoders.images.reading import ImageError, read_image
@@ -21,7 +22,6 @@ from mof.data.records import ImageSource, Record, RecordError, digest, to_record
 from mof.data.rows import Row, UnreadableRow, id_of
 from vig.nulls import NullImages, pixel_digest
 from vig.scoring.prefix_cache import part
-from vig.scoring.remembered_images import with_remembered_images
 
 # Shapes: L = tokens of a record, T = answer tokens among them, E = end-of-turn tokens among those.
 
@@ -39,34 +39,35 @@ class Pair:
     turn_ends: NDArray[np.int64]
     """[E] indices into the answer tokens."""
     images: str
-    """What its images look like: equal for records on the same images."""
+    """A digest of its images: equal for records on the same images."""
     prefix: int
-    """Tokens up to the last image, which records on the same images may share; 0 if there are answers among them."""
+    """The number of tokens up to the last image, which records on the same images may share; 0 if answers are among them."""
 
 
 @dataclass
 class _Images:
-    """The images of the last record, as the next one is often on the same."""
+    """The images of the last record; the next record is often on the same."""
 
     sources: list[ImageSource]
     shown: list[Any]
     """RGB images, or `StoredImage`s."""
     digest: str
     clean: dict[str, Tensor] | None = None
-    """What the processor made of them, and what is different with their null images."""
+    """The processor's outputs for them."""
     null: dict[str, Tensor] | None = None
+    """The outputs that are different with their null images."""
 
 
 @dataclass
 class PairReader:
-    """Reads records into pairs and keeps account of those that give none."""
+    """Reads records into pairs, and keeps account of the records that give none."""
 
     processor: ProcessorMixin
     image_folder: str | os.PathLike[str] | None
     nulls: NullImages
     max_length: int
     stored_images: tuple[StoredImages, StoredImages] | None = None
-    """Where to look up the images, and the null images."""
+    """The stores of the images and of the null images."""
     text_only: list[str] = field(default_factory=list)
     """Ids of records without an image that can be trained on."""
     failures: dict[str, str] = field(default_factory=dict)
@@ -74,11 +75,12 @@ class PairReader:
 
     def __post_init__(self) -> None:
         self._special_ids = _special_ids(self.processor.tokenizer)
-        self._processor = with_remembered_images(self.processor)
+        self._processor = copy.copy(self.processor)
+        self._processor.image_processor = RememberedImages(self.processor.image_processor)
         self._last = _Images([], [], "")
 
     def read(self, raw: Row) -> Pair | None:
-        """None for a record without an image, and for one that cannot be read or has no answer."""
+        """The pair of a record; None for a record that has no image, cannot be read or has no answer."""
         id = id_of(raw)
         if isinstance(raw, UnreadableRow):
             self.fail(id, raw.reason)
@@ -104,7 +106,7 @@ class PairReader:
         return Pair(record.id, digest, clean, null, turn_ends, images.digest, self._prefix(clean))
 
     def _read_images(self, record: Record) -> _Images:
-        """What is made of them is made once for neighbours on the same images."""
+        """The images of a record. Neighbours on the same images share them, and everything that is made of them."""
         if not record.images or not _same(record.images, self._last.sources):
             try:
                 images = self._shown(list(record.images))
@@ -121,17 +123,18 @@ class PairReader:
         return _Images(sources, stored, "".join(image.key for image in stored))
 
     def _encode_null(self, record: Record, clean: Example, images: _Images) -> Example:
-        """The same tokens with the null images."""
+        """The example of the same tokens with the null images."""
         if images.null is None:
-            nulls = [self.stored_images[1](one) for one in record.images] if self.stored_images else self.nulls(record.id, images.shown)
+            stored = self.stored_images
+            nulls = [stored[1](image) for image in record.images] if stored else self.nulls(record.id, images.shown)
             null = encode_record(self.processor, record, max_length=self.max_length, images=nulls)
             assert torch.equal(clean.input_ids, null.input_ids), f"record {record.id!r}: the null image changed the tokens"
-            alike = _alike(null.images, clean.images)  # of the tokens, and different in another record, rather than of pixels
+            alike = _alike(null.images, clean.images)  # they depend on the tokens, so they differ in the next record
             images.null = {key: value for key, value in null.images.items() if key not in alike}
         return replace(clean, images={**clean.images, **images.null})
 
     def _encode_without(self, record: Record, clean: Example) -> Example:
-        """The conversation without the image or images. What is left of its answers is cut where the clean ones are."""
+        """The example of the conversation without the replaced images. Its answers are cut where those of `clean` are."""
         shorter = self.nulls.drop_from(record)
         example = encode_record(self._processor, shorter, max_length=self.max_length)
         places = example.answer_mask.nonzero().flatten()[: int(clean.answer_mask.sum())]  # [T]
@@ -154,14 +157,14 @@ class PairReader:
 
 
 def _same(images: Sequence[ImageSource], others: Sequence[ImageSource]) -> bool:
-    """Whether they are the same files, or the same objects in memory; nothing is decoded for it."""
+    """Whether both are the same files, or the same objects in memory. No image is decoded."""
     same = (a is b or (isinstance(a, str) and isinstance(b, str) and a == b) for a, b in zip(images, others, strict=False))
     return len(images) == len(others) and all(same)
 
 
-def _alike(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those of the first that the second has too, with the same values."""
-    return {key: value for key, value in some.items() if key in others and torch.equal(value, others[key])}
+def _alike(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that `others` holds too, under the same names and with the same values."""
+    return {key: value for key, value in tensors.items() if key in others and torch.equal(value, others[key])}
 
 
 def _turn_ends(input_ids: Tensor, answer_mask: Tensor, special_ids: frozenset[int]) -> NDArray[np.int64]:
@@ -176,3 +179,31 @@ def _turn_ends(input_ids: Tensor, answer_mask: Tensor, special_ids: frozenset[in
 def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     added = {id for id, token in tokenizer.added_tokens_decoder.items() if token.special}
     return frozenset((added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id})
+
+
+class RememberedImages:
+    """An image processor that remembers its last call: the same images, shown again, are not prepared again."""
+
+    def __init__(self, own: Any) -> None:
+        self._own = own
+        self._images: list[Any] = []  # kept, as another object may get the identity of an object that is gone
+        self._options: dict[str, Any] = {}
+        self._made: dict[str, Any] = {}
+
+    def __call__(self, images: Any, **options: Any) -> BatchFeature:
+        flat = list(_flat(images))
+        same = len(flat) == len(self._images) and all(a is b for a, b in zip(flat, self._images, strict=True))
+        if not same or options != self._options:
+            self._images, self._options, self._made = flat, options, dict(self._own(images, **options))
+        return BatchFeature(dict(self._made))  # a new one each time: processors take entries out
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+
+def _flat(images: Any) -> Iterator[Any]:
+    if isinstance(images, (list, tuple)):
+        for image in images:
+            yield from _flat(image)
+    else:
+        yield images

@@ -1,35 +1,38 @@
-"""Records in, scores out: windows of records, batches of each, two forward passes per batch."""
+"""Records in, scores out: windows of records, batches of a window, two forward passes per batch."""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mof.data.rows import Row
 from vig.scoring.answer_losses import AnswerLosses
 from vig.scoring.batches import Batch, make_batches, windows
 from vig.scoring.pairs import Pair, PairReader
-from vig.scoring.progress import scoring_bar
 from vig.scoring.scores import Score
 
 # Shapes: N = answer tokens in a batch, T = answer tokens of one record.
 
 logger = logging.getLogger(__name__)
 
-SHARD_RECORDS = 256  # at most so many scores are lost when a run is killed
-WINDOW_BATCHES = 8  # so many batches of records are read before they are sorted by length and by image
-MOST_FAILURES = 50  # records in a row that the model does not take: then it is not the records
+SHARD_RECORDS = 256  # scores that are lost at most when a run is killed
+WINDOW_BATCHES = 8  # batches of records that are read before they are sorted by length and by image
+MOST_FAILURES = 50  # records in a row that the model refuses: then the fault is not in the records
 
 
-class Scorer:
-    """Scores records and hands the scores on, some at a time.
+class TwoPasses:
+    """The loop over records that scores them and hands the scores on, some at a time.
 
     Args:
-        save: takes the next scores, at most `SHARD_RECORDS` and those of a batch; also when the run is interrupted.
+        save: takes the next scores, at most `SHARD_RECORDS` and a batch more; also when the run is interrupted.
         batch_tokens, batch_size: see `vig.score`.
     """
 
@@ -50,7 +53,7 @@ class Scorer:
         total = len(records) if isinstance(records, Sized) else None
         tokens, size = WINDOW_BATCHES * self._batch_tokens, WINDOW_BATCHES * self._batch_size
         try:
-            with scoring_bar(total, visible) as advance:
+            with _progress_bar(total, visible) as advance:
                 for window in windows(map(self._reader.read, records), tokens, size):
                     advance(window.count(None), [])
                     for batch, scores in self._window([pair for pair in window if pair is not None]):
@@ -73,13 +76,13 @@ class Scorer:
             scores = self._batch(batch)
             if scores is None:  # out of memory
                 self._batch_tokens = max(batch.tokens // 2, 1)
-                rest = [pair for one in [batch, *batches] for pair in one.pairs]
+                rest = [pair for waiting in [batch, *batches] for pair in waiting.pairs]
                 batches = make_batches(rest, self._batch_tokens, self._batch_size)
             else:
                 yield batch, scores
 
     def _batch(self, batch: Batch) -> list[Score] | None:
-        """The scores of a batch, less those of records that the model does not take. None: out of memory."""
+        """The scores of a batch, without the records that the model refuses; None if memory ran out."""
         pairs = batch.pairs
         try:
             both = self._both_losses(batch)  # [2, N]
@@ -90,7 +93,7 @@ class Scorer:
             self._reader.fail(pairs[0].id, f"out of memory with this record alone, {batch.tokens} tokens")
             return []
         except (ValueError, RuntimeError, IndexError) as error:  # say, more image tokens in a record than its image gives
-            if len(pairs) > 1:  # whose fault it is shows one by one
+            if len(pairs) > 1:  # one by one, they show which record is at fault
                 return [score for pair in pairs for score in self._batch(Batch([[pair]], 0)) or []]
             self._refused_in_a_row += 1
             if self._refused_in_a_row >= MOST_FAILURES:
@@ -108,7 +111,7 @@ class Scorer:
         return scores
 
     def _both_losses(self, batch: Batch) -> NDArray[np.float32]:
-        """[2, N]: with the images, and with the null images."""
+        """The losses of all answer tokens with the images and with the null images, [2, N]."""
         clean = self._losses([[pair.clean for pair in group] for group in batch.groups], batch.prefix)  # [N]
         # without an image there is nothing before the question that would be worth sharing
         prefix = 0 if self._reader.nulls.drops else batch.prefix
@@ -124,3 +127,24 @@ def _to_score(pair: Pair, loss: NDArray[np.float32], null_loss: NDArray[np.float
     starts, ends = pair.clean.characters.numpy().T  # [T], [T]
     rest = (pair.clean.answer, starts, ends)
     return Score(pair.id, vig, mean_loss, mean_null, token_vig, token_ids, pair.turn_ends, pair.digest, *rest)
+
+
+@contextmanager
+def _progress_bar(total: int | None, visible: bool = True) -> Iterator[Callable[[int, Sequence[Score]], None]]:
+    """A bar with records per second, time left and the running mean VIG; silent when the output is not a terminal."""
+    console = Console(stderr=True)
+    facts = TextColumn("{task.fields[rate]:.1f} records/s, mean VIG {task.fields[vig]:.3f}")
+    columns = (TextColumn("VIG"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), facts)
+    with Progress(*columns, console=console, disable=not (visible and console.is_terminal)) as progress:
+        task = progress.add_task("", total=total, rate=0.0, vig=float("nan"))
+        start = time.perf_counter()
+        count, sum_of_vig = 0, 0.0
+
+        def advance(records: int, scores: Sequence[Score]) -> None:
+            nonlocal count, sum_of_vig
+            count, sum_of_vig = count + len(scores), sum_of_vig + sum(score.vig for score in scores)
+            progress.advance(task, records)
+            rate = progress.tasks[task].completed / (time.perf_counter() - start)
+            progress.update(task, rate=rate, vig=sum_of_vig / max(count, 1))
+
+        yield advance

@@ -22,7 +22,7 @@ from vig.scoring.batches import by_image
 from vig.scoring.folder import ScoreFolder
 from vig.scoring.identity import scoring_identity
 from vig.scoring.pairs import PairReader
-from vig.scoring.passes import Scorer
+from vig.scoring.passes import TwoPasses
 from vig.scoring.scores import SCHEMA, Score, Scores, from_table, to_table
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def score(
         processes.require_equal(identity, "model, processor and settings")
         folder = None if output_dir is None else stack.enter_context(ScoreFolder(output_dir, identity, SCHEMA, processes))
         fresh: list[Score] = []
-        scorer = Scorer(
+        scorer = TwoPasses(
             losses, reader, fresh.extend if folder is None else lambda some: folder.append(to_table(some)), batch_tokens, batch_size
         )
         done = {} if folder is None else folder.digests()

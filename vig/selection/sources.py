@@ -1,31 +1,47 @@
-"""Where records come from: the name under which a selection counts them, and keeps a share of them."""
+"""The source of each record: the name under which a selection counts the record, and keeps a share of its like."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
+from mof.data.records import images_of
 from mof.data.rows import RawRecord, id_of, rows
 
 NO_SOURCE = "(none)"
 
 
 def record_sources(records: Iterable[RawRecord], key: str = "source") -> dict[str, str]:
-    """id -> source of every record: what it holds under `key`, "(none)" where it holds nothing.
+    """id -> source of every record: its value under `key`, or "(none)" where it has none.
 
-    With the key "image" it is the top folder of the record's (first) image: "ocr_vqa" for "ocr_vqa/images/1.jpg".
+    With the key "image" the source is the top folder of the record's first image: "ocr_vqa" for "ocr_vqa/images/1.jpg". For
+    absolute paths it is the first folder below the folder that all of them share.
     """
-    return {id_of(record): _source(record, key) for record in rows(records)}
+    if key != "image":
+        return {id_of(record): _value(record, key) for record in rows(records)}
+    paths = {id_of(record): _first_path(record) for record in rows(records)}
+    absolute = {path.parent for path in paths.values() if path.is_absolute()}
+    shared = PurePath(os.path.commonpath(absolute) if absolute else "/")
+    return {id: _top_folder(path, shared) for id, path in paths.items()}
 
 
-def _source(record: Any, key: str) -> str:
-    if not isinstance(record, Mapping):
-        return NO_SOURCE
-    value = record.get(key)
-    if key == "image":
-        images = record.get("images") or value
-        first = images[0] if isinstance(images, (list, tuple)) and images else images
-        folders = PurePath(first).parts[:-1] if isinstance(first, (str, PurePath)) else ()
-        value = folders[0] if folders else None
+def _value(record: Any, key: str) -> str:
+    value = record.get(key) if isinstance(record, Mapping) else None
     return NO_SOURCE if value is None else str(value)
+
+
+def _first_path(record: Any) -> PurePath:
+    """The path of the first image; an empty path for a record without one, or with an image in memory."""
+    first = next(iter(images_of(record)), None)
+    if isinstance(first, Mapping):  # as Hugging Face data sets keep an image
+        first = first.get("path")
+    return PurePath(first) if isinstance(first, (str, os.PathLike)) else PurePath()
+
+
+def _top_folder(path: PurePath, shared: PurePath) -> str:
+    """The first folder of a relative path, or of an absolute path below `shared`, which is itself the source if there is none."""
+    if path.is_absolute():
+        return next(iter(path.parent.relative_to(shared).parts), shared.name) or NO_SOURCE
+    return next(iter(path.parent.parts), NO_SOURCE)

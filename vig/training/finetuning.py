@@ -1,4 +1,4 @@
-"""One fine-tuning: from a model in memory to a folder that holds it trained, through checkpoints that a killed run goes on from."""
+"""One fine-tuning: a model in memory is trained and saved into a folder. A killed run goes on from the last checkpoint there."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, ProcessorMixin, TrainingArguments
 
-from vig.training.run_record import CHECKPOINTS
+from encoders.runs import LOCKS, RunFile, RunLock, remove_unfinished
 from vig.training.trainer import SelectiveTrainer
+
+CHECKPOINTS = "checkpoints"
+FORMAT = 1  # of the whole folder
 
 DEFAULTS: dict[str, Any] = {
     "optim": "adamw_torch",
@@ -26,7 +29,7 @@ DEFAULTS: dict[str, Any] = {
     "dataloader_num_workers": min(4, os.cpu_count() or 1),
     "report_to": "none",
 }
-"""Where these are not `transformers.TrainingArguments`'s own."""
+"""Arguments whose defaults differ from those of `transformers.TrainingArguments`."""
 
 
 def finetune(
@@ -39,23 +42,23 @@ def finetune(
     trainer_options: dict[str, Any] | None = None,
     **arguments: Any,
 ) -> dict[str, Any]:
-    """Train what requires gradient, and save model and processor into `folder`. Goes on from the last checkpoint there.
+    """Train the weights that require a gradient, and save model and processor into `folder`. A killed run goes on from its last checkpoint.
 
-    What trains does so in float32, with `bf16=True` too, which is autocast: bfloat16 alone would round most updates away. It is
-    saved in the types that it was loaded in, with LoRA merged into the weights.
+    These weights train in float32, also with `bf16=True`, which is autocast: in bfloat16 most updates would be rounded away. They
+    are saved in the types in which they were loaded, and LoRA is merged into them.
 
     Args:
-        model: as it was loaded, on any device, or with LoRA around it (`vig.training.trained_parts.add_lora`).
-        records: what `SelectiveTrainer` trains on, such as `Selection.apply` gives.
-        folder: checkpoints go into a folder inside of it.
-        gradient_checkpointing: compute activations again in the backward pass; an argument of `TrainingArguments` too, but one
-            whose name differs between versions.
-        trainer_options: of `SelectiveTrainer`: image_folder, max_length, stored_images, strict, ...
+        model: as it was loaded, on any device, or with LoRA around it (`vig.training.preparation.add_lora`).
+        records: the records that `SelectiveTrainer` trains on, for example from `Selection.apply`.
+        folder: it gets the trained model, and checkpoints in a folder inside of it.
+        gradient_checkpointing: compute activations again in the backward pass. `TrainingArguments` has this too, but under a name
+            that differs between versions.
+        trainer_options: options of `SelectiveTrainer`: image_folder, max_length, stored_images, strict, padding_free, ...
         **arguments: of `transformers.TrainingArguments`, without its output_dir.
 
     Returns:
-        "seconds" in this process, "active_tokens" (how many the loss was taken on), "losses" as logged, "steps", and "left_out":
-        how many times all processes left out a record that cannot be used, since they were started.
+        A dict with "seconds" in this process, "active_tokens" (the number of tokens that had a loss), "losses" as logged, "steps",
+        and "left_out": how many times all processes together left out a record that cannot be used, since they were started.
     """
     lora = not isinstance(model, PreTrainedModel)  # but PEFT's wrapper around one
     own = {name: parameter.dtype for name, parameter in model.named_parameters(remove_duplicate=False)}
@@ -85,8 +88,41 @@ def finetune(
     }
 
 
+def claim(folder: Path, identity: Mapping[str, Any], lock: RunLock) -> None:
+    """Make `folder` that of the training with this identity, or go on with it. The lock, in its folder of checkpoints, is then held.
+
+    A training without a checkpoint, for example because its settings were refused, gives way to any other.
+
+    Raises:
+        ValueError: for a folder that holds another training, saying what differs, or other files, or in which a training is alive.
+    """
+    run, checkpoints = training_file(folder), folder / CHECKPOINTS
+    run.refuse_foreign([LOCKS])
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    lock.take()
+    remove_unfinished(folder)
+    begun = any(checkpoints.glob("checkpoint-*")) or (run.path.is_file() and result(folder) is not None)
+    run.claim(identity, begun=begun, own=[LOCKS])
+
+
+def result(folder: Path) -> dict[str, Any] | None:
+    """The facts that `finish` was given, or None for a training that is not done."""
+    return training_file(folder).read().get("result")
+
+
+def finish(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Mark the training as done; this is the last file that it writes."""
+    run = training_file(folder)
+    run.write(run.read()["identity"], result=dict(facts))
+
+
+def training_file(folder: Path) -> RunFile:
+    """The file in which the folder of a training says which training it holds, and its result."""
+    return RunFile(folder / "training.json", "training", FORMAT, "give the same command to go on with it, or a new --output")
+
+
 def last_checkpoint(folder: Path) -> str | None:
-    """The last checkpoint that was written whole: with the trainer's state, the last of its files, and every process's random state."""
+    """The last checkpoint that is whole: it has the trainer's state, which is written last, and every process's random state."""
     written = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if _is_json(path)]
     whole = [path for path in written if len(list(path.glob("rng_state*.pth"))) >= PartialState().num_processes]
     return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
@@ -101,7 +137,7 @@ def _is_json(path: Path) -> bool:
 
 
 def _save(trainer: SelectiveTrainer, processor: ProcessorMixin, dtypes: Mapping[str, torch.dtype], folder: Path, lora: bool) -> None:
-    """Whole weights in the types that they had when they were loaded."""
+    """Save whole weights, in the types that they had when they were loaded."""
     process = PartialState()
     if lora:
         whole = trainer.model.merge_and_unload()

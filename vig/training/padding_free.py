@@ -1,19 +1,20 @@
 """Batches without padding: all records in one row, kept apart by positions that start again at 0.
 
-transformers' attention takes such positions, where no attention mask is given, for the bounds of the records: FlashAttention
-as sequence lengths, the others as a block-diagonal mask. A model whose positions are no plain count (Qwen-VL's have three
-dimensions) or that ignores them reads on from one record into the next; `keeps_records_apart` tells.
+Without an attention mask, transformers' attention takes such positions for the bounds of the records: FlashAttention as sequence
+lengths, other implementations as a block-diagonal mask. A model reads on from one record into the next if it ignores positions, or
+if they are no plain count (Qwen-VL's have three dimensions). `keeps_records_apart` finds this out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mof.data.answer_tokens import PER_TOKEN
+from mof.data.collator import SupervisedCollator
 from vig.output_head import IGNORED, logits_at
 
 # Shapes: B = records in a batch, S = padded length, L = tokens of all records, V = vocabulary.
@@ -22,17 +23,22 @@ TOKENWISE = ("input_ids", "labels", "token_weights", *PER_TOKEN)
 
 
 class PaddingFreeCollator:
-    """Another collator's batches as one row each."""
+    """Gives the batches of another collator as one row each."""
 
-    def __init__(self, collator: Callable[[Sequence[Any]], dict[str, Tensor]]) -> None:
+    def __init__(self, collator: SupervisedCollator) -> None:
         self.collator = collator
+
+    @property
+    def left_out(self) -> int:
+        """How often the collator left out a record so far."""
+        return self.collator.left_out
 
     def __call__(self, records: Sequence[Any]) -> dict[str, Tensor]:
         return flatten(self.collator(records))
 
 
 def flatten(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A padded batch [B, S] -> what it holds per token as [1, L], position_ids [1, L] in place of the attention mask."""
+    """A padded batch without its padding: every entry per token [B, S] as [1, L], position_ids [1, L] in place of the attention mask."""
     attended = batch["attention_mask"].bool()  # [B, S]
     flat = {key: value[attended][None] if key in TOKENWISE else value for key, value in batch.items() if key != "attention_mask"}
     flat["position_ids"] = (attended.long().cumsum(1) - 1)[attended][None]  # [1, L]
@@ -42,7 +48,7 @@ def flatten(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The batch that `flatten` was given, padded on the right."""
+    """The batch that `flatten` was given, with padding on the right."""
     starts = (flat["position_ids"][0] == 0).nonzero().flatten()  # [B]
     sizes = torch.diff(starts, append=starts.new_tensor([flat["position_ids"].shape[1]])).tolist()
     batch = {}

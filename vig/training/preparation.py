@@ -1,0 +1,127 @@
+"""Everything that `mof train` needs before the first step: trainer arguments, records that were tried, and which weights train."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NoReturn
+
+from torch import nn
+from transformers import HfArgumentParser, PreTrainedModel, ProcessorMixin, TrainingArguments
+
+from mof.data.collator import SupervisedCollator
+from mof.data.records import RecordError, to_record
+from mof.data.rows import read_records
+
+NAMES = sorted(field.name for field in dataclasses.fields(TrainingArguments) if field.init)
+TRIED = 3  # records that are made a batch of
+NAMED = 3  # problems in a message
+
+
+class _Parser(HfArgumentParser):
+    """It raises an error, where argparse prints a page and ends the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"--set: {message}")
+
+
+def parse_arguments(texts: Sequence[str], own: Mapping[str, str]) -> dict[str, Any]:
+    """["weight_decay=0.1"] -> {"weight_decay": 0.1}.
+
+    Args:
+        own: names of arguments that have an option of their own -> that option.
+
+    Raises:
+        ValueError: for a text of another form, an unknown name or a name in `own`, and a value of another type.
+    """
+    given = {}
+    for text in texts:
+        name, equals, _ = text.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes NAME=VALUE, such as weight_decay=0.1; got {text!r}")
+        if name in own:
+            raise ValueError(f"--set {name}: give {own[name]} instead")
+        if name not in NAMES:
+            near = difflib.get_close_matches(name, NAMES) or ["see transformers.TrainingArguments"]
+            raise ValueError(f"--set: there is no {name!r}; {', '.join(near)}?")
+        given[name] = f"--{text}"
+    values = vars(_Parser(TrainingArguments, allow_abbrev=False).parse_args(list(given.values())))
+    return {name: values[name] for name in given}
+
+
+def read_training_records(path: Path, processor: ProcessorMixin, image_folder: Path, max_length: int) -> list[dict[str, Any]]:
+    """The raw records of a file, each with an answer and with images that exist.
+
+    The longest records are tried in a batch. So a selection for another tokenizer or length, a chat template that does not mark
+    the answers, and a `max_length` that leaves no room for an image are found now and not hours later.
+
+    Raises:
+        RecordError: naming the first records that cannot be used, with the reason, and how many there are.
+        ValueError: for no records, a folder that does not exist, or a chat template that does not mark the answers.
+    """
+    if not image_folder.is_dir():
+        raise ValueError(f"{image_folder} is no folder: --image-folder is what the records' image paths are relative to")
+    raw = [record if isinstance(record, Mapping) else {"messages": record} for record in read_records(path)]
+    if not raw:
+        raise ValueError(f"{path} holds no records to train on")
+    lengths, problems = [], []
+    for record in raw:
+        try:
+            lengths.append(_check(record, image_folder))
+        except RecordError as error:
+            problems.append(str(error))
+    if problems:
+        raise RecordError(
+            f"{path}: {len(problems)} of {len(raw)} records cannot be used; correct them or take them out: {'; '.join(problems[:NAMED])}"
+        )
+    longest = sorted(range(len(raw)), key=lambda index: lengths[index])[-TRIED:]
+    collator = SupervisedCollator(processor, max_length, image_folder)
+    collator([raw[index] for index in longest])
+    if collator.left_out == len(longest):
+        raise RecordError(f"{path}: none of the {len(longest)} longest records can be used; the warnings above say why")
+    return [dict(record) for record in raw]
+
+
+def _check(raw: Mapping[str, Any], image_folder: Path) -> int:
+    """The number of characters in the record's text. RecordError for a record that cannot be trained on."""
+    record = to_record(raw, image_folder)
+    if not any(message["role"] == "assistant" for message in record.messages):
+        raise RecordError(f"record {record.id!r}: no answer to learn from")
+    return sum(len(part.get("text", "")) for message in record.messages for part in message["content"])
+
+
+def freeze_encoder(model: PreTrainedModel) -> None:
+    """Freeze the image encoder, as transformers finds it (in Qwen-VL it includes the merger). Models of this library freeze theirs.
+
+    Raises:
+        ValueError: if transformers finds no image encoder.
+    """
+    if model.config.model_type == "mof":
+        return
+    encoder = model.get_encoder(modality="image")
+    if encoder is model:  # this means that none was found
+        raise ValueError(
+            f"transformers does not say which part of {type(model).__name__} is the image encoder, so it cannot be frozen; "
+            "freeze it yourself and train from Python, with vig.SelectiveTrainer"
+        )
+    encoder.requires_grad_(False)
+
+
+def add_lora(model: PreTrainedModel, rank: int) -> Any:
+    """The model in PEFT's wrapper, in which only low-rank adapters at all linear layers of the language model train.
+
+    Their scale is 2 (alpha is twice the rank), as in LLaVA.
+
+    Raises:
+        ValueError: if peft is missing.
+    """
+    if find_spec("peft") is None:
+        raise ValueError('LoRA needs peft: pip install -e ".[lora]"')
+    from peft import LoraConfig, get_peft_model
+
+    inside, head = set(model.get_decoder().modules()), model.get_output_embeddings()
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module in inside and module is not head]
+    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names))
