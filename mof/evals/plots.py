@@ -25,7 +25,7 @@ def heat_maps(tables: Mapping[str, Rows]) -> Figure:
     """Return a figure with a heat map per label: one row per name, values in 0..100 written into their cells."""
     heights = [30 * len(rows) + 130 for rows in tables.values()]
     columns = max(len(row) for rows in tables.values() for row in rows.values())
-    with figure(68 * columns + 220, sum(heights)) as drawn:
+    with figure(68 * columns + 250, sum(heights)) as drawn:
         panels = drawn.subplots(len(tables), height_ratios=heights, squeeze=False)[:, 0]
         for axes, (label, rows) in zip(panels, tables.items(), strict=True):
             _draw_heat_map(axes, rows, label)
@@ -35,12 +35,13 @@ def heat_maps(tables: Mapping[str, Rows]) -> Figure:
 def _draw_heat_map(axes: Axes, rows: Rows, label: str) -> None:
     columns = list(next(iter(rows.values())))
     image = axes.imshow([list(row.values()) for row in rows.values()], cmap="viridis", vmin=0, vmax=100, aspect="auto")
-    axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
-    axes.set_yticks(range(len(rows)), [short(name) for name in rows], color=COLOURS["text"])
+    axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(rows)), list(rows), color=COLOURS["text"])
     for y, row in enumerate(rows.values()):
         for x, value in enumerate(row.values()):
             axes.text(x, y, f"{value:.0f}", ha="center", va="center", color="black" if value > 55 else "white")
-    axes.figure.colorbar(image, ax=axes, label=label)
+    axes.set_title(label, loc="left", fontsize=12)
+    axes.figure.colorbar(image, ax=axes)
 
 
 def pattern_lines(lines: Rows, dashed: Collection[str]) -> Figure:

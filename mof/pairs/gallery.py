@@ -1,137 +1,105 @@
-"""A page to look at pairs with: one HTML file that holds everything, thumbnails too."""
+"""A page that shows pairs: one HTML file that holds everything, thumbnails too."""
 
 from __future__ import annotations
 
 import base64
 import io
-import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import Progress
 
 from encoders.images.loader import ImageLoader
 from encoders.images.sources import ImageSources
-from encoders.store.files import write_whole
+from encoders.pages import write_page
+from encoders.pages.charts import column_edges, histogram, to_svg
 from mof.pairs.blind_pair_search import BlindPairs
 from mof.pairs.choice import in_order
 from mof.pairs.similarity_sample import SimilaritySample, Thresholds
 
-# Shapes: M pairs, L images that are in them.
+# Shapes: M = pairs, L = images that are in the shown pairs.
 
 SHOWN = 5000
-"""Pairs at most: a page of some tens of megabytes. The tables hold all."""
+"""Number of pairs in the page at most, which then has tens of megabytes. The tables hold all pairs."""
 SIDES = ((400, 384), (1500, 224), (4000, 160))
-"""(L, longest side of their thumbnails in pixels): the more there are, the smaller, so that the page stays below some 40 MB."""
+"""(L at most, longest side of the thumbnails in pixels): more images get smaller thumbnails, so that the page stays below 40 MB."""
 SMALLEST_SIDE = 128
 QUALITY, TINY = 70, 100
-"""Of the JPEG files; images of a lesser side are shown by their pixels, and kept better."""
+"""Quality of the JPEG files; and the side in pixels below which a page shows single pixels, so that the quality is higher."""
 BLOCK = 100
-"""Thumbnails in one piece of the page, which is read when the first of them is looked at."""
-BARS = 64
+"""Number of thumbnails in a block of the page; the page parses a block when it shows the first thumbnail of it."""
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """What the page tells."""
+    """The contents of the page."""
 
     pairs: BlindPairs
     names: Sequence[str]
-    """[N] of all images that were compared"""
+    """[N] names of all images that were compared"""
     clip: str
-    """What the first encoder, or encoders, are called."""
+    """Name of the first encoder, or encoders."""
     dino: str
+    """Name of the second encoder, or encoders."""
     clip_above: float
     dino_below: float
     sample: SimilaritySample
     advice: Thresholds | None
-    """Where nothing was found."""
+    """Thresholds to try where nothing was found."""
     duplicates: int
     unreadable: Mapping[str, str]
     """name -> reason"""
 
     def write(self, path: str | Path, images: str | Path | Sequence[str | Path], workers: int = 2, progress: bool = False) -> None:
-        """Write the page; the thumbnails are made from `images`, given as they were to be encoded."""
+        """Write the page; the thumbnails are made from `images`, the same sources that were encoded."""
         shown = in_order(np.empty(0, np.int64), self.pairs.i[:SHOWN], self.pairs.j[:SHOWN]).tolist()  # [L], best pairs first
         names = [self.names[image] for image in shown]
         side = next((side for most, side in SIDES if len(names) <= most), SMALLEST_SIDE)
         thumbnails = make_thumbnails(images, names, side, workers, progress)
         encoded = [base64.b64encode(thumbnails.get(name, b"")).decode() for name in names]
-        page = _TEMPLATES.get_template("gallery.html").stream(
+        clip, dino = self.sample.clip, self.sample.dino
+        write_page(
+            Path(path),
+            Path(__file__).with_name("gallery.html"),
             gallery=self,
             rows=list(self._rows({image: place for place, image in enumerate(shown)})),
             images=[[name, os.path.exists(name)] for name in names],
             blocks=[encoded[start : start + BLOCK] for start in range(0, len(encoded), BLOCK)],
             block_size=BLOCK,
-            charts=[
-                Chart(self.clip, "above", self.clip_above, self.sample.clip),
-                Chart(self.dino, "below", self.dino_below, self.sample.dino),
-            ],
+            clip_chart=similarity_chart(clip, self.clip_above, "above", self.clip, "orange"),
+            dino_chart=similarity_chart(dino, self.dino_below, "below", self.dino, "teal"),
+            clip_share=float((clip > self.clip_above).mean()) if len(clip) else 0.0,
+            dino_share=float((dino < self.dino_below).mean()) if len(dino) else 0.0,
         )
-        write_whole(Path(path), lambda temporary: page.dump(str(temporary), encoding="utf-8"))
 
     def _rows(self, places: Mapping[int, int]) -> Iterator[tuple[int, int, float, float]]:
-        """Of each shown pair: places of its images, similarities."""
+        """Yield the places of the images and the similarities of each shown pair."""
         pairs = self.pairs
         columns = (pairs.i[:SHOWN], pairs.j[:SHOWN], pairs.clip_similarity[:SHOWN], pairs.dino_similarity[:SHOWN])
         for i, j, clip, dino in zip(*(column.tolist() for column in columns), strict=True):
             yield places[i], places[j], round(clip, 4), round(dino, 4)
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A histogram of one similarity, with the cut."""
-
-    name: str
-    side: str
-    """Of the cut that is kept: "above" or "below"."""
-    cut: float
-    values: NDArray[np.float32]
-    """[M]"""
-
-    @property
-    def share(self) -> float:
-        """Of the pairs, on the kept side."""
-        kept = self.values > self.cut if self.side == "above" else self.values < self.cut
-        return float(kept.mean()) if len(kept) else 0.0
-
-    @property
-    def axis(self) -> tuple[float, float]:
-        """From where to where, in tenths."""
-        low, high = self.values.min(initial=self.cut), self.values.max(initial=self.cut)
-        return math.floor(10 * low) / 10, math.ceil(10 * high + 1e-6) / 10
-
-    @property
-    def ticks(self) -> list[float]:
-        low, high = (round(10 * end) for end in self.axis)
-        step = 1 if high - low < 8 else 2
-        return [tick / 10 for tick in range(-(-low // step) * step, high + 1, step)]
-
-    def at(self, value: float) -> float:
-        """Where on the axis, from 0 to 1."""
-        low, high = self.axis
-        return float((value - low) / (high - low))
-
-    @property
-    def bars(self) -> list[tuple[float, float, bool]]:
-        """Left end from 0 to 1, height from 0 to 1 by the logarithm of the count, and whether on the kept side."""
-        counts, edges = np.histogram(self.values, BARS, self.axis)
-        heights = np.log1p(counts) / np.log1p(max(counts.max(), 1))
-        middles = (edges[1:] + edges[:-1]) / 2
-        kept = middles > self.cut if self.side == "above" else middles < self.cut
-        return [(self.at(left), float(height), bool(inside)) for left, height, inside in zip(edges, heights, kept, strict=False)]
+def similarity_chart(values: NDArray[np.float32], cut: float, kept: str, name: str, colour: str) -> Markup:
+    """Return a histogram of the similarities [M] of one encoder, with the cut and the side that is kept, "above" or "below"."""
+    low, high = values.min(initial=cut), values.max(initial=cut)
+    drawn = histogram(
+        values, column_edges(float(low), float(high), cut), label=f"similarity by {name}", unit="pairs",
+        cut=cut, kept=kept, note=f"kept: {kept} {cut}", colour=colour, log=True, height=200,
+    )  # fmt: skip
+    return to_svg(drawn, f"Histogram of the similarities by {name}, with the cut at {cut}")
 
 
 def make_thumbnails(
     images: str | Path | Sequence[str | Path], names: Iterable[str], side: int, workers: int = 2, progress: bool = False
 ) -> dict[str, bytes]:
-    """JPEG files by name, of those `names` among the images that can be read; tars are gone through once."""
+    """Return name -> JPEG file, for those of the `names` whose images can be read. Tar files are read once."""
     wanted = set(names)
 
     def contents() -> Iterator[tuple[str, bytes]]:
@@ -147,14 +115,9 @@ def make_thumbnails(
 
 
 def thumbnail(image: Image.Image, side: int) -> bytes:
-    """As a JPEG file, its longest side at most `side`."""
+    """Return the image as a JPEG file whose longest side has at most `side` pixels."""
     small, file = image.copy(), io.BytesIO()
     small.thumbnail((side, side), reducing_gap=2.0)
     tiny = max(small.size) < TINY
     small.save(file, "JPEG", quality=95 if tiny else QUALITY, subsampling=0 if tiny else 2, optimize=True)
     return file.getvalue()
-
-
-_TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
-
-__all__ = ["Chart", "Gallery", "make_thumbnails", "thumbnail"]

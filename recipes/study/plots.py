@@ -23,13 +23,14 @@ def plot_study(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
     for row in rows:
         by_name.setdefault(row["name"], []).append(row)
     seeds = max(len(same) for same in by_name.values())
-    with figure(620, 30 * len(by_name) + 100) as drawn:
+    with figure(720, 30 * len(by_name) + 100) as drawn:
         axes = drawn.subplots()
         for place, same in enumerate(by_name.values()):
             values = [100 * row["pair_accuracy"] for row in same]
             axes.barh(place, statistics.fmean(values), 0.72, color=COLOURS["blue"])
             axes.plot(values, [place] * len(values), "o", color=COLOURS["text"])
-            axes.text(100, place, f"{same[0]['visual_tokens']} visual tokens", va="center", ha="right")
+            tokens = f"{same[0]['visual_tokens']} visual tokens"
+            axes.annotate(tokens, (1, place), (8, 0), axes.get_yaxis_transform(), "offset points", va="center", color=COLOURS["soft"])
         axes.axvline(25, color=COLOURS["soft"], linestyle="--", linewidth=1)
         axes.annotate("chance", (25, 1), (0, 2), axes.get_xaxis_transform(), "offset points", ha="center", va="bottom")
         axes.set_yticks(range(len(by_name)), list(by_name), color=COLOURS["text"])

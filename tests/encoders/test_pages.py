@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -26,6 +28,11 @@ def test_a_page_holds_the_style_and_escapes_its_values(tmp_path: Path) -> None:
     assert text.endswith("&lt;b&gt; 12,345 50.0% \u22121.000") and signed(None) == "\u2013"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["t.html", "x.html"]
     assert data_uri(b"\x00\x01", "png") == "data:image/png;base64,AAE="
+
+
+def test_who_draws_nothing_loads_no_matplotlib() -> None:
+    code = "import sys; import encoders.pages.charts; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_each_colour_has_a_light_value_of_its_own() -> None:

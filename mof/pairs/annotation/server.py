@@ -19,11 +19,11 @@ import re
 from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from encoders import ImageError, read_image
+from encoders.pages import render
 from mof.evals.patterns import PATTERNS
 from mof.pairs.annotation.journal import ConflictError
 from mof.pairs.annotation.session import Session, conflict
@@ -56,7 +56,7 @@ class AnnotationServer(ThreadingHTTPServer):
 
     def __init__(self, folder: str | Path, port: int = 0) -> None:
         self.session = Session(folder)
-        self.page = files("mof.pairs.annotation").joinpath("page.html").read_bytes()
+        self.page = render(Path(__file__).with_name("page.html")).encode()
         try:
             super().__init__((ADDRESS, port), Handler)
         except (OSError, OverflowError) as error:
