@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -92,7 +92,7 @@ class MMVPVLMResult:
     @property
     def by_pattern(self) -> dict[str, float]:
         """Type -> share of right pairs, in the spelling and order of the file."""
-        return {type: statistics.fmean(pair.right for pair in pairs) for type, pairs in self._by_type().items()}
+        return self._means(lambda pair: pair.right)
 
     @property
     def average(self) -> float:
@@ -102,7 +102,7 @@ class MMVPVLMResult:
     @property
     def image_similarity(self) -> dict[str, float]:
         """Type -> mean cosine of a pair's two images; also for encoders without a text tower."""
-        return {type: statistics.fmean(pair.image_similarity for pair in pairs) for type, pairs in self._by_type().items()}
+        return self._means(lambda pair: pair.image_similarity)
 
     @property
     def deviations(self) -> list[str]:
@@ -129,11 +129,9 @@ class MMVPVLMResult:
                 right = "" if pair.similarities is None else int(pair.right)
                 writer.writerow((self.encoder, pair.type, *pair.ids, f"{pair.image_similarity:.6f}", right))
 
-    def _by_type(self) -> dict[str, list[PairResult]]:
-        types: dict[str, list[PairResult]] = {}
-        for pair in self.pairs:
-            types.setdefault(pair.type, []).append(pair)
-        return types
+    def _means(self, value: Callable[[PairResult], float]) -> dict[str, float]:
+        types = dict.fromkeys(pair.type for pair in self.pairs)
+        return {type: statistics.fmean(value(pair) for pair in self.pairs if pair.type == type) for type in types}
 
 
 def probe_mmvp_vlm(
