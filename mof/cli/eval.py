@@ -5,16 +5,15 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from encoders.command_groups import command_group
 from encoders.command_options import MODEL_HELP, DtypeName, MaxNewTokens, images_option, output_option, seed_option
 from mof.cli.answerer_options import AnswererOptions, takes_answerer
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from mof.cli.tables import percent_table, plain_table, show_result
+from mof.evals.published import MMVP
 
 PhotoFolder = Annotated[Path | None, images_option("Folder of the photos. Finished answers need none.")]
 
@@ -38,11 +37,7 @@ def mmvp(
     Example:
       mof eval mmvp --data MMVP --model runs/mof --output evals/mof-mmvp
     """
-    from rich.console import Console
-
-    from mof.cli.tables import percent_table
     from mof.evals.mmvp import LABELS, read_mmvp
-    from mof.evals.published import MMVP
     from mof.evals.run import eval_mmvp
 
     if (judge_endpoint is None) != (judge_model is None):
@@ -60,17 +55,20 @@ def mmvp(
     headline = f"{result['model']} ({result['matched_by']}, released labels)"
     published = {f"{name} (published)": [share / 100] for name, share in MMVP.items()}
     patterns_of = result["scores"][result["matched_by"]]["released"]["by_pattern"]
-    console = Console()
-    console.print(percent_table("MMVP, %", ("right pairs",), published | {headline: [result["pair_accuracy"]]}))
-    console.print(percent_table(f"{result['model']}, answers matched by", ("right pairs", "right questions"), ways))
+    columns = ("right pairs", "right questions")
+    lines: list[Any] = [
+        percent_table("MMVP, %", columns[:1], published | {headline: [result["pair_accuracy"]]}),
+        percent_table(f"{result['model']}, answers matched by", columns, ways),
+    ]
     if patterns_of:
         rows = {name: [shares["pair_accuracy"], shares["question_accuracy"]] for name, shares in patterns_of.items()}
-        console.print(percent_table(f"{result['model']}, by pattern", ("right pairs", "right questions"), rows))
-    if result["unmatched"]:
-        console.print(f"{len(result['unmatched'])} answers name no option or several, and count as wrong: {_first(result['unmatched'])}")
+        lines.append(percent_table(f"{result['model']}, by pattern", columns, rows))
+    if unmatched := result["unmatched"]:
+        ids = ", ".join(map(str, unmatched[:20])) + (", ..." if len(unmatched) > 20 else "")
+        lines.append(f"{len(unmatched)} answers name no option or several, and count as wrong: {ids}")
     if "judge" in result:
-        console.print(_agreement(result["judge"]))
-    _close(console, result, answerer.output)
+        lines.append(_agreement(result["judge"]))
+    show_result(result, answerer.output, *lines)
 
 
 @takes_answerer
@@ -90,9 +88,6 @@ def pope(
     """
     if images is None and answerer.answers is None:
         raise ValueError("give --images, the folder of the photos")
-    from rich.console import Console
-
-    from mof.cli.tables import percent_table
     from mof.evals.pope import read_pope
     from mof.evals.run import eval_pope
 
@@ -100,9 +95,7 @@ def pope(
     result = eval_pope(answerer.run(max_new_tokens), questions, None if answerer.answers is not None else images)
     columns = ("accuracy", "precision", "recall", "f1", "yes_ratio")
     rows = {name: [score[column] for column in columns] for name, score in result["scores"].items()}
-    console = Console()
-    console.print(percent_table(f"POPE, {result['model']}, %", columns, rows))
-    _close(console, result, answerer.output)
+    show_result(result, answerer.output, percent_table(f"POPE, {result['model']}, %", columns, rows))
 
 
 @takes_answerer
@@ -126,9 +119,6 @@ def chair(
     """
     if images is None and answerer.answers is None:
         raise ValueError("give --images, the folder of the photos")
-    from rich.console import Console
-
-    from mof.cli.tables import percent_table
     from mof.evals.chair import CocoWords, read_objects
     from mof.evals.run import eval_chair
 
@@ -136,11 +126,10 @@ def chair(
     objects = read_objects(words, instances, captions)
     files = None if images is None or answerer.answers is not None else _photos(instances, images, count)
     result = eval_chair(answerer.run(max_new_tokens), words, objects, files, prompt)
-    console = Console()
-    console.print(percent_table("CHAIR, %", ("CHAIR i", "CHAIR s"), {result["model"]: [result["chair_i"], result["chair_s"]]}))
+    table = percent_table("CHAIR, %", ("CHAIR i", "CHAIR s"), {result["model"]: [result["chair_i"], result["chair_s"]]})
     length, mentions = result["mean_length"], result["mentions_per_caption"]
-    console.print(f"{result['captions']} captions of {length:.1f} words with {mentions:.1f} objects on average")
-    _close(console, result, answerer.output)
+    line = f"{result['captions']} captions of {length:.1f} words with {mentions:.1f} objects on average"
+    show_result(result, answerer.output, table, line)
 
 
 def suite(
@@ -177,11 +166,9 @@ def suite(
 
     from mof.evals.lmms.suites import SuiteRun, rows_of, run_suite
 
-    console = Console()
-    result = run_suite(suite, SuiteRun(model, output, name, seed, dtype, batch_size, limit), console)
+    result = run_suite(suite, SuiteRun(model, output, name, seed, dtype, batch_size, limit), Console())
     title = f"{result['model']}, suite {suite} by lmms-eval"
-    console.print(plain_table(title, ("value", "questions"), rows_of(result["figures"]), heading="benchmark"))
-    _close(console, result, output)
+    show_result(result, output, plain_table(title, ("value", "questions"), rows_of(result["figures"]), heading="benchmark"))
 
 
 def _photos(instances: Sequence[Path], folder: Path, count: int | None) -> dict[str, Path]:
@@ -203,22 +190,6 @@ def _agreement(judge: dict[str, Any]) -> str:
     kappa = "undefined" if agreed["kappa"] is None else f"{agreed['kappa']:.3f}"
     compared, undecided = agreed["compared"], agreed["undecided"]
     return f"judge {judge['model']}: agrees with the rule on {share} of {compared} answers (kappa {kappa}), {undecided} undecided"
-
-
-def _first(ids: Sequence[object]) -> str:
-    return ", ".join(map(str, ids[:20])) + (", ..." if len(ids) > 20 else "")
-
-
-def _close(console: Console, result: dict[str, Any], output: Path) -> None:
-    for note in result["deviations"]:
-        console.print(f"- {note}")
-    for name, usage in (("", result.get("usage")), ("judge: ", result.get("judge", {}).get("usage"))):
-        if usage is not None:
-            console.print(
-                f"{name}asked {usage['asked']} of {usage['answers']} prompts, the others were kept; "
-                f"{usage['input_tokens']} tokens read, {usage['output_tokens']} written"
-            )
-    console.print(f"written to {output}")
 
 
 evaluate = command_group(

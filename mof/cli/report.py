@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 
 from encoders.command_options import output_option
+from mof.cli.tables import plain_table
+from mof.evals.published import MMVP_CORRELATION
 
 if TYPE_CHECKING:
     from mof.evals.patterns import Correlation
@@ -27,8 +30,6 @@ def report(
     """
     if output.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"--output {output}: expected a name that ends in .html")
-    from rich.console import Console
-
     from mof.evals.report import gather, precision, write_csv
     from mof.evals.report_page import to_tables, write_html
 
@@ -56,11 +57,7 @@ def correlation(
     Example:
       mof eval correlation probes/clip-vit-l14-336.json evals/mof-mmvp evals/llava-mmvp --plot patterns.svg
     """
-    from rich.console import Console
-
-    from mof.cli.tables import plain_table
     from mof.evals.plots import plot_patterns
-    from mof.evals.published import MMVP_CORRELATION
     from mof.evals.report import gather
 
     joined = gather(runs)

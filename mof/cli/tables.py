@@ -1,10 +1,13 @@
-"""Tables of `mof eval` for a terminal."""
+"""Tables and closing lines of `mof eval` on a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE
+from rich.console import Console, RenderableType
 from rich.table import Table
 
 
@@ -13,7 +16,7 @@ def plain_table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[
     table = Table(title=title, box=SIMPLE, padding=(0, 1, 0, 0))
     table.add_column(heading, overflow="fold")
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column.replace("_", " "), justify="right")
     for name, values in rows.items():
         table.add_row(name, *values)
     return table
@@ -22,4 +25,18 @@ def plain_table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[
 def percent_table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[float | None]]) -> Table:
     """Return a table of shares in [0, 1] as percentages."""
     shown = {name: ["-" if share is None else f"{100 * share:.1f}" for share in shares] for name, shares in rows.items()}
-    return plain_table(title, [column.replace("_", " ") for column in columns], shown)
+    return plain_table(title, columns, shown)
+
+
+def show_result(result: Mapping[str, Any], output: Path, *lines: RenderableType) -> None:
+    """Print tables and lines, then the result's deviations and usage, and the folder that holds it."""
+    console = Console()
+    for line in (*lines, *(f"- {note}" for note in result["deviations"])):
+        console.print(line)
+    for name, usage in (("", result.get("usage")), ("judge: ", result.get("judge", {}).get("usage"))):
+        if usage is not None:
+            console.print(
+                f"{name}asked {usage['asked']} of {usage['answers']} prompts, the others were kept; "
+                f"{usage['input_tokens']} tokens read, {usage['output_tokens']} written"
+            )
+    console.print(f"written to {output}")

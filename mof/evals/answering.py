@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +36,14 @@ class Prompt:
         """Make a prompt of one image followed by a text, in one message of the user."""
         content = [{"type": "image"}, {"type": "text", "text": text}]
         return cls(id, [{"role": "user", "content": content}], [image], options)
+
+    def filled(self, part: Callable[[ImageSource], dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the messages with the image parts that `part` makes of the images."""
+        images = iter(self.images)
+        return [
+            {"role": message["role"], "content": [old if old["type"] == "text" else part(next(images)) for old in message["content"]]}
+            for message in self.messages
+        ]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from mof.evals.mmvp_vlm import IMAGE_FOLDERS as MMVP_VLM_IMAGES
 from mof.evals.option_matching import parse_options
 from mof.evals.patterns import PATTERNS
 
-JPEG_QUALITY = 100  # with full colour resolution; of images that are no JPEG yet
+JPEG_QUALITY = 100  # with full colour resolution, for images that are not JPEG files
 
 JPEG_START = b"\xff\xd8\xff"
 
@@ -25,13 +25,13 @@ ImageOrFile = Path | Image.Image
 
 @dataclass(frozen=True)
 class DescribedPair:
-    """Two images that differ in one visual pattern, and what a person can say of the difference."""
+    """Two images that differ in one visual pattern, and a description of the difference."""
 
     pattern: str
     """One of `mof.evals.patterns.PATTERNS`."""
     images: tuple[ImageOrFile, ImageOrFile]
     statements: tuple[str, str]
-    """True of the one image, not of the other."""
+    """For each image a statement that is true of it and not of the other image."""
     question: str
     options: tuple[str, str]
     """Answers (a) and (b)."""
@@ -44,24 +44,24 @@ class DescribedPair:
 
 
 def options_text(options: tuple[str, str]) -> str:
-    """As MMVP spells them: "(a) Open (b) Closed"."""
+    """Return the options as MMVP spells them: "(a) Open (b) Closed"."""
     return f"(a) {options[0]} (b) {options[1]}"
 
 
 def options_problem(options: tuple[str, str]) -> str | None:
-    """Why these cannot be told apart once they stand in one line; None if they can."""
+    """Return why the options cannot be read back from their line; None if they can."""
     try:
-        found = parse_options(options_text(options))
+        parsed = parse_options(options_text(options))
     except ValueError as error:
         return str(error)
-    return None if tuple(found.values()) == options else f"options that hold a letter in brackets cannot be read back: {options}"
+    return None if tuple(parsed.values()) == options else f"options that hold a letter in brackets cannot be read back: {options}"
 
 
 def write_mmvp(folder: Path, pairs: Iterable[DescribedPair], suffix: str = ".jpg") -> None:
-    """`Questions.csv` and `MMVP Images/{n}.jpg`: rows 2k-1 and 2k are pair k.
+    """Write `Questions.csv` and `MMVP Images/{n}.jpg`; rows 2k-1 and 2k are pair k.
 
-    The columns are MMVP's (`lndex` is its spelling), then `Category`, and `Corrected Answer`: equal to the answer, so that known
-    errors in rows of the original file are not mended in these rows.
+    The columns are MMVP's (`lndex` is its spelling), then `Category` and `Corrected Answer`. The latter equals the answer, so that
+    readers do not apply corrections of the original file to these rows.
 
     Args:
         suffix: ".png" keeps the pixels of images that are no JPEG; `read_mmvp` takes either, the released script ".jpg" only.
@@ -78,7 +78,7 @@ def write_mmvp(folder: Path, pairs: Iterable[DescribedPair], suffix: str = ".jpg
 
 
 def write_mmvp_vlm(folder: Path, pairs: Sequence[DescribedPair]) -> None:
-    """`Questions.csv` and `MLLM_VLM Images/<Type>/<id>.jpg`: the patterns in their official order."""
+    """Write `Questions.csv` and `MLLM_VLM Images/<Type>/<id>.jpg`, with the patterns in their official order."""
     order = list(PATTERNS)
     ordered = sorted(pairs, key=lambda pair: order.index(pair.pattern))
     rows = []
@@ -91,7 +91,7 @@ def write_mmvp_vlm(folder: Path, pairs: Sequence[DescribedPair]) -> None:
 
 
 def save_image(image: ImageOrFile, file: Path) -> None:
-    """A JPEG file is copied byte by byte into a .jpg, anything else is encoded.
+    """Write an image. A JPEG file is copied byte by byte into a .jpg; other images are encoded.
 
     Raises:
         ImageError: for an image that cannot be read.

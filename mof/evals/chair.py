@@ -1,14 +1,14 @@
-"""CHAIR: which objects a caption names that are not in the image (arXiv 1809.02156), over COCO's 80 classes.
+"""CHAIR: objects that a caption names and that are not in the image (arXiv 1809.02156), over COCO's 80 classes.
 
-The released rule: an object is in an image if COCO's instances or any of its reference captions have it; every mention in a
-caption counts, and is made of a singular word or of two words that belong together. Three of its flaws are mended here,
-which moves results slightly against those of the released script:
-- It makes singulars by rules that spoil words such as "bus" ("bu"), "tennis" and "glass", so that a bus is never counted (two
-  buses are). Here a word is a plural if it is one of a word in the synonyms file; words of that file stay as they are.
-- Entries of the synonyms file after two spaces (" motor bike", " cheesecake") are never found. Here spaces do not matter.
-- The words that belong together are a list in the script. Here they are the file's own entries of two words, which are the same
-  ones and "dining table", and "home plate".
-Words are split as nltk's `word_tokenize` does it, as far as letters and signs go; its treatment of clitics plays no part.
+By the released rule, an object is in an image if COCO's instances or any reference caption of the image have it. Every mention
+in a caption counts. A mention is a singular word, or two words that belong together. Three flaws of the released script are
+mended here, so that results differ slightly from its results:
+- The script makes singulars by rules that spoil words such as "bus" ("bu"), "tennis" and "glass": it never counts a bus, but
+  counts two buses. Here a word is a plural if it is the plural of a word in the synonyms file; words of that file stay unchanged.
+- The script never finds entries of the synonyms file after two spaces (" motor bike", " cheesecake"). Here spaces do not matter.
+- The script has a list of words that belong together. Here they are the file's own entries of two words, which are the same
+  entries and "dining table", and "home plate".
+Words are split like nltk's `word_tokenize` splits letters and signs; its treatment of clitics plays no part.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ _IRREGULAR_PLURALS = {
 
 
 class CocoWords:
-    """Finds COCO's objects in captions.
+    """Finds the objects of COCO in captions.
 
     Args:
-        synonyms: one line per class: its name and its synonyms, parted by commas. CHAIR's `synonyms.txt` is such a file.
+        synonyms: a file like CHAIR's `synonyms.txt`, one line per class: its name and its synonyms, separated by commas.
 
     Raises:
-        ValueError: for a file that is not of that form.
+        ValueError: for a file of another form.
     """
 
     def __init__(self, synonyms: str | Path) -> None:
         lines = Path(synonyms).read_text(encoding="utf-8").splitlines()
         rows = [[" ".join(entry.lower().split()) for entry in line.split(",") if entry.strip()] for line in lines if line.strip()]
         if not rows or not all(rows):
-            raise ValueError(f"{synonyms}: expected one line per class, of synonyms parted by commas")
+            raise ValueError(f"{synonyms}: expected one line per class, of synonyms separated by commas")
         self.object_of = {entry: row[0] for row in rows for entry in row}
-        """Each synonym's class."""
+        """Synonym -> class."""
         self._together = {entry: entry for entry in self.object_of if len(entry.split()) == 2} | {"home plate": "home plate"}
         for animal in _ANIMALS:
             self._together |= {f"baby {animal}": animal, f"adult {animal}": animal}  # no person
@@ -62,7 +62,7 @@ class CocoWords:
         self._singular = {plural: word for word in known for plural in _plurals(word)} | {word: word for word in known}
 
     def find(self, caption: str) -> list[tuple[str, str]]:
-        """(word, class) of every mention, in order."""
+        """Return (word, class) of every mention, in order."""
         tokens = [self._singular.get(token, token) for token in _TOKEN.findall(caption.lower())]
         words = []
         position = 0
@@ -76,7 +76,7 @@ class CocoWords:
 
 
 def _plurals(word: str) -> set[str]:
-    """How the plural of a word may be spelled."""
+    """Return the possible spellings of a word's plural."""
     ending = next((ending for ending in _IRREGULAR_PLURALS if word.endswith(ending)), None)
     irregular = {word.removesuffix(ending) + _IRREGULAR_PLURALS[ending]} if ending else set()
     if word.endswith("y") and word[-2:-1] not in "aeiou":
@@ -89,10 +89,10 @@ def _plurals(word: str) -> set[str]:
 
 
 def read_objects(words: CocoWords, instances: Sequence[str | Path], captions: Sequence[str | Path]) -> dict[str, set[str]]:
-    """Which classes are in each image, by the image's id: out of COCO's annotation files.
+    """Read COCO's annotation files; return image id -> classes in the image.
 
     Raises:
-        ValueError: for a file that is not COCO's, or a category that the synonyms do not know.
+        ValueError: for a file that is not COCO's, or a category that the synonyms file lacks.
     """
     objects: dict[str, set[str]] = {}
     for file in instances:
@@ -106,17 +106,17 @@ def read_objects(words: CocoWords, instances: Sequence[str | Path], captions: Se
             objects.setdefault(str(annotation["image_id"]), set()).add(words.object_of[name])
     for file in captions:
         for annotation in read_coco(file, "caption")["annotations"]:
-            found = {name for _, name in words.find(annotation["caption"])}
-            objects.setdefault(str(annotation["image_id"]), set()).update(found)
+            named = {name for _, name in words.find(annotation["caption"])}
+            objects.setdefault(str(annotation["image_id"]), set()).update(named)
     return objects
 
 
 def read_coco(file: str | Path, field: str) -> dict[str, Any]:
-    """The document of an annotation file whose annotations have `field`. ValueError for any other."""
+    """Return the content of an annotation file whose annotations have `field`. ValueError for any other file."""
     try:
         document = json.loads(Path(file).read_text(encoding="utf-8"))
         annotations = document["annotations"]
-        good = isinstance(annotations, list) and all(field in one and "image_id" in one for one in annotations)
+        good = isinstance(annotations, list) and all(field in annotation and "image_id" in annotation for annotation in annotations)
     except (ValueError, KeyError, TypeError):
         good = False
     if not good:
@@ -126,15 +126,15 @@ def read_coco(file: str | Path, field: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class CaptionResult:
-    """One caption."""
+    """The mentions of one caption."""
 
     image_id: str
     mentions: list[tuple[str, str]]
     """(word, class)."""
     hallucinated: list[tuple[str, str]]
-    """Those of them whose class is not in the image."""
+    """The mentions whose class is not in the image."""
     length: int
-    """In words, split at white space."""
+    """Number of words, split at white space."""
 
 
 @dataclass(frozen=True)
@@ -142,9 +142,9 @@ class ChairScore:
     """Shares in [0, 1]."""
 
     chair_i: float | None
-    """Of all mentions of objects, how many are hallucinated; None where no caption mentions any."""
+    """Share of hallucinated mentions; None if no caption mentions an object."""
     chair_s: float
-    """Of the captions, how many have a hallucinated object."""
+    """Share of captions with a hallucinated object."""
     mean_length: float
     """Words per caption: short captions hallucinate less."""
     mentions_per_caption: float
@@ -152,10 +152,10 @@ class ChairScore:
 
 
 def score_chair(words: CocoWords, objects: Mapping[str, set[str]], captions: Mapping[str, str]) -> ChairScore:
-    """Captions by image id -> CHAIR.
+    """Score captions, given by image id.
 
     Raises:
-        ValueError: without captions, or naming images that no annotation knows.
+        ValueError: without captions, or for images without annotations, which are named.
     """
     if not captions:
         raise ValueError("no captions to score")
@@ -166,11 +166,11 @@ def score_chair(words: CocoWords, objects: Mapping[str, set[str]], captions: Map
         mentions = words.find(caption)
         hallucinated = [(word, name) for word, name in mentions if name not in objects[id]]
         results.append(CaptionResult(id, mentions, hallucinated, len(caption.split())))
-    mentioned, wrong = (sum(len(getattr(one, name)) for one in results) for name in ("mentions", "hallucinated"))
+    mentioned, wrong = (sum(len(getattr(result, name)) for result in results) for name in ("mentions", "hallucinated"))
     return ChairScore(
         chair_i=wrong / mentioned if mentioned else None,
-        chair_s=statistics.fmean(bool(one.hallucinated) for one in results),
-        mean_length=statistics.fmean(one.length for one in results),
+        chair_s=statistics.fmean(bool(result.hallucinated) for result in results),
+        mean_length=statistics.fmean(result.length for result in results),
         mentions_per_caption=mentioned / len(results),
         captions=results,
     )

@@ -1,7 +1,7 @@
-"""A language model as judge of answers to MMVP, as in the released grader, and how far it agrees with matching by rule.
+"""A language model as judge of answers to MMVP, as in the released grader, and its agreement with matching by rule.
 
-The words are those of the released grader (`gpt_grader.py`). It asked gpt-4-0314 at temperature 0.2 for as long as it took,
-and took anything but "yes" and "no" for wrong. Here the temperature is 0, and "Yes." counts as "yes".
+The words are those of the released grader (`gpt_grader.py`). It repeated its question to gpt-4-0314 at temperature 0.2 until it
+got a reply, and counted everything but "yes" and "no" as wrong. Here the temperature is 0, and "Yes." counts as "yes".
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ _VERDICT = re.compile(r"\W*(yes|no)\W*", re.IGNORECASE)
 
 
 def judge_prompt(question: Question, answer: str, label: str) -> Prompt:
-    """What the judge is asked: without the image. Label: the right option's letter."""
+    """Return the prompt for the judge, without the image. The label is the right option's letter."""
     words = QUESTION.format(question=question.text, label=label, answer=answer)
     messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in (("system", SYSTEM), ("user", words))]
     return Prompt(f"{question.id}-{label}", messages, [])
 
 
 def verdict(answer: Answer) -> bool | None:
-    """Yes or no; None for anything else, which counts as wrong."""
-    found = _VERDICT.fullmatch(answer.text)
-    return None if found is None else found[1].lower() == "yes"
+    """Return True for yes, False for no, and None for any other reply, which counts as wrong."""
+    match = _VERDICT.fullmatch(answer.text)
+    return None if match is None else match[1].lower() == "yes"
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Between the judge and the rule on which answers are right, where the judge said yes or no."""
+    """Agreement of the judge and the rule on which answers are right, among answers with a verdict."""
 
     compared: int
     undecided: int
-    """Answers on which the judge said neither."""
+    """Number of answers without a verdict."""
     share: float | None
     kappa: float | None
-    """Cohen's; None where both always say the same one thing, so that chance explains it all."""
+    """Cohen's kappa; None if both always say the same, so that chance explains their agreement."""
 
 
 def agreement(verdicts: Sequence[bool | None], by_rule: Sequence[bool]) -> Agreement:
-    """One verdict and one result of the rule per answer."""
+    """Compare the verdicts with the results of the rule; both have a value per answer."""
     pairs = [(verdict, rule) for verdict, rule in zip(verdicts, by_rule, strict=True) if verdict is not None]
     count = len(pairs)
     if not count:

@@ -1,4 +1,4 @@
-"""What a report's columns count."""
+"""The columns of a report."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Measure:
-    """One column."""
+    """One column of a report."""
 
     benchmark: str
     title: str
     says: str
-    """What it counts, and what a model that guesses gets."""
+    """The figure's meaning, and the figure of a model that guesses."""
     better: str = "higher"
     """"higher", "lower" or "" for neither."""
     chance: float | None = None
@@ -64,4 +64,4 @@ MEASURES: dict[str, Measure] = {
     "scienceqa_img exact_match": Measure("ScienceQA, images", "accuracy, %", "right letters, of the questions with an image"),
     "cv_bench cv_bench_acc": Measure("CV-Bench", "accuracy, %", "right letters over all questions"),
 }
-"""In the order of the table. Those of lmms-eval are called by its task and its metric."""
+"""The measures in the order of the table. A measure of lmms-eval is called by its task and its metric."""

@@ -1,12 +1,11 @@
-"""MMVP: pairs of photos that CLIP confuses, one question each, right only in pairs (arXiv 2401.06209, section 3).
+"""MMVP: pairs of photos that CLIP confuses, with one question each (arXiv 2401.06209, section 3).
 
 A folder holds `Questions.csv` (index, Question, Options, Correct Answer) and `MMVP Images/{1..300}.jpg`. Rows 2k-1 and 2k are a
-pair: the same question about two photos, with different answers.
+pair: the same question about two photos, with different answers. Only pairs with two right answers count.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,16 +13,16 @@ from pathlib import Path
 
 from mof.evals.answering import Answer, Answerer, Prompt, answer_all
 from mof.evals.option_matching import match_answer, match_letter, match_text, parse_options
+from mof.evals.question_files import check_pairs, find_files, find_image, read_rows
 
 IMAGE_FOLDERS = ("MMVP Images", "MMVP_Images", "MMVP Imgaes", "images")  # the third is the released script's spelling
-SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG")
 PATTERN_COLUMNS = ("category", "pattern", "type")
 WRONG_LABELS = {99: ("a", "b"), 100: ("b", "a"), 279: ("a", "b"), 280: ("b", "a")}
-"""Rows whose released label is known to be wrong: (released, corrected). Applied where a file's labels are the released ones."""
+"""Row -> (released, corrected) of the known wrong labels. They are corrected if a file has the released labels."""
 FIRST_QUESTION = "Are the butterfly's wings closer to being open or closed?"
-"""Of the released file: others in its form have questions of their own."""
+"""The first question of the released file: other files in its form have other questions."""
 CORRECTION_COLUMN = "corrected answer"
-"""A column that replaces `WRONG_LABELS`: for files in MMVP's form with questions of their own."""
+"""A column that replaces `WRONG_LABELS` in files with other questions."""
 LETTER_REQUEST = "Answer with the option's letter from the given choices directly."
 PROMPTS: dict[str, Callable[[Question], str]] = {
     "official": lambda asked: asked.text,
@@ -35,12 +34,12 @@ LABELS = ("released", "corrected")
 
 @dataclass(frozen=True)
 class Question:
-    """One row."""
+    """One row of `Questions.csv`."""
 
     id: int
     question: str
     options_text: str
-    """As in the file, such as "(a) Open (b) Closed"."""
+    """The options as the file spells them: "(a) Open (b) Closed"."""
     labels: dict[str, str]
     """The right option's letter, by `LABELS`."""
     pattern: str | None = None
@@ -52,11 +51,11 @@ class Question:
 
     @property
     def text(self) -> str:
-        """Question and options, as the released script asks them."""
+        """Question and options as the released script asks them."""
         return f"{self.question} {self.options_text}"
 
     def prompt(self, kind: str) -> Prompt:
-        """Kind: one of `PROMPTS`. The options that are weighed are the letters as the question spells them, of equal length."""
+        """Return the prompt of this kind, one of `PROMPTS`. Its options are the letters in brackets, which have equal lengths."""
         letters = tuple(f"({letter})" for letter in self.options)
         content = [] if self.image is None else [{"type": "image"}]
         content.append({"type": "text", "text": PROMPTS[kind](self)})
@@ -64,38 +63,25 @@ class Question:
 
 
 def read_mmvp(folder: str | Path, patterns: str | Path | None = None, *, images: bool = True) -> list[Question]:
-    """The rows of a folder, two by two.
+    """Return the rows of a folder; two neighbours are a pair.
 
     Args:
-        folder: with `Questions.csv`. The index is its first column, whatever that is called.
+        folder: holds `Questions.csv`, whose first column is the index under any name.
         patterns: a .json {id: pattern} or a .csv of id and pattern, for files without a column Category, Pattern or Type.
-        images: whether the photos are needed; finished answers are scored without.
+        images: whether the photos are needed; finished answers are scored without them.
 
     Raises:
         ValueError: naming what is wrong with the folder or with a row.
     """
-    folder = Path(folder)
-    file = folder / "Questions.csv"
-    place = next((folder / name for name in IMAGE_FOLDERS if (folder / name).is_dir()), None)
-    if not file.is_file() or (images and place is None):
-        wanted = f" and an image folder called {' or '.join(IMAGE_FOLDERS)}" if images else ""
-        raise ValueError(f"{folder} is not MMVP: expected Questions.csv{wanted}")
-    rows = _read_csv(file)
+    file, place = find_files(Path(folder), "MMVP", IMAGE_FOLDERS, images)
+    rows = read_rows(file)
     header = {name.strip().lower(): position for position, name in enumerate(rows[0])} if rows else {}
     if missing := {"question", "options", "correct answer"} - header.keys():
         raise ValueError(f"{file} lacks the columns {', '.join(sorted(missing))}; it has {rows[0] if rows else 'no rows'}")
     mapping = None if patterns is None else _read_patterns(Path(patterns))
     questions = [_question(file, row, header, mapping, place if images else None) for row in rows[1:]]
-    _check_pairs(file, questions)
+    check_pairs(file, [(question.id, question.pattern) for question in questions])
     return questions if CORRECTION_COLUMN in header else _corrected(questions)
-
-
-def _read_csv(file: Path) -> list[list[str]]:
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            return [row for row in csv.reader(stream) if any(cell.strip() for cell in row)]
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: cannot be read as CSV in UTF-8 ({error})") from None
 
 
 def _read_patterns(file: Path) -> dict[str, str]:
@@ -107,7 +93,7 @@ def _read_patterns(file: Path) -> dict[str, str]:
         if not isinstance(mapping, dict) or not all(isinstance(pattern, str) for pattern in mapping.values()):
             raise ValueError(f"{file}: expected an object of ids and patterns")
         return mapping
-    rows = _read_csv(file)
+    rows = read_rows(file)
     if any(len(row) < 2 for row in rows):
         raise ValueError(f"{file}: expected an id and a pattern in each row")
     return {row[0].strip(): row[1].strip() for row in rows}
@@ -132,37 +118,19 @@ def _question(
         pattern = next((cells[name] for name in PATTERN_COLUMNS if cells.get(name)), None)
     elif (pattern := patterns.get(str(id))) is None:
         raise ValueError(f"row {id} of {file} has no pattern in the mapping")
-    image = None
-    if images is not None:
-        image = next((images / f"{id}{suffix}" for suffix in SUFFIXES if (images / f"{id}{suffix}").is_file()), None)
-        if image is None:
-            raise ValueError(f"{file}: row {id} has no image; expected {images / f'{id}.jpg'}")
+    image = None if images is None else find_image(file, id, [images])
     return Question(id, cells["question"], cells["options"], {"released": right, "corrected": label}, pattern, image)
 
 
-def _check_pairs(file: Path, questions: Sequence[Question]) -> None:
-    if not questions or len(questions) % 2:
-        raise ValueError(f"{file} has {len(questions)} rows; rows come in pairs")
-    if len({question.id for question in questions}) < len(questions):
-        raise ValueError(f"{file}: an index stands twice")
-    for first, second in zip(questions[0::2], questions[1::2], strict=True):
-        if first.id % 2 == 0 or second.id != first.id + 1 or first.pattern != second.pattern:
-            raise ValueError(
-                f"{file}: rows {first.id} ({first.pattern}) and {second.id} ({second.pattern}) are no pair; expected an odd index, "
-                "then the next one, of the same pattern"
-            )
-
-
 def _corrected(questions: Sequence[Question]) -> list[Question]:
-    """With the known wrong labels corrected, unless the file's labels are not the released ones."""
+    """Correct the known wrong labels, unless the file's labels are not the released ones."""
     known = [question for question in questions if question.id in WRONG_LABELS]
     if not all(question.labels["released"] == WRONG_LABELS[question.id][0] for question in known):
         return list(questions)
-    corrected = []
-    for one in questions:
-        labels = one.labels | ({"corrected": WRONG_LABELS[one.id][1]} if one.id in WRONG_LABELS else {})
-        corrected.append(Question(one.id, one.question, one.options_text, labels, one.pattern, one.image))
-    return corrected
+    return [
+        replace(question, labels=question.labels | {"corrected": WRONG_LABELS[question.id][1]}) if question.id in WRONG_LABELS else question
+        for question in questions
+    ]
 
 
 MATCHES: dict[str, Callable[[Question, Answer], str | None]] = {
@@ -171,7 +139,7 @@ MATCHES: dict[str, Callable[[Question, Answer], str | None]] = {
     "text": lambda question, answer: match_text(answer.text, question.options),
     "likelihood": lambda question, answer: _likeliest(question, answer),
 }
-"""How an answer is matched to an option's letter; the first is the one that a result is headed by."""
+"""Ways to match an answer to an option's letter; the first gives a result's headline."""
 
 
 def _likeliest(question: Question, answer: Answer) -> str | None:
@@ -181,7 +149,7 @@ def _likeliest(question: Question, answer: Answer) -> str | None:
 
 
 def measure(answerer: Answerer, questions: Sequence[Question], prompt: str = "official", *, progress: bool = False) -> Score:
-    """Ask and score by the first of `MATCHES` and the released labels, writing nothing; `mof.evals.run` does more."""
+    """Ask the questions and score the answers by the first of `MATCHES` and the released labels; nothing is written."""
     prompts = [replace(question.prompt(prompt), options=()) for question in questions]  # likelihoods are not asked for
     answers, _ = answer_all(answerer, prompts, progress=progress)
     match = next(iter(MATCHES.values()))
@@ -190,16 +158,16 @@ def measure(answerer: Answerer, questions: Sequence[Question], prompt: str = "of
 
 @dataclass(frozen=True)
 class Score:
-    """Shares in [0, 1]. By chance a pair is right with 0.25, a question with 0.5."""
+    """Shares in [0, 1]. Chance is 0.25 for a pair and 0.5 for a question."""
 
     pair_accuracy: float
     question_accuracy: float
     by_pattern: dict[str, dict[str, float]]
-    """Per pattern "pair_accuracy", "question_accuracy" and the number of "pairs"; empty where the file names no patterns."""
+    """Pattern -> "pair_accuracy", "question_accuracy" and number of "pairs"; empty if the file names no patterns."""
 
 
 def score(questions: Sequence[Question], right: Sequence[bool]) -> Score:
-    """Whether each question is answered rightly -> shares; questions in pairs, as `read_mmvp` gives them."""
+    """Return the shares of right answers. The questions are those of `read_mmvp`; `right` has a value per question."""
     pairs = list(zip(questions[0::2], right[0::2], right[1::2], strict=True))
     patterns: dict[str, list[tuple[bool, bool]]] = {}
     for question, first, second in pairs:

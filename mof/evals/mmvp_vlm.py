@@ -1,4 +1,4 @@
-"""MMVP-VLM: does an image-text encoder tell apart the pairs that people can (arXiv 2401.06209, section 2.3)?
+"""MMVP-VLM: which pairs of images does an image-text encoder tell apart (arXiv 2401.06209, section 2.3)?
 
 A folder holds `Questions.csv` (Question ID, Type, Statement) and one image per row, `<image folder>/<Type>/<id>.jpg`. Rows come
 in pairs. Each of a pair's two statements is matched with the more similar of the pair's two images; the pair counts when both
@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,12 +25,12 @@ from torchvision.transforms.functional import pil_to_tensor
 
 from encoders import Encoder, FeatureStore, read_image
 from encoders.runs import write_json
+from mof.evals.question_files import check_pairs, find_files, find_image, read_rows
 
 # Shapes: H, W = rows and columns of an image, S = side of an encoder's input, E = width of the joint embedding.
 
 IMAGE_FOLDERS = ("MLLM_VLM Images", "MLLM_VLM_Images", "MMVP_VLM_Images")
-"""What the image folder is called in the copies that are about."""
-SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG")
+"""Names of the image folder in the known copies."""
 COLUMNS = 3  # Question ID, Type, Statement: read by position, since copies differ in spelling
 PAIRS = 135  # of the whole benchmark
 TIE = 1e-9
@@ -40,7 +40,7 @@ PROMPT = "a photo of "  # then the statement, without a full stop
 
 
 class ImageTextEncoder(Protocol):
-    """What the probe needs. An `encoders.Encoder` gets its images as its own processor makes them, anything else as they are."""
+    """The methods that the probe needs. An `encoders.Encoder` gets preprocessed images, any other object the unchanged pixels."""
 
     def embed_image(self, pixels: Tensor) -> Tensor:
         """[1, 3, H, W] uint8 -> [1, E]"""
@@ -61,13 +61,13 @@ class Item:
 
 @dataclass(frozen=True)
 class PairResult:
-    """One pair, and how similar it is to the encoder."""
+    """One pair and its similarities in the encoder's space."""
 
     type: str
     ids: tuple[int, int]
     statements: tuple[str, str]
     image_similarity: float
-    """Cosine of the two images: near 1 for a blind pair."""
+    """Cosine of the two images. It is near 1 for a blind pair."""
     similarities: tuple[tuple[float, float], tuple[float, float]] | None
     """Cosine of statement (row) and image (column); None for an encoder without a text tower."""
 
@@ -82,35 +82,35 @@ class PairResult:
 
 @dataclass(frozen=True)
 class MMVPVLMResult:
-    """What one encoder makes of the pairs; shares in [0, 1], chance is 0.25."""
+    """The result of one encoder; shares are in [0, 1], and chance is 0.25."""
 
     encoder: str
     pairs: list[PairResult]
     folder: str = ""
-    """Name of the folder that they came from."""
+    """Name of the pairs' folder."""
 
     @property
     def by_pattern(self) -> dict[str, float]:
-        """Share of right pairs per `Type`, as spelled in the file and in its order."""
-        return {type: statistics.fmean(pair.right for pair in pairs) for type, pairs in self._by_type().items()}
+        """Type -> share of right pairs, in the spelling and order of the file."""
+        return self._means(lambda pair: pair.right)
 
     @property
     def average(self) -> float:
-        """Share of right pairs of all."""
+        """Share of right pairs among all pairs."""
         return statistics.fmean(pair.right for pair in self.pairs)
 
     @property
     def image_similarity(self) -> dict[str, float]:
-        """Mean cosine of a pair's two images per `Type`; also for encoders without a text tower."""
-        return {type: statistics.fmean(pair.image_similarity for pair in pairs) for type, pairs in self._by_type().items()}
+        """Type -> mean cosine of a pair's two images; also for encoders without a text tower."""
+        return self._means(lambda pair: pair.image_similarity)
 
     @property
     def deviations(self) -> list[str]:
-        """From the official protocol."""
+        """Differences from the official protocol."""
         return [] if len(self.pairs) == PAIRS else [f"{len(self.pairs)} of {PAIRS} pairs"]
 
     def to_json(self, path: str | Path) -> None:
-        """The shares, and every pair."""
+        """Write the shares and every pair."""
         matched = self.pairs[0].similarities is not None
         shares = {"average": self.average, "by_pattern": self.by_pattern} if matched else {}
         pairs = [dataclasses.asdict(pair) | ({"right": pair.right} if matched else {}) for pair in self.pairs]
@@ -121,7 +121,7 @@ class MMVPVLMResult:
         write_json(Path(path), document)
 
     def to_csv(self, path: str | Path) -> None:
-        """One row per pair."""
+        """Write one row per pair."""
         with Path(path).open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(("encoder", "type", "id_1", "id_2", "image_similarity", "right"))
@@ -129,28 +129,26 @@ class MMVPVLMResult:
                 right = "" if pair.similarities is None else int(pair.right)
                 writer.writerow((self.encoder, pair.type, *pair.ids, f"{pair.image_similarity:.6f}", right))
 
-    def _by_type(self) -> dict[str, list[PairResult]]:
-        types: dict[str, list[PairResult]] = {}
-        for pair in self.pairs:
-            types.setdefault(pair.type, []).append(pair)
-        return types
+    def _means(self, value: Callable[[PairResult], float]) -> dict[str, float]:
+        types = dict.fromkeys(pair.type for pair in self.pairs)
+        return {type: statistics.fmean(value(pair) for pair in self.pairs if pair.type == type) for type in types}
 
 
 def probe_mmvp_vlm(
     encoder: ImageTextEncoder, folder: str | Path, *, store: FeatureStore | None = None, progress: bool = False
 ) -> MMVPVLMResult:
-    """Run MMVP-VLM. Deterministic; scores are bucketed by `Type`, not by the position of the row.
+    """Run MMVP-VLM, which is deterministic. Shares are computed by `Type`, not by the position of the row.
 
     Args:
-        encoder: any encoder of this library, or any object with `embed_image` and `embed_text`. Of an encoder without a text
-            tower (DINOv2) only `image_similarity` is measured.
+        encoder: any encoder of this library, or any object with `embed_image` and `embed_text`. If an encoder has no text
+            tower (DINOv2), only `image_similarity` is measured.
         folder: holds `Questions.csv` and the image folder in any of its spellings.
-        store: take the embeddings of the images out of it, where the encoder has its own name; only texts are encoded then.
-        progress: show a bar.
+        store: holds embeddings of the images under the encoder's name. They are used, and only texts are encoded.
+        progress: show a progress bar.
 
     Raises:
-        ValueError: for a folder that is not MMVP-VLM, naming the row or the image that is wrong; for a store of another encoder,
-            or without one of the images.
+        ValueError: for a folder that is not MMVP-VLM, naming the wrong row or image; for a store of another encoder, or one that
+            lacks an image.
         ImageError: for an image that cannot be read.
     """
     items = read_mmvp_vlm(folder)
@@ -178,14 +176,14 @@ def probe_mmvp_vlm(
 
 @torch.inference_mode()
 def _embed(encoder: ImageTextEncoder, file: Path) -> Tensor:
-    """[1, E] float64 of unit norm: in float32 the order of a sum may decide a near tie."""
+    """Return [1, E] float64 of unit norm: in float32 the order of a sum may decide a near tie."""
     if isinstance(encoder, Encoder):
         return _unit(encoder.embed_image(encoder.pixels(file)[None]))
     return _unit(encoder.embed_image(pil_to_tensor(read_image(file))[None]))
 
 
 def _stored(store: FeatureStore, embeddings: NDArray[np.float32], file: Path) -> Tensor:
-    """The same out of a store."""
+    """Return the embedding from a store as `_embed` does."""
     return _unit(torch.tensor(embeddings[store.row_of(file)])[None])
 
 
@@ -194,27 +192,15 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def read_mmvp_vlm(folder: str | Path) -> list[Item]:
-    """The rows of the folder, two by two: an odd id, then the even one after it, of one type.
+    """Return the rows of the folder; two neighbours are a pair: an odd id, then the even one after it, of the same type.
 
     Raises:
         ValueError: naming what is wrong with the folder or with a row.
     """
-    folder = Path(folder)
-    questions = folder / "Questions.csv"
-    images = next((folder / name for name in IMAGE_FOLDERS if (folder / name).is_dir()), None)
-    if not questions.is_file() or images is None:
-        raise ValueError(f"{folder} is not MMVP-VLM: expected Questions.csv and an image folder called {' or '.join(IMAGE_FOLDERS)}")
-    with questions.open(newline="", encoding="utf-8-sig") as file:
-        rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row)][1:]
-    if not rows or len(rows) % 2:
-        raise ValueError(f"{questions} has {len(rows)} rows; rows come in pairs")
-    items = [_item(questions, row, images) for row in rows]
-    for first, second in zip(items[0::2], items[1::2], strict=True):
-        if first.id % 2 == 0 or second.id != first.id + 1 or first.type != second.type:
-            raise ValueError(
-                f"{questions}: rows {first.id} ({first.type}) and {second.id} ({second.type}) are no pair; expected an odd id, then "
-                "the next one, of the same type"
-            )
+    questions, images = find_files(Path(folder), "MMVP-VLM", IMAGE_FOLDERS)
+    assert images is not None
+    items = [_item(questions, row, images) for row in read_rows(questions)[1:]]
+    check_pairs(questions, [(item.id, item.type) for item in items])
     return items
 
 
@@ -223,8 +209,5 @@ def _item(questions: Path, row: Sequence[str], images: Path) -> Item:
         raise ValueError(f"{questions}: expected a number, a type and a statement in each row, got {list(row)}")
     id, type = int(row[0]), row[1].strip()
     spellings = dict.fromkeys((type, type.replace(" ", "_"), type.replace("_", " ")))  # Camera Perspective, Camera_Perspective
-    places = [images / spelling / f"{id}{suffix}" for spelling in spellings for suffix in SUFFIXES]
-    image = next((place for place in places if place.is_file()), None)
-    if image is None:
-        raise ValueError(f"{questions}: row {id} has no image; expected {places[0]}")
+    image = find_image(questions, id, [images / spelling for spelling in spellings])
     return Item(id, type, row[2].strip(), image)

@@ -1,6 +1,6 @@
-"""Which option an answer chooses: options are read from `(a) Open (b) Closed`, answers matched by letter and by text.
+"""The option that an answer chooses: options are read from `(a) Open (b) Closed`, answers are matched by letter and by text.
 
-An answer that names no option, or several, chooses none. What stands shortly after "not" or "never" is not named.
+An answer that names no option, or several, chooses none. An option shortly after "not" or "never" is not named.
 """
 
 from __future__ import annotations
@@ -37,31 +37,31 @@ def parse_options(text: str) -> dict[str, str]:
     expected = [chr(ord("a") + i) for i in range(len(letters))]
     if pieces[0].strip() or len(letters) < 2 or letters != expected or not all(words):
         raise ValueError(f"expected options such as '(a) Open (b) Closed', got {text!r}")
-    if len({" ".join(_words(one)) for one in words}) < len(words):
+    if len({" ".join(_words(option)) for option in words}) < len(words):
         raise ValueError(f"two of the options are the same: {text!r}")
     return dict(zip(letters, words, strict=True))
 
 
 def match_letter(answer: str, options: Mapping[str, str]) -> str | None:
-    """The one option whose letter the answer gives."""
+    """Return the only option whose letter the answer gives, or None."""
     return _only(_letters(answer, options))
 
 
 def match_text(answer: str, options: Mapping[str, str]) -> str | None:
-    """The one option whose words the answer holds. "not visible" is not also "visible"."""
+    """Return the only option whose words the answer holds, or None. "not visible" is not also "visible"."""
     return _only(_texts(answer, options))
 
 
 def match_answer(answer: str, options: Mapping[str, str]) -> str | None:
-    """By letter, and by text where there is no letter. None where letter and text name different options."""
+    """Match by letter, or by text if there is no letter. Return None if letter and text name different options."""
     letters, texts = _letters(answer, options), _texts(answer, options)
     if not letters:
         return _only(texts)
     return None if len(texts) == 1 and texts != letters else _only(letters)
 
 
-def _only(found: set[str]) -> str | None:
-    return next(iter(found)) if len(found) == 1 else None
+def _only(letters: set[str]) -> str | None:
+    return next(iter(letters)) if len(letters) == 1 else None
 
 
 def _letters(answer: str, options: Mapping[str, str]) -> set[str]:
@@ -69,19 +69,19 @@ def _letters(answer: str, options: Mapping[str, str]) -> set[str]:
     bare = set(_words(answer)) - _BESIDE_LETTERS
     if bare and bare <= options.keys():
         return bare
-    found = set()
+    named = set()
     for form in _LETTER_FORMS:
         for match in form.finditer(answer):
             letter = next(group for group in match.groups() if group).lower()
             if letter in options and not _negated(_words(answer[: match.start()])):
-                found.add(letter)
-    return found
+                named.add(letter)
+    return named
 
 
 def _texts(answer: str, options: Mapping[str, str]) -> set[str]:
-    """Options whose words stand in the answer, longest first: what one option takes, a shorter one may not."""
+    """Return the options whose words are in the answer. Longer options come first, and a shorter one may not use their words."""
     words = _words(answer)
-    found = set()
+    named = set()
     for letter, option in sorted(options.items(), key=lambda item: -len(_words(item[1]))):
         wanted = _words(option)
         position = 0
@@ -90,13 +90,13 @@ def _texts(answer: str, options: Mapping[str, str]) -> set[str]:
                 position += 1
                 continue
             if not _negated(words[:position]):
-                found.add(letter)
+                named.add(letter)
             words[position : position + len(wanted)] = ["\0"] * len(wanted)  # taken; as a sign, it also ends a negation's reach
-    return found
+    return named
 
 
 def _negated(before: list[str]) -> bool:
-    """Whether the last few words deny what follows; a sign in between ends that."""
+    """Return whether the last few words deny the next one; a sign in between ends the denial."""
     for word in reversed(before[-_NEGATION_REACH:]):
         if not word[0].isalnum():
             return False
@@ -106,6 +106,6 @@ def _negated(before: list[str]) -> bool:
 
 
 def _words(text: str) -> list[str]:
-    """Words and signs in lower case, without white space; brackets and quotes are no signs."""
+    """Return words and signs in lower case; brackets and quotes are no signs."""
     tokens = _WORD.findall(text.casefold().replace(_CURLY, "'"))
     return [token for token in tokens if token[0].isalnum() or token in ".,;:!?/"]

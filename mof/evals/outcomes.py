@@ -1,4 +1,4 @@
-"""What one run measured, read from what it wrote: figures with the units they are made of, shares by pattern, deviations."""
+"""The outcome of a run, read from its files: figures with the units they are computed from, shares by pattern, deviations."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 
 from mof.evals.intervals import Counts, Figure, Given, Tally
 from mof.evals.mmvp import LABELS
+from mof.evals.pope import RATES, outcome
 from mof.evals.run import FORMAT
 
 # Shapes: U = units (pairs, photos, captions), S = POPE's strategies.
@@ -29,19 +30,19 @@ class Outcome:
     model: str
     seed: int | None
     basis: str
-    """What it was measured on, such as "150 pairs"."""
+    """The data that were measured on, such as "150 pairs"."""
     figures: dict[str, Figure]
-    """By the keys of `mof.evals.report.MEASURES`, or "task metric" of lmms-eval."""
+    """Key of `mof.evals.measures.MEASURES` -> figure."""
     deviations: list[str]
     patterns: dict[str, float] = field(default_factory=dict)
-    """Share of right pairs by pattern, as the questions spell it."""
+    """Pattern, as the questions spell it -> share of right pairs."""
 
 
 def read_outcome(place: str | Path) -> Outcome:
-    """Of a folder that `mof eval` wrote, or a .json that `mof probe mmvp-vlm` wrote.
+    """Read a folder that `mof eval` wrote, or a .json that `mof probe mmvp-vlm` wrote.
 
     Raises:
-        ValueError: for anything else, a run that has not ended, or files that contradict each other.
+        ValueError: for any other place, a run that has not ended, or files that contradict each other.
     """
     place = Path(place)
     file = place / "result.json" if place.is_dir() else place
@@ -49,7 +50,7 @@ def read_outcome(place: str | Path) -> Outcome:
         document = json.loads(file.read_text(encoding="utf-8"))
         if document.get("format", FORMAT) != FORMAT:  # older releases wrote none
             raise ValueError(f"format {document['format']!r}, this version of mof-vig reads {FORMAT}")
-        outcome = _READERS[document["benchmark"]](file, document)
+        measured = _READERS[document["benchmark"]](file, document)
     except OSError as error:
         raise ValueError(
             f"{error.filename}: cannot be read ({error.strerror}); expected a folder that `mof eval` wrote to its end, or a .json "
@@ -57,12 +58,12 @@ def read_outcome(place: str | Path) -> Outcome:
         ) from None
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(f"{file} is no result of `mof eval` or `mof probe mmvp-vlm` ({type(error).__name__}: {error})") from None
-    _check(file, document, outcome)
-    return outcome
+    _check(file, document, measured)
+    return measured
 
 
 def _answers(result: Path) -> list[Row]:
-    """Those beside a result.json."""
+    """Return the rows of the answers.jsonl beside a result.json."""
     return [json.loads(line) for line in result.with_name("answers.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
@@ -103,42 +104,26 @@ def _mmvp_vlm(file: Path, document: Row) -> Outcome:
 
 
 def _pope(file: Path, document: Row) -> Outcome:
-    """Units are photos: each is asked about six times per strategy."""
+    """The units are photos: each is asked about six times per strategy."""
     rows = _answers(file)
     strategies = list(dict.fromkeys(row["id"].partition("/")[0] for row in rows))
     photos: dict[str, list[Row]] = {}
     for row in rows:
         photos.setdefault(row["image"], []).append(row)
-    counts = np.zeros((len(photos), len(strategies), 4))  # [U, S, 4]: said yes and it is, yes but not, no and not, no but it is
+    counts = np.zeros((len(photos), len(strategies), 4))  # [U, S, 4]
     for photo, asked in enumerate(photos.values()):
         for row in asked:
-            kind = (0 if row["present"] else 1) if row["yes"] else (3 if row["present"] else 2)
-            counts[photo, strategies.index(row["id"].partition("/")[0]), kind] += 1
+            counts[photo, strategies.index(row["id"].partition("/")[0]), outcome(row["yes"], row["present"])] += 1
     units = tuple(f"{name}: {[(one['id'], one['text'], one['present']) for one in asked]}" for name, asked in photos.items())
     flat = counts.reshape(len(photos), -1)  # [U, S*4]
-    figures: dict[str, Figure] = {f"pope {name}": Tally(units, flat, _by_strategy(of)) for name, of in _POPE_STATISTICS.items()}
+    rates = {"accuracy": "accuracy", "f1": "f1", "yes": "yes_ratio"}
+    figures: dict[str, Figure] = {f"pope {key}": Tally(units, flat, _by_strategy(RATES[name])) for key, name in rates.items()}
     return _outcome(file, document, f"{len(rows)} questions about {len(photos)} photos ({', '.join(strategies)})", figures)
 
 
-def _ratio(above: Counts, below: Counts, empty: float) -> Counts:
-    return np.where(below > 0, above / np.maximum(below, 1), empty)  # [...]
-
-
-_POPE_STATISTICS: dict[str, Callable[[Counts, Counts, Counts, Counts], Counts]] = {
-    "accuracy": lambda hit, false, rejected, missed: _ratio(hit + rejected, hit + false + rejected + missed, math.nan),
-    "f1": lambda hit, false, rejected, missed: _ratio(2 * hit, 2 * hit + false + missed, 0.0),
-    "yes": lambda hit, false, rejected, missed: _ratio(hit + false, hit + false + rejected + missed, math.nan),
-}
-
-
-def _by_strategy(of: Callable[[Counts, Counts, Counts, Counts], Counts]) -> Callable[[Counts], Counts]:
-    """The mean over the strategies of a figure of their four counts."""
-
-    def statistic(counts: Counts) -> Counts:
-        by = counts.reshape(*counts.shape[:-1], -1, 4)  # [..., S, 4]
-        return of(by[..., 0], by[..., 1], by[..., 2], by[..., 3]).mean(axis=-1)  # [...]
-
-    return statistic
+def _by_strategy(rate: Callable[[Counts], Counts]) -> Callable[[Counts], Counts]:
+    """Return the mean over the strategies of a rate, as a function of their counts [..., S*4]."""
+    return lambda counts: rate(counts.reshape(*counts.shape[:-1], -1, 4)).mean(axis=-1)  # [...]
 
 
 def _chair(file: Path, document: Row) -> Outcome:
@@ -170,9 +155,9 @@ _READERS: dict[str, Callable[[Path, Row], Outcome]] = {
 _HEADLINES = {"mmvp pairs": "pair_accuracy", "mmvp-vlm pairs": "average", "pope accuracy": "accuracy", "chair s": "chair_s"}
 
 
-def _check(file: Path, document: Row, outcome: Outcome) -> None:
+def _check(file: Path, document: Row, measured: Outcome) -> None:
     for key, name in _HEADLINES.items():
-        if key in outcome.figures and not math.isclose(outcome.figures[key].value, document[name], abs_tol=1e-9):
+        if key in measured.figures and not math.isclose(measured.figures[key].value, document[name], abs_tol=1e-9):
             raise ValueError(
-                f"{file}: {name} is {document[name]}, but its answers make {outcome.figures[key].value}: the files are of different runs"
+                f"{file}: {name} is {document[name]}, but its answers make {measured.figures[key].value}: the files are of different runs"
             )

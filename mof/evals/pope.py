@@ -1,12 +1,18 @@
-"""POPE: is an object in the photo, yes or no, with objects drawn by three strategies (arXiv 2305.10355)."""
+"""POPE: yes-or-no questions about objects in photos; three strategies draw the objects (arXiv 2305.10355)."""
 
 from __future__ import annotations
 
 import json
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Counts = NDArray[np.float64]
 
 STRATEGIES = ("random", "popular", "adversarial")
 
@@ -16,7 +22,7 @@ class PopeQuestion:
     """One line of a question file."""
 
     id: str
-    """"random/17": the files of all strategies number from 1."""
+    """Strategy and number, "random/17": the files of all strategies number from 1."""
     strategy: str
     image: str
     text: str
@@ -24,10 +30,10 @@ class PopeQuestion:
 
 
 def read_pope(folder: str | Path) -> list[PopeQuestion]:
-    """The questions of the files `*pope*random.json`, `...popular.json` and `...adversarial.json` that are there.
+    """Return the questions of the files `*pope*random.json`, `...popular.json` and `...adversarial.json`, as far as they exist.
 
     Raises:
-        ValueError: for a folder without any, two files of one strategy, or a line that is no question.
+        ValueError: for a folder without these files, two files of one strategy, or a line that is no question.
     """
     questions: list[PopeQuestion] = []
     for strategy in STRATEGIES:
@@ -57,8 +63,10 @@ def _read(file: Path, strategy: str) -> list[PopeQuestion]:
 
 
 def says_yes(answer: str) -> bool:
-    """The released evaluator's rule: in what stands before the first full stop, without commas and split at spaces, "No", "no"
-    or "not" means no. Everything else means yes: "NO", "no!", "isn't" and an empty answer, too.
+    """Return whether the answer means yes by the released evaluator's rule.
+
+    An answer means no if "No", "no" or "not" is a word before its first full stop; commas are removed, and words are split at
+    spaces. Everything else means yes, also "NO", "no!", "isn't" and an empty answer.
     """
     words = answer.split(".")[0].replace(",", "").split(" ")
     return not {"No", "no", "not"} & set(words)
@@ -70,28 +78,39 @@ class PopeScore:
 
     accuracy: float
     precision: float
-    """Of the "yes" answers, how many are right; 0 where there is none (the released evaluator fails there)."""
+    """Share of right answers among the "yes" answers; 0 without "yes" answers (the released evaluator fails then)."""
     recall: float
     f1: float
     yes_ratio: float
-    """Of the answers."""
+    """Share of "yes" among the answers."""
     questions: int
 
 
 def score_pope(questions: Sequence[PopeQuestion], answers: Sequence[str]) -> dict[str, PopeScore]:
-    """Per strategy, and as "mean" the mean over the strategies that were asked."""
-    scores = {}
-    for strategy in dict.fromkeys(question.strategy for question in questions):
-        pairs = [(says_yes(a), q.present) for q, a in zip(questions, answers, strict=True) if q.strategy == strategy]
-        scores[strategy] = _score(pairs)
-    names = ("accuracy", "precision", "recall", "f1", "yes_ratio")
-    means = {name: statistics.fmean(getattr(score, name) for score in scores.values()) for name in names}
+    """Return the score of each strategy, and as "mean" the mean over the strategies that were asked."""
+    counts: dict[str, Counts] = {}
+    for question, answer in zip(questions, answers, strict=True):
+        counts.setdefault(question.strategy, np.zeros(4))[outcome(says_yes(answer), question.present)] += 1
+    rates = {strategy: {name: float(rate(by)) for name, rate in RATES.items()} for strategy, by in counts.items()}
+    scores = {strategy: PopeScore(**rates[strategy], questions=int(by.sum())) for strategy, by in counts.items()}
+    means = {name: statistics.fmean(by[name] for by in rates.values()) for name in RATES}
     return scores | {"mean": PopeScore(**means, questions=len(questions))}
 
 
-def _score(pairs: Sequence[tuple[bool, bool]]) -> PopeScore:
-    hits = sum(said and present for said, present in pairs)
-    said, present = sum(said for said, _ in pairs), sum(present for _, present in pairs)
-    precision, recall = (hits / said if said else 0.0), (hits / present if present else 0.0)
-    f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
-    return PopeScore(sum(a == b for a, b in pairs) / len(pairs), precision, recall, f1, said / len(pairs), len(pairs))
+def outcome(yes: bool, present: bool) -> int:
+    """Return the position of an answer in the counts: hit, false alarm, rejection, miss."""
+    return (0 if present else 1) if yes else (3 if present else 2)
+
+
+def _ratio(above: Counts, below: Counts, empty: float) -> Counts:
+    return np.where(below > 0, above / np.maximum(below, 1), empty)  # [...]
+
+
+RATES: dict[str, Callable[[Counts], Counts]] = {
+    "accuracy": lambda counts: _ratio(counts[..., 0] + counts[..., 2], counts.sum(axis=-1), math.nan),
+    "precision": lambda counts: _ratio(counts[..., 0], counts[..., :2].sum(axis=-1), 0.0),
+    "recall": lambda counts: _ratio(counts[..., 0], counts[..., 0] + counts[..., 3], 0.0),
+    "f1": lambda counts: _ratio(2 * counts[..., 0], 2 * counts[..., 0] + counts[..., 1] + counts[..., 3], 0.0),
+    "yes_ratio": lambda counts: _ratio(counts[..., :2].sum(axis=-1), counts.sum(axis=-1), math.nan),
+}
+"""Name -> figure [...] of the counts [..., 4] of a strategy, in the order of `outcome`."""

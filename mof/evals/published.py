@@ -1,4 +1,4 @@
-"""Published figures that results are shown beside: of the MMVP paper (arXiv 2401.06209) and the VIG paper (arXiv 2602.17186)."""
+"""Published figures from the MMVP paper (arXiv 2401.06209) and the VIG paper (arXiv 2602.17186), to compare results with."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MMVP_VLM_PAIRS = 15
 
 
 def mmvp_vlm_average(shares: Sequence[float]) -> float:
-    """A row's average in %, from counts of pairs: the mean of the rounded shares may be 0.1 off."""
+    """Return a row's average in %, computed from counts of pairs: the mean of the rounded shares may be 0.1 off."""
     return 100 * sum(round(share / 100 * MMVP_VLM_PAIRS) for share in shares) / (MMVP_VLM_PAIRS * len(shares))
 
 
@@ -53,7 +53,7 @@ MMVP_CORRELATION: dict[str, float] = {
     "GPT-4V": 0.31,
 }
 
-# Of the VIG paper's second version, by the keys of `mof.evals.measures`; CHAIR by the released script, whose rules differ a little.
+# Figures of the VIG paper's second version, by the keys of `mof.evals.measures`. CHAIR is by the released script; its rules differ a little.
 _VIG_COLUMNS = (
     "llava_in_the_wild gpt_eval_llava_all", "mmvet gpt_eval_score", "cv_bench cv_bench_acc", "pope f1", "chair s", "mmhal_bench mmhal_rate",
 )  # fmt: skip
@@ -66,7 +66,7 @@ _VIG = {
 
 
 def published_rows(keys: Collection[str]) -> dict[str, dict[str, float]]:
-    """Model -> key of `mof.evals.measures` -> figure, of those keys that are asked for."""
+    """Return model -> key of `mof.evals.measures` -> figure, for the given keys."""
     rows: dict[str, dict[str, float]] = {name: {"mmvp-vlm pairs": mmvp_vlm_average(shares)} for name, shares in MMVP_VLM.items()}
     rows |= {name: {"mmvp pairs": share} for name, share in MMVP.items()}
     rows |= {name: dict(zip(_VIG_COLUMNS, values, strict=True)) for name, values in _VIG.items()}

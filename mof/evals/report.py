@@ -16,18 +16,18 @@ from mof.evals.patterns import PATTERNS, Correlation, by_type, correlate
 from mof.evals.published import MMVP_VLM
 
 PUBLISHED_ENCODERS = ("OpenAI ViT-L/14 224", "OpenAI ViT-L/14 336")
-"""Stand in for probes in correlations, where no probe is given."""
+"""They stand in for probes in correlations if no probe is given."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure as shown, in the unit of its column."""
+    """A figure in the unit of its column."""
 
     value: float
     interval: Interval | None
     seeds: int
     spread: float | None
-    """Standard deviation over seeds; None for one run."""
+    """Standard deviation over seeds; None for a single run."""
 
     @property
     def text(self) -> str:
@@ -38,49 +38,49 @@ class Cell:
 
 @dataclass(frozen=True)
 class Report:
-    """All that the page shows."""
+    """Everything that the page shows."""
 
     outcomes: list[Outcome]
     columns: dict[str, Measure]
     rows: dict[str, dict[str, Cell]]
-    """Model -> column -> cell; no cell where the model was not measured."""
+    """Model -> column -> cell, for the columns on which the model was measured."""
     differences: list[tuple[str, str, str, Difference]]
     """(column, model, other model, first minus second as a share)."""
     correlations: list[tuple[str, str, Correlation]]
     """(encoder, model, their correlation by pattern)."""
     encoders: dict[str, dict[str, float]]
-    """Encoder -> pattern -> share of right pairs; the published rows of CLIP where models were measured and no encoder was."""
+    """Encoder -> pattern -> share of right pairs. If no encoder but models were measured, these are the published rows of CLIP."""
     patterns: dict[str, dict[str, float]]
     """Model -> pattern -> share of right pairs."""
     notes: list[tuple[str, str, str, list[str]]] = field(default_factory=list)
-    """(model, benchmark, what it was measured on, deviations)."""
+    """(model, benchmark, data that were measured on, deviations)."""
 
 
 def gather(places: Sequence[str | Path]) -> Report:
-    """The report of runs: folders that `mof eval` wrote, and .json files of `mof probe mmvp-vlm`.
+    """Return the report of runs: folders that `mof eval` wrote, and .json files of `mof probe mmvp-vlm`.
 
-    Runs of one model on one benchmark are joined where they name different seeds.
+    Runs of one model on one benchmark are joined if they name different seeds.
 
     Raises:
-        ValueError: for a place that holds no finished run, or two runs of one model, benchmark and seed.
+        ValueError: for a place without a finished run, or two runs of one model, benchmark and seed.
     """
     if not places:
         raise ValueError("no runs: name at least one folder that `mof eval` wrote, or .json of `mof probe mmvp-vlm`")
     outcomes = [read_outcome(place) for place in places]
     runs: dict[tuple[str, str], list[Outcome]] = {}
-    for one in outcomes:
-        same = runs.setdefault((one.model, one.benchmark), [])
-        if twin := next((other for other in same if other.seed == one.seed), None):
+    for run in outcomes:
+        same = runs.setdefault((run.model, run.benchmark), [])
+        if twin := next((other for other in same if other.seed == run.seed), None):
             raise ValueError(
-                f"{twin.file} and {one.file} are both of {one.model} on {one.benchmark} with seed {one.seed}: tell them apart with --name "
+                f"{twin.file} and {run.file} are both of {run.model} on {run.benchmark} with seed {run.seed}: tell them apart with --name "
                 "or --seed of `mof eval`"
             )
-        same.append(one)
-    figures: dict[str, dict[str, list[Figure]]] = {one.model: {} for one in outcomes}
+        same.append(run)
+    figures: dict[str, dict[str, list[Figure]]] = {run.model: {} for run in outcomes}
     for (model, _), same in runs.items():
         for key in same[0].figures:
-            if all(key in one.figures for one in same):
-                figures[model][key] = [one.figures[key] for one in same]
+            if all(key in run.figures for run in same):
+                figures[model][key] = [run.figures[key] for run in same]
     columns = {key: measure for key, measure in MEASURES.items() if any(key in by for by in figures.values())}
     rows = {model: {key: _cell(by[key], measure) for key, measure in columns.items() if key in by} for model, by in figures.items()}
     patterns = {kind: _patterns([same for (_, name), same in runs.items() if name == kind]) for kind in ("mmvp-vlm", "mmvp")}
@@ -102,23 +102,23 @@ def _cell(runs: Sequence[Figure], measure: Measure) -> Cell:
 
 
 def _differences(figures: dict[str, dict[str, list[Figure]]]) -> list[tuple[str, str, str, Difference]]:
-    found = []
+    differences = []
     for key in (key for key, measure in MEASURES.items() if measure.compared):
         for first, second in itertools.combinations([model for model, by in figures.items() if key in by], 2):
             if (between := difference(figures[first][key], figures[second][key])) is not None:
-                found.append((key, first, second, between))
-    return found
+                differences.append((key, first, second, between))
+    return differences
 
 
 def _patterns(runs: Sequence[Sequence[Outcome]]) -> dict[str, dict[str, float]]:
-    """Model -> pattern -> share, the mean over seeds; in the paper's order where the patterns are its own."""
-    found = {}
+    """Return model -> pattern -> mean share over seeds. The paper's patterns come in its order, before others."""
+    shares = {}
     for same in runs:
-        by = [by_type(one.patterns) for one in same]
+        by = [by_type(run.patterns) for run in same]
         names = sorted(by[0], key=lambda name: list(PATTERNS).index(name) if name in PATTERNS else len(PATTERNS))
-        if names and all(one.keys() == by[0].keys() for one in by):
-            found[same[0].model] = {name: statistics.fmean(one[name] for one in by) for name in names}
-    return found
+        if names and all(run.keys() == by[0].keys() for run in by):
+            shares[same[0].model] = {name: statistics.fmean(run[name] for run in by) for name in names}
+    return shares
 
 
 def _published_encoders() -> dict[str, dict[str, float]]:
@@ -128,34 +128,34 @@ def _published_encoders() -> dict[str, dict[str, float]]:
 
 
 def _note(same: Sequence[Outcome], outcomes: Sequence[Outcome]) -> tuple[str, str, str, list[str]]:
-    """Of one model on one benchmark, with what its runs do not share with the first model's."""
-    first = next(one for one in outcomes if one.benchmark == same[0].benchmark)
-    notes = list(dict.fromkeys(note for one in same for note in one.deviations))
-    if any(_differ(one, first) for one in same):
+    """Return the note on a model's runs on a benchmark. It says if they do not have the questions of the first model."""
+    first = next(run for run in outcomes if run.benchmark == same[0].benchmark)
+    notes = list(dict.fromkeys(note for run in same for note in run.deviations))
+    if any(_differ(run, first) for run in same):
         notes.append(f"other questions, photos or labels than those of {first.model}: no difference is computed")
-    seeds = [str(one.seed) for one in same if one.seed is not None]
+    seeds = [str(run.seed) for run in same if run.seed is not None]
     named = f", seed {seeds[0]}" if len(seeds) == 1 else f", seeds {', '.join(seeds)}" if seeds else ""
     return same[0].model, same[0].benchmark, same[0].basis + named, notes
 
 
-def _differ(one: Outcome, other: Outcome) -> bool:
-    both = [(figure, other.figures.get(key)) for key, figure in one.figures.items()]
+def _differ(run: Outcome, other: Outcome) -> bool:
+    both = [(figure, other.figures.get(key)) for key, figure in run.figures.items()]
     return any(isinstance(a, Tally) and isinstance(b, Tally) and a.units != b.units for a, b in both)
 
 
 def precision(report: Report) -> str | None:
-    """What the number of MMVP pairs allows to say; None without MMVP."""
-    tallies = [one.figures["mmvp pairs"] for one in report.outcomes if "mmvp pairs" in one.figures]
-    counts = sorted({len(one.units) for one in tallies if isinstance(one, Tally)})
-    told = [
+    """Return a sentence on the precision that the number of MMVP pairs allows; None without MMVP."""
+    tallies = [run.figures["mmvp pairs"] for run in report.outcomes if "mmvp pairs" in run.figures]
+    counts = sorted({len(tally.units) for tally in tallies if isinstance(tally, Tally)})
+    sentences = [
         f"{count} pairs make ±{100 * half_width(0.25, count):.0f} points at 25 % and ±{100 * half_width(0.5, count):.0f} at 50 %"
         for count in counts
     ]
-    return f"MMVP: {'; '.join(told)} (95 %)." if told else None
+    return f"MMVP: {'; '.join(sentences)} (95 %)." if sentences else None
 
 
 def write_csv(report: Report, file: Path) -> None:
-    """The table: per column its value, the interval's ends, the spread over seeds and their number."""
+    """Write the table: for each measure its value, the interval's ends, the spread over seeds and their number."""
     parts = ("", " low", " high", " spread", " runs")
     with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)

@@ -23,8 +23,8 @@ from mof.evals.mmvp import FIRST_QUESTION, LABELS, MATCHES, Question, score
 from mof.evals.pope import STRATEGIES, PopeQuestion, says_yes, score_pope
 
 Result = dict[str, Any]
-MMVP_QUESTIONS, POPE_QUESTIONS = 300, 3000  # of the whole benchmarks; POPE's per strategy
-FORMAT = 1  # of everything in the folder of an evaluation
+MMVP_QUESTIONS, POPE_QUESTIONS = 300, 3000  # in the whole benchmarks; for POPE per strategy
+FORMAT = 1  # version of everything in the folder of an evaluation
 WORK = ("answers.jsonl", "result.json")
 
 
@@ -94,12 +94,12 @@ class Run:
 
 
 def eval_mmvp(run: Run, questions: Sequence[Question], prompt: str = "official", judge: Answerer | None = None) -> Result:
-    """MMVP: pair and question accuracy, by each way of matching and by released and corrected labels."""
+    """Measure MMVP: pair and question accuracy, by each way of matching and by released and corrected labels."""
     data = [(q.id, q.text, q.labels, q.pattern) for q in questions]
     images = [q.image for q in questions if q.image is not None]
     run.begin("mmvp", data, images, prompt=prompt, judge=None if judge is None else judge.settings)
     answers, usage = run.ask([question.prompt(prompt) for question in questions])
-    matchers = {name: match for name, match in MATCHES.items() if name != "likelihood" or all(one.log_likelihoods for one in answers)}
+    matchers = {name: match for name, match in MATCHES.items() if name != "likelihood" or all(answer.log_likelihoods for answer in answers)}
     chosen = {name: [match(q, a) for q, a in zip(questions, answers, strict=True)] for name, match in matchers.items()}
     right = {
         name: {labels: [letter == q.labels[labels] for letter, q in zip(letters, questions, strict=True)] for labels in LABELS}
@@ -132,7 +132,7 @@ def eval_mmvp(run: Run, questions: Sequence[Question], prompt: str = "official",
 
 
 def _judge(run: Run, judge: Answerer, questions: Sequence[Question], answers: Sequence[Answer], by_rule: Mapping[str, Any]) -> Result:
-    """What the judge says by either kind of label, and its agreement with the rule by the released ones."""
+    """Ask the judge by both kinds of labels; return its verdicts, and its agreement with the rule by the released labels."""
     asked = [(labels, judge_prompt(q, a.text, q.labels[labels])) for labels in LABELS for q, a in zip(questions, answers, strict=True)]
     replies, usage = run.ask([prompt for _, prompt in asked], judge)
     verdicts = {labels: [verdict(reply) for (of, _), reply in zip(asked, replies, strict=True) if of == labels] for labels in LABELS}
@@ -174,7 +174,7 @@ def _decoding(answerer: Answerer, official: str) -> str:
 
 
 def eval_pope(run: Run, questions: Sequence[PopeQuestion], images: Path | None) -> Result:
-    """POPE by strategy and their mean. Images: the folder of the photos; None for finished answers."""
+    """Measure POPE by strategy, and the mean over strategies. `images` is the folder of the photos, None for finished answers."""
     photos = [] if images is None else [images / q.image for q in questions]
     run.begin("pope", [(q.id, q.image, q.text, q.present) for q in questions], photos)
     prompts = [
@@ -190,33 +190,33 @@ def eval_pope(run: Run, questions: Sequence[PopeQuestion], images: Path | None) 
         for q, a in zip(questions, answers, strict=True)
     ]
     missing = [strategy for strategy in STRATEGIES if strategy not in scores]
-    partial = {name: one.questions for name, one in scores.items() if name != "mean" and one.questions != POPE_QUESTIONS}
+    partial = {name: by.questions for name, by in scores.items() if name != "mean" and by.questions != POPE_QUESTIONS}
     deviations = [_decoding(run.answerer, "POPE prescribes no decoding")]
     deviations += _refusals(answers, "they count as yes, as empty answers do by the released rule")
     deviations += [f"the mean leaves out {', '.join(missing)}: no questions"] if missing else []
     deviations += [f"{count} of {POPE_QUESTIONS} {name} questions" for name, count in partial.items()]
     result = {
         "benchmark": "pope", **run.model, **dataclasses.asdict(scores["mean"]),
-        "scores": {name: dataclasses.asdict(one) for name, one in scores.items()}, "deviations": deviations,
+        "scores": {name: dataclasses.asdict(by) for name, by in scores.items()}, "deviations": deviations,
     }  # fmt: skip
     return run.end(rows, result, usage)
 
 
 def eval_chair(run: Run, words: CocoWords, objects: Mapping[str, set[str]], images: Mapping[str, Path] | None, prompt: str) -> Result:
-    """CHAIR of captions. Images: file by image id, to be described; None takes all captions of a file of finished answers."""
+    """Measure CHAIR. `images` are the files to describe, by image id; None takes all captions of a file of finished answers."""
     seen = {id: sorted(names) for id, names in objects.items() if images is None or id in images}
-    asked = {} if images is None else {"prompt": prompt}  # of finished answers, the prompt is not known
-    run.begin("chair", {"objects": seen, "words": words.object_of}, () if images is None else images.values(), **asked)
+    words_of_prompt = {} if images is None else {"prompt": prompt}  # finished answers do not tell their prompt
+    run.begin("chair", {"objects": seen, "words": words.object_of}, () if images is None else images.values(), **words_of_prompt)
     if images is None:
         assert isinstance(run.answerer, AnswersFile)
         prompts = [Prompt(id, [], []) for id in run.answerer.answers]
     else:
         prompts = [Prompt.about(id, str(file), prompt) for id, file in images.items()]
     answers, usage = run.ask(prompts)
-    score = score_chair(words, objects, {one.id: answer.text for one, answer in zip(prompts, answers, strict=True)})
+    score = score_chair(words, objects, {asked.id: answer.text for asked, answer in zip(prompts, answers, strict=True)})
     rows = [
-        dataclasses.asdict(one) | {"in_image": sorted(objects[one.image_id]), "caption": answer.text, "error": answer.error}
-        for one, answer in zip(score.captions, answers, strict=True)
+        dataclasses.asdict(caption) | {"in_image": sorted(objects[caption.image_id]), "caption": answer.text, "error": answer.error}
+        for caption, answer in zip(score.captions, answers, strict=True)
     ]
     shares = {field.name: getattr(score, field.name) for field in dataclasses.fields(score) if field.name != "captions"}
     result = {

@@ -1,4 +1,4 @@
-"""A file of finished answers: of any model, of any old run."""
+"""A file of finished answers, from any model and any old run."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from mof.evals.answering import Answer, Prompt
 
 SUFFIXES = (".json", ".jsonl", ".csv")
 IDS = ("id", "question_id", "image_id", "index")
-"""Under which of these names a row's id is looked for, in this order."""
+"""Names of a row's id, in the order in which they are looked for."""
 TEXTS = ("response", "text", "caption", "prediction", "answer")
-"""The same for its answer. "answer" is last: in the files of the released MMVP script it is the right answer."""
+"""Names of a row's answer, in that order. "answer" is last: in files of the released MMVP script it is the right answer."""
 
 
 class AnswersFile:
-    """Answers by the id of the prompt.
+    """Gives the finished answer with the id of the prompt.
 
     Reads `.json` (a list of rows, {id: answer}, or {"imgToEval": {id: row}} as in CHAIR's files), `.jsonl` and `.csv` (a row per
-    answer, with names of `IDS` and `TEXTS`). Rows without any id are numbered from 1. Of a folder, all such files are read, and
-    ids are preceded by the file's name: "random/17" is the answer 17 of `random.jsonl`.
+    answer, with names of `IDS` and `TEXTS`). Rows without ids are numbered from 1. If `file` is a folder, all these files in it are
+    read, and ids begin with the file's name: "random/17" is the answer 17 of `random.jsonl`.
 
     Raises:
         ValueError: for a file that is none of these, a row without an answer, or two answers to one prompt.
@@ -34,11 +34,11 @@ class AnswersFile:
         self.name = name or self.file.stem
         self.answers: dict[str, str] = {}
         digest = hashlib.sha256()
-        files = sorted(one for one in self.file.iterdir() if one.suffix.lower() in SUFFIXES) if self.file.is_dir() else [self.file]
-        for one in files:
-            answers, content = _read(one)
+        files = sorted(path for path in self.file.iterdir() if path.suffix.lower() in SUFFIXES) if self.file.is_dir() else [self.file]
+        for path in files:
+            answers, content = _read(path)
             digest.update(content)
-            prefix = f"{one.stem}/" if self.file.is_dir() else ""
+            prefix = f"{path.stem}/" if self.file.is_dir() else ""
             self.answers |= {prefix + id: text for id, text in answers.items()}
         self.settings: dict[str, Any] = {"kind": "answers file", "sha256": digest.hexdigest()}
 
@@ -54,7 +54,7 @@ class AnswersFile:
 
 
 def _read(file: Path) -> tuple[dict[str, str], bytes]:
-    """The answers, and the file's content."""
+    """Return the answers and the file's content."""
     try:
         content = file.read_bytes()
     except OSError as error:

@@ -212,22 +212,16 @@ def _to_answer(reply: bytes) -> Answer:
 
 
 def _messages(prompt: Prompt) -> list[dict[str, Any]]:
-    """The prompt's messages, with their images as data URLs."""
-    images = iter(prompt.images)
-    messages = []
-    for message in prompt.messages:
-        content: Any = [
-            part if part["type"] == "text" else {"type": "image_url", "image_url": {"url": data_url(next(images))}}
-            for part in message["content"]
-        ]
-        if all(part["type"] == "text" for part in content):  # some servers take only plain text in system messages
-            content = "".join(part["text"] for part in content)
-        messages.append({"role": message["role"], "content": content})
+    """Return the prompt's messages, with their images as data URLs."""
+    messages = prompt.filled(lambda image: {"type": "image_url", "image_url": {"url": data_url(image)}})
+    for message in messages:
+        if all(part["type"] == "text" for part in message["content"]):  # some servers take only plain text in system messages
+            message["content"] = "".join(part["text"] for part in message["content"])
     return messages
 
 
 def data_url(image: ImageSource) -> str:
-    """A file as it is, if it is of a kind that endpoints take and upright; else the decoded image as PNG."""
+    """Return the data URL of an image: the file itself if it is upright and of a known kind, else the decoded image as PNG."""
     upright = read_image(image)  # also refuses what is no image
     if not isinstance(image, Image.Image):
         with Image.open(image) as file:

@@ -123,13 +123,12 @@ class LocalModel:
 
     def _encode(self, rows: Sequence[tuple[Prompt, str | None]]) -> Any:
         """Return the model's inputs for prompts, each with the beginning of an answer or none."""
-        images = [[read_image(image) for image in prompt.images] for prompt, _ in rows]
         if self.processor.chat_template is None:
             texts = [_bare_text(prompt) + (f" {option}" if option else "") for prompt, option in rows]
-            flat = [image for row in images for image in row]
-            inputs = self.processor(images=flat or None, text=texts, padding=True, return_tensors="pt")
+            images = [read_image(image) for prompt, _ in rows for image in prompt.images]
+            inputs = self.processor(images=images or None, text=texts, padding=True, return_tensors="pt")
             return inputs.to(self.model.device, self.model.dtype)
-        chats = [_chat(prompt, shown, option) for (prompt, option), shown in zip(rows, images, strict=True)]
+        chats = [_chat(prompt, option) for prompt, option in rows]
         continues = rows[0][1] is not None
         inputs = self.processor.apply_chat_template(
             chats, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=not continues,
@@ -138,15 +137,9 @@ class LocalModel:
         return inputs.to(self.model.device, self.model.dtype)
 
 
-def _chat(prompt: Prompt, images: Sequence[Any], option: str | None) -> list[dict[str, Any]]:
+def _chat(prompt: Prompt, option: str | None) -> list[dict[str, Any]]:
     """Return messages in the form that processors take, with the images in their parts."""
-    rest = iter(images)
-    chat = [
-        {"role": message["role"], "content": [
-            part if part["type"] == "text" else {"type": "image", "image": next(rest)} for part in message["content"]
-        ]}
-        for message in prompt.messages
-    ]  # fmt: skip
+    chat = prompt.filled(lambda image: {"type": "image", "image": read_image(image)})
     return chat if option is None else [*chat, {"role": "assistant", "content": [{"type": "text", "text": option}]}]
 
 

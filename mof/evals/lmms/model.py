@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ class MofLmms(lmms):
             by_length.setdefault(int(request.args[1].get("max_new_tokens", LONGEST_ANSWER)), []).append(place)
         results: dict[int, GenerationResult] = {}
         for length, places in by_length.items():
-            answers = self._answer([_Lazy(self, requests[place], place) for place in places], length)
+            answers = self._answer([partial(self._prompt, requests[place]) for place in places], length)
             for place, answer in zip(places, answers, strict=True):
                 counts = TokenCounts(input_tokens=answer.input_tokens, output_tokens=answer.output_tokens)
                 results[place] = GenerationResult(cut(answer.text, requests[place].args[1].get("until")), counts)
@@ -83,7 +84,7 @@ class MofLmms(lmms):
             return []
         options = [self._continuation(request) for request in requests]
         longest = max(len(self._loaded.processor.tokenizer(option).input_ids) for option in options)
-        prompts = [_Lazy(self, request, place, option) for place, (request, option) in enumerate(zip(requests, options, strict=True))]
+        prompts = [partial(self._prompt, request, (option,)) for request, option in zip(requests, options, strict=True)]
         losses = []
         for answer, option in zip(self._answer(prompts, longest), options, strict=True):
             if answer.log_likelihoods is None:
@@ -98,25 +99,17 @@ class MofLmms(lmms):
         id, task, split = request.args[3:6]
         return self.task_dict[task][split][id]
 
+    def _prompt(self, request: Instance, options: tuple[str, ...] = ()) -> Prompt:
+        context, _, to_visual = request.args[:3]
+        images = (to_visual(self.document(request)) if to_visual is not None else None) or []
+        if not all(isinstance(image, Image.Image) for image in images):
+            raise ValueError(f"task {request.args[4]} shows something else than images; mof takes images only")
+        content = [*({"type": "image"} for _ in images), {"type": "text", "text": context}]
+        return Prompt(str(request.args[3]), [{"role": "user", "content": content}], list(images), options)
+
     def _continuation(self, request: Instance) -> str:
         target = request.args[1]
         return str(target if isinstance(target, str) else target(self.document(request)))
-
-
-class _Lazy:
-    """Makes the prompt of a request when it is called."""
-
-    def __init__(self, model: MofLmms, request: Instance, place: int, option: str | None = None) -> None:
-        self.model, self.request, self.place, self.option = model, request, place, option
-
-    def __call__(self) -> Prompt:
-        context, _, to_visual = self.request.args[:3]
-        images = (to_visual(self.model.document(self.request)) if to_visual is not None else None) or []
-        if not all(isinstance(image, Image.Image) for image in images):
-            raise ValueError(f"task {self.request.args[4]} shows something else than images; mof takes images only")
-        content = [*({"type": "image"} for _ in images), {"type": "text", "text": context}]
-        options = () if self.option is None else (self.option,)
-        return Prompt(str(self.place), [{"role": "user", "content": content}], list(images), options)
 
 
 def cut(text: str, stops: str | Sequence[str] | None) -> str:

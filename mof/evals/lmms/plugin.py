@@ -1,4 +1,4 @@
-"""What the entry point `lmms_eval.models` names: with it, `lmms-eval --model mof --model_args pretrained=FOLDER` knows our model."""
+"""The entry point `lmms_eval.models`: through it, `lmms-eval --model mof --model_args pretrained=FOLDER` knows our model."""
 
 from __future__ import annotations
 

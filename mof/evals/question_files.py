@@ -1,0 +1,55 @@
+"""`Questions.csv` and image folders as MMVP and MMVP-VLM have them: two rows are a pair, an odd id and the next one."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG")
+
+
+def read_rows(file: Path) -> list[list[str]]:
+    """Return the rows of a CSV file that are not empty. ValueError for any other file."""
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            return [row for row in csv.reader(stream) if any(cell.strip() for cell in row)]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{file}: cannot be read as CSV in UTF-8 ({error})") from None
+
+
+def find_files(folder: Path, benchmark: str, image_folders: Sequence[str], images: bool = True) -> tuple[Path, Path | None]:
+    """Return the folder's `Questions.csv` and its image folder, which may lack if `images` is False.
+
+    Raises:
+        ValueError: for a folder that is not the benchmark's.
+    """
+    questions = folder / "Questions.csv"
+    place = next((folder / name for name in image_folders if (folder / name).is_dir()), None)
+    if not questions.is_file() or (images and place is None):
+        wanted = f" and an image folder called {' or '.join(image_folders)}" if images else ""
+        raise ValueError(f"{folder} is not {benchmark}: expected Questions.csv{wanted}")
+    return questions, place
+
+
+def find_image(questions: Path, id: int, folders: Sequence[Path]) -> Path:
+    """Return the image of a row, which lies in one of the folders. ValueError if there is none."""
+    places = [folder / f"{id}{suffix}" for folder in folders for suffix in SUFFIXES]
+    image = next((place for place in places if place.is_file()), None)
+    if image is None:
+        raise ValueError(f"{questions}: row {id} has no image; expected {places[0]}")
+    return image
+
+
+def check_pairs(questions: Path, rows: Sequence[tuple[int, str | None]]) -> None:
+    """Raise ValueError unless these (id, pattern) are pairs."""
+    if not rows or len(rows) % 2:
+        raise ValueError(f"{questions} has {len(rows)} rows; rows come in pairs")
+    for (first, pattern), (second, other) in zip(rows[0::2], rows[1::2], strict=True):
+        if first % 2 == 0 or second != first + 1 or pattern != other:
+            raise ValueError(
+                f"{questions}: rows {first} ({pattern}) and {second} ({other}) are no pair; expected an odd id, then the next one, of the "
+                "same pattern"
+            )
+    if len({id for id, _ in rows}) < len(rows):
+        raise ValueError(f"{questions}: an index stands twice")
