@@ -19,8 +19,8 @@ from rich.progress import Progress
 from encoders.images.loader import ImageLoader
 from encoders.images.sources import ImageSources
 from encoders.store.files import write_whole
-from mof.pairs.blind_pair_search import BlindPairs
 from mof.pairs.choice import in_order
+from mof.pairs.pair_table import BlindPairs
 from mof.pairs.similarity_sample import SimilaritySample, Thresholds
 
 # Shapes: M pairs, L images that are in them.
