@@ -170,11 +170,8 @@ def _application(session: Session, hosts: set[str]) -> Starlette:
         Route("/api/pairs/{number:int}", save_pair, methods=["POST"]),
         Route("/images/{number:int}/{side:int}", show_image),
     ]
-    handlers = {
-        **dict.fromkeys(REFUSALS, _refuse),
-        HTTPException: _refuse,
-        ConflictError: lambda request, error: _json(_shown(error.current), 409),
-    }
+    handlers: dict[Any, Any] = dict.fromkeys([*REFUSALS, HTTPException], _refuse)
+    handlers[ConflictError] = lambda request, error: _json(_shown(error.current), 409)
     app = Starlette(routes=routes, middleware=[Middleware(BaseHTTPMiddleware, dispatch=guard)], exception_handlers=handlers)
     app.router.redirect_slashes = False
     return app
