@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from socket import gethostname
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -18,9 +19,10 @@ LOCKS = "lock-*"
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file under a temporary name, then give it its own name; safe from crashes of process and machine.
 
-    The temporary name ends like the file's own, so that writers who go by the suffix do the right thing.
+    The temporary name ends like the file's own, so that writers who go by the suffix do the right thing. It names machine and process,
+    so that machines that share the folder do not write the same file.
     """
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{gethostname()}-{os.getpid()}-{path.name}")
     write(temporary)
     _flush(temporary)  # otherwise a power cut could leave the name without the bytes
     os.replace(temporary, path)

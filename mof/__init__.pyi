@@ -1,7 +1,7 @@
 from .adapter import AdditiveMoF, ConcatMoF, InterleavedMoF
 from .auto_classes import MoFConfig, MoFForConditionalGeneration, MoFProcessor, register_auto_classes
 from .evals.mmvp_vlm import probe_mmvp_vlm
-from .pairs.blind_pair_search import blind_pairs
+from .pairs.search import blind_pairs
 
 __all__ = [
     "AdditiveMoF",

@@ -1,60 +1,56 @@
-"""`mof blind-pairs`: a folder of images in, the pairs that CLIP is blind to out, with a page to look at them."""
+"""`mof blind-pairs`: reads a folder of images, and writes the pairs that CLIP is blind to, with a page to look at them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 
-from encoders.command_options import Dtype
-from encoders.store.files import FAILURES, write_whole
-from encoders.weight_files import WeightsError
-from mof.cli.annotate import annotate, export
-from mof.pairs.blind_pair_search import BlindPairs, blind_pairs
-from mof.pairs.gallery import Gallery
-from mof.pairs.image_collection import ImageCollection, encode_collection
-from mof.pairs.similarity_sample import SimilaritySample, Thresholds, sample_similarities
-from mof.pairs.thumbnail_encoder import SAME_PICTURE
+from encoders.command_groups import command_group
+from encoders.command_options import Device, Dtype, ImageBatchSize, ImageSize, ImageSources, Workers, output_option, usable_device
+
+if TYPE_CHECKING:
+    from mof.pairs.image_collection import ImageCollection
+    from mof.pairs.pair_table import BlindPairs
+    from mof.pairs.similarity_sample import SimilaritySample, Thresholds
 
 CLIP, DINO = "clip-vit-l14", "dinov2-vit-l14"
 """The paper's encoders."""
 
-pairs_app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
-pairs_app.command()(annotate)
-pairs_app.command()(export)
 
-
-@pairs_app.callback(invoke_without_command=True)
 def mine(
     context: typer.Context,
-    images: Annotated[
-        list[str] | None, typer.Option(help="Folder, list (.txt), image or .tar, or a pattern of these: 'train-{000..127}.tar'. Several.")
-    ] = None,
+    images: ImageSources = None,
     clip: Annotated[list[str] | None, typer.Option(help=f"Encoder that may be blind. Several: to all. Default: {CLIP}.")] = None,
     dino: Annotated[list[str] | None, typer.Option(help=f"Encoder that sees the difference. Several: all. Default: {DINO}.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for pairs.parquet, pairs.csv and gallery.html.")] = None,
-    store: Annotated[Path | None, typer.Option(help="Feature store to encode into and read from. Default: features in --out.")] = None,
+    output: Annotated[Path | None, output_option("Folder for pairs.parquet, pairs.csv and gallery.html.")] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Feature store to encode into and read from. Default: features in the output folder.")
+    ] = None,
     clip_above: Annotated[float, typer.Option(help="Keep pairs whose CLIP similarity is above this.")] = 0.95,
-    dino_below: Annotated[float, typer.Option(help="And whose DINO similarity is below this.")] = 0.6,
+    dino_below: Annotated[float, typer.Option(help="Keep pairs whose DINO similarity is below this.")] = 0.6,
     count: Annotated[bool, typer.Option("--count", help="Only count the pairs.")] = False,
-    max_pairs: Annotated[int, typer.Option(min=1, help="Keep so many: those with the largest gap between the two.")] = 5000,
-    one_per_image: Annotated[bool, typer.Option("--one-per-image", help="Each image in one pair only, its best.")] = False,
-    per_cluster: Annotated[int | None, typer.Option(min=1, help="So many pairs of images that all look alike to CLIP: variety.")] = None,
+    max_pairs: Annotated[int, typer.Option(min=1, help="Keep so many pairs: those with the largest gap between the two.")] = 5000,
+    one_per_image: Annotated[bool, typer.Option("--one-per-image", help="Keep each image in one pair only, its best.")] = False,
+    per_cluster: Annotated[
+        int | None, typer.Option(min=1, help="Keep at most so many pairs of images that all look alike to CLIP, for variety.")
+    ] = None,
     keep_copies: Annotated[bool, typer.Option("--keep-copies", help="Count compressed and resized copies of a photo as photos.")] = False,
-    image_size: Annotated[int | None, typer.Option(min=1, help="Side of both encoders' input, in pixels. Their own by default.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 32,
-    device: Annotated[str | None, typer.Option(help="cuda where there is one, else cpu.")] = None,
+    image_size: ImageSize = None,
+    batch_size: ImageBatchSize = 32,
+    device: Device = None,
     dtype: Dtype = None,
-    workers: Annotated[int, typer.Option(min=1, help="Threads that read and decode.")] = 2,
-    ledger: Annotated[Path | None, typer.Option(help="Folder that notes what is compared: a search that is stopped goes on.")] = None,
+    workers: Workers = 2,
+    ledger: Annotated[
+        Path | None, typer.Option(help="Folder that notes which images are compared, so that a search that was stopped goes on.")
+    ] = None,
 ) -> None:
     """Find the pairs of images that CLIP takes for the same and DINOv2 does not, and make a page to look at them.
 
-    All images are compared with all, exactly. What is encoded stays in the store: a second run, with other thresholds, say, encodes
-    nothing. Copies of a photo, to the byte or compressed and resized, count as one.
+    All images are compared with all, exactly. The store keeps features: a second run, for example with other thresholds, encodes
+    nothing. Copies of a photo, to the byte or compressed and resized, count as one photo.
 
     \b
     Example:
@@ -62,10 +58,17 @@ def mine(
     """
     if context.invoked_subcommand is not None:
         return
-    if not images or out is None:
+    if not images or output is None:
         raise ValueError("give --images, and a folder for what is found: -o pairs")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    clip, dino, store = clip or [CLIP], dino or [DINO], store or out / "features"
+    import torch  # slow
+
+    from encoders.weight_files import WeightsError
+    from mof.pairs.image_collection import SAME_PICTURE, encode_collection
+    from mof.pairs.search import blind_pairs
+    from mof.pairs.similarity_sample import sample_similarities
+
+    device = usable_device(device)
+    clip, dino, store = clip or [CLIP], dino or [DINO], store or output / "features"
     options = {"batch_size": batch_size, "device": device, "dtype": getattr(torch, dtype) if dtype else None, "workers": workers}
     try:
         collection = encode_collection(images, clip, dino, store, image_size=image_size, progress=True, **options)
@@ -93,24 +96,25 @@ def mine(
         typer.echo(line)
     if count:
         return
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(out / "pairs.parquet", lambda path: pairs.to_parquet(path, collection.names))
-    write_whole(out / "pairs.csv", lambda path: pairs.to_csv(path, collection.names))
+    from mof.pairs.gallery import Gallery
+
+    output.mkdir(parents=True, exist_ok=True)
+    pairs.to_parquet(output / "pairs.parquet", collection.names)
+    pairs.to_csv(output / "pairs.csv", collection.names)
     names = (" + ".join(clip), " + ".join(dino))
-    told = (collection.duplicates, collection.unreadable)
-    gallery = Gallery(pairs, collection.names, *names, clip_above, dino_below, sample, advised, *told)
-    page = out / "gallery.html"
-    gallery.write(page, images, workers, progress=True)
+    counts = (collection.duplicates, collection.unreadable)
+    page = output / "gallery.html"
+    Gallery(pairs, collection.names, *names, clip_above, dino_below, sample, advised, *counts).write(page, images, workers, progress=True)
     typer.echo(f"to look at: {page} ({page.stat().st_size / 1e6:.1f} MB); as tables: pairs.csv, pairs.parquet")
 
 
 def _what_was_read(collection: ImageCollection, store: Path) -> str:
-    told = [f"{len(collection):,} different images"]
+    parts = [f"{len(collection):,} different images"]
     if collection.duplicates:
-        told.append(f"{collection.duplicates:,} more files with the content of one of them")
+        parts.append(f"{collection.duplicates:,} more files with the content of one of them")
     if collection.unreadable:
-        told.append(f"{len(collection.unreadable):,} that could not be read, listed in {store / FAILURES}")
-    return ", ".join(told)
+        parts.append(f"{len(collection.unreadable):,} that could not be read, listed in {store / 'failures.jsonl'}")
+    return ", ".join(parts)
 
 
 def _what_to_do(pairs: BlindPairs, sample: SimilaritySample, advised: Thresholds | None, counted: bool) -> Iterator[str]:
@@ -119,3 +123,10 @@ def _what_to_do(pairs: BlindPairs, sample: SimilaritySample, advised: Thresholds
     if not pairs.total and advised is not None:
         yield sample.quantiles()
         yield f"try --clip-above {advised.clip_above} --dino-below {advised.dino_below}: about {advised.pairs:,} pairs"
+
+
+pairs_app = command_group(
+    {"annotate": "mof.cli.annotate:annotate", "export": "mof.cli.annotate:export"},
+    callback=mine,
+    alone=True,
+)

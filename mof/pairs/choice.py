@@ -1,7 +1,7 @@
-"""Which of the blind pairs to keep: the best by gap, in bounded memory, and one of each kind.
+"""The choice among blind pairs: the best by gap, in bounded memory, and not too many of a kind.
 
-All rules walk the pairs from the largest gap down and take a pair or leave it by what was taken before. A window of the best pairs is
-therefore enough to start with; only where it runs out are the pairs behind it looked up again.
+All rules walk the pairs from the largest gap down. Whether they take a pair depends only on the pairs that were taken before. A window
+of the best pairs is therefore enough to start with; if it runs out, the pairs behind it are looked up again.
 """
 
 from __future__ import annotations
@@ -17,31 +17,32 @@ from torch import Tensor
 
 from mof.pairs.core_threads import on_one_core
 from mof.pairs.embedding_rows import EmbeddingRows
-from mof.pairs.sieve import FullComparison, Sieve, sieve, tiles
+from mof.pairs.projection import sieve
+from mof.pairs.sieve import FullComparison, Sieve, tiles
 
 # Shapes: M pairs, L images.
 
 PAIR = np.dtype([("i", "<i8"), ("j", "<i8"), ("clip", "<f4"), ("dino", "<f4")])
-"""One pair, as it is held and stored."""
+"""A pair, as it is held and stored."""
 WINDOW = 4_000_000
 """Pairs held at a time for the rules: 100 MB."""
 SPARE = 100_000
-"""Pairs held beyond twice what is kept before the worse are dropped."""
+"""How many pairs beyond twice the kept ones are held before the worse are dropped."""
 
 
 @dataclass
 class BestPairs:
-    """The `most` best of all pairs that are added (None: all of them), and how many there were."""
+    """The `most` best of all pairs that are added (None: all of them), and how many were added."""
 
     most: int | None = None
     after: NDArray | None = None
-    """[1] only pairs that rank behind this one are held"""
+    """[1], only pairs that rank behind this pair are held"""
     total: int = 0
     _held: list[NDArray] = field(default_factory=list)
     _count: int = 0
 
     def add(self, pairs: NDArray, total: int) -> None:
-        """[M] PAIR, in any order, the best of `total`."""
+        """Add pairs [M] PAIR, in any order, which are the best of `total`."""
         self.total += total
         if self.after is not None and len(pairs):
             pairs = pairs[_behind(pairs, self.after)]
@@ -52,14 +53,18 @@ class BestPairs:
             self._count = len(self._held[0])
 
     def ranked(self) -> NDArray:
-        """[at most `most`] by gap, largest first; equal gaps by i, then j."""
+        """Return the pairs [at most `most`] by gap, largest first; equal gaps by i, then j."""
         pairs = np.concatenate([np.empty(0, PAIR), *self._held])
         return pairs[np.lexsort((pairs["j"], pairs["i"], pairs["dino"] - pairs["clip"]))][: self.most]
 
 
 @dataclass
 class Rules:
-    """What is left out of the ranking; the fields are the arguments of `blind_pairs`."""
+    """Rules by which pairs are left out; the fields are the arguments of `blind_pairs`.
+
+    Raises:
+        ValueError: for a value that no pair can meet.
+    """
 
     max_pairs: int | None = None
     one_per_image: bool = False
@@ -76,26 +81,29 @@ class Rules:
 
     @property
     def any(self) -> bool:
-        """Whether more than the number is limited."""
+        """Whether there is a rule besides the number of pairs."""
         return self.one_per_image or self.duplicates_above is not None or self.per_cluster is not None
 
     @property
     def most(self) -> int | None:
-        """How many of the best must be held."""
+        """How many of the best pairs must be held."""
         return max(self.max_pairs, WINDOW) if self.any and self.max_pairs else self.max_pairs
 
     @property
     def most_per_tile(self) -> int | None:
-        """How many of the best of a part of all pairs must be kept."""
+        """How many of the best pairs of a part of all pairs must be kept."""
         return None if self.any else self.max_pairs
 
 
 def choose(
     found: Callable[[], Iterable[tuple[NDArray, int]]], rules: Rules, clips: list[EmbeddingRows], alike: list[EmbeddingRows], above: float
 ) -> tuple[NDArray, int]:
-    """[M] PAIR by rank, and how many pairs there were. `found` looks them up, some at a time, each time it is called.
+    """Return the chosen pairs [M] PAIR by rank, and how many pairs were found.
 
-    Duplicates are told by `alike`, clusters by `clips`.
+    Args:
+        found: looks all pairs up again when it is called, and returns parts of them, each with the number of its pairs.
+        clips: encoders that tell clusters, by cosine > `above`.
+        alike: encoders that tell duplicates.
     """
     chosen, window, images = np.empty(0, PAIR), BestPairs(rules.most), np.empty(0, np.int64)
     walk = _Walk(rules)
@@ -116,7 +124,7 @@ def choose(
 
 
 class _Walk:
-    """The walk down the ranking; it remembers what was taken."""
+    """The walk down the ranking; it remembers the pairs that it took."""
 
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
@@ -126,7 +134,7 @@ class _Walk:
         self._taken = 0
 
     def take(self, ranked: NDArray, same: dict[int, int] | None, cluster: dict[int, int] | None) -> NDArray:
-        """The pairs taken of the next part of the ranking; `same` and `cluster` name each image's leader."""
+        """Return the pairs that are taken of the next part of the ranking; `same` and `cluster` name each image's leader."""
         images = zip(ranked["i"].tolist(), ranked["j"].tolist(), strict=True)
         return ranked[np.array([self._takes(i, j, same, cluster) for i, j in images], dtype=bool)]
 
@@ -148,53 +156,42 @@ class _Walk:
 
 
 def leaders(encoders: list[EmbeddingRows], images: NDArray[np.int64], above: float, tile: int = 1024) -> dict[int, int]:
-    """For each image its leader: the first of `images` [L] that leads itself and has cosine > `above` with it in all `encoders`.
+    """Return the leader of each image: the first of `images` [L] that leads itself and has cosine > `above` with it in all `encoders`.
 
-    An image without such a one leads itself. So a chain of small differences is not one group, as it would be by linkage.
+    An image without a leader leads itself. So a chain of small differences is not one group, as it would be by linkage.
     """
     index = torch.from_numpy(images)
-    some = [EmbeddingRows(one.take(index), one.name, one.device) for one in encoders]
-    close = sieve(some, above)
-    leader = on_one_core(lambda: _lead(some, close, above, tile), some[0].device)  # [L]
+    rows = [EmbeddingRows(encoder.take(index), encoder.name, encoder.device) for encoder in encoders]
+    close = sieve(rows, above)
+    leader = on_one_core(lambda: _lead(rows, close, above, tile), rows[0].device)  # [L]
     return dict(zip(images.tolist(), images[leader.numpy()].tolist(), strict=True))
 
 
 def _lead(encoders: list[EmbeddingRows], close: Sieve | FullComparison, above: float, tile: int) -> Tensor:
-    """[L] the leader of each row, by row."""
+    """Return the leader of each row, shape [L]."""
     count = len(encoders[0])
     leader = torch.arange(count)  # [L]
     for rows, columns in tiles(range(count), range(count), tile):
         i, j = (index.cpu() for index in close.close(rows, columns))
         free = (leader[i] == i) & (leader[j] == j)
         i, j = i[free], j[free]
-        for one in encoders:
-            near = cosines(one, i, j) > above
+        for encoder in encoders:
+            near = encoder.cosines(i, j) > above
             i, j = i[near], j[near]
-        for a, b in zip(i.tolist(), j.tolist(), strict=True):  # by i, then j: what leads is settled before it is asked
+        for a, b in zip(i.tolist(), j.tolist(), strict=True):  # by i, then j: an image's leader is settled before it is asked
             if leader[a] == a and leader[b] == b:
                 leader[b] = a
     return leader
 
 
-def cosines(x: EmbeddingRows, i: Tensor, j: Tensor) -> Tensor:
-    """[M] float32 on the CPU, of the pairs of an index."""
-    some = 512 if x.device.type == "cpu" else 1 << 16  # what stays in the cache
-    # A sum, not a matrix product: torch adds in many short partial sums, which errs by some 1e-7.
-    parts = [(x.take(a) * x.take(b)).sum(1) for a, b in zip(i.split(some), j.split(some), strict=True)]
-    return torch.cat(parts).cpu() if parts else torch.empty(0)
-
-
 def in_order(images: NDArray[np.int64], i: NDArray[np.int64], j: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[L] `images`, and behind them those of the pairs that they lack, in order of appearance."""
-    all_of_them = np.concatenate([images, np.stack([i, j], 1).ravel()])
-    return all_of_them[np.sort(np.unique(all_of_them, return_index=True)[1])]
+    """Return `images`, and behind them the other images of the pairs in order of appearance, shape [L]."""
+    repeated = np.concatenate([images, np.stack([i, j], 1).ravel()])
+    return repeated[np.sort(np.unique(repeated, return_index=True)[1])]
 
 
 def _behind(pairs: NDArray, mark: NDArray) -> NDArray[np.bool_]:
-    """[M] whether each ranks behind the pair `mark` [1]."""
+    """Return whether each pair ranks behind the pair `mark` [1], shape [M]."""
     gap, limit = pairs["clip"] - pairs["dino"], mark["clip"] - mark["dino"]
     later = (pairs["i"] > mark["i"]) | ((pairs["i"] == mark["i"]) & (pairs["j"] > mark["j"]))
     return (gap < limit) | ((gap == limit) & later)
-
-
-__all__ = ["PAIR", "BestPairs", "Rules", "choose", "cosines", "in_order", "leaders"]

@@ -1,14 +1,16 @@
-"""One piece of work per core, rather than every operation spread over all cores.
+"""Work that is spread over the cores item by item, instead of each operation over all cores.
 
-Where operations take well under a millisecond, threads that meet after each of them spend their time waiting for each other, the more
-so on a machine that runs other things too.
+The operations of the search take well under a millisecond. Threads that meet after each operation would mostly wait for each other,
+above all on a machine that runs other programs too: there, the search takes ten times as long.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 import torch
@@ -18,16 +20,16 @@ Result = TypeVar("Result")
 
 
 def on_each_core(work: Callable[[Item], Result], items: Iterable[Item], device: torch.device) -> Iterator[Result]:
-    """`work` of each item, in order, as many at a time as torch has threads; on a device other than the CPU, one at a time.
+    """Yield the result of `work` for each item, in order. The CPU works on as many items at a time as torch has threads.
 
-    A few items are taken ahead, so results that wait take bounded memory.
+    A few items are taken ahead, so the results that wait take bounded memory. On other devices, one item follows the other.
     """
     cores = torch.get_num_threads()
     if cores == 1 or device.type != "cpu":
         yield from map(work, items)
         return
     ahead: deque[Future[Result]] = deque()
-    pool = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(cores, initializer=_use_one_core)
     try:
         for item in items:
             ahead.append(pool.submit(work, item))
@@ -37,13 +39,16 @@ def on_each_core(work: Callable[[Item], Result], items: Iterable[Item], device: 
             yield ahead.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(cores)  # the matrix library has one number for all threads
 
 
 def on_one_core(work: Callable[[], Result], device: torch.device) -> Result:
-    """`work`, all of its operations in one thread."""
+    """Return the result of `work`, all of whose operations run in one thread."""
     [result] = on_each_core(lambda _: work(), [None], device)
     return result
 
 
-__all__ = ["on_each_core", "on_one_core"]
+def _use_one_core() -> None:
+    """Tell OpenMP that this thread runs its operations alone. `torch.set_num_threads` would tell other threads, too."""
+    torch.get_num_threads()  # otherwise torch would set the number of this thread later, at its first operation
+    with suppress(AttributeError, OSError, TypeError):  # a system that hides the library: results are the same, but come later
+        ctypes.CDLL(None).omp_set_num_threads(1)

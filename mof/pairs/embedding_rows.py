@@ -1,4 +1,4 @@
-"""Embeddings of one encoder, read in slices: checked once, unit rows wherever they are asked for."""
+"""Embeddings of one encoder, read in slices: they are checked once, and rows have unit length wherever they are read."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from mof.pairs.core_threads import on_each_core
 
-# Shapes: N images, D width of an embedding, S some of the images.
+# Shapes: N images, D width of an embedding, S selected images, M pairs.
 
 CHUNK = 4096
 """Rows read at a time."""
 SHORTEST = 1e-30
-"""A row that is shorter counts as zeros: float32 cannot tell its direction."""
+"""A shorter row counts as zeros: float32 cannot tell its direction."""
 
 
 class EmbeddingRows:
@@ -26,8 +26,11 @@ class EmbeddingRows:
 
     Args:
         source: array, memory map or tensor [N, D]. All but memory maps move to the device.
-        name: for messages.
+        name: name of the embeddings, for messages.
         device: where rows are handed out.
+
+    Raises:
+        ValueError: for a source that is not two-dimensional, or holds NaN or infinity.
     """
 
     def __init__(self, source: Any, name: str, device: str | torch.device = "cpu") -> None:
@@ -44,7 +47,7 @@ class EmbeddingRows:
         off = (lengths - 1).abs().max().item() if len(self) else 0.0
         if off > 1e-3:
             warnings.warn(f"{name}: rows are not of unit length; they are normalised", stacklevel=4)
-        # Rows that are of unit length as exactly as float32 tells are left as they are.
+        # Rows whose length float32 cannot tell from 1 are left as they are.
         self._divisors = None if off < 5e-7 else torch.where(lengths > SHORTEST, lengths, torch.inf)[:, None]  # [N, 1]
 
     def __len__(self) -> int:
@@ -55,32 +58,39 @@ class EmbeddingRows:
         return self.values.shape[1]
 
     def read(self, rows: slice) -> Tensor:
-        """[S, D] unit rows (or zeros)."""
+        """Return the rows of a slice, of unit length or zeros, shape [S, D]."""
         part = self.values[rows].to(self.device).float()
         return part if self._divisors is None else part / self._divisors[rows]
 
     def take(self, index: Tensor) -> Tensor:
-        """[S, D] the unit rows of an index [S]."""
+        """Return the rows of an index [S], of unit length or zeros, shape [S, D]."""
         part = self.values.index_select(0, index.to(self.values.device)).to(self.device).float()
         return part if self._divisors is None else part / self._divisors[index.to(self.device)]
 
+    def cosines(self, i: Tensor, j: Tensor) -> Tensor:
+        """Return the cosines of the pairs (i, j), shape [M], float32 on the CPU."""
+        size = 512 if self.device.type == "cpu" else 1 << 16  # what stays in the cache
+        # A sum, not a matrix product: torch adds in many short partial sums, whose error is about 1e-7.
+        parts = [(self.take(a) * self.take(b)).sum(1) for a, b in zip(i.split(size), j.split(size), strict=True)]
+        return torch.cat(parts).cpu() if parts else torch.empty(0)
+
+    def project(self, directions: Tensor) -> Tensor:
+        """Return the rows times `directions` [D, K], shape [N, K]."""
+        parts = self._in_chunks(lambda rows: self.read(rows) @ directions)
+        return torch.cat([directions.new_empty(0, directions.shape[1]), *parts])
+
     def digest(self) -> str:
-        """SHA-256 of type, shape and every byte."""
+        """Return the SHA-256 of type, shape and every byte."""
         digest = hashlib.sha256(f"{self.values.dtype} {list(self.values.shape)}".encode())
         for start in range(0, len(self), CHUNK):
             digest.update(self.values[start : start + CHUNK].cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
-    def project(self, directions: Tensor) -> Tensor:
-        """[N, K] the rows times `directions` [D, K]."""
-        parts = self._in_chunks(lambda rows: self.read(rows) @ directions)
-        return torch.cat([directions.new_empty(0, directions.shape[1]), *parts])
-
     def _in_chunks(self, work: Callable[[slice], Tensor]) -> Iterator[Tensor]:
         return on_each_core(work, (slice(start, start + CHUNK) for start in range(0, len(self), CHUNK)), self.device)
 
     def _lengths(self, rows: slice) -> Tensor:
-        """[S]. A sum of squares that leaves float32's range is done again in double."""
+        """Return the lengths of rows, shape [S]. A sum of squares that leaves float32's range is done again in double."""
         part = self.values[rows].to(self.device).float()  # [S, D]
         lengths = torch.linalg.vector_norm(part, dim=1)  # [S]
         again = ~((lengths > 1e-15) & (lengths < 1e15))
@@ -98,6 +108,3 @@ def _tensor(source: Any) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*not writable")  # nobody writes
         return torch.from_numpy(np.ascontiguousarray(array))
-
-
-__all__ = ["EmbeddingRows"]

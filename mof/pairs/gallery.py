@@ -19,8 +19,8 @@ from encoders.images.loader import ImageLoader
 from encoders.images.sources import ImageSources
 from encoders.pages import write_page
 from encoders.pages.charts import column_edges, histogram, to_svg
-from mof.pairs.blind_pair_search import BlindPairs
 from mof.pairs.choice import in_order
+from mof.pairs.pair_table import BlindPairs
 from mof.pairs.similarity_sample import SimilaritySample, Thresholds
 
 # Shapes: M = pairs, L = images that are in the shown pairs.

@@ -1,4 +1,4 @@
-"""Images as the two sets of embeddings that are searched for blind pairs, by way of a feature store."""
+"""Images as embeddings that are searched for blind pairs, by way of a feature store; and thumbnails as embeddings, which tell copies."""
 
 from __future__ import annotations
 
@@ -9,14 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from encoders import FeatureStore, build_encoder, encode_images
+from encoders import Encoder, FeatureStore, build_encoder, encode_images
 from encoders.images.sources import ImageSources
 from encoders.store.files import FAILURES, read_index
-from mof.pairs.thumbnail_encoder import ThumbnailEncoder
 
-# Shapes: N = images, E = width of an embedding, which differs between encoders.
+# Shapes: N = images, B = images of a batch, E = width of an embedding, which differs between encoders, S = side of a thumbnail in pixels.
+
+SIDE = 16
+"""S: fine enough that a change of a tenth of the image's side shows, coarse enough that compression does not."""
+OFFSET = 8.0
+"""A constant beside the pixels keeps brightness apart. The pixels are in -0.5..0.5: their length is 8 if all are 0.3 from grey."""
+SAME_PICTURE = 0.9997
+"""Cosine above which two images are copies of one picture. On 296 photos, JPEG compression of quality 40 and more, and resizing to a
+third or twice the side, stay above it; a square of a tenth of the side that is made half as bright or dark again falls below."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +39,9 @@ class ImageCollection:
     dinos: list[NDArray[np.float32]]
     """[N, E] each"""
     thumbnails: NDArray[np.float32]
-    """[N, E] of `ThumbnailEncoder`"""
+    """[N, E], from `ThumbnailEncoder`"""
     duplicates: int
-    """Further names of these contents."""
+    """How many further names these contents have."""
     unreadable: dict[str, str]
     """name -> reason"""
 
@@ -49,14 +58,14 @@ def encode_collection(
     image_size: int | None = None,
     **options: Any,
 ) -> ImageCollection:
-    """Encode what the store lacks of these images, and look up all of them.
+    """Encode the images that the store lacks, and return all of them with their embeddings.
 
     Args:
         images: as for `encode_images`.
-        clip, dino: names of encoders, as `build_encoder` takes them; several on each side.
+        clip, dino: names of encoders, as `build_encoder` takes them.
         store: a feature store; made if need be. It may hold other images and encoders, too.
-        image_size: side of the encoders' input in pixels; their own by default.
-        options: further ones of `encode_images`.
+        image_size: side of the encoders' input in pixels; None: their own.
+        options: further options of `encode_images`.
 
     Raises:
         ValueError: for an encoder without embeddings of whole images, for images none of which can be read, and as
@@ -73,7 +82,7 @@ def encode_collection(
         raise ValueError(f"none of the images can be read; the first: {next(iter(unreadable.values()))}")
     opened = FeatureStore(store, [*encoders, thumbnail.name])
     index = read_index(Path(store))
-    key_of = dict(zip(index["name"].to_pylist(), index["key"].to_pylist(), strict=True))  # of a changed file the last
+    key_of = dict(zip(index["name"].to_pylist(), index["key"].to_pylist(), strict=True))  # the last key of a changed file
     name_of: dict[int, str] = {}
     names = [name for name in ImageSources(images).among(key_of) if name not in unreadable]
     for name in names:
@@ -94,4 +103,20 @@ def encode_collection(
     )
 
 
-__all__ = ["ImageCollection", "encode_collection"]
+class ThumbnailEncoder(Encoder):
+    """The pixels of an S x S thumbnail as a vector of unit length. The distance of two vectors is the mean difference of the pixels.
+
+    It tells a photo that was only compressed or resized from another photo of the same thing.
+    """
+
+    def __init__(self) -> None:
+        tower = nn.ParameterList([torch.tensor([OFFSET])])
+        sizes = {"width": 3, "patch_size": 1, "image_size": SIDE, "embed_dim": 3 * SIDE**2 + 1}
+        super().__init__(tower, **sizes, depth=1, mean=(0.5,) * 3, std=(1.0,) * 3, fit="squash")  # type: ignore[arg-type]
+        self.name = f"thumbnail-{SIDE}"
+
+    def patch_tokens(self, x: Tensor) -> Tensor:
+        return x.flatten(2).transpose(1, 2)  # [B, S*S, 3]
+
+    def image_embedding(self, x: Tensor) -> Tensor:
+        return torch.cat([x.flatten(1), self.tower[0].expand(len(x), 1)], dim=1)  # [B, 3*S*S + 1]

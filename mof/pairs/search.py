@@ -1,121 +1,122 @@
-"""The comparison of all images with all: through the sieve, then in full."""
+"""The search for CLIP-blind pairs: images that CLIP takes for the same and DINOv2 does not (arXiv 2401.06209, section 2).
+
+All pairs are compared, exactly. A product of a few small integers, which can only overestimate CLIP's cosine, throws out nearly all pairs
+(`mof.pairs.sieve`). The cosines of the others are computed in full (`mof.pairs.comparison`), and rules choose among the pairs that
+are found (`mof.pairs.choice`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import cached_property
-from itertools import islice
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
-from torch import Tensor
 
-from mof.pairs.choice import PAIR, cosines
-from mof.pairs.core_threads import on_each_core
-from mof.pairs.device_survivors import joined
+from encoders import FeatureStore
+from mof.pairs.choice import Rules, choose
+from mof.pairs.comparison import PairComparison
 from mof.pairs.embedding_rows import EmbeddingRows
-from mof.pairs.sieve import FullComparison, Sieve, sieve, tiles
+from mof.pairs.ledger import PairLedger
+from mof.pairs.pair_table import BlindPairs
 
-# Shapes: N images, M pairs, S pairs that may be blind.
-
-BATCH = 1 << 16
-"""Survivors of the sieve that are looked at in full at a time."""
-GROUP, GPU_GROUP = 4, 16
-"""Tiles that one thread compares at a time, or a GPU."""
+# Shapes: N images, D width of an embedding.
 
 
-class PairSearch:
-    """All pairs of N images with cosines above `above` in all of `clips` and below `below` in all of `dinos`."""
+def blind_pairs(
+    clip: Any,
+    dino: Any,
+    clip_above: float = 0.95,
+    dino_below: float = 0.6,
+    *,
+    max_pairs: int | None = None,
+    one_per_image: bool = False,
+    duplicates_above: float | None = None,
+    duplicates_by: Any = None,
+    per_cluster: int | None = None,
+    ledger: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    tile: int | None = None,
+    progress: bool = False,
+) -> BlindPairs:
+    """Find all pairs of images with CLIP cosine > `clip_above` and DINOv2 cosine < `dino_below`.
 
-    def __init__(self, clips: list[EmbeddingRows], dinos: list[EmbeddingRows], above: float, below: float, tile: int | None = None) -> None:
-        if tile is not None and tile < 1:
-            raise ValueError(f"tile must be at least 1, got {tile}")
-        self.clips, self.dinos, self.above, self.below = clips, dinos, above, below
-        tile = tile or (1024 if clips[0].device.type == "cpu" else 16384)
-        self.tile = -(-tile // 32) * 32  # whole 32s: see the sieve
-        self.images = len(clips[0])
+    The pairs are those of a brute-force search in float32; only pairs within 2e-6 of a threshold may fall on either side.
 
-    @cached_property
-    def sieve(self) -> Sieve | FullComparison:
-        return sieve(self.clips, self.above, self.dinos[0], self.below)
+    Args:
+        clip: embeddings [N, D] of one encoder: an array, a memory map or a tensor. Rows that are not of unit length are
+            normalised, with a warning; a row of zeros has cosine 0 with everything. A list or tuple holds the embeddings of several
+            encoders: a pair must be above the threshold with all of them. A `FeatureStore` stands for all encoders it was opened with.
+        dino: embeddings [N, any width] of the other encoder, of the same images in the same order. With several encoders, a pair
+            must be below the threshold with all.
+        clip_above, dino_below: thresholds; the defaults are the paper's.
+        max_pairs: how many pairs are kept, those with the largest gap; 0 only counts. `.total` is the number of all. None: all.
+        one_per_image: whether an image may be in one pair only, its best.
+        duplicates_above: images with cosine above this in every encoder count as one: the pair of two such groups with the
+            largest gap stands for all, and pairs within a group are left out. Images are grouped round the image that comes first
+            by gap.
+        duplicates_by: embeddings that tell duplicates, in place of those of every encoder; `mof blind-pairs` takes thumbnails, so that
+            only compressed and resized copies count (`mof.pairs.image_collection.ThumbnailEncoder`).
+        per_cluster: how many pairs of a cluster are kept at most. A pair belongs to the cluster of its image i: the first image, by gap,
+            with CLIP cosine > `clip_above` to it.
+        ledger: a folder through which any number of processes or machines share the work, each calling this function with the same
+            arguments (see `mof.pairs.ledger`). All of them return the whole result. A stopped search goes on where it was.
+        device: where the products are computed.
+        tile: rows compared at a time; default 1,024, on a GPU 16,384. Besides the embeddings, which may be memory maps, memory is
+            O(N K + tile^2) for the K of the sieve, mostly 28 to 124.
+        progress: whether a bar is shown.
 
-    def found(self, progress: bool = False) -> Iterator[tuple[NDArray, int]]:
-        """[M] PAIR, some at a time, in any order, and of how many pairs found these are the best (here: all)."""
-        with PairProgress(self.images, progress) as bar:
-            yield from self.within(range(self.images), range(self.images), bar.add)
-
-    def within(self, rows: range, columns: range, advance: Callable[[int, int], None]) -> Iterator[tuple[NDArray, int]]:
-        """Those with i in `rows` and j in `columns`; `advance` hears how many more pairs were compared, and found."""
-        assert self.sieve is not None  # made before threads would ask for it
-        squares = tiles(rows, columns, self.tile)
-        size = GROUP if self.clips[0].device.type == "cpu" else GPU_GROUP
-        groups = iter(lambda: list(islice(squares, size)), [])
-        for pairs, compared in on_each_core(self._compare, groups, self.clips[0].device):
-            advance(compared, len(pairs))
-            yield pairs, len(pairs)
-
-    def _compare(self, squares: list[tuple[slice, slice]]) -> tuple[NDArray, int]:
-        """[M] PAIR, the blind pairs in these squares, and how many were compared."""
-        found, waiting, count = [np.empty(0, PAIR)], [], 0
-        for part in self.sieve.close_in(squares):
-            waiting.append(part)
-            count += len(part[0])
-            if count >= BATCH:
-                found += self._flush(waiting)
-                waiting, count = [], 0
-        found += self._flush(waiting)
-        return np.concatenate(found), sum(pairs_in(*square) for square in squares)
-
-    def _flush(self, waiting: list[tuple[Tensor, Tensor]]) -> list[NDArray]:
-        if not waiting:
-            return []
-        i, j = joined(waiting)  # [S]
-        return [self._blind(*some) for some in zip(i.split(BATCH), j.split(BATCH), strict=True)]
-
-    def _blind(self, i: Tensor, j: Tensor) -> NDArray:
-        """[M] PAIR, those of [S] survivors that are."""
-        clip = torch.full([len(i)], torch.inf)  # [S]
-        for one in self.clips:
-            clip = torch.minimum(clip, cosines(one, i, j))
-            near = clip > self.above
-            i, j, clip = i[near.to(i.device)], j[near.to(j.device)], clip[near]
-        dino = torch.full([len(i)], -torch.inf)
-        for one in self.dinos:
-            dino = torch.maximum(dino, cosines(one, i, j))
-            far = dino < self.below
-            i, j, clip, dino = i[far.to(i.device)], j[far.to(j.device)], clip[far], dino[far]
-        pairs = np.empty(len(i), PAIR)
-        for name, column in zip(("i", "j", "clip", "dino"), (i.cpu(), j.cpu(), clip, dino), strict=True):
-            pairs[name] = column.numpy()
-        return pairs
-
-
-def pairs_in(rows: slice, columns: slice) -> int:
-    """Of a square on or above the diagonal: how many pairs i < j it holds."""
-    height, width = rows.stop - rows.start, columns.stop - columns.start
-    return height * (height - 1) // 2 if rows == columns else height * width
+    Raises:
+        ValueError: for arrays that are not two-dimensional, differ in length, or hold NaN or infinity; for thresholds that are NaN;
+            for a ledger of another search; for stores of different images.
+    """
+    if np.isnan(clip_above) or np.isnan(dino_below):
+        raise ValueError(f"thresholds must be numbers, got clip_above={clip_above}, dino_below={dino_below}")
+    if duplicates_by is not None and duplicates_above is None:
+        raise ValueError("duplicates_by needs the cosine above which two images are duplicates: give duplicates_above, too")
+    rules = Rules(max_pairs, one_per_image, duplicates_above, per_cluster)
+    _refuse_different_images(clip, dino)
+    clips, dinos = _encoders(clip, "clip", device), _encoders(dino, "dino", device)
+    alike = clips + dinos if duplicates_by is None else _encoders(duplicates_by, "duplicates_by", device)
+    for rows in (*clips, *dinos, *alike):
+        if len(rows) != len(clips[0]):
+            raise ValueError(f"clip has {len(clips[0])} rows, {rows.name} {len(rows)}: all must be of the same images, in the same order")
+    comparison = PairComparison(clips, dinos, clip_above, dino_below, tile)
+    with _full_precision():
+        found = comparison.found if ledger is None else PairLedger(ledger, comparison, rules.most_per_tile).found
+        pairs, total = choose(lambda: found(progress), rules, clips, alike, clip_above)
+    i, j, clip_similarity, dino_similarity = (np.ascontiguousarray(pairs[name]) for name in ("i", "j", "clip", "dino"))
+    return BlindPairs(i, j, clip_similarity, dino_similarity, len(clips[0]), total)
 
 
-class PairProgress(Progress):
-    """A bar with pairs per second, time left, and how many were found so far."""
-
-    def __init__(self, images: int, shown: bool) -> None:
-        found = TextColumn("{task.fields[found]:,} found")
-        super().__init__(TextColumn("comparing"), BarColumn(), _PairsPerSecond(), found, TimeRemainingColumn(), disable=not shown)
-        self._task = self.add_task("", total=images * (images - 1) // 2, found=0)
-        self._found = 0
-
-    def add(self, compared: int, found: int) -> None:
-        self._found += found
-        self.update(self._task, advance=compared, found=self._found)
+def _encoders(given: Any, name: str, device: str | torch.device) -> list[EmbeddingRows]:
+    """Return the embeddings of one encoder, of a list of encoders, or of all encoders of a store."""
+    if isinstance(given, FeatureStore):
+        return [EmbeddingRows(given.embeddings(encoder), f"{name} ({encoder})", device) for encoder in given.encoders]
+    if not isinstance(given, list | tuple):
+        return [EmbeddingRows(given, name, device)]
+    if not given:
+        raise ValueError(f"{name} is an empty list: expected embeddings [N, D], or a list of them")
+    return [EmbeddingRows(embeddings, f"{name}[{n}]", device) for n, embeddings in enumerate(given)]
 
 
-class _PairsPerSecond(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.3g} pairs/s" if task.speed else "", style="progress.data.speed")
+def _refuse_different_images(clip: Any, dino: Any) -> None:
+    """Raise ValueError for two stores whose rows are not of the same contents."""
+    if isinstance(clip, FeatureStore) and isinstance(dino, FeatureStore) and clip.keys != dino.keys:
+        raise ValueError(
+            f"{clip.path} ({', '.join(clip.encoders)}) and {dino.path} ({', '.join(dino.encoders)}) hold different images, or in "
+            "another order: encode the same images with both encoders into one store"
+        )
 
 
-__all__ = ["PairProgress", "PairSearch", "pairs_in"]
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Compute matrix products in true float32, whatever the program allows: TF32 errs by far more than the sieve makes room for."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,4 +1,4 @@
-"""How similar the images of a collection are to each other, judged by a sample: for a histogram, and for advice on thresholds."""
+"""The similarities of a sample of all pairs of a collection: for a histogram, and for advice on thresholds."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from torch import Tensor
 
 from mof.pairs.embedding_rows import EmbeddingRows
 
-# Shapes: N = images, S = those of the sample, M = pairs.
+# Shapes: N = images, S = images of the sample, M = pairs.
 
 SAMPLE = 1024
 """S at most: half a million pairs."""
 CLOSEST, FARTHEST = 0.01, 0.1
-"""What advised thresholds single out at most: this share of all pairs by CLIP, and of these this share by DINOv2."""
+"""Shares that advised thresholds single out at most: of all pairs by CLIP, and of these pairs by DINOv2."""
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """A cut, and about how many pairs it holds."""
+    """Thresholds, and about how many pairs they select."""
 
     clip_above: float
     dino_below: float
@@ -36,26 +36,26 @@ class SimilaritySample:
     """Both similarities of M pairs."""
 
     clip: NDArray[np.float32]
-    """[M], cosine; of several encoders the least"""
+    """[M], cosine; with several encoders, the least"""
     dino: NDArray[np.float32]
-    """[M], cosine; of several encoders the largest"""
+    """[M], cosine; with several encoders, the largest"""
     pairs: int
-    """How many pairs there are in all."""
+    """How many pairs the collection has."""
 
     def advice(self, clip_above: float, dino_below: float) -> Thresholds | None:
-        """Thresholds that find something, as near to the given ones as the sample allows. None for less than two images.
+        """Return thresholds that find pairs, as near to the given thresholds as the sample allows. None for less than two images.
 
-        CLIP's is lowered until one pair in a hundred is above it, DINOv2's raised until a tenth of those is below.
+        CLIP's is lowered until one pair in a hundred is above it, DINOv2's is raised until a tenth of these pairs is below it.
         """
         if not len(self.clip):
             return None
         above = min(clip_above, math.floor(1000 * np.quantile(self.clip, 1 - CLOSEST) - 1e-6) / 1000)
-        close = self.dino[self.clip > above]  # [M of these]
+        close = self.dino[self.clip > above]  # [close pairs]
         below = max(dino_below, math.ceil(1000 * np.quantile(close, FARTHEST) + 1e-6) / 1000)
         return Thresholds(above, below, round(int((close < below).sum()) / len(self.clip) * self.pairs))
 
     def quantiles(self) -> str:
-        """Two lines on what there is: how high CLIP goes, how low DINOv2."""
+        """Return two lines: how high CLIP's similarities go, and how low DINOv2's."""
         high, low = np.quantile(self.clip, [0.5, 0.9, 0.99, 0.999, 1]), np.quantile(self.dino, [0.5, 0.1, 0.01, 0.001, 0])
         shares = ("half of the pairs", "10 %", "1 %", "0.1 %")
         lines = []
@@ -66,23 +66,20 @@ class SimilaritySample:
 
 
 def sample_similarities(clips: Sequence[Any], dinos: Sequence[Any]) -> SimilaritySample:
-    """All pairs of a random sample of images: of all where there are few. Always the same sample.
+    """Return the similarities of all pairs of a random sample of images, always the same sample. A small collection is taken whole.
 
     Args:
         clips, dinos: embeddings [N, any width] of each encoder, as `blind_pairs` takes them.
     """
-    rows = [[EmbeddingRows(one, "embeddings") for one in side] for side in (clips, dinos)]
+    rows = [[EmbeddingRows(embeddings, "embeddings") for embeddings in side] for side in (clips, dinos)]
     count = len(rows[0][0])
     chosen = np.sort(np.random.default_rng(0).permutation(count)[:SAMPLE])  # [S]
     i, j = np.triu_indices(len(chosen), 1)  # [M], [M]
 
-    def similarities(one: EmbeddingRows) -> Tensor:
-        some = one.take(torch.from_numpy(chosen))  # [S, E]
-        return (some @ some.T)[i, j]  # [M]
+    def similarities(encoder: EmbeddingRows) -> Tensor:
+        sample = encoder.take(torch.from_numpy(chosen))  # [S, E]
+        return (sample @ sample.T)[i, j]  # [M]
 
-    clip = torch.stack([similarities(one) for one in rows[0]]).amin(0).numpy()  # [M]
-    dino = torch.stack([similarities(one) for one in rows[1]]).amax(0).numpy()  # [M]
+    clip = torch.stack([similarities(encoder) for encoder in rows[0]]).amin(0).numpy()  # [M]
+    dino = torch.stack([similarities(encoder) for encoder in rows[1]]).amax(0).numpy()  # [M]
     return SimilaritySample(clip, dino, count * (count - 1) // 2)
-
-
-__all__ = ["SimilaritySample", "Thresholds", "sample_similarities"]

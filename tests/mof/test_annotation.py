@@ -23,11 +23,10 @@ from mof.cli.app import build_app
 from mof.evals.mmvp import read_mmvp
 from mof.evals.mmvp_vlm import read_mmvp_vlm
 from mof.evals.patterns import PATTERNS
-from mof.pairs.annotation.annotation import Annotation
+from mof.pairs.annotation.annotation import JOURNAL, Annotation, ConflictError, Journal, Saved
 from mof.pairs.annotation.export import export_annotations
-from mof.pairs.annotation.journal import ConflictError, Journal, Saved
-from mof.pairs.annotation.pair_table import PairTable
-from mof.pairs.annotation.session import JOURNAL, Session
+from mof.pairs.annotation.server import Session
+from mof.pairs.pair_table import PairTable
 
 NAMES = ("a.jpg", "b.jpg")
 

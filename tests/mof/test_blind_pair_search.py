@@ -15,15 +15,17 @@ from support.spectra import SPECTRA, clustered, embeddings
 
 from encoders import FeatureStore, build_encoder, encode_images
 from mof import blind_pairs
-from mof.pairs import sieve as pair_sieve
-from mof.pairs.search import PairSearch
+from mof.pairs import projection
+from mof.pairs.comparison import PairComparison
+from mof.pairs.embedding_rows import EmbeddingRows
+from mof.pairs.sieve import Sieve
 
 SLACK = 2e-6
 
 
 def sieved():
     """So that even small collections go through a sieve, whether it pays or not."""
-    return mock.patch.multiple(pair_sieve, SAMPLE=4, SURVIVOR=0.0, TILE_COST=0)
+    return mock.patch.multiple(projection, SAMPLE=4, SURVIVOR=0.0, TILE_COST=0)
 
 
 def brute_force(clip: np.ndarray, dino: np.ndarray, above: float, below: float) -> tuple[set, set]:
@@ -62,8 +64,8 @@ def test_the_same_pairs_as_brute_force(seed, count, spectra, above, below, tile,
 def test_a_large_collection_takes_the_narrow_way_to_the_same_pairs():
     rng = np.random.default_rng(2)
     clip, dino = clustered(rng, 4500), embeddings(rng, 4500, 64, "flat")
-    search = PairSearch(*([pair_sieve.EmbeddingRows(x, "x")] for x in (clip, dino)), 0.97, 0.6)
-    assert isinstance(search.sieve, pair_sieve.Sieve) and search.sieve.left.shape[1] < 150
+    search = PairComparison(*([EmbeddingRows(x, "x")] for x in (clip, dino)), 0.97, 0.6)
+    assert isinstance(search.sieve, Sieve) and search.sieve.left.shape[1] < 150
     pairs = blind_pairs(torch.from_numpy(clip), torch.from_numpy(dino), 0.97, 0.6, tile=700)
     must, may = brute_force(clip, dino, 0.97, 0.6)
     assert must <= set(zip(pairs.i.tolist(), pairs.j.tolist(), strict=True)) <= may
@@ -78,10 +80,9 @@ def test_the_way_of_a_gpu_gives_the_same_pairs(monkeypatch):
 
     def at_once(self, squares):
         asked.append(len(squares))
-        whole = [(pair_sieve._whole(rows), pair_sieve._whole(columns)) for rows, columns in squares]
-        yield pair_sieve.survivors(self.left, self.right, self.bounds, self.count, whole, pair_sieve._multiply)
+        yield self.close_at_once(squares)
 
-    monkeypatch.setattr(pair_sieve.Sieve, "close_in", at_once)
+    monkeypatch.setattr(Sieve, "close_in", at_once)
     found = blind_pairs(clip, dino, 0.97, 0.6, tile=700)
     assert sum(asked) == 7 * 8 // 2 and len(found) > 100
     for name in ("i", "j", "clip_similarity", "dino_similarity"):

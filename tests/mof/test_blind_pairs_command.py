@@ -222,7 +222,6 @@ def test_several_encoders_and_a_stopped_search_goes_on(photos: Path, tmp_path: P
         (("--images", "photos"), "give --images, and a folder"),
         (("--images", "nowhere", *HALVES, "-o", "out"), "nowhere: no such file or folder"),
         (("--images", "photos", "--clip", "left-hal", "-o", "out"), "unknown encoder 'left-hal'. Did you mean left-half"),
-        (("--images", "photos", *HALVES, "--dtype", "half", "-o", "out"), "unknown --dtype 'half'"),
         (("--images", "photos", *HALVES, "--clip-above", "nan", "-o", "out"), "thresholds must be numbers"),
         (("--images", "photos/text.jpg", *HALVES, "-o", "out"), "none of the images can be read; the first: .*text.jpg"),
         (

@@ -8,7 +8,7 @@ from support.spectra import embeddings
 
 from mof import blind_pairs
 from mof.pairs import choice as pair_choice
-from mof.pairs import search as pair_search
+from mof.pairs import comparison as pair_comparison
 from mof.pairs.choice import PAIR, BestPairs, leaders
 from mof.pairs.embedding_rows import EmbeddingRows
 
@@ -138,7 +138,7 @@ def test_a_bar_tells_what_was_found(capsys):
     rng = np.random.default_rng(0)
     blind_pairs(embeddings(rng, 30, 8, "rank 1"), embeddings(rng, 30, 8, "flat"), 0.9, 0.6, progress=True)
     assert "found" in capsys.readouterr().out
-    with pair_search.PairProgress(30, True) as bar:
+    with pair_comparison.PairProgress(30, True) as bar:
         bar.add(100, 3)
         bar.add(200, 4)
         assert (bar.tasks[0].completed, bar.tasks[0].total, bar.tasks[0].fields["found"]) == (300, 435, 7)

@@ -18,8 +18,8 @@ from support.spectra import embeddings
 from mof import blind_pairs
 from mof.pairs import similarity_sample
 from mof.pairs.gallery import Gallery, similarity_chart, thumbnail
+from mof.pairs.image_collection import SAME_PICTURE, ThumbnailEncoder
 from mof.pairs.similarity_sample import sample_similarities
-from mof.pairs.thumbnail_encoder import SAME_PICTURE, ThumbnailEncoder
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 

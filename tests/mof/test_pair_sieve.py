@@ -7,10 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.spectra import SPECTRA, clustered, embeddings
 
-from mof.pairs import device_survivors
+from mof.pairs import projection
 from mof.pairs import sieve as pair_sieve
 from mof.pairs.embedding_rows import EmbeddingRows
-from mof.pairs.sieve import FullComparison, Sieve, build_sieve, principal_directions, sieve, tiles
+from mof.pairs.projection import build_sieve, principal_directions, sieve
+from mof.pairs.sieve import FullComparison, Sieve, tiles
 
 
 def survivors(sieve: Sieve | FullComparison, count: int, tile: int) -> set[tuple[int, int]]:
@@ -56,11 +57,10 @@ def test_all_squares_at_once_as_one_by_one(seed, count, spectrum, above, dtype, 
     directions = torch.from_numpy(np.linalg.qr(rng.normal(size=(48, 12)))[0].astype(np.float32))
     squares = list(tiles(range(count), range(count), 64))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pair_sieve, "_fastest", lambda device: dtype)
-        patch.setattr(device_survivors, "PIECES", pieces)
+        patch.setattr(projection, "_fastest", lambda device: dtype)
+        patch.setattr(pair_sieve, "PIECES", pieces)
         close = build_sieve(EmbeddingRows(embeddings(rng, count, 48, spectrum, above), "x"), directions, above)
-        whole = [(pair_sieve._whole(rows), pair_sieve._whole(columns)) for rows, columns in squares]
-        i, j = device_survivors.survivors(close.left, close.right, close.bounds, count, whole, pair_sieve._multiply)
+        i, j = close.close_at_once(squares)
     assert len(i) == len(set(zip(i.tolist(), j.tolist(), strict=True)))
     assert set(zip(i.tolist(), j.tolist(), strict=True)) == survivors(close, count, 64)
 
@@ -70,7 +70,7 @@ def test_int8_and_float32_give_the_same_integers(monkeypatch):
     directions = principal_directions(x.read(slice(None)), 28)
     found = {}
     for dtype in (torch.int8, torch.float32):
-        monkeypatch.setattr(pair_sieve, "_fastest", lambda device, dtype=dtype: dtype)
+        monkeypatch.setattr(projection, "_fastest", lambda device, dtype=dtype: dtype)
         close = build_sieve(x, directions, 0.97)
         assert close.left.dtype == dtype
         found[dtype] = survivors(close, 300, 128)
@@ -87,7 +87,7 @@ def test_integers_stay_within_what_float32_holds_exactly():
 
 
 def test_the_width_is_chosen_by_the_spectrum_and_the_threshold(monkeypatch):
-    monkeypatch.setattr(pair_sieve, "SAMPLE", 500)
+    monkeypatch.setattr(projection, "SAMPLE", 500)
     rng = np.random.default_rng(1)
     rows = {name: EmbeddingRows(embeddings(rng, 2000, 320, name), "x") for name in ("flat", "steep")}
     flat = sieve([rows["flat"]], 0.9)
@@ -126,6 +126,6 @@ def test_the_distance_of_integers_is_exact_but_for_halves(seed, count, width, la
     most = int(share * distances.max())
     padded = np.zeros((-(-count // 32) * 32, width))
     padded[:count] = q
-    found = survivors(pair_sieve._with_squares(torch.from_numpy(padded).to(torch.int8), most, count), count, 32)
+    found = survivors(projection._with_squares(torch.from_numpy(padded).to(torch.int8), most, count), count, 32)
     upper = set(zip(*(i.tolist() for i in np.nonzero(np.triu(distances <= most, 1))), strict=True))
     assert upper <= found <= set(zip(*(i.tolist() for i in np.nonzero(np.triu(distances <= most + 2, 1))), strict=True))

@@ -43,14 +43,13 @@ def write_folder(folder: Path, pairs: int = 3) -> Path:
 @contextmanager
 def serving(folder: Path) -> Iterator[AnnotationServer]:
     server = AnnotationServer(folder)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
         yield server
     finally:
         server.shutdown()
         thread.join()
-        server.server_close()
 
 
 def ask(port: int, path: str, body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, Any, http.client.HTTPResponse]:
@@ -66,4 +65,4 @@ def ask(port: int, path: str, body: Any = None, headers: dict[str, str] | None =
 
 
 def port_of(server: AnnotationServer) -> int:
-    return server.server_address[1]
+    return server.address[1]

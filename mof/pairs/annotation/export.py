@@ -1,4 +1,4 @@
-"""What was annotated, as MMVP and MMVP-VLM folders."""
+"""The export of annotations, as MMVP and MMVP-VLM folders."""
 
 from __future__ import annotations
 
@@ -11,36 +11,37 @@ from rich.progress import track
 
 from encoders import ImageError, read_image
 from mof.evals.benchmark_folders import DescribedPair, write_mmvp, write_mmvp_vlm
-from mof.pairs.annotation.annotation import Annotation
-from mof.pairs.annotation.session import Session
+from mof.pairs.annotation.annotation import JOURNAL, Annotation, Journal, Saved
+from mof.pairs.pair_table import PairTable
 
 MMVP, MMVP_VLM = "MMVP", "MMVP_VLM"
 
 
 @dataclass(frozen=True)
 class Export:
-    """What was written, and what was not."""
+    """A report of what was written, and what was left out."""
 
     by_pattern: dict[str, int]
-    """Pairs written."""
+    """How many pairs were written."""
     left_out: list[tuple[int, str]]
-    """Number of a pair, from 1 as on the page, and why; of those that somebody began."""
+    """Number of a pair that somebody began, from 1 as on the page, and why it was left out."""
     untouched: int
-    """Pairs that nobody began."""
+    """How many pairs nobody began."""
 
 
 def export_annotations(folder: str | Path, out: str | Path, *, progress: bool = False) -> Export:
     """Write `out/MMVP` and `out/MMVP_VLM` from the complete annotations of a folder; all others are left out.
 
     Raises:
-        ValueError: where no annotation is complete, for an `out` that is not empty, or a folder that cannot be read.
+        ValueError: if no annotation is complete, for an `out` that is not empty, or a folder that cannot be read.
     """
-    session, out = Session(folder), Path(out)
+    table, out = PairTable(folder), Path(out)
+    annotations = Journal(table.folder / JOURNAL).all()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not empty: choose another folder to write")
     chosen, left_out, untouched = [], list[tuple[int, str]](), 0
-    for number, saved in enumerate(track(session.saved(), "reading images", disable=not progress)):
-        annotation = saved.annotation
+    for number, pair in enumerate(track(table.pairs, "reading images", disable=not progress)):
+        annotation = annotations.get(pair.names, Saved()).annotation
         if annotation == Annotation():
             untouched += 1
         elif annotation.mark is not None:
@@ -48,28 +49,33 @@ def export_annotations(folder: str | Path, out: str | Path, *, progress: bool = 
         elif missing := annotation.missing():
             left_out.append((number + 1, f"lacks {', '.join(missing)}"))
         else:
-            pair = _described(annotation, (session.table.image(number, 0), session.table.image(number, 1)))
+            described = _described(annotation, (table.image(number, 0), table.image(number, 1)))
             try:
-                for image in pair.images:
+                for image in described.images:
                     read_image(image)
-                chosen.append(pair)
+                chosen.append(described)
             except ImageError as error:
                 left_out.append((number + 1, str(error)))
     if not chosen:
         raise ValueError(f"{folder}: no annotation is complete ({len(left_out)} begun); call `mof blind-pairs annotate {folder}`")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.partial-") as scratch:  # an export cut off never looks whole
-        whole = Path(scratch, "whole")
-        write_mmvp(whole / MMVP, chosen)
-        write_mmvp_vlm(whole / MMVP_VLM, chosen)
-        if out.exists():
-            out.rmdir()
-        whole.rename(out)
+    _write(chosen, out)
     return Export(dict(Counter(pair.pattern for pair in chosen)), left_out, untouched)
 
 
+def _write(pairs: list[DescribedPair], out: Path) -> None:
+    """Write both folders aside and rename them: an export that is cut off never looks whole."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.partial-") as scratch:
+        whole = Path(scratch, "whole")
+        write_mmvp(whole / MMVP, pairs)
+        write_mmvp_vlm(whole / MMVP_VLM, pairs)
+        if out.exists():
+            out.rmdir()
+        whole.rename(out)
+
+
 def _described(annotation: Annotation, images: tuple[Path, Path]) -> DescribedPair:
-    """Of a complete annotation."""
+    """Return the pair of a complete annotation."""
     first, second = annotation.right
     assert annotation.pattern is not None and first is not None and second is not None
     return DescribedPair(annotation.pattern, images, annotation.statements, annotation.question, annotation.options, (first, second))

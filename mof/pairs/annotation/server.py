@@ -3,35 +3,47 @@
     GET  /                          the page
     GET  /api/progress              counts, the patterns, the first pair to do
     GET  /api/pairs/N               one pair with its annotation and revision
-    POST /api/pairs/N               {"revision", "annotation"} -> the new revision; 409 with the newer one if there is one
+    POST /api/pairs/N               {"revision", "annotation"} -> the new revision; 409 with the newer annotation if there is one
     GET  /images/N/0, /images/N/1   its images
 
-Clients name no files. Requests under another host name are refused (a foreign page may have its name point here), and so are posts
+Clients name no files. Requests under another host name are refused (a foreign page may have its name point here), and so are requests
 that a foreign page sends.
 """
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
 import io
 import json
 import logging
-import re
-from collections.abc import Callable
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import socket
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
 
 from encoders import ImageError, read_image
 from encoders.pages import render
 from mof.evals.patterns import PATTERNS
-from mof.pairs.annotation.journal import ConflictError
-from mof.pairs.annotation.session import Session, conflict
+from mof.pairs.annotation.annotation import JOURNAL, Annotation, ConflictError, Journal, Saved
+from mof.pairs.pair_table import PairTable
 
 logger = logging.getLogger(__name__)
 
 ADDRESS = "127.0.0.1"
 LONGEST_REQUEST = 100_000  # bytes
+SILENCE = 60  # seconds that the body of a request may take
 SHOWABLE = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png", b"GIF8": "image/gif"}  # by their first bytes
 HEADERS = {
     "Cache-Control": "no-store",
@@ -39,126 +51,176 @@ HEADERS = {
     "frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
 }
+REFUSALS = {IndexError: 404, ImageError: 422, ValueError: 400, RecursionError: 400, asyncio.TimeoutError: 408, OSError: 500}
+"""Error -> status of the reply, whose document is {"error": text for the page}."""
 
 
-class AnnotationServer(ThreadingHTTPServer):
-    """Serves one folder until it is shut down.
+class Session:
+    """The pairs of a folder with their annotations, as the page shows and saves them.
+
+    Args:
+        folder: what `mof blind-pairs` wrote; annotations go into `annotations.jsonl` in it.
+
+    Raises:
+        ValueError: for a folder without pairs, or whose annotations cannot be read.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.table = PairTable(folder)
+        self.journal = Journal(self.table.folder / JOURNAL)
+        self.progress()
+
+    def progress(self) -> dict[str, Any]:
+        """Return how many pairs are done, skipped and flagged, and the number of the first other pair, None if there is none."""
+        states = self._states()
+        counts = Counter(states)
+        first = states.index("todo") if "todo" in states else None
+        return {"pairs": len(states), "done": counts["done"], "skipped": counts["skipped"], "flagged": counts["flagged"], "first": first}
+
+    def show(self, number: int) -> dict[str, Any]:
+        """Return a pair, for the page. IndexError for a number without a pair."""
+        pair, states = self.table.pairs[number], self._states()
+        todo = next((n for n in (*range(number + 1, len(states)), *range(number)) if states[n] == "todo"), None)
+        return dataclasses.asdict(pair) | _shown(self.journal.get(pair.names)) | {"number": number, "next_todo": todo}
+
+    def save(self, number: int, request: Any) -> dict[str, Any]:
+        """Save {"revision", "annotation"}, and return the new revision.
+
+        Raises:
+            ValueError: for a request of another form.
+            ConflictError: when the pair was changed since the revision.
+        """
+        if not isinstance(request, dict) or not isinstance(request.get("revision"), int):
+            raise ValueError("expected an object of revision and annotation")
+        annotation = Annotation.from_json(request.get("annotation"))
+        return _shown(self.journal.save(self.table.pairs[number].names, request["revision"], annotation))
+
+    def _states(self) -> list[str]:
+        annotations = self.journal.all()
+        return [annotations.get(pair.names, Saved()).annotation.state for pair in self.table.pairs]
+
+
+class AnnotationServer:
+    """A server of one folder, which runs until Ctrl-C or `shutdown`.
 
     Args:
         folder: what `mof blind-pairs` wrote.
-        port: 0 takes any that is free.
+        port: 0 takes any free port.
 
     Raises:
         ValueError: for a folder that cannot be annotated, or a port that is taken.
     """
 
-    daemon_threads = True
-
     def __init__(self, folder: str | Path, port: int = 0) -> None:
         self.session = Session(folder)
-        self.page = render(Path(__file__).with_name("page.html")).encode()
         try:
-            super().__init__((ADDRESS, port), Handler)
+            self._socket = socket.create_server((ADDRESS, port))
         except (OSError, OverflowError) as error:
             raise ValueError(f"cannot listen on port {port}: {error}") from None
-
-    @property
-    def hosts(self) -> set[str]:
-        """What a browser on this machine may call this server."""
-        return {f"{name}:{self.server_address[1]}" for name in (ADDRESS, "localhost")}
+        self.address: tuple[str, int] = self._socket.getsockname()
+        app = _application(self.session, {f"{name}:{self.address[1]}" for name in (ADDRESS, "localhost")})
+        quiet: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False, "lifespan": "off", "ws": "none"}
+        self._server = uvicorn.Server(uvicorn.Config(app, http="h11", timeout_graceful_shutdown=1, **quiet))
 
     @property
     def url(self) -> str:
-        return f"http://{ADDRESS}:{self.server_address[1]}/"
+        return f"http://{ADDRESS}:{self.address[1]}/"
+
+    def serve_forever(self) -> None:
+        """Answer requests. Ctrl-C raises KeyboardInterrupt."""
+        self._server.run([self._socket])
+
+    def shutdown(self) -> None:
+        """Let `serve_forever` return, in another thread."""
+        self._server.should_exit = True
 
 
-class Handler(BaseHTTPRequestHandler):
-    """One request."""
+def _application(session: Session, hosts: set[str]) -> Starlette:
+    """Return the routes, for requests under the names `hosts` only. Functions that are not async run in threads."""
+    page = render(Path(__file__).with_name("page.html"))
 
-    server: AnnotationServer
-    protocol_version = "HTTP/1.1"
-    timeout = 60  # seconds of silence
-
-    def do_GET(self) -> None:
-        self._answer(self._get)
-
-    def do_POST(self) -> None:
-        length = self.headers.get("Content-Length") or ""
-        if not length.isdecimal() or int(length) > LONGEST_REQUEST:
-            self.close_connection = True  # what was sent stays unread
-            self._json({"error": f"expected at most {LONGEST_REQUEST} bytes"}, HTTPStatus.BAD_REQUEST)
-            return
-        content = self.rfile.read(int(length))
-        self._answer(lambda: self._post(content))
-
-    def log_message(self, format: str, *arguments: Any) -> None:
-        logger.debug(format, *arguments)
-
-    def _answer(self, act: Callable[[], None]) -> None:
-        """Every refusal is a status and one line of JSON that the page can show."""
-        hosts, origin = self.server.hosts, self.headers.get("Origin")
-        try:
-            if self.headers.get("Host") not in hosts or (origin is not None and origin.removeprefix("http://") not in hosts):
-                self._json({"error": "only pages of this server, under its own address, are answered"}, HTTPStatus.FORBIDDEN)
-            else:
-                act()
-        except ConflictError as error:
-            self._json(conflict(error), HTTPStatus.CONFLICT)
-        except IndexError:
-            self._json({"error": f"there is no {self.path}"}, HTTPStatus.NOT_FOUND)
-        except ImageError as error:
-            self._json({"error": str(error)}, HTTPStatus.UNPROCESSABLE_ENTITY)
-        except (ValueError, RecursionError) as error:
-            self._json({"error": str(error)}, HTTPStatus.BAD_REQUEST)
-        except ConnectionError:  # the browser went away
-            self.close_connection = True
-        except OSError as error:  # a full disk
-            logger.warning("%s: %s", self.path, error)
-            self._json({"error": f"cannot save: {error}"}, HTTPStatus.INTERNAL_SERVER_ERROR)
-
-    def _get(self) -> None:
-        session = self.server.session
-        if self.path == "/":
-            self._send(self.server.page, "text/html; charset=utf-8")
-        elif self.path == "/api/progress":
-            self._json(session.progress() | {"patterns": list(PATTERNS), "folder": str(session.table.folder)})
-        elif match := re.fullmatch(r"/images/(\d{1,9})/([01])", self.path, re.ASCII):
-            self._send(*_image(session.table.image(int(match[1]), int(match[2]))))
+    async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+        host, origin = request.headers.get("host"), request.headers.get("origin")
+        if host not in hosts or (origin is not None and origin.removeprefix("http://") not in hosts):
+            reply = _json({"error": "only pages of this server, under its own address, are answered"}, 403)
         else:
-            self._json(session.show(self._pair()))
+            reply = await answer(request)
+        reply.headers.update(HEADERS)
+        return reply
 
-    def _post(self, content: bytes) -> None:
-        number = self._pair()
-        if self.headers.get_content_type() != "application/json":  # what a foreign page could send without asking first
-            raise ValueError("expected JSON")
-        self._json(self.server.session.save(number, json.loads(content)))
+    def show_progress(request: Request) -> Response:
+        return _json(session.progress() | {"patterns": list(PATTERNS), "folder": str(session.table.folder)})
 
-    def _pair(self) -> int:
-        match = re.fullmatch(r"/api/pairs/(\d{1,9})", self.path, re.ASCII)
-        if match is None:
-            raise IndexError(self.path)
-        return int(match[1])
+    def show_pair(request: Request) -> Response:
+        return _json(session.show(request.path_params["number"]))
 
-    def _json(self, document: Any, status: HTTPStatus = HTTPStatus.OK) -> None:
-        self._send(json.dumps(document).encode(), "application/json", status)
+    async def save_pair(request: Request) -> Response:
+        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+            raise ValueError("expected JSON")  # a foreign page could send other types without asking first
+        content = await asyncio.wait_for(_body(request), SILENCE)
+        return _json(await run_in_threadpool(lambda: session.save(request.path_params["number"], json.loads(content))))
 
-    def _send(self, content: bytes, kind: str, status: HTTPStatus = HTTPStatus.OK) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Type": kind, "Content-Length": str(len(content)), **HEADERS}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(content)
+    def show_image(request: Request) -> Response:
+        return _image(session.table.image(request.path_params["number"], request.path_params["side"]))
+
+    routes = [
+        Route("/", lambda request: HTMLResponse(page)),
+        Route("/api/progress", show_progress),
+        Route("/api/pairs/{number:int}", show_pair),
+        Route("/api/pairs/{number:int}", save_pair, methods=["POST"]),
+        Route("/images/{number:int}/{side:int}", show_image),
+    ]
+    handlers: dict[Any, Any] = dict.fromkeys([*REFUSALS, HTTPException], _refuse)
+    handlers[ConflictError] = lambda request, error: _json(_shown(error.current), 409)
+    app = Starlette(routes=routes, middleware=[Middleware(BaseHTTPMiddleware, dispatch=guard)], exception_handlers=handlers)
+    app.router.redirect_slashes = False
+    return app
 
 
-def _image(file: Path) -> tuple[bytes, str]:
-    """Content and type: as it is where any browser shows it, otherwise as PNG."""
+def _refuse(request: Request, error: Exception) -> Response:
+    """Return a refusal as one line of JSON that the page can show."""
+    if isinstance(error, HTTPException):
+        status = error.status_code
+    else:
+        status = next(REFUSALS[kind] for kind in type(error).__mro__ if kind in REFUSALS)
+    if status == 500:  # a full disk
+        logger.warning("%s: %s", request.url.path, error)
+    text = {404: f"there is no {request.url.path}", 500: f"cannot save: {error}"}.get(status, str(error))
+    return _json({"error": text}, status)
+
+
+async def _body(request: Request) -> bytes:
+    content = b""
+    async for part in request.stream():
+        content += part
+        if len(content) > LONGEST_REQUEST:
+            raise ValueError(f"expected at most {LONGEST_REQUEST} bytes")
+    return content
+
+
+def _json(document: Any, status: int = 200) -> Response:
+    return Response(json.dumps(document), status, media_type="application/json")
+
+
+def _shown(saved: Saved) -> dict[str, Any]:
+    annotation = saved.annotation
+    return {
+        "revision": saved.revision,
+        "annotation": dataclasses.asdict(annotation),
+        "state": annotation.state,
+        "missing": annotation.missing(),
+    }
+
+
+def _image(file: Path) -> Response:
+    """Return the file as it is if any browser shows it, otherwise as PNG."""
     try:
         content = file.read_bytes()
     except OSError as error:
         raise ImageError(f"{file}: cannot be read ({error.strerror})") from None
     kind = next((kind for start, kind in SHOWABLE.items() if content.startswith(start)), None)
-    if kind is not None:
-        return content, kind
-    png = io.BytesIO()
-    read_image(content, name=str(file)).save(png, "PNG")
-    return png.getvalue(), "image/png"
+    if kind is None:
+        png, kind = io.BytesIO(), "image/png"
+        read_image(content, name=str(file)).save(png, "PNG")
+        content = png.getvalue()
+    return Response(content, media_type=kind)

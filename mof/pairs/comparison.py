@@ -1,0 +1,124 @@
+"""The comparison of all images with all: the sieve lets few pairs through, whose cosines are computed in full."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from itertools import islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+from torch import Tensor
+
+from mof.pairs.choice import PAIR
+from mof.pairs.core_threads import on_each_core
+from mof.pairs.embedding_rows import EmbeddingRows
+from mof.pairs.projection import sieve
+from mof.pairs.sieve import FullComparison, Sieve, joined, tiles
+
+# Shapes: M pairs, S survivors of the sieve.
+
+BATCH = 1 << 16
+"""Survivors of the sieve whose cosines are computed at a time."""
+GROUP, GPU_GROUP = 4, 16
+"""Tiles that a thread, or a GPU, compares at a time."""
+
+
+class PairComparison:
+    """All pairs of images with cosines above `above` in all of `clips` and below `below` in all of `dinos`."""
+
+    def __init__(self, clips: list[EmbeddingRows], dinos: list[EmbeddingRows], above: float, below: float, tile: int | None = None) -> None:
+        if tile is not None and tile < 1:
+            raise ValueError(f"tile must be at least 1, got {tile}")
+        self.clips, self.dinos, self.above, self.below = clips, dinos, above, below
+        self.device = clips[0].device
+        tile = tile or (1024 if self.device.type == "cpu" else 16384)
+        self.tile = -(-tile // 32) * 32  # whole 32s: see the sieve
+        self.images = len(clips[0])
+
+    @cached_property
+    def sieve(self) -> Sieve | FullComparison:
+        return sieve(self.clips, self.above, self.dinos[0], self.below)
+
+    def found(self, progress: bool = False) -> Iterator[tuple[NDArray, int]]:
+        """Yield parts of the pairs, in any order: the best pairs of a part, [M] PAIR (here: all), and how many pairs it has."""
+        with PairProgress(self.images, progress) as bar:
+            yield from self.within(range(self.images), range(self.images), bar.add)
+
+    def within(self, rows: range, columns: range, advance: Callable[[int, int], None]) -> Iterator[tuple[NDArray, int]]:
+        """Yield the pairs with i in `rows` and j in `columns`, as `found` does.
+
+        Args:
+            advance: is called with the numbers of pairs that were compared and found since the last call.
+        """
+        assert self.sieve is not None  # made before threads would ask for it
+        squares = tiles(rows, columns, self.tile)
+        size = GROUP if self.device.type == "cpu" else GPU_GROUP
+        groups = iter(lambda: list(islice(squares, size)), [])
+        for pairs, compared in on_each_core(self._compare, groups, self.device):
+            advance(compared, len(pairs))
+            yield pairs, len(pairs)
+
+    def _compare(self, squares: list[tuple[slice, slice]]) -> tuple[NDArray, int]:
+        """Return the blind pairs in these squares, [M] PAIR, and how many pairs were compared."""
+        found, waiting, count = [np.empty(0, PAIR)], [], 0
+        for part in self.sieve.close_in(squares):
+            waiting.append(part)
+            count += len(part[0])
+            if count >= BATCH:
+                found += self._flush(waiting)
+                waiting, count = [], 0
+        found += self._flush(waiting)
+        return np.concatenate(found), sum(pairs_in(*square) for square in squares)
+
+    def _flush(self, waiting: list[tuple[Tensor, Tensor]]) -> list[NDArray]:
+        if not waiting:
+            return []
+        i, j = joined(waiting)  # [S]
+        return [self._blind(*part) for part in zip(i.split(BATCH), j.split(BATCH), strict=True)]
+
+    def _blind(self, i: Tensor, j: Tensor) -> NDArray:
+        """Return the blind pairs among the survivors (i [S], j [S]), [M] PAIR."""
+        clip = torch.full([len(i)], torch.inf)  # [S]
+        for rows in self.clips:
+            clip = torch.minimum(clip, rows.cosines(i, j))
+            near = clip > self.above
+            i, j, clip = i[near.to(i.device)], j[near.to(j.device)], clip[near]
+        dino = torch.full([len(i)], -torch.inf)
+        for rows in self.dinos:
+            dino = torch.maximum(dino, rows.cosines(i, j))
+            far = dino < self.below
+            i, j, clip, dino = i[far.to(i.device)], j[far.to(j.device)], clip[far], dino[far]
+        pairs = np.empty(len(i), PAIR)
+        for name, column in zip(("i", "j", "clip", "dino"), (i.cpu(), j.cpu(), clip, dino), strict=True):
+            pairs[name] = column.numpy()
+        return pairs
+
+
+def pairs_in(rows: slice, columns: slice) -> int:
+    """Return how many pairs i < j a square on or above the diagonal holds."""
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    return height * (height - 1) // 2 if rows == columns else height * width
+
+
+class PairProgress(Progress):
+    """A bar with pairs per second, time left, and how many pairs were found so far."""
+
+    def __init__(self, images: int, shown: bool) -> None:
+        found = TextColumn("{task.fields[found]:,} found")
+        super().__init__(TextColumn("comparing"), BarColumn(), _PairsPerSecond(), found, TimeRemainingColumn(), disable=not shown)
+        self._task = self.add_task("", total=images * (images - 1) // 2, found=0)
+        self._found = 0
+
+    def add(self, compared: int, found: int) -> None:
+        """Count further pairs that were compared and found."""
+        self._found += found
+        self.update(self._task, advance=compared, found=self._found)
+
+
+class _PairsPerSecond(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.3g} pairs/s" if task.speed else "", style="progress.data.speed")

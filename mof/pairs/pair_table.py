@@ -1,0 +1,155 @@
+"""Blind pairs and the tables that hold them: `pairs.parquet` and `pairs.csv`, written and read."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from encoders.runs import write_whole
+
+# Shapes: N images, M pairs.
+
+FILES = ("pairs.parquet", "pairs.csv")
+FORMAT, FORMAT_KEY = b"1", b"blind_pairs_format"
+"""Version of the table, and its key in the metadata of the Parquet file. Tables of earlier releases have none."""
+NUMBERS = ("clip_similarity", "dino_similarity", "gap")
+COLUMNS = ("image_i", "image_j", *NUMBERS)
+
+
+@dataclass(frozen=True)
+class BlindPairs:
+    """M pairs of images, sorted by gap (CLIP's cosine less DINOv2's), largest first; equal gaps by i, then j."""
+
+    i: NDArray[np.int64]
+    """[M], index of the first image"""
+    j: NDArray[np.int64]
+    """[M], index of the second image; i < j"""
+    clip_similarity: NDArray[np.float32]
+    """[M], cosine; with several encoders, the least"""
+    dino_similarity: NDArray[np.float32]
+    """[M], cosine; with several encoders, the largest"""
+    images: int
+    """N, how many images were compared"""
+    total: int
+    """How many pairs are blind; these M were kept"""
+
+    def __len__(self) -> int:
+        return len(self.i)
+
+    @property
+    def gap(self) -> NDArray[np.float32]:
+        """[M], what the pairs are sorted by"""
+        return self.clip_similarity - self.dino_similarity
+
+    def summary(self) -> str:
+        """Return one line: how many pairs were found among how many, how many were kept, and how wide the gap is."""
+        possible = self.images * (self.images - 1) // 2
+        found = f"{self.total:,} blind pairs among {self.images:,} images ({possible:,} pairs)"
+        kept = f"; {len(self):,} kept" if len(self) < self.total else ""
+        return f"{found}{kept}" + (f"; gap {self.gap.min():.3f} to {self.gap.max():.3f}" if len(self) else "")
+
+    def to_parquet(self, path: str | Path, names: Sequence[str] | None = None) -> None:
+        """Write columns i, j, clip_similarity, dino_similarity, gap; with the `names` [N] of the images also image_i, image_j."""
+        table = pa.table(self._columns(names), metadata={FORMAT_KEY: FORMAT})
+        write_whole(Path(path), lambda temporary: pq.write_table(table, temporary))
+
+    def to_csv(self, path: str | Path, names: Sequence[str] | None = None) -> None:
+        """Write the columns of `to_parquet` as text, with a header."""
+        columns = self._columns(names)
+
+        def write(temporary: Path) -> None:
+            with temporary.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file)
+                writer.writerow(columns)
+                writer.writerows(
+                    zip(*(values if isinstance(values, list) else values.tolist() for values in columns.values()), strict=True)
+                )
+
+        write_whole(Path(path), write)
+
+    def _columns(self, names: Sequence[str] | None) -> dict[str, NDArray[Any] | list[str]]:
+        images: dict[str, NDArray[Any] | list[str]] = {}
+        if names is not None:
+            if len(names) != self.images:
+                raise ValueError(f"{len(names)} names for {self.images} images: expected one for each row of the embeddings")
+            images = {"image_i": [names[i] for i in self.i], "image_j": [names[j] for j in self.j]}
+        similarities = {"clip_similarity": self.clip_similarity, "dino_similarity": self.dino_similarity, "gap": self.gap}
+        return {"i": self.i, "j": self.j, **images, **similarities}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One row of a table."""
+
+    names: tuple[str, str]
+    """The images' paths as the table spells them; they identify the pair."""
+    clip_similarity: float
+    dino_similarity: float
+    gap: float
+
+
+class PairTable:
+    """The rows of a folder's `pairs.parquet`, or of its `pairs.csv` if there is no Parquet file.
+
+    Raises:
+        ValueError: for a folder without a table, a table of another format, without the columns or without rows, a pair that
+            is there twice, or a first image that cannot be found.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        file = next((self.folder / name for name in FILES if (self.folder / name).is_file()), None)
+        if file is None:
+            raise ValueError(f"{self.folder} holds no {' or '.join(FILES)}: expected a folder that `mof blind-pairs` wrote")
+        self.pairs = _read(file)
+        if len({pair.names for pair in self.pairs}) < len(self.pairs):
+            raise ValueError(f"{file}: a pair of images stands twice")
+        if not self.image(0, 0).is_file():
+            raise ValueError(f"{file}: no image {self.pairs[0].names[0]}; call this where `mof blind-pairs` was called, and unpack tars")
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def image(self, number: int, side: int) -> Path:
+        """Return the file of one image of a pair (side 0 or 1). A relative path starts from the working directory, or from the folder."""
+        given = Path(self.pairs[number].names[side])
+        return given if given.is_file() else self.folder / given
+
+
+def _read(file: Path) -> list[Pair]:
+    try:
+        table = pq.read_table(file) if file.suffix == ".parquet" else _read_csv(file)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from None
+    version = (table.schema.metadata or {}).get(FORMAT_KEY, FORMAT)
+    if version != FORMAT:
+        raise ValueError(f"{file} has format {version.decode()}, this version of mof-vig reads {FORMAT.decode()}: search the pairs again")
+    if missing := [name for name in COLUMNS if name not in table.column_names]:
+        raise ValueError(f"{file} lacks the columns {', '.join(missing)}; it has {', '.join(table.column_names)}")
+    if table.num_rows == 0:
+        raise ValueError(f"{file} holds no pairs: there is nothing to describe")
+    columns = [table[name].to_pylist() for name in COLUMNS]
+    pairs = []
+    for row, (first, second, *numbers) in enumerate(zip(*columns, strict=True), start=1):
+        good = all(isinstance(name, str) and name for name in (first, second))
+        if not good or not all(isinstance(value, int | float) and math.isfinite(value) for value in numbers):
+            raise ValueError(f"{file}, row {row}: expected two images and {', '.join(NUMBERS)}, got {[first, second, *numbers]}")
+        pairs.append(Pair((first, second), *map(float, numbers)))
+    return pairs
+
+
+def _read_csv(file: Path) -> pa.Table:
+    """Return the table of a CSV file. Names stay texts, even if they look like numbers."""
+    options = pyarrow.csv.ConvertOptions(column_types={"image_i": pa.string(), "image_j": pa.string()})
+    parsing = pyarrow.csv.ParseOptions(newlines_in_values=True)
+    return pyarrow.csv.read_csv(file, convert_options=options, parse_options=parsing)
