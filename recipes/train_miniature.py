@@ -9,6 +9,7 @@ the result, copy mini-clip/ and mini-dino/ to encoders/weights/ and mini-lm/ to 
 """
 
 import argparse
+import logging
 from pathlib import Path
 
 from mof.miniature.training.clip import train_clip
@@ -23,6 +24,7 @@ if __name__ == "__main__":
     parser.add_argument("--only", choices=TRAININGS, nargs="+", default=list(TRAININGS), help="train just these")
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full length, to try the code")
     arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     for name in arguments.only:
         TRAININGS[name](arguments.output_dir, arguments.scale)
