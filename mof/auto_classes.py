@@ -1,4 +1,4 @@
-"""transformers' Auto classes learn what a folder of ours holds. `from mof import MoFForConditionalGeneration` does it, too."""
+"""Registers our classes with the Auto classes of transformers. `from mof import MoFForConditionalGeneration` does it, too."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ VICUNA = _CONTENT + (
 
 LLaVA-1.5 opens every conversation with a system prompt, "A chat between a curious user and an artificial intelligence
 assistant. The assistant gives helpful, detailed, and polite answers to the user's questions.", and a space. This template
-adds none: a conversation that begins with these words as its system message comes out as there.
+adds none. A conversation whose system message is these words gives the same text as LLaVA-1.5.
 """
 
 CHATML = _CONTENT + (
@@ -42,12 +42,12 @@ CHATML = _CONTENT + (
     "{%- endfor -%}"
     "{{ '<|im_start|>assistant\\n' if add_generation_prompt else '' }}"
 )
-"""The form of Qwen, SmolLM and others, whose end-of-sequence token ends a turn too."""
+"""The turns of Qwen, SmolLM and others, whose end-of-sequence token also ends a turn."""
 
 
 def choose_chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The tokenizer's own template if it marks answers and knows images; else CHATML if `<|im_end|>` ends its turns; else
-    VICUNA.
+    """Return the tokenizer's own template if it marks answers and knows images; else CHATML if `<|im_end|>` ends its turns;
+    else VICUNA.
 
     Raises:
         ValueError: for a tokenizer without an end-of-sequence token, with which no answer would ever end.

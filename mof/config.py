@@ -1,4 +1,4 @@
-"""What a multimodal model is made of: its language model, its encoders, and how they are fused."""
+"""The configuration of a multimodal model: its language model, its encoders, and their fusion."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class MoFConfig(PreTrainedConfig):
 
     Args:
         text_config: the configuration of any causal language model of transformers (or its dict). A default Llama if None.
-        encoders: by name, in the order of fusion: the `spec` that `encoders.build_encoder` rebuilds the encoder from.
+        encoders: name -> `spec`, from which `encoders.build_encoder` rebuilds the encoder; in the order of fusion.
         fusion: "interleaved", "additive" or "concat".
         fusion_options: further arguments of the fusion: pool, grid, weights.
         image_token_id: the token whose embeddings the image features replace.
         embed_encoders: save the encoders' weights with the model. By default a checkpoint refers to them by their spec.
-        encoder_order: the names in the order of fusion, which config.json would lose: it sorts its keys. Taken from `encoders`.
+        encoder_order: the names in the order of fusion, since config.json sorts its keys. By default the order of `encoders`.
 
     Raises:
         ValueError: for an unknown fusion, an order that does not name the encoders, or a trainable encoder, whose training
@@ -40,7 +40,7 @@ class MoFConfig(PreTrainedConfig):
         encoder_order: list[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        # First, since it resets what the sub-configs know about attention: text_config may be that of a model in use.
+        # This comes first, since it resets the attention of the sub-configs: text_config may belong to a model in use.
         super().__init__(**kwargs)
         if not isinstance(text_config, PreTrainedConfig):
             text_config = dict(text_config or {})

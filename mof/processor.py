@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class MoFImagesKwargs(TypedDict, total=False):
-    """What a call may choose for its images: by these names transformers sorts the arguments of a processor."""
+    """The options of a call for its images. transformers sorts the arguments of a processor by these names."""
 
     image_size: int
     fit: Fit
@@ -38,13 +38,13 @@ class MoFImagesKwargs(TypedDict, total=False):
 
 
 class MoFImageProcessor(BaseImageProcessor):
-    """Images to uint8 pixels of one size. No normalisation: each encoder does its own.
+    """Turns images into uint8 pixels of one size, without normalisation: each encoder does its own.
 
     Args:
         image_size: S, in pixels.
         fit: how an image becomes square: "pad", "crop" or "squash", as in `encoders.images.reading.to_pixels`.
         background: RGB in 0..255, around padded images.
-        interpolation, centre: the filter, and where half a pixel goes that is left over by "crop", as in `to_pixels`.
+        interpolation, centre: the filter, and the side that takes the half pixel which "crop" may leave, as in `to_pixels`.
     """
 
     model_input_names: ClassVar[list[str]] = ["pixel_values"]
@@ -65,14 +65,14 @@ class MoFImageProcessor(BaseImageProcessor):
 
     @property
     def view(self) -> View:
-        """What the model sees of an image: what its features in a store must have been made from."""
+        """The view of an image that the model sees; features in a store must have been made from it."""
         red, green, blue = self.background
         return View(self.image_size, self.fit, (red, green, blue), interpolation=self.interpolation, centre=self.centre)
 
     def fetch_images(self, images: Any) -> Any:
-        """Images, alone or in nested lists, to RGB images in the same nesting.
+        """Return images, alone or in nested lists, as RGB images in the same nesting.
 
-        Each is a file, an address, a PIL image, a NumPy array [H, W, 3] or a torch tensor [3, H, W], both uint8.
+        An image is a file, an address, a PIL image, a NumPy array [H, W, 3] or a torch tensor [3, H, W], both uint8.
 
         Raises:
             TypeError: for anything else, naming its type.
@@ -100,20 +100,22 @@ class MoFImageProcessor(BaseImageProcessor):
         background: Sequence[int] | None = None,
         return_tensors: str | None = None,
     ) -> BatchFeature:
-        """Images, alone or in nested lists -> pixel_values [M, 3, S, S] uint8. What is not given is as the processor was made.
+        """Return pixel_values [M, 3, S, S] uint8 of images, alone or in nested lists. Options that are None are the processor's own.
 
-        Images out of a feature store (`encoders.StoredImage`) -> encoder_features [M, F].
+        Images out of a feature store (`encoders.StoredImage`) give encoder_features [M, F] instead.
         """
         flat = _flatten(images)
         if stored := [image.features for image in flat if isinstance(image, StoredImage)]:
             if len(stored) != len(flat):
-                raise ValueError(f"{len(stored)} of {len(flat)} images come out of a feature store; a batch takes all or none of them so")
+                raise ValueError(
+                    f"{len(stored)} of {len(flat)} images come out of a feature store; a batch takes all of its images from there, or none"
+                )
             return BatchFeature({"encoder_features": torch.stack(stored)}, tensor_type=return_tensors)  # [M, F]
         flat = self.fetch_images(flat)
-        size, how = image_size or self.image_size, fit or self.fit
+        size, fit = image_size or self.image_size, fit or self.fit
         red, green, blue = self.background if background is None else background
         options: dict[str, Any] = {"interpolation": self.interpolation, "centre": self.centre}
-        pixels = torch.stack([to_pixels(image, size, how, (red, green, blue), **options) for image in flat])  # [M, 3, S, S]
+        pixels = torch.stack([to_pixels(image, size, fit, (red, green, blue), **options) for image in flat])  # [M, 3, S, S]
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
 
@@ -121,7 +123,7 @@ class MoFProcessor(ProcessorMixin):
     """A tokenizer and an image processor that agree on how many tokens an image takes. Pads on the left.
 
     Args:
-        tokens_per_image: how many image tokens a placeholder becomes: the mixer's `tokens_per_image`.
+        tokens_per_image: the number of image tokens that replace a placeholder: the mixer's `tokens_per_image`.
         image_token: the placeholder, one token of the tokenizer.
     """
 
@@ -143,13 +145,13 @@ class MoFProcessor(ProcessorMixin):
     def from_parts(
         cls, model: MoFForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None
     ) -> MoFProcessor:
-        """The processor of a model. A tokenizer without padding token pads with its end-of-sequence token.
+        """Return the processor of a model. A tokenizer without padding token pads with its end-of-sequence token.
 
         Args:
             chat_template: Jinja; by default `mof.chat_templates` chooses. Training needs `{% generation %}` around answers.
 
         Raises:
-            ValueError: for a tokenizer that is not the one the model was made with.
+            ValueError: for another tokenizer than the model was made with.
         """
         mixer = model.mixer
         first = next(iter(mixer.encoders.values()))
@@ -170,11 +172,11 @@ class MoFProcessor(ProcessorMixin):
         return processor
 
     def __call__(self, images: Any = None, text: str | list[str] | None = None, **kwargs: Any) -> BatchFeature:
-        """Texts with one placeholder per image, and the images of all texts in order -> model inputs.
+        """Return the model's inputs for texts with one placeholder per image, and the images of all texts in order.
 
         Args:
-            **kwargs: the tokenizer's, and the image processor's `image_size`, `fit` and `background`; or each kind in a dict
-                `text_kwargs`, `images_kwargs`, as for any processor of transformers.
+            **kwargs: options of the tokenizer, and `image_size`, `fit` and `background` for the image processor; or each kind
+                in a dict `text_kwargs`, `images_kwargs`, as for any processor of transformers.
 
         Raises:
             ValueError: when placeholders and images differ in number.
@@ -185,21 +187,21 @@ class MoFProcessor(ProcessorMixin):
         return_replacements = options.pop("return_text_replacement_offsets", False)
         texts = [text] if isinstance(text, str) else list(text or [])
         flat = [] if images is None else _flatten(images)
-        placeholders = sum(one.count(self.image_token) for one in texts)
+        placeholders = sum(part.count(self.image_token) for part in texts)
         if texts and placeholders != len(flat):
             raise ValueError(f"{placeholders} {self.image_token} placeholders in the text, but {len(flat)} images")
         data: dict[str, Any] = {}
         if texts:
-            expanded = [one.replace(self.image_token, self.image_token * self.tokens_per_image) for one in texts]
+            expanded = [part.replace(self.image_token, self.image_token * self.tokens_per_image) for part in texts]
             data.update(self.tokenizer(expanded, **options))
         if return_replacements:
-            data["text_replacement_offsets"] = [self._replacements(one) for one in texts]
+            data["text_replacement_offsets"] = [self._replacements(part) for part in texts]
         if flat:
             data.update(self.image_processor(flat, **images_options))
         return BatchFeature(data, tensor_type=return_tensors)
 
     def _replacements(self, text: str) -> list[dict[str, Any]]:
-        """Where each placeholder of `text` stands before and after expansion: what transformers shifts its masks by."""
+        """Return the place of each placeholder of `text` before and after expansion, by which transformers shifts its masks."""
         length = len(self.image_token)
         starts = [match.start() for match in re.finditer(re.escape(self.image_token), text)]
         grown = length * (self.tokens_per_image - 1)
@@ -210,7 +212,7 @@ class MoFProcessor(ProcessorMixin):
 
 
 def _from_array(array: np.ndarray | Tensor) -> Image.Image:
-    """[H, W, 3] of NumPy or [3, H, W] of torch, uint8 -> the image."""
+    """Return the image of an array [H, W, 3] of NumPy or [3, H, W] of torch, uint8."""
     channels, expected = (0, "[3, H, W]") if isinstance(array, Tensor) else (-1, "[H, W, 3]")
     if str(array.dtype).removeprefix("torch.") != "uint8" or array.ndim != 3 or array.shape[channels] != 3:
         raise ValueError(
@@ -222,7 +224,7 @@ def _from_array(array: np.ndarray | Tensor) -> Image.Image:
 
 
 def _flatten(images: Any) -> list[Any]:
-    """One image, a list, or nested lists -> one list."""
+    """Return one image, a list or nested lists as a flat list."""
     if not isinstance(images, (list, tuple)):
         return [images]
     return [leaf for image in images for leaf in _flatten(image)]

@@ -8,6 +8,8 @@ the result, copy mini-clip/ and mini-dino/ to encoders/weights/ and mini-lm/ to 
 `recipes/measure_miniature.py` writes their cards.
 """
 
+import logging
+
 from mof.miniature.training.clip import train_clip
 from mof.miniature.training.dino import train_dino
 from mof.miniature.training.lm import train_lm
@@ -22,6 +24,7 @@ def main() -> None:
     options.add_argument("--only", choices=TRAININGS, nargs="+", default=list(TRAININGS), help="train just these networks")
     options.add_argument("--scale", type=float, default=1.0, help="share of the full length, to try the code")
     args = options.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     args.output.mkdir(parents=True, exist_ok=True)
     for name in args.only:
         TRAININGS[name](args.output, args.scale)

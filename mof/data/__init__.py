@@ -1,6 +1,6 @@
-"""From a raw record to a batch: `rows` reads them, `records` parses one, `answer_tokens` finds its answers, `collator` pads.
+"""From a file to a batch: `rows` reads raw records, `records` parses them, `answer_tokens` finds answers, `collator` pads.
 
-The one part of `mof` that `vig` imports; it knows no model.
+`vig` imports only this part of `mof`. It knows no model.
 """
 
 import lazy_loader

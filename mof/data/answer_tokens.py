@@ -1,9 +1,9 @@
-"""Which tokens are answers: one code for whoever trains and whoever scores, for any processor with a chat template.
+"""The tokens of a record and which of them are answers: the same code for training and scoring, for any chat template.
 
 The chat template says in characters where the assistant speaks (`{% generation %}`). The tokenizer says in characters where
-tokens lie. The processor then makes many tokens of one image placeholder, which shifts what follows; so the tokens of the
-plain text are aligned with the processor's one by one, and only what stands for an image may differ. A processor that takes
-question and answer apart (PaliGemma's) says itself which tokens it made of the answer.
+tokens lie. The processor then makes many tokens of one image placeholder, which shifts the tokens behind it; so the tokens of the
+plain text are aligned with the processor's one by one, and only tokens of images may differ. A processor that takes question and
+answer apart (PaliGemma's) marks the tokens of the answer itself.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mof.data.records import ImageSource, Record, RecordError
 
 # Shapes: T tokens of a record, A answer tokens among them.
 
-# What some processors give besides ids, one value per token. It is cut and padded with the ids.
+# Outputs of some processors that hold one value per token. They are cut and padded with the ids.
 PER_TOKEN = ("token_type_ids", "mm_token_type_ids")
 
 Span = tuple[int, int]  # characters start..end-1
@@ -42,11 +42,11 @@ class Example:
     answer_mask: Tensor
     """bool [T]: the assistant's tokens of every turn, with the end-of-turn tokens that the template puts into its spans."""
     images: dict[str, Tensor] = field(default_factory=dict)
-    """What else the processor gives, such as pixel_values; empty without images."""
+    """Further outputs of the processor, such as pixel_values; empty without images."""
     answer: str = ""
     """The answers of all turns one after the other, as the chat template writes them, end-of-turn marks included."""
     characters: Tensor = field(default_factory=lambda: torch.empty(0, 2, dtype=torch.int64))
-    """int64 [A, 2]: each answer token is characters start..end-1 of `answer`. Tokens that share a character both have it."""
+    """int64 [A, 2]: each answer token covers characters start..end-1 of `answer`. Two tokens may share a character."""
 
 
 def encode_record(
@@ -57,12 +57,12 @@ def encode_record(
     images: Sequence[ImageSource | StoredImage] | None = None,
     stored_images: StoredImages | None = None,
 ) -> Example:
-    """Tokenise a conversation and find its answer tokens. A token that holds a character of an answer is one.
+    """Return a record as tokens. A token that holds a character of an answer is an answer token.
 
     Args:
         max_length: longer conversations are cut at the end.
-        images: in place of the record's own, in number the same.
-        stored_images: look the images up there instead of reading them. For a processor that takes such: `MoFProcessor`.
+        images: the images to take in place of the record's own, in the same number.
+        stored_images: look the images up there instead of reading them, for a processor that takes stored images (`MoFProcessor`).
 
     Raises:
         ValueError: for a template without generation spans, or a tokenizer without offsets.
@@ -72,17 +72,18 @@ def encode_record(
     """
     try:
         read = stored_images or read_image
-        images = [one if isinstance(one, StoredImage) else read(one) for one in (record.images if images is None else images)]
+        given = record.images if images is None else images
+        images = [image if isinstance(image, StoredImage) else read(image) for image in given]
     except ImageError as error:
         raise ImageError(f"record {record.id!r}: {error}") from error
     text, spans = _render(processor, record)
     if "suffix" in inspect.signature(processor.__call__).parameters:
         return _encode_suffix(processor, record, text, spans, images, max_length)
-    # As transformers does it: a template that writes <s> itself must not get a second one.
+    # A template that writes <s> itself must not get a second <s>; transformers decides it in the same way.
     bos = processor.tokenizer.bos_token
     specials = not (bos and text.startswith(bos))
     try:
-        nested = [images] if images else None  # one list per conversation: some processors cut up a lone image only
+        nested = [images] if images else None  # a list per conversation: some processors cut an image up only if it is alone
         outputs = dict(processor(text=[text], images=nested, add_special_tokens=specials, return_tensors="pt"))
     except Exception as error:
         raise _refused(record, error) from error
@@ -91,7 +92,7 @@ def encode_record(
     plain = processor.tokenizer(text, add_special_tokens=specials, return_offsets_mapping=True)
     answers = _answers(plain["offset_mapping"], spans)
     image_token_id = getattr(processor, "image_token_id", None)  # None: a processor that expands nothing
-    placeholder = getattr(processor, "image_token", None)  # what stands for an image in the text; mostly the same token
+    placeholder = getattr(processor, "image_token", None)  # the mark of an image in the text; mostly the same token
     placeholder_id = image_token_id if placeholder is None else processor.tokenizer.convert_tokens_to_ids(placeholder)
     inside = [characters is not None for characters in answers]
     texts = _between(plain["input_ids"], inside, placeholder_id)
@@ -104,13 +105,13 @@ def encode_record(
 def _encode_suffix(
     processor: ProcessorMixin, record: Record, text: str, spans: list[Span], images: Sequence[Any], max_length: int
 ) -> Example:
-    """For a processor that takes the question as text and the answer as its suffix: tokens of type 1 are the answer's."""
+    """Encode for a processor that takes the question as text and the answer as its suffix: answer tokens have type 1."""
     if len(spans) != 1:
         raise RecordError(
             f"record {record.id!r} has {len(spans)} answers, but {type(processor).__name__} takes one question and one answer"
         )
     start, end = spans[0]
-    answer = text[start:end].removesuffix(processor.tokenizer.eos_token)  # which the processor adds
+    answer = text[start:end].removesuffix(processor.tokenizer.eos_token)  # the processor adds it
     question = {"text": [text[:start]], "images": [images] if images else None}
     try:
         outputs = dict(processor(**question, suffix=[answer], return_offsets_mapping=True, return_tensors="pt"))
@@ -125,14 +126,22 @@ def _encode_suffix(
 
 
 def _refused(record: Record, error: Exception) -> RecordError:
-    """Processors raise many kinds for images of odd shapes, or for texts with marks that they read as images."""
+    """Return the error for a record that a processor refuses: they raise many kinds, for images of odd shapes or texts with marks."""
     kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
     return RecordError(f"record {record.id!r}: {kind}{error}")
 
 
 def _cut(example: Example, image_token_id: int | None, max_length: int) -> Example:
-    """The first `max_length` tokens, and without the batch dimension what there is one of per token."""
-    _refuse_cut_image(example.id, example.input_ids, image_token_id, max_length)
+    """Return the first `max_length` tokens, and outputs per token without their batch dimension.
+
+    The cut may not go through or before an image: its features would have no place.
+    """
+    places = [] if image_token_id is None else (example.input_ids == image_token_id).nonzero().flatten().tolist()
+    needed = places[-1] + 1 if places else 0
+    if needed > max_length:
+        raise RecordError(
+            f"record {example.id!r}: its images end at token {needed}, but max_length is {max_length}; raise max_length or pool"
+        )
     per_token = {key: example.images[key][0, :max_length] for key in PER_TOKEN if key in example.images}  # [T]
     ids, mask = example.input_ids[:max_length], example.answer_mask[:max_length]  # [T], [T]
     characters = example.characters[: int(mask.sum())]  # [A, 2]
@@ -141,7 +150,7 @@ def _cut(example: Example, image_token_id: int | None, max_length: int) -> Examp
 
 
 def _render(processor: ProcessorMixin, record: Record) -> tuple[str, list[Span]]:
-    """The conversation as text, and the characters of each answer in it."""
+    """Return the conversation as text, and the characters of each answer in it."""
     template = processor.chat_template
     if isinstance(template, dict):
         template = template.get("default")
@@ -153,7 +162,7 @@ def _render(processor: ProcessorMixin, record: Record) -> tuple[str, list[Span]]
         )
     if not processor.tokenizer.is_fast:
         raise ValueError(f"{type(processor.tokenizer).__name__} gives no character offsets; load the fast tokenizer")
-    answers = sum(message["role"] == "assistant" for message in record.messages)
+    answers = len(record.answers)
     if not answers:
         raise RecordError(f"record {record.id!r} has no assistant message, so there is nothing to learn or score")
     texts, spans = render_jinja_template(
@@ -170,12 +179,13 @@ def _render(processor: ProcessorMixin, record: Record) -> tuple[str, list[Span]]
 
 
 def _answers(offsets: Sequence[Span], spans: Sequence[Span]) -> list[Span | None]:
-    """Per token, its characters in all answers put together, or None outside: from the first that overlaps a span to the last.
+    """Return the characters of each token in all answers put together; None for tokens outside.
 
-    Some tokenizers trim white space off their offsets; a token of nothing else is then an empty span at its end.
+    An answer's tokens reach from the first to the last that overlaps its span. Some tokenizers trim white space off their
+    offsets; a token of white space alone is then an empty span at its end.
     """
     answers: list[Span | None] = [None] * len(offsets)
-    before = 0  # characters of the answers before this one
+    before = 0  # characters of the earlier answers
     for start, end in spans:
         inside = [i for i, (left, right) in enumerate(offsets) if right > start and (left < end or left == right == end)]
         for i in range(inside[0], inside[-1] + 1) if inside else ():
@@ -186,20 +196,20 @@ def _answers(offsets: Sequence[Span], spans: Sequence[Span]) -> list[Span | None
 
 
 def _align(record_id: str, texts: list[list[int]], masks: list[list[bool]], expanded: list[int], image_token_id: int | None) -> list[bool]:
-    """The answers' mask of the texts between placeholders (`_between`), for the expanded tokens.
+    """Return the answer mask of the expanded tokens, for the texts between placeholders and their masks (`_between`).
 
-    Between the texts lies what the processor made of the images: image tokens, and around them marks of its own (none of
-    which can be an answer, as images belong to the user's messages).
+    Between the texts lie image tokens, and around them marks of the processor. None of these can be an answer, since images
+    belong to the user's messages.
     """
     ends = [len(texts[0])] if expanded[: len(texts[0])] == texts[0] else []
     for index, text in enumerate(texts[1:], start=1):
         last = index == len(texts) - 1
         first = (expanded.index(image_token_id, ends[-1]) + 1) if ends and image_token_id in expanded[ends[-1] :] else len(expanded)
         starts = [len(expanded) - len(text)] if last else range(first, len(expanded) - len(text) + 1)
-        found = next((at for at in starts if at >= first and expanded[at : at + len(text)] == text), None)
-        if found is None:
+        start = next((at for at in starts if at >= first and expanded[at : at + len(text)] == text), None)
+        if start is None:
             break
-        ends.append(found + len(text))
+        ends.append(start + len(text))
     if len(ends) != len(texts) or ends[-1] != len(expanded):
         raise RecordError(
             f"record {record_id!r}: the processor changes more than the number of image tokens (id {image_token_id}): "
@@ -212,7 +222,7 @@ def _align(record_id: str, texts: list[list[int]], masks: list[list[bool]], expa
 
 
 def _between(ids: list[int], answers: list[bool], placeholder_id: int | None) -> tuple[list[list[int]], list[list[bool]]]:
-    """The tokens before, between and after runs of image placeholders, and which of them are answers."""
+    """Return the tokens before, between and after runs of image placeholders, and a mask of the answers among them."""
     texts: list[list[int]] = [[]]
     masks: list[list[bool]] = [[]]
     for is_image, run in groupby(zip(ids, answers, strict=True), key=lambda pair: pair[0] == placeholder_id):
@@ -224,15 +234,3 @@ def _between(ids: list[int], answers: list[bool], placeholder_id: int | None) ->
                 texts[-1].append(token)
                 masks[-1].append(answer)
     return texts, masks
-
-
-def _refuse_cut_image(record_id: str, input_ids: Tensor, image_token_id: int | None, max_length: int) -> None:
-    """The cut may not go through or before an image: its features would have no place."""
-    if image_token_id is None:
-        return
-    places = (input_ids == image_token_id).nonzero()  # [image tokens, 1]
-    needed = int(places[-1]) + 1 if len(places) else 0
-    if needed > max_length:
-        raise RecordError(
-            f"record {record_id!r}: its images end at token {needed}, but max_length is {max_length}; raise max_length or pool"
-        )

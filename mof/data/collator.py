@@ -1,4 +1,4 @@
-"""Records to training batches: tokens padded, labels where there is supervision, records that cannot be tokens left out."""
+"""From records to a training batch: padded tokens, and labels where a token is supervised. Unusable records are left out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mof.data.records import Record, RecordError, to_record
 
 # Shapes: R records, T tokens of a record, L tokens of the longest, A answer tokens of a record.
 
-MOST_FAILURES = 50  # records left out before the first with an image that is not
+MOST_FAILURES = 50  # this many unusable records before the first usable image are an error
 
 BLANK_TURNS = [
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "-"}]},
@@ -34,17 +34,17 @@ logger = logging.getLogger(__name__)
 def collate(
     examples: Sequence[Example], pad_token_id: int, padding_side: str = "right", keep: Sequence[Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """Examples to a batch: input_ids, attention_mask and labels [R, L], and the images of all records in order.
+    """Return the batch of R examples: input_ids, attention_mask and labels [R, L], and the images of all records in order.
 
     Args:
-        keep: per example bool [T], in place of its answer mask: where labels are not -100.
+        keep: bool [T] for each example, in place of its answer mask: False makes a label -100.
     """
     masks = [example.answer_mask for example in examples] if keep is None else keep
     ids = [example.input_ids for example in examples]  # R of [T]
-    labels = [torch.where(mask, one, -100) for one, mask in zip(ids, masks, strict=True)]  # R of [T]
+    labels = [torch.where(mask, tokens, -100) for tokens, mask in zip(ids, masks, strict=True)]  # R of [T]
     batch = {
         "input_ids": _pad(ids, pad_token_id, padding_side),
-        "attention_mask": _pad([torch.ones_like(one) for one in ids], 0, padding_side),
+        "attention_mask": _pad([torch.ones_like(tokens) for tokens in ids], 0, padding_side),
         "labels": _pad(labels, -100, padding_side),
     }
     for key in dict.fromkeys(key for example in examples for key in example.images):
@@ -54,38 +54,38 @@ def collate(
 
 
 def _join(values: Sequence[Tensor]) -> Tensor:
-    """[M_r, ...] of the records -> [M, ...]; zeros fill up where one has fewer tiles per image, as processors do it."""
+    """Join values [M_r, ...] of the records to [M, ...]; zeros fill up records with fewer tiles per image, as in processors."""
     sizes = [max(lengths) for lengths in zip(*(value.shape[1:] for value in values), strict=True)]
     padding = [[x for size, most in zip(value.shape[:0:-1], sizes[::-1], strict=True) for x in (0, most - size)] for value in values]
     return torch.cat([F.pad(value, pad) if any(pad) else value for value, pad in zip(values, padding, strict=True)])
 
 
 def _pad(rows: Sequence[Tensor], value: int, side: str) -> Tensor:
-    """R of [T] -> [R, L]."""
+    """Pad R rows [T] to [R, L]."""
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side=side)
 
 
 class SupervisedCollator:
-    """Raw record dicts to a training batch, padded on the right; the `data_collator` of a Trainer.
+    """The `data_collator` of a Trainer: makes a training batch of raw record dicts, padded on the right.
 
-    A record may carry a "token_mask": one bool per answer token, in order. Where it is false the token stays in context, but
-    takes no part in the loss. In its place it may carry "token_weights": one number from 0 up per answer token, 0 like false.
-    The batch then has "token_weights" [R, L] too, where tokens of other records weigh 1; `vig.SelectiveTrainer` knows them.
+    A record may carry a "token_mask": one bool per answer token, in order. A token with False stays in context, but takes no part
+    in the loss. Instead, it may carry "token_weights": a number from 0 up for each answer token; 0 works like False. The batch
+    then has "token_weights" [R, L] too, where tokens of other records weigh 1; `vig.SelectiveTrainer` uses them.
 
-    Of several processes (torchrun, accelerate) all must run the same parts of a model, or FSDP, ZeRO-3 and some uses of DDP
-    stand still. There a batch without an image gets one more record, of a blank image and without loss.
+    With several processes (torchrun, accelerate), all must run the same parts of a model, or FSDP, ZeRO-3 and some uses of DDP
+    stand still. A batch without an image then gets one more record, with a blank image and without loss.
 
     Args:
         max_length: longer conversations are cut at the end, token masks with them.
         image_folder: where relative image paths start.
         stored_images: look the images up there instead of reading them.
         strict: raise the error of a record whose image cannot be read, does not fit into `max_length` or is refused by the
-            processor. By default the record is logged and left out, and a batch that loses all of its records has one
-            without an answer: a run of days does not end at a damaged file.
+            processor. By default, the record is logged and left out, and a batch that loses all of its records gets a record
+            without an answer: a damaged file does not end a run of days.
 
     Raises:
         RecordError: for a record in no known form, and for a mask or weights that do not fit its answers.
-        ImageError, RecordError: with `strict`; without it when not one of the first images can be used.
+        ImageError, RecordError: with `strict`; without it, if none of the first images can be used.
     """
 
     def __init__(
@@ -103,11 +103,11 @@ class SupervisedCollator:
 
     @property
     def left_out(self) -> int:
-        """How often a record was left out so far, in this process and the workers that it started."""
+        """The number of times that a record was left out so far, in this process and the workers that it started."""
         return int(self._left_out)
 
     def __call__(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """R records -> the batch of `collate`."""
+        """Return the batch of R records, as `collate` makes it."""
         examples, weights, with_image = [], [], False
         for raw in records:
             record = to_record(raw, self.image_folder)
@@ -125,22 +125,22 @@ class SupervisedCollator:
             examples, weights = [*examples, blank], [*weights, torch.zeros(len(blank.input_ids))]
         elif not examples:
             examples, weights = [Example("", torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.bool))], [torch.zeros(2)]
-        pad_token_id = self.processor.tokenizer.pad_token_id  # masked out: any id will do where there is none
-        batch = collate(examples, 0 if pad_token_id is None else pad_token_id, keep=[one > 0 for one in weights])
+        pad_token_id = self.processor.tokenizer.pad_token_id  # without a padding token any id will do: it is masked out
+        batch = collate(examples, 0 if pad_token_id is None else pad_token_id, keep=[weight > 0 for weight in weights])
         if any(raw.get("token_weights") is not None for raw in records):
             batch["token_weights"] = _pad(weights, 0, "right")  # [R, L]
         return batch
 
     def _leave_out(self, error: ImageError | RecordError) -> None:
         self._failures += 1
-        if self.strict or (self._failures == MOST_FAILURES and not self._any_was_used):  # rather a wrong folder than bad luck
+        if self.strict or (self._failures == MOST_FAILURES and not self._any_was_used):  # probably the wrong folder
             raise error
         logger.warning("%s; the record is left out", error)
         self._left_out += 1
 
 
 def _token_weights(example: Example, raw: Mapping[str, Any]) -> Tensor:
-    """float [T]: the record's "token_weights" or "token_mask" at its answer tokens, 1 without either; 0 elsewhere."""
+    """Return float [T]: the record's "token_weights" or "token_mask" at its answer tokens, 1 without either; 0 elsewhere."""
     weights = example.answer_mask.float()  # [T]
     given = [key for key in ("token_mask", "token_weights") if raw.get(key) is not None]
     if len(given) > 1:

@@ -18,7 +18,7 @@ RawRecord = Mapping[str, Any] | list[Any]  # as `mof.data.records.to_record` rea
 
 @dataclass(frozen=True)
 class UnreadableRow:
-    """Stands for a record that could not be had: a line that is not JSON, or a row whose table cannot decode it."""
+    """Stands for a record that could not be read: a line that is not JSON, or a row that its table cannot decode."""
 
     id: str
     reason: str
@@ -29,7 +29,7 @@ Row = RawRecord | UnreadableRow
 
 @runtime_checkable
 class Table(Protocol):
-    """What gives rows by their index."""
+    """An object that gives rows by their index."""
 
     def __len__(self) -> int: ...
 
@@ -37,10 +37,10 @@ class Table(Protocol):
 
 
 def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The raw record dicts of a `.json` file (one list) or a `.jsonl` file (one dict a line), in UTF-8.
+    """Return the raw record dicts of a `.json` file (one list) or a `.jsonl` file (one dict a line), in UTF-8.
 
     Raises:
-        RecordError: naming the file (and line) that is not that.
+        RecordError: naming the file (and line) that has another form.
     """
     rows = read_rows(path)
     for row in rows:
@@ -50,10 +50,10 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[Any]:
-    """As `read_records`, but a line that is not JSON costs the file only that line: it becomes an `UnreadableRow`.
+    """Return the records like `read_records`, but a line that is not JSON becomes an `UnreadableRow`.
 
     Raises:
-        RecordError: as above, also when the first line is not JSON: the file is then of another kind.
+        RecordError: naming the file, also when its first line is not JSON: the file is then of another kind.
     """
     path = Path(path)
     content = path.read_bytes()
@@ -73,23 +73,24 @@ def read_rows(path: str | os.PathLike[str]) -> list[Any]:
 
 
 def rows(records: Iterable[RawRecord]) -> Iterator[Row]:
-    """One record after the other; of a table with an index (a Hugging Face data set), the rows that can be had."""
+    """Yield the records in order. A row that a table (a Hugging Face data set) cannot decode becomes an `UnreadableRow`."""
     if isinstance(records, (Sequence, Iterator)) or not isinstance(records, Table):
         yield from records
         return
     for index in range(len(records)):
         try:
             yield records[index]
-        except Exception as error:  # of whatever decodes the row
+        except Exception as error:  # tables raise any kind
             yield UnreadableRow(f"row {index}", f"{type(error).__name__}: {error}")
 
 
 def id_of(raw: Row) -> str:
+    """Return the id of a record or of an unreadable row."""
     return raw.id if isinstance(raw, UnreadableRow) else record_id(raw)
 
 
 def unique_ids(records: Sequence[Row]) -> list[str]:
-    """The ids of all records. ValueError naming those used twice: scores and selections refer to records by id."""
+    """Return the ids of all records. A ValueError names ids that are used twice: scores and selections refer to records by id."""
     ids = [id_of(record) for record in records]
     twice = [id for id, count in Counter(ids).items() if count > 1]
     if twice:
@@ -100,5 +101,5 @@ def unique_ids(records: Sequence[Row]) -> list[str]:
 def _parse_json(content: bytes, where: str) -> Any:
     try:
         return json.loads(content.removeprefix(codecs.BOM_UTF8).decode())
-    except (ValueError, RecursionError) as error:  # also what is not UTF-8
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         return UnreadableRow(where, f"not JSON ({error})")

@@ -1,1 +1,1 @@
-"""Checkpoints that move: LLaVA, the released MoF models, Hugging Face LLaVA; in and out."""
+"""Checkpoints of LLaVA, the released MoF models and Hugging Face LLaVA: `loading` reads and writes them."""

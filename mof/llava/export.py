@@ -28,14 +28,14 @@ OPENAI = {
     (768, 16, 224): "openai/clip-vit-base-patch16",
     (768, 32, 224): "openai/clip-vit-base-patch32",
 }
-"""Width, patch and image size of the CLIPs that LLaVA's code knows by name."""
+"""(width, patch size, image size) -> hub id, for the CLIPs that LLaVA's code knows by name."""
 
 
 def save_original(model: MoFForConditionalGeneration, processor: MoFProcessor, folder: Path, layout: Layout) -> None:
     """Write `model` in the layout of LLaVA's code (one encoder) or of the released MoF code (CLIP, then DINOv2).
 
-    Encoders by reference stay references; others are written out. The image token's rows, which these layouts do not have,
-    are left out where they are the last.
+    Encoders by reference stay references; others are written out. These layouts have no rows for the image token: they are left
+    out if they are the last.
 
     Raises:
         ValueError: for a model that the layout cannot hold.
@@ -60,7 +60,7 @@ def save_original(model: MoFForConditionalGeneration, processor: MoFProcessor, f
 
 
 def _parts(model: MoFForConditionalGeneration, encoders: dict[str, Encoder]) -> dict[str, dict[str, Tensor]]:
-    """Part of the layout -> its weights by their own names."""
+    """Return part of the layout -> its weights by their own names."""
     llm, rows = model.language_model.state_dict(), _rows(model)
     if model.language_model.config.tie_word_embeddings:
         del llm["lm_head.weight"]
@@ -78,13 +78,13 @@ def _parts(model: MoFForConditionalGeneration, encoders: dict[str, Encoder]) -> 
 
 
 def _rows(model: MoFForConditionalGeneration) -> int:
-    """The vocabulary without the image token, if that comes last."""
+    """Return the size of the vocabulary, without the image token if it comes last."""
     rows = len(cast(Any, model.get_input_embeddings()).weight)
     return rows - 1 if model.config.image_token_id == rows - 1 else rows
 
 
 def _config(model: MoFForConditionalGeneration, processor: MoFProcessor, encoders: dict[str, Encoder]) -> dict[str, Any]:
-    """config.json, with the entries by which LLaVA's code builds the rest around its language model."""
+    """Return config.json, with the entries from which LLaVA's code builds the parts around its language model."""
     text = model.language_model.config
     aspects = {"pad": "pad", "crop": "square"}
     if not isinstance(encoders[CLIP].layer, int):
@@ -116,7 +116,7 @@ def _config(model: MoFForConditionalGeneration, processor: MoFProcessor, encoder
 
 
 def _name(clip: Encoder) -> str:
-    """What LLaVA's code is to call the vision tower."""
+    """Return the name of the vision tower for LLaVA's code."""
     label = clip.name.removeprefix("hf:")
     if isinstance(clip, HFEncoder) and label not in VISION:
         return label
@@ -131,7 +131,7 @@ def _name(clip: Encoder) -> str:
 
 
 def _dino_statistics(clip: Encoder, dino: Encoder) -> str:
-    """Whose mean and std DINOv2's pixels are normalised by."""
+    """Return the statistics of DINOv2's pixels: "clip" or "own"."""
     if dino.image_size != clip.image_size:
         raise ValueError(
             f"the released layout has one image size, but CLIP looks at {clip.image_size} pixels and DINOv2 at {dino.image_size}"

@@ -72,7 +72,8 @@ def _fit_of(processor: Any, image_size: int, source: object) -> Fit:
     """Return how an image processor of transformers makes images square.
 
     Raises:
-        ValueError: for one whose result is not `image_size` pixels square, or that cuts off more than the long side's ends.
+        ValueError: for a processor whose images are not `image_size` pixels square, or that cuts off more than the ends of
+            the long side.
     """
     settings: Mapping[str, Any] = json.loads(processor.to_json_string())
     size, crop = settings.get("size") or {}, settings.get("crop_size") or {}
@@ -130,7 +131,7 @@ def save_hf_llava(model: MoFForConditionalGeneration, processor: MoFProcessor, f
 
 
 def _single(model: MoFForConditionalGeneration) -> tuple[Encoder, nn.Module, str]:
-    """The only encoder, its adapter, and that one's activation. ValueError for a model with more than that."""
+    """Return the only encoder, its adapter, and the adapter's activation. A ValueError refuses a model with more."""
     mixer: Any = model.mixer
     kind = re.fullmatch(r"mlp2x_(\w+)", mixer.projector)
     if len(mixer.encoders) != 1 or mixer.fusion != "interleaved" or kind is None:
@@ -144,7 +145,7 @@ def _single(model: MoFForConditionalGeneration) -> tuple[Encoder, nn.Module, str
 
 
 def _image_processor(processor: MoFProcessor, encoder: Encoder) -> LlavaImageProcessor:
-    """What makes the same pixels; statistics are the encoder's."""
+    """Return the image processor of transformers that makes the same pixels, with the encoder's statistics."""
     images, side = processor.image_processor, {"height": encoder.image_size, "width": encoder.image_size}
     squash = images.fit == "squash"
     return LlavaImageProcessor(

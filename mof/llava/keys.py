@@ -1,7 +1,7 @@
-"""The names that published layouts give to the parts of a multimodal model: one table per layout, read both ways.
+"""The names that published layouts give to the parts of a multimodal model: one table per layout, read in both directions.
 
-Also what can be wrong with them. The released MoF code saved its stage-1 file by the substring `mm_projector`, which also
-matches `dino_mm_projector`, and on loading cut both down to the same names: the last one silently won.
+The released MoF code saved its stage-1 file by the substring `mm_projector`, which also matches `dino_mm_projector`, and on loading
+cut both down to the same names: the last one silently won. Such files are refused here.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ UNUSED = "unused"
 
 
 def projector(encoder: str) -> str:
-    """The part that is an encoder's adapter."""
+    """Return the name of the part that is an encoder's adapter."""
     return f"{encoder} projector"
 
 
 def tower(encoder: str) -> str:
-    """The part that is an encoder itself."""
+    """Return the name of the part that is the encoder itself."""
     return f"{encoder} tower"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one kind of checkpoint names its weights."""
+    """The names of the weights in one kind of checkpoint."""
 
     name: str
     encoders: tuple[str, ...]
@@ -40,7 +40,7 @@ class Layout:
     """(prefix in the file, part, prefix in the part). The first that fits is taken, so longer ones come first."""
 
     def sort(self, keys: Iterable[str], source: object) -> Parts:
-        """Tell the parts apart.
+        """Return the keys of a checkpoint by part.
 
         Raises:
             WeightsError: naming keys of no part, and keys that would land on the same place.
@@ -67,12 +67,12 @@ class Layout:
         return parts
 
     def place(self, part: str, source: object) -> str:
-        """Where a part lies, for messages."""
+        """Return the place of a part, for messages."""
         prefix = next(rule[0] for rule in self.prefixes if rule[1] == part)
         return f"{source} ({prefix}*)"
 
     def key(self, part: str, own: str) -> str:
-        """What this layout calls the weight `own` of a part."""
+        """Return the name that this layout gives to the weight `own` of a part."""
         prefix, _, own_prefix = next(rule for rule in self.prefixes if rule[1] == part and own.startswith(rule[2]))
         return prefix + own.removeprefix(own_prefix)
 
@@ -87,12 +87,12 @@ class Parts:
     unused: list[str] = field(default_factory=list)
 
     def tensors(self, part: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The weights of a part by its own names; empty if the checkpoint has none."""
+        """Return the weights of a part by its own names; empty if the checkpoint has none."""
         return {own: weights[key] for own, key in self.names.get(part, {}).items()}
 
 
 RECOMPUTED = ("rotary_emb.inv_freq", "embeddings.position_ids")
-"""Buffers that older versions of transformers saved and that are computed from the config."""
+"""Buffers that older versions of transformers saved; they are computed from the config."""
 
 LLAVA = Layout(
     "llava",
@@ -109,14 +109,14 @@ MOF = Layout(
     (
         ("model.dino_mm_projector.", projector(DINO), ""),
         ("model.dino_tower.vision_tower.", tower(DINO), ""),
-        ("model.dino_tower.clip_vision_tower.", UNUSED, ""),  # of this CLIP the released code asked the dtype only
+        ("model.dino_tower.clip_vision_tower.", UNUSED, ""),  # the released code only asked this CLIP for its dtype
         *LLAVA.prefixes,
     ),
 )
 HF_LLAVA = Layout(
     "hf-llava",
     (CLIP,),
-    (  # transformers saves these, and calls its weights by those below
+    (  # the names in files of transformers; below, the names of its modules
         ("multi_modal_projector.linear_1.", projector(CLIP), "0."),
         ("multi_modal_projector.linear_2.", projector(CLIP), "2."),
         ("vision_tower.", tower(CLIP), ""),
@@ -137,14 +137,11 @@ COLLISION = (
 
 
 def full_projector_names(keys: Iterable[str], source: object) -> dict[str, str]:
-    """Each key of a stage-1 file (or of LLaVA's non_lora_trainables.bin) with its name in a whole checkpoint.
-
-    Returns:
-        Name in a whole checkpoint -> key of the file.
+    """Return name in a whole checkpoint -> key, for a stage-1 file or LLaVA's non_lora_trainables.bin.
 
     Raises:
-        WeightsError: for names that do not tell whose projector it is, two for the same weight, or other weights than
-            projectors.
+        WeightsError: for names that do not tell the encoder of a projector, two names of the same weight, or other weights
+            than projectors.
     """
     names: dict[str, str] = {}
     keys = list(keys)
@@ -162,14 +159,14 @@ def full_projector_names(keys: Iterable[str], source: object) -> dict[str, str]:
 
 
 def choose_layout(keys: Iterable[str], wanted: str | None, two_encoders: bool, source: object) -> Layout:
-    """The layout of an original LLaVA checkpoint, with one encoder or with two.
+    """Return the layout of an original LLaVA checkpoint, with one encoder or with two.
 
     Args:
-        wanted: "llava" or "released-mof", to say what is expected; None takes what the keys say.
-        two_encoders: whether the user named a DINOv2, and so expects two.
+        wanted: the expected layout, "llava" or "released-mof"; None follows the keys.
+        two_encoders: whether the user named a DINOv2, and so expects two encoders.
 
     Raises:
-        WeightsError: when the projectors are not those of the encoders that are expected.
+        WeightsError: when the projectors do not belong to the expected encoders.
     """
     sets = {name for name in (CLIP, DINO) if any(key.startswith(MOF.key(projector(name), "")) for key in keys)}
     found = "; ".join(MOF.key(projector(name), "*") for name in sorted(sets)) or "none"
@@ -187,9 +184,9 @@ def choose_layout(keys: Iterable[str], wanted: str | None, two_encoders: bool, s
 
 
 def refuse_equal_projectors(projectors: Mapping[str, Mapping[str, Tensor]], source: object) -> None:
-    """WeightsError for two projectors that are equal bit for bit: they were once one, by the released loader's collision."""
-    one, other = projectors[CLIP], projectors[DINO]
-    if one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one):
+    """Raise a WeightsError for two projectors that are equal bit for bit: the released loader wrote one over the other."""
+    clip, dino = projectors[CLIP], projectors[DINO]
+    if clip.keys() == dino.keys() and all(torch.equal(clip[key], dino[key]) for key in clip):
         raise WeightsError(
             f"{source}: the projectors of CLIP and DINOv2 are equal bit for bit, so one has overwritten the other. {COLLISION}"
         )

@@ -1,4 +1,4 @@
-"""A whole model with its processor, in from any layout and out into any layout."""
+"""A model with its processor, read from any known layout and written in any of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Loaded:
 
 
 def load_checkpoint(folder: Folder, **options: Any) -> Loaded:
-    """Return the model and the processor of a checkpoint folder in any layout that is known.
+    """Return the model and the processor of a checkpoint folder in any known layout.
 
     Args:
         folder, **options: as `mof.llava.reading.read_checkpoint` takes them: base, layout, vision_tower, dino_tower,

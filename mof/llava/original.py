@@ -45,31 +45,31 @@ LLAVA_KEYS = (
     "transformers_version",
     "_name_or_path",
 )
-"""How the entries of LLaVA's config.json begin that say nothing of the language model."""
+"""The beginnings of the entries in LLaVA's config.json that do not belong to the language model."""
 
 
 @dataclass(frozen=True)
 class OriginalConfig:
-    """What an original LLaVA checkpoint says besides its language model's config."""
+    """The entries of an original LLaVA checkpoint's config.json, with the config of its language model."""
 
     vision_tower: str
     """A hub id, or a path on the machine where it was trained."""
     layer: int
     projector: str | None
-    """None where nothing is said."""
+    """None if the config does not say it."""
     fit: Fit
     wraps_images: bool
     """Whether prompts put <im_start> and <im_end> around images."""
     text: PreTrainedConfig
     dino_statistics: str
-    """What DINOv2's pixels are normalised by: "clip" as in the released code, or "own" (this library's addition)."""
+    """The statistics for DINOv2's pixels: "clip" as in the released code, or "own" (this library's addition)."""
 
 
 def read_llava_config(folder: Path) -> OriginalConfig:
-    """Of an original LLaVA or a released MoF checkpoint.
+    """Return the config of an original LLaVA or a released MoF checkpoint.
 
     Raises:
-        ValueError: for a checkpoint that is none, or of a kind whose images are cut up or whose class tokens are used.
+        ValueError: for another kind of checkpoint, or a LLaVA that cuts images up or uses class tokens.
     """
     config, file = read_config(folder), folder / "config.json"
     if config.get("model_type") not in LLAVA_TYPES or "mm_vision_tower" not in config:
@@ -155,9 +155,9 @@ def _read_weights(folder: Path, base: Path | None) -> Mapping[str, Tensor]:
 
 
 def _image_in_prompt(config: OriginalConfig, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What LLaVA's code makes of an image in a prompt.
+    """Return the text that LLaVA's code makes of an image in a prompt.
 
-    It tokenizes the texts around images one by one, so where a tokenizer puts a space before every text, one follows the image.
+    It tokenizes the texts around images one by one. A tokenizer that puts a space before each text puts it behind the image, too.
     """
     if config.wraps_images:
         return f"<im_start>{IMAGE_PLACEHOLDER}<im_end>"
@@ -167,13 +167,13 @@ def _image_in_prompt(config: OriginalConfig, tokenizer: PreTrainedTokenizerBase)
 
 
 def _kind_of(parts: Parts) -> str:
-    """The kind of the projectors, from their keys, where the config does not say."""
+    """Return the kind of the projectors by their keys, for a config that does not say it."""
     linears = sum(name.endswith("weight") for name in parts.names[projector(CLIP)])
     return "linear" if "weight" in parts.names[projector(CLIP)] else f"mlp{linears}x_gelu"
 
 
 def _read_tokenizer(folder: Path, base: Path | None, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint, or of its base."""
+    """Return the tokenizer of a checkpoint, or of its base."""
     homes = [place for place in (folder, base) if place is not None and any((place / name).is_file() for name in TOKENIZER)]
     if not homes:
         raise ValueError(f"no tokenizer in {folder}{f' or its base {base}' if base else ''}: expected one of {', '.join(TOKENIZER)}")

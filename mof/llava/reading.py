@@ -1,4 +1,4 @@
-"""Published checkpoints in: the parts of a folder in any layout that is known. No module here knows a multimodal model."""
+"""Reading of checkpoint folders in any known layout into parts. The modules of reading know no multimodal model."""
 
 from __future__ import annotations
 

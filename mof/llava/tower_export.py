@@ -1,4 +1,4 @@
-"""Encoders as published layouts have them: transformers' CLIPVisionModel or SiglipVisionModel, torch.hub's DINOv2."""
+"""Encoders in the form of published layouts: transformers' CLIPVisionModel or SiglipVisionModel, torch.hub's DINOv2."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ OPEN_CLIP_NAMES = {
     "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
 }
-"""open_clip's names and transformers', of a whole tower and within a block."""
+"""Names of open_clip -> names of transformers, in a whole tower and within a block."""
 
 
 def refuse_pooled(mixer: Mixer) -> None:
-    """ValueError unless each encoder's tokens go to the language model as they are."""
+    """Raise a ValueError unless each encoder's tokens go to the language model unchanged."""
     for name, encoder in mixer.encoders.items():
         if mixer.pool != (1, 1) or encoder.grid != mixer.grid:
             raise ValueError(
@@ -45,10 +45,10 @@ def refuse_pooled(mixer: Mixer) -> None:
 
 
 def as_vision_model(encoder: Encoder) -> tuple[PretrainedConfig, dict[str, Tensor]]:
-    """Config and weights of a vision model of transformers that gives this encoder's features.
+    """Return config and weights of a vision model of transformers that gives this encoder's features.
 
     Raises:
-        ValueError: for an encoder that is neither CLIP nor SigLIP, or not run as transformers' LLaVA would run it.
+        ValueError: for an encoder that is neither CLIP nor SigLIP, or that transformers' LLaVA would run in another way.
     """
     if encoder.norm:
         raise ValueError(f"{encoder.name} norms its patch tokens, which LLaVA never does: nothing published can hold it")
@@ -73,7 +73,7 @@ def as_vision_model(encoder: Encoder) -> tuple[PretrainedConfig, dict[str, Tenso
 
 
 def _from_open_clip(encoder: OpenClipEncoder) -> tuple[PretrainedConfig, dict[str, Tensor]]:
-    """open_clip's own vision transformer as CLIPVisionModel; its projection and text tower give no patch tokens."""
+    """Return open_clip's own vision transformer as CLIPVisionModel, without its projection and text tower."""
     visual = encoder.tower.visual
     block: Any = visual.transformer.resblocks[0]
     activations = {nn.GELU: "gelu", open_clip.transformer.QuickGELU: "quick_gelu"}
@@ -111,10 +111,10 @@ def _from_open_clip(encoder: OpenClipEncoder) -> tuple[PretrainedConfig, dict[st
 
 
 def as_torch_hub(encoder: Encoder) -> dict[str, Tensor]:
-    """The weights of a DINOv2 by torch.hub's names.
+    """Return the weights of a DINOv2 by torch.hub's names.
 
     Raises:
-        ValueError: for an encoder that is no DINOv2 of torch.hub or timm, or not read as the released MoF code reads it.
+        ValueError: for an encoder that is no DINOv2 of torch.hub or timm, or gives another layer than the released MoF code.
     """
     if encoder.norm or encoder.layer not in (-1, encoder.blocks) or encoder.blocks != len(getattr(encoder.tower, "blocks", ())):
         raise ValueError(
@@ -126,7 +126,10 @@ def as_torch_hub(encoder: Encoder) -> dict[str, Tensor]:
     width = encoder.width
     with torch.device("meta"):
         wanted = DinoV2(width, encoder.blocks, 1, encoder.patch_size, encoder.image_size).state_dict()
-    state = {"mask_token": torch.zeros(1, width, dtype=next(iter(state.values())).dtype), **state}  # timm drops it: pre-training only
+    state = {
+        "mask_token": torch.zeros(1, width, dtype=next(iter(state.values())).dtype),
+        **state,
+    }  # only pre-training uses it, so timm drops it
     wrong = sorted(
         key for key in wanted.keys() | state.keys() if key not in wanted or key not in state or wanted[key].shape != state[key].shape
     )

@@ -1,4 +1,4 @@
-"""The encoders of a published checkpoint: their weights out of it, or by reference to what the user has."""
+"""The encoders of a published checkpoint: with weights out of the checkpoint, or with the user's own files."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from encoders.weight_files import WeightsError, explain_download, load_strict, r
 from mof.llava.weights import list_faults
 
 Tower = str | os.PathLike[str] | Encoder
-"""How a user names an encoder: a local folder or file, a name for `build_encoder`, or the encoder itself."""
+"""A user's encoder: a local folder or file, a name for `build_encoder`, or the encoder itself."""
 
 VISION = ("clip_vision_model", "siglip_vision_model")
-"""The vision models that LLaVA checkpoints are read with, by transformers' model_type."""
+"""The model_type of the vision models that LLaVA checkpoints may hold."""
 
 OPENAI_WIDTHS = {"openai/clip-vit-base-": 768, "openai/clip-vit-large-": 1024}
-"""By the beginning of the hub id."""
+"""Beginning of a hub id -> width of the vision tower."""
 
 
 def build_vision_tower(named: str, given: Tower | None, state: Mapping[str, Tensor], layer: int, source: str) -> Encoder:
-    """The CLIP or SigLIP of a LLaVA checkpoint.
+    """Return the CLIP or SigLIP of a LLaVA checkpoint.
 
     Args:
-        named: what the checkpoint calls it: a hub id, or a path on the machine where it was trained.
-        given: what the user gave in its place.
+        named: its name in the checkpoint: a hub id, or a path on the machine where it was trained.
+        given: the user's encoder in its place.
         state: its weights, by transformers' names; empty when the checkpoint does not hold them.
-        source: where these come from, for messages.
+        source: the place of the weights, for messages.
 
     Raises:
-        ValueError: when neither the checkpoint nor the user says what it is, saying how to supply it.
+        ValueError: when neither the checkpoint nor the user gives a usable encoder, saying how to supply it.
     """
     if isinstance(given, Encoder):
         if state:
@@ -58,14 +58,14 @@ def build_vision_tower(named: str, given: Tower | None, state: Mapping[str, Tens
 def embedded_vision_tower(
     label: str, config: PretrainedConfig, processor: Any, state: Mapping[str, Tensor], layer: int, source: str
 ) -> Encoder:
-    """The encoder of a config and an image processor, with the weights `state`; its spec needs no file."""
+    """Return the encoder of a config and an image processor, with the weights `state`; its spec needs no file."""
     encoder = build_encoder(f"hf:{label}", config=_inline(config, processor), layer=layer, pretrained=False)
     load_tower(encoder, state, source)
     return encoder
 
 
 def _architecture(named: str, given: Tower | None, state: Mapping[str, Tensor]) -> tuple[PretrainedConfig, Any]:
-    """Config and image processor of a vision tower whose weights are there."""
+    """Return config and image processor of a vision tower whose weights the checkpoint holds."""
     if given is None and named.startswith("openai/clip-vit-"):
         return _openai_clip(named, state)
     folder = named if given is None else os.fspath(given)  # type: ignore[arg-type]  # no Encoder comes here
@@ -78,7 +78,7 @@ def _architecture(named: str, given: Tower | None, state: Mapping[str, Tensor]) 
 
 
 def _openai_clip(named: str, state: Mapping[str, Tensor]) -> tuple[PretrainedConfig, Any]:
-    """What the shapes tell, and what all of OpenAI's ViTs share: 64 channels per head, QuickGELU, CLIP's statistics."""
+    """Return config and image processor by the shapes of the weights. OpenAI's ViTs have 64 channels per head and QuickGELU."""
     shapes = {key.removeprefix("vision_model."): value.shape for key, value in state.items()}
     try:
         width, _, _, patch_size = shapes["embeddings.patch_embedding.weight"]
@@ -103,14 +103,14 @@ def _openai_clip(named: str, state: Mapping[str, Tensor]) -> tuple[PretrainedCon
 
 
 def build_dino_tower(given: Tower | None, state: Mapping[str, Tensor], width: int, options: Mapping[str, Any], source: str) -> Encoder:
-    """The DINOv2 of a released MoF checkpoint: the last block's patch tokens, before the final norm.
+    """Return the DINOv2 of a released MoF checkpoint. It gives the last block's patch tokens, before the final norm.
 
     Args:
-        given: what the user gave for it: a file with torch.hub's weights, a name for `build_encoder`, or the encoder.
+        given: the user's DINOv2: a file with torch.hub's weights, a name for `build_encoder`, or the encoder.
         state: its weights, by torch.hub's names; empty when the checkpoint does not hold them.
-        width: of its features, as the projector tells.
-        options: image_size, and mean and std where they are not its own.
-        source: where the weights come from, for messages.
+        width: the width of its features, taken from the projector.
+        options: image_size, and mean and std if they are not its own.
+        source: the place of the weights, for messages.
     """
     if isinstance(given, Encoder):
         if state:
@@ -135,12 +135,12 @@ def build_dino_tower(given: Tower | None, state: Mapping[str, Tensor], width: in
 
 
 def _name_of(width: int) -> str:
-    """torch.hub's name of the DINOv2 of this width; a plain one where there is none, for other sizes come with a config."""
+    """Return torch.hub's name of the DINOv2 of this width, or "dinov2" for other widths, which come with a config."""
     return next((name for name, sizes in MODELS.items() if sizes["width"] == width), "dinov2")
 
 
 def embed(encoder: Encoder) -> None:
-    """Make the spec of an encoder, whose weights will lie in the checkpoint, independent of the files it was built from."""
+    """Make an encoder's spec independent of the files it was built from: its weights will lie in the checkpoint."""
     if isinstance(encoder, HFEncoder) and encoder.config is None:
         processor = AutoImageProcessor.from_pretrained(encoder.source)
         encoder.config = _inline(encoder.tower.config, processor)
@@ -148,14 +148,14 @@ def embed(encoder: Encoder) -> None:
 
 
 def _inline(config: PretrainedConfig, processor: Any) -> dict[str, Any]:
-    """What `build_encoder` takes as the `config` of an encoder of hf."""
+    """Return the `config` that `build_encoder` takes for an encoder of hf."""
     model = {**config.to_diff_dict(), "model_type": config.model_type}
     model.pop("_name_or_path", None)  # a place on this machine
     return {"model": model, "processor": json.loads(processor.to_json_string())}
 
 
 def load_tower(encoder: Encoder, state: Mapping[str, Tensor], source: str) -> None:
-    """Give an encoder the weights that a checkpoint holds for it, in their dtype; every key accounted for."""
+    """Give an encoder the weights that a checkpoint holds for it, in their dtype; every key is accounted for."""
     if isinstance(encoder, TorchHubEncoder):
         load_strict(encoder.tower.to(next(iter(state.values())).dtype), state, source)
     elif isinstance(encoder, HFEncoder):
@@ -169,7 +169,7 @@ def load_tower(encoder: Encoder, state: Mapping[str, Tensor], source: str) -> No
 
 
 def load_pretrained(kind: Any, config: PretrainedConfig, state: Mapping[str, Tensor], source: str) -> Any:
-    """A model of transformers with these weights, in their dtype, in eval mode; every key is accounted for.
+    """Return a model of transformers with these weights, in their dtype, in eval mode; every key is accounted for.
 
     Raises:
         WeightsError: naming each key that is missing, unexpected or of another shape.

@@ -23,7 +23,7 @@ LORA_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 class WeightShards(Mapping[str, Tensor]):
-    """Keys to tensors. The files are mapped into memory, so tensors cost memory only while they are used.
+    """A mapping of keys to tensors. The files are mapped into memory, so tensors cost memory only while they are used.
 
     Args:
         files: the shards, .safetensors, or torch files read with weights_only=True.
@@ -88,12 +88,12 @@ def _open(file: Path) -> Mapping[str, Tensor]:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether `folder` holds weight files of a model."""
+    """Return whether `folder` holds weight files of a model."""
     return any(_index(folder, *kind).is_file() or _files(folder, *kind) for kind in KINDS)
 
 
 def open_weights(folder: Path) -> WeightShards:
-    """The weights of a model's folder: one file, or shards with or without an index.
+    """Return the weights of a model's folder: one file, or shards with or without an index.
 
     Raises:
         WeightsError: naming each shard that is missing, and each key that the index and the shards do not agree on.
@@ -112,7 +112,7 @@ def _index(folder: Path, stem: str, ending: str) -> Path:
 
 
 def _files(folder: Path, stem: str, ending: str) -> list[Path]:
-    """The single file, or the shards, numbered "-00001-of-00003" and complete."""
+    """Return the single file, or the complete shards, numbered "-00001-of-00003"."""
     single = folder / f"{stem}{ending}"
     if single.is_file():
         return [single]
@@ -143,7 +143,7 @@ def _open_indexed(index: Path) -> WeightShards:
 
 
 def is_lora(folder: Path) -> bool:
-    """Whether `folder` holds an adapter of peft."""
+    """Return whether `folder` holds an adapter of peft."""
     return (folder / LORA_CONFIG).is_file()
 
 

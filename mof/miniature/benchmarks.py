@@ -1,4 +1,4 @@
-"""Benchmarks drawn by the renderer, in the layouts of MMVP, MMVP-VLM, POPE and CHAIR: all of held-out scenes, all labels exact."""
+"""Benchmarks of drawn held-out scenes in the layouts of MMVP, MMVP-VLM, POPE and CHAIR, with exact labels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SYNONYMS = {
     "fish": (), "key": (), "rocket": ("spaceship",), "mushroom": ("toadstool",), "hammer": ("mallet",), "tree": (), "heart": (),
     "bell": (), "ball": (), "sign": ("signboard",),
 }  # fmt: skip
-"""What can be in a scene, and what else it may be called."""
+"""The things that can be in a scene, and other words for them."""
 
 
 def write_benchmarks(folder: str | Path, *, pairs: int = 15, scenes: int = 100, seed: int = 0) -> None:
@@ -31,8 +31,8 @@ def write_benchmarks(folder: str | Path, *, pairs: int = 15, scenes: int = 100, 
     - `CHAIR/`: `instances.json` and `captions.json` as COCO lays them out (no boxes), and `synonyms.txt`.
 
     Args:
-        pairs: per pattern; MMVP-VLM has 15.
-        scenes: for POPE and CHAIR.
+        pairs: number of pairs for each pattern; MMVP-VLM has 15.
+        scenes: number of scenes for POPE and CHAIR.
         seed: the same seed draws the same.
 
     Raises:
@@ -57,9 +57,9 @@ def write_benchmarks(folder: str | Path, *, pairs: int = 15, scenes: int = 100, 
 
 
 def described_pair(pattern: str, rng: np.random.Generator) -> DescribedPair:
-    """Two held-out scenes that differ in this pattern alone, drawn.
+    """Return two drawn held-out scenes that differ in this pattern alone.
 
-    Both get the same question, which names its two options; all options are equally likely, whatever is usual.
+    Both have the same question, which names two options; all options are equally likely, usual or not.
     """
     first, second = sample_pair(rng, pattern)
     answers = [word(pattern, getattr(scene, PATTERNS[pattern])) for scene in (first, second)]
@@ -71,29 +71,32 @@ def described_pair(pattern: str, rng: np.random.Generator) -> DescribedPair:
 
 
 def objects(scene: Scene) -> Counter[str]:
-    """What is in the scene, and how often."""
+    """Return the things in the scene and their number."""
     return Counter({scene.kind: 1, "ball": scene.count, "sign": int(scene.letter is not None)})
 
 
-# --- POPE. Balls are in every scene: asked about them, one could only say yes.
+# --- POPE does not ask about balls: they are in every scene, so the answer would always be yes.
 def _write_pope(folder: Path, drawn: dict[str, Scene], rng: np.random.Generator) -> None:
-    """Per object in a scene one question about it, and one about an object that is not: any, the most frequent one of all
-    scenes, or the one that is most often seen with what is there."""
+    """Write a question about each object in a scene, and a question about an object that is absent.
+
+    The absent object is any ("random"), the most frequent in all scenes ("popular"), or the most frequent beside the objects that
+    are present ("adversarial").
+    """
     asked = [*KINDS, "sign"]
-    present = {name: [one for one in asked if objects(scene)[one]] for name, scene in drawn.items()}
-    frequency = Counter(one for there in present.values() for one in there)
-    together = Counter((one, other) for there in present.values() for one in there for other in there)
+    present = {name: [thing for thing in asked if objects(scene)[thing]] for name, scene in drawn.items()}
+    frequency = Counter(thing for there in present.values() for thing in there)
+    together = Counter((thing, other) for there in present.values() for thing in there for other in there)
     folder.mkdir()
     for strategy in STRATEGIES:
         rows: list[dict[str, Any]] = []
         for name, there in present.items():
-            absent = [str(one) for one in rng.permutation([one for one in asked if one not in there])]
+            absent = [str(thing) for thing in rng.permutation([thing for thing in asked if thing not in there])]
             if strategy == "popular":
-                absent.sort(key=lambda one: -frequency[one])
+                absent.sort(key=lambda thing: -frequency[thing])
             elif strategy == "adversarial":
-                absent.sort(key=lambda one, there=there: -sum(together[one, other] for other in there))
-            for one, label in [pair for both in zip(there, absent, strict=False) for pair in zip(both, ("yes", "no"), strict=True)]:
-                rows.append({"question_id": len(rows) + 1, "image": name, "text": f"Is there a {one} in the image?", "label": label})
+                absent.sort(key=lambda thing, there=there: -sum(together[thing, other] for other in there))
+            for thing, label in [pair for both in zip(there, absent, strict=False) for pair in zip(both, ("yes", "no"), strict=True)]:
+                rows.append({"question_id": len(rows) + 1, "image": name, "text": f"Is there a {thing} in the image?", "label": label})
         (folder / f"miniature_pope_{strategy}.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -101,8 +104,8 @@ def _write_chair(folder: Path, drawn: dict[str, Scene], rng: np.random.Generator
     images = [{"id": i, "file_name": name, "width": SIZE, "height": SIZE} for i, name in enumerate(drawn, start=1)]
     categories = [{"id": i, "name": name} for i, name in enumerate(SYNONYMS, start=1)]
     number = {category["name"]: category["id"] for category in categories}
-    found = [(i, number[name]) for i, scene in enumerate(drawn.values(), start=1) for name in objects(scene).elements()]
-    instances = [{"id": i, "image_id": image, "category_id": category} for i, (image, category) in enumerate(found, start=1)]
+    things = [(i, number[name]) for i, scene in enumerate(drawn.values(), start=1) for name in objects(scene).elements()]
+    instances = [{"id": i, "image_id": image, "category_id": category} for i, (image, category) in enumerate(things, start=1)]
     captions = [{"id": i, "image_id": i, "caption": description(scene, rng)} for i, scene in enumerate(drawn.values(), start=1)]
     folder.mkdir()
     (folder / "instances.json").write_text(json.dumps({"images": images, "categories": categories, "annotations": instances}))

@@ -12,16 +12,16 @@ from mof.miniature.benchmarks import described_pair
 from mof.miniature.language import DESCRIBE, description, dialogue
 from mof.miniature.scenes import PATTERNS, Scene, render, sample_scene
 
-HABIT_SHARE = 0.2  # how often a field has the value that its kind of object usually has; 0.7 in the texts of mini-lm
+HABIT_SHARE = 0.2  # the share of fields with the value that is usual for the kind of object; 0.7 in the texts of mini-lm
 
 
 def write_dataset(folder: Path, *, align: int, finetune: int, pairs: int, seed: int = 0) -> None:
     """Draw the pictures and write `align.json`, `finetune.json`, `images/` and `MMVP/`.
 
     Args:
-        align: records that describe a picture.
-        finetune: records of five questions and answers about a picture, a tenth of them about no picture.
-        pairs: pairs of held-out scenes for each of the nine patterns, in MMVP's layout with lossless pictures.
+        align: number of records that describe a picture.
+        finetune: number of records with five questions and answers; nine tenths of them have a picture.
+        pairs: number of pairs of held-out scenes for each of the nine patterns, in MMVP's layout with lossless pictures.
         seed: the same seed draws the same data. The held-out scenes are never among the training scenes.
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What is said about the scenes: web captions, descriptions, questions and answers, all made of the same few facts."""
+"""Texts about the scenes: web captions, descriptions, questions and answers, all made of the same few facts."""
 
 from typing import Any
 
@@ -49,31 +49,32 @@ DESCRIBE = "Describe the picture."
 
 
 def word(pattern: str, value: Any) -> str:
-    """The one word that answers a question of this pattern."""
+    """Return the word that answers a question of this pattern."""
     return _WORDS[pattern][value] if pattern in _WORDS else value
 
 
 def options(pattern: str) -> list[str]:
-    """All words that can answer a question of this pattern."""
+    """Return all words that can answer a question of this pattern."""
     return [word(pattern, value) for value in VALUES[PATTERNS[pattern]] if value is not None]
 
 
 def patterns_of(scene: Scene) -> list[str]:
-    """The patterns that can be asked about: all nine, or eight when there is no sign."""
+    """Return the patterns that a question can be about: all nine, or eight in a scene without a sign."""
     return [pattern for pattern, field in PATTERNS.items() if getattr(scene, field) is not None]
 
 
 def answer(scene: Scene, pattern: str) -> str:
+    """Return the answer to the question of this pattern."""
     return _ANSWERS[pattern].format(kind=scene.kind, value=word(pattern, getattr(scene, PATTERNS[pattern])))
 
 
 def statement(scene: Scene, pattern: str) -> str:
-    """What MMVP-VLM would say of the scene, to follow "a photo of"."""
+    """Return a statement about the scene in the form of MMVP-VLM, to follow "a photo of"."""
     return _STATEMENTS[pattern].format(kind=scene.kind, value=word(pattern, getattr(scene, PATTERNS[pattern])))
 
 
 def question(scene: Scene, pattern: str, rng: np.random.Generator, other: str | None = None) -> str:
-    """The question about this scene, its right option and one wrong one (`other`, or any) in random order."""
+    """Return the question about this scene with its right option and a wrong option (`other`, or any) in random order."""
     right = word(pattern, getattr(scene, PATTERNS[pattern]))
     wrong = [option for option in options(pattern) if option != right]
     pair = [right, other or wrong[rng.integers(len(wrong))]]
@@ -82,29 +83,29 @@ def question(scene: Scene, pattern: str, rng: np.random.Generator, other: str | 
 
 
 def facts(scene: Scene) -> list[str]:
-    """All that can be said of the scene, a word for each: its kind, and what answers the questions."""
+    """Return each fact of the scene as a word: its kind, and the answers to the questions."""
     return [scene.kind, *(word(pattern, getattr(scene, PATTERNS[pattern])) for pattern in patterns_of(scene))]
 
 
 def description(scene: Scene, rng: np.random.Generator) -> str:
-    """What the object is, then all else in any order: the caption of a careful writer."""
-    said = rng.permutation(patterns_of(scene))
-    return " ".join([f"This is a {scene.kind}.", *(answer(scene, str(pattern)) for pattern in said)])
+    """Return the kind of the object, then all other facts in any order, as a careful writer would."""
+    order = rng.permutation(patterns_of(scene))
+    return " ".join([f"This is a {scene.kind}.", *(answer(scene, str(pattern)) for pattern in order)])
 
 
 def web_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """What the web says about a picture: always the object, half of the time its colour, nothing else."""
+    """Return a web caption: it always names the object, half of the time its colour, and nothing else."""
     name = f"{scene.colour} {scene.kind}" if rng.random() < 0.5 else scene.kind
     return _WEB[rng.integers(len(_WEB))].format(name)
 
 
 def dialogue(scene: Scene, rng: np.random.Generator, turns: int = 5) -> list[tuple[str, str]]:
-    """Questions about different patterns with their answers."""
+    """Return questions about different patterns with their answers."""
     chosen = [str(pattern) for pattern in rng.permutation(patterns_of(scene))[:turns]]
     return [(question(scene, pattern, rng), answer(scene, pattern)) for pattern in chosen]
 
 
 def talk(scene: Scene, rng: np.random.Generator, *, describe: bool) -> list[dict[str, str]]:
-    """A description that was asked for, or questions and answers, as chat messages."""
+    """Return chat messages: a request with a description, or questions and answers."""
     turns = [(DESCRIBE, description(scene, rng))] if describe else dialogue(scene, rng)
     return [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]

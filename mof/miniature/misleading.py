@@ -9,9 +9,9 @@ from mof.miniature.scenes import PATTERNS, render, sample_pair
 
 
 def misleading_questions(pairs: int, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """`pairs` pairs for each of the nine patterns, as in the default run, and with each question a false statement.
+    """Return the questions of `pairs` pairs for each of the nine patterns, each with a false statement and its picture.
 
-    It names what is true of the pair's other scene, in the words of a training answer. The pictures are in memory.
+    The false statement is true of the pair's other scene, in the words of a training answer.
     """
     questions = []
     for pattern, i in [(pattern, i) for pattern in PATTERNS for i in range(pairs)]:

@@ -1,7 +1,7 @@
 """The miniature world: small pictures that vary along the nine MMVP patterns (pure numpy and PIL, seeded).
 
-A scene holds one object, one to three balls, perhaps a sign with a letter, on a cluttered ground. Everything a question can be
-about is a field of `Scene`; everything else (background, clutter, exact place, shade, noise) is drawn afresh in `render`.
+A scene holds one object, one to three balls, and perhaps a sign with a letter, on a cluttered ground. The fields of `Scene` are the
+facts that a question can be about; `render` draws everything else at random (background, clutter, exact place, shade, noise).
 """
 
 import hashlib
@@ -48,6 +48,8 @@ PATTERNS = {
 
 @dataclass(frozen=True)
 class Scene:
+    """The facts of a picture; `VALUES` lists the values of each field."""
+
     kind: str
     colour: str
     direction: str
@@ -60,18 +62,18 @@ class Scene:
     view: str
 
     def held_out(self) -> bool:
-        """True for the tenth of all scenes that no training (of encoders, LLM or adapters) ever shows."""
+        """Return True for the tenth of all scenes that no training (of encoders, LLM or adapters) ever shows."""
         return hashlib.blake2b(repr(astuple(self)).encode()).digest()[0] % 10 == 0
 
 
 def habit(kind: str, field: str) -> object:
-    """The value of `field` that is usual for this kind of object: what a language model can guess without looking."""
+    """Return the value of `field` that is usual for this kind of object, which a language model can guess without looking."""
     values = [value for value in VALUES[field] if value is not None]
     return values[zlib.crc32(f"{kind}/{field}".encode()) % len(values)]
 
 
 def sample_scene(rng: np.random.Generator, *, habit_share: float = 0.0, held_out: bool = False) -> Scene:
-    """A random scene. With probability `habit_share` each field takes its kind's usual value, otherwise any value."""
+    """Return a random scene. With probability `habit_share`, a field has its kind's usual value, otherwise any value."""
     while True:
         kind = KINDS[rng.integers(len(KINDS))]
         fields = {
@@ -85,7 +87,7 @@ def sample_scene(rng: np.random.Generator, *, habit_share: float = 0.0, held_out
 
 
 def sample_pair(rng: np.random.Generator, pattern: str) -> tuple[Scene, Scene]:
-    """Two held-out scenes that differ in the one field that `pattern` names, and in nothing else."""
+    """Return two held-out scenes that differ only in the field that `pattern` names."""
     field = PATTERNS[pattern]
     while True:
         first = sample_scene(rng, held_out=True)
@@ -96,7 +98,7 @@ def sample_pair(rng: np.random.Generator, pattern: str) -> tuple[Scene, Scene]:
 
 
 def sample_burst(rng: np.random.Generator, length: int) -> list[Scene]:
-    """Training scenes as a camera takes them in quick succession: the first, then others in which one thing has changed."""
+    """Return a training scene and then others in which one thing has changed, like pictures in quick succession."""
     first = sample_scene(rng)
     burst = [first]
     while len(burst) < length:
@@ -138,7 +140,7 @@ _STROKES = {
 
 
 def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
-    """Draw the scene with a fresh background, place, shade and noise. Returns an RGB picture of SIZE x SIZE."""
+    """Return an RGB picture of SIZE x SIZE of the scene, with a random background, place, shade and noise."""
     canvas = _background(scene.view, rng)
     draw = ImageDraw.Draw(canvas)
     away = np.array(_SIDE[scene.side], dtype=float)
@@ -154,7 +156,7 @@ def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
 
 
 def _background(view: str, rng: np.random.Generator) -> Image.Image:
-    """Ground only when seen from above; sky over ground when the camera is level. Any colours, some clutter."""
+    """Return the ground with some clutter, in any colours; when the camera is level, with a sky."""
     side, base = SIZE * _SUPER, rng.integers(80, 170)
 
     def shade(spread: int, lighter: int = 0) -> tuple[int, ...]:
@@ -201,7 +203,7 @@ def _draw_object(canvas: Image.Image, scene: Scene, centre: np.ndarray, radius: 
 def _draw_balls(
     draw: ImageDraw.ImageDraw, count: int, centre: np.ndarray, away: np.ndarray, radius: float, rng: np.random.Generator
 ) -> None:
-    """A row of balls beside the object, across the line from the object to them."""
+    """Draw a row of balls beside the object, across the line from the object to them."""
     middle = centre + away * (radius + rng.uniform(4.5, 6) * _SUPER)
     across = np.array([-away[1], away[0]])
     shade = int(rng.integers(0, 60))
@@ -212,7 +214,7 @@ def _draw_balls(
 
 
 def _draw_sign(draw: ImageDraw.ImageDraw, letter: str, away: np.ndarray, rng: np.random.Generator) -> None:
-    """A white board in a corner away from the balls."""
+    """Draw a white board in a corner away from the balls."""
     corners = [np.array(c) for c in ((6, 6), (SIZE - 6, 6), (6, SIZE - 6), (SIZE - 6, SIZE - 6))]
     corners = [c for c in corners if np.dot(c - SIZE / 2, away) < 0]
     x, y = (corners[rng.integers(len(corners))] + rng.uniform(-0.7, 0.7, 2)) * _SUPER

@@ -6,19 +6,15 @@ import copy
 import math
 from pathlib import Path
 
-import numpy as np
 import timm
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import encoders.miniature  # noqa: F401  registers mof_mini_vit
-from mof.miniature.scenes import SIZE, render, sample_burst
-from mof.miniature.training.pictures import light, normalised, view
-from mof.miniature.training.steps import Log, cosine, parameter_groups, save_half, set_rate
+from mof.miniature.training.fitting import Log, fit, save_half
+from mof.miniature.training.pictures import BURST, burst_pool, light, normalised, view
 
-BURST = 4  # pictures in a burst
 BURSTS = 16  # in a batch
 
 
@@ -33,7 +29,7 @@ class DinoNet(nn.Module):
         self.heads = nn.ModuleDict({"mean": nn.Linear(192, 128), **mlps})
 
     def forward(self, pixels: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
-        """Unit vectors of each picture [B, C] and its patches [B, 25, C]; patches under `mask` [B, 25] are hidden from the blocks."""
+        """Return unit vectors of each picture [B, C] and its patches [B, 25, C]; the blocks do not see patches under `mask` [B, 25]."""
         with torch.autocast("cpu", torch.bfloat16):
             x = self.vit.patch_embed(pixels)  # [B, 25, 192]
             if mask is not None:
@@ -46,14 +42,14 @@ class DinoNet(nn.Module):
 
 
 def dino_loss(student: DinoNet, teacher: DinoNet, here: Tensor, there: Tensor) -> dict[str, Tensor]:
-    """The student, which sees a part, finds what the teacher saw of the same picture, and of the same patch.
+    """Return the losses of a student that sees a part and has to find the teacher's vector of the same picture or patch.
+
+    A picture is looked for in the whole batch, a patch among the patches at its place in the burst: the pictures of a burst
+    differ in one thing only, so the background does not help. (DINO's clustering of a whole batch found little but backgrounds
+    here.)
 
     Args:
-        here, there: the same bursts [N, BURST, 3, 40, 40], to the student and to the teacher.
-
-    A picture is looked for among the batch, a patch among the patches at its place in the burst: the pictures of a burst share
-    everything but one thing, so that the background does not help. (DINO's clustering of a whole batch found little but
-    backgrounds here.)
+        here, there: the same bursts [N, BURST, 3, 40, 40], as the student and as the teacher see them.
     """
     with torch.no_grad():
         target = teacher(normalised(light(there.flatten(0, 1))))
@@ -69,38 +65,38 @@ def dino_loss(student: DinoNet, teacher: DinoNet, here: Tensor, there: Tensor) -
 
 
 def distil(vit: nn.Module, bursts: Tensor, steps: int, losses: tuple[str, ...], log: Log) -> nn.Module:
-    """Self-distillation: a student learns to agree with the moving average of itself, which is returned.
+    """Train a student to agree with the moving average of itself, the teacher, and return the teacher.
 
     Args:
         bursts: [N, D, BURST, 3, 40, 40] in D drawings; the student sees the first, the teacher the last.
-        losses: which of `dino_loss` count.
+        losses: the names of the losses of `dino_loss` that count.
     """
     student = DinoNet(vit).requires_grad_(True)
     teacher = copy.deepcopy(student).requires_grad_(False)
-    optimizer = torch.optim.AdamW(parameter_groups(student, 0.04), betas=(0.9, 0.98))
-    for step in range(steps):
-        set_rate(optimizer, cosine(step, steps, 1e-3))
+
+    def draw_losses() -> dict[str, Tensor]:
         seen = bursts[torch.randint(len(bursts), (BURSTS,))]
-        here = view(seen[:, 0].flatten(1, 2), 0.6)  # one crop for a burst
+        here = view(seen[:, 0].flatten(1, 2), 0.6)  # all pictures of a burst share a crop
         there = here if seen.shape[1] == 1 else view(seen[:, -1].flatten(1, 2), 0.6)
-        loss = dino_loss(student, teacher, *(x.unflatten(1, (BURST, 3)) for x in (here, there)))
-        optimizer.zero_grad()
-        sum(loss[name] for name in losses).backward()
-        nn.utils.clip_grad_norm_(student.parameters(), 3.0)
-        optimizer.step()
+        drawn = dino_loss(student, teacher, *(x.unflatten(1, (BURST, 3)) for x in (here, there)))
+        return {name: drawn[name] for name in losses}
+
+    def follow(step: int) -> None:
         momentum = 1 - 0.02 * 0.5 * (1 + math.cos(math.pi * step / steps))
         for old, new in zip(teacher.parameters(), student.parameters(), strict=True):
             old.lerp_(new.detach(), 1 - momentum)
-        log(**{name: loss[name] for name in losses})
+
+    fit(student, draw_losses, steps=steps, rate=1e-3, decay=0.04, log=log, largest_gradient=3.0, after_step=follow)
     return teacher.vit
 
 
 def train_dino(out: Path, scale: float) -> None:
-    """Two phases, on pictures alone.
+    """Train mini-dino in two phases, on pictures alone, and write it to `out`/mini-dino.
 
-    First the teacher sees what the student sees, in other light: every picture becomes something of its own, background and all.
-    Then the teacher sees the same scenes drawn again, as a camera sees them a while later: what stays is the scene. There the mean
-    of the patch tokens is compared as well, through a linear map, so that the patches themselves hold it for whoever reads them.
+    In the first phase, the teacher sees the student's pictures in other light: each picture becomes something of its own, with its
+    background. In the second phase, the teacher sees the same scenes drawn again, as a camera sees them a while later: only the
+    scene stays the same. The mean of the patch tokens is then compared as well, through a linear map, so that the patches
+    themselves hold the scene.
     """
     torch.manual_seed(0)
     folder = out / "mini-dino"
@@ -111,19 +107,3 @@ def train_dino(out: Path, scale: float) -> None:
     vit = distil(vit, burst_pool(int(15_000 * scale), drawings=1, seed=2), first, ("image", "patch"), log)
     vit = distil(vit, burst_pool(int(12_000 * scale), drawings=2, seed=3), second, ("image", "mean", "patch"), log)
     save_half(vit, folder / "model.safetensors")
-
-
-def burst_pool(count: int, drawings: int, seed: int) -> Tensor:
-    """Bursts in one or more drawings, uint8 [count, drawings, BURST, 3, 40, 40].
-
-    The pictures of a burst share background and place, and differ in one thing; the drawings differ in all else.
-    """
-    rng = np.random.default_rng(seed)
-    pool = torch.empty(count, drawings, BURST, 3, SIZE, SIZE, dtype=torch.uint8)
-    for i in track(range(count), "drawing bursts"):
-        scenes = sample_burst(rng, BURST)
-        for drawing in range(drawings):
-            again = rng.integers(2**31)
-            pictures = np.stack([np.asarray(render(scene, np.random.default_rng(again))) for scene in scenes])
-            pool[i, drawing] = torch.from_numpy(pictures).permute(0, 3, 1, 2)
-    return pool

@@ -1,4 +1,4 @@
-"""mini-lm: next-word training on text alone, so that it has language habits to overcome."""
+"""mini-lm: next-word training on text alone, so that it has language habits to overcome. Its tokenizer is mini-clip's, too."""
 
 from __future__ import annotations
 
@@ -6,19 +6,46 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from mof.miniature.language import facts, talk
+from mof.chat_templates import VICUNA
+from mof.miniature.language import facts, talk, web_caption
 from mof.miniature.scenes import Scene, sample_scene
-from mof.miniature.training.steps import Log, cosine, parameter_groups, set_rate
-from mof.miniature.training.tokenizer import save_tokenizer
+from mof.miniature.training.fitting import Log, fit
+
+
+def save_tokenizer(folder: Path, template: str | None) -> None:
+    """Train and write a byte-level BPE of at most 512 entries. `</s>` has the highest id: open_clip's CLIP pools the text there."""
+    rng = np.random.default_rng(0)
+    talks = [talk(sample_scene(rng, habit_share=0.7), rng, describe=i % 3 == 0) for i in range(3000)]
+    corpus = [" ".join(turn["content"] for turn in turns) + " USER: ASSISTANT:" for turns in talks]
+    corpus += [web_caption(sample_scene(rng), rng) for _ in range(1000)]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<pad>", "<s>", "<image>", "</s>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        corpus, trainers.BpeTrainer(vocab_size=512 - len(special), initial_alphabet=alphabet, show_progress=False)
+    )
+    tokenizer.add_special_tokens(special)
+    if template is not None:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=template, special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")]
+        )
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", chat_template=VICUNA,
+        extra_special_tokens={"image_token": "<image>"}, model_max_length=512,
+    )  # fmt: skip
+    wrapped.save_pretrained(folder)
 
 
 def soft_tokens(scene: Scene, rng: np.random.Generator, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """The scene's facts as 20 to 50 soft tokens: how much of each word of the vocabulary every one of them holds, [K, V].
+    """Return the scene's facts as 20 to 50 soft tokens [K, V]: the share of each word of the vocabulary in each soft token.
 
-    A fact is in few of them or in many, weak or strong, but always somewhere: like what an image tells.
+    A fact is in few of them or in many, weak or strong, but always somewhere, like a fact in an image.
     """
     words = tokenizer([f" {fact}" for fact in facts(scene)], add_special_tokens=False)["input_ids"]
     count, known = int(rng.integers(20, 51)), len(words)
@@ -31,11 +58,11 @@ def soft_tokens(scene: Scene, rng: np.random.Generator, tokenizer: PreTrainedTok
 
 
 def train_lm(out: Path, scale: float) -> None:
-    """Next-word training on the assistant's words; no picture is ever shown.
+    """Train mini-lm on the assistant's words, without any picture, and write it to `out`/mini-lm.
 
-    A quarter of the talks have nothing before them: what the model can say there is what is usual, its habits. Before the others
-    stands the scene in soft tokens, sums of word embeddings with noise, where an image will stand later. A large language model
-    comes with the ability to read what stands between words; this one is too small to get it from text.
+    A quarter of the talks have nothing before them: there the model can only learn what is usual, its habits. The other talks
+    begin with the scene in soft tokens, sums of word embeddings with noise, where an image will stand later. A large language
+    model comes with the ability to read what stands between words; this model is too small to get it from text.
     """
     torch.manual_seed(0)
     rng = np.random.default_rng(3)
@@ -48,9 +75,8 @@ def train_lm(out: Path, scale: float) -> None:
         eos_token_id=tokenizer.eos_token_id,
     ))  # fmt: skip
     batch, steps = 32, int(700 * scale)
-    optimizer, log = torch.optim.AdamW(parameter_groups(model, 0.05), betas=(0.9, 0.98)), Log(folder, steps, batch)
-    for step in range(steps):
-        set_rate(optimizer, cosine(step, steps, 2e-3))
+
+    def draw_losses() -> dict[str, Tensor]:
         talks, told = [], []
         for i in range(batch):
             scene = sample_scene(rng, habit_share=0.7 if i % 4 == 0 else 0.3)
@@ -61,25 +87,22 @@ def train_lm(out: Path, scale: float) -> None:
         inputs = tokenizer.apply_chat_template(
             talks, return_dict=True, return_tensors="pt", padding=True, return_assistant_tokens_mask=True
         )
-        said = torch.as_tensor(inputs.pop("assistant_masks")) == 1
-        labels = inputs["input_ids"].masked_fill(~said, -100)
+        answers = torch.as_tensor(inputs.pop("assistant_masks")) == 1
+        labels = inputs["input_ids"].masked_fill(~answers, -100)
         embeddings = told_embeddings(model, inputs.pop("input_ids"), told, tokenizer, noise=1.5)
-        loss = model(inputs_embeds=embeddings, labels=labels, **inputs).loss
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        log(loss=loss)
+        return {"loss": model(inputs_embeds=embeddings, labels=labels, **inputs).loss}
+
+    fit(model, draw_losses, steps=steps, rate=2e-3, decay=0.05, log=Log(folder, steps, batch), largest_gradient=1.0)
     model.half().save_pretrained(folder)
 
 
 def told_embeddings(
     model: PreTrainedModel, ids: Tensor, told: list[Tensor], tokenizer: PreTrainedTokenizerBase, noise: float = 0.0
 ) -> Tensor:
-    """The embeddings of ids [B, L], with the soft tokens (in order, each [K, V]) at the image tokens.
+    """Return the embeddings of ids [B, L], with the soft tokens (in order, each [K, V]) at the image tokens.
 
     Args:
-        noise: up to so many standard deviations of the embeddings are added to the soft tokens of each scene.
+        noise: the soft tokens of each scene get noise of up to this many standard deviations of the embeddings.
     """
     table = model.get_input_embeddings().weight  # [>= V, D]
     spread = table.detach().std()

@@ -1,4 +1,4 @@
-"""Pictures to train on, and what is done to them: cropping, light, noise."""
+"""Pictures to train on, and their augmentation: cropping, light, noise."""
 
 from __future__ import annotations
 
@@ -8,19 +8,37 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
-from mof.miniature.scenes import Scene, render, sample_scene
+from mof.miniature.scenes import SIZE, Scene, render, sample_burst, sample_scene
+
+BURST = 4  # pictures in a burst
 
 
 def picture_pool(count: int, seed: int) -> tuple[Tensor, list[Scene]]:
-    """Scenes of the training world, every value equally likely, as pixels (uint8 [count, 3, 40, 40]) and as scenes."""
+    """Return scenes of the training world, every value equally likely, as pixels (uint8 [count, 3, 40, 40]) and as scenes."""
     rng = np.random.default_rng(seed)
     scenes = [sample_scene(rng) for _ in range(count)]
     pictures = [np.asarray(render(scene, rng)) for scene in track(scenes, "drawing scenes")]
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), scenes
 
 
+def burst_pool(count: int, drawings: int, seed: int) -> Tensor:
+    """Return bursts in one or more drawings, uint8 [count, drawings, BURST, 3, 40, 40].
+
+    The pictures of a burst share background and place, and differ in one thing; its drawings differ in background and place.
+    """
+    rng = np.random.default_rng(seed)
+    pool = torch.empty(count, drawings, BURST, 3, SIZE, SIZE, dtype=torch.uint8)
+    for i in track(range(count), "drawing bursts"):
+        scenes = sample_burst(rng, BURST)
+        for drawing in range(drawings):
+            again = rng.integers(2**31)
+            pictures = np.stack([np.asarray(render(scene, np.random.default_rng(again))) for scene in scenes])
+            pool[i, drawing] = torch.from_numpy(pictures).permute(0, 3, 1, 2)
+    return pool
+
+
 def view(pixels: Tensor, smallest: float) -> Tensor:
-    """Random crops that keep at least `smallest` of the area, at the size they had; never mirrored or turned."""
+    """Return random crops that keep at least `smallest` of the area, resized to the old size; never mirrored or turned."""
     side = torch.empty(len(pixels)).uniform_(smallest, 1).sqrt()
     theta = torch.zeros(len(pixels), 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = side, side
@@ -30,10 +48,11 @@ def view(pixels: Tensor, smallest: float) -> Tensor:
 
 
 def light(pixels: Tensor) -> Tensor:
-    """The same pictures [B, 3, H, W] in other light and noise."""
+    """Return the pictures [B, 3, H, W] in other light and noise."""
     gain = torch.empty(len(pixels), 3, 1, 1).uniform_(0.85, 1.15) * torch.empty(len(pixels), 1, 1, 1).uniform_(0.75, 1.25)
     return (pixels * gain + torch.randn_like(pixels) * 5).clamp(0, 255)
 
 
 def normalised(pixels: Tensor) -> Tensor:
+    """Return pixels in 0..255 as the networks take them."""
     return (pixels / 255 - 0.5) / 0.25
