@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from encoders.package_weights import package_file
+from encoders.backends.package import package_file
 
 MINI_LM = Path(__file__).parent / "miniature" / "weights" / "mini-lm"
 
