@@ -28,8 +28,8 @@ from rich.table import Table
 from encoders import Encoder, build_encoder
 from mof import blind_pairs
 from mof.miniature.scenes import PATTERNS, VALUES, Scene, render, sample_scene
-from mof.pairs.pair_table import BlindPairs
 from mof.pairs.gallery import SHOWN, Gallery
+from mof.pairs.pair_table import BlindPairs
 from mof.pairs.similarity_sample import sample_similarities
 
 # Shapes: N scenes, F = 10 fields of a scene, E width of an embedding, M pairs.
