@@ -1,4 +1,4 @@
-"""One page that shows what was scored: how VIG is distributed, which words the image tells, and the samples at both ends."""
+"""One page about the scores: the distribution of VIG, the words that the image tells, and the samples at both ends."""
 
 from vig.report.page import write_report
 
