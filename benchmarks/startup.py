@@ -1,6 +1,6 @@
 """How long the command line takes to start, beside `import torch` in the same environment.
 
-    python benchmarks/startup.py
+python benchmarks/startup.py
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ class LateGroup(TyperGroup):
         """Return name, command and arguments, in which old spellings of options are replaced, with a note on stderr."""
         name, command, rest = super().resolve_command(ctx, args)
         known = {spelling for parameter in (command.params if command else ()) for spelling in parameter.opts}
-        for i, argument in enumerate(rest):
+        for i, argument in enumerate(rest[: rest.index("--")] if "--" in rest else rest):
             option, equals, value = argument.partition("=")
             new = OLD_SPELLINGS.get(option)
             if new in known and option not in known:
