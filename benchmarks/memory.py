@@ -1,15 +1,15 @@
-"""The memory of this process (Linux): what is resident now, and the most that it was."""
+"""The memory of this process (Linux): resident now, and at most."""
 
 
 def resident() -> float:
-    """GB in memory now; the peak starts again from here."""
+    """The GB in memory now. The peak is counted again from here."""
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
     return _status("VmRSS")
 
 
 def peak() -> float:
-    """GB at most since `resident` was last called."""
+    """The most GB in memory since the last call of `resident`."""
     return _status("VmHWM")
 
 

@@ -5,11 +5,11 @@
 
 A LLaVA with a Llama of 8 layers, 512 wide, and a thin frozen vision tower; batches of 4 records with 576 image tokens each,
 12 % of the tokens are answers, 4.5 % are selected and have a loss. A step is forward, backward, clipping and AdamW. Times are
-the least of --repeats, taken in turn in one process with the same model and optimizer. Peak memory is that of forward and backward
-beyond weights, gradients and optimizer state (as in the second batch of an accumulated step), in a process for each way (Linux): of
-the whole model, and of the output head and the loss alone, which is all that a trainer can change. The overhead compares whole
-`train()` calls, per step, with a bare loop over the same batches and the same loss. Ratios are what to read: absolute times mean
-little on shared cores.
+the shortest of --repeats, taken in turn in one process with the same model and optimizer. Peak memory is that of forward and
+backward beyond weights, gradients and optimizer state (as in the second batch of an accumulated step), in a process for each way
+(Linux). It is measured for the whole model, and for the output head and the loss alone, the only parts that a trainer can change.
+The overhead compares whole `train()` calls, per step, with a bare loop over the same batches and the same loss. Read the ratios:
+absolute times mean little on shared cores.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from vig import SelectiveTrainer
 from vig.training.trainer import SupervisedPass
 
 IMAGE_TOKENS, TEXT_TOKENS, BATCH = 576, 80, 4
-TOKENS = IMAGE_TOKENS + TEXT_TOKENS  # of a record; of which 12 % are answers
+TOKENS = IMAGE_TOKENS + TEXT_TOKENS  # of a record; 12 % of them are answers
 SELECTED = 0.045
 
 Batch = dict[str, torch.Tensor]
@@ -80,7 +80,7 @@ def collate(records: list[Batch]) -> Batch:
 
 
 class Processor:
-    """SelectiveTrainer asks for one; the records here are tokens already."""
+    """SelectiveTrainer asks for a processor, but the records here are tokens already."""
 
 
 def build_trainer(kind: type[Trainer], model: LlavaForConditionalGeneration, records: list[Batch], **options: object) -> Trainer:
@@ -99,7 +99,7 @@ def build_optimizer(model: LlavaForConditionalGeneration) -> torch.optim.Optimiz
 
 
 def step(trainer: Trainer, optimizer: torch.optim.Optimizer, batch: Batch) -> tuple[float, float, float]:
-    """One step of the trainer's own code on one batch: its loss, seconds of forward and backward, and of all."""
+    """Run a step of the trainer's own code on a batch: its loss, seconds of forward and backward, and seconds of all."""
     start = time.perf_counter()
     count = (batch["labels"] != -100).sum()
     loss = trainer.training_step(trainer.model, dict(batch), count)
@@ -115,7 +115,7 @@ PARTS = WHOLE, CHECKPOINTED, HEAD = "all activations", "checkpointed layers", "h
 
 
 def compare_steps(vocabulary: int, repeats: int) -> dict[str, list[float]]:
-    """Least seconds of forward and backward, and of a step, by trainer."""
+    """The shortest seconds of forward and backward, and of a step, by trainer."""
     model, records = build_model(vocabulary), build_records(vocabulary, BATCH)
     optimizer, batch = build_optimizer(model), collate(records)
     trainers = {name: build_trainer(kind, model, records) for name, kind in KINDS.items()}
@@ -139,7 +139,7 @@ class StepTimes(TrainerCallback):
 
 
 def compare_loops(vocabulary: int, repeats: int, steps: int = 4) -> dict[str, float]:
-    """Least seconds per step, from one step's end to the next, of `train()` and of a loop with nothing but the step."""
+    """The shortest seconds per step, from the end of a step to the next, of `train()` and of a loop with nothing but the step."""
     model, records = build_model(vocabulary), build_records(vocabulary, BATCH * steps)
     optimizer = build_optimizer(model)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
@@ -178,7 +178,7 @@ def _differences(ends: list[float]) -> list[float]:
 
 
 def peak_memory(name: str, vocabulary: int, part: str) -> tuple[float, float]:
-    """GB of forward and backward beyond what was there before, and in all, in this process (Linux)."""
+    """The GB of forward and backward beyond the memory before, and in all, in this process (Linux)."""
     model, records = build_model(vocabulary), build_records(vocabulary, BATCH)
     if part == CHECKPOINTED:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -202,7 +202,7 @@ def peak_memory(name: str, vocabulary: int, part: str) -> tuple[float, float]:
 
 
 def head_loss(name: str, model: LlavaForConditionalGeneration, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """What the trainer called `name` makes of the last layer's output."""
+    """The loss that the trainer called `name` makes of the last layer's output."""
     head = model.get_output_embeddings()
     if name == "Trainer":
         return model.loss_function(head(hidden), labels, vocab_size=model.config.text_config.vocab_size)

@@ -4,11 +4,11 @@
     python benchmarks/vig_scoring.py --vocabularies 32000 --repeats 1
 
 A LLaVA with a Llama of 8 layers, 512 wide, and a thin vision tower: 576 image tokens, three records per image, 12 % of a
-record's tokens are answers. Both ways start from the same records as tokens and pixels (reading them is no part of either) and
-give the VIG of every answer token; the plain way takes 8 records at a time, ours the default number of tokens and, as in every
-run, the comparison of one record with a plain forward pass at the start. Times are the
-least of --repeats, taken in turn in one process; peak memory beyond the model and the records is that of a process for each way
-(Linux). Ratios are what to read: absolute times mean little on shared cores.
+record's tokens are answers. Both ways start from the same records as tokens and pixels (reading them is not measured) and give the
+VIG of every answer token. The plain way takes 8 records at a time. Our way takes the default number of tokens; at the start, as in
+every run, it compares a record with a plain forward pass. Times are the shortest of --repeats, taken in turn in one process. Peak
+memory beyond the model and the records is measured in a process for each way (Linux). Read the ratios: absolute times mean little
+on shared cores.
 """
 
 import argparse
@@ -61,32 +61,32 @@ def build_pairs(vocabulary: int) -> list[Pair]:
             answers = round(ANSWERS * total)
             ids = torch.tensor([*system, *[5] * IMAGE_TOKENS, *rng.integers(10, vocabulary, total - start).tolist()])
             mask = torch.arange(total) >= total - answers
-            clean, null = (Example(f"{image}-{index}", ids, mask, {"pixel_values": one}) for one in pixels)
+            clean, null = (Example(f"{image}-{index}", ids, mask, {"pixel_values": image}) for image in pixels)
             pairs.append(Pair(clean.id, "", clean, null, np.array([], dtype=np.int64), str(image), start))
     return [pairs[i] for i in rng.permutation(len(pairs))]
 
 
 def plain(model: LlavaForConditionalGeneration, pairs: list[Pair]) -> dict[str, np.ndarray]:
-    """Two forward passes per batch with logits of all positions, in the records' order."""
+    """The token VIGs from two forward passes per batch with logits of all positions, in the records' order."""
     result = {}
     for start in range(0, len(pairs), BATCH):
-        some = pairs[start : start + BATCH]
+        taken = pairs[start : start + BATCH]
         losses = []
-        for examples in ([pair.clean for pair in some], [pair.null for pair in some]):
+        for examples in ([pair.clean for pair in taken], [pair.null for pair in taken]):
             batch = collate(examples, 0)
             labels = batch.pop("labels")
             with torch.no_grad():
                 logits = model(**batch, use_cache=False).logits.float()
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100, reduction="none")
-            losses.append(loss.view(len(some), -1))
-        for row, pair in enumerate(some):
+            losses.append(loss.view(len(taken), -1))
+        for row, pair in enumerate(taken):
             answers = labels[row, 1:] != -100
             result[pair.id] = (losses[1] - losses[0])[row, answers].numpy()
     return result
 
 
 def ours(model: LlavaForConditionalGeneration, pairs: list[Pair], batch_tokens: int = 16384) -> dict[str, np.ndarray]:
-    """As `vig.score` does it."""
+    """The token VIGs as `vig.score` computes them."""
     result = {}
     losses = AnswerLosses(model, 0)
     for batch in make_batches(pairs, batch_tokens, 64):
@@ -105,7 +105,7 @@ METHODS = {"two plain forwards": plain, "vig.score": ours}
 
 
 def peak_memory(method: str, vocabulary: int) -> float:
-    """GB beyond model and records, in this process (Linux)."""
+    """The GB beyond model and records, in this process (Linux)."""
     model, pairs = build_model(vocabulary), build_pairs(vocabulary)
     METHODS[method](model, pairs[:1])  # thread pools, workspaces
     before = resident()
@@ -125,13 +125,13 @@ def main() -> None:
         return
     for vocabulary in arguments.vocabularies:
         model, pairs = build_model(vocabulary), build_pairs(vocabulary)
-        least, found = dict.fromkeys(METHODS, float("inf")), {}
+        least, results = dict.fromkeys(METHODS, float("inf")), {}
         for _ in range(arguments.repeats):
             for name, method in METHODS.items():
                 start = time.perf_counter()
-                found[name] = method(model, pairs)
+                results[name] = method(model, pairs)
                 least[name] = min(least[name], time.perf_counter() - start)
-        reference, fast = found.values()
+        reference, fast = results.values()
         apart = max(float(np.abs(fast[id] - reference[id]).max()) for id in reference)
         memory = {}
         for name in METHODS:

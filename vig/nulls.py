@@ -1,8 +1,8 @@
-"""Null images: what the model sees in place of the image when VIG asks how much the image helped.
+"""Null images: the model sees them in place of the images when VIG asks how much the image helped.
 
-A null image has the size of the image it replaces, so that both branches of the score have the same tokens. It depends on
-nothing but that image (and the seed), so that all records on one image share their null image too. The exception is "drop",
-which leaves the image out of the conversation.
+A null image has the size of the image that it replaces, so both passes of the score have the same tokens. It depends only on that
+image (and the seed), so all records on an image share their null image too. The exception is "drop", which leaves the image out of
+the conversation.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _noise(image: Image.Image, rng: np.random.Generator, donors: Donors) -> Imag
 
 
 def _shuffle(image: Image.Image, rng: np.random.Generator, donors: Donors) -> Image.Image:
-    """Another record's image. Many records share an image, so one with the same pixels is drawn again."""
+    """The image of another record. Many records share an image, so the draw is repeated if the pixels are the same."""
     for _ in range(100 if donors else 0):
         try:
             donor = read_image(donors[int(rng.integers(len(donors)))])
@@ -60,13 +60,13 @@ NULL_NAMES = (*NULLS, DROP)
 
 
 class NullImages:
-    """Makes the null images of one record after the other.
+    """Makes the null images of records.
 
     Args:
         null: a name in `NULL_NAMES`, or a function from an RGB image to an RGB image of the same size.
-        seed: with the image's pixels it seeds "noise" and "shuffle", so no score depends on the order of scoring.
-        donors: where "shuffle" draws from.
-        only_image: the index of the one image of each record that is replaced; None replaces all.
+        seed: it seeds "noise" and "shuffle", together with the image's pixels, so no score depends on the order of scoring.
+        donors: the images from which "shuffle" draws.
+        only_image: the index of the single image in each record that is replaced; None replaces all.
 
     Raises:
         ValueError: for an unknown name or a negative index.
@@ -87,14 +87,14 @@ class NullImages:
         self.drops = null == DROP
         self._make = _maker(null)
         self.description = _describe(null, donors, only_image)
-        """What the manifest of a run says about its null image."""
+        """The entry of a run's manifest about its null image."""
 
     def __call__(self, record_id: str, images: Sequence[Image.Image]) -> list[Image.Image]:
-        """The images of the record, in order, with null images in place of those to be replaced.
+        """The images of the record, in order, with null images in place of the images that are to be replaced.
 
         Raises:
             RecordError: for a record with fewer images than `only_image` asks for.
-            ValueError: for a null image of another size than its image.
+            ValueError: for a null image whose size is not the image's.
         """
         nulls = list(images)
         for index in self._replaced(record_id, len(images)):
@@ -109,7 +109,7 @@ class NullImages:
         return nulls
 
     def drop_from(self, record: Record) -> Record:
-        """The record without the images that are to be replaced. RecordError as above."""
+        """The record without the images that are to be replaced. RecordError for a record with too few images."""
         gone = self._replaced(record.id, len(record.images))
         places = iter(range(len(record.images)))
         messages = [
@@ -148,5 +148,5 @@ def _describe(null: str | Callable[[Image.Image], Image.Image], donors: Donors, 
 
 
 def pixel_digest(image: Image.Image) -> str:
-    """Of its size and pixels: equal for equal images."""
+    """The digest of an image's size and pixels: equal for equal images."""
     return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()

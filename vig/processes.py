@@ -28,11 +28,13 @@ class Processes:
     @classmethod
     def all(cls) -> Processes:
         """The processes that torchrun or accelerate started. All of them must call this. A process that is alone sets up nothing."""
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if not dist.is_initialized():
+            if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+                return cls()
+            PartialState(cpu=not torch.accelerator.is_available())  # starts the default group
+        if dist.get_world_size() == 1:
             return cls()
-        state = PartialState(cpu=not torch.accelerator.is_available())
-        group = dist.new_group(backend="gloo", timeout=timedelta(days=30))
-        return cls(state.process_index, state.num_processes, group)
+        return cls(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=timedelta(days=30)))
 
     def gather(self, value: T) -> list[T]:
         """The values that the processes give here, in the order of the processes, on all of them."""

@@ -1,4 +1,4 @@
-"""Models that save_pretrained wrote into a folder, any image-text-to-text model of transformers."""
+"""Loads models from folders that save_pretrained wrote: any image-text-to-text model of transformers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def load_network(folder: Path, **options: Any) -> PreTrainedModel:
 
 
 def load_processor(folder: Path) -> ProcessorMixin:
-    """ValueError for a folder without a model."""
+    """Load the processor of a saved model. ValueError for a folder without a model."""
     if not (folder / "config.json").is_file():  # or transformers takes a mistyped folder for a name on the hub
         raise ValueError(f"{folder} holds no config.json: expected a folder that save_pretrained wrote")
     for point in entry_points(group="mof.auto_classes"):
@@ -38,7 +38,7 @@ def load_processor(folder: Path) -> ProcessorMixin:
 
 
 def stored_images(model: PreTrainedModel, processor: ProcessorMixin, store: Path, blurred: bool = False) -> StoredImages:
-    """What `mof encode --model` wrote with this model's encoders. ValueError for models of others, and for another store."""
+    """The features that `mof encode --model` wrote with this model's encoders. ValueError for other models and other stores."""
     if model.config.model_type != "mof":
         raise ValueError(f"a feature store serves models of this library, not a {model.config.model_type} model")
     view = replace(processor.image_processor.view, blurred=blurred)
@@ -46,6 +46,6 @@ def stored_images(model: PreTrainedModel, processor: ProcessorMixin, store: Path
 
 
 def model_names(folders: Sequence[Path]) -> dict[str, Path]:
-    """By the name of the folder, or by the whole path where names are equal."""
+    """The folders by their names, or by their whole paths if names are equal."""
     alike = len({folder.name for folder in folders}) < len(folders)
     return {str(folder) if alike else folder.name: folder for folder in folders}

@@ -135,8 +135,8 @@ def test_from_the_command_line(tiny_model, tiny_processor, records, image_folder
         return outcome.output
 
     encode = ("encode", "--model", tmp_path / "model", "--images", image_folder, "--tokens", "int8", "--device", "cpu")
-    mof(*encode, "--out", tmp_path / "features")
-    mof(*encode, "--blurred", "--out", tmp_path / "blurred")
-    common = ("vig", "score", "--model", tmp_path / "model", "--records", tmp_path / "records.json", "--image-folder", image_folder)
+    mof(*encode, "--output", tmp_path / "features")
+    mof(*encode, "--blurred", "--output", tmp_path / "blurred")
+    common = ("vig", "score", "--model", tmp_path / "model", "--records", tmp_path / "records.json", "--images", image_folder)
     features = ("--features", tmp_path / "features", "--blurred-features", tmp_path / "blurred")
-    assert f"{len(records)} of {len(records)} records scored" in mof(*common, "--output-dir", tmp_path / "scores", *features)
+    assert f"{len(records)} of {len(records)} records scored" in mof(*common, "--output", tmp_path / "scores", *features)

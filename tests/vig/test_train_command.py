@@ -64,7 +64,7 @@ def one_thread():
 
 
 def arguments(folder: Path, out: Path, *more: object, **changes: object) -> list[str]:
-    given = {"model": folder / "model", "records": folder / "records.json", "image-folder": folder / "images", "output-dir": out, **changes}
+    given = {"model": folder / "model", "records": folder / "records.json", "images": folder / "images", "output": out, **changes}
     options = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
     return [str(word) for word in ("train", *options, "--set", "dataloader_num_workers=0", *more)]
 
@@ -103,7 +103,7 @@ def by_hand(folder: Path, out: Path, kind: type[Trainer], records: list, args: T
 def select(folder: Path, tmp_path: Path, *more: str) -> Path:
     inputs = ("--records", folder / "records.json")
     if not (folder / "scores").exists():
-        score = ("vig", "score", "--model", folder / "model", "--image-folder", folder / "images", "--output-dir", folder / "scores")
+        score = ("vig", "score", "--model", folder / "model", "--images", folder / "images", "--output", folder / "scores")
         assert run(*score, *inputs).exit_code == 0
     result = run("vig", "select", "--scores", folder / "scores", *inputs, *more, "--output", tmp_path / "selected.json")
     assert result.exit_code == 0, result.output
@@ -123,8 +123,8 @@ def test_from_scores_to_a_model_that_chats_and_is_scored(folder, tmp_path) -> No
     assert all(torch.equal(before[name], after[name]) == ("vision_tower" in name) for name in before if "lm_head" not in name)
     chat = ("chat", "--model", tmp_path / "tuned", "--image", folder / "images/0.png", "--max-new-tokens", "3", "What is it?")
     assert run(*chat).exit_code == 0
-    score = ("vig", "score", "--model", tmp_path / "tuned", "--records", selected, "--image-folder", folder / "images")
-    assert run(*score, "--output-dir", tmp_path / "scores").exit_code == 0
+    score = ("vig", "score", "--model", tmp_path / "tuned", "--records", selected, "--images", folder / "images")
+    assert run(*score, "--output", tmp_path / "scores").exit_code == 0
     assert len(load_scores(tmp_path / "scores")) == 4
 
 
@@ -297,7 +297,7 @@ def test_a_model_of_this_library_on_stored_features(tiny_model, tiny_processor, 
     tiny_model.save_pretrained(tmp_path / "model")
     tiny_processor.save_pretrained(tmp_path / "model")
     encode = ("encode", "--model", tmp_path / "model", "--images", folder / "images", "--tokens", "float16", "--device", "cpu")
-    assert run(*encode, "--out", tmp_path / "features").exit_code == 0
+    assert run(*encode, "--output", tmp_path / "features").exit_code == 0
     read = trained(folder, tmp_path / "read", *SGD, model=tmp_path / "model")
     stored = trained(folder, tmp_path / "stored", *SGD, "--features", tmp_path / "features", model=tmp_path / "model")
     assert not any("encoders" in name for name in read)
@@ -350,8 +350,8 @@ def test_wrong_folders_and_files(folder, tmp_path) -> None:
     out = tmp_path / "out"
     refused(run(*arguments(folder, out, model=tmp_path / "nothing")), "nothing", "config.json")
     refused(run(*arguments(folder, out, records=tmp_path / "no.json")), "no.json")
-    refused(run(*arguments(folder, out, image_folder=tmp_path / "nowhere")), "nowhere", "--image-folder")
-    refused(run(*arguments(folder, out, image_folder=tmp_path)), "8 of 8 records", str(tmp_path))
+    refused(run(*arguments(folder, out, images=tmp_path / "nowhere")), "nowhere", "--images")
+    refused(run(*arguments(folder, out, images=tmp_path)), "8 of 8 records", str(tmp_path))
     (tmp_path / "empty.json").write_text("[]")
     refused(run(*arguments(folder, out, records=tmp_path / "empty.json")), "no records")
     assert not out.exists()

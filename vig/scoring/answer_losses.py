@@ -26,10 +26,10 @@ Groups = Sequence[Sequence[Example]]
 
 
 class AnswerLosses:
-    """Losses of batches of examples, the fast way where it is right for the model.
+    """The losses of batches of examples, computed the fast way if it is right for the model.
 
-    The first batch of each kind is compared with a plain forward pass; what differs is not used in this run, and the log
-    says so once.
+    The first batch of each kind is compared with a plain forward pass. A way that gives other losses is not used in this run, and
+    the log says so once.
     """
 
     def __init__(self, model: PreTrainedModel, pad_token_id: int) -> None:

@@ -1,4 +1,4 @@
-"""Which records go through the model together: those on the same images as one group, groups of like length as one batch."""
+"""Records on the same images are a group. Groups of similar length go through the model together, as a batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vig.scoring.pairs import Pair
 
 @dataclass(frozen=True)
 class Batch:
-    """What one forward pass takes. Records of a group share their first `prefix` tokens and images; 0 shares nothing."""
+    """The input of a forward pass. Records of a group share their images and their first `prefix` tokens; 0 shares nothing."""
 
     groups: list[list[Pair]]
     prefix: int
@@ -27,13 +27,13 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """How many the model computes: each prefix once, and the rest of each record padded to the longest."""
+        """The number of tokens that the model computes: each prefix once, and the rest of each record padded to the longest."""
         rest = max(len(pair.clean.input_ids) for pair in self.pairs) - self.prefix
         return self.prefix * len(self.groups) + rest * len(self.pairs)
 
 
 def make_batches(pairs: Iterable[Pair], batch_tokens: int, batch_size: int) -> list[Batch]:
-    """Batches of at most `batch_tokens` tokens and `batch_size` records, but at least one record."""
+    """Make batches of at most `batch_tokens` tokens and `batch_size` records, but at least one record."""
     groups = [half for group in _sharing(pairs) for half in _fitting(group, batch_tokens, batch_size)]
     groups.sort(key=lambda batch: (batch.prefix, max(len(pair.clean.input_ids) for pair in batch.pairs)))
     batches: list[Batch] = []
@@ -48,7 +48,7 @@ def make_batches(pairs: Iterable[Pair], batch_tokens: int, batch_size: int) -> l
 
 
 def _sharing(pairs: Iterable[Pair]) -> list[Batch]:
-    """One batch for each set of records with the same images and the same tokens up to the last of them."""
+    """A batch for each set of records with the same images and the same tokens up to the last image."""
     groups: dict[tuple[Any, ...], list[Pair]] = {}
     for index, pair in enumerate(pairs):
         start = tuple(pair.clean.input_ids[: pair.prefix].tolist())
@@ -57,7 +57,7 @@ def _sharing(pairs: Iterable[Pair]) -> list[Batch]:
 
 
 def _fitting(batch: Batch, batch_tokens: int, batch_size: int) -> Iterator[Batch]:
-    """One group, cut in halves until it fits."""
+    """The batch of one group, cut in halves until each fits."""
     (group,) = batch.groups
     if len(group) == 1:
         yield Batch([group], 0)
@@ -71,7 +71,7 @@ def _fitting(batch: Batch, batch_tokens: int, batch_size: int) -> Iterator[Batch
 
 
 def by_image(records: Sequence[Row]) -> list[Row]:
-    """The records in the order in which their images come up first, so that those on the same images are neighbours."""
+    """Sort records by the first place of their images, so that records on the same images are neighbours."""
     places: dict[Any, int] = {}
 
     def place(raw: Row) -> int:
@@ -81,14 +81,14 @@ def by_image(records: Sequence[Row]) -> list[Row]:
 
 
 def _name(image: Any) -> Any:
-    """Equal for the same file, or the same object in memory."""
+    """A key that is equal for the same file, or the same object in memory."""
     if isinstance(image, (str, os.PathLike)):
         return str(image)
     return id(image) if isinstance(image, Image.Image) else digest(image)
 
 
 def windows(pairs: Iterable[Pair | None], tokens: int, records: int) -> Iterator[list[Pair | None]]:
-    """Cut a stream at so many tokens or records: what is waiting for its batch is in memory."""
+    """Cut a stream into windows of so many tokens or records. A window is in memory while its batches are made."""
     window: list[Pair | None] = []
     held = 0
     for pair in pairs:

@@ -70,16 +70,16 @@ class ScoreFolder:
         self._manifest.claim(identity, begun=begun, own=[LOCKS])
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The rows of all shards."""
+        """The rows of all shards, a table of `columns`."""
         return read_shards(self.path, self._schema, columns)
 
     def digests(self) -> dict[str, str]:
-        """id -> digest of every record that has a row."""
+        """The digest of every record that has a row, by id."""
         table = self.read(["id", "digest"])
         return dict(zip(table["id"].to_pylist(), table["digest"].to_pylist(), strict=True))
 
     def append(self, rows: pa.Table) -> None:
-        """Save one more shard; nothing for no rows."""
+        """Save the rows as another shard. No rows make no shard."""
         if not len(rows):
             return
         if self._complete:  # more records than last time
@@ -90,7 +90,7 @@ class ScoreFolder:
         self._next_number += 1
 
     def finish(self, text_only: Iterable[str], failures: Mapping[str, str]) -> None:
-        """Mark the run as complete; by one process when all are done."""
+        """Mark the run as complete. A single process calls this when all are done."""
         text, rejected = [{"id": id} for id in text_only], [{"id": id, "reason": reason} for id, reason in failures.items()]
         self._write_lines(TEXT_ONLY, text)
         self._write_lines(REJECTED, rejected)
@@ -119,7 +119,7 @@ def read_lists(folder: Path) -> tuple[list[str], dict[str, str]]:
 
 
 def read_shards(folder: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of all shards, shard after shard. ValueError naming one that cannot be read, or is of another version."""
+    """The rows of all shards in order. ValueError for a shard that cannot be read, or of another version."""
     columns = schema.names if columns is None else columns
     tables = [pa.schema([schema.field(name) for name in columns]).empty_table()]
     for path in sorted(folder.glob(SHARDS)):

@@ -1,4 +1,4 @@
-"""The key-value cache of [everything up to the last image], computed once and read by all records on the same images."""
+"""The key-value cache of everything up to the last image: computed once, and read by all records on the same images."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from mof.data.collator import collate
 
 
 class CannotShareError(Exception):
-    """The model keeps something else than keys and values of every token, so its past cannot be shared by rows."""
+    """The model keeps something else than keys and values of every token, so rows cannot share its past."""
 
 
 class SharedLayer(DynamicLayer):
-    """One layer's keys and values of G prefixes, which R rows read. Nothing is added to them: the rows are one pass."""
+    """The keys and values of G prefixes in a layer, which R rows read. Nothing is added to them: the rows are a single pass."""
 
     def __init__(self, layer: DynamicLayer, sizes: Sequence[int]) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class SharedLayer(DynamicLayer):
         self.keys, self.values, self.sizes = layer.keys, layer.values, sizes  # [G, H, P, E] twice
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """key_states and value_states [R, H, S, E] of the rows -> those of prefix and row, [R, H, P + S, E]."""
+        """Keys and values of the rows, [R, H, S, E], become keys and values of prefix and row, [R, H, P + S, E]."""
         return self._behind(self.keys, key_states), self._behind(self.values, value_states)
 
     def _behind(self, prefixes: Tensor, rows: Tensor) -> Tensor:
@@ -59,15 +59,15 @@ def cache_name(output: ModelOutput) -> str:
 
 
 def shared_cache(cache: Any, sizes: Sequence[int], prefix: int) -> Cache:
-    """The cache of G prefixes of P = `prefix` tokens as the past of R rows, `sizes[g]` of them for prefix g.
+    """Make the cache of G prefixes of P = `prefix` tokens the past of R rows: prefix g is the past of `sizes[g]` rows.
 
     Raises:
-        CannotShareError: for a cache with sliding windows, recurrent states or what cross-attention sees, or none at all.
+        CannotShareError: for a cache with sliding windows, recurrent states or keys of cross-attention, and for no cache.
     """
     layers = cache.layers if isinstance(cache, Cache) else [cache]
-    other = sorted({type(layer).__name__ for layer in layers if type(layer) is not DynamicLayer})
-    if other:
-        raise CannotShareError(f"its cache holds {', '.join(other)}")
+    unknown = sorted({type(layer).__name__ for layer in layers if type(layer) is not DynamicLayer})
+    if unknown:
+        raise CannotShareError(f"its cache holds {', '.join(unknown)}")
     lengths = {layer.keys.shape[2] for layer in layers}
     if lengths != {prefix}:  # it attends to its images from the side, each token to those that a mask allows
         raise CannotShareError(f"its cache holds keys of {', '.join(map(str, sorted(lengths)))} tokens for a prefix of {prefix}")
@@ -75,7 +75,7 @@ def shared_cache(cache: Any, sizes: Sequence[int], prefix: int) -> Cache:
 
 
 def part(example: Example, start: int, end: int | None) -> Example:
-    """Tokens start..end-1. Images stay with the first token."""
+    """The tokens start..end-1 of an example. Images stay with the first token."""
     images = {
         key: value[start:end] if key in PER_TOKEN else value for key, value in example.images.items() if key in PER_TOKEN or start == 0
     }
@@ -83,10 +83,10 @@ def part(example: Example, start: int, end: int | None) -> Example:
 
 
 def image_positions(model: PreTrainedModel, examples: Sequence[Example], pad_token_id: int) -> Tensor | None:
-    """[3, R, L] for a model whose tokens have places in the image (Qwen-VL and its kin); None where they are just counted.
+    """The positions [3, R, L] of a model whose tokens have places in the image (Qwen-VL and similar); None for other models.
 
-    Such a model works them out from the image sizes. Once these are in the past it would remember an offset per row, but of
-    the rows of another call.
+    Such a model finds the positions from the image sizes. With these in the past, it would use the offset of each row that it
+    remembers, but from the rows of another call.
     """
     locate = getattr(model.base_model, "get_rope_index", None)
     if locate is None:
@@ -98,5 +98,5 @@ def image_positions(model: PreTrainedModel, examples: Sequence[Example], pad_tok
 
 
 def first_rows(sizes: Sequence[int]) -> Tensor:
-    """[G]: where each group's first row lies among the R rows."""
+    """The index of each group's first row among the R rows, [G]."""
     return torch.tensor([0, *sizes[:-1]]).cumsum(0)

@@ -1,4 +1,4 @@
-"""VIG scoring: two teacher-forced passes per record, one with its image and one with a null image."""
+"""VIG scoring: two teacher-forced passes per record, the first with its image and the second with a null image."""
 
 from __future__ import annotations
 
@@ -43,40 +43,41 @@ def score(
     stored_images: tuple[StoredImages, StoredImages] | None = None,
     seed: int = 0,
 ) -> Scores:
-    """Visual information gain of every answer token of every record that has an image (arXiv 2602.17186).
+    """Measure the visual information gain (VIG) of every answer token of every record that has an image (arXiv 2602.17186).
 
-    Token VIG is the token's negative log-likelihood (natural logarithm) with the null image minus that with the image;
-    a record's VIG is the mean over all its answer tokens, those of all its turns together. Records without an image are
-    not scored; records that cannot be read or have no answer are logged, skipped and listed in `scores.failures`.
+    The VIG of a token is its negative log-likelihood (natural logarithm) with the null image minus its negative log-likelihood
+    with the image. The VIG of a record is the mean over the answer tokens of all its turns. Records without an image are not
+    scored. Records that cannot be read or have no answer are logged, skipped and listed in `scores.failures`.
 
-    Started on several processes (torchrun, accelerate), every one calls this with the same arguments and scores its share;
-    records on the same images are in one share. All return the scores of all. A run may be resumed by another number of them.
+    On several processes (torchrun, accelerate), each process calls this with the same arguments and scores its share. Records on
+    the same images are in the same share. All processes return all scores. Another number of processes may resume the run.
 
-    In bfloat16 a token's VIG moves by 0.002 nats on average, 0.04 at the 99th percentile and 0.12 at most, a record's by 0.005 at
-    most (12,722 answer tokens of 360 records, miniature model), so that 99.6 % of the best 70 % of the records stay the same.
+    In bfloat16 the VIG of a token moves by 0.002 nats on average, 0.04 at the 99th percentile and 0.12 at most, and the VIG of a
+    record by 0.005 at most (12,722 answer tokens of 360 records, miniature model): 99.6 % of the best 70 % of the records stay the
+    same.
 
     Args:
-        model: any image-text-to-text model of transformers, used where it is and as it is, in eval mode.
+        model: any image-text-to-text model of transformers. It stays on its device and is used in eval mode.
         processor: its processor, with a chat template that marks the answers by {% generation %}.
         records: LLaVA records {"id", "image", "conversations"}, chat messages {"messages", "images"} or lists of messages, as
-            `mof.data.records.to_record` reads them. Of a list, those on the same images are scored together; anything else, a
-            generator or a Hugging Face data set, is read once and never held in memory.
-        output_dir: where the scores are saved (`vig.scoring.folder`), seen by all processes; a folder of an interrupted run with
-            the same settings is resumed.
+            `mof.data.records.to_record` reads them. In a list, records on the same images are scored together. A generator or a
+            Hugging Face data set is read once and never held in memory.
+        output_dir: the folder of the scores (`vig.scoring.folder`), which all processes see. An interrupted run with the same
+            settings is resumed there.
         null: a name in `vig.nulls.NULL_NAMES`, or a function from an RGB image to an RGB image of the same size.
-        image_folder: what relative image paths are relative to.
+        image_folder: relative image paths start here.
         batch_tokens: tokens per forward pass; halved for the rest of the run when memory runs out.
-        batch_size: records per forward pass, at most. Neither changes the scores.
+        batch_size: records per forward pass, at most. Scores do not depend on `batch_size` and `batch_tokens`.
         max_length: tokens; longer records are cut as in training.
-        only_image: index of the one image of each record that the null image replaces; by default all are replaced together.
-            One image at a time is one run and one folder for each index.
-        stored_images: features out of stores instead of running the encoders: of the images, and of the blurred images
+        only_image: index of the single image in each record that the null image replaces; by default all images are replaced.
+            Each index needs a run and a folder of its own.
+        stored_images: features out of two stores instead of running the encoders: the images, and the blurred images
             (`mof encode --model`, without and with `--blurred`). With null="blur" only.
-        seed: of the null images that are random.
+        seed: seed of the random null images.
 
     Raises:
-        ValueError: for duplicated ids, an unknown null image, a chat template without generation spans, an output
-            folder that holds another run or to which one is writing, or a record that has changed since it was scored.
+        ValueError: for duplicated ids, an unknown null image, a chat template without generation spans, an output folder that
+            holds another run or to which another run is writing, or a record that has changed since it was scored.
     """
     if min(batch_size, batch_tokens) < 1:
         raise ValueError(f"batch_size and batch_tokens must be at least 1, got {batch_size} and {batch_tokens}")
@@ -84,32 +85,31 @@ def score(
         raise ValueError("null='shuffle' draws from the images of all records, which an iterator gives only once: give a list")
     nulls = NullImages(null, seed, _donors(records, image_folder) if null == "shuffle" else (), only_image)
     if stored_images is not None:
-        if null != "blur" or only_image is not None or [one.view.blurred for one in stored_images] != [False, True]:
+        if null != "blur" or only_image is not None or [store.view.blurred for store in stored_images] != [False, True]:
             raise ValueError("stored_images are those of the images and of all of them blurred, in this order, for null='blur'")
-        nulls.description["stored"] = [one.description for one in stored_images]
+        nulls.description["stored"] = [store.description for store in stored_images]
     identity = scoring_identity(model, processor, nulls.description, max_length, seed)
     reader = PairReader(processor, image_folder, nulls, max_length, stored_images)
-    if isinstance(records, Sequence):  # then what is wrong shows before anything is scored
+    if isinstance(records, Sequence):  # then repeated ids are found before anything is scored
         unique_ids(records)
     tokenizer = processor.tokenizer
-    losses = AnswerLosses(model, 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id)  # masked out: any id serves
+    losses = AnswerLosses(model, 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id)  # masked out: any id will do
     processes = Processes.all()
     with ExitStack() as stack:
         stack.callback(processes.close)
         processes.require_equal(identity, "model, processor and settings")
         folder = None if output_dir is None else stack.enter_context(ScoreFolder(output_dir, identity, SCHEMA, processes))
         fresh: list[Score] = []
-        scorer = TwoPasses(
-            losses, reader, fresh.extend if folder is None else lambda some: folder.append(to_table(some)), batch_tokens, batch_size
-        )
+        save = fresh.extend if folder is None else lambda scores: folder.append(to_table(scores))
+        passes = TwoPasses(losses, reader, save, batch_tokens, batch_size)
         done = {} if folder is None else folder.digests()
-        ids: dict[str, None] = {}  # of all records that are asked for, in order; complete when all are read
+        ids: dict[str, None] = {}  # all ids, in the order of the records; complete when all records are read
         todo: Iterable[Row] = _unscored(records, done, ids, reader, processes)
         if isinstance(records, Sequence):
             todo = by_image(list(todo))
             logger.info("%d of %d records are to be scored", len(todo), len(records))
         with evaluating(model):
-            scorer.run(todo, visible=processes.rank == 0)
+            passes.run(todo, visible=processes.rank == 0)
         return _together(processes, folder, fresh, reader, ids, identity)
 
 
@@ -121,16 +121,16 @@ def _together(
     ids: Mapping[str, None],
     identity: Mapping[str, Any],
 ) -> Scores:
-    """What all processes did, in the order of the records."""
+    """The scores of all processes, in the order of the records."""
     if processes.count > 1:
         processes.require_equal(digest(sorted(ids)), "the records")
     parts = processes.gather((fresh, reader.text_only, reader.failures))
-    text_only = {id for _, some, _ in parts for id in some}
-    reasons = {id: reason for _, _, some in parts for id, reason in some.items()}
+    text_only = {id for _, ids_without, _ in parts for id in ids_without}
+    reasons = {id: reason for _, _, failures in parts for id, reason in failures.items()}
     lists = [id for id in ids if id in text_only], {id: reasons[id] for id in ids if id in reasons}
     if folder is not None:
         processes.on_first(lambda: folder.finish(*lists))
-    scores = from_table(folder.read()) if folder is not None else [score for some, _, _ in parts for score in some]
+    scores = from_table(folder.read()) if folder is not None else [score for scored, _, _ in parts for score in scored]
     by_id = {score.id: score for score in scores}
     outcome = {"complete": True, "text_only": lists[0], "failures": lists[1]}
     return Scores((by_id[id] for id in ids if id in by_id), {**outcome, "identity": dict(identity)})
@@ -139,10 +139,13 @@ def _together(
 def _unscored(
     records: Iterable[RawRecord], done: Mapping[str, str], ids: dict[str, None], reader: PairReader, processes: Processes
 ) -> Iterator[Row]:
-    """This process's records without a score, while `ids` takes note of all. ValueError for one that is not what was scored.
+    """Yield this process's records that have no score yet, and put the ids of all records into `ids`.
 
     Args:
         done: id -> digest of the records that have a score.
+
+    Raises:
+        ValueError: for a record that has changed since it was scored.
     """
     for raw in rows(records):
         id = id_of(raw)

@@ -50,9 +50,9 @@ class Score:
     vig: float
     """Mean of `token_vig`, which is log(PPL(answer | null image) / PPL(answer | image)); a float32 value."""
     loss: float
-    """Mean negative log-likelihood of the answer tokens given the image."""
+    """Mean negative log-likelihood of the answer tokens with the image."""
     null_loss: float
-    """The same given the null image."""
+    """Mean negative log-likelihood of the answer tokens with the null image."""
     token_vig: NDArray[np.float32]
     """[T] loss with the null image minus loss with the image, per answer token."""
     token_ids: NDArray[np.int64]
@@ -60,15 +60,15 @@ class Score:
     turn_ends: NDArray[np.int64]
     """[E] indices into the answer tokens: the end-of-turn token of each turn that has one."""
     digest: str
-    """Of the record as it was scored: a record that has changed since is not resumed silently."""
+    """Digest of the record when it was scored: a run is not resumed with a record that has changed since."""
     answer: str = ""
     """The answers of all turns one after the other, as the chat template writes them, end-of-turn marks included, up to the
     last token."""
     token_starts: NDArray[np.int64] = field(default_factory=_no_tokens)
     """[T] where each token starts in `answer`, in characters."""
     token_ends: NDArray[np.int64] = field(default_factory=_no_tokens)
-    """[T] where it ends: token t is answer[token_starts[t]:token_ends[t]]. The bytes of one character may be several tokens,
-    which then all have it; some tokenizers count a space before a word to the word, others to no token."""
+    """[T] where each token ends: token t is answer[token_starts[t]:token_ends[t]]. If the bytes of a character are several tokens,
+    all of them have this character. Some tokenizers count the space before a word to the word, others to no token."""
 
 
 class Scores(Sequence[Score]):
@@ -107,7 +107,7 @@ class Scores(Sequence[Score]):
         return to_table(self._items)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write to a new or empty folder, which `load_scores` reads. ValueError when it holds anything."""
+        """Write the scores to a new or empty folder, which `load_scores` reads. ValueError if the folder holds anything."""
         with ScoreFolder(folder, self.manifest["identity"], SCHEMA, Processes()) as target:
             if held := len(target.read(["id"])):
                 raise ValueError(f"{folder} already holds {held} scores; give an empty folder")
@@ -125,7 +125,7 @@ def from_table(table: pa.Table) -> list[Score]:
 
 
 def _rows(column: pa.ChunkedArray) -> list[Any]:
-    """One Python value or one numpy array per row."""
+    """A list with a Python value or a numpy array for each row."""
     if not pa.types.is_list(column.type):
         return column.to_pylist()
     rows: list[Any] = []
@@ -136,11 +136,11 @@ def _rows(column: pa.ChunkedArray) -> list[Any]:
 
 
 def load_scores(folder: str | os.PathLike[str]) -> Scores:
-    """The scores in a folder that `score` wrote; of an interrupted run those it had saved, with a warning.
+    """Load the scores in a folder that `score` wrote. For an interrupted run these are the saved scores, and a warning is logged.
 
     Raises:
-        ValueError: for a folder without a manifest, a shard that cannot be read, naming it, or shards that together do not
-            hold as many scores as the run had saved, or hold a record twice.
+        ValueError: for a folder without a manifest, a shard that cannot be read, or shards that together hold fewer scores than
+            the run had saved, or hold a record twice.
     """
     path = Path(folder)
     manifest = {"complete": False, **manifest_file(path).read()}

@@ -1,4 +1,4 @@
-"""The control of every selection: as many active tokens, drawn at random."""
+"""The control for every selection: the same number of supervised tokens, drawn at random."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Level = Literal["both", "samples", "tokens"]
 
 
 def random_selection(scores: Scores, like: Selection, seed: int = 0, level: Level = "both") -> Selection:
-    """The control for `like`: exactly as many supervised tokens, drawn at random.
+    """Make the control for `like`: exactly as many supervised tokens, drawn at random.
 
-    End-of-turn tokens come first, as far as the number of tokens allows, so that the control differs in which words it
-    supervises and not in whether it learns to stop.
+    End-of-turn tokens are drawn first, as far as the number of tokens allows. So the control differs in the words that it
+    supervises, but it learns to stop like the selection.
 
     Args:
-        level: "both" draws as many samples as `like` has and tokens in them; where these samples have fewer tokens than are
-            needed, the shortest are exchanged for the longest of the others. "samples" draws whole samples until there are
-            enough tokens, of which the last gives what is missing. "tokens" draws tokens from all samples.
+        level: "both" draws as many samples as `like` has, and tokens in them. If these samples have too few tokens, the shortest
+            are exchanged for the longest of the other samples. "samples" draws whole samples until there are enough tokens; only
+            the last sample may be cut. "tokens" draws tokens from all samples.
 
     Raises:
         ValueError: for no scores, scores that `like` was not made from, or an unknown level.
@@ -44,9 +44,9 @@ def random_selection(scores: Scores, like: Selection, seed: int = 0, level: Leve
     elif level == "samples":
         order = _until(order, lengths, budget)
     picked = [scores[i] for i in (sorted(order) if level != "samples" else order)]
-    priority = [_priority(score, rng) for score in picked]  # one [T] per sample
+    priority = [_priority(score, rng) for score in picked]  # [T] for each sample
     if level == "samples":  # all of every sample but the last
-        priority = [one - 2 if index < len(picked) - 1 else one for index, one in enumerate(priority)]
+        priority = [values - 2 for values in priority[:-1]] + priority[-1:]
     flat = np.concatenate(priority or [np.empty(0)])  # [A]
     mask = np.zeros(len(flat), dtype=bool)  # [A]
     mask[np.argsort(flat)[:budget]] = True
@@ -56,7 +56,7 @@ def random_selection(scores: Scores, like: Selection, seed: int = 0, level: Leve
 
 
 def _exchanged(order: list[int], lengths: NDArray[np.int64], count: int, budget: int) -> list[int]:
-    """The first `count` of order; too few tokens in them, and their shortest make place for the longest of the rest."""
+    """The first `count` samples of `order`. If they have too few tokens, the longest other samples replace the shortest of them."""
     chosen, others = (sorted(part, key=lambda i: lengths[i]) for part in (order[:count], order[count:]))
     for place, other in zip(range(len(chosen)), reversed(others), strict=False):
         if lengths[chosen].sum() >= budget:
@@ -66,13 +66,13 @@ def _exchanged(order: list[int], lengths: NDArray[np.int64], count: int, budget:
 
 
 def _until(order: list[int], lengths: NDArray[np.int64], budget: int) -> list[int]:
-    """As many of the first of order as it takes for `budget` tokens."""
+    """The first samples of `order`, as many as are needed for `budget` tokens."""
     before = itertools.accumulate(lengths[order].tolist(), initial=0)
     return [i for i, sum_before in zip(order, before, strict=False) if sum_before < budget]
 
 
 def _priority(score: Score, rng: np.random.Generator) -> NDArray[np.float64]:
-    """A random number per token, [T]; the lowest are supervised, end-of-turn tokens before all others."""
+    """A random number for each token, [T]. The lowest are supervised, end-of-turn tokens before all others."""
     priority = rng.random(len(score.token_vig))  # [T]
     priority[score.turn_ends] -= 1
     return priority

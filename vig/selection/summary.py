@@ -1,4 +1,4 @@
-"""What a selection keeps, in numbers: of everything, and of each source."""
+"""A selection in numbers: all samples and tokens, and those of each source."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Counts:
-    """Scored records and their answer tokens, and how many of them are kept."""
+    """How many scored records and answer tokens there are, and how many of them are kept."""
 
     samples_kept: int
     samples_total: int
@@ -22,16 +22,16 @@ class Counts:
 
 @dataclass(frozen=True)
 class Summary(Counts):
-    """Text-only records are kept whole and not among the counts."""
+    """The counts of a selection. They do not include text-only records, which are kept whole."""
 
     threshold: float | None
-    """Of the samples, in nats; None for a random selection."""
+    """The threshold of the samples, in nats; None for a random selection."""
     failed: int
     """Records that could not be scored; training leaves them out."""
     text_only: int
     """Records without an image that the scoring run met."""
     sources: dict[str, Counts] = field(default_factory=dict)
-    """By source, when the selection was given sources."""
+    """The counts by source, if the selection has sources."""
 
     def __str__(self) -> str:
         rule = "at random" if self.threshold is None else f"with VIG >= {self.threshold:.4f}"

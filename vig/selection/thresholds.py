@@ -28,21 +28,21 @@ class Selection:
     """The chosen samples and, in each, the answer tokens that are supervised."""
 
     threshold: float | None
-    """VIG from which samples are kept; None for a random selection. Sources with a quota may go below."""
+    """The VIG from which samples are kept; None for a random selection. A source with a quota may have a lower threshold."""
     token_masks: dict[str, NDArray[np.bool_]]
-    """id -> [T], for every chosen sample in the order of the scores; False: the token stays in context without loss."""
+    """id -> [T], for every chosen sample in the order of the scores. Where it is False, the token stays in context without loss."""
     scores: Scores
     sources: Mapping[str, str] = field(default_factory=dict)
     """id -> source, for the summary."""
     token_weights: dict[str, NDArray[np.float32]] | None = None
-    """id -> [T], 0 where the mask is False; None for a hard mask. See `weighted`."""
+    """id -> [T], 0 where the mask is False; None for a hard mask (see `weighted`)."""
 
     @property
     def sample_ids(self) -> list[str]:
         return list(self.token_masks)
 
     def summary(self) -> Summary:
-        """Counts of everything, and of each source in the order of the alphabet."""
+        """Count everything, and each source in the order of the alphabet."""
         groups: dict[str, list[Score]] = {}
         for score in self.scores:
             groups.setdefault(self.sources.get(score.id, NO_SOURCE), []).append(score)
@@ -55,10 +55,10 @@ class Selection:
         )
 
     def weighted(self, low: float, high: float) -> Selection:
-        """The same selection with token weights in place of a hard mask: a token counts by its VIG.
+        """Return this selection with token weights in place of a hard mask: each token counts by its VIG.
 
-        The weight of a supervised token is its VIG, no lower than `low` and no higher than `high`, over the mean of these,
-        so that a weight is 1 on average. End-of-turn tokens weigh 1: when to stop is to be learnt as ever.
+        The weight of a supervised token is its VIG, clamped to `low` and `high`, divided by the mean of all clamped VIGs. So a
+        weight is 1 on average. End-of-turn tokens weigh 1: the model learns when to stop as in plain training.
 
         Raises:
             ValueError: unless 0 < low <= high < infinity.
@@ -75,10 +75,10 @@ class Selection:
         return dataclasses.replace(self, token_weights=weights)
 
     def apply(self, records: Iterable[RawRecord]) -> list[dict[str, Any]]:
-        """The records to train on, in order.
+        """Return the records to train on, in order.
 
-        Chosen ones get a "token_mask" (or "token_weights"), text-only ones stay as they are, and the others are left out:
-        those not chosen, those that could not be scored, and (with a warning) those that were never scored though they have
+        Chosen records get a "token_mask" (or "token_weights"), and text-only records stay as they are. All others are left out:
+        records that were not chosen or could not be scored, and (with a warning) records that were never scored though they have
         an image, or that cannot be read.
         """
         scored, text_only, chosen, unknown = set(self.scores.ids), set(self.scores.manifest["text_only"]), [], 0
@@ -123,26 +123,27 @@ def select(
 ) -> Selection:
     """Keep the samples that the image helped most and, inside them, the tokens that it helped.
 
-    A sample is kept when its VIG reaches the threshold tau, the VIG of the last of the top `keep` share (rounded up);
-    samples level with tau are kept too. The achieved token sparsity is a side effect: see `Selection.summary`.
+    A sample is kept when its VIG reaches the threshold tau. Tau is the lowest VIG in the top `keep` share of the samples (rounded
+    up), so samples with a VIG equal to tau are kept too. The token sparsity follows from tau: see `Selection.summary`.
 
-    With a quota, each source first gets its own top share; what is left of `keep` goes to the best of all others. A source
-    that lives on its quota has a lower tau than the rest, for its tokens too where the threshold is shared.
+    With a quota, each source first keeps its own top share; the rest of `keep` goes to the best of all other samples. A source
+    that is kept by its quota has a lower threshold than the other sources. With `token_threshold="shared"`, this also holds for
+    its tokens.
 
     Args:
-        keep: share of the scored samples, in [0, 1]. 1 keeps every sample, and with `token_threshold=None` every token:
-            training is then plain training.
+        keep: share of the scored samples, in [0, 1]. 1 keeps every sample, and together with `token_threshold=None` every
+            token: this is plain training.
         threshold: tau itself, in nats, in place of `keep`.
-        token_keep: share of the answer tokens of the kept samples, in [0, 1], in place of `token_threshold`; end-of-turn
-            tokens may come on top.
-        token_threshold: VIG from which a token is supervised: "shared" is tau (the paper), None supervises all.
-        keep_end_of_turn: supervise the end-of-turn tokens of kept samples whatever their VIG. The image hardly ever
-            helps to predict them, and without them a model unlearns to stop.
-        sources: id -> source of each record (`vig.record_sources`); others have the source "(none)".
-        quota: least share to keep of every source, or of those named, in [0, 1].
+        token_keep: share of the answer tokens of the kept samples, in [0, 1], in place of `token_threshold`. End-of-turn tokens
+            may be kept in addition.
+        token_threshold: the VIG from which a token is supervised. "shared" is tau (as in the paper), None supervises all tokens.
+        keep_end_of_turn: supervise the end-of-turn tokens of kept samples whatever their VIG is. The image hardly ever helps to
+            predict them, and without them a model forgets how to stop.
+        sources: id -> source of each record (`vig.record_sources`). A record that is missing here has the source "(none)".
+        quota: the smallest share to keep of every source, or a dict with the smallest shares of some sources, in [0, 1].
 
     Raises:
-        ValueError: for no scores, scores that are not finite, a share or threshold out of range, or a quota of a source
+        ValueError: for no scores, scores that are not finite, a share or threshold out of range, or a quota for a source
             that no scored record has.
     """
     check_scores(scores)
@@ -174,20 +175,20 @@ def check_scores(scores: Scores) -> None:
 
 
 def _quotas(quota: float | Mapping[str, float], sources: Mapping[str, str]) -> dict[str, float]:
-    """Source -> least share, for all sources."""
-    found = set(sources.values())
-    quotas = dict(quota) if isinstance(quota, Mapping) else dict.fromkeys(found, quota)
+    """The smallest share of each source, for all sources."""
+    known = set(sources.values())
+    quotas = dict(quota) if isinstance(quota, Mapping) else dict.fromkeys(known, quota)
     for source, share in quotas.items():
         _check_share(f"the quota of {source!r}", share)
-        if source not in found:
-            raise ValueError(f"no scored record has the source {source!r}; there are {', '.join(sorted(found))}")
-    return dict.fromkeys(found, 0.0) | quotas
+        if source not in known:
+            raise ValueError(f"no scored record has the source {source!r}; there are {', '.join(sorted(known))}")
+    return dict.fromkeys(known, 0.0) | quotas
 
 
 def _thresholds(
     scores: Scores, keep: float, threshold: float | None, sources: Mapping[str, str], quotas: Mapping[str, float]
 ) -> dict[str, float]:
-    """Source -> VIG from which its samples are kept."""
+    """The VIG from which samples are kept, for each source."""
     vig, of_source = scores.vig, np.array([sources[id] for id in scores.ids])  # [N], [N]
     own = {source: _threshold(vig[of_source == source], share) for source, share in quotas.items()}
     by_quota = vig >= np.array([own[source] for source in of_source])  # [N]
@@ -199,7 +200,7 @@ def _thresholds(
 
 
 def _threshold(values: NDArray[np.float32], share: float) -> float:
-    """The last of the top `share` of values; infinite when that share is empty."""
+    """The lowest value in the top `share` of values; infinity when this share is empty."""
     count = _count(share, len(values))
     return float(np.sort(values)[-count]) if count else math.inf
 
@@ -227,12 +228,12 @@ def _without(mask: NDArray[np.bool_], turn_ends: NDArray[np.int64]) -> NDArray[n
 
 
 def _as_dict(record: Any, id: str) -> dict[str, Any]:
-    """A list of messages has no place for what a selection adds."""
+    """The record as a dict: a list of messages has no place for a mask."""
     return dict(record) if isinstance(record, Mapping) else {"id": id, "messages": record}
 
 
 def _is_text_only(record: Any) -> bool:
-    """Whether training can take it unscored: readable, with an answer and no image."""
+    """Whether training can take the record without a score: it is readable and has an answer and no image."""
     try:
         read = to_record(record)
     except RecordError:

@@ -63,7 +63,7 @@ def read_training_records(path: Path, processor: ProcessorMixin, image_folder: P
         ValueError: for no records, a folder that does not exist, or a chat template that does not mark the answers.
     """
     if not image_folder.is_dir():
-        raise ValueError(f"{image_folder} is no folder: --image-folder is what the records' image paths are relative to")
+        raise ValueError(f"{image_folder} is no folder: --images is the folder that relative image paths of the records start from")
     raw = [record if isinstance(record, Mapping) else {"messages": record} for record in read_records(path)]
     if not raw:
         raise ValueError(f"{path} holds no records to train on")
