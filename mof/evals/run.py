@@ -175,15 +175,9 @@ def _decoding(answerer: Answerer, official: str) -> str:
 
 def eval_pope(run: Run, questions: Sequence[PopeQuestion], images: Path | None) -> Result:
     """Measure POPE by strategy, and the mean over strategies. `images` is the folder of the photos, None for finished answers."""
-    photos = [] if images is None else [images / q.image for q in questions]
-    run.begin("pope", [(q.id, q.image, q.text, q.present) for q in questions], photos)
-    prompts = [
-        Prompt(q.id, [{"role": "user", "content": [{"type": "text", "text": q.text}]}], [])
-        if images is None
-        else Prompt.about(q.id, str(images / q.image), q.text)
-        for q in questions
-    ]
-    answers, usage = run.ask(prompts)
+    photos = {} if images is None else {q.id: images / q.image for q in questions}
+    run.begin("pope", [(q.id, q.image, q.text, q.present) for q in questions], photos.values())
+    answers, usage = run.ask([Prompt.about(q.id, str(photos[q.id]) if photos else None, q.text) for q in questions])
     scores = score_pope(questions, [answer.text for answer in answers])
     rows = [
         {"id": q.id, "image": q.image, "text": q.text, "present": q.present, "answer": a.text, "error": a.error, "yes": says_yes(a.text)}
@@ -209,11 +203,9 @@ def eval_chair(run: Run, words: CocoWords, objects: Mapping[str, set[str]], imag
     run.begin("chair", {"objects": seen, "words": words.object_of}, () if images is None else images.values(), **words_of_prompt)
     if images is None:
         assert isinstance(run.answerer, AnswersFile)
-        prompts = [Prompt(id, [], []) for id in run.answerer.answers]
-    else:
-        prompts = [Prompt.about(id, str(file), prompt) for id, file in images.items()]
-    answers, usage = run.ask(prompts)
-    score = score_chair(words, objects, {asked.id: answer.text for asked, answer in zip(prompts, answers, strict=True)})
+    files: Mapping[str, Path | None] = dict.fromkeys(run.answerer.answers) if images is None else images
+    answers, usage = run.ask([Prompt.about(id, None if file is None else str(file), prompt) for id, file in files.items()])
+    score = score_chair(words, objects, {id: answer.text for id, answer in zip(files, answers, strict=True)})
     rows = [
         dataclasses.asdict(caption) | {"in_image": sorted(objects[caption.image_id]), "caption": answer.text, "error": answer.error}
         for caption, answer in zip(score.captions, answers, strict=True)
