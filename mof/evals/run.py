@@ -201,9 +201,10 @@ def eval_chair(run: Run, words: CocoWords, objects: Mapping[str, set[str]], imag
     seen = {id: sorted(names) for id, names in objects.items() if images is None or id in images}
     words_of_prompt = {} if images is None else {"prompt": prompt}  # finished answers do not tell their prompt
     run.begin("chair", {"objects": seen, "words": words.object_of}, () if images is None else images.values(), **words_of_prompt)
+    files: Mapping[str, Path | None] = images or {}
     if images is None:
         assert isinstance(run.answerer, AnswersFile)
-    files: Mapping[str, Path | None] = dict.fromkeys(run.answerer.answers) if images is None else images
+        files = dict.fromkeys(run.answerer.answers)
     answers, usage = run.ask([Prompt.about(id, None if file is None else str(file), prompt) for id, file in files.items()])
     score = score_chair(words, objects, {id: answer.text for id, answer in zip(files, answers, strict=True)})
     rows = [
