@@ -219,6 +219,14 @@ def test_what_is_sent(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert third["messages"] == [{"role": "user", "content": "say 0"}]
 
 
+def test_without_a_key_of_its_own_none_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with serve(echo) as server:
+        ask(Endpoint(server.url, "m", key_variable="UNSET"), texts(1))
+    [(_, headers)] = server.requests
+    assert "authorization" not in map(str.lower, headers) and KEY not in str(headers)
+
+
 def test_the_key_is_written_nowhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
