@@ -33,7 +33,11 @@ def chat(
     place = usable_device(device)
     register_auto_classes()
     content = [{"type": "image", "image": read_image(image)}, {"type": "text", "text": question}]
-    network, processor = AutoModelForImageTextToText.from_pretrained(model).eval().to(place), AutoProcessor.from_pretrained(model)
+    try:
+        network, processor = AutoModelForImageTextToText.from_pretrained(model), AutoProcessor.from_pretrained(model)
+    except ValueError as error:
+        raise ValueError(f"{model} cannot be loaded as an image-text-to-text model: {error}") from error
+    network = network.eval().to(place)
     options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
     inputs = processor.apply_chat_template([{"role": "user", "content": content}], **options).to(place)
     tokens = network.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)  # [1, prompt + answer]
