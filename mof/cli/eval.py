@@ -103,10 +103,10 @@ def chair(
     answerer: AnswererOptions,
     instances: Annotated[list[Path], typer.Option(help="COCO's instances file. Can be given several times.")],
     captions: Annotated[list[Path], typer.Option(help="COCO's captions file. Can be given several times.")],
-    synonyms: Annotated[Path, typer.Option(help="One line per class, of synonyms parted by commas: CHAIR's synonyms.txt.")],
+    synonyms: Annotated[Path, typer.Option(help="One line per class, of synonyms separated by commas: CHAIR's synonyms.txt.")],
     images: PhotoFolder = None,
     count: Annotated[int | None, typer.Option(min=1, help="Describe only this many of the photos, drawn with seed 0.")] = None,
-    prompt: Annotated[str, typer.Option(help="What to ask.")] = "Please describe this image in detail.",
+    prompt: Annotated[str, typer.Option(help="The question about each photo.")] = "Please describe this image in detail.",
     max_new_tokens: MaxNewTokens = 512,
 ) -> None:
     """Measure the share of the objects in captions that are not in the photos.
@@ -138,7 +138,7 @@ def suite(
         Literal["vig", "mof"] | None,
         typer.Option(help="The paper: MMHal-Bench, LLaVA-Bench, MM-Vet, MMBench, DocVQA, GQA, ScienceQA and CV-Bench, or four of them."),
     ] = None,
-    via: Annotated[str | None, typer.Option(hidden=True)] = None,
+    via: Annotated[str | None, typer.Option(hidden=True)] = None,  # ignored; had one value, and goes with the next release
     model: Annotated[Path | None, typer.Option(help=MODEL_HELP)] = None,
     output: Annotated[Path | None, output_option("With --suite: folder for cache, answers and result.")] = None,
     name: Annotated[str | None, typer.Option(help="With --suite: the model's name in tables.")] = None,

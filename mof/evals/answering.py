@@ -32,10 +32,11 @@ class Prompt:
     """Answers whose log-likelihoods are wanted, if the answerer can give them."""
 
     @classmethod
-    def about(cls, id: str, image: ImageSource, text: str, options: tuple[str, ...] = ()) -> Prompt:
-        """Make a prompt of one image followed by a text, in one message of the user."""
-        content = [{"type": "image"}, {"type": "text", "text": text}]
-        return cls(id, [{"role": "user", "content": content}], [image], options)
+    def about(cls, id: str, image: ImageSource | None, text: str, options: tuple[str, ...] = ()) -> Prompt:
+        """Make a prompt of an image, if there is one, followed by a text, in one message of the user."""
+        images = [] if image is None else [image]
+        content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
+        return cls(id, [{"role": "user", "content": content}], images, options)
 
     def filled(self, part: Callable[[ImageSource], dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the messages with the image parts that `part` makes of the images."""

@@ -18,7 +18,7 @@ class Measure:
     chance: float | None = None
     scale: float = 100
     compared: bool = False
-    """Whether differences between models are listed."""
+    """True if the report lists differences between models."""
 
 
 MEASURES: dict[str, Measure] = {

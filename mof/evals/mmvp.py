@@ -57,9 +57,7 @@ class Question:
     def prompt(self, kind: str) -> Prompt:
         """Return the prompt of this kind, one of `PROMPTS`. Its options are the letters in brackets, which have equal lengths."""
         letters = tuple(f"({letter})" for letter in self.options)
-        content = [] if self.image is None else [{"type": "image"}]
-        content.append({"type": "text", "text": PROMPTS[kind](self)})
-        return Prompt(str(self.id), [{"role": "user", "content": content}], [] if self.image is None else [str(self.image)], letters)
+        return Prompt.about(str(self.id), None if self.image is None else str(self.image), PROMPTS[kind](self), letters)
 
 
 def read_mmvp(folder: str | Path, patterns: str | Path | None = None, *, images: bool = True) -> list[Question]:

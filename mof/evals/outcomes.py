@@ -71,7 +71,7 @@ def _outcome(file: Path, document: Row, basis: str, figures: dict[str, Figure], 
     notes = document["deviations"]
     if not figures:
         raise ValueError("no figures: nothing could be measured")
-    if not isinstance(notes, list) or any(isinstance(one, Tally) and not one.units for one in figures.values()):
+    if not isinstance(notes, list) or any(isinstance(figure, Tally) and not figure.units for figure in figures.values()):
         raise ValueError("no answers, or no list of deviations")
     return Outcome(file, document["benchmark"], str(document["model"]), document["seed"], basis, figures, notes, patterns or {})
 
@@ -84,12 +84,13 @@ def _mmvp(file: Path, document: Row) -> Outcome:
     for way in document["scores"]:
         name = "mmvp" if way == document["matched_by"] else f"mmvp {way}"
         for labels in LABELS:
-            right = [tuple(bool(one["right"][way][labels]) for one in pair) for pair in pairs]
+            right = [tuple(bool(row["right"][way][labels]) for row in pair) for pair in pairs]
             suffix = "" if labels == LABELS[0] else f" {labels}"
             figures[f"{name} pairs{suffix}"] = Tally(units, np.array([(all(two), 1) for two in right], float))  # [U, 2]
             figures[f"{name} questions{suffix}"] = Tally(units, np.array([(sum(two), 2) for two in right], float))  # [U, 2]
     by_pattern = document["scores"][document["matched_by"]][LABELS[0]]["by_pattern"]
-    return _outcome(file, document, f"{len(pairs)} pairs", figures, {name: one["pair_accuracy"] for name, one in by_pattern.items()})
+    patterns = {name: shares["pair_accuracy"] for name, shares in by_pattern.items()}
+    return _outcome(file, document, f"{len(pairs)} pairs", figures, patterns)
 
 
 def _mmvp_vlm(file: Path, document: Row) -> Outcome:
@@ -114,7 +115,7 @@ def _pope(file: Path, document: Row) -> Outcome:
     for photo, asked in enumerate(photos.values()):
         for row in asked:
             counts[photo, strategies.index(row["id"].partition("/")[0]), outcome(row["yes"], row["present"])] += 1
-    units = tuple(f"{name}: {[(one['id'], one['text'], one['present']) for one in asked]}" for name, asked in photos.items())
+    units = tuple(f"{name}: {[(row['id'], row['text'], row['present']) for row in asked]}" for name, asked in photos.items())
     flat = counts.reshape(len(photos), -1)  # [U, S*4]
     rates = {"accuracy": "accuracy", "f1": "f1", "yes": "yes_ratio"}
     figures: dict[str, Figure] = {f"pope {key}": Tally(units, flat, _by_strategy(RATES[name])) for key, name in rates.items()}
@@ -140,8 +141,8 @@ def _chair(file: Path, document: Row) -> Outcome:
 
 
 def _lmms(file: Path, document: Row) -> Outcome:
-    figures: dict[str, Figure] = {f"{one['task']} {one['metric']}": Given(one["value"], one["error"]) for one in document["figures"]}
-    counts = {one["task"]: one["samples"] for one in document["figures"]}
+    figures: dict[str, Figure] = {f"{row['task']} {row['metric']}": Given(row["value"], row["error"]) for row in document["figures"]}
+    counts = {row["task"]: row["samples"] for row in document["figures"]}
     return _outcome(file, document, ", ".join(f"{task}: {count} questions" for task, count in counts.items()), figures)
 
 

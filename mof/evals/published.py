@@ -53,7 +53,7 @@ MMVP_CORRELATION: dict[str, float] = {
     "GPT-4V": 0.31,
 }
 
-# Figures of the VIG paper's second version, by the keys of `mof.evals.measures`. CHAIR is by the released script; its rules differ a little.
+# Figures of the VIG paper's second version, by the keys of `mof.evals.measures`. CHAIR's are by the rules of the released script.
 _VIG_COLUMNS = (
     "llava_in_the_wild gpt_eval_llava_all", "mmvet gpt_eval_score", "cv_bench cv_bench_acc", "pope f1", "chair s", "mmhal_bench mmhal_rate",
 )  # fmt: skip

@@ -25,10 +25,9 @@ from mof.evals.pope import STRATEGIES, PopeQuestion, says_yes, score_pope
 Result = dict[str, Any]
 MMVP_QUESTIONS, POPE_QUESTIONS = 300, 3000  # in the whole benchmarks; for POPE per strategy
 FORMAT = 1  # version of everything in the folder of an evaluation
-WORK = ("answers.jsonl", "result.json")
 
 
-def claim_folder(folder: Path, cache: Path, **identity: Any) -> None:
+def claim_folder(folder: Path, **identity: Any) -> None:
     """Make the folder that of the evaluation with this identity, or go on with it, and note the versions of packages.
 
     Versions are no part of the identity: answers are kept by what was asked of which model, and an evaluation that takes days
@@ -37,9 +36,9 @@ def claim_folder(folder: Path, cache: Path, **identity: Any) -> None:
     Raises:
         ValueError: if the folder holds answers or results of another evaluation, saying what differs.
     """
-    remedy = f"give a new --output, with --cache {cache} to keep using its answers"
-    settings = RunFile(folder / "settings.json", "evaluation", FORMAT, remedy)
-    begun = any(file.exists() for file in (folder / "cache.jsonl", *(folder / name for name in WORK)))
+    remedy = "give a new --output (a copy of cache.jsonl in it keeps answers from being asked again)"
+    settings = RunFile(folder / "settings.json", "run of mof eval", FORMAT, remedy)
+    begun = any((folder / name).exists() for name in ("cache.jsonl", "answers.jsonl", "result.json"))
     content = settings.claim(identity, begun=begun, own=("cache.jsonl",))
     settings.write(content["identity"], versions=versions("mof-vig", "torch", "transformers"))
 
@@ -65,7 +64,7 @@ class Run:
 
     def ask(self, prompts: Sequence[Prompt], answerer: Answerer | None = None) -> tuple[list[Answer], Usage]:
         asked = answerer or self.answerer
-        cache = None if isinstance(asked, AnswersFile) else AnswerCache(self._cache)
+        cache = None if isinstance(asked, AnswersFile) else AnswerCache(self.cache or self.folder / "cache.jsonl")
         return answer_all(asked, prompts, cache, progress=self.progress)
 
     def begin(self, benchmark: str, data: Any, images: Iterable[Path], **settings: Any) -> None:
@@ -79,7 +78,7 @@ class Run:
             raise ValueError(f"{len(missing)} images are missing, such as {missing[0]}")
         content = json.dumps([data, *map(image_hash, files)], sort_keys=True)
         digest = hashlib.sha256(content.encode()).hexdigest()[:32]
-        claim_folder(self.folder, self._cache, benchmark=benchmark, answerer=self.answerer.settings, data=digest, **settings)
+        claim_folder(self.folder, benchmark=benchmark, answerer=self.answerer.settings, data=digest, **settings)
 
     def end(self, rows: Sequence[Mapping[str, Any]], result: Result, usage: Usage) -> Result:
         """Write answers.jsonl and result.json; the result with its format version and usage is returned."""
@@ -87,10 +86,6 @@ class Run:
         write_text(self.folder / "answers.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         write_json(self.folder / "result.json", result)
         return result
-
-    @property
-    def _cache(self) -> Path:
-        return self.cache or self.folder / "cache.jsonl"
 
 
 def eval_mmvp(run: Run, questions: Sequence[Question], prompt: str = "official", judge: Answerer | None = None) -> Result:
@@ -175,15 +170,9 @@ def _decoding(answerer: Answerer, official: str) -> str:
 
 def eval_pope(run: Run, questions: Sequence[PopeQuestion], images: Path | None) -> Result:
     """Measure POPE by strategy, and the mean over strategies. `images` is the folder of the photos, None for finished answers."""
-    photos = [] if images is None else [images / q.image for q in questions]
-    run.begin("pope", [(q.id, q.image, q.text, q.present) for q in questions], photos)
-    prompts = [
-        Prompt(q.id, [{"role": "user", "content": [{"type": "text", "text": q.text}]}], [])
-        if images is None
-        else Prompt.about(q.id, str(images / q.image), q.text)
-        for q in questions
-    ]
-    answers, usage = run.ask(prompts)
+    photos = {} if images is None else {q.id: images / q.image for q in questions}
+    run.begin("pope", [(q.id, q.image, q.text, q.present) for q in questions], photos.values())
+    answers, usage = run.ask([Prompt.about(q.id, str(photos[q.id]) if photos else None, q.text) for q in questions])
     scores = score_pope(questions, [answer.text for answer in answers])
     rows = [
         {"id": q.id, "image": q.image, "text": q.text, "present": q.present, "answer": a.text, "error": a.error, "yes": says_yes(a.text)}
@@ -207,13 +196,12 @@ def eval_chair(run: Run, words: CocoWords, objects: Mapping[str, set[str]], imag
     seen = {id: sorted(names) for id, names in objects.items() if images is None or id in images}
     words_of_prompt = {} if images is None else {"prompt": prompt}  # finished answers do not tell their prompt
     run.begin("chair", {"objects": seen, "words": words.object_of}, () if images is None else images.values(), **words_of_prompt)
+    files: Mapping[str, Path | None] = images or {}
     if images is None:
         assert isinstance(run.answerer, AnswersFile)
-        prompts = [Prompt(id, [], []) for id in run.answerer.answers]
-    else:
-        prompts = [Prompt.about(id, str(file), prompt) for id, file in images.items()]
-    answers, usage = run.ask(prompts)
-    score = score_chair(words, objects, {asked.id: answer.text for asked, answer in zip(prompts, answers, strict=True)})
+        files = dict.fromkeys(run.answerer.answers)
+    answers, usage = run.ask([Prompt.about(id, None if file is None else str(file), prompt) for id, file in files.items()])
+    score = score_chair(words, objects, {id: answer.text for id, answer in zip(files, answers, strict=True)})
     rows = [
         dataclasses.asdict(caption) | {"in_image": sorted(objects[caption.image_id]), "caption": answer.text, "error": answer.error}
         for caption, answer in zip(score.captions, answers, strict=True)

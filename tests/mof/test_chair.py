@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from mof.evals.chair import CocoWords, read_objects, score_chair
 
-REAL = Path(__file__).parents[3] / "shared" / "data"
 SYNONYMS = """person, man, woman, child, people, baby, passenger, adult
 bus, minibus
 airplane, jet, air plane
@@ -132,11 +131,11 @@ def test_every_mention_is_a_word_of_its_class(words: CocoWords, caption: list[st
         assert not any(word == "seat" for word, _ in found)
 
 
-@pytest.mark.skipif(not (REAL / "chair").is_dir(), reason="no ../shared/data/chair")
-def test_real_annotations() -> None:
-    words = CocoWords(REAL / "chair" / "synonyms.txt")
+@pytest.mark.data
+def test_real_annotations(shared_data: Path) -> None:
+    words = CocoWords(shared_data / "chair" / "synonyms.txt")
     assert len(set(words.object_of.values())) == 80
-    files = [REAL / "coco" / "instances_train.json"], [REAL / "coco" / "captions_train.json"]
+    files = [shared_data / "coco" / "instances_train.json"], [shared_data / "coco" / "captions_train.json"]
     objects = read_objects(words, *files)
     reference: dict[str, str] = {}
     for annotation in json.loads(files[1][0].read_text())["annotations"]:

@@ -23,7 +23,6 @@ from typer.testing import CliRunner, Result
 from mof import MoFForConditionalGeneration, MoFProcessor
 from mof.cli.app import build_app
 
-REAL = Path(__file__).parents[3] / "shared" / "data"
 PAIRS = 12
 
 
@@ -148,7 +147,11 @@ def test_another_evaluation_is_refused_and_the_first_one_stays(tmp_path: Path, d
         assert run(*arguments).exit_code == 2  # results of an unknown evaluation
         shared = tmp_path / "shared"
         result = done(run(*arguments[:-1], shared, "--cache", out / "cache.jsonl"), shared)
-        assert result["usage"]["asked"] == 0 and len(server.requests) == 2 * PAIRS
+        assert result["usage"]["asked"] == 0
+        copied = tmp_path / "copied"
+        copied.mkdir()
+        shutil.copy(out / "cache.jsonl", copied)
+        assert done(run(*arguments[:-1], copied), copied)["usage"]["asked"] == 0 and len(server.requests) == 2 * PAIRS
 
 
 def test_a_run_that_got_no_answer_leaves_the_folder_free(tmp_path: Path, data: Path) -> None:
@@ -170,6 +173,8 @@ def test_a_judge_of_nonsense_agrees_with_nobody(tmp_path: Path, data: Path) -> N
     assert result["judge"]["agreement"] == {"compared": 0, "undecided": 24, "share": None, "kappa": None}
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_killed_and_resumed(tmp_path: Path, data: Path) -> None:
     """kill -9 in the middle: what was answered is not asked again, and the result is that of a run in one go."""
 
@@ -201,16 +206,16 @@ def test_killed_and_resumed(tmp_path: Path, data: Path) -> None:
     assert result["pair_accuracy"] == 1
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/data")
-def test_finished_answers_to_the_real_questions(tmp_path: Path) -> None:
-    with (REAL / "mmvp" / "Questions.csv").open() as file:
+@pytest.mark.data
+def test_finished_answers_to_the_real_questions(tmp_path: Path, shared_data: Path) -> None:
+    with (shared_data / "mmvp" / "Questions.csv").open() as file:
         table = list(csv.DictReader(file))
     answers = [{"question_id": row["Index"], "answer": row["Correct Answer"], "response": row["Correct Answer"]} for row in table]
     for row in answers[0:20:2]:
         row["response"] = "(a) or (b)"
     (tmp_path / "old run.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answers))
     out = tmp_path / "mmvp"
-    shown = run("mmvp", "--data", REAL / "mmvp", "--answers", tmp_path / "old run.jsonl", "--output", out)
+    shown = run("mmvp", "--data", shared_data / "mmvp", "--answers", tmp_path / "old run.jsonl", "--output", out)
     result = done(shown, out)
     assert (result["pair_accuracy"], result["question_accuracy"]) == (0.9, 0.95)
     corrected = result["scores"]["letter or text"]["corrected"]  # rows 99 and 100 are one pair
@@ -223,26 +228,37 @@ def test_finished_answers_to_the_real_questions(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     for name in ("random", "popular"):  # in the form of POPE's own answers
         (tmp_path / "old" / f"{name}.json").write_text('{"question": "?", "answer": "no"}\n' * 3000)
-    result = done(run("pope", "--data", REAL / "pope", "--answers", tmp_path / "old", "--output", tmp_path / "pope"), tmp_path / "pope")
+    result = done(
+        run("pope", "--data", shared_data / "pope", "--answers", tmp_path / "old", "--output", tmp_path / "pope"), tmp_path / "pope"
+    )
     assert (result["accuracy"], result["f1"], result["yes_ratio"], result["questions"]) == (0.5, 0, 0, 6000)
     assert any("adversarial" in note for note in result["deviations"])
 
-    annotations = json.loads((REAL / "coco" / "captions_train.json").read_text())["annotations"]
+    annotations = json.loads((shared_data / "coco" / "captions_train.json").read_text())["annotations"]
     captions = {row["image_id"]: {"image_id": row["image_id"], "caption": row["caption"]} for row in annotations}
     (tmp_path / "captions.json").write_text(json.dumps(list(captions.values())))
-    files = ("--instances", REAL / "coco" / "instances_train.json", "--captions", REAL / "coco" / "captions_train.json")
-    synonyms = ("--synonyms", REAL / "chair" / "synonyms.txt")
+    files = ("--instances", shared_data / "coco" / "instances_train.json", "--captions", shared_data / "coco" / "captions_train.json")
+    synonyms = ("--synonyms", shared_data / "chair" / "synonyms.txt")
     result = done(
         run("chair", *files, *synonyms, "--answers", tmp_path / "captions.json", "--output", tmp_path / "chair"), tmp_path / "chair"
     )
     assert (result["chair_i"], result["chair_s"], result["captions"]) == (0, 0, 80)
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/data")
-def test_captions_of_real_photos_by_an_endpoint(tmp_path: Path) -> None:
+@pytest.mark.data
+def test_captions_of_real_photos_by_an_endpoint(tmp_path: Path, shared_data: Path) -> None:
     out = tmp_path / "run"
-    files = ("--instances", REAL / "coco" / "instances_train.json", "--captions", REAL / "coco" / "captions_train.json")
-    rest = ("--synonyms", REAL / "chair" / "synonyms.txt", "--images", REAL / "coco" / "train2017", "--output", out, "--count", "7")
+    files = ("--instances", shared_data / "coco" / "instances_train.json", "--captions", shared_data / "coco" / "captions_train.json")
+    rest = (
+        "--synonyms",
+        shared_data / "chair" / "synonyms.txt",
+        "--images",
+        shared_data / "coco" / "train2017",
+        "--output",
+        out,
+        "--count",
+        "7",
+    )
     with serve(lambda _: "A zebra rides a bus.") as server:
         result = done(run("chair", *files, *rest, "--endpoint", server.url, "--model-name", "m"), out)
         assert len(server.requests) == 7
@@ -306,3 +322,16 @@ def test_suites_without_lmms_eval(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 def test_photos_are_needed_to_ask_about(tmp_path: Path, data: Path) -> None:
     result = run("pope", "--data", data, "--output", tmp_path / "run", "--model", "m")
     assert result.exit_code == 2 and "--images" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [("eval", "--help"), ("eval", "chair", "--help"), ("eval", "report", "--help"), ("probe", "mmvp-vlm", "--help")]
+)
+def test_help_loads_no_slow_library(arguments: tuple[str, ...]) -> None:
+    program = (
+        "import sys; from mof.cli.app import build_app\n"
+        "try: build_app({})(sys.argv[1:])\n"
+        "finally: print({'torch', 'numpy', 'transformers', 'scipy', 'openai', 'PIL'} & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0 and done.stderr.splitlines()[-1] == "set()"

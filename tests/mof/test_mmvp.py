@@ -12,7 +12,6 @@ from PIL import Image
 from mof.evals.answering import Answer
 from mof.evals.mmvp import LABELS, MATCHES, Question, read_mmvp, score
 
-REAL = Path(__file__).parents[3] / "shared" / "data" / "mmvp"
 HEADER = ["lndex", "Question", "Options", "Correct Answer"]
 
 
@@ -154,9 +153,9 @@ def test_likelihood() -> None:
     assert match(question, Answer("(a)")) is None
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/data/mmvp")
-def test_the_real_questions() -> None:
-    questions = read_mmvp(REAL, images=False)
+@pytest.mark.data
+def test_the_real_questions(shared_data: Path) -> None:
+    questions = read_mmvp(shared_data / "mmvp", images=False)
     assert len(questions) == 200
     assert {q.id for q in questions if q.labels["released"] != q.labels["corrected"]} == {99, 100}
     assert len({question.pattern for question in questions}) == 9

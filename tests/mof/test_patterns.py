@@ -12,8 +12,6 @@ import pytest
 from mof.evals.patterns import PATTERNS, by_type, correlate, pattern_type
 from mof.evals.published import MMVP_CORRELATION, MMVP_VLM
 
-REAL = Path(__file__).parents[3] / "shared" / "data" / "mmvp" / "Questions.csv"
-
 
 def test_names() -> None:
     spelled = {
@@ -26,9 +24,9 @@ def test_names() -> None:
         by_type({"od": 0.5, "Orientation": 0.1})
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="no ../shared/data")
-def test_the_categories_of_the_real_file() -> None:
-    with REAL.open() as file:
+@pytest.mark.data
+def test_the_categories_of_the_real_file(shared_data: Path) -> None:
+    with (shared_data / "mmvp" / "Questions.csv").open() as file:
         assert {pattern_type(row["Category"]) for row in csv.DictReader(file)} == set(PATTERNS)
 
 

@@ -10,8 +10,6 @@ import pytest
 
 from mof.evals.pope import PopeQuestion, read_pope, says_yes, score_pope
 
-REAL = Path(__file__).parents[3] / "shared" / "data" / "pope"
-
 
 @pytest.mark.parametrize(
     ("answer", "expected"),
@@ -91,9 +89,9 @@ def test_folders(tmp_path: Path) -> None:
         read_pope(tmp_path)
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="no ../shared/data/pope")
-def test_the_real_questions() -> None:
-    asked = read_pope(REAL)
+@pytest.mark.data
+def test_the_real_questions(shared_data: Path) -> None:
+    asked = read_pope(shared_data / "pope")
     assert len(asked) == 6000 and sum(question.present for question in asked) == 3000
     rng = random.Random(0)
     said = [rng.random() < 0.7 for _ in asked]

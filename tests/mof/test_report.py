@@ -257,6 +257,12 @@ def test_what_is_no_run_is_refused(tmp_path: Path, data: Path) -> None:
         refused = run("report", *arguments)
         assert refused.exit_code == 2 and words in refused.stderr, refused.output
     assert not (tmp_path / "r.html").exists()
+    result = json.loads((good / "result.json").read_text())
+    assert result["format"] == 1
+    (good / "result.json").write_text(json.dumps(result | {"format": 2}))
+    assert "format 2" in run("report", good).stderr
+    (good / "result.json").write_text(json.dumps({key: value for key, value in result.items() if key != "format"}))  # of an old release
+    done("report", good, "-o", tmp_path / "old.html")
     answers = good / "answers.jsonl"
     rows = answers.read_text().splitlines()
     answers.write_text("\n".join(rows[:-1]))

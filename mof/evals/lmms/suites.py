@@ -68,10 +68,9 @@ def run_suite(suite: str, run: SuiteRun, console: Console) -> Result:
 
     from mof.evals.lmms.model import MofLmms
 
-    cache = run.out / "cache.jsonl"
-    model = MofLmms(str(run.model), dtype=run.dtype, batch_size=run.batch_size, cache=str(cache))
+    model = MofLmms(str(run.model), dtype=run.dtype, batch_size=run.batch_size, cache=str(run.out / "cache.jsonl"))
     judge = os.environ.get("MODEL_VERSION", JUDGE)
-    claim_folder(run.out, cache, benchmark="lmms-eval", suite=suite, answerer=model.settings, judge=judge, limit=run.limit)
+    claim_folder(run.out, benchmark="lmms-eval", suite=suite, answerer=model.settings, judge=judge, limit=run.limit)
     manager = TaskManager("WARNING", include_path=str(files("mof.evals.lmms").joinpath("tasks")), model_name="mof")
     figures: list[Result] = []
     failed: dict[str, str] = {}
