@@ -134,11 +134,19 @@ def test_it_listens_on_this_machine_only_and_says_when_the_port_is_taken(server)
 @pytest.mark.multiprocess
 def test_a_killed_server_has_lost_nothing_that_it_confirmed(tmp_path):
     folder = write_folder(tmp_path / "pairs")
-    server = AnnotationServer(folder)
-    process = multiprocessing.get_context("fork").Process(target=server.serve_forever)  # a fork: imports would take seconds
+    context = multiprocessing.get_context("fork")  # a new interpreter would import for seconds
+    receiver, sender = context.Pipe()
+
+    def work():
+        server = AnnotationServer(folder)
+        sender.send(port_of(server))
+        server.serve_forever()
+
+    process = context.Process(target=work)
     process.start()
+    port = receiver.recv()
     for revision, question in enumerate(("One?", "Two?", "Three?")):
-        assert ask(port_of(server), "/api/pairs/0", {"revision": revision, "annotation": COMPLETE | {"question": question}})[0] == 200
+        assert ask(port, "/api/pairs/0", {"revision": revision, "annotation": COMPLETE | {"question": question}})[0] == 200
     process.kill()
     process.join()
     with (folder / JOURNAL).open("ab") as file:
