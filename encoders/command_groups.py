@@ -100,8 +100,8 @@ class LateGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Return name, command and arguments, in which old spellings of options are replaced, with a note on stderr."""
         name, command, rest = super().resolve_command(ctx, args)
-        known = {spelling for parameter in command.params for spelling in parameter.opts}
-        for i, argument in enumerate(rest):
+        known = {spelling for parameter in (command.params if command else ()) for spelling in parameter.opts}
+        for i, argument in enumerate(rest[: rest.index("--")] if "--" in rest else rest):
             option, equals, value = argument.partition("=")
             new = OLD_SPELLINGS.get(option)
             if new in known and option not in known:
@@ -117,8 +117,8 @@ class LateGroup(TyperGroup):
             typer.echo("; ".join(["mof: interrupted", *map(str, stop.args)]), err=True)
             raise typer.Exit(130) from None
         except Exception as error:
-            if type(error).__module__.partition(".")[0] in ("typer", "click"):  # usage errors, exits
-                raise
+            if isinstance(error, BrokenPipeError) or type(error).__module__.partition(".")[0] in ("typer", "click"):
+                raise  # typer knows what to do with a closed pipe, with usage errors and exits
             if ctx.find_root().params.get("debug"):
                 traceback.print_exception(error)
             refused = _is_refusal(error)
@@ -141,7 +141,7 @@ def _is_refusal(error: Exception) -> bool:
 
 def _bug_report(error: Exception, message: str) -> str:
     """Write the traceback into a new log file, and return the line that names it."""
-    if type(error).__name__ == "OutOfMemoryError":  # torch's
+    if type(error).__name__ in ("MemoryError", "OutOfMemoryError"):  # the second one is torch's
         return f"out of memory: {message}"
     descriptor, log = tempfile.mkstemp(prefix="mof-", suffix=".log")
     with os.fdopen(descriptor, "w", encoding="utf-8") as stream:

@@ -33,9 +33,13 @@ def chat(
     place = usable_device(device)
     register_auto_classes()
     content = [{"type": "image", "image": read_image(image)}, {"type": "text", "text": question}]
-    network, processor = AutoModelForImageTextToText.from_pretrained(model).eval().to(place), AutoProcessor.from_pretrained(model)
     options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    inputs = processor.apply_chat_template([{"role": "user", "content": content}], **options).to(place)
+    try:
+        network, processor = AutoModelForImageTextToText.from_pretrained(model), AutoProcessor.from_pretrained(model)
+        inputs = processor.apply_chat_template([{"role": "user", "content": content}], **options).to(place)
+    except ValueError as error:
+        raise ValueError(f"{model} cannot be used as an image-text-to-text model with a chat template: {error}") from error
+    network = network.eval().to(place)
     tokens = network.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)  # [1, prompt + answer]
     answer = tokens[0, inputs["input_ids"].shape[1] :]  # [answer]
     typer.echo(processor.decode(answer, skip_special_tokens=True).strip())

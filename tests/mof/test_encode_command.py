@@ -6,6 +6,7 @@ import json
 import re
 import tarfile
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -16,9 +17,13 @@ from typer.testing import CliRunner, Result
 from encoders import FeatureStore, build_encoder
 from encoders.images.reading import blur, read_image
 from encoders.images.resizing import to_pixels
+from encoders.presets import PRESETS
+from encoders.store.token_formats import TOKEN_FORMATS
 from mof import InterleavedMoF, MoFForConditionalGeneration, MoFProcessor, blind_pairs
 from mof.cli.app import build_app
-from mof.cli.encode import of_model
+from mof.cli.encode import encode, of_model
+from mof.cli.encoder_sizes import measure
+from mof.cli.encoder_table import SIZES
 
 
 def run(*arguments: str | Path) -> Result:
@@ -38,7 +43,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_two_encoders_over_a_folder(photos: Path, tmp_path: Path) -> None:
-    arguments = ("--images", photos, "--encoder", "tiny-a", "--encoder", "tiny-b", "--out", tmp_path / "store", "--tokens", "int8")
+    arguments = ("--images", photos, "--encoder", "tiny-a", "--encoder", "tiny-b", "--output", tmp_path / "store", "--tokens", "int8")
     result = run(*arguments)
     assert result.exit_code == 0, result.output
     summary = r"store: 9 images \(9 encoded now\), 0 duplicates, 1 unreadable, 0\.\d MiB on disk, int8 error of tiny-a 0\.\d+%"
@@ -63,12 +68,20 @@ def test_tars_and_lists_and_several(photos: Path, tmp_path: Path) -> None:
                 tar.add(photos / f"{name}.jpg", f"x/{name}.jpg")
     (tmp_path / "list.txt").write_text("photos/4.jpg\nphotos/1.jpg\n")
     images = ("--images", f"{tmp_path}/t-{{000..001}}.tar", "--images", tmp_path / "list.txt")
-    result = run(*images, "--encoder", "tiny-a", "--out", tmp_path / "store")
+    result = run(*images, "--encoder", "tiny-a", "--output", tmp_path / "store")
     assert "5 images (5 encoded now), 1 duplicates, 0 unreadable" in result.output
     store = FeatureStore(tmp_path / "store")
     assert store.names[:2] == [f"{tmp_path}/t-000.tar/x/0.jpg", f"{tmp_path}/t-000.tar/x/1.jpg"]
     assert [store.row_of(photos / f"{i}.jpg") for i in range(5)] == list(range(5)), "by content, wherever it came from"
     assert store.row_of(store.names[1]) == 1
+
+
+@pytest.mark.slow
+def test_listed_sizes_are_those_of_the_encoders() -> None:
+    sizes = json.loads(SIZES.read_text())
+    assert list(sizes) == sorted(PRESETS)
+    for name, row in sizes.items():
+        assert row == list(measure(name)), f"{name}: python -m mof.cli.encoder_sizes writes the file anew"
 
 
 @pytest.mark.parametrize("embedded", [False, True])
@@ -85,9 +98,9 @@ def test_model_gives_its_encoders_and_what_they_see(
     model.save_pretrained(tmp_path / "model")
     MoFProcessor.from_parts(model, tiny_tokenizer).save_pretrained(tmp_path / "model")
     out = tmp_path / "store"
-    result = run("--images", photos, "--model", tmp_path / "model", "--out", out, "--tokens", "bfloat16", "--device", "cpu")
+    result = run("--images", photos, "--model", tmp_path / "model", "--output", out, "--tokens", "bfloat16", "--device", "cpu")
     assert result.exit_code == 0, result.output
-    blurred = run("--images", photos, "--model", tmp_path / "model", "--out", tmp_path / "null", "--tokens", "bfloat16", "--blurred")
+    blurred = run("--images", photos, "--model", tmp_path / "model", "--output", tmp_path / "null", "--tokens", "bfloat16", "--blurred")
     assert blurred.exit_code == 0, blurred.output
 
     loaded = MoFForConditionalGeneration.from_pretrained(tmp_path / "model", dtype=dtype)
@@ -109,7 +122,7 @@ def test_processor_of_the_model_decides_the_view(photos: Path, tmp_path: Path, t
     tiny_model.save_pretrained(tmp_path / "model")
     tiny_processor.image_processor.image_size, tiny_processor.image_processor.fit = 40, "squash"
     tiny_processor.save_pretrained(tmp_path / "model")
-    run("--images", photos, "--model", tmp_path / "model", "--out", tmp_path / "store", "--tokens", "float16")
+    run("--images", photos, "--model", tmp_path / "model", "--output", tmp_path / "store", "--tokens", "float16")
     store = FeatureStore(tmp_path / "store")
     pixels = to_pixels(read_image(store.names[3]), 40, "squash")[None]
     expected = tiny_model.mixer.encoders["a"](pixels).tokens
@@ -117,7 +130,7 @@ def test_processor_of_the_model_decides_the_view(photos: Path, tmp_path: Path, t
 
 
 def test_options_reach_the_encoders(photos: Path, tmp_path: Path) -> None:
-    arguments = ("--images", photos, "--encoder", "mini-dino", "--out", tmp_path / "store", "--tokens", "float16", "--dtype", "bfloat16")
+    arguments = ("--images", photos, "--encoder", "mini-dino", "--output", tmp_path / "store", "--tokens", "float16", "--dtype", "bfloat16")
     arguments += ("--image-size", "48", "--layer", "2", "--batch-size", "4", "--no-pretrained")
     assert run(*arguments).exit_code == 0
     entry = FeatureStore(tmp_path / "store").manifest["mini-dino"]
@@ -126,29 +139,39 @@ def test_options_reach_the_encoders(photos: Path, tmp_path: Path) -> None:
     assert "(0 encoded now)" in run(*arguments).output, "random weights are the same again"
 
 
+STORE = ("--images", "photos", "--output", "store")
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "named"),
     [
-        ((), "give --images, --out, and either --encoder or --model"),
-        (("--images", "photos", "--out", "store"), "either --encoder or --model"),
-        (("--images", "photos", "--out", "store", "--encoder", "tiny-a", "--model", "m"), "either --encoder or --model"),
-        (("--images", "photos", "--out", "store", "--encoder", "tiny-c"), "unknown encoder 'tiny-c'. Did you mean tiny-"),
-        (("--images", "photos", "--out", "store", "--model", "nowhere"), "nowhere holds no config.json"),
-        (("--images", "photos", "--out", "store", "--model", "m", "--layer", "1"), "--layer .* go with --encoder"),
-        (("--images", "photos", "--out", "store", "--encoder", "tiny-a", "--blurred"), "--blurred goes with --model"),
-        (
-            ("--images", "photos", "--out", "store", "--encoder", "tiny-a", "--dtype", "half"),
-            "unknown --dtype 'half'; expected one of float32",
-        ),
-        (("--images", "photos", "--out", "store", "--encoder", "tiny-a", "--tokens", "int4"), "unknown token format 'int4'"),
-        (("--images", "nowhere", "--out", "store", "--encoder", "tiny-a"), "nowhere: no such file or folder"),
-        (("--images", ".", "--out", "store", "--encoder", "tiny-a", "--strict"), "6.jpg: cannot be read"),
+        ((), "--images"),
+        (("--images", "photos", "--output", "store"), "--encoder"),
+        ((*STORE, "--encoder", "tiny-a", "--model", "m"), "--model"),
+        ((*STORE, "--encoder", "tiny-c"), "'tiny-c'.* tiny-a"),
+        ((*STORE, "--model", "nowhere"), "nowhere .*config.json"),
+        ((*STORE, "--model", "m", "--layer", "1"), "--layer"),
+        ((*STORE, "--encoder", "tiny-a", "--blurred"), "--blurred"),
+        ((*STORE, "--encoder", "tiny-a", "--device", "cuda:99"), "cuda:99"),
+        (("--images", "nowhere", "--output", "store", "--encoder", "tiny-a"), "nowhere"),
+        (("--images", ".", "--output", "store", "--encoder", "tiny-a", "--strict"), "6.jpg"),
     ],
 )
 def test_mistakes_are_one_line(
-    arguments: tuple[str, ...], message: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    arguments: tuple[str, ...], named: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     result = run(*arguments)
     assert result.exit_code == 2
-    assert re.search(rf"^mof: .*{message}", result.stderr, re.MULTILINE), result.output
+    assert re.search(rf"^mof: .*{named}", result.stderr, re.MULTILINE), result.output
+
+
+@pytest.mark.parametrize(("option", "value"), [("--dtype", "half"), ("--tokens", "int4")])
+def test_unknown_choices(option: str, value: str) -> None:
+    result = run(*STORE, "--encoder", "tiny-a", option, value)
+    assert result.exit_code == 2 and value in result.stderr
+
+
+def test_offered_token_formats_are_those_of_the_store() -> None:
+    choices = get_args(get_args(get_args(get_type_hints(encode, include_extras=True)["tokens"])[0])[0])
+    assert choices == TOKEN_FORMATS

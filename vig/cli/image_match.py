@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from encoders.command_groups import resumes
 from encoders.command_options import Images, Limit, Model, Records, evenly, output_option, seed_option
 from encoders.runs import write_json
 from mof.data.rows import read_records
@@ -18,7 +17,6 @@ from vig.nulls import NULL_NAMES
 from vig.saved_models import load_model
 
 
-@resumes
 def image_match(
     model: Model,
     records: Records,

@@ -66,7 +66,10 @@ def finetune(
         model.gradient_checkpointing_enable({"use_reentrant": False})
     device = {"use_cpu": not torch.accelerator.is_available(), "dataloader_pin_memory": torch.cuda.is_available()}
     shown = {"disable_tqdm": not PartialState().is_local_main_process}
-    args = TrainingArguments(str(folder / CHECKPOINTS), **{**DEFAULTS, **device, **shown, **arguments})
+    try:
+        args = TrainingArguments(str(folder / CHECKPOINTS), **{**DEFAULTS, **device, **shown, **arguments})
+    except ValueError as error:
+        raise ValueError(f"transformers.TrainingArguments refuses {arguments}: {error}") from error
     options = {"processing_class": processor, "train_dataset": records, **(trainer_options or {})}
     trainer = SelectiveTrainer(model, args, **options)
     if lora and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):

@@ -7,13 +7,14 @@ dimensions) or that ignores them reads on from one record into the next; `keeps_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mof.data.answer_tokens import PER_TOKEN
+from mof.data.collator import SupervisedCollator
 from vig.training.supervised_loss import IGNORED, logits_at
 
 # Shapes: B = records in a batch, S = padded length, L = tokens of all records, V = vocabulary.
@@ -24,8 +25,13 @@ TOKENWISE = ("input_ids", "labels", "token_weights", *PER_TOKEN)
 class PaddingFreeCollator:
     """Another collator's batches as one row each."""
 
-    def __init__(self, collator: Callable[[Sequence[Any]], dict[str, Tensor]]) -> None:
+    def __init__(self, collator: SupervisedCollator) -> None:
         self.collator = collator
+
+    @property
+    def left_out(self) -> int:
+        """How many times a record was left out that cannot be used."""
+        return self.collator.left_out
 
     def __call__(self, records: Sequence[Any]) -> dict[str, Tensor]:
         return flatten(self.collator(records))
