@@ -1,17 +1,16 @@
-"""Blind pairs of the miniature: what do the pairs that mini-clip confuses differ in? The renderer knows.
+"""Blind pairs of the miniature: in which patterns do the pairs differ that mini-clip confuses? The renderer knows.
 
-    python benchmarks/miniature_pairs.py --count 3000 --out runs/miniature_pairs
-    python benchmarks/miniature_pairs.py --count 100000 --out runs/miniature_pairs    # goes on with the 3,000
+    python benchmarks/miniature_pairs.py --count 3000 --output runs/miniature_pairs
+    python benchmarks/miniature_pairs.py --count 100000 --output runs/miniature_pairs    # goes on with the 3,000
 
 Held-out scenes are drawn in blocks of 1,000, each with a random state of its own, and embedded by mini-clip and mini-dino; a block is
-one file, and is not done again. Then all pairs are compared. For each pattern: the share of pairs in which its field differs, among the
-blind pairs of the largest gap (at most --max_pairs), as many blind pairs drawn at random, and as many of any pairs. A scene drawn twice
-differs in nothing but background, place, light and noise. 100,000 scenes take about a quarter of an hour on two cores.
+one file, and is not done again. Then all pairs are compared. For each pattern, a table shows the share of pairs in which its field
+differs: among the blind pairs of the largest gap (at most --max-pairs), as many random blind pairs, and as many random pairs. A scene
+that is drawn twice differs in background, place, light and noise only. 100,000 scenes take about a quarter of an hour on two cores.
 """
 
 import argparse
 import json
-import os
 import time
 from dataclasses import astuple
 from pathlib import Path
@@ -26,6 +25,7 @@ from rich.progress import track
 from rich.table import Table
 
 from encoders import Encoder, build_encoder
+from encoders.runs import write_whole
 from mof import blind_pairs
 from mof.miniature.scenes import PATTERNS, VALUES, Scene, render, sample_scene
 from mof.pairs.gallery import SHOWN, Gallery
@@ -42,14 +42,14 @@ QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 
 
 def draw(number: int) -> tuple[list[Scene], list[Image.Image]]:
-    """The scenes of a block and their pictures, the same in every run."""
+    """Return the scenes of a block and their pictures, the same in every run."""
     rng = np.random.default_rng([0, number])
     scenes = [sample_scene(rng, held_out=True) for _ in range(BLOCK)]
     return scenes, [render(scene, rng) for scene in scenes]
 
 
 def block(number: int, encoders: dict[str, Encoder], folder: Path) -> dict[str, NDArray]:
-    """Fields [BLOCK, F] as positions in `VALUES`, and an embedding [BLOCK, E] per encoder: of the block's file, or made now."""
+    """Return a block's fields [BLOCK, F] as positions in `VALUES`, and an embedding [BLOCK, E] per encoder. A missing file is written."""
     file = folder / f"block-{number:05d}.npz"
     if not file.is_file():
         scenes, images = draw(number)
@@ -58,16 +58,13 @@ def block(number: int, encoders: dict[str, Encoder], folder: Path) -> dict[str, 
         arrays = {"fields": np.array(fields, dtype=np.int8)}
         for name, encoder in encoders.items():
             arrays[name] = torch.cat([encoder.embed_image(part) for part in pictures.split(250)]).float().cpu().numpy()
-        partial = file.with_suffix(".part")
-        with partial.open("wb") as stream:
-            np.savez(stream, **arrays)
-        os.replace(partial, file)
+        write_whole(file, lambda temporary: np.savez(temporary, **arrays))
     with np.load(file) as arrays:
         return dict(arrays)
 
 
 def write_gallery(folder: Path, found: BlindPairs, clip: NDArray, dino: NDArray, above: float, below: float) -> None:
-    """gallery.html of the pairs of the largest gap, whose scenes are drawn once more."""
+    """Write gallery.html of the pairs of the largest gap, whose scenes are drawn once more."""
     folder.mkdir(exist_ok=True)
     names = [str((folder / f"scene-{i:06d}.png").resolve()) for i in range(len(clip))]
     shown = np.unique(np.concatenate([found.i[:SHOWN], found.j[:SHOWN]]))
@@ -80,18 +77,18 @@ def write_gallery(folder: Path, found: BlindPairs, clip: NDArray, dino: NDArray,
 
 
 def differing(fields: NDArray[np.int8], i: NDArray[np.int64], j: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """[M, F]: which fields differ between the scenes of each pair."""
+    """Return which fields differ between the scenes of each pair, shape [M, F]."""
     return fields[i] != fields[j]
 
 
 def random_pairs(images: int, count: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """So many pairs of two different scenes."""
+    """Return `count` random pairs of two different scenes."""
     i = rng.integers(images, size=count)
     return i, (i + rng.integers(1, images, size=count)) % images
 
 
 def sample_blind(clip: NDArray, dino: NDArray, above: float, below: float, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """At most `count` of all blind pairs, each as likely as any other: those among pairs drawn at random."""
+    """Return at most `count` blind pairs, all equally likely: the blind pairs among random pairs."""
     rng, chosen, found = np.random.default_rng(2), [], 0
     for _ in track(range(ROUNDS), "sampling blind pairs"):
         i, j = random_pairs(len(clip), BLOCK * BLOCK // 4, rng)
@@ -104,7 +101,7 @@ def sample_blind(clip: NDArray, dino: NDArray, above: float, below: float, count
 
 
 def compare(differ: dict[str, NDArray[np.bool_]]) -> dict[str, dict[str, float]]:
-    """Per field the share of pairs in which it differs, for each kind of pairs [M, F]."""
+    """Return for each field the share of pairs in which it differs, for each kind of pairs [M, F]."""
     shares = {NAMES[field]: {name: float(pairs[:, k].mean()) for name, pairs in differ.items()} for k, field in enumerate(FIELDS)}
     return shares | {
         "fields that differ, of 10": {name: float(pairs.sum(1).mean()) for name, pairs in differ.items()},
@@ -115,20 +112,22 @@ def compare(differ: dict[str, NDArray[np.bool_]]) -> dict[str, dict[str, float]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=3000, help=f"scenes, in blocks of {BLOCK}")
-    parser.add_argument("--out", type=Path, default=Path("runs/miniature_pairs"))
-    parser.add_argument("--clip_above", type=float, default=0.95)
-    parser.add_argument("--dino_below", type=float, default=0.6)
-    parser.add_argument("--max_pairs", type=int, default=100_000, help="keep so many of the largest gap")
+    parser.add_argument("--output", "-o", type=Path, default=Path("runs/miniature_pairs"), help="folder of the blocks and the results")
+    parser.add_argument("--clip-above", type=float, default=0.95)
+    parser.add_argument("--dino-below", type=float, default=0.6)
+    parser.add_argument("--max-pairs", type=int, default=100_000, help="how many pairs of the largest gap to keep")
     args = parser.parse_args()
     if args.count < BLOCK or args.count % BLOCK:
         raise SystemExit(f"error: --count should be a multiple of {BLOCK}, got {args.count}")
-    args.out.mkdir(parents=True, exist_ok=True)
+    args.output.mkdir(parents=True, exist_ok=True)
     console, device = Console(), "cuda" if torch.cuda.is_available() else "cpu"
     encoders = {name: build_encoder(f"mini-{name}").to(device) for name in ("clip", "dino")}
     start = time.monotonic()
     numbers = track(range(args.count // BLOCK), "drawing and embedding")
-    blocks = [block(number, encoders, args.out) for number in numbers]
-    fields, clip, dino = (np.concatenate([one[name] for one in blocks]) for name in ("fields", "clip", "dino"))  # [N, F], [N, E] twice
+    blocks = [block(number, encoders, args.output) for number in numbers]
+    fields, clip, dino = (
+        np.concatenate([arrays[name] for arrays in blocks]) for name in ("fields", "clip", "dino")
+    )  # [N, F], [N, E] twice
     embedded = time.monotonic()
     found = blind_pairs(clip, dino, args.clip_above, args.dino_below, max_pairs=args.max_pairs, device=device, progress=True)
     searched = time.monotonic()
@@ -143,14 +142,14 @@ def main() -> None:
         any_blind = sample_blind(clip, dino, args.clip_above, args.dino_below, len(found))
         kinds = {"largest gap": (found.i, found.j), "any blind": any_blind, "random": (i[: len(found)], j[: len(found)])}
         result["differ"] = compare({name: differing(fields, *pairs) for name, pairs in kinds.items()})
-        table = Table("share that differs in", *(f"{name} ({len(one):,})" for name, (one, _) in kinds.items()), box=SIMPLE)
+        table = Table("share that differs in", *(f"{name} ({len(first):,})" for name, (first, _) in kinds.items()), box=SIMPLE)
         for name, shares in result["differ"].items():
             table.add_row(name, *(f"{share:.4f}" for share in shares.values()))
         console.print(table)
-        found.to_parquet(args.out / "pairs.parquet")
-        write_gallery(args.out / "images", found, clip, dino, args.clip_above, args.dino_below)
-        console.print(f"to look at: {args.out / 'gallery.html'}")
-    (args.out / "result.json").write_text(json.dumps(result, indent=1))
+        found.to_parquet(args.output / "pairs.parquet")
+        write_gallery(args.output / "images", found, clip, dino, args.clip_above, args.dino_below)
+        console.print(f"to look at: {args.output / 'gallery.html'}")
+    (args.output / "result.json").write_text(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

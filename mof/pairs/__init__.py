@@ -1,1 +1,1 @@
-"""The exact search for blind pairs."""
+"""Blind pairs: the search (`mof.pairs.search`), the page that shows them (`gallery`), and their annotation (`annotation`)."""

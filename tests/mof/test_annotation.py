@@ -1,4 +1,4 @@
-"""Annotations, the file they are kept in, the table of pairs, and the benchmark that comes of them."""
+"""Annotations, the journal that keeps them, the table of pairs, and the export of annotations as benchmarks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mof.evals.patterns import PATTERNS
 from mof.pairs.annotation.annotation import JOURNAL, Annotation, ConflictError, Journal, Saved
 from mof.pairs.annotation.export import export_annotations
 from mof.pairs.annotation.server import Session
-from mof.pairs.pair_table import PairTable
+from mof.pairs.pair_table import BlindPairs, PairTable
 
 NAMES = ("a.jpg", "b.jpg")
 
@@ -69,7 +69,7 @@ def test_a_mark_goes_before_everything():
     ],
 )  # fmt: skip
 def test_what_is_no_annotation_is_refused(wrong):
-    with pytest.raises(ValueError, match="should be|expected"):
+    with pytest.raises(ValueError):
         Annotation.from_json(wrong)
 
 
@@ -125,6 +125,18 @@ def test_a_damaged_line_is_named_not_dropped(tmp_path, line):
     assert file.read_bytes() == before
 
 
+def test_lines_of_earlier_releases_are_read_and_other_formats_refused(tmp_path):
+    file = tmp_path / "j.jsonl"
+    Journal(file).save(NAMES, 0, annotation())
+    entry = json.loads(file.read_text())
+    assert entry.pop("format") == 1
+    file.write_text(json.dumps(entry) + "\n")  # as before lines had a format
+    assert Journal(file).get(NAMES) == Saved(1, annotation())
+    file.write_text(json.dumps(entry | {"format": 2}) + "\n")
+    with pytest.raises(ValueError, match="line 1: .* format is 2"):
+        Journal(file).all()
+
+
 def test_a_file_that_was_shortened_in_use_is_noticed(tmp_path):
     journal = Journal(tmp_path / "j.jsonl")
     journal.save(NAMES, 0, annotation())
@@ -134,7 +146,7 @@ def test_a_file_that_was_shortened_in_use_is_noticed(tmp_path):
 
 
 def test_many_who_write_at_once_lose_nothing(tmp_path):
-    """Each with a journal of their own, as servers have."""
+    """Each writer has a journal of its own, as servers have."""
 
     def write(name):
         journal = Journal(tmp_path / "j.jsonl")
@@ -187,6 +199,18 @@ def test_a_table_that_is_none_is_refused(tmp_path, content, message):
         PairTable(tmp_path)
 
 
+def test_a_table_of_another_format_is_refused(tmp_path):
+    folder = write_folder(tmp_path, 1)
+    pairs = BlindPairs(np.array([0]), np.array([1]), np.array([0.99]), np.array([0.25]), 2, 1)
+    pairs.to_parquet(folder / "pairs.parquet", [str(folder / name) for name in ("0-left.jpg", "0-right.png")])
+    assert PairTable(folder).pairs[0].dino_similarity == 0.25
+    table = pq.read_table(folder / "pairs.parquet")
+    assert list(table.schema.metadata.values()) == [b"1"]
+    pq.write_table(table.replace_schema_metadata(dict.fromkeys(table.schema.metadata, b"2")), folder / "pairs.parquet")
+    with pytest.raises(ValueError, match="format 2"):
+        PairTable(folder)
+
+
 def test_a_folder_without_a_table_is_refused(tmp_path):
     with pytest.raises(ValueError, match="mof blind-pairs"):
         PairTable(tmp_path / "nowhere")
@@ -211,6 +235,7 @@ def test_where_a_session_goes_on(tmp_path):
         (3, COMPLETE | {"mark": "flagged"}),
     ):
         session.save(number, {"revision": 0, "annotation": said})
+    assert (folder / JOURNAL).is_file()
     again = Session(folder)
     assert again.progress() == {"pairs": 4, "done": 1, "skipped": 1, "flagged": 1, "first": 2}
     assert again.show(3)["next_todo"] == 2 and again.show(2)["next_todo"] is None
@@ -232,8 +257,8 @@ def test_what_was_annotated_is_what_the_probes_read(tmp_path):
         2: COMPLETE | {"question": ""},
         3: COMPLETE | {"mark": "flagged"},
     }
-    for number, one in saved.items():
-        session.save(number, {"revision": 0, "annotation": one})
+    for number, annotation in saved.items():
+        session.save(number, {"revision": 0, "annotation": annotation})
     result = export(folder, tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert (
@@ -241,12 +266,19 @@ def test_what_was_annotated_is_what_the_probes_read(tmp_path):
     )
 
     questions = read_mmvp(tmp_path / "out/MMVP")
-    assert [one.id for one in questions] == [1, 2, 3, 4] and [one.pattern for one in questions] == ["Text"] * 2 + ["Orientation"] * 2
-    assert {(one.question, one.options_text) for one in questions[:2]} == {("Open, or closed?", "(a) Yes, very (b) No")}
-    assert [one.labels for one in questions] == [{"released": right, "corrected": right} for right in "abba"]
+    assert [question.id for question in questions] == [1, 2, 3, 4] and [question.pattern for question in questions] == ["Text"] * 2 + [
+        "Orientation"
+    ] * 2
+    assert {(question.question, question.options_text) for question in questions[:2]} == {("Open, or closed?", "(a) Yes, very (b) No")}
+    assert [question.labels for question in questions] == [{"released": right, "corrected": right} for right in "abba"]
     items = read_mmvp_vlm(tmp_path / "out/MMVP_VLM")
-    assert [(one.id, one.type) for one in items] == [(1, "Orientation"), (2, "Orientation"), (3, "Text"), (4, "Text")]  # the official order
-    assert [one.statement for one in items[2:]] == texts["statements"]
+    assert [(item.id, item.type) for item in items] == [
+        (1, "Orientation"),
+        (2, "Orientation"),
+        (3, "Text"),
+        (4, "Text"),
+    ]  # the official order
+    assert [item.statement for item in items[2:]] == texts["statements"]
     assert items[0].image == tmp_path / "out/MMVP_VLM/MLLM_VLM Images/Orientation/1.jpg"
 
     for ours, pair in ((questions[:2], 0), (questions[2:], 1), (items[:2], 1), (items[2:], 0)):
@@ -280,7 +312,7 @@ def test_a_pair_whose_image_is_gone_is_left_out_and_named(tmp_path):
     assert [(number, "1-right.png" in reason) for number, reason in done.left_out] == [(2, True)]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.lists(st.sampled_from(list(PATTERNS)), min_size=1, max_size=12), st.randoms())
 def test_any_mix_of_patterns_is_read_back(tmp_path_factory, patterns, random):
     folder = write_folder(tmp_path_factory.mktemp("mix") / "pairs", len(patterns))
@@ -291,17 +323,11 @@ def test_any_mix_of_patterns_is_read_back(tmp_path_factory, patterns, random):
         session.save(number, {"revision": 0, "annotation": COMPLETE | {"pattern": pattern, "right": right, "statements": statements}})
     out = folder.parent / "out"
     export_annotations(folder, out)
-    assert [one.labels["corrected"] for one in read_mmvp(out / "MMVP")] == [letter for right in rights for letter in right]
+    assert [question.labels["corrected"] for question in read_mmvp(out / "MMVP")] == [letter for right in rights for letter in right]
     expected = [
         (pattern, f"{side} of {n}") for t in PATTERNS for n, pattern in enumerate(patterns) if pattern == t for side in ("left", "right")
     ]
-    assert [(one.type, one.statement) for one in read_mmvp_vlm(out / "MMVP_VLM")] == expected
-
-
-def test_the_journal_lies_beside_the_pairs(tmp_path):
-    folder = write_folder(tmp_path, 1)
-    Session(folder).save(0, {"revision": 0, "annotation": COMPLETE})
-    assert (folder / JOURNAL).is_file()
+    assert [(item.type, item.statement) for item in read_mmvp_vlm(out / "MMVP_VLM")] == expected
 
 
 def test_the_probe_runs_on_an_export(tmp_path):

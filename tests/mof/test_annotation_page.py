@@ -15,7 +15,10 @@ from mof.pairs.annotation.annotation import JOURNAL
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the page is tested with playwright: pip install playwright")
 BROWSER = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="the page is tested in chromium, which is not installed (or set CHROMIUM)")
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(BROWSER is None, reason="the page is tested in chromium, which is not installed (or set CHROMIUM)"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +31,7 @@ def browser():
 
 @pytest.fixture
 def open_page(browser):
-    """Opens pages, and fails when one of them reports an error."""
+    """Return a function that opens a page; the test fails if a page reports an error."""
     errors, pages = [], []
 
     def open_page(url):
@@ -59,7 +62,7 @@ def saved(folder: Path):
 
 
 def type_all(page):
-    """A whole pair by keyboard alone."""
+    """Fill in a whole pair by keyboard alone."""
     page.keyboard.press("3")
     for text in ("open wings", "closed wings", "Are the wings open or closed?", "Open", "Closed"):
         page.keyboard.press("Enter")
@@ -95,7 +98,7 @@ def test_a_person_walks_through_the_pairs_by_keyboard(tmp_path, open_page):
         page.keyboard.press("b")  # the other way round
         page.keyboard.press("ArrowRight")  # saved before it goes
         wait(page, "#title", "Pair 2 of 4")
-        assert next(one for one in reversed(saved(folder)) if "0-left" in one["image_i"])["right"] == ["b", "a"]
+        assert next(line for line in reversed(saved(folder)) if "0-left" in line["image_i"])["right"] == ["b", "a"]
         assert page.get_attribute("#skip", "aria-pressed") == "true"
     with serving(folder) as server:  # another day
         page = open_page(server.url)
@@ -132,8 +135,8 @@ def test_the_mouse_does_the_same(tmp_path, open_page):
 
 def test_two_windows_do_not_lose_work_in_silence(tmp_path, open_page):
     folder = write_folder(tmp_path / "pairs")
-    with serving(folder) as one, serving(folder) as other:
-        mine, theirs = open_page(one.url), open_page(other.url)
+    with serving(folder) as server, serving(folder) as second:
+        mine, theirs = open_page(server.url), open_page(second.url)
         theirs.fill("#question", "Theirs?")
         wait_saved(theirs)
         mine.fill("#question", "Mine?")

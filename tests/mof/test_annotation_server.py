@@ -1,12 +1,11 @@
-"""The annotation server over HTTP, as a program of its own where it is killed."""
+"""The annotation server over HTTP, in a process of its own where it is killed."""
 
 from __future__ import annotations
 
 import http.client
 import json
-import re
+import multiprocessing
 import socket
-import subprocess
 import sys
 
 import pytest
@@ -15,6 +14,7 @@ from support.annotation_folder import COMPLETE, EMPTY, ask, port_of, serving, wr
 from typer.testing import CliRunner
 
 from mof.cli.app import build_app
+from mof.pairs.annotation import server as annotation_server
 from mof.pairs.annotation.annotation import JOURNAL
 from mof.pairs.annotation.server import LONGEST_REQUEST, AnnotationServer
 
@@ -56,7 +56,7 @@ def test_only_images_of_pairs_are_served(server):
     assert ask(port, "/images/2/1")[2].headers["Content-Type"] == "image/png"
     wrong = ("/images/3/0", "/images/0/2", "/images/-1/0", "/images/0/0/../../secret.jpg", "/images/secret.jpg", "/secret.jpg", "/pairs.csv",
              "/../../../../etc/passwd", "//etc/passwd", "/%2e%2e/pairs.csv", "/annotations.jsonl", "/page.html", "/api/pairs/3",
-             "/api/pairs/-1", "/api/pairs/٣", "/api/pairs/0x1")  # fmt: skip
+             "/api/pairs/-1", "/api/pairs/٣", "/api/pairs/0x1", "/api/pairs/0/")  # fmt: skip
     for path in wrong:
         assert ask(port, path.encode().decode("latin1") if path.isascii() else "/api/pairs/%D9%A3")[0] == 404, path
 
@@ -131,15 +131,24 @@ def test_it_listens_on_this_machine_only_and_says_when_the_port_is_taken(server)
         AnnotationServer(server.session.table.folder, port_of(server))
 
 
+@pytest.mark.multiprocess
 def test_a_killed_server_has_lost_nothing_that_it_confirmed(tmp_path):
     folder = write_folder(tmp_path / "pairs")
-    program = "from mof.cli.app import main; main()"
-    arguments = [sys.executable, "-c", program, "blind-pairs", "annotate", str(folder), "--no-browser"]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
-        port = int(re.search(r"http://127\.0\.0\.1:(\d+)/", process.stdout.readline())[1])
-        for revision, question in enumerate(("One?", "Two?", "Three?")):
-            assert ask(port, "/api/pairs/0", {"revision": revision, "annotation": COMPLETE | {"question": question}})[0] == 200
-        process.kill()
+    context = multiprocessing.get_context("fork")  # a new interpreter would import for seconds
+    receiver, sender = context.Pipe()
+
+    def work():
+        server = AnnotationServer(folder)
+        sender.send(port_of(server))
+        server.serve_forever()
+
+    process = context.Process(target=work)
+    process.start()
+    port = receiver.recv()
+    for revision, question in enumerate(("One?", "Two?", "Three?")):
+        assert ask(port, "/api/pairs/0", {"revision": revision, "annotation": COMPLETE | {"question": question}})[0] == 200
+    process.kill()
+    process.join()
     with (folder / JOURNAL).open("ab") as file:
         file.write(b'{"image_i": "torn')  # as a kill in the middle of writing leaves it
     with serving(folder) as server:
@@ -163,7 +172,24 @@ def test_the_command_says_where_and_how_far(tmp_path, monkeypatch):
     assert refused.exit_code == 2 and "expected a folder that `mof blind-pairs` wrote" in refused.output
 
 
-def test_a_silent_client_does_not_keep_others_waiting(server):
-    with socket.create_connection(("127.0.0.1", port_of(server))) as silent:
-        silent.sendall(b"POST /api/pairs/0 HTTP/1.1\r\nContent-Length: 10\r\n\r\n")
+def test_a_silent_client_keeps_nobody_waiting_and_is_refused_in_the_end(server, monkeypatch):
+    monkeypatch.setattr(annotation_server, "SILENCE", 0.5)
+    with socket.create_connection(("127.0.0.1", port_of(server)), timeout=30) as silent:
+        lines = (
+            "POST /api/pairs/0 HTTP/1.1",
+            f"Host: 127.0.0.1:{port_of(server)}",
+            "Content-Type: application/json",
+            "Content-Length: 10",
+            "",
+            "",
+        )
+        silent.sendall("\r\n".join(lines).encode())
         assert ask(port_of(server), "/api/progress")[0] == 200
+        assert silent.recv(1000).startswith(b"HTTP/1.1 408")
+
+
+def test_a_missing_library_is_named(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "mof.pairs.annotation.server")
+    monkeypatch.setitem(sys.modules, "uvicorn", None)  # as if it were not installed
+    refused = CliRunner().invoke(build_app({}), ["blind-pairs", "annotate", str(write_folder(tmp_path))])
+    assert refused.exit_code == 2 and "uvicorn" in refused.output and "mof-vig[annotate]" in refused.output

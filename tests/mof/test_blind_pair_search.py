@@ -1,6 +1,7 @@
 """Blind pairs against brute force: the same pairs whatever the spectrum, the sieve, the tiles, the thresholds and the encoders."""
 
 import csv
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from unittest import mock
 
@@ -17,6 +18,7 @@ from encoders import FeatureStore, build_encoder, encode_images
 from mof import blind_pairs
 from mof.pairs import projection
 from mof.pairs.comparison import PairComparison
+from mof.pairs.core_threads import on_each_core
 from mof.pairs.embedding_rows import EmbeddingRows
 from mof.pairs.sieve import Sieve
 
@@ -24,12 +26,12 @@ SLACK = 2e-6
 
 
 def sieved():
-    """So that even small collections go through a sieve, whether it pays or not."""
+    """Let even small collections go through a sieve, whether it pays or not."""
     return mock.patch.multiple(projection, SAMPLE=4, SURVIVOR=0.0, TILE_COST=0)
 
 
 def brute_force(clip: np.ndarray, dino: np.ndarray, above: float, below: float) -> tuple[set, set]:
-    """The pairs that must be found and those that may be."""
+    """Return the pairs that must be found, and the pairs that may be found."""
     a, b = clip.astype(np.float64) @ clip.T.astype(np.float64), dino.astype(np.float64) @ dino.T.astype(np.float64)
     upper = np.triu(np.ones(a.shape, dtype=bool), 1)
     must = (a > above + SLACK) & (b < below - SLACK) & upper
@@ -72,7 +74,7 @@ def test_a_large_collection_takes_the_narrow_way_to_the_same_pairs():
     assert len(must) > 100
 
 
-def test_the_way_of_a_gpu_gives_the_same_pairs(monkeypatch):
+def test_all_squares_at_once_give_the_same_pairs(monkeypatch):
     rng = np.random.default_rng(6)
     clip, dino = clustered(rng, 4500), embeddings(rng, 4500, 64, "flat")
     expected = blind_pairs(clip, dino, 0.97, 0.6)
@@ -184,7 +186,7 @@ def test_files_and_summary(tmp_path):
     pairs.to_csv(tmp_path / "pairs.csv")
     row = {"i": 0, "j": 1, "clip_similarity": 1.0, "dino_similarity": 0.0, "gap": 1.0}
     assert pq.read_table(tmp_path / "pairs.parquet").to_pylist() == [row]
-    assert [{k: float(v) for k, v in one.items()} for one in csv.DictReader((tmp_path / "pairs.csv").open())] == [row]
+    assert [{k: float(v) for k, v in line.items()} for line in csv.DictReader((tmp_path / "pairs.csv").open())] == [row]
     names = ["a.png", 'b,"ü".png', "c.png"]
     pairs.to_parquet(tmp_path / "named.parquet", names)
     pairs.to_csv(tmp_path / "named.csv", names)
@@ -203,9 +205,9 @@ def test_stores_stand_for_the_encoders_they_were_opened_with(tmp_path):
         Image.fromarray(rng.integers(0, 256, (30, 30, 3), dtype=np.uint8)).save(tmp_path / f"images/{n}.png")
     encoders = {name: build_encoder(name) for name in ("tiny-a", "tiny-b")}
     encode_images(tmp_path / "images", encoders, tmp_path / "store")
-    one, both = FeatureStore(tmp_path / "store", ["tiny-b"]), FeatureStore(tmp_path / "store")
-    found = blind_pairs(both, one, -1, 1)
-    arrays = blind_pairs([both.embeddings("tiny-a"), both.embeddings("tiny-b")], one.embeddings("tiny-b"), -1, 1)
+    single, both = FeatureStore(tmp_path / "store", ["tiny-b"]), FeatureStore(tmp_path / "store")
+    found = blind_pairs(both, single, -1, 1)
+    arrays = blind_pairs([both.embeddings("tiny-a"), both.embeddings("tiny-b")], single.embeddings("tiny-b"), -1, 1)
     assert len(found) == 66
     np.testing.assert_array_equal(found.clip_similarity, arrays.clip_similarity)
     np.testing.assert_array_equal(found.i, arrays.i)
@@ -219,3 +221,20 @@ def test_rules_on_tiny_collections(count):
     rules = {"one_per_image": True, "per_cluster": 1, "duplicates_above": 0.999, "max_pairs": 3}
     pairs = blind_pairs(np.ones((count, 3)) / 3**0.5, np.eye(count, 3), -1, 1, **rules)
     assert (len(pairs), pairs.total, pairs.images) == (count // 2, count // 2, count)
+
+
+def test_torchs_number_of_threads_stays_as_it_is():
+    """Each worker thread has a number of its own, which neither the program nor its new threads see."""
+
+    def in_a_new_thread() -> int:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(torch.get_num_threads).result()
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        numbers = list(on_each_core(lambda _: (torch.get_num_threads(), in_a_new_thread()), range(20), torch.device("cpu")))
+        assert numbers == [(1, 3)] * 20
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

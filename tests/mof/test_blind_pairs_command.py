@@ -1,4 +1,4 @@
-"""`mof blind-pairs` as a user would call it, with encoders that see one half of a picture each, so that we know what it must find."""
+"""`mof blind-pairs` as a user calls it. The encoders see one half of a picture each, so we know which pairs it must find."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def picture(left: str, right: str, size: tuple[int, int] = (64, 48)) -> Image.Im
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """Six different pictures, of which two pairs have the same left half; copies, damage and what is no image beside them."""
+    """Return a folder of six different pictures, two pairs of which have the same left half, with copies, damaged files and other files."""
     folder = tmp_path / "photos"
     (folder / "sub").mkdir(parents=True)
     picture("red", "red").save(folder / "a.png")
@@ -57,14 +57,14 @@ def photos(tmp_path: Path) -> Path:
 
 
 class Page(HTMLParser):
-    """The JSON of a gallery, its text, and what it would load."""
+    """A gallery: its JSON, its text, and the addresses that it would load."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path, self.json, self.text, self.loads, self._kind = path, [], [], [], ""
         self.feed(path.read_text(encoding="utf-8"))
         self.data: Any = self.json[0]
-        self.thumbnails = [base64.b64decode(one) for block in self.json[1:] for one in block]
+        self.thumbnails = [base64.b64decode(thumbnail) for block in self.json[1:] for thumbnail in block]
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         named = dict(attributes)
@@ -114,8 +114,8 @@ def test_the_gallery_holds_everything_and_runs_nothing_of_a_name(photos: Path, t
     rows = pq.read_table(tmp_path / "pairs.parquet").to_pylist()
     names = [name for name, exists in page.data["images"] if exists]
     shown = [(names[i], names[j], clip, dino) for i, j, clip, dino in page.data["rows"]]
-    assert [one[:2] for one in shown] == [(row["image_i"], row["image_j"]) for row in rows]
-    assert [one[2:] for one in shown] == [pytest.approx((row["clip_similarity"], row["dino_similarity"]), abs=1e-4) for row in rows]
+    assert [row[:2] for row in shown] == [(row["image_i"], row["image_j"]) for row in rows]
+    assert [row[2:] for row in shown] == [pytest.approx((row["clip_similarity"], row["dino_similarity"]), abs=1e-4) for row in rows]
     assert len(page.thumbnails) == len(names) == 4
     for name, thumbnail in zip(names, page.thumbnails, strict=True):
         small, image = Image.open(io.BytesIO(thumbnail)), Image.open(name)

@@ -1,4 +1,4 @@
-"""What is kept of the pairs, against the rules written down: best first, one by one, over all pairs at once."""
+"""The choice among pairs, against the rules written down: best first, pair by pair, over all pairs at once."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from mof.pairs.embedding_rows import EmbeddingRows
 
 
 def collection(seed: int, count: int = 60) -> tuple[np.ndarray, np.ndarray]:
-    """Some things in several views, each view in several copies that differ a little."""
+    """Return embeddings of things in several views, each view in several copies that differ a little."""
     rng = np.random.default_rng(seed)
     things, views = rng.integers(4, size=count), rng.integers(12, size=count)
     clip = rng.normal(size=(4, 24))[things] + 0.1 * rng.normal(size=(12, 24))[views] + 0.01 * rng.normal(size=(count, 24))
@@ -23,7 +23,7 @@ def collection(seed: int, count: int = 60) -> tuple[np.ndarray, np.ndarray]:
 
 
 def lead(images: list[int], same: np.ndarray) -> dict[int, int]:
-    """Each image joins the first that leads itself and is the same; `same` is a matrix of yes and no."""
+    """Return each image's leader: the first image that leads itself and is the same; `same` is a matrix of yes and no."""
     leader: dict[int, int] = {}
     for b in images:
         leader[b] = next((a for a in leader if leader[a] == a and same[a, b]), b)
@@ -125,7 +125,7 @@ def test_the_best_are_held_exactly_in_bounded_memory(gaps, most, parts, mark):
 
 
 def test_leaders_of_many_copies_across_tiles(monkeypatch):
-    """A chain of small steps is no group, and a thousand copies are one."""
+    """A chain of small steps is no group; hundreds of copies are a group."""
     angles = np.concatenate([np.zeros(300), np.arange(10) * 0.1, np.zeros(300), [3.0]])
     x = EmbeddingRows(np.stack([np.cos(angles), np.sin(angles)], 1), "x")
     images = np.arange(len(angles))[::-1].copy()

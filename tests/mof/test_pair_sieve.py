@@ -1,4 +1,4 @@
-"""The sieve never loses a close pair, whatever it is made of; it is chosen where it pays; squares cover the triangle once."""
+"""The sieve never loses a close pair, for any embeddings and projection; it is chosen if it pays; squares cover the triangle once."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def test_no_close_pair_is_lost(seed, count, spectrum, above, width, tile):
 )
 @pytest.mark.filterwarnings("ignore:x. rows are not of unit length")
 def test_all_squares_at_once_as_one_by_one(seed, count, spectrum, above, dtype, pieces):
-    """The way of a GPU, walked here."""
+    """A GPU compares all squares at once; here the CPU does it."""
     rng = np.random.default_rng(seed)
     directions = torch.from_numpy(np.linalg.qr(rng.normal(size=(48, 12)))[0].astype(np.float32))
     squares = list(tiles(range(count), range(count), 64))

@@ -1,4 +1,4 @@
-"""A folder such as `mof blind-pairs` writes, and a server of its annotation, for the tests of both."""
+"""A folder like the folders that `mof blind-pairs` writes, and a running annotation server, for tests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COMPLETE: dict[str, Any] = {
 
 
 def write_folder(folder: Path, pairs: int = 3) -> Path:
-    """Pair k is of k-left.jpg and k-right.png, noise of 16 x 16; pairs.csv names them by absolute paths."""
+    """Write pairs of k-left.jpg and k-right.png, noise of 16 x 16, and pairs.csv with their absolute paths; return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     rows = []
@@ -42,6 +42,7 @@ def write_folder(folder: Path, pairs: int = 3) -> Path:
 
 @contextmanager
 def serving(folder: Path) -> Iterator[AnnotationServer]:
+    """Run a server in a thread."""
     server = AnnotationServer(folder)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -53,7 +54,7 @@ def serving(folder: Path) -> Iterator[AnnotationServer]:
 
 
 def ask(port: int, path: str, body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, Any, http.client.HTTPResponse]:
-    """Status, document (or bytes) and the reply. Headers replace what a page of this server would send."""
+    """Return status, document (or bytes) and the reply. Headers replace the headers that a page of this server would send."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     sent = {"Content-Type": "application/json"} if body is not None else {}
     content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()

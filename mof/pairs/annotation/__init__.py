@@ -1,1 +1,1 @@
-"""Blind pairs looked at by a person: a local page to describe them, and what comes of it as a benchmark."""
+"""Annotation of blind pairs: a local page on which a person describes them, and the export as a benchmark."""
