@@ -1,9 +1,9 @@
 from .base import Encoder, PatchFeatures
 from .images.loader import ImageLoader
 from .images.reading import ImageError, read_image
+from .preprocessing import Preprocessing, View
 from .registry import available_encoders, build_encoder, register_encoder
 from .store.feature_store import FeatureStore
-from .store.fingerprints import View
 from .store.report import EncodeReport
 from .store.stored_images import StoredImage, StoredImages
 from .store.writer import encode_images
@@ -15,6 +15,7 @@ __all__ = [
     "ImageError",
     "ImageLoader",
     "PatchFeatures",
+    "Preprocessing",
     "StoredImage",
     "StoredImages",
     "View",

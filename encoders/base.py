@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from encoders.images.reading import read_image
-from encoders.images.resizing import Centre, Fit, Interpolation, to_pixels
+from encoders.preprocessing import Preprocessing
 
 # Shapes: B = images, H, W = rows and columns of the given pixels, S = side of the encoder's input, h, w = rows and
 # columns of its patch grid, D = width (of all chosen layers together), T = texts, E = width of the joint embedding.
@@ -35,22 +36,26 @@ class Encoder(nn.Module, ABC):
 
     Attributes:
         tower: the backend's own model, with a text tower if there is one.
-        width, patch_size, image_size: D, the patch side and S, in pixels.
+        width, patch_size: D, and the side of a patch in pixels.
+        preprocessing: how the backend's own processor makes an image the input, with `image_size`, `mean` and `std`.
         prefix_tokens: class and register tokens, which come before the patch tokens in the tower and are cut off.
-        mean, std: per channel, of pixels in [0, 1].
-        fit, interpolation, crop_pct, centre: how the backend's own processor makes an image S x S, as `to_pixels` takes it.
         embed_dim: E, or None when the model has no embedding of a whole image.
         layer: whose output `forward` gives: -1 the last block, -2 the one before, k >= 1 the k-th, 0 the embeddings. By
-            default -2 for a transformer with a text tower, else -1. Of a list the channels stand side by side, in its order. A "block" of
-            a convolutional network is one of its stages.
-        norm: whether the tower's final norm is applied to it. By default not.
-        layers: the same counted from the front: the blocks that were run when each is read.
-        blocks: the number of blocks that `forward` runs, the largest of `layers`. None after it runs.
+            default -2 for a transformer with a text tower, else -1. The channels of several layers stand side by side, in
+            their order. A "block" of a convolutional network is one of its stages.
+        norm: whether the tower's final norm is applied to it. By default it is not.
+        layers: the same layers counted from the front: the number of blocks that run before each is read.
+        blocks: the number of blocks that `forward` runs, the largest of `layers`.
         flexible: whether other input sizes are possible.
+        has_text: whether there is a text tower.
         frozen: no gradient, always in eval mode. The default.
     """
 
     tower: Any
+    # A subclass says so here, or in its `__init__`, where its models differ.
+    prefix_tokens: int = 0
+    flexible: bool = False
+    has_text: bool = False
 
     def __init__(
         self,
@@ -59,43 +64,54 @@ class Encoder(nn.Module, ABC):
         width: int | Mapping[int, int],
         depth: int,
         patch_size: int | Mapping[int, int],
-        image_size: int,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        interpolation: Interpolation = "bicubic",
-        fit: Fit = "crop",
-        crop_pct: float = 1.0,
-        centre: Centre = "round",
-        prefix_tokens: int = 0,
         embed_dim: int | None = None,
         layer: int | Sequence[int] | None = None,
         norm: bool | None = None,
         trainable: bool = False,
-        flexible: bool = False,
-        has_text: bool = False,
+        **preprocessing: Any,
     ) -> None:
-        """`width` and `patch_size` are those of every layer, or, where they differ, by layer (counted from the front)."""
+        """Take over the backend's model.
+
+        Args:
+            width, patch_size: of every layer; where they differ, by layer (counted from the front).
+            depth: the number of blocks.
+            embed_dim, layer, norm, trainable: see the class.
+            **preprocessing: the fields of `Preprocessing`: image_size, mean, std and the others that are not the default.
+        """
         super().__init__()
         widths, strides = _by_layer(width, depth), _by_layer(patch_size, depth)
         if layer is None:  # LLaVA's choice for CLIP, MMVP's for DINOv2; the stages of convolutional networks differ
-            layer = -2 if has_text and len(set(strides.values())) == 1 else -1
+            layer = -2 if self.has_text and len(set(strides.values())) == 1 else -1
         self.layers = _counted(layer, depth, widths, bool(norm))
-        if len({strides[one] for one in self.layers}) > 1:
+        if len({strides[number] for number in self.layers}) > 1:
             raise ValueError(f"layers {layer} lie on grids of different strides ({strides}): their tokens cannot stand side by side")
         self.name = type(self).__name__  # build_encoder writes the name it was asked for
         self.weights: str | None = None  # and the weight file, if it was given one
         self.config: dict[str, Any] | None = None  # and the config
-        self.width, self.patch_size = sum(widths[one] for one in self.layers), strides[self.layers[0]]
-        self.image_size, self.embed_dim = image_size, embed_dim
-        self.mean, self.std = tuple(mean), tuple(std)
+        self.width, self.patch_size = sum(widths[number] for number in self.layers), strides[self.layers[0]]
+        self.embed_dim = embed_dim
+        self.preprocessing = Preprocessing(**preprocessing)
         self.declared_statistics = self.mean, self.std  # what `spec` need not record
-        self.fit, self.interpolation, self.crop_pct, self.centre = fit, interpolation, crop_pct, centre
-        self.prefix_tokens = prefix_tokens
         self.layer = layer if isinstance(layer, int) else list(layer)
         self.norm, self.blocks = bool(norm), max(self.layers)
-        self.frozen, self.flexible, self.has_text = not trainable, flexible, has_text
+        self.frozen = not trainable
         self.tower = tower.requires_grad_(trainable)
         self.eval()
+
+    @property
+    def image_size(self) -> int:
+        """S, in pixels."""
+        return self.preprocessing.image_size
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """The mean per channel, of pixels in [0, 1], that is subtracted."""
+        return self.preprocessing.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """The standard deviation per channel that is divided by."""
+        return self.preprocessing.std
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -121,35 +137,33 @@ class Encoder(nn.Module, ABC):
         return spec
 
     def pixels(self, image: str | os.PathLike[str] | Image.Image) -> Tensor:
-        """A file or an image -> [3, S, S] uint8, cropped and resized as the backend's own processor does it.
+        """Return a file or an image as [3, S, S] uint8, cropped and resized as the backend's own processor does it.
 
         Raises:
             ImageError: naming the file that cannot be read.
         """
-        how: dict[str, Any] = {"interpolation": self.interpolation, "crop_pct": self.crop_pct, "centre": self.centre}
-        return to_pixels(read_image(image), self.image_size, self.fit, **how)  # [3, S, S]
+        return self.preprocessing.pixels(read_image(image))  # [3, S, S]
 
     def forward(self, pixels: Tensor) -> PatchFeatures:
         """pixels [B, 3, H, W], uint8 or float in [0, 1] -> tokens [B, h*w, D]; no block past `layer` runs."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            tokens = self.patch_tokens(self.prepare(pixels))  # [B, h*w, D]
-        expected = (self.grid[0] * self.grid[1], self.width)
-        if tokens.shape[1:] != expected:
-            raise ValueError(
-                f"{self.name} gave {list(tokens.shape[1:])} tokens x channels for {self.image_size} pixels, expected {list(expected)}: "
-                "its grid is not the input size divided by its stride; choose another size"
-            )
-        return PatchFeatures(tokens, self.grid)
+        with self._gradients():
+            return self._on_grid(self.patch_tokens(self.prepare(pixels)))  # [B, h*w, D]
 
     def embed_image(self, pixels: Tensor) -> Tensor:
         """pixels [B, 3, H, W] as for `forward` -> [B, E] float32 of unit norm, through the whole tower.
 
         CLIP-like models: the projected embedding that is compared with texts. DINOv2: the normalised class token.
         """
-        if self.embed_dim is None:
-            raise ValueError(f"{self.name} has no embedding of a whole image; use its patch tokens")
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+        self._check_embeds()
+        with self._gradients():
             return F.normalize(self.image_embedding(self.prepare(pixels)).float(), dim=-1)  # [B, E]
+
+    def embed_with_tokens(self, pixels: Tensor) -> tuple[Tensor, PatchFeatures]:
+        """Return both `embed_image(pixels)` and `self(pixels)`, from one pass through the tower where the backend can do that."""
+        self._check_embeds()
+        with self._gradients():
+            embedding, tokens = self.embedding_and_tokens(self.prepare(pixels))  # [B, E], [B, h*w, D]
+            return F.normalize(embedding.float(), dim=-1), self._on_grid(tokens)
 
     def embed_text(self, texts: list[str]) -> Tensor:
         """T texts -> [T, E] float32 of unit norm. ValueError for an encoder without a text tower."""
@@ -157,7 +171,7 @@ class Encoder(nn.Module, ABC):
             raise ValueError(f"{self.name} has no text tower; embed texts with a CLIP-like encoder such as clip-vit-l14")
         if isinstance(texts, str):
             raise ValueError(f"embed_text takes a list of texts, got the single text {texts!r}")
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+        with self._gradients():
             return F.normalize(self.text_embedding(list(texts)).float(), dim=-1)  # [T, E]
 
     def prepare(self, pixels: Tensor) -> Tensor:
@@ -179,7 +193,7 @@ class Encoder(nn.Module, ABC):
             x = x / 255
         if x.shape[-2:] != (self.image_size, self.image_size):
             side = (self.image_size, self.image_size)
-            mode = "bilinear" if self.interpolation == "bilinear" else "bicubic"  # torch has no other of Pillow's filters
+            mode = "bilinear" if self.preprocessing.interpolation == "bilinear" else "bicubic"  # torch has no other of Pillow's filters
             x = F.interpolate(x, side, mode=mode, antialias=True).clamp(0, 1)  # [B, 3, S, S]
         # By channel: a mean tensor would have to be a buffer (cast to bf16 with the tower) or a copy in every call.
         channels = [(x[:, c] - self.mean[c]) / self.std[c] for c in range(3)]
@@ -210,7 +224,7 @@ class Encoder(nn.Module, ABC):
             near = max(1, round(image_size / self.patch_size)) * self.patch_size
             raise ValueError(f"image_size {image_size} is no multiple of the patch size {self.patch_size} of {self.name}; try {near}")
         self.change_input_size(image_size)
-        self.image_size = image_size
+        self.preprocessing = replace(self.preprocessing, image_size=image_size)
 
     def train(self, mode: bool = True) -> Encoder:
         """A frozen encoder stays in eval mode, whatever its parent does."""
@@ -224,6 +238,10 @@ class Encoder(nn.Module, ABC):
     def image_embedding(self, x: Tensor) -> Tensor:
         """[B, 3, S, S] normalised -> [B, E], of any norm. Never called when `embed_dim` is None."""
 
+    def embedding_and_tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, 3, S, S] normalised -> `image_embedding(x)` and `patch_tokens(x)`. A backend that can do both in one pass overrides this."""
+        return self.image_embedding(x), self.patch_tokens(x)
+
     def text_embedding(self, texts: list[str]) -> Tensor:
         """T texts -> [T, E], of any norm. Only for encoders with `has_text`."""
         raise NotImplementedError
@@ -231,6 +249,24 @@ class Encoder(nn.Module, ABC):
     def change_input_size(self, image_size: int) -> None:
         """Make the tower take `image_size` pixels, a multiple of the patch size. Only for `flexible` encoders."""
         raise NotImplementedError
+
+    def _gradients(self) -> torch.set_grad_enabled:
+        """A frozen encoder records no gradient, whatever its caller does."""
+        return torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen)
+
+    def _on_grid(self, tokens: Tensor) -> PatchFeatures:
+        """Check that the tokens [B, h*w, D] fill the grid."""
+        expected = (self.grid[0] * self.grid[1], self.width)
+        if tokens.shape[1:] != expected:
+            raise ValueError(
+                f"{self.name} gave {list(tokens.shape[1:])} tokens x channels for {self.image_size} pixels, expected {list(expected)}: "
+                "its grid is not the input size divided by its stride; choose another size"
+            )
+        return PatchFeatures(tokens, self.grid)
+
+    def _check_embeds(self) -> None:
+        if self.embed_dim is None:
+            raise ValueError(f"{self.name} has no embedding of a whole image; use its patch tokens")
 
 
 def _by_layer(value: int | Mapping[int, int], depth: int) -> Mapping[int, int]:
@@ -244,11 +280,11 @@ def _counted(layer: int | Sequence[int], depth: int, known: Mapping[int, int], n
     chosen = (layer,) if isinstance(layer, int) else tuple(layer)
     if not chosen:
         raise ValueError("an encoder needs a layer to read, got an empty list")
-    counted = tuple(one if one >= 0 else depth + 1 + one for one in chosen)
-    for one, count in zip(chosen, counted, strict=True):
+    counted = tuple(number if number >= 0 else depth + 1 + number for number in chosen)
+    for number, count in zip(chosen, counted, strict=True):
         if count not in known:
             choice = ", ".join(f"{count} (or {count - depth - 1})" for count in sorted(known))
-            raise ValueError(f"layer {one} does not exist{with_norm}: the tower has {depth} blocks; choose of {choice}")
+            raise ValueError(f"layer {number} does not exist{with_norm}: the tower has {depth} blocks; choose of {choice}")
     return counted
 
 

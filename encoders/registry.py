@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from encoders.names import near_names
+from encoders.presets import PRESETS, Preset
 
-from encoders.base import Encoder
+if TYPE_CHECKING:  # names and presets are known without torch
+    from encoders.base import Encoder
 
-Factory = Callable[..., Encoder]
+Factory = Callable[..., "Encoder"]
 
-# The modules are imported when first used: together they take seconds.
+# A backend is imported when its first encoder is built: together they take seconds.
 BACKENDS = {
     "open_clip": "encoders.backends.open_clip",
     "timm": "encoders.backends.timm",
     "hf": "encoders.backends.hf",
     "torch_hub": "encoders.backends.torch_hub",
+    "package": "encoders.backends.package",
 }
 
 # Other packages name their factories under this group of entry points.
 ENTRY_POINTS = "mof.encoders"
-
-_FACTORIES: dict[str, Factory] = {}
 
 
 def register_encoder(key: str) -> Callable[[Factory], Factory]:
@@ -103,6 +104,8 @@ def build_encoder(
         "trainable": trainable,
         "weights": None if weights is None else os.path.abspath(weights),
     }
+    import torch
+
     if pretrained and torch.get_default_device().type == "meta":
         raise ValueError(
             f"{name}: weights cannot be loaded onto the meta device; build it with pretrained=False, or under torch.device('cpu')"
@@ -114,17 +117,10 @@ def build_encoder(
     factory = _factories().get(name)
     encoder = build_from_backend(name, **options) if factory is None else factory(**options)
     encoder.name, encoder.weights, encoder.config = name, options["weights"], None if config is None else dict(config)
-    encoder.mean, encoder.std = _channels("mean", mean, encoder.mean), _channels("std", std, encoder.std)
+    given = {"mean": mean, "std": std}
+    statistics: dict[str, Any] = {key: tuple(map(float, value)) for key, value in given.items() if value is not None}
+    encoder.preprocessing = replace(encoder.preprocessing, **statistics)
     return encoder
-
-
-def _channels(what: str, given: Sequence[float] | None, own: tuple[float, ...]) -> tuple[float, ...]:
-    """The three values of `given`, or the encoder's own."""
-    if given is None:
-        return own
-    if len(given) != 3 or (what == "std" and min(given) <= 0):
-        raise ValueError(f"{what} takes three numbers, red, green and blue{' (above 0)' if what == 'std' else ''}; got {list(given)}")
-    return tuple(map(float, given))
 
 
 def build_from_backend(name: str, **options: Any) -> Encoder:
@@ -144,22 +140,18 @@ def build_from_backend(name: str, **options: Any) -> Encoder:
     return encoder
 
 
-def near_names(name: str, known: Iterable[str]) -> str:
-    """' Did you mean a, b?' for error messages, or '' when nothing known is near."""
-    near = difflib.get_close_matches(name, list(known), n=5, cutoff=0.5)
-    return f" Did you mean {', '.join(near)}?" if near else ""
+def _build_preset(preset: Preset, **options: Any) -> Encoder:
+    """Build the preset's encoder; where `options` hold None, the preset's own choice counts."""
+    own = {name: getattr(preset, name) for name in ("image_size", "layer", "norm", "weights")}
+    encoder = build_from_backend(preset.model, **{key: own.get(key) if value is None else value for key, value in options.items()})
+    encoder.flexible = encoder.flexible and not preset.fixed
+    return encoder
 
 
-def split_weights(model: str) -> tuple[str, str | None]:
-    """'model/tag-or-file' -> (model, tag or file); "hf-hub:..." and "local-dir:..." stay whole."""
-    if ":" in model:
-        return model, None
-    model, _, weights = model.partition("/")
-    return model, weights or None
+_FACTORIES: dict[str, Factory] = {name: functools.partial(_build_preset, preset) for name, preset in PRESETS.items()}
 
 
 def _factories() -> dict[str, Factory]:
-    importlib.import_module("encoders.presets")  # registers its keys on first import
     _add_entry_points()
     return _FACTORIES
 

@@ -10,7 +10,7 @@ import torch
 import transformers
 from transformers import AddedToken, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from encoders.package_weights import package_file
+from encoders.backends.package import package_file
 from mof.data.records import IMAGE_PLACEHOLDER
 
 MINI_LM = Path(__file__).parent / "miniature" / "weights" / "mini-lm"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +16,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PretrainedConfig
 
+from encoders.backends.blocks import block_outputs
 from encoders.base import Encoder
 from encoders.images.resizing import Interpolation
 from encoders.weight_files import INSTEAD_OF_FOLDER, INSTEAD_OF_TOKENIZER, WeightsError, explain_download, read_state, refuse_misfit
@@ -80,10 +82,6 @@ FAMILIES = {
 }
 
 
-class _Reached(Exception):
-    """Leaves a forward pass whose rest is not needed."""
-
-
 class HFEncoder(Encoder):
     """A model of transformers. `embed_image` is its pooled output, projected for CLIP (class token, attention pool)."""
 
@@ -92,60 +90,48 @@ class HFEncoder(Encoder):
         family = FAMILIES[config.model_type]
         vision = config.vision_config if family.tower else config
         head: Any = model.get_submodule(family.image_head) if family.image_head else None
+        self.has_text = bool(family.text)  # set first, because the default layer depends on it
         super().__init__(
             model,
             width=vision.hidden_size,
             depth=vision.num_hidden_layers,
             patch_size=vision.patch_size,
+            embed_dim=_embed_dim(head, vision),
             image_size=vision.image_size,
             mean=processor.image_mean,
             std=processor.image_std,
             interpolation=FILTERS[int(processor.resample)],
             **_fit(processor, source),
-            prefix_tokens=int(family.class_token) + getattr(vision, "num_register_tokens", 0),
-            embed_dim=_embed_dim(head, vision),
-            flexible=getattr(vision, "is_native", True),  # AIMv2 has sizes with and without interpolation
-            has_text=bool(family.text),
             **options,
         )
+        self.prefix_tokens = int(family.class_token) + getattr(vision, "num_register_tokens", 0)
+        self.flexible = getattr(vision, "is_native", True)  # AIMv2 has sizes with and without interpolation
         self.family, self.source = family, source
         self._tokenizer: Any = None  # read on first use
 
+    @property
+    def _vision(self) -> Any:
+        return self.tower.get_submodule(self.family.tower)
+
     def patch_tokens(self, x: Tensor) -> Tensor:
-        tower = self.tower.get_submodule(self.family.tower)
-        hidden = self._hidden(tower, x)  # [B, L, D] each
-        norm = tower.get_submodule(self.family.norm) if self.norm else nn.Identity()
+        """Blocks differ in what they are called with (masks, rotary positions); the tower knows, so the tower runs them."""
+        with self._outputs(leave=True) as hidden:  # [B, L, D] each
+            self._run(self._vision, x)
+        return self._patches(hidden)  # [B, h*w, D]
+
+    def embedding_and_tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        with self._outputs() as hidden:  # [B, L, D] each
+            embedding = self.image_embedding(x)  # [B, E]
+        return embedding, self._patches(hidden)  # [B, h*w, D]
+
+    def _outputs(self, leave: bool = False) -> AbstractContextManager[dict[int, Tensor]]:
+        return block_outputs(self._vision.get_submodule(self.family.blocks), self.layers, leave)
+
+    def _patches(self, hidden: Mapping[int, Tensor]) -> Tensor:
+        """[B, L, D] by layer -> [B, h*w, D], side by side, without the prefix tokens, which come first."""
+        norm = self._vision.get_submodule(self.family.norm) if self.norm else nn.Identity()
         count = self.grid[0] * self.grid[1]
-        return torch.cat([norm(hidden[layer])[:, -count:] for layer in self.layers], dim=-1)  # [B, h*w, D]: prefix tokens come first
-
-    def _hidden(self, tower: nn.Module, x: Tensor) -> dict[int, Tensor]:
-        """[B, 3, S, S] -> [B, L, D] by layer, from the tower's own forward pass, left as soon as the deepest is done.
-
-        Blocks differ in what they are called with (masks, rotary positions); the tower knows, and it runs all of them.
-        """
-        hidden: dict[int, Tensor] = {}
-
-        def keep(layer: int, tokens: Tensor) -> None:
-            hidden[layer] = tokens
-            if layer == self.blocks:
-                raise _Reached
-
-        blocks: Any = tower.get_submodule(self.family.blocks)
-        hooks = []
-        for layer in set(self.layers):
-            if layer:
-                hook = blocks[layer - 1].register_forward_hook(lambda _module, _inputs, output, layer=layer: keep(layer, output))
-            else:
-                hook = blocks[0].register_forward_pre_hook(lambda _module, inputs: keep(0, inputs[0]))
-            hooks.append(hook)
-        try:
-            self._run(tower, x)
-        except _Reached:
-            return hidden
-        finally:
-            for hook in hooks:
-                hook.remove()
-        raise AssertionError("the tower never ran the block")
+        return torch.cat([norm(hidden[layer])[:, -count:] for layer in self.layers], dim=-1)  # [B, h*w, D]
 
     def _run(self, tower: nn.Module, x: Tensor) -> Any:
         options: dict[str, Any] = {"interpolate_pos_encoding": True} if self.family.positions else {}
@@ -154,7 +140,7 @@ class HFEncoder(Encoder):
         return tower(x, **options)
 
     def image_embedding(self, x: Tensor) -> Tensor:
-        output = self._run(self.tower.get_submodule(self.family.tower), x)
+        output = self._run(self._vision, x)
         # MAE has no pooling: its class token after the final norm.
         pooled = output.pooler_output if "pooler_output" in output else output.last_hidden_state[:, 0]  # [B, D]
         return self.tower.get_submodule(self.family.image_head)(pooled) if self.family.image_head else pooled  # [B, E]

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from encoders.backends import timm as timm_backend
+from encoders.backends.blocks import Grid, Positions, block_outputs
 from encoders.base import Encoder
 from encoders.images.resizing import Fit
-from encoders.positions import Grid, Positions
-from encoders.registry import near_names, split_weights
+from encoders.names import near_names, split_weights
 from encoders.weight_files import INSTEAD_OF_TOKENIZER, WeightsError, explain_download, refuse_misfit
 
 # Shapes: B, S, h, w, D, E, T as in base.py; L = 1 + h*w.
@@ -29,13 +29,15 @@ FITS: dict[str, Fit] = {"shortest": "crop", "squash": "squash", "longest": "pad"
 class OpenClipEncoder(Encoder):
     """An image-text model of open_clip. `tower` is the whole model, `tower.visual` its vision tower."""
 
+    has_text = True
+
     def __init__(self, model: nn.Module, model_name: str, *, offline: bool, norm: bool | None = None, **options: Any) -> None:
         visual: Any = model.visual
         preprocess = visual.preprocess_cfg
         size = visual.image_size
         super().__init__(
             model,
-            **_facts(visual, bool(norm)),
+            **_sizes(visual, bool(norm)),
             image_size=size if isinstance(size, int) else size[0],
             mean=preprocess["mean"],
             std=preprocess["std"],
@@ -43,11 +45,14 @@ class OpenClipEncoder(Encoder):
             fit=FITS[preprocess["resize_mode"]],
             embed_dim=open_clip.get_model_config(model_name)["embed_dim"],
             norm=norm,
-            has_text=True,
             **options,
         )
         if self.norm and not _has_final_norm(visual):
             raise ValueError(f"{model_name} has no final norm for its patch tokens, use norm=False")
+        transformer = isinstance(visual, VisionTransformer)
+        wrapped = isinstance(visual, TimmModel)
+        self.prefix_tokens = timm_backend.prefix_tokens(visual.trunk) if wrapped else int(transformer)
+        self.flexible = timm_backend.takes_any_size(visual.trunk) if wrapped else transformer
         self.model_name = model_name
         self._positions = Positions()
         self._offline = offline
@@ -70,6 +75,19 @@ class OpenClipEncoder(Encoder):
     def image_embedding(self, x: Tensor) -> Tensor:
         return self.tower.encode_image(x)  # [B, E]
 
+    def embedding_and_tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        visual = self.tower.visual
+        trunk = visual.trunk if isinstance(visual, TimmModel) else None
+        if not isinstance(trunk or visual, (VisionTransformer, *timm_backend.TRANSFORMERS)):
+            return super().embedding_and_tokens(x)
+        blocks = visual.transformer.resblocks if trunk is None else trunk.blocks
+        with block_outputs(blocks, self.layers) as outputs:  # [B, L, D] each
+            embedding = self.image_embedding(x)  # [B, E]
+        if trunk is not None:
+            return embedding, timm_backend.patches(trunk, outputs, self.layers, self.norm)
+        after = visual.ln_post if self.norm else nn.Identity()
+        return embedding, torch.cat([after(outputs[layer])[:, 1:] for layer in self.layers], dim=-1)  # [B, h*w, D]
+
     def text_embedding(self, texts: list[str]) -> Tensor:
         if self._tokenizer is None:
             self._tokenizer = _tokenizer(self.model_name, self._offline)
@@ -89,22 +107,16 @@ class OpenClipEncoder(Encoder):
         visual.grid_size = (side, side)
 
 
-def _facts(visual: Any, norm: bool) -> dict[str, Any]:
-    """Width and stride by layer, depth and prefix tokens of a vision tower, and whether it takes other sizes."""
+def _sizes(visual: Any, norm: bool) -> dict[str, Any]:
+    """Return width and stride by layer and the depth of a vision tower."""
     if isinstance(visual, TimmModel):
-        return timm_backend.facts(visual.trunk, norm)
+        return timm_backend.sizes(visual.trunk, norm)
     if isinstance(visual, VisionTransformer):
-        return {
-            "width": visual.conv1.out_channels,
-            "depth": len(visual.transformer.resblocks),
-            "patch_size": visual.patch_size[0],
-            "prefix_tokens": 1,
-            "flexible": True,
-        }
+        return {"width": visual.conv1.out_channels, "depth": len(visual.transformer.resblocks), "patch_size": visual.patch_size[0]}
     assert isinstance(visual, ModifiedResNet), type(visual)  # open_clip has no others
     widths = [visual.conv3.out_channels, *(2**stage * visual.layer1[-1].conv3.out_channels for stage in range(4))]
     strides = (4, 4, 8, 16, 32)  # of the stem and four stages; its attention pooling knows one grid only
-    return {"width": dict(enumerate(widths, 1)), "depth": 5, "patch_size": dict(enumerate(strides, 1)), "flexible": False}
+    return {"width": dict(enumerate(widths, 1)), "depth": 5, "patch_size": dict(enumerate(strides, 1))}
 
 
 def _has_final_norm(visual: Any) -> bool:

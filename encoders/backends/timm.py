@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -12,12 +12,14 @@ import torch
 from timm.data import resolve_data_config
 from timm.layers import resample_abs_pos_embed
 from timm.models import beit, eva, vision_transformer
-from torch import Tensor
+from torch import Tensor, nn
 
+import encoders.backends.moco_v3  # registers its networks with timm
+import encoders.miniature  # noqa: F401  likewise
+from encoders.backends.blocks import Positions, block_outputs
 from encoders.base import Encoder
 from encoders.images.resizing import Fit
-from encoders.positions import Positions
-from encoders.registry import near_names, split_weights
+from encoders.names import near_names, split_weights
 from encoders.weight_files import WeightsError, explain_download, load_strict, read_state, refuse_misfit
 
 # Shapes: B, S, h, w, D, E as in base.py; C = channels of a feature map, P = prefix tokens (class and register tokens), L = P + h*w.
@@ -38,7 +40,7 @@ class TimmEncoder(Encoder):
         size = trunk.patch_embed.img_size if isinstance(trunk, TRANSFORMERS) else config["input_size"][1:]
         super().__init__(
             trunk,
-            **facts(trunk, bool(norm)),
+            **sizes(trunk, bool(norm)),
             image_size=size[0],
             mean=config["mean"],
             std=config["std"],
@@ -49,10 +51,18 @@ class TimmEncoder(Encoder):
             norm=norm,
             **options,
         )
+        self.prefix_tokens, self.flexible = prefix_tokens(trunk), takes_any_size(trunk)
         self._positions = Positions()
 
     def patch_tokens(self, x: Tensor) -> Tensor:
         return read_layers(self.tower, x, self.layers, self.norm)  # [B, h*w, D]
+
+    def embedding_and_tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if not isinstance(self.tower, TRANSFORMERS):
+            return super().embedding_and_tokens(x)
+        with block_outputs(self.tower.blocks, self.layers) as outputs:  # [B, L, D] each
+            embedding = self.image_embedding(x)  # [B, E]
+        return embedding, patches(self.tower, outputs, self.layers, self.norm)
 
     def image_embedding(self, x: Tensor) -> Tensor:
         return self.tower(x)  # [B, E]
@@ -61,8 +71,8 @@ class TimmEncoder(Encoder):
         resize(self.tower, image_size, self._positions)
 
 
-def facts(trunk: Any, norm: bool) -> dict[str, Any]:
-    """Width and stride by layer, depth, prefix tokens of a timm model, and whether it takes other sizes.
+def sizes(trunk: Any, norm: bool) -> dict[str, Any]:
+    """Return width and stride by layer and the depth of a timm model.
 
     Raises:
         ValueError: for a model whose intermediate features timm does not give.
@@ -76,14 +86,15 @@ def facts(trunk: Any, norm: bool) -> dict[str, Any]:
         width[0], stride[0] = width[1], stride[1]
     if norm and not isinstance(trunk, TRANSFORMERS):
         width = {len(stages): trunk.num_features}  # what its own head is given: after the last norm or convolution
-    fixed = trunk.pretrained_cfg.get("fixed_input_size", False) and not callable(getattr(trunk, "set_input_size", None))
-    return {
-        "width": width,
-        "patch_size": stride,
-        "depth": len(stages),
-        "prefix_tokens": getattr(trunk, "num_prefix_tokens", 0),  # convolutional networks have none
-        "flexible": not fixed,
-    }
+    return {"width": width, "patch_size": stride, "depth": len(stages)}
+
+
+def prefix_tokens(trunk: Any) -> int:
+    return getattr(trunk, "num_prefix_tokens", 0)  # convolutional networks have none
+
+
+def takes_any_size(trunk: Any) -> bool:
+    return callable(getattr(trunk, "set_input_size", None)) or not trunk.pretrained_cfg.get("fixed_input_size", False)
 
 
 def resize(trunk: Any, image_size: int, positions: Positions) -> None:
@@ -113,6 +124,12 @@ def read_layers(trunk: Any, x: Tensor, layers: Sequence[int], norm: bool) -> Ten
         read = trunk.forward_intermediates(x, indices=[block - 1 for block in blocks], **options)
         outputs |= zip(blocks, read, strict=True)
     return torch.cat([outputs[layer] if transformer else _rows(outputs[layer]) for layer in layers], dim=-1)  # [B, h*w, D]
+
+
+def patches(trunk: Any, outputs: Mapping[int, Tensor], layers: Sequence[int], norm: bool) -> Tensor:
+    """Outputs [B, L, D] of a transformer by layer -> [B, h*w, D], side by side and without prefix tokens."""
+    after = trunk.norm if norm else nn.Identity()
+    return torch.cat([after(outputs[layer])[:, prefix_tokens(trunk) :] for layer in layers], dim=-1)  # [B, h*w, D]
 
 
 def _rows(maps: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from encoders.base import Encoder
-from encoders.registry import near_names
+from encoders.names import near_names
 from encoders.weight_files import WeightsError, explain_download, load_strict, read_state
 
 # Shapes: B, S, h, w, D as in base.py; n x n the grid of the position table.
@@ -76,19 +76,30 @@ class DinoV2(nn.Module):
 class TorchHubEncoder(Encoder):
     """DINOv2 of torch.hub. `embed_image` gives its normalised class token."""
 
+    prefix_tokens = 1
+    flexible = True
+
     def __init__(self, tower: DinoV2, facts: Mapping[str, int], **options: Any) -> None:
         sizes: dict[str, Any] = {key: facts[key] for key in ("width", "depth", "patch_size", "image_size")}
         statistics = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
-        super().__init__(tower, **sizes, **statistics, embed_dim=facts["width"], prefix_tokens=1, flexible=True, **options)
+        super().__init__(tower, **sizes, **statistics, embed_dim=facts["width"], **options)
 
     def patch_tokens(self, x: Tensor) -> Tensor:
-        tokens = self.tower(x, self.layers)  # [B, 1 + h*w, D] each
-        norm = self.tower.norm if self.norm else nn.Identity()
-        return torch.cat([norm(tokens[layer])[:, 1:] for layer in self.layers], dim=-1)  # [B, h*w, D]
+        return self._patches(self.tower(x, self.layers))  # [B, h*w, D]
 
     def image_embedding(self, x: Tensor) -> Tensor:
-        last = len(self.tower.blocks)
-        return self.tower.norm(self.tower(x, [last])[last][:, 0])  # [B, D]
+        return self._class_token(self.tower(x, [len(self.tower.blocks)]))  # [B, D]
+
+    def embedding_and_tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        after = self.tower(x, [*self.layers, len(self.tower.blocks)])  # [B, 1 + h*w, D] each
+        return self._class_token(after), self._patches(after)
+
+    def _patches(self, after: Mapping[int, Tensor]) -> Tensor:
+        norm = self.tower.norm if self.norm else nn.Identity()
+        return torch.cat([norm(after[layer])[:, 1:] for layer in self.layers], dim=-1)  # [B, h*w, D]
+
+    def _class_token(self, after: Mapping[int, Tensor]) -> Tensor:
+        return self.tower.norm(after[len(self.tower.blocks)][:, 0])  # [B, D]
 
     def change_input_size(self, image_size: int) -> None:
         """Nothing to change: positions are interpolated in every forward pass."""

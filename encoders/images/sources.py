@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import itertools
 import lzma
 import os
-import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+
+from braceexpand import UnbalancedBracesError, braceexpand
 
 from encoders.images.reading import ImageError
 
@@ -37,7 +37,7 @@ class ImageSources:
     Args:
         images: one or several of: a folder (searched with its subfolders, links followed, hidden files left out), an image, a
             `.txt` file with one path per line (relative to that file), a `.tar`, `.tar.gz` or `.tgz`; or a pattern of any of
-            these, with `*`, `**`, `?`, `[...]` or braces: "data/train-{000..127}.tar".
+            these, with `*`, `**`, `?`, `[...]` or braces as in bash: "data/train-{000..127}.tar".
 
     Attributes:
         total: how many images there are, or None with tars, whose members are not known before.
@@ -118,32 +118,20 @@ def _expand(pattern: str) -> list[Path]:
     if os.path.lexists(pattern):  # a literal name may hold brackets
         return [Path(pattern)]
     paths: list[Path] = []
-    for one in expand_braces(pattern):
-        found = sorted(glob.glob(one, recursive=True)) if glob.has_magic(one) else [one] * os.path.lexists(one)
-        if not found:
-            raise ValueError(f"{one}: no such file or folder" + (f" (of {pattern})" if one != pattern else ""))
-        paths += map(Path, found)
+    for name in _alternatives(pattern):
+        matches = sorted(glob.glob(name, recursive=True)) if glob.has_magic(name) else [name] * os.path.lexists(name)
+        if not matches:
+            raise ValueError(f"{name}: no such file or folder" + (f" (of {pattern})" if name != pattern else ""))
+        paths += map(Path, matches)
     return paths
 
 
-def expand_braces(pattern: str) -> list[str]:
-    """'a{00..02}' -> a00, a01, a02; 'a{x,y}' -> ax, ay; several braces multiply, as in bash; what comes out twice comes once.
-
-    Braces without a comma or a range of numbers stay as they are.
-    """
-    match = re.search(r"\{([^{}]*,[^{}]*|(\d+)\.\.(\d+))\}", pattern)  # an innermost one
-    if match is None:
+def _alternatives(pattern: str) -> list[str]:
+    """The patterns that braces stand for, each once; the pattern itself where its braces do not match."""
+    try:
+        return list(dict.fromkeys(braceexpand(pattern, escape=False)))
+    except UnbalancedBracesError:
         return [pattern]
-    if match[2] is None:
-        choices = match[1].split(",")
-    else:
-        first, last = int(match[2]), int(match[3])
-        padded = any(number.startswith("0") and len(number) > 1 for number in (match[2], match[3]))
-        width = max(len(match[2]), len(match[3])) if padded else 0
-        step = 1 if first <= last else -1
-        choices = [f"{number:0{width}d}" for number in range(first, last + step, step)]
-    expanded = [expand_braces(pattern[: match.start()] + choice + pattern[match.end() :]) for choice in choices]
-    return list(dict.fromkeys(itertools.chain.from_iterable(expanded)))
 
 
 class _StrictHeader(tarfile.TarInfo):

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from encoders.base import Encoder
 from encoders.images.sources import content_key, readable
+from encoders.preprocessing import View
 from encoders.store.files import numbered, pack_keys, read_index, read_shard, shard_keys, unpack_keys
-from encoders.store.fingerprints import View, describe, refuse_other
+from encoders.store.fingerprints import describe, refuse_other
 from encoders.store.manifest import read_manifest
 from encoders.store.token_formats import unpack
 

@@ -10,8 +10,6 @@ counts as encoded when its key is in a shard; the index, written before, may be 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +21,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from encoders.runs import write_whole
+
 # Shapes: n = rows of a shard.
 
-LOCK, FAILURES = "lock", "failures.jsonl"
-TEMPORARY = ".tmp"
+FAILURES = "failures.jsonl"
 INDEX_SCHEMA = pa.schema(
     {
         "name": pa.string(),
@@ -38,19 +37,6 @@ INDEX_SCHEMA = pa.schema(
     }
 )
 KEY_TYPE = np.dtype("S16")  # a content key as bytes; all have the full length, so that S's ignored zeros at the end do no harm
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make the file under another name, then put it in place, safe from crashes of process and machine."""
-    temporary = path.with_name(path.name + TEMPORARY)
-    write(temporary)
-    for target, act in ((temporary, lambda: os.replace(temporary, path)), (path.parent, lambda: None)):
-        descriptor = os.open(target, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        act()
 
 
 def numbered(folder: Path, stem: str, suffix: str) -> list[Path]:

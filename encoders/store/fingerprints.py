@@ -5,49 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from encoders.base import Encoder
-from encoders.images.reading import blur
-from encoders.images.resizing import Centre, Fit, Interpolation, to_pixels
-
-# Shapes: S = side of a square image.
+from encoders.preprocessing import View
 
 NOT_IN_FEATURES = ("trainable", "weights")
 """Entries of an encoder's spec that its features do not depend on; the weights themselves are compared, not their file's name."""
-
-
-@dataclass(frozen=True)
-class View:
-    """The one square image that a multimodal model shows to all its encoders, in place of each encoder's own pixels."""
-
-    image_size: int
-    """S, in pixels."""
-    fit: Fit = "pad"
-    """How an image becomes square, as in `encoders.images.reading.to_pixels`."""
-    background: tuple[int, int, int] = (127, 127, 127)
-    """RGB in 0..255, around padded images."""
-    blurred: bool = False
-    """Blurred at the original size before (`encoders.images.reading.blur`): the null image of visual information gain."""
-    interpolation: Interpolation = "bicubic"
-    """Pillow's filter of that name."""
-    centre: Centre = "round"
-    """Where half a pixel goes that is left over by "crop", as in `to_pixels`."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "background", tuple(self.background))
-
-    def pixels(self, image: Image.Image) -> Tensor:
-        """An RGB image -> [3, S, S] uint8."""
-        image = blur(image) if self.blurred else image
-        how: dict[str, Any] = {"interpolation": self.interpolation, "centre": self.centre}
-        return to_pixels(image, self.image_size, self.fit, self.background, **how)  # [3, S, S]
 
 
 def fingerprint(encoder: Encoder, view: View | None = None) -> str:
@@ -63,8 +31,8 @@ def describe(encoder: Encoder, view: View | None = None) -> dict[str, Any]:
     """The encoder's `fingerprint` and what it is made of, for a manifest (JSON-able)."""
     identity = {
         "spec": {key: value for key, value in encoder.spec.items() if key not in NOT_IN_FEATURES},
-        "preprocessing": preprocessing(encoder),
-        "view": None if view is None else asdict(view),
+        "preprocessing": encoder.preprocessing.description,
+        "view": None if view is None else view.description,
         "weights": weights_digest(encoder.tower),
     }
     text = json.dumps(identity, sort_keys=True)
@@ -82,12 +50,6 @@ def refuse_other(store: Path, name: str, stored: Mapping[str, Any], given: Mappi
         f"{given['fingerprint']}: {'; '.join(changed)}. Use the encoder they were made with, or encode under another name or into "
         "another store"
     )
-
-
-def preprocessing(encoder: Encoder) -> dict[str, Any]:
-    """How the encoder makes an image its input (JSON-able)."""
-    names = ("mean", "std", "fit", "interpolation", "crop_pct", "centre")
-    return {name: getattr(encoder, name) for name in names}
 
 
 def weights_digest(tower: nn.Module) -> str:

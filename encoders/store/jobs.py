@@ -6,49 +6,20 @@ import copy
 from collections import deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from encoders.base import Encoder
-from encoders.store.joint_pass import JointPass
 from encoders.store.tables import ShardWriter
 from encoders.store.token_formats import pack
 
 # Shapes: B = images of a batch, S = side of an encoder's input, E = width of an embedding, T = patch tokens, D = their width.
 
-CPU_LANES, GPU_LANES = 8, 2
-"""At most, and exactly. More take memory: each holds the activations of a batch."""
-
-
-class Lanes(NamedTuple):
-    """Threads that encode one batch each."""
-
-    pool: ThreadPoolExecutor
-    size: int
-
-
-@contextmanager
-def lanes(gpu: bool) -> Iterator[Lanes]:
-    """The cores, shared out among threads.
-
-    One batch on all cores makes them wait for each other after every operation, and far longer when another program, or our
-    own decoding, holds one of them; batches side by side do not wait. For a GPU one lane queues work while another fetches.
-    """
-    threads = torch.get_num_threads()
-    count = GPU_LANES if gpu else min(threads, CPU_LANES)
-    torch.set_num_threads(max(threads // count, 1))
-    try:
-        with ThreadPoolExecutor(count, "encode") as pool:
-            try:
-                yield Lanes(pool, count)
-            finally:
-                pool.shutdown(cancel_futures=True)
-    finally:
-        torch.set_num_threads(threads)
+LANES = 2
+"""Batches that are encoded side by side: one computes while another waits, for a GPU or for cores. Each takes memory."""
 
 
 class Job:
@@ -59,7 +30,7 @@ class Job:
         encoder: a copy of it works where device, dtype or mode have to be changed: casting back would not restore it.
         entry: its entry in the manifest.
         store: the store's folder.
-        lanes: where batches are encoded.
+        pool: threads that encode a batch each, `LANES` of them.
     """
 
     def __init__(
@@ -68,7 +39,7 @@ class Job:
         encoder: Encoder,
         entry: Mapping[str, Any],
         store: Path,
-        lanes: Lanes,
+        pool: ThreadPoolExecutor,
         *,
         batch_size: int,
         device: str | torch.device | None,
@@ -77,9 +48,8 @@ class Job:
         self.name, self.batch_size = name, batch_size
         self.encoder = _placed(encoder, device, dtype)
         self.embeddings, self.tokens = entry["embeddings"], entry["tokens"]
-        self._joint = JointPass(self.encoder) if self.embeddings and self.tokens is not None else None
         self.writer = ShardWriter(store / entry["folder"], name)
-        self._lanes = lanes
+        self._pool = pool
         self._keys: list[str] = []
         self._pixels: list[Tensor] = []  # of [3, S, S] uint8
         self._running: deque[tuple[list[str], Future[dict[str, Tensor]]]] = deque()
@@ -96,19 +66,14 @@ class Job:
         """Hand finished batches to the writer, in order, stopping after each; with `wait` all, the last one not being full."""
         if wait and self._keys:
             self._send()
-        most = 0 if wait else 2 * self._lanes.size  # as many wait as run: more would only take memory
+        most = 0 if wait else 2 * LANES  # as many wait as run: more would only take memory
         while self._running and (len(self._running) > most or self._running[0][1].done()):
             keys, features = self._running.popleft()
             self.writer.add(keys, features.result())
             yield
 
-    def close(self) -> None:
-        """Leave the encoder as it was."""
-        if self._joint is not None:
-            self._joint.close()
-
     def _send(self) -> None:
-        self._running.append((self._keys, self._lanes.pool.submit(self._encode, self._pixels)))
+        self._running.append((self._keys, self._pool.submit(self._encode, self._pixels)))
         self._keys, self._pixels = [], []
 
     @torch.inference_mode()
@@ -119,9 +84,9 @@ class Job:
         if device.type == "cuda":
             pixels = pixels.pin_memory().to(device, non_blocking=True)
         features: dict[str, Tensor] = {}
-        if self._joint is not None:
-            features["embeddings"], tokens = self._joint(pixels)  # [B, E], [B, T, D]
-            features |= pack(tokens, self.tokens)
+        if self.embeddings and self.tokens is not None:
+            features["embeddings"], patches = self.encoder.embed_with_tokens(pixels)  # [B, E], [B, T, D]
+            features |= pack(patches.tokens, self.tokens)
         elif self.embeddings:
             features["embeddings"] = self.encoder.embed_image(pixels)  # [B, E]
         else:

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from encoders.base import Encoder
+from encoders.preprocessing import View
 from encoders.store.files import write_whole
-from encoders.store.fingerprints import View, describe, refuse_other
+from encoders.store.fingerprints import describe, refuse_other
 from encoders.store.token_formats import TokenFormat
 
 MANIFEST, FORMAT = "manifest.json", 1

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from encoders.base import Encoder
 from encoders.images.reading import ImageError
+from encoders.preprocessing import View
 from encoders.store.feature_store import FeatureStore
-from encoders.store.fingerprints import View
 
 # Shapes: h, w = the grid of an encoder, D = its width, F = h*w*D added up over the encoders.
 

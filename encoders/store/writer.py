@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from encoders.base import Encoder
 from encoders.images.loader import in_order
 from encoders.images.reading import ImageError, read_image
 from encoders.images.sources import Content, ImageSources, content_key
-from encoders.store.files import LOCK
-from encoders.store.fingerprints import View
-from encoders.store.jobs import Job, lanes
+from encoders.preprocessing import View
+from encoders.runs import RunLock, remove_unfinished
+from encoders.store.jobs import LANES, Job
 from encoders.store.manifest import declare, record_errors
 from encoders.store.report import EncodeReport, progress_bar
 from encoders.store.tables import ImageIndex, write_failures
@@ -78,29 +78,18 @@ def encode_images(
         raise ValueError(f"batch_size and workers must be at least 1, got {batch_size} and {workers}")
     sources, store = ImageSources(images), Path(out)
     store.mkdir(parents=True, exist_ok=True)
-    with _locked(store):
+    with RunLock(store):
         entries = declare(store, encoders, view, embeddings=embeddings, tokens=tokens, dtype=dtype)
-        own = next(iter(encoders.values())).tower.parameters()
-        gpu = torch.device(device or next(own).device).type != "cpu"
-        with lanes(gpu) as threads, progress_bar(sources.total, progress) as advance:
-            options: dict[str, Any] = {"batch_size": batch_size, "device": device, "dtype": dtype}
-            run = _Run(store, [Job(name, e, entries[name], store, threads, **options) for name, e in encoders.items()], view, strict)
-            run.encode(sources, workers, advance)
+        remove_unfinished(store)
+        options: dict[str, Any] = {"batch_size": batch_size, "device": device, "dtype": dtype}
+        with ThreadPoolExecutor(LANES, "encode") as pool, progress_bar(sources.total, progress) as advance:
+            jobs = [Job(name, encoder, entries[name], store, pool, **options) for name, encoder in encoders.items()]
+            run = _Run(store, jobs, view, strict)
+            try:
+                run.encode(sources, workers, advance)
+            finally:
+                pool.shutdown(cancel_futures=True)
         return run.finish()
-
-
-@contextmanager
-def _locked(store: Path) -> Iterator[None]:
-    """One writer at a time. The operating system frees the lock of a process that dies."""
-    lock = FileLock(store / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(f"another process is writing to {store}; wait for it, or give another --out") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 class _Loaded(NamedTuple):
@@ -138,8 +127,6 @@ class _Run:
             self._collect(wait=True)
         finally:
             self._commit()
-            for job in self.jobs:
-                job.close()
 
     def _load(self, item: tuple[str, Content]) -> _Loaded:
         """Read, hash, and decode for the encoders that lack it. The decoded image serves all of them."""

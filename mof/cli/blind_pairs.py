@@ -9,7 +9,8 @@ from typing import Annotated
 import torch
 import typer
 
-from encoders.store.files import FAILURES, write_whole
+from encoders.runs import write_whole
+from encoders.store.files import FAILURES
 from encoders.weight_files import WeightsError
 from mof.cli.annotate import annotate, export
 from mof.cli.encode import DTYPES

@@ -18,7 +18,7 @@ from rich.progress import Progress
 
 from encoders.images.loader import ImageLoader
 from encoders.images.sources import ImageSources
-from encoders.store.files import write_whole
+from encoders.runs import write_whole
 from mof.pairs.blind_pair_search import BlindPairs
 from mof.pairs.choice import in_order
 from mof.pairs.similarity_sample import SimilaritySample, Thresholds

@@ -124,8 +124,9 @@ def test_pixels_come_as_the_image_processor_makes_them(case: str, tmp_path: Path
     config = transformers.Dinov2Config(**VISION, image_size=size, patch_size=size)
     config.save_pretrained(tmp_path)
     encoder = build_encoder(f"hf:{tmp_path}", pretrained=False)
-    assert (encoder.fit, encoder.interpolation, encoder.centre) == (fit, interpolation, "floor")
-    assert math.floor(encoder.image_size / encoder.crop_pct) == scaled
+    seen = encoder.preprocessing
+    assert (seen.fit, seen.interpolation, seen.centre) == (fit, interpolation, "floor")
+    assert math.floor(seen.image_size / seen.crop_pct) == scaled
     image = Image.effect_noise((331, 257), 90).convert("RGB")
     slow = getattr(transformers, f"{kind}Pil")(**options)
     expected = slow(image, do_rescale=False, do_normalize=False, return_tensors="np")["pixel_values"][0]
@@ -164,7 +165,7 @@ def test_prefix_tokens(hf_folder: Folder) -> None:
 def test_statistics_come_from_the_folder(hf_folder: Folder) -> None:
     encoder = build_encoder(f"hf:{hf_folder('Dinov2Model')}")
     assert (encoder.mean, encoder.std) == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
-    assert encoder.interpolation == "bicubic"
+    assert encoder.preprocessing.interpolation == "bicubic"
 
 
 def test_random_weights_need_the_config_only(hf_folder: Folder) -> None:

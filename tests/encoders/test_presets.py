@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from encoders import Encoder, build_encoder
+from encoders.names import split_weights
 from encoders.presets import PRESETS
-from encoders.registry import split_weights
 
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -152,8 +152,11 @@ def test_is_what_its_backend_declares(preset: tuple[str, Encoder]) -> None:
     if backend == "timm":
         config = timm.get_pretrained_cfg(model)
         assert (3, encoder.image_size, encoder.image_size) == config.input_size
-        assert (encoder.fit, encoder.crop_pct) == ({"center": "crop", "squash": "squash"}[config.crop_mode], config.crop_pct)
-        assert (encoder.mean, encoder.std, encoder.interpolation) == (config.mean, config.std, config.interpolation)
+        assert (encoder.preprocessing.fit, encoder.preprocessing.crop_pct) == (
+            {"center": "crop", "squash": "squash"}[config.crop_mode],
+            config.crop_pct,
+        )
+        assert (encoder.mean, encoder.std, encoder.preprocessing.interpolation) == (config.mean, config.std, config.interpolation)
         assert PRESETS[name].licence == config.license
         assert config.hf_hub_id or "moco-v3" in config.url
         return
@@ -162,8 +165,8 @@ def test_is_what_its_backend_declares(preset: tuple[str, Encoder]) -> None:
     declared, config = open_clip.get_pretrained_cfg(architecture, tag), open_clip.get_model_config(architecture)
     assert encoder.image_size == config["vision_cfg"]["image_size"] and encoder.embed_dim == config["embed_dim"]
     assert (encoder.mean, encoder.std) == (declared["mean"], declared["std"])
-    assert (encoder.interpolation, encoder.crop_pct) == (declared["interpolation"], 1.0)
-    assert encoder.fit == {"shortest": "crop", "squash": "squash"}[declared["resize_mode"]]
+    assert (encoder.preprocessing.interpolation, encoder.preprocessing.crop_pct) == (declared["interpolation"], 1.0)
+    assert encoder.preprocessing.fit == {"shortest": "crop", "squash": "squash"}[declared["resize_mode"]]
     assert declared.get("quick_gelu", False) == config.get("quick_gelu", False)
     # Where timm has the same weights from the same place, it declares their licence.
     same = [name for name in timm.list_models(pretrained=True) if timm.get_pretrained_cfg(name).hf_hub_id == declared["hf_hub"].rstrip("/")]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from encoders import Encoder, available_encoders, build_encoder, register_encoder, registry
-from encoders.registry import near_names, split_weights
+from encoders.names import near_names, split_weights
 
 
 def test_weights_are_not_lost_on_the_meta_device() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
-import encoders.package_weights as package_weights
+import encoders.backends.package as package_weights
 from mof import language_models
 from mof.language_models import load_language_model
 

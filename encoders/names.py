@@ -1,0 +1,20 @@
+"""Names of models, taken apart and compared."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def near_names(name: str, known: Iterable[str]) -> str:
+    """Return ' Did you mean a, b?' for error messages, or '' when no known name is near."""
+    near = difflib.get_close_matches(name, list(known), n=5, cutoff=0.5)
+    return f" Did you mean {', '.join(near)}?" if near else ""
+
+
+def split_weights(model: str) -> tuple[str, str | None]:
+    """'model/tag-or-file' -> (model, tag or file). "hf-hub:..." and "local-dir:..." stay whole."""
+    if ":" in model:
+        return model, None
+    model, _, weights = model.partition("/")
+    return model, weights or None

@@ -1,0 +1,80 @@
+"""How an image becomes the square input of an encoder, as one value."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from encoders.images.reading import blur
+from encoders.images.resizing import Centre, Colour, Fit, Interpolation, to_pixels
+
+# Shapes: S = side of a square image.
+
+GREY: Colour = (127, 127, 127)
+NOT_IN_VIEWS = ("crop_pct", "mean", "std")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What is done to an image before an encoder sees it: a square of S x S pixels is made of it and normalised.
+
+    Raises:
+        ValueError: for statistics that are not three numbers, or a `std` that is not positive.
+    """
+
+    image_size: int
+    """S, in pixels."""
+    fit: Fit = "crop"
+    """How the image becomes square, as in `to_pixels`."""
+    background: Colour = GREY
+    """RGB in 0..255, around padded images."""
+    interpolation: Interpolation = field(default="bicubic", kw_only=True)
+    """Pillow's filter of that name."""
+    centre: Centre = field(default="round", kw_only=True)
+    """Where the half pixel goes that "crop" leaves over, as in `to_pixels`."""
+    crop_pct: float = field(default=1.0, kw_only=True)
+    """The share of the resized side that is kept, as in `to_pixels`."""
+    mean: tuple[float, ...] = field(default=(0.0, 0.0, 0.0), kw_only=True)
+    """Subtracted from pixels in [0, 1], per channel."""
+    std: tuple[float, ...] = field(default=(1.0, 1.0, 1.0), kw_only=True)
+    """The divisor after that, per channel."""
+
+    def __post_init__(self) -> None:
+        for name in ("background", "mean", "std"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("mean", "std"):
+            given = getattr(self, name)
+            if len(given) != 3 or (name == "std" and min(given) <= 0):
+                positive = " (above 0)" if name == "std" else ""
+                raise ValueError(f"{name} takes three numbers, red, green and blue{positive}; got {list(given)}")
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """Return the RGB image as [3, S, S] uint8, not normalised."""
+        options: dict[str, Any] = {"interpolation": self.interpolation, "crop_pct": self.crop_pct, "centre": self.centre}
+        return to_pixels(image, self.image_size, self.fit, self.background, **options)  # [3, S, S]
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What fingerprints hold besides the size, which is part of an encoder's spec (JSON-able)."""
+        names = ("mean", "std", "fit", "interpolation", "crop_pct", "centre")
+        colour = {"background": self.background} if self.fit == "pad" and self.background != GREY else {}
+        return {name: getattr(self, name) for name in names} | colour
+
+
+@dataclass(frozen=True)
+class View(Preprocessing):
+    """The square image that a multimodal model shows to all its encoders. Each encoder normalises it for itself."""
+
+    fit: Fit = "pad"
+    blurred: bool = False
+    """Whether the image is blurred at its original size first (`encoders.images.reading.blur`): VIG's null image."""
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        return super().pixels(blur(image) if self.blurred else image)  # [3, S, S]
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if name not in NOT_IN_VIEWS}
