@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 import numpy as np
@@ -18,7 +19,7 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
 from encoders import StoredImage, View
 from encoders.images.reading import read_image
-from encoders.images.resizing import Centre, Fit, Interpolation, to_pixels
+from encoders.images.resizing import Centre, Fit, Interpolation
 from mof.chat_templates import choose_chat_template
 from mof.data.records import IMAGE_PLACEHOLDER
 
@@ -42,9 +43,9 @@ class MoFImageProcessor(BaseImageProcessor):
 
     Args:
         image_size: S, in pixels.
-        fit: how an image becomes square: "pad", "crop" or "squash", as in `encoders.images.reading.to_pixels`.
+        fit: how an image becomes square: "pad", "crop" or "squash", as in `encoders.preprocessing.Preprocessing`.
         background: RGB in 0..255, around padded images.
-        interpolation, centre: the filter, and the side that takes the half pixel which "crop" may leave, as in `to_pixels`.
+        interpolation, centre: the filter, and the side that takes the half pixel which "crop" may leave.
     """
 
     model_input_names: ClassVar[list[str]] = ["pixel_values"]
@@ -112,10 +113,9 @@ class MoFImageProcessor(BaseImageProcessor):
                 )
             return BatchFeature({"encoder_features": torch.stack(stored)}, tensor_type=return_tensors)  # [M, F]
         flat = self.fetch_images(flat)
-        size, fit = image_size or self.image_size, fit or self.fit
-        red, green, blue = self.background if background is None else background
-        options: dict[str, Any] = {"interpolation": self.interpolation, "centre": self.centre}
-        pixels = torch.stack([to_pixels(image, size, fit, (red, green, blue), **options) for image in flat])  # [M, 3, S, S]
+        chosen: dict[str, Any] = {"image_size": image_size, "fit": fit, "background": background}
+        view = replace(self.view, **{name: value for name, value in chosen.items() if value is not None})
+        pixels = torch.stack([view.pixels(image) for image in flat])  # [M, 3, S, S]
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
 

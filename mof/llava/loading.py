@@ -46,7 +46,8 @@ def load_checkpoint(folder: Folder, **options: Any) -> Loaded:
         return Loaded(model, MoFProcessor.from_pretrained(own), "mof", len(open_weights(own)))
     processor = MoFProcessor.from_parts(model, checkpoint.tokenizer, chat_template=checkpoint.template)
     images, first = processor.image_processor, next(iter(checkpoint.mixer.encoders.values()))
-    images.fit, images.interpolation, images.centre = checkpoint.fit, first.preprocessing.interpolation, "floor"  # as transformers does it
+    images.fit, images.interpolation = checkpoint.fit, first.preprocessing.interpolation
+    images.centre = "floor"  # as transformers does it
     images.background = [int(255 * channel) for channel in first.mean]  # cut off, as LLaVA does
     return Loaded(model, processor, checkpoint.layout, checkpoint.tensors, checkpoint.unused)
 

@@ -199,6 +199,8 @@ def test_folders_that_are_refused(tiny_tokenizer: PreTrainedTokenizerFast, tmp_p
         assert result.exit_code == 2 and match in result.output, result.output
         assert before == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
 
+    for arguments in ((source,), (source, out, "--output", out)):
+        refused(*arguments, match="as --output FOLDER")
     refused(source, source, match="holds the source")
     refused(source, tmp_path, match="holds the source")
     out.mkdir()
@@ -211,7 +213,7 @@ def test_folders_that_are_refused(tiny_tokenizer: PreTrainedTokenizerFast, tmp_p
     (out / "mine.txt").write_text("precious")
     refused(source, out, "--overwrite", match="1 files that `mof convert` did not write: mine.txt")
     (out / "mine.txt").unlink()
-    convert(source, out, "--overwrite", "--to", "hf-llava")
+    convert(source, "--output", out, "--overwrite", "--to", "hf-llava")
     assert json.loads((out / "config.json").read_text())["model_type"] == "llava"
     refused(source, tmp_path / "new", "--to", "released-mof", match="holds 2 interleaved encoder(s) before a Llama; this model has clip")
     assert not (tmp_path / "new").exists()

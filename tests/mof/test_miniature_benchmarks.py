@@ -181,15 +181,16 @@ def test_the_probe_sees_what_mini_clip_was_told_and_not_what_it_was_not(drawn):
     assert sum(result.image_similarity.values()) > sum(images_only.image_similarity.values())
 
 
-def test_the_commands_run_on_the_folders(drawn, tmp_path, tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor):
+def test_the_commands_run_on_the_folders(tmp_path, tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor):
     tiny_model.save_pretrained(tmp_path / "model")
     tiny_processor.save_pretrained(tmp_path / "model")
+    write_benchmarks(drawn := tmp_path / "drawn", pairs=1, scenes=3)
     chair = drawn / "CHAIR"
     calls = {
         "mmvp": ("--data", drawn / "MMVP", "--prompt", "question"),
         "pope": ("--data", drawn / "POPE", "--images", drawn / "images"),
         "chair": ("--instances", chair / "instances.json", "--captions", chair / "captions.json", "--synonyms", chair / "synonyms.txt",
-                  "--images", drawn / "images", "--count", "5", "--prompt", "Describe the picture."),
+                  "--images", drawn / "images", "--count", "2", "--prompt", "Describe the picture."),
     }  # fmt: skip
     for name, call in calls.items():
         arguments = ["eval", name, *call, "--model", tmp_path / "model", "--out", tmp_path / name, "--max-new-tokens", "2"]

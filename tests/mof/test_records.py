@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
 from PIL import Image
+from support.odd_records import ODD_RECORDS
 
-from mof.data.records import RecordError, images_of, texts_of, to_record, with_images
+from mof.data.records import RecordError, images_of, record_id, texts_of, to_record, with_images
 from mof.data.rows import read_records, read_rows
 
 
@@ -178,6 +180,19 @@ def test_leading_answer_is_dropped_as_llava_does() -> None:
 def test_errors_name_the_record(raw: Any, message: str, folder: Path) -> None:
     with pytest.raises(RecordError, match=message):
         to_record(raw, folder)
+
+
+@settings(max_examples=400, deadline=None)
+@given(ODD_RECORDS)
+def test_whatever_comes_is_a_record_or_an_error_that_names_it(raw: Any) -> None:
+    images = images_of(raw)
+    try:
+        record = to_record(raw)
+    except RecordError as error:
+        assert repr(record_id(raw)) in str(error)
+        return
+    assert record.images == images == [] and record.questions == texts_of(raw, "user") and record.answers == texts_of(raw, "assistant")
+    assert len(record.questions) - len(record.answers) in (0, 1) and record.id == record_id(raw)
 
 
 def test_files(tmp_path: Path) -> None:

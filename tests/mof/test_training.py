@@ -12,14 +12,13 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from support import train_curve
 from support.tiny import build_llm, build_model
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments
 
 from mof import MoFForConditionalGeneration, MoFProcessor
 from mof.data.collator import SupervisedCollator
-
-SCRIPT = Path(__file__).parents[1] / "support" / "train_curve.py"
 
 
 def record(index: int, image: bool = True) -> dict[str, Any]:
@@ -161,18 +160,18 @@ def test_resumed_training_goes_on_as_if_never_stopped(
     assert "missing keys" not in caplog.text
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_two_processes_give_the_loss_curve_of_one(tmp_path: Path) -> None:
     """Same global batch; one of the two ranks sees no image at all, and answers differ in length by a factor of five."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
     # `accelerate launch --cpu --num_processes 2` starts one process unless it finds MPI; torchrun starts two.
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    curves = {}
-    for name, launcher, per_device in (("two", torchrun, "2"), ("one", [sys.executable], "4")):
-        command = [*launcher, str(SCRIPT), str(tmp_path / f"{name}.json"), per_device]
-        done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=900)
-        assert done.returncode == 0, done.stderr[-3000:]
-        curves[name] = json.loads((tmp_path / f"{name}.json").read_text())
-    one, two = curves["one"], curves["two"]
+    command = [*torchrun, train_curve.__file__, str(tmp_path / "two.json"), "2"]
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    train_curve.main(str(tmp_path / "one.json"), 4)
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
     assert (one["ranks"], two["ranks"]) == (1, 2)
     assert len(one["losses"]) == 6 and one["losses"][-1] < one["losses"][0]
     for key in ("losses", "norms", "adapters"):

@@ -1,6 +1,6 @@
-"""Trains the tiny model for a few steps and writes the losses: run by test_training.py as one process and as two.
+"""Trains the tiny model for a few steps and writes the losses; test_training.py calls it, and runs it as two processes.
 
-python tests/mof/train_curve.py FILE PER_DEVICE_BATCH
+torchrun --nproc_per_node 2 tests/support/train_curve.py FILE PER_DEVICE_BATCH
 """
 
 from __future__ import annotations

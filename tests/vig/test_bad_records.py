@@ -14,11 +14,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
+from support.odd_records import CONVERSATION, ODD_RECORDS
 
 import vig.scoring.passes
 from vig import load_scores, score
 
-CONVERSATION = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A dog."}]
 MESSAGES = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}, {"role": "assistant", "content": "A dog."}]
 
 
@@ -176,40 +176,8 @@ def test_a_model_that_takes_nothing_ends_the_run(llava, records, image_folder, m
         score(*llava, records, image_folder=image_folder)
 
 
-VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=8)
-    | st.binary(max_size=8)
-    | st.sampled_from(["0.png", "<image>"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=3),
-    max_leaves=6,
-)
-TURN = st.fixed_dictionaries(
-    {},
-    optional={
-        "from": st.sampled_from(["human", "gpt", "system"]) | VALUES,
-        "role": st.sampled_from(["user", "assistant", "system"]) | VALUES,
-        "value": st.sampled_from(["<image>\nHi", "Ho", ""]) | VALUES,
-        "content": st.sampled_from([[{"type": "image"}], [{"type": "text", "text": "x"}], "Hi"]) | VALUES,
-    },
-)
-RECORD = st.fixed_dictionaries(
-    {},
-    optional={
-        "id": st.text(max_size=3) | VALUES,
-        "image": st.sampled_from(["0.png", ["0.png"]]) | VALUES,
-        "images": VALUES,
-        "conversations": st.lists(TURN, max_size=3) | VALUES | st.just(CONVERSATION),
-        "messages": st.lists(TURN, max_size=3) | VALUES,
-    },
-)
-
-
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-@given(st.lists(RECORD | VALUES | st.lists(TURN, max_size=2), max_size=6))
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(st.lists(ODD_RECORDS, max_size=6))
 def test_no_record_can_end_the_run(llava, image_folder, tmp_path_factory, odd) -> None:
     sound = {"id": "sound record", "image": "0.png", "conversations": CONVERSATION}
     folder: Path = tmp_path_factory.mktemp("scores")
