@@ -1,22 +1,17 @@
 """The miniature's own training, at a 250th of its length: every network is written in the form in which it is loaded."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
+import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import train_miniature
 from encoders import build_encoder
 
-ROOT = Path(__file__).parents[2]
 
-
-def test_all_three_networks_train_and_load(tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / "recipes/train_miniature.py"), "--output_dir", str(tmp_path), "--scale", "0.004"]
-    subprocess.run(command, check=True, env=environment, capture_output=True, timeout=600)
+@pytest.mark.slow
+def test_all_three_networks_train_and_load(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train_miniature.py", "--output", str(tmp_path), "--scale", "0.004"])
+    train_miniature.main()
     pixels = torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8)
     import encoders.miniature  # noqa: F401  registers mof_mini_vit
 
