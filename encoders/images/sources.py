@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import braceexpand
 
 from encoders.images.reading import ImageError
 
@@ -130,7 +130,7 @@ def _alternatives(pattern: str) -> list[str]:
     """The patterns that braces stand for, each once; the pattern itself where its braces do not match."""
     try:
         return list(dict.fromkeys(braceexpand(pattern, escape=False)))
-    except UnbalancedBracesError:
+    except ValueError:  # braces that do not match
         return [pattern]
 
 
