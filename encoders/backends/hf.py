@@ -57,6 +57,8 @@ class Family:
     """The text tower; "" for none."""
     text_head: str = ""
     """The projection from the text tower's pooled output to the joint embedding; "" for none."""
+    masks: bool = False
+    """Whether its forward pass hides patches, as in the pre-training of MAE."""
     unused: str = "classifier."
     """How the weights begin that a checkpoint may hold for a task, and that no encoder needs."""
 
@@ -86,7 +88,7 @@ FAMILIES = {
     "dinov2_with_registers": Family("Dinov2WithRegistersModel", **DINOV2_PARTS),
     "dinov3_vit": Family("DINOv3ViTModel", blocks="model.layer", norm="norm", positions=False),
     "vit": Family("ViTModel", blocks="layers", norm="layernorm"),
-    "vit_mae": Family("ViTMAEModel", blocks="layers", norm="layernorm", unused="decoder."),
+    "vit_mae": Family("ViTMAEModel", blocks="layers", norm="layernorm", masks=True, unused="decoder."),
 }
 
 
@@ -143,7 +145,7 @@ class HFEncoder(Encoder):
 
     def _run(self, tower: nn.Module, x: Tensor) -> Any:
         options: dict[str, Any] = {"interpolate_pos_encoding": True} if self.family.positions else {}
-        if self.family.model == "ViTMAEModel":  # ascending noise keeps the patches in their order, and a mask_ratio of 0 all of them
+        if self.family.masks:  # ascending noise keeps the patches in their order, and a mask_ratio of 0 all of them
             options["noise"] = torch.arange(self.grid[0] * self.grid[1], device=x.device).expand(len(x), -1)  # [B, h*w]
         return tower(x, **options)
 
@@ -208,7 +210,7 @@ def _build(model: str, *, pretrained: bool, weights: str | None, **options: Any)
     if config.model_type not in FAMILIES:
         raise ValueError(f"{model} is a {config.model_type!r} model; the hf backend takes {', '.join(FAMILIES)}")
     kind = getattr(transformers, FAMILIES[config.model_type].model)
-    if config.model_type == "vit_mae":
+    if FAMILIES[config.model_type].masks:
         config.mask_ratio = 0.0  # an encoder sees the whole image
     tower = _create(kind, model, config, weights, local) if pretrained else kind(config)
     return HFEncoder(tower, model, processor, **options)

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from encoders.runs import remove_unfinished, write_text, write_whole
 from encoders.store.files import (
     FAILURES,
     INDEX_SCHEMA,
@@ -23,7 +24,6 @@ from encoders.store.files import (
     shard_keys,
     unpack_keys,
     write_shard,
-    write_whole,
 )
 
 # Shapes: n = rows of a shard, T = patch tokens of an image.
@@ -102,6 +102,7 @@ class ShardWriter:
 
     def __init__(self, folder: Path, name: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(folder)
         self.folder, self.name = folder, name
         files = numbered(folder, "features", ".safetensors")
         self._number = next_number(files)
@@ -145,4 +146,4 @@ class ShardWriter:
 def write_failures(store: Path, reasons: Mapping[str, str]) -> None:
     """The images that a run could not read, by name, with the reasons; in place of those of the run before."""
     lines = [json.dumps({"name": name, "reason": reason}) + "\n" for name, reason in reasons.items()]
-    write_whole(store / FAILURES, lambda path: path.write_text("".join(lines)))
+    write_text(store / FAILURES, "".join(lines))
