@@ -19,10 +19,10 @@ from encoders.images.reading import ImageError, read_image
 from encoders.images.sources import Content, ImageSources, content_key
 from encoders.preprocessing import View
 from encoders.runs import RunLock, remove_unfinished
+from encoders.store.files import ImageIndex, write_failures
 from encoders.store.jobs import LANES, Job
 from encoders.store.manifest import declare, record_errors
 from encoders.store.report import EncodeReport, progress_bar
-from encoders.store.tables import ImageIndex, write_failures
 from encoders.store.token_formats import TOKEN_FORMATS, TokenFormat
 
 # Shapes: B = images of a batch, S = side of an encoder's input.
