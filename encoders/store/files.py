@@ -76,7 +76,7 @@ def write_shard(path: Path, keys: list[str], features: dict[str, Tensor], metada
 
 
 def read_shard(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Its tensors [n, ...], memory-mapped: nothing is read before it is looked at. And its metadata."""
+    """Return the tensors [n, ...] of a shard and its metadata. They are memory-mapped: nothing is read before it is looked at."""
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -101,7 +101,7 @@ class Entry(NamedTuple):
 
 
 class ImageIndex:
-    """The names in a store. Entries are appended; of several of one name the last holds."""
+    """The names in a store. Entries are appended; the last entry of a name is valid."""
 
     def __init__(self, store: Path) -> None:
         self.store = store
@@ -127,7 +127,7 @@ class ImageIndex:
             self._new.append(entry)
 
     def commit(self) -> None:
-        """Write what was added."""
+        """Write the new entries."""
         if not self._new:
             return
         columns = dict(zip(Entry._fields, map(list, zip(*self._new, strict=True)), strict=True))
@@ -144,11 +144,11 @@ class Errors:
     count: int = 0
     largest: float = 0.0
 
-    def __add__(self, other: Errors) -> Errors:
-        return Errors(self.total + other.total, self.count + other.count, max(self.largest, other.largest))
+    def __add__(self, more: Errors) -> Errors:
+        return Errors(self.total + more.total, self.count + more.count, max(self.largest, more.largest))
 
     def summary(self) -> dict[str, float]:
-        """Their mean and maximum."""
+        """Return their mean and maximum."""
         return {"mean": self.total / max(self.count, 1), "max": self.largest}
 
 
@@ -182,7 +182,7 @@ class ShardWriter:
         self.pending += sum(value.nbytes for value in features.values())
 
     def commit(self) -> None:
-        """Write a shard of what was added. ValueError when something in it is not finite."""
+        """Write the new rows as a shard. ValueError when a feature is not finite."""
         if not self._keys:
             return
         shard = {kind: torch.cat([rows[kind] for rows in self._rows]) for kind in self._rows[0]}  # [n, ...]
@@ -198,12 +198,12 @@ class ShardWriter:
         self._number, self._keys, self._rows, self.pending = self._number + 1, [], [], 0
 
     def errors(self) -> Errors:
-        """Of all int8 tokens that are written."""
-        found = [read_shard(file)[1].get("errors") for file in numbered(self.folder, "features", ".safetensors")]
-        return sum((Errors(*json.loads(text)) for text in found if text), Errors())
+        """Return the errors of all int8 tokens that are written."""
+        texts = [read_shard(file)[1].get("errors") for file in numbered(self.folder, "features", ".safetensors")]
+        return sum((Errors(*json.loads(text)) for text in texts if text), Errors())
 
 
 def write_failures(store: Path, reasons: Mapping[str, str]) -> None:
-    """The images that a run could not read, by name, with the reasons; in place of those of the run before."""
+    """Write the images that a run could not read, by name, with the reasons, in place of the list of the run before."""
     lines = [json.dumps({"name": name, "reason": reason}) + "\n" for name, reason in reasons.items()]
     write_text(store / FAILURES, "".join(lines))

@@ -1,4 +1,4 @@
-"""The manifest of a feature store: which encoders it holds features of, and that it is never added to by others."""
+"""The manifest of a feature store names its encoders, so that no other encoder adds features under their names."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def declare(
     tokens: TokenFormat | None,
     dtype: torch.dtype | None,
 ) -> dict[str, dict[str, Any]]:
-    """Enter the encoders into the store's manifest; give the entries of all that it has, by name.
+    """Enter the encoders into the store's manifest. Return all its entries by name.
 
     Raises:
-        ValueError: for no encoders, one of which nothing is to be stored, or one that the store has with another fingerprint
-            or with features of another kind; for a folder with other content.
+        ValueError: when no encoder is given, nothing is to be stored of one, or the store holds its name with another fingerprint
+            or with features of another kind.
     """
     if not encoders:
         raise ValueError("no encoders: give at least one")
@@ -66,10 +66,12 @@ def declare(
             raise ValueError(f"nothing to store of {name}: ask for patch tokens (int8, float16 or bfloat16)")
         stored = manifest["encoders"].setdefault(name, entry)
         refuse_other(store, name, stored, entry)
-        if other := [
+        if different := [
             f"{kind} {stored[kind]}, not {entry[kind]}" for kind in ("embeddings", "tokens", "dtype") if stored[kind] != entry[kind]
         ]:
-            raise ValueError(f"{store} holds features of {name!r} with {', '.join(other)}: ask for the same, or use another name or store")
+            raise ValueError(
+                f"{store} holds features of {name!r} with {', '.join(different)}: ask for the same, or use another name or store"
+            )
     write_json(store / MANIFEST, manifest)
     return manifest["encoders"]
 
@@ -83,5 +85,5 @@ def record_errors(store: Path, errors: Mapping[str, dict[str, float]]) -> None:
 
 
 def _folder(name: str) -> str:
-    """A name for a folder that tells whose it is, and of which there are no two: encoder names may be long paths."""
+    """Return a readable, unique folder name for an encoder, whose own name may be a long path."""
     return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name).strip('.-')[-40:]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -84,11 +84,8 @@ def assemble(it: Ingredients) -> Loaded:
     _fill_new_rows(model, rows)
     processor = MoFProcessor.from_parts(model, it.tokenizer, chat_template=it.template)
     images, first = processor.image_processor, next(iter(it.encoders.values()))
-    images.fit, images.interpolation, images.centre = (
-        it.fit,
-        first.preprocessing.interpolation,
-        "floor",
-    )  # as image processors of transformers
+    images.fit, images.interpolation = it.fit, first.preprocessing.interpolation
+    images.centre = "floor"  # as image processors of transformers
     images.background = [int(255 * channel) for channel in first.mean]  # cut off, as LLaVA does
     return Loaded(model, processor, it.parts.layout.name, len(it.weights), sorted(it.parts.unused))
 
