@@ -9,24 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from mof.data.records import images_of, to_record
-from mof.data.rows import RawRecord, to_mapping
 from vig.scoring.scores import Score
 
 # Shapes: N = values, T = answer tokens of a record, over all its turns.
-
-
-def texts_of(raw: RawRecord, role: str) -> list[str]:
-    """Return the text of each of the record's messages of one role, without image placeholders. No image file is looked for.
-
-    Raises:
-        RecordError: for a record that `to_record` refuses.
-    """
-    blank = Image.new("L", (1, 1))
-    messages = to_record({**to_mapping(raw), "images": [blank] * len(images_of(raw))}).messages
-    return ["\n".join(part.get("text", "") for part in message["content"]).strip() for message in messages if message["role"] == role]
 
 
 # --- tokens and words of a score

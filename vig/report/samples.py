@@ -14,12 +14,12 @@ from PIL import Image
 
 from encoders.images.reading import ImageError, read_image
 from encoders.pages import data_uri
-from mof.data.records import RecordError, digest, images_of, to_record
+from mof.data.records import RecordError, digest, images_of, texts_of, to_record
 from mof.data.rows import RawRecord
 from vig.nulls import NULLS, NullImages
 from vig.scoring.scores import Score
 from vig.selection.thresholds import Selection
-from vig.words import texts_of, token_texts, turns
+from vig.words import token_texts, turns
 
 THUMBNAIL = 320  # pixels of the longer side, at most
 MOST_IMAGES = 4  # of one record
