@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
+
+from torch.distributed import TCPStore
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -18,16 +19,17 @@ def environment(**more: str) -> dict[str, str]:
 
 def start(script: str, *arguments: object, count: int = 1) -> list[subprocess.Popen[str]]:
     """`count` processes that run the Python code and find each other by torchrun's variables. torchrun itself would take seconds."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     command = [sys.executable, "-c", script, *map(str, arguments)]
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if count > 1 else None
     processes = []
     for rank in range(count):
-        together = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
-        variables = {name: str(value) for name, value in together.items()} | {"MASTER_ADDR": "127.0.0.1"} if count > 1 else {}
+        variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "TORCHELASTIC_RESTART_COUNT": 0}
+        if store is not None:  # it lives here, so that no process has to outlive the others
+            variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True}
+        given = {name: str(value) for name, value in variables.items()} if count > 1 else {}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        processes.append(subprocess.Popen(command, env=environment(**variables), **pipes))
+        processes.append(subprocess.Popen(command, env=environment(**given), **pipes))
+        processes[-1].store = store
     return processes
 
 

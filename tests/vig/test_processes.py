@@ -81,7 +81,8 @@ def start_and_kill(folder: Path, shards: int, *, all_of_them: bool) -> set[str]:
         time.sleep(0.02)
     if not all_of_them:
         launch.kill(processes[1:])
-        processes[0].communicate(timeout=60)  # it misses the other
+        processes[0].terminate()  # as torchrun ends the others
+        processes[0].wait()
     launch.kill(processes)
     return {score.id for score in load_scores(folder / "scores")}
 
