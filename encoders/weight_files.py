@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download
 from huggingface_hub.utils import get_session
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -51,20 +51,16 @@ def refuse_misfit(source: str | Path) -> Iterator[None]:
 
 INSTEAD_OF_WEIGHTS = "give a local file with weights=PATH; pretrained=False builds random weights"
 INSTEAD_OF_TOKENIZER = "name a local folder that holds it too, as the folder of open_clip:local-dir:FOLDER or hf:FOLDER"
-
 INSTEAD_OF_FOLDER = "name a local folder that exists: hf:FOLDER"
 
 
 @contextmanager
-def explain_download(what: str, *, local: bool = False, otherwise: str = INSTEAD_OF_WEIGHTS) -> Iterator[None]:
+def explain_download(what: str, *, otherwise: str = INSTEAD_OF_WEIGHTS) -> Iterator[None]:
     """Turn the many errors of a failed download of `what` into one WeightsError that says how to supply the file.
 
-    Where the hub does not answer, go on as with HF_HUB_OFFLINE=1: what is cached loads, what is not fails at once. Its client
-    would try every file for half a minute. `local`: nothing comes from the hub, so it is not asked. `otherwise`: what the user
-    can do besides downloading it.
+    Args:
+        otherwise: what the user can do besides downloading it.
     """
-    offline = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = offline or not (local or _hub_answers())
     try:
         yield
     except (OSError, RuntimeError, ValueError) as error:
@@ -72,14 +68,36 @@ def explain_download(what: str, *, local: bool = False, otherwise: str = INSTEAD
             f"cannot get {what}: {str(error).rstrip('.')}. Without a network, put it into the cache by downloading it once with one, or "
             f"{otherwise}"
         ) from error
-    finally:
-        constants.HF_HUB_OFFLINE = offline
 
 
-def _hub_answers() -> bool:
-    """Whether the hub can be reached within seconds."""
+def hub_answers() -> bool:
+    """Return whether the hub can be reached within seconds. Its client would try every file for half a minute."""
+    if constants.HF_HUB_OFFLINE:
+        return False
     try:
         get_session().head(constants.ENDPOINT, timeout=5)
     except Exception:  # of whichever HTTP library its client uses
         return False
     return True
+
+
+def cached_instead(repository: str) -> Path | None:
+    """Return the cached folder of a repository if the hub does not answer; None if its files can be asked for as usual.
+
+    Raises:
+        FileNotFoundError: when the hub does not answer and nothing is cached.
+    """
+    if constants.HF_HUB_OFFLINE or hub_answers():  # offline, the hub's client looks into the cache alone
+        return None
+    try:
+        return Path(snapshot_download(repository, local_files_only=True))
+    except OSError as error:
+        raise FileNotFoundError(f"the hub does not answer, and nothing of {repository} is in its cache") from error
+
+
+def first_file(folder: Path, *names: str) -> str:
+    """Return the path of the first of the files that lies in the folder. FileNotFoundError when none does."""
+    for name in names:
+        if (folder / name).is_file():
+            return str(folder / name)
+    raise FileNotFoundError(f"{folder} holds none of {', '.join(names)}")

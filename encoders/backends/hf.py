@@ -19,7 +19,15 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, Pretrain
 from encoders.backends.blocks import block_outputs
 from encoders.base import Encoder
 from encoders.images.resizing import Interpolation
-from encoders.weight_files import INSTEAD_OF_FOLDER, INSTEAD_OF_TOKENIZER, WeightsError, explain_download, read_state, refuse_misfit
+from encoders.weight_files import (
+    INSTEAD_OF_FOLDER,
+    INSTEAD_OF_TOKENIZER,
+    WeightsError,
+    explain_download,
+    hub_answers,
+    read_state,
+    refuse_misfit,
+)
 
 # Shapes: B, S, h, w, D, E, T as in base.py; L = prefix tokens (class, registers) + h*w.
 
@@ -49,6 +57,8 @@ class Family:
     """The text tower; "" for none."""
     text_head: str = ""
     """The projection from the text tower's pooled output to the joint embedding; "" for none."""
+    masks: bool = False
+    """Whether its forward pass hides patches, as in the pre-training of MAE."""
     unused: str = "classifier."
     """How the weights begin that a checkpoint may hold for a task, and that no encoder needs."""
 
@@ -78,7 +88,7 @@ FAMILIES = {
     "dinov2_with_registers": Family("Dinov2WithRegistersModel", **DINOV2_PARTS),
     "dinov3_vit": Family("DINOv3ViTModel", blocks="model.layer", norm="norm", positions=False),
     "vit": Family("ViTModel", blocks="layers", norm="layernorm"),
-    "vit_mae": Family("ViTMAEModel", blocks="layers", norm="layernorm", unused="decoder."),
+    "vit_mae": Family("ViTMAEModel", blocks="layers", norm="layernorm", masks=True, unused="decoder."),
 }
 
 
@@ -135,7 +145,7 @@ class HFEncoder(Encoder):
 
     def _run(self, tower: nn.Module, x: Tensor) -> Any:
         options: dict[str, Any] = {"interpolate_pos_encoding": True} if self.family.positions else {}
-        if self.family.model == "ViTMAEModel":  # ascending noise keeps the patches in their order, and a mask_ratio of 0 all of them
+        if self.family.masks:  # ascending noise keeps the patches in their order, and a mask_ratio of 0 all of them
             options["noise"] = torch.arange(self.grid[0] * self.grid[1], device=x.device).expand(len(x), -1)  # [B, h*w]
         return tower(x, **options)
 
@@ -147,9 +157,8 @@ class HFEncoder(Encoder):
 
     def text_embedding(self, texts: list[str]) -> Tensor:
         if self._tokenizer is None:
-            local = Path(self.source).is_dir()
-            with explain_download(f"the tokenizer of {self.source}", local=local, otherwise=INSTEAD_OF_TOKENIZER):
-                self._tokenizer = AutoTokenizer.from_pretrained(self.source)
+            with explain_download(f"the tokenizer of {self.source}", otherwise=INSTEAD_OF_TOKENIZER):
+                self._tokenizer = AutoTokenizer.from_pretrained(self.source, local_files_only=_only_local(self.source))
         length = self.tower.config.text_config.max_position_embeddings
         # Padded to the full length because SigLIP was trained so; CLIP's masks make it the same either way.
         tokens = self._tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
@@ -194,21 +203,26 @@ def build(model: str, *, config: Mapping[str, Any] | None = None, **options: Any
 
 def _build(model: str, *, pretrained: bool, weights: str | None, **options: Any) -> HFEncoder:
     """The encoder of a hub id or a local folder."""
-    with explain_download(f"config.json or preprocessor_config.json of {model}", local=Path(model).is_dir(), otherwise=INSTEAD_OF_FOLDER):
-        config = AutoConfig.from_pretrained(model)
-        processor = AutoImageProcessor.from_pretrained(model)
+    with explain_download(f"config.json or preprocessor_config.json of {model}", otherwise=INSTEAD_OF_FOLDER):
+        local = _only_local(model)
+        config = AutoConfig.from_pretrained(model, local_files_only=local)
+        processor = AutoImageProcessor.from_pretrained(model, local_files_only=local)
     if config.model_type not in FAMILIES:
         raise ValueError(f"{model} is a {config.model_type!r} model; the hf backend takes {', '.join(FAMILIES)}")
     kind = getattr(transformers, FAMILIES[config.model_type].model)
-    if config.model_type == "vit_mae":
+    if FAMILIES[config.model_type].masks:
         config.mask_ratio = 0.0  # an encoder sees the whole image
-    return HFEncoder(_create(kind, model, config, pretrained, weights), model, processor, **options)
+    tower = _create(kind, model, config, weights, local) if pretrained else kind(config)
+    return HFEncoder(tower, model, processor, **options)
 
 
-def _create(kind: Any, model: str, config: PretrainedConfig, pretrained: bool, weights: str | None) -> nn.Module:
-    """The model of class `kind` with its weights in float32, every key accounted for, or random ones."""
-    if not pretrained:
-        return kind(config)
+def _only_local(model: str) -> bool:
+    """Whether to look for files in a folder or the cache alone."""
+    return Path(model).is_dir() or not hub_answers()
+
+
+def _create(kind: Any, model: str, config: PretrainedConfig, weights: str | None, local: bool) -> nn.Module:
+    """The model of class `kind` with its weights in float32, every key accounted for."""
     # Also a single file goes through from_pretrained, which knows the keys of every earlier version of transformers.
     options = {"config": config, "dtype": torch.float32, "output_loading_info": True}
     if weights is not None:
@@ -216,8 +230,8 @@ def _create(kind: Any, model: str, config: PretrainedConfig, pretrained: bool, w
         with refuse_misfit(weights):
             created, report = kind.from_pretrained(None, state_dict=state, **options)
     else:
-        with explain_download(f"the weight file of {model}", local=Path(model).is_dir()):
-            created, report = kind.from_pretrained(model, **options)
+        with explain_download(f"the weight file of {model}"):
+            created, report = kind.from_pretrained(model, local_files_only=local, **options)
     unused = FAMILIES[config.model_type].unused
     faults = {fault: sorted(key for key in map(str, keys) if not key.startswith(unused)) for fault, keys in report.items()}
     faults = {fault: keys for fault, keys in faults.items() if keys}

@@ -7,6 +7,7 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
@@ -18,7 +19,15 @@ from encoders.backends.blocks import Grid, Positions, block_outputs
 from encoders.base import Encoder
 from encoders.images.resizing import Fit
 from encoders.names import near_names, split_weights
-from encoders.weight_files import INSTEAD_OF_TOKENIZER, WeightsError, explain_download, refuse_misfit
+from encoders.weight_files import (
+    INSTEAD_OF_TOKENIZER,
+    WeightsError,
+    cached_instead,
+    explain_download,
+    first_file,
+    hub_answers,
+    refuse_misfit,
+)
 
 # Shapes: B, S, h, w, D, E, T as in base.py; L = 1 + h*w.
 
@@ -129,9 +138,10 @@ def _tokenizer(model_name: str, offline: bool) -> Any:
     config = open_clip.get_model_config(model_name)
     source = (config or {}).get("text_cfg", {}).get("hf_tokenizer_name")
     where = f" (tokenizer.json, tokenizer_config.json of {source} on the hub)" if source else ""
-    local = offline or source is None or model_name.startswith("local-dir:") or Path(source).is_dir()
-    with explain_download(f"the tokenizer of {model_name}{where}", local=local, otherwise=INSTEAD_OF_TOKENIZER):
-        return open_clip.get_tokenizer(model_name, **({"local_files_only": True} if offline and source else {}))
+    local = source is None or model_name.startswith("local-dir:") or Path(source).is_dir()
+    cached = bool(source) and (offline or not (local or hub_answers()))
+    with explain_download(f"the tokenizer of {model_name}{where}", otherwise=INSTEAD_OF_TOKENIZER):
+        return open_clip.get_tokenizer(model_name, **({"local_files_only": True} if cached else {}))
 
 
 def _resample(table: Tensor, grid: Grid, side: int) -> Tensor:
@@ -164,7 +174,9 @@ def _create(model_name: str, tag: str | None, weights: str | None, pretrained: b
     path = _locate(model_name, tag, weights, declared) if pretrained else None
     # Some text towers are defined by a file on the hub, whatever their weights.
     text = open_clip.get_model_config(model_name)["text_cfg"].get("hf_model_name")
-    with refuse_misfit(path) if path else explain_download(f"config.json of {text}", local=text is None):
+    with refuse_misfit(path) if path else explain_download(f"config.json of {text}"):
+        if text is not None:
+            cached_instead(text)  # fails at once where open_clip would wait
         return open_clip.create_model(
             model_name,
             pretrained=path,  # None: random
@@ -181,8 +193,11 @@ def _create_external(model_name: str, weights: str | None, pretrained: bool) -> 
     own = pretrained and weights is None
     options = {"pretrained_text": False, "device": torch.get_default_device()}
     what = f"{model_name} (open_clip_config.json, open_clip_model.safetensors)"
-    with explain_download(what, local=model_name.startswith("local-dir:")):
-        clip = open_clip.create_model(model_name, load_weights=own, require_pretrained=own, **options)
+    with explain_download(what):
+        scheme, _, repository = model_name.partition(":")
+        folder = cached_instead(repository) if scheme == "hf-hub" else None
+        name = model_name if folder is None else f"local-dir:{folder}"
+        clip = open_clip.create_model(name, load_weights=own, require_pretrained=own, **options)
     if pretrained and weights is not None:
         with refuse_misfit(weights):
             open_clip.load_checkpoint(clip, weights, strict=True, weights_only=True)
@@ -192,8 +207,14 @@ def _create_external(model_name: str, weights: str | None, pretrained: bool) -> 
 def _locate(model_name: str, tag: str | None, weights: str | None, declared: dict[str, Any]) -> str:
     """The local file with the weights, downloaded if need be."""
     if weights is None and declared:
-        with explain_download(f"the weight file of {model_name}/{tag}"):
-            return open_clip.download_pretrained(declared)
+        repository, _, file = declared.get("hf_hub", "").rpartition("/")
+        file = file or HF_WEIGHTS_NAME
+        where = f" ({file} of {repository} on the hub)" if repository else ""
+        with explain_download(f"the weight file of {model_name}/{tag}{where}"):
+            folder = cached_instead(repository) if repository else None
+            if folder is None:
+                return open_clip.download_pretrained(declared)
+            return first_file(folder, HF_SAFE_WEIGHTS_NAME, f"{Path(file).stem}.safetensors", file)
     source = weights or tag
     if source is not None and Path(source).is_file():
         return source

@@ -20,7 +20,7 @@ from encoders.backends.blocks import Positions, block_outputs
 from encoders.base import Encoder
 from encoders.images.resizing import Fit
 from encoders.names import near_names, split_weights
-from encoders.weight_files import WeightsError, explain_download, load_strict, read_state, refuse_misfit
+from encoders.weight_files import WeightsError, cached_instead, explain_download, first_file, load_strict, read_state, refuse_misfit
 
 # Shapes: B, S, h, w, D, E as in base.py; C = channels of a feature map, P = prefix tokens (class and register tokens), L = P + h*w.
 
@@ -158,8 +158,8 @@ def build(model: str, *, pretrained: bool, weights: str | None, **options: Any) 
     _check_name(model_name)
     own = pretrained and file is None
     what = f"the weight file of {model_name}{_source(model_name)}"
-    with explain_download(what, local=model_name.startswith("local-dir:")) if own else nullcontext():
-        trunk = timm.create_model(model_name, pretrained=own)
+    with explain_download(what) if own else nullcontext():
+        trunk = _from_hub(model_name) if own else timm.create_model(model_name)
     if not callable(getattr(trunk, "reset_classifier", None)):
         raise ValueError(f"timm's {type(trunk).__name__} has no classifier to leave out, hence no pooled output that this backend knows")
     trunk.reset_classifier(0)  # only now: with another number of classes timm would not load strictly
@@ -167,6 +167,20 @@ def build(model: str, *, pretrained: bool, weights: str | None, **options: Any) 
     if pretrained and file is not None:
         _load(trunk, model_name, file)
     return encoder
+
+
+def _from_hub(model_name: str) -> Any:
+    """A model with its own weights, out of the cache where the hub does not answer."""
+    scheme, colon, path = model_name.partition(":")
+    config = None if colon else timm.get_pretrained_cfg(model_name, allow_unregistered=True)
+    repository = path if scheme == "hf-hub" else config.hf_hub_id if config else None
+    folder = cached_instead(repository) if repository else None
+    if folder is None:
+        return timm.create_model(model_name, pretrained=True)
+    if config is None:
+        return timm.create_model(f"local-dir:{folder}", pretrained=True)
+    names = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+    return timm.create_model(model_name, pretrained=True, pretrained_cfg_overlay={"file": first_file(folder, *names)})
 
 
 def _check_name(model_name: str) -> None:

@@ -1,4 +1,4 @@
-"""From files to pixels: reading, decoding, resizing; folders, lists and tars of images."""
+"""Images: files are read, decoded and resized to pixels; folders, lists and tars are searched."""
 
 from encoders.images.reading import ImageError, read_image
 

@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 class Axis(NamedTuple):
-    """How the width or the height of an image becomes S pixels: some of those that a longer axis is resized to.
+    """How the width or the height of an image becomes S pixels: they are cut out of a longer, resized axis.
 
     Attributes:
         length: pixels of the image.
@@ -115,7 +115,7 @@ def compiled_resize() -> ModuleType | None:
 
 
 def _axes(width: int, height: int, size: int, fit: Fit, crop_pct: float, centre: Centre) -> tuple[Axis, Axis]:
-    """Of the width and of the height."""
+    """Return the axis of the width and the axis of the height."""
     if fit == "pad":
         side = max(width, height)
         return Axis(width, (side - width) // 2, side, size, 0), Axis(height, (side - height) // 2, side, size, 0)
@@ -179,14 +179,14 @@ def _by_compiled(
 
 
 class _Room(threading.local):
-    """Room to work in, of every thread its own: new memory from the system, image after image, costs as much as resizing."""
+    """Memory to work in, for each thread its own. New memory from the system for every image would cost as much as resizing."""
 
     kept = np.empty(0, np.uint32)
 
     def take(self, *shapes: tuple[int, int]) -> list[NDArray[np.uint32]]:
         sizes = [math.prod(shape) for shape in shapes]
         room = self.kept if sum(sizes) <= self.kept.size else np.empty(sum(sizes), np.uint32)
-        if self.kept.size < room.size <= 2**22:  # 16 MB: not that of a giant
+        if self.kept.size < room.size <= 2**22:  # 16 MB; a giant image gives its memory back
             self.kept = room
         parts = np.split(room[: sum(sizes)], np.cumsum(sizes)[:-1])
         return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from braceexpand import UnbalancedBracesError, braceexpand
+from braceexpand import braceexpand
 
 from encoders.images.reading import ImageError
 
@@ -24,7 +24,7 @@ Content = Path | bytes | ImageError
 
 
 def content_key(data: bytes) -> str:
-    """What an image goes by in a store, whatever its name: 32 hexadecimal digits of the SHA-256 of its file's bytes."""
+    """Return an image's key in a store, whatever its name: 32 hexadecimal digits of the SHA-256 of its file's bytes."""
     return hashlib.sha256(data).hexdigest()[:32]
 
 
@@ -63,7 +63,7 @@ class ImageSources:
                 yield from tar_images(part)
 
     def among(self, names: Iterable[str]) -> list[str]:
-        """Those of `names` that these images go by. Of a tar's, which are not known before, all that begin with its path."""
+        """Return the `names` that belong to these images. A tar's members are not known before, so all names under its path count."""
         files = {readable(path) for part in self._tars_and_files if isinstance(part, list) for path in part}
         tars = tuple(f"{readable(part)}/" for part in self._tars_and_files if isinstance(part, Path))
         return [name for name in names if name in files or name.startswith(tars)]
@@ -96,8 +96,8 @@ def _listed(path: Path) -> list[Path]:
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    """Its image files, sorted by path. A folder that links lead to twice, or back to, is read once."""
-    found, visited, tars = [], set[str](), 0
+    """Return the folder's image files, sorted by path. A folder that links lead to twice, or back to, is read once."""
+    images, visited, tars = [], set[str](), 0
     for root, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         if (real := os.path.realpath(root)) in visited:
@@ -105,12 +105,12 @@ def _in_folder(folder: Path) -> list[Path]:
             continue
         visited.add(real)
         seen = [name for name in files if not name.startswith(".")]
-        found += [Path(root, name) for name in seen if name.lower().endswith(SUFFIXES)]
+        images += [Path(root, name) for name in seen if name.lower().endswith(SUFFIXES)]
         tars += sum(name.lower().endswith(TAR_SUFFIXES) for name in seen)
-    if not found:
+    if not images:
         hint = f"; its {tars} tars are read by giving '{folder}/*.tar'" if tars else ""
         raise ValueError(f"no images in {folder}: no file there, or in its subfolders, ends in {', '.join(SUFFIXES)}{hint}")
-    return sorted(found)
+    return sorted(images)
 
 
 def _expand(pattern: str) -> list[Path]:
@@ -130,7 +130,7 @@ def _alternatives(pattern: str) -> list[str]:
     """The patterns that braces stand for, each once; the pattern itself where its braces do not match."""
     try:
         return list(dict.fromkeys(braceexpand(pattern, escape=False)))
-    except UnbalancedBracesError:
+    except ValueError:  # braces that do not match
         return [pattern]
 
 
@@ -148,7 +148,7 @@ class _StrictHeader(tarfile.TarInfo):
 
 
 def tar_images(path: Path) -> Iterator[tuple[str, Content]]:
-    """The images of a tar in its order; (name of the tar, ImageError) for what cannot be read of it."""
+    """Yield the images of a tar in its order, and (name of the tar, ImageError) for a part that cannot be read."""
     tar, last = readable(path), "its beginning"
     images = 0
     try:

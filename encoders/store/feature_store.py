@@ -170,13 +170,13 @@ class FeatureStore:
 
 
 class _Features:
-    """The shards of one encoder, as if they were one table whose rows are the store's."""
+    """The shards of an encoder, read like a single table with the rows of the store."""
 
     def __init__(self, files: list[Path], keys: list[NDArray[np.bytes_]], order: NDArray[np.bytes_]) -> None:
         self.files = files
         self.maps: dict[int, dict[str, Tensor]] = {}  # by shard, opened on first use
-        shard = np.repeat(np.arange(len(files)), [len(some) for some in keys])
-        within = np.concatenate([np.arange(len(some)) for some in keys])
+        shard = np.repeat(np.arange(len(files)), [len(part) for part in keys])
+        within = np.concatenate([np.arange(len(part)) for part in keys])
         unique, first = np.unique(np.concatenate(keys), return_index=True)
         place = first[np.searchsorted(unique, order)]  # [N]
         self.shard, self.within = shard[place], within[place]  # [N], [N]

@@ -1,4 +1,4 @@
-"""What makes two encoders the same: which model, its weights to the last bit, and what is done to an image before it."""
+"""Two encoders are the same if their model, every bit of their weights and their preprocessing are the same."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ NOT_IN_FEATURES = ("trainable", "weights")
 
 
 def fingerprint(encoder: Encoder, view: View | None = None) -> str:
-    """32 hexadecimal digits that change with whatever the encoder's features depend on, but for device and precision.
+    """Return 32 hexadecimal digits that change with everything that the encoder's features depend on, except device and precision.
 
-    That is its spec (name, input size, layer, norm), its preprocessing or the `view`, and every bit of its weights. Weights of
+    This is its spec (name, input size, layer, norm), its preprocessing or the `view`, and every bit of its weights. Weights of
     another dtype are other weights: an encoder cast to bfloat16 has another fingerprint.
     """
     return describe(encoder, view)["fingerprint"]
 
 
 def describe(encoder: Encoder, view: View | None = None) -> dict[str, Any]:
-    """The encoder's `fingerprint` and what it is made of, for a manifest (JSON-able)."""
+    """Return the encoder's `fingerprint` and the parts that it is computed from, for a manifest (JSON-able)."""
     identity = {
         "spec": {key: value for key, value in encoder.spec.items() if key not in NOT_IN_FEATURES},
         "preprocessing": encoder.preprocessing.description,
@@ -53,7 +53,7 @@ def refuse_other(store: Path, name: str, stored: Mapping[str, Any], given: Mappi
 
 
 def weights_digest(tower: nn.Module) -> str:
-    """Of the names, shapes, dtypes and bytes of the tower's state. About a second per gigabyte."""
+    """Return a digest of the names, shapes, dtypes and bytes of the tower's state. It takes about a second per gigabyte."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tower.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())

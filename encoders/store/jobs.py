@@ -1,4 +1,4 @@
-"""Encoders at work on a run's images: batches in order, several of them at a time on a CPU."""
+"""Encoders at work on a run's images: batches in order, two at a time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from encoders.base import Encoder
-from encoders.store.tables import ShardWriter
+from encoders.store.files import ShardWriter
 from encoders.store.token_formats import pack
 
 # Shapes: B = images of a batch, S = side of an encoder's input, E = width of an embedding, T = patch tokens, D = their width.
@@ -63,7 +63,7 @@ class Job:
             self._send()
 
     def collect(self, wait: bool = False) -> Iterator[None]:
-        """Hand finished batches to the writer, in order, stopping after each; with `wait` all, the last one not being full."""
+        """Hand finished batches to the writer in order, with a stop after each. `wait` also encodes and awaits the last, smaller batch."""
         if wait and self._keys:
             self._send()
         most = 0 if wait else 2 * LANES  # as many wait as run: more would only take memory
@@ -78,7 +78,7 @@ class Job:
 
     @torch.inference_mode()
     def _encode(self, images: list[Tensor]) -> dict[str, Tensor]:
-        """B images [3, S, S] -> what is stored of them, by kind, in memory."""
+        """B images [3, S, S] -> their features by kind, in the CPU's memory."""
         device = next(self.encoder.tower.parameters()).device
         pixels = torch.stack(images)  # [B, 3, S, S]
         if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""The manifest of a feature store: which encoders it holds features of, and that it is never added to by others."""
+"""The manifest of a feature store names its encoders, so that no other encoder adds features under their names."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 
 from encoders.base import Encoder
 from encoders.preprocessing import View
-from encoders.store.files import write_whole
+from encoders.runs import versions, write_json
 from encoders.store.fingerprints import describe, refuse_other
 from encoders.store.token_formats import TokenFormat
 
@@ -41,18 +40,18 @@ def declare(
     tokens: TokenFormat | None,
     dtype: torch.dtype | None,
 ) -> dict[str, dict[str, Any]]:
-    """Enter the encoders into the store's manifest; give the entries of all that it has, by name.
+    """Enter the encoders into the store's manifest. Return all its entries by name.
 
     Raises:
-        ValueError: for no encoders, one of which nothing is to be stored, or one that the store has with another fingerprint
-            or with features of another kind; for a folder with other content.
+        ValueError: when no encoder is given, nothing is to be stored of one, or the store holds its name with another fingerprint
+            or with features of another kind.
     """
     if not encoders:
         raise ValueError("no encoders: give at least one")
     if (store / MANIFEST).is_file():
         manifest = read_manifest(store)
     else:
-        manifest = {"format": FORMAT, "version": _version(), "encoders": {}}
+        manifest = {"format": FORMAT, "version": versions("mof-vig")["mof-vig"], "encoders": {}}
     for name, encoder in encoders.items():
         entry = describe(encoder, view) | {
             "folder": _folder(name),
@@ -67,11 +66,13 @@ def declare(
             raise ValueError(f"nothing to store of {name}: ask for patch tokens (int8, float16 or bfloat16)")
         stored = manifest["encoders"].setdefault(name, entry)
         refuse_other(store, name, stored, entry)
-        if other := [
+        if different := [
             f"{kind} {stored[kind]}, not {entry[kind]}" for kind in ("embeddings", "tokens", "dtype") if stored[kind] != entry[kind]
         ]:
-            raise ValueError(f"{store} holds features of {name!r} with {', '.join(other)}: ask for the same, or use another name or store")
-    write_manifest(store, manifest)
+            raise ValueError(
+                f"{store} holds features of {name!r} with {', '.join(different)}: ask for the same, or use another name or store"
+            )
+    write_json(store / MANIFEST, manifest)
     return manifest["encoders"]
 
 
@@ -80,21 +81,9 @@ def record_errors(store: Path, errors: Mapping[str, dict[str, float]]) -> None:
     manifest = read_manifest(store)
     for name, error in errors.items():
         manifest["encoders"][name]["int8_error"] = error
-    write_manifest(store, manifest)
-
-
-def write_manifest(store: Path, manifest: dict[str, Any]) -> None:
-    """In place of the one before, at once."""
-    write_whole(store / MANIFEST, lambda path: path.write_text(json.dumps(manifest, indent=2)))
+    write_json(store / MANIFEST, manifest)
 
 
 def _folder(name: str) -> str:
-    """A name for a folder that tells whose it is, and of which there are no two: encoder names may be long paths."""
+    """Return a readable, unique folder name for an encoder, whose own name may be a long path."""
     return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name).strip('.-')[-40:]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-
-
-def _version() -> str:
-    try:
-        return version("mof-vig")
-    except PackageNotFoundError:  # run from a source tree
-        return "source"

@@ -1,4 +1,4 @@
-"""What a run tells its user: a progress bar meanwhile, and at the end what became of the images."""
+"""A run shows a progress bar to its user, and reports at the end how many images were encoded."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @dataclass(frozen=True)
 class EncodeReport:
-    """What became of the images of one run."""
+    """The numbers of images that a run has seen and encoded."""
 
     images: int
     """Different contents that were seen and can be read."""
     encoded: int
-    """Those among them that an encoder ran on; the others were in the store."""
+    """The images among them that an encoder ran on; the rest was in the store."""
     duplicates: int
     """Further names of contents that were seen in this run."""
     unreadable: int
@@ -28,7 +28,7 @@ class EncodeReport:
     """Per encoder with int8 tokens, over the whole store: "mean" and "max" of |stored - token| / |token|."""
 
     def summary(self) -> str:
-        """One line."""
+        """Return the numbers in one line."""
         parts = [f"{self.images:,} images ({self.encoded:,} encoded now)", f"{self.duplicates:,} duplicates"]
         parts += [f"{self.unreadable:,} unreadable", f"{self.bytes / 2**20:,.1f} MiB on disk"]
         parts += [f"int8 error of {name} {e['mean']:.2%} (at most {e['max']:.2%})" for name, e in self.int8_error.items()]
@@ -37,7 +37,7 @@ class EncodeReport:
 
 @contextmanager
 def progress_bar(total: int | None, shown: bool) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar; gives what advances it: (images done, images that cannot be read so far)."""
+    """Show a progress bar. Yield the function that advances it to (images done, unreadable images so far)."""
     columns = (
         MofNCompleteColumn(),
         BarColumn(),

@@ -1,4 +1,4 @@
-"""Images out of a feature store: what a multimodal model takes in place of pixels."""
+"""Images out of a feature store, which a multimodal model takes in place of pixels."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from encoders.store.feature_store import FeatureStore
 
 @dataclass(frozen=True, eq=False)
 class StoredImage:
-    """What the encoders made of one image."""
+    """The features of an image."""
 
     key: str
-    """Of its content: equal for the same file under several names."""
+    """The key of its content, which is equal for the same file under several names."""
     features: Tensor
     """[F], the tokens [h*w, D] of each encoder, flattened, one after the other: a row of the model's `encoder_features`."""
 
 
 class StoredImages:
-    """Looks images up in a store by content. Goes where `read_image` would: `StoredImages(...)(path)`.
+    """Looks images up in a store by content. It is called like `read_image`: `StoredImages(...)(path)`.
 
     Args:
         store: written with `--tokens`, by `mof encode --model`.
@@ -47,7 +47,7 @@ class StoredImages:
 
     @property
     def description(self) -> dict[str, str]:
-        """What the features depend on, by encoder: fingerprint and format (JSON-able, for manifests)."""
+        """The fingerprint and the format of the features, by encoder (JSON-able, for manifests)."""
         entries = {name: self.store.manifest[name] for name in self.names}
         return {name: f"{entry['fingerprint']} {entry['tokens']}" for name, entry in entries.items()}
 

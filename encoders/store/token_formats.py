@@ -1,4 +1,4 @@
-"""How patch tokens are kept on disk: as float16, bfloat16, or as int8 with one scale per token."""
+"""Patch tokens are kept on disk as float16, bfloat16, or int8 with one scale per token."""
 
 from __future__ import annotations
 
@@ -32,5 +32,5 @@ def pack(tokens: Tensor, form: TokenFormat) -> dict[str, Tensor]:
 
 
 def unpack(tokens: Tensor, scales: Tensor | None) -> Tensor:
-    """What was packed [..., D], with scales [...] for int8 -> [..., D]: float32 for int8, else as stored."""
+    """Return packed tokens [..., D], with scales [...] for int8, as [..., D]: float32 for int8, else as stored."""
     return tokens if scales is None else tokens.float() * scales[..., None]

@@ -19,10 +19,10 @@ from encoders.images.reading import ImageError, read_image
 from encoders.images.sources import Content, ImageSources, content_key
 from encoders.preprocessing import View
 from encoders.runs import RunLock, remove_unfinished
+from encoders.store.files import ImageIndex, write_failures
 from encoders.store.jobs import LANES, Job
 from encoders.store.manifest import declare, record_errors
 from encoders.store.report import EncodeReport, progress_bar
-from encoders.store.tables import ImageIndex, write_failures
 from encoders.store.token_formats import TOKEN_FORMATS, TokenFormat
 
 # Shapes: B = images of a batch, S = side of an encoder's input.
@@ -93,7 +93,7 @@ def encode_images(
 
 
 class _Loaded(NamedTuple):
-    """What a thread made of an image."""
+    """An image as a thread has prepared it."""
 
     name: str
     key: str = ""
@@ -102,7 +102,7 @@ class _Loaded(NamedTuple):
     size: tuple[int, int] | None = None
     """Width and height; None when the image did not have to be decoded."""
     pixels: dict[str, Tensor] | None = None
-    """By encoder, for those that have not encoded it."""
+    """The pixels by encoder, for the encoders that lack the image."""
     error: ImageError | None = None
 
 
@@ -117,7 +117,7 @@ class _Run:
         self.start = self.committed = time.monotonic()
 
     def encode(self, sources: ImageSources, workers: int, advance: Callable[[int, int], None]) -> None:
-        """Bring every image through; when it is stopped by an error of an image or by the user, keep what is done."""
+        """Encode every image. When an image's error or the user stops the run, the finished work is kept."""
         ahead = 2 * workers + max(job.batch_size for job in self.jobs)
         try:
             with closing(in_order(self._load, sources, workers, ahead)) as stream:
@@ -129,7 +129,7 @@ class _Run:
             self._commit()
 
     def _load(self, item: tuple[str, Content]) -> _Loaded:
-        """Read, hash, and decode for the encoders that lack it. The decoded image serves all of them."""
+        """Read, hash and decode an image for the encoders that lack it. It is decoded once for all of them."""
         name, content = item
         try:
             if isinstance(content, ImageError):
@@ -154,7 +154,7 @@ class _Run:
             return _Loaded(name, error=error)
 
     def _take(self, loaded: _Loaded) -> None:
-        """In the order of the sources, whatever thread was first: so a run that was stopped goes on as if it had not been."""
+        """Take images in the order of the sources, whichever thread was first. So a stopped run goes on as if it had never stopped."""
         if loaded.name in self.names:
             return  # sources that overlap
         self.names.add(loaded.name)

@@ -14,8 +14,6 @@ from PIL import Image
 
 from encoders import ImageError, read_image
 
-PHOTOS = Path(__file__).parents[3] / "shared" / "data"
-
 
 def encode(format: str, mode: str = "RGB", **options) -> bytes:
     rng = np.random.default_rng(0)
@@ -104,10 +102,10 @@ def test_any_bytes(content: bytes) -> None:
         read(magic + content)
 
 
-@pytest.mark.skipif(not PHOTOS.is_dir(), reason="the shared test data is not here")
-def test_real_photos_cut_or_damaged_in_their_pixels() -> None:
+@pytest.mark.data
+def test_real_photos_cut_or_damaged_in_their_pixels(shared_data: Path) -> None:
     rng = np.random.default_rng(0)
-    for file in sorted(PHOTOS.rglob("*.jpg"))[::60]:
+    for file in sorted(shared_data.rglob("*.jpg"))[::60]:
         content = file.read_bytes()
         assert read(content) is not None
         assert read(content[: len(content) // 2]) is None

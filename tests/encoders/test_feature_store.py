@@ -91,12 +91,10 @@ def test_features_are_the_encoders(photos: Path, encoders: dict[str, Encoder], t
     assert_true(store, encoders)
 
 
-def test_shipped_encoders_on_real_photos(tmp_path: Path) -> None:
-    folder = Path(__file__).parents[2].parent / "shared/data/photos"
-    if not folder.is_dir():
-        pytest.skip("no ../shared/data/photos")
+@pytest.mark.data
+def test_shipped_encoders_on_real_photos(shared_data: Path, tmp_path: Path) -> None:
     encoders = {name: build_encoder(name) for name in ("mini-clip", "mini-dino")}
-    encode_images(folder, encoders, tmp_path / "store", tokens="float16")
+    encode_images(shared_data / "photos", encoders, tmp_path / "store", tokens="float16")
     assert_true(FeatureStore(tmp_path / "store"), encoders)
 
 
@@ -335,6 +333,8 @@ def assert_same(store: FeatureStore, expected: FeatureStore) -> None:
         assert torch.equal(store.tokens(name, slice(None)), expected.tokens(name, slice(None)))
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_killed_and_resumed_is_as_never_killed(tmp_path: Path) -> None:
     for i in range(240):
         photo(tmp_path / f"photos/{i:03d}.png", i % 220)  # the last 20 are doubles

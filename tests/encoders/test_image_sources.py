@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
-import itertools
 import os
 import tarfile
 import tracemalloc
@@ -16,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoders import ImageError
-from encoders.images.sources import ImageSources, content_key, expand_braces, tar_images
+from encoders.images.sources import ImageSources, content_key, tar_images
 
 
 def write(folder: Path, *names: str) -> Path:
@@ -116,34 +115,17 @@ def test_empty_list_is_refused(tmp_path: Path) -> None:
         ImageSources(tmp_path / "list.txt")
 
 
-plain = st.text("ab0-/", max_size=4)
-number = st.tuples(st.integers(0, 120), st.integers(0, 120), st.integers(1, 4))
+@pytest.mark.parametrize("pattern", ["{a}", "{}", "a{1..}", "}{", "a{", "x"])
+def test_braces_that_stand_for_nothing_are_part_of_a_name(pattern: str, tmp_path: Path) -> None:
+    (tmp_path / f"{pattern}.png").touch()
+    assert names(tmp_path / f"{pattern[:-1]}?.png") == [str(tmp_path / f"{pattern}.png")]
 
 
-@given(parts=st.lists(st.one_of(plain, st.lists(plain, min_size=2, max_size=4), number), max_size=4))
-@settings(max_examples=200, deadline=None)
-def test_braces_multiply(parts: list) -> None:
-    """Written down apart from the parser: each part is a list of choices, and the pattern all their combinations."""
-    pattern, choices = "", []
-    for part in parts:
-        if isinstance(part, str):
-            pattern += part
-            choices.append([part])
-        elif isinstance(part, list):
-            pattern += "{" + ",".join(part) + "}"
-            choices.append(part)
-        else:
-            first, last, width = part
-            pattern += f"{{{first:0{width}d}..{last:0{width}d}}}"
-            texts = [f"{first:0{width}d}", f"{last:0{width}d}"]
-            padded = max(map(len, texts)) if any(text[0] == "0" and len(text) > 1 for text in texts) else 0
-            choices.append([f"{n:0{padded}d}" for n in (range(first, last + 1) if first <= last else range(first, last - 1, -1))])
-    assert expand_braces(pattern) == list(dict.fromkeys("".join(one) for one in itertools.product(*choices)))
-
-
-@pytest.mark.parametrize("pattern", ["{a}", "{}", "a{1..}", "{a..c}", "}{", "x"])
-def test_other_braces_stay(pattern: str) -> None:
-    assert expand_braces(pattern) == [pattern]
+def test_braces_expand_as_in_bash(tmp_path: Path) -> None:
+    write(tmp_path, *(f"{folder}{number}.png" for folder in ("a/", "b/") for number in ("00", "01", "02", "9")))
+    folders, numbers = ("a", "b"), ("02", "01", "00", "9", "01")  # a name that comes out twice counts once
+    wanted = dict.fromkeys(str(tmp_path / folder / f"{number}.png") for folder in folders for number in numbers)
+    assert names(f"{tmp_path}/{{a,b}}/{{{{02..00}},9,01}}.png") == list(wanted)
 
 
 # --- tars ---

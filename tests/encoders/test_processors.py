@@ -19,7 +19,6 @@ from encoders import read_image
 from encoders.images.reading import to_pixels
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-PHOTOS = Path(__file__).parents[3] / "shared" / "data"
 
 # Odd and even rests on both axes: (scaled - size) / 2 is k, k + 1/2 with k odd, and k + 1/2 with k even.
 SIZES = [(97, 64), (64, 97), (61, 61), (200, 40), (30, 47), (123, 61), (20, 29)]
@@ -88,12 +87,12 @@ def test_pixels_are_those_of_the_processor(case: str, size: tuple[int, int]) -> 
     assert (grey_levels(theirs(photo(*size))) - ours(photo(*size))).abs().max() <= 1.01
 
 
-@pytest.mark.skipif(not PHOTOS.is_dir(), reason="the shared test data is not here")
-def test_real_photos_are_those_of_the_processors() -> None:
+@pytest.mark.data
+def test_real_photos_are_those_of_the_processors(shared_data: Path) -> None:
     llava = by_transformers(LlavaImageProcessorPil, size={"shortest_edge": 336}, crop_size=square(336), do_pad=True)
     clip = by_transformers(CLIPImageProcessorPil, size={"shortest_edge": 224}, crop_size=square(224))
     dinov2 = by_timm(224, 0.875, "center", "bicubic")
-    files = [file for folder in ("coco", "flickr8k", "photos") for file in sorted((PHOTOS / folder).rglob("*.jpg"))[::7][:4]]
+    files = [file for folder in ("coco", "flickr8k", "photos") for file in sorted((shared_data / folder).rglob("*.jpg"))[::7][:4]]
     assert len(files) >= 10
     for file in files:
         image = read_image(file)
