@@ -25,7 +25,6 @@ IMAGE_PLACEHOLDER = "<image>"
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # a lone surrogate: JSON can write it, UTF-8 cannot
 
-PART_SOURCES = ("image", "path", "url")  # keys of a message part under which an image may lie
 
 ImageSource = str | Image.Image
 Part = dict[str, str]  # {"type": "image"} or {"type": "text", "text": ...}
@@ -108,20 +107,15 @@ def images_of(raw: Any) -> list[Any]:
         return list(images) if isinstance(images, (list, tuple)) else [images]
     turns = _first(raw, "conversations", "messages")
     contents = [_first(turn, "value", "content") for turn in turns if isinstance(turn, Mapping)] if isinstance(turns, list) else []
-    parts = [part for content in contents if isinstance(content, list) for part in content if _is_image(part)]
-    named = [_first(part, *PART_SOURCES) for part in parts]
+    parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, Mapping)]
+    named = [_first(part, "image", "path", "url") for part in parts if part.get("type") == "image"]
     return [image for image in named if image is not None]
 
 
 def with_images(raw: Any, images: Sequence[Any]) -> dict[str, Any]:
-    """Return a copy of a raw record that names these images in place of its own, and is otherwise equal."""
-    record = {key: value for key, value in to_mapping(raw).items() if key not in ("image", "images")}
-    for key in ("conversations", "messages"):
-        if isinstance(record.get(key), list):
-            record[key] = [_without_sources(turn) for turn in record[key]]
-    if len(images) == 1:
-        return record | {"image": images[0]}
-    return record | {"images": list(images)} if images else record
+    """Return a copy of a raw record that names these images, at least one, in place of its own."""
+    assert images, "without images, images in message parts would count again"
+    return {key: value for key, value in to_mapping(raw).items() if key != "image"} | {"images": list(images)}
 
 
 def to_mapping(raw: Any) -> Any:
@@ -223,7 +217,7 @@ def _split(text: str) -> list[Part]:
 
 def _to_part(name: str, part: Any) -> Part:
     if isinstance(part, Mapping):
-        if _is_image(part):
+        if part.get("type") == "image":
             return {"type": "image"}
         if part.get("type") == "text" and isinstance(part.get("text"), str):
             return {"type": "text", "text": part["text"]}
@@ -243,18 +237,6 @@ def _check_roles(name: str, messages: list[Message]) -> None:
 def _texts(messages: list[Message], role: str) -> list[str]:
     contents = [message["content"] for message in messages if message["role"] == role]
     return ["\n".join(part["text"] for part in content if part["type"] == "text") for content in contents]
-
-
-def _is_image(part: Any) -> bool:
-    return isinstance(part, Mapping) and part.get("type") == "image"
-
-
-def _without_sources(turn: Any) -> Any:
-    """Return a turn whose image parts do not say which image they are."""
-    if not isinstance(turn, Mapping) or not isinstance(content := _first(turn, "value", "content"), list):
-        return turn
-    parts = [{key: part[key] for key in part if key not in PART_SOURCES} if _is_image(part) else part for part in content]
-    return {**turn, ("content" if turn.get("content") is content else "value"): parts}
 
 
 def _first(raw: Mapping[str, Any], *keys: str) -> Any:
