@@ -56,7 +56,7 @@ def run_command(words: list[str], folder: Path) -> None:
         run([str(program), *words[1:]], folder)
     else:
         assert words[0] == "python" and words[1].startswith("recipes/"), f"no rule for {shlex.join(words)}"
-        quick = ["--quick"] if words[1].endswith("train_llava_mof_vig.py") and "--dry_run" not in words else []
+        quick = ["--quick"] if words[1].endswith("train_llava_mof_vig.py") and not {"--dry-run", "--dry_run"} & set(words) else []
         run([sys.executable, *words[1:], *quick], folder)
 
 

@@ -41,7 +41,7 @@ PROMPTS = frozenset({
     "illustrate the image through a descriptive explanation",
     "examine the image closely and share its details",
     "write an exhaustive depiction of the given image",
-    # Those of the released data.
+    # The prompts of the released data.
     "describe the following image",
     "write a detailed description of the given image",
     "explain the visual content of the image in great detail",
@@ -59,23 +59,23 @@ PROMPTS = frozenset({
 
 @dataclass(frozen=True)
 class MixSummary:
-    """What `with_captions` did, in records."""
+    """Counts of records that `with_captions` saw and replaced."""
 
     records: int
-    """Of the mix, before and after."""
+    """Records of the mix; as many before as after."""
     replaced: int
-    """Detailed descriptions that gave way to captions."""
+    """Detailed descriptions that captions replaced."""
     same_image: int
-    """How many of these captions are of the image whose description they replace."""
+    """How many of these captions describe the same image as the description that they replace."""
     captions: int
-    """Captions there were to choose from."""
+    """All captions that were given."""
 
 
 def with_captions(instructions: Sequence[RawRecord], captions: Sequence[RawRecord], seed: int = 0) -> tuple[list[RawRecord], MixSummary]:
-    """The instruction mix with each detailed description replaced, in its place, by a caption record.
+    """Return the instruction mix with each detailed description replaced, in its place, by a caption record.
 
-    The caption of the same image is taken where there is one, else a random one of the rest; each caption at most once. The
-    same arguments give the same mix. Records stay as they are, ids included; the inputs are not changed.
+    A caption of the same image is taken if there is one, otherwise a random caption of the rest; each caption at most once. The
+    same arguments give the same mix. Records keep their ids and contents; the inputs are not changed.
 
     Args:
         instructions: LLaVA dicts, such as `llava_v1_5_mix665k.json`.
@@ -106,7 +106,7 @@ def with_captions(instructions: Sequence[RawRecord], captions: Sequence[RawRecor
 
 
 def is_detailed_description(record: RawRecord) -> bool:
-    """Whether a LLaVA dict is one of the detailed descriptions (see the module's docstring)."""
+    """Return whether a LLaVA dict is a detailed description (see the module's docstring)."""
     turns = record.get("conversations", [])
     if not isinstance(record.get("image"), str) or [turn.get("from") for turn in turns] != ["human", "gpt"]:
         return False
@@ -126,6 +126,6 @@ def _check(descriptions: int, records: int, captions: Sequence[RawRecord]) -> No
 
 
 def _plain(question: str) -> str:
-    """Lower case, one space between words, no placeholder, no punctuation."""
+    """Return the question in lower case, with single spaces, without placeholder and punctuation."""
     text = question.replace(IMAGE_PLACEHOLDER, " ").lower().replace("-", " ")
     return " ".join(re.sub(r"[^\w\s]", "", text).split())

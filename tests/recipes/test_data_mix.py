@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from mof.data.records import to_record
 from mof.data.rows import read_records
 from study.data_mix import MIN_WORDS, PROMPTS, is_detailed_description, with_captions
 
-SHARED = Path(os.environ.get("MOF_SHARED", Path(__file__).parents[3] / "shared"))
 LONG = " ".join(["The image shows a street with many people and a red bus."] * 5)
 
 
@@ -116,9 +114,9 @@ def test_errors_say_what_is_missing():
         with_captions([record("q", "<image>\nWhat is it?")], [caption("1", "a.jpg")])
 
 
-@pytest.mark.skipif(not (SHARED / "data/coco").is_dir(), reason="needs the shared COCO records")
-def test_real_instruction_records_stay_and_made_up_descriptions_go():
-    folder = SHARED / "data/coco"
+@pytest.mark.data
+def test_real_instruction_records_stay_and_made_up_descriptions_go(shared_data: Path):
+    folder = shared_data / "coco"
     real = read_records(folder / "llava_instruct.json")
     assert not any(is_detailed_description(one) for one in real)  # one-sentence captions are not detailed
     images = sorted({one["image"] for one in real if "image" in one})

@@ -1,4 +1,4 @@
-"""The miniature's own training, at a 250th of its length: every network is written in the form in which it is loaded."""
+"""The miniature's own training, at a thousandth of its length: every network is written in the form in which it is loaded."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from encoders import build_encoder
 
 @pytest.mark.slow
 def test_all_three_networks_train_and_load(tmp_path, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["train_miniature.py", "--output", str(tmp_path), "--scale", "0.004"])
+    monkeypatch.setattr("sys.argv", ["train_miniature.py", "--output", str(tmp_path), "--scale", "0.001"])
     train_miniature.main()
     pixels = torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8)
     import encoders.miniature  # noqa: F401  registers mof_mini_vit
