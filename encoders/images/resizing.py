@@ -196,9 +196,10 @@ _room = _Room()
 
 
 def _pixels_of(image: Image.Image) -> NDArray[np.uint32]:
-    """[H, W], four bytes a pixel: Pillow's own memory where it is in one piece."""
-    try:
-        pixels = pa.array(image).values.to_numpy()  # [4*H*W]
-    except ValueError:  # a large image, in several pieces
-        pixels = np.asarray(image.convert("RGBA")).reshape(-1)  # [4*H*W]
-    return pixels.view(np.uint32).reshape(image.height, image.width)
+    """Return the pixels as [H, W], four bytes a pixel. Pillow's own memory is used where it is in one piece."""
+    if PILLOW >= 13:  # earlier versions crash when several threads read their memory
+        try:
+            return pa.array(image).values.to_numpy().view(np.uint32).reshape(image.height, image.width)  # [4*H*W] -> [H, W]
+        except ValueError:  # a large image, whose memory lies in several pieces
+            pass
+    return np.asarray(image.convert("RGBA")).reshape(-1).view(np.uint32).reshape(image.height, image.width)  # [4*H*W] -> [H, W]

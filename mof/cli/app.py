@@ -1,4 +1,4 @@
-"""The command `mof`. Its commands are imported when they are called; packages add commands by entry points `mof.cli`."""
+"""The command `mof`. Its commands are imported when they are called; packages add commands by entry points `mof.commands`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def build_app(commands: Mapping[str, Target]) -> typer.Typer:
 def main() -> None:
     """Run the command line."""
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    build_app({point.name: f"{point.module}:{point.attr}" for point in entry_points(group="mof.cli")})()
+    build_app({point.name: f"{point.module}:{point.attr}" for point in entry_points(group="mof.commands")})()
 
 
 def _version(asked: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,6 @@ from torch.overrides import TorchFunctionMode
 
 from encoders import build_encoder
 from encoders.presets import PRESETS
-from mof.cli.encoder_table import SIZES, Sizes
 
 
 class Unfilled(TorchFunctionMode):
@@ -27,8 +27,8 @@ class Unfilled(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def measure(name: str) -> Sizes:
-    """Return the sizes of an encoder, for the layer that it gives by default and its native image size."""
+def measure(name: str) -> tuple[int, int, int, int, float, bool]:
+    """Return the sizes of an encoder (`mof.cli.encoder_table.Sizes`), for the layer that it gives by default and its native image size."""
     logging.disable(logging.WARNING)  # open_clip warns that weights are random, as they should be here
     try:
         with torch.device("meta"), Unfilled():
@@ -41,4 +41,4 @@ def measure(name: str) -> Sizes:
 
 if __name__ == "__main__":
     rows = (f"{json.dumps(name)}: {json.dumps(measure(name))}" for name in sorted(PRESETS))
-    SIZES.write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf-8")
+    Path(__file__).with_suffix(".json").write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf-8")

@@ -92,7 +92,7 @@ def _with_paths(raw: Any, folders: Sequence[Path]) -> dict[str, Any]:
                 "give --data-dir, or correct image_folders in the config"
             )
         paths.append(str(path))
-    return with_images(raw, paths)
+    return {**with_images(raw, []), "images": paths}
 
 
 def _spaced(names: Sequence[str], share: float) -> list[str]:
