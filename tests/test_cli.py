@@ -88,9 +88,9 @@ def test_group_shows_the_first_line_of_each_command(tmp_path: Path, monkeypatch:
 
 def test_declared_sub_commands_exist() -> None:
     tomllib = pytest.importorskip("tomllib")  # Python 3.11
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["mof.cli"]
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["mof.commands"]
     for name, value in declared.items():
-        command = EntryPoint(name, value, "mof.cli").load()
+        command = EntryPoint(name, value, "mof.commands").load()
         assert isinstance(command, typer.Typer) or callable(command)
 
 
