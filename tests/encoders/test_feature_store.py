@@ -33,8 +33,8 @@ from encoders import Encoder, FeatureStore, ImageError, View, build_encoder, enc
 from encoders.images.reading import blur
 from encoders.images.resizing import to_pixels
 from encoders.store import writer as store_writer
-from encoders.store.fingerprints import fingerprint
-from encoders.store.token_formats import pack, unpack
+from encoders.store.files import pack, unpack
+from encoders.store.fingerprints import fingerprint, weights_digest
 
 
 def photo(path: Path, seed: int, size: tuple[int, int] = (60, 45)) -> Path:
@@ -630,3 +630,55 @@ def test_impossible_options_are_refused(photos: Path, encoders: dict[str, Encode
             encode_images(photos, encoders, tmp_path / "store", **options)
     with pytest.raises(ValueError, match="no encoders"):
         encode_images(photos, {}, tmp_path / "store")
+
+
+def test_fingerprints_are_those_of_earlier_versions() -> None:
+    """Stores, scores and checkpoints that were written before name these."""
+    clip, view = build_encoder("mini-clip"), View(48, "pad", (1, 2, 3), blurred=True)
+    prints = [fingerprint(clip), fingerprint(clip, view), fingerprint(build_encoder("mini-dino"))]
+    assert prints == ["c09bbd5776c8b4bf8069d20964aaaac5", "b3ef01427a2b1bc80afe6ef2d167bd38", "ea2e6fb68b75b5913828b84c3c496dbb"]
+
+
+def tower(**tensors: Tensor) -> nn.Module:
+    module = nn.Module()
+    for name, tensor in tensors.items():
+        module.register_buffer(name, tensor)
+    return module
+
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8)
+
+
+@given(st.integers(0, 2**32), st.lists(st.integers(1, 4), max_size=3), st.sampled_from(DTYPES), st.data())
+@settings(max_examples=50, deadline=None)
+def test_the_digest_of_weights_changes_with_every_part_of_them(
+    seed: int, shape: list[int], dtype: torch.dtype, data: st.DataObject
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    a, b = (torch.randint(1, 100, shape, generator=generator).to(dtype) for _ in "ab")
+    digest = weights_digest(tower(a=a, b=b))
+    flipped = a.clone()
+    content = flipped.reshape(-1).view(torch.uint8)
+    content[data.draw(st.integers(0, len(content) - 1), "byte")] ^= 1 << data.draw(st.integers(0, 7), "bit")
+    assert weights_digest(tower(a=flipped, b=b)) != digest
+    for dtype in DTYPES:  # of the same numbers, and the same bytes where they fit
+        assert (weights_digest(tower(a=a.to(dtype), b=b)) == digest) is (dtype == a.dtype)
+    assert weights_digest(tower(a=a.view(torch.uint8) if a.ndim else a[None].view(torch.uint8), b=b)) != digest or a.dtype == torch.uint8
+    assert weights_digest(tower(a=a[None], b=b)) != digest
+    assert weights_digest(tower(a=a, c=b)) != digest
+    assert weights_digest(tower(a=a)) != digest
+    assert (weights_digest(tower(a=b, b=a)) == digest) is torch.equal(a, b)
+    assert weights_digest(tower(b=b, a=a)) == digest, "modules may list their parts in any order"
+
+
+def test_the_digest_of_weights_is_that_of_any_device_and_thread_number() -> None:
+    weights = torch.randn(300, 200)
+    digest, threads = weights_digest(tower(a=weights)), torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads % 2 + 1)
+        assert weights_digest(tower(a=weights)) == digest
+    finally:
+        torch.set_num_threads(threads)
+    assert weights_digest(tower(a=weights.T.contiguous().T)) == digest, "nor of how it lies in memory"
+    if torch.cuda.is_available():
+        assert weights_digest(tower(a=weights).cuda()) == digest

@@ -22,6 +22,16 @@ def test_weights_are_not_lost_on_the_meta_device() -> None:
         build_encoder("dinov2-vit-s14")
 
 
+def test_a_backend_is_imported_off_the_meta_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "counting_backend.py").write_text(
+        "import torch\nTWO = torch.ones(2).sum().item()\ndef build(model, **options):\n    return 1 / 0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(registry.BACKENDS, "counting", "counting_backend")
+    with torch.device("meta"), pytest.raises(ZeroDivisionError):
+        build_encoder("counting:any", pretrained=False)
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
