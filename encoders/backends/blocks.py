@@ -76,9 +76,9 @@ class Positions:
         if self._source is None or not self._is_made(table):
             self._source = table.detach().clone(), grid
         source, source_grid = self._source
-        tables = source.to(table).reshape(1, *table.shape[-2:])  # [1, L, D]
+        tables = source.to(table).reshape(1, *source.shape[-2:])  # [1, L, D]
         tables = resample_abs_pos_embed(tables, list(new_grid), list(source_grid), num_prefix_tokens=prefix)  # [1, L, D]
-        made = tables.reshape(*table.shape[:-2], *tables.shape[-2:]).detach()
+        made = tables.reshape(*source.shape[:-2], *tables.shape[-2:]).detach()
         self._made = made.clone()
         return nn.Parameter(made, requires_grad=table.requires_grad)
 
