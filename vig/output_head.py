@@ -72,7 +72,7 @@ class HeadPass:
         """What `reduce` makes of the losses, from the logits that the model gave, inside or outside of `at`."""
         if self._result is not None:
             carried = logits.view_as(self._result)  # mixed precision may have rounded it; its gradient is 1 either way
-            return carried + (self._result - carried).detach()
+            return carried + (self._result.to(carried.device) - carried).detach()
         if logits.shape[:2] == (1, len(self.positions)) != self._shape:
             return self.reduce(token_losses(logits[0], self._targets))
         return self.reduce(token_losses(self._gather(logits), self._targets))
@@ -105,12 +105,12 @@ def token_losses(rows: Tensor, targets: Tensor, logits_of: Forward | None = None
 
     def chunk_losses(rows: Tensor, targets: Tensor) -> Tensor:
         logits = rows if logits_of is None else logits_of(rows[None])[0]  # [CHUNK, V]
-        return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="none")
+        return F.cross_entropy(logits.float(), targets.to(logits.device), ignore_index=IGNORED, reduction="none")
 
     gradient = torch.is_grad_enabled()
     size = GRADIENT_CHUNK if gradient else CHUNK
     losses_of = partial(checkpoint, chunk_losses, use_reentrant=False) if gradient and len(rows) > size else chunk_losses
-    chunks = zip(rows.split(size), targets.to(rows.device).split(size), strict=True)
+    chunks = zip(rows.split(size), targets.split(size), strict=True)
     return torch.cat([losses_of(*chunk) for chunk in chunks])  # [N]
 
 
@@ -122,7 +122,7 @@ def is_untouched(model: nn.Module, head: nn.Module, inputs: Mapping[str, Any]) -
     """
     first = torch.zeros(1, dtype=torch.long)  # [1]
     logits, output = logits_at(model, head, inputs, first, first)  # [1, 1, V], [1, V]
-    return torch.equal(logits[0].float(), output.float())
+    return torch.equal(logits[0].to(output), output)
 
 
 @torch.no_grad()

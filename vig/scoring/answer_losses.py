@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from mof.data.answer_tokens import Example
 from mof.data.collator import collate
-from vig.output_head import HeadPass, is_untouched, replaced_forward, target_positions
+from vig.output_head import HeadPass, replaced_forward, target_positions
 from vig.scoring.prefix_cache import CannotShareError, cache_name, first_rows, image_positions, part, shared_cache
 
 # Shapes: R = records in a batch, S = padded length, P = tokens of a shared prefix, G = groups that share one, N = answer tokens in a
@@ -35,7 +35,7 @@ class AnswerLosses:
     def __init__(self, model: PreTrainedModel, pad_token_id: int) -> None:
         self._model, self._pad_token_id = model, pad_token_id
         self._head: nn.Module | None = model.get_output_embeddings()
-        self._untouched: bool | None = None  # False: the model does something to its logits, so it makes them itself
+        self._untouched = False  # whether the logits are the head's output as it is; known after the first check
         self._may_share = True
         self._checked: set[bool] = set()  # with and without sharing
 
@@ -72,11 +72,18 @@ class AnswerLosses:
         if (prefix > 0) in self._checked:
             return self._losses(groups, prefix)
         examples = [example for group in groups for example in group]
+        assert self._head is not None
         shortest = min(range(len(examples)), key=lambda i: len(examples[i].input_ids))  # it has the most padding
-        alone = self._collate([examples[shortest]])
+        firsts: list[Tensor] = []  # the first position of the head's output and of the logits, copied as models write into them
+        with (
+            self._head.register_forward_hook(lambda _, inputs, output: firsts.append(output[:1, :1].clone())),
+            self._model.register_forward_hook(lambda _, inputs, output: firsts.append(output.logits[:1, :1].clone())),
+        ):
+            plain = self._plain_losses(self._collate([examples[shortest]]))  # [its answer tokens]
         try:
-            if self._untouched is None and self._head is not None:
-                self._untouched = is_untouched(self._model, self._head, {**self._inputs(alone), "use_cache": False})
+            if len(firsts) < 2:
+                raise ValueError(f"{type(self._model).__name__} does not take its logits from its output embeddings")
+            self._untouched = torch.equal(firsts[-2], firsts[-1].to(firsts[-2]))
             losses = self._losses(groups, prefix)  # [N]
         except torch.OutOfMemoryError:
             raise
@@ -84,7 +91,6 @@ class AnswerLosses:
             reason = f"{type(error).__name__}: {error}"
         else:
             own = losses.split([int(example.answer_mask.sum()) for example in examples])[shortest]  # [its answer tokens]
-            plain = self._plain_losses(alone)  # [its answer tokens]
             difference = (own - plain).abs().where(plain.isfinite(), 0)  # [its answer tokens]
             # in half precision two right ways differ by some hundredths of a nat, a wrong one by much more on average
             exact = self._model.dtype in (torch.float32, torch.float64)
@@ -122,7 +128,7 @@ class AnswerLosses:
 
     def _head_losses(self, batch: Mapping[str, Tensor], options: Mapping[str, Any]) -> Tensor:
         """[N] with the head at the answer positions only."""
-        assert self._head is not None and self._untouched is not None
+        assert self._head is not None
         head_pass = HeadPass(batch["labels"])
         with head_pass.at(self._head, untouched=self._untouched):
             logits = self._model(**self._inputs(batch), **options).logits
