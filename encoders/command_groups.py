@@ -46,7 +46,7 @@ def command_group(
     group_class = type("LateGroup", (LateGroup,), {"targets": dict(commands)})
     names = {"token_normalize_func": _name_today}  # its commands inherit it
     app = typer.Typer(name=name, cls=group_class, no_args_is_help=not alone, invoke_without_command=alone, context_settings=names, **STYLE)
-    app.callback(help=help)(callback or (lambda: None))  # without one, typer takes an app that has no commands yet for no group
+    app.callback(help=help)(callback or (lambda: None))  # an app without commands is a group only if it has a callback
     return app
 
 
@@ -64,7 +64,7 @@ def resumes(command: Callable[..., None]) -> Callable[..., None]:
 
 
 class LateGroup(TyperGroup):
-    """A group that imports its commands late and says in one line what went wrong in them."""
+    """A group that imports its commands late and reports an error in them in a single line."""
 
     targets: ClassVar[Mapping[str, Target]] = {}
 
@@ -98,7 +98,7 @@ class LateGroup(TyperGroup):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command. Exit codes: 2 for what the command refuses, 1 for a bug, 130 for Ctrl-C."""
+        """Run the command. Exit codes: 2 for refused input, 1 for a bug, 130 for Ctrl-C."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
@@ -116,7 +116,7 @@ class LateGroup(TyperGroup):
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether the error is about the user's input: our own ValueErrors, and what the system says of files and connections.
+    """Whether the error is about the user's input: our own ValueErrors, and errors of the system about files and connections.
 
     A ValueError of a library, which was called by us with wrong values, is a bug.
     """
@@ -155,7 +155,7 @@ def _help_of(target: Target) -> str | None:
     try:
         spec = find_spec(point.module)
         body = ast.parse(Path(str(spec and spec.origin)).read_bytes()).body
-    except (ImportError, OSError, SyntaxError):  # a broken package of others must not break the help
+    except (ImportError, OSError, SyntaxError):  # a broken package must not break the help
         return None
     docstrings = {statement.name: ast.get_docstring(statement) for statement in body if isinstance(statement, ast.FunctionDef)}
     assigned = (s.value for s in body if isinstance(s, ast.Assign) and ast.unparse(s.targets[0]) == point.attr)

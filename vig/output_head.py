@@ -1,7 +1,7 @@
-"""The output head at chosen positions only: logits of all positions, most of the memory of a plain forward pass, never exist.
+"""The output head at chosen positions only, so the logits of all positions, most of the memory of a plain forward pass, never exist.
 
 A model ends in its output head, a map from hidden states to the vocabulary. For one forward pass another function takes the place
-of the head's own forward. It gathers the positions that predict a labelled token and applies the head to some of them at a time.
+of the head's own forward. It gathers the positions that predict a labelled token and applies the head to a chunk of them at a time.
 This has to happen there, under the head's hooks: the head's weight may be in shards (FSDP2, ZeRO-3), which are together only while
 the module runs, or wear an adapter (LoRA). The result has to leave by the model's output, where those hooks wait for the gradient.
 """
@@ -32,11 +32,11 @@ class HeadPass:
     """One forward pass in which the output head works at N positions only, and the losses of the tokens that they predict.
 
     Args:
-        labels: [B, S], -100 for a token without loss. A batch without any other label gets one loss of 0 with a gradient of 0.
+        labels: [B, S], -100 for a token without loss. A batch without any other label gets a single loss of 0 with a gradient of 0.
     """
 
     def __init__(self, labels: Tensor) -> None:
-        # Not inside of the head: finding the positions waits for the device, which is not yet busy with this batch.
+        # Not inside of the head: `nonzero` waits for the device, which is not yet busy with this batch.
         positions, targets = target_positions(labels)  # [N], [N]
         self.count = len(positions)
         """How many tokens have a loss."""
@@ -69,7 +69,7 @@ class HeadPass:
             yield
 
     def result(self, logits: Tensor) -> Tensor:
-        """What `reduce` makes of the losses, from the logits that the model gave, inside or outside of `at`."""
+        """The output of `reduce`, from the logits that the model gave, inside or outside of `at`."""
         if self._result is not None:
             carried = logits.view_as(self._result)  # mixed precision may have rounded it; its gradient is 1 either way
             return carried + (self._result.to(carried.device) - carried).detach()
@@ -78,7 +78,7 @@ class HeadPass:
         return self.reduce(token_losses(self._gather(logits), self._targets))
 
     def _gather(self, x: Tensor) -> Tensor:
-        """[B, S, ...] -> [N, ...]"""
+        """The entries [N, ...] of x [B, S, ...] at the N positions."""
         if x.shape[:2] != self._shape:
             raise ValueError(
                 f"the model's output head works on {tuple(x.shape[:2])} records and positions, the labels are {tuple(self._shape)}: "

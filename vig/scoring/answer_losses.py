@@ -1,4 +1,4 @@
-"""-log q of every answer token by any causal model: the fast way where it is right for the model, a plain forward pass elsewhere."""
+"""-log q of every answer token, by any causal model: the fast way if it is right for the model, otherwise a plain forward pass."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 from mof.data.answer_tokens import Example
 from mof.data.collator import collate
 from vig.output_head import HeadPass, replaced_forward, target_positions
-from vig.scoring.prefix_cache import CannotShareError, cache_name, first_rows, image_positions, part, shared_cache
+from vig.scoring.prefix_cache import CannotShareError, cache_name, image_positions, part, shared_cache
 
-# Shapes: R = records in a batch, S = padded length, P = tokens of a shared prefix, G = groups that share one, N = answer tokens in a
+# Shapes: R = records in a batch, S = padded length, P = tokens of a shared prefix, G = groups that share a prefix, N = answer tokens in a
 # batch, K = positions whose logits are asked for, V = vocabulary of the model.
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class AnswerLosses:
 
     @torch.inference_mode()
     def __call__(self, groups: Groups, prefix: int) -> Tensor:
-        """-log q(answer token | what comes before it), one example after the other: [N], float32.
+        """Return -log q(answer token | all tokens before it) for each answer token, [N] in the order of the examples, float32.
 
         Args:
             groups: examples; those of a group have the same images and the same first `prefix` tokens.
@@ -50,13 +50,13 @@ class AnswerLosses:
         ways = self._may_share, self._head
         try:
             return self._fastest(groups, prefix)
-        except Exception:  # not even plainly: that is the batch's fault, and says nothing about the ways that were given up
+        except Exception:  # a plain pass failed too: that is the fault of the batch, and says nothing about the fast ways
             self._may_share, self._head = ways
             raise
 
     def _fastest(self, groups: Groups, prefix: int) -> Tensor:
         if prefix and self._may_share and self._head is not None:
-            losses = self._checked_losses(groups, prefix, "computes what comes before the question for every record anew")
+            losses = self._checked_losses(groups, prefix, "computes the tokens before the question for every record anew")
             if losses is not None:
                 return losses
             self._may_share = False
@@ -92,7 +92,7 @@ class AnswerLosses:
         else:
             own = losses.split([int(example.answer_mask.sum()) for example in examples])[shortest]  # [its answer tokens]
             difference = (own - plain).abs().where(plain.isfinite(), 0)  # [its answer tokens]
-            # in half precision two right ways differ by some hundredths of a nat, a wrong one by much more on average
+            # in half precision two right ways differ by a few hundredths of a nat, and a wrong way by much more on average
             exact = self._model.dtype in (torch.float32, torch.float64)
             apart = float(difference.max() if exact else difference.mean())
             if apart <= (1e-3 if exact else 5e-2):
@@ -117,7 +117,8 @@ class AnswerLosses:
         rest = self._collate([part(example, prefix, None) for example in examples])
         positions = image_positions(self._model, examples, self._pad_token_id)  # [3, R, P + S]
         if positions is not None:
-            start["position_ids"] = positions[:, first_rows(sizes), :prefix]  # [3, G, P]
+            first_rows = torch.tensor([0, *sizes[:-1]]).cumsum(0)  # [G]
+            start["position_ids"] = positions[:, first_rows, :prefix]  # [3, G, P]
             rest["position_ids"] = positions[:, :, prefix:]  # [3, R, S]
         with replaced_forward(self._head, lambda own, hidden: own(hidden[:1, :1])):  # no logits of a prefix are needed
             output = self._model(**self._inputs(start), use_cache=True)
@@ -156,5 +157,5 @@ class AnswerLosses:
         return collate(examples, self._pad_token_id, "right")
 
     def _inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the model takes of a batch, on its device."""
+        """The model's inputs in a batch, on the device of the model."""
         return {name: value.to(self._model.device) for name, value in batch.items() if name != "labels"}
