@@ -32,8 +32,8 @@ def slow(*args):
 vig.scoring.passes.TwoPasses._batch = slow
 records, rank = many_records(folder / "images"), os.environ["RANK"]
 model, processor = build_llava()
-for some, output in ((records, folder / "scores"), (iter(records), None)):
-    scores = vig.score(model, processor, some, output, image_folder=folder / "images", batch_size=1)
+for given, output in ((records, folder / "scores"), (iter(records), None)):
+    scores = vig.score(model, processor, given, output, image_folder=folder / "images", batch_size=1)
     manifest = {key: scores.manifest[key] for key in ("failures", "text_only")}
     kind = "folder" if output else "none"
     (folder / f"{kind}{rank}.json").write_text(json.dumps({"ids": scores.ids, "vig": scores.vig.tolist(), **manifest}))
@@ -58,7 +58,7 @@ def owners(folder: Path) -> dict[str, set[str]]:
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_two_processes_give_what_one_gives(one, tmp_path) -> None:
+def test_two_processes_give_what_one_gives(alone, tmp_path) -> None:
     launch.run(SCRIPT, tmp_path, 0, count=2)
     results = [json.loads(path.read_text()) for path in tmp_path.glob("*[01].json")]
     assert len(results) == 4 and all(result == results[0] for result in results)  # two processes, with a folder and without
@@ -66,7 +66,7 @@ def test_two_processes_give_what_one_gives(one, tmp_path) -> None:
     assert results[0]["vig"] == pytest.approx(alone.vig.tolist(), abs=1e-5)
     assert results[0]["text_only"] == ["text"] and results[0]["failures"] == alone.failures
     loaded = load_scores(tmp_path / "scores")
-    assert_same(loaded, one, atol=1e-5)
+    assert_same(loaded, alone, atol=1e-5)
     assert loaded.failures == alone.failures and loaded.manifest["text_only"] == ["text"]
     of_image = owners(tmp_path / "scores")
     assert set.union(*of_image.values()) == {"0000", "0001"}
@@ -89,14 +89,14 @@ def start_and_kill(folder: Path, shards: int, *, all_of_them: bool) -> set[str]:
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_killed_and_resumed_by_another_number_of_processes(llava, one, tmp_path) -> None:
+def test_killed_and_resumed_by_another_number_of_processes(llava, alone, tmp_path) -> None:
     first = start_and_kill(tmp_path, 3, all_of_them=False)
     second = start_and_kill(tmp_path, 8, all_of_them=True)
     assert 4 <= len(first) < len(second) < 24 and first < second
     records, output = many_records(tmp_path / "images"), tmp_path / "scores"
     resumed = score(*llava, records, output, image_folder=tmp_path / "images", batch_size=1)
     assert resumed.ids == alone.ids and resumed.failures == alone.failures
-    assert_same(resumed, one, atol=1e-5)
+    assert_same(resumed, alone, atol=1e-5)
     assert sum(pq.read_metadata(path).num_rows for path in output.glob("shard-*.parquet")) == 24  # none was scored twice
     assert not list(output.glob(".tmp-*"))
 

@@ -126,10 +126,10 @@ def test_refused() -> None:
         select(scores, sources={"s0": "a", "s1": "b"}, quota={"ocr": 0.5})
     with pytest.raises(ValueError, match="like"):
         random_selection(make_scores([[0.0]]), select(scores))
-    with pytest.raises(ValueError, match="level"):
+    with pytest.raises(ValueError, match="'sample'"):
         random_selection(scores, select(scores), level="sample")
     for low, high in ((0, 1), (2, 1), (-1, 1), (1, math.inf), (math.nan, 1)):
-        with pytest.raises(ValueError, match="low"):
+        with pytest.raises(ValueError, match=f"got {low} and {high}"):
             select(scores).weighted(low, high)
 
 

@@ -125,6 +125,23 @@ def test_what_cannot_be_shared_falls_back_and_says_so_once(kind, tiny_tokenizer,
     assert losses._untouched == (kind != "capped logits")
 
 
+def test_logits_that_the_model_changes_in_place(llava, image_folder, monkeypatch) -> None:
+    model, processor = llava
+    forward = model.forward
+
+    def scaled(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        output.logits.mul_(0.5)
+        return output
+
+    monkeypatch.setattr(model, "forward", scaled)
+    examples = examples_on_one_image(processor, image_folder)
+    losses = AnswerLosses(model, 0)
+    expected = [loss for example in examples for loss in plain_losses(model, example)]
+    np.testing.assert_allclose(losses([[example] for example in examples], 0).numpy(), expected, atol=1e-4)
+    assert losses._head is not None and not losses._untouched
+
+
 def test_a_past_that_is_not_the_same_is_not_used(llava, many, image_folder, monkeypatch, caplog) -> None:
     model, processor = llava
     alone = score(model, processor, many, image_folder=image_folder, batch_size=1)
