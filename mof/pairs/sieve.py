@@ -58,7 +58,7 @@ class Sieve:
         return i[valid], j[valid]
 
     def close_in(self, squares: list[tuple[slice, slice]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the pairs of `close` for several squares together: there are so few that a square alone is not worth a step."""
+        """Yield the pairs of `close` for all squares together. A single square has so few that the next step would not pay."""
         yield joined([self.close(*square) for square in squares]) if self.left.device.type == "cpu" else self.close_at_once(squares)
 
     def close_at_once(self, squares: list[tuple[slice, slice]]) -> tuple[Tensor, Tensor]:

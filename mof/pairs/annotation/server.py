@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 
 ADDRESS = "127.0.0.1"
 LONGEST_REQUEST = 100_000  # bytes
-SILENCE = 60  # seconds that a client may take for a request
+SILENCE = 60  # seconds that a client may be silent within a header, or may take for a body
 SHOWABLE = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png", b"GIF8": "image/gif"}  # by their first bytes
 HEADERS = {
     "Cache-Control": "no-store",
