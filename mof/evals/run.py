@@ -28,19 +28,32 @@ FORMAT = 1  # version of everything in the folder of an evaluation
 
 
 def claim_folder(folder: Path, **identity: Any) -> None:
-    """Make the folder that of the evaluation with this identity, or go on with it, and note the versions of packages.
+    """Write the evaluation's identity and the versions of packages into settings.json, or go on if the identity is there already.
 
-    Versions are no part of the identity: answers are kept by what was asked of which model, and an evaluation that takes days
-    may go on after an update.
+    Versions are no part of the identity: an evaluation that takes days may go on after an update.
 
     Raises:
         ValueError: if the folder holds answers or results of another evaluation, saying what differs.
     """
     remedy = "give a new --output (a copy of cache.jsonl in it keeps answers from being asked again)"
     settings = RunFile(folder / "settings.json", "run of mof eval", FORMAT, remedy)
+    if _is_older(settings.path):
+        raise ValueError(
+            f"{folder} was filled by an older release, which did not note the data of an evaluation; give a new --output (a copy of "
+            "cache.jsonl in it keeps answers of endpoints from being asked again). `mof eval report` reads the finished results as before"
+        )
     begun = any((folder / name).exists() for name in ("cache.jsonl", "answers.jsonl", "result.json"))
     content = settings.claim(identity, begun=begun, own=("cache.jsonl",))
     settings.write(content["identity"], versions=versions("mof-vig", "torch", "transformers"))
+
+
+def _is_older(settings: Path) -> bool:
+    """Return whether a release wrote the file that did not write an identity."""
+    try:
+        content = json.loads(settings.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "benchmark" in content
 
 
 @dataclass(frozen=True)

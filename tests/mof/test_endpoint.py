@@ -220,7 +220,8 @@ def test_what_is_sent(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_a_key_of_its_own_none_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    for variable in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(variable, KEY)
     with serve(echo) as server:
         ask(Endpoint(server.url, "m", key_variable="UNSET"), texts(1))
     [(_, headers)] = server.requests

@@ -154,6 +154,23 @@ def test_another_evaluation_is_refused_and_the_first_one_stays(tmp_path: Path, d
         assert done(run(*arguments[:-1], copied), copied)["usage"]["asked"] == 0 and len(server.requests) == 2 * PAIRS
 
 
+def test_a_folder_of_an_older_release_is_not_filled_but_still_joined(tmp_path: Path, data: Path) -> None:
+    out, answers = tmp_path / "run", tmp_path / "answers.json"
+    answers.write_text(json.dumps({str(i): "(a)" for i in range(1, 2 * PAIRS + 1)}))
+    arguments = ("mmvp", "--data", data, "--answers", answers, "--output", out)
+    result = done(run(*arguments), out)
+    identity = json.loads((out / "settings.json").read_text())["identity"]
+    old = {"benchmark": "mmvp", "answerer": identity["answerer"], "prompt": "official", "questions": 2 * PAIRS, "judge": None, "versions": {}}
+    (out / "settings.json").write_text(json.dumps(old))
+    (out / "result.json").write_text(json.dumps({name: value for name, value in result.items() if name != "format"}))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    refused = run(*arguments)
+    assert refused.exit_code == 2 and all(words in refused.stderr for words in (str(out), "--output", "mof eval report"))
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    joined = run("report", out, "-o", tmp_path / "report.html")
+    assert joined.exit_code == 0 and "0.0" in joined.output and "50.0" in joined.output
+
+
 def test_a_run_that_got_no_answer_leaves_the_folder_free(tmp_path: Path, data: Path) -> None:
     out = tmp_path / "run"
     with serve(lambda _: (401, {}, b"wrong key")) as server:
