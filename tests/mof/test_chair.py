@@ -85,12 +85,12 @@ def test_by_hand(words: CocoWords) -> None:
         "3": "Nothing to see",  # 0
         "4": "A cup",  # 1, 0
     }
-    found = score_chair(words, objects, captions)
-    assert found.chair_i == 3 / 8
-    assert found.chair_s == 2 / 4
-    assert found.mean_length == (10 + 8 + 3 + 2) / 4
-    assert found.mentions_per_caption == 2
-    assert found.captions[1].hallucinated == [("puppy", "dog"), ("dog", "dog")]
+    measured = score_chair(words, objects, captions)
+    assert measured.chair_i == 3 / 8
+    assert measured.chair_s == 2 / 4
+    assert measured.mean_length == (10 + 8 + 3 + 2) / 4
+    assert measured.mentions_per_caption == 2
+    assert measured.captions[1].hallucinated == [("puppy", "dog"), ("dog", "dog")]
     assert score_chair(words, objects, {"3": "Nothing"}).chair_i is None
     with pytest.raises(ValueError, match="1 captions are of images without annotations, such as 9"):
         score_chair(words, objects, captions | {"9": "x"})
@@ -124,11 +124,11 @@ def test_objects_are_in_instances_or_captions(words: CocoWords, tmp_path: Path) 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from(["dog", "dogs", "hot", "bear", "teddy", "toilet", "seat", "baby", "the", ",", "bus"]), max_size=12))
 def test_every_mention_is_a_word_of_its_class(words: CocoWords, caption: list[str]) -> None:
-    found = words.find(" ".join(caption))
-    assert all(words.object_of[word] == name for word, name in found)
-    assert len(found) <= sum(word not in ("the", ",", "hot") for word in caption)
+    mentions = words.find(" ".join(caption))
+    assert all(words.object_of[word] == name for word, name in mentions)
+    assert len(mentions) <= sum(word not in ("the", ",", "hot") for word in caption)
     if "toilet" in caption:
-        assert not any(word == "seat" for word, _ in found)
+        assert not any(word == "seat" for word, _ in mentions)
 
 
 @pytest.mark.data

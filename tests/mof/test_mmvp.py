@@ -127,21 +127,21 @@ def test_pairs_count_only_when_both_are_right() -> None:
     rng = random.Random(1)
     questions = [Question(i, "?", "(a) x (b) y", dict.fromkeys(LABELS, "a"), f"p{(i - 1) // 2 % 3}") for i in range(1, 41)]
     right = [rng.random() < 0.6 for _ in questions]
-    found = score(questions, right)
+    measured = score(questions, right)
     both, single = {}, {}
     for i in range(0, 40, 2):
         pattern = questions[i].pattern
         both.setdefault(pattern, []).append(right[i] and right[i + 1])
         single.setdefault(pattern, []).extend(right[i : i + 2])
-    assert found.pair_accuracy == sum(map(sum, both.values())) / 20
-    assert found.question_accuracy == sum(right) / 40
-    for pattern, each in found.by_pattern.items():
+    assert measured.pair_accuracy == sum(map(sum, both.values())) / 20
+    assert measured.question_accuracy == sum(right) / 40
+    for pattern, each in measured.by_pattern.items():
         assert each == {
             "pair_accuracy": sum(both[pattern]) / len(both[pattern]),
             "question_accuracy": sum(single[pattern]) / len(single[pattern]),
             "pairs": len(both[pattern]),
         }
-    assert found.pair_accuracy != found.question_accuracy
+    assert measured.pair_accuracy != measured.question_accuracy
 
 
 def test_likelihood() -> None:

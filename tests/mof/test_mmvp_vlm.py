@@ -186,7 +186,7 @@ def test_folders_that_are_something_else(tmp_path: Path) -> None:
 
 
 def test_published_averages() -> None:
-    """As printed in the paper's table."""
+    """The averages are those of the paper's table."""
     averages = [19.3, 20.0, 37.8, 37.0, 39.3, 34.8, 23.7, 25.2, 23.0, 33.3]
     for shares, average in zip(MMVP_VLM.values(), averages, strict=True):
         assert mmvp_vlm_average(shares) == pytest.approx(average, abs=0.05)
