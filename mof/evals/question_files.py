@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,5 +52,6 @@ def check_pairs(questions: Path, rows: Sequence[tuple[int, str | None]]) -> None
                 f"{questions}: rows {first} ({pattern}) and {second} ({next_pattern}) are no pair; expected an odd id, then the next "
                 "one, of the same pattern"
             )
-    if len({id for id, _ in rows}) < len(rows):
-        raise ValueError(f"{questions}: an index stands twice")
+    id, count = Counter(id for id, _ in rows).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{questions}: the index {id} stands twice")

@@ -189,13 +189,12 @@ def eval_pope(run: Run, questions: Sequence[PopeQuestion], images: Path | None) 
         for q, a in zip(questions, answers, strict=True)
     ]
     missing = [strategy for strategy in STRATEGIES if strategy not in scores]
-    partial = {name: by.questions for name, by in scores.items() if name != "mean" and by.questions != POPE_QUESTIONS}
+    partial = {name: by["questions"] for name, by in scores.items() if name != "mean" and by["questions"] != POPE_QUESTIONS}
     deviations = [_decoding(run.answerer, "POPE prescribes no decoding")]
     deviations += _refusals(answers, "they count as yes, as empty answers do by the released rule")
     deviations += [f"the mean leaves out {', '.join(missing)}: no questions"] if missing else []
     deviations += [f"{count} of {POPE_QUESTIONS} {name} questions" for name, count in partial.items()]
-    by_strategy = {name: dataclasses.asdict(by) for name, by in scores.items()}
-    return run.end("pope", rows, {**by_strategy["mean"], "scores": by_strategy}, deviations, usage)
+    return run.end("pope", rows, {**scores["mean"], "scores": scores}, deviations, usage)
 
 
 def eval_chair(run: Run, words: CocoWords, objects: Mapping[str, set[str]], images: Mapping[str, Path] | None, prompt: str) -> Result:

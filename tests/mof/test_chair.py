@@ -92,7 +92,7 @@ def test_by_hand(words: CocoWords) -> None:
     assert measured.mentions_per_caption == 2
     assert measured.captions[1].hallucinated == [("puppy", "dog"), ("dog", "dog")]
     assert score_chair(words, objects, {"3": "Nothing"}).chair_i is None
-    with pytest.raises(ValueError, match="1 captions are of images without annotations, such as 9"):
+    with pytest.raises(ValueError, match=r"\b1 .*\b9$"):
         score_chair(words, objects, captions | {"9": "x"})
     with pytest.raises(ValueError, match="no captions"):
         score_chair(words, objects, {})
@@ -110,14 +110,14 @@ def test_objects_are_in_instances_or_captions(words: CocoWords, tmp_path: Path) 
     assert read_objects(words, [instances], [captions]) == {"1": {"wine glass", "dining table", "dog"}, "2": set(), "3": {"airplane"}}
     document["categories"][0]["name"] = "wardrobe"
     instances.write_text(json.dumps(document))
-    with pytest.raises(ValueError, match="'wardrobe' is not in the synonyms"):
+    with pytest.raises(ValueError, match=r"instances\.json.*'wardrobe'"):
         read_objects(words, [instances], [captions])
     for wrong in ("[", "[]", "{}", '{"annotations": [{"image_id": 1}]}', '{"annotations": [5]}'):
         captions.write_text(wrong)
-        with pytest.raises(ValueError, match="captions.json is no annotation file"):
+        with pytest.raises(ValueError, match=r"captions\.json"):
             read_objects(words, [], [captions])
     (tmp_path / "none.txt").write_text("\n")
-    with pytest.raises(ValueError, match="one line per class"):
+    with pytest.raises(ValueError, match=r"none\.txt"):
         CocoWords(tmp_path / "none.txt")
 
 

@@ -20,7 +20,7 @@ def test_names() -> None:
         "structural characteristics": "Structural Character", "Texts": "Text", "my own": "my own",
     }  # fmt: skip
     assert {name: pattern_type(name) for name in spelled} == spelled
-    with pytest.raises(ValueError, match="names of the same pattern: od, Orientation"):
+    with pytest.raises(ValueError, match="od, Orientation"):
         by_type({"od": 0.5, "Orientation": 0.1})
 
 
