@@ -12,7 +12,7 @@ from mof.evals.intervals import Given, Tally, difference, half_width, mean_inter
 
 
 def tally(right: list[int], names: str = "question") -> Tally:
-    return Tally(tuple(f"{names} {i}" for i in range(len(right))), np.array([(one, 1) for one in right], float))
+    return Tally(tuple(f"{names} {i}" for i in range(len(right))), np.array([(hit, 1) for hit in right], float))
 
 
 def test_small_samples_against_all_resamples() -> None:
