@@ -73,7 +73,8 @@ def to_record(raw: Any, image_folder: str | os.PathLike[str] | None = None) -> R
         RecordError: for another form, unknown or misplaced roles, an image in an answer, a number of placeholders that is not
             the number of images, or an image file that does not exist.
     """
-    name, messages = record_id(raw), _messages_of(raw)
+    name = record_id(raw)
+    messages = _messages_of(name, raw)
     images = [_resolve(name, image, image_folder) for image in images_of(raw)]
     placeholders = sum(part["type"] == "image" for message in messages for part in message["content"])
     if placeholders != len(images):
@@ -92,7 +93,7 @@ def texts_of(raw: Any, role: str) -> list[str]:
     Raises:
         RecordError: as `to_record`, but the images are not looked at.
     """
-    return _texts(_messages_of(raw), role)
+    return _texts(_messages_of(record_id(raw), raw), role)
 
 
 def images_of(raw: Any) -> list[Any]:
@@ -164,9 +165,8 @@ def _plain(value: Any) -> Any:
     return [value.mode, value.size, hashlib.sha256(pixels).hexdigest()]
 
 
-def _messages_of(raw: Any) -> list[Message]:
+def _messages_of(name: str, raw: Any) -> list[Message]:
     """Return the checked messages of a raw record; its images are not looked at."""
-    name = record_id(raw)
     if HALF_CHARACTER.search(name):
         raise RecordError(f"record {name!r}: the id holds half of a surrogate pair, which no file takes")
     raw = to_mapping(raw)

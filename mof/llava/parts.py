@@ -26,6 +26,7 @@ from mof.data.records import IMAGE_PLACEHOLDER
 from mof.language_models import add_image_token
 from mof.llava.keys import LANGUAGE_MODEL, Parts, projector, tower
 from mof.llava.towers import embed, load_pretrained
+from mof.llava.weights import merge_lora
 
 
 @dataclass
@@ -67,6 +68,7 @@ def assemble(
     tokenizer: PreTrainedTokenizerBase,
     template: str,
     fit: Fit,
+    lora: Path | None = None,
 ) -> Checkpoint:
     """Build language model and mixer; each part gets its weights, and every key is accounted for.
 
@@ -74,6 +76,7 @@ def assemble(
         text: the configuration of the language model.
         encoders: by the names that the layout gives them, with their weights.
         projectors: the kind of the adapters, see `mof.adapter.build_projector`.
+        lora: the folder of a LoRA adapter of the language model.
 
     Raises:
         WeightsError: naming each key that is missing, unexpected or of another shape.
@@ -82,6 +85,8 @@ def assemble(
     if not state:
         raise WeightsError(f"{source} holds no language model")
     llm = load_pretrained(MODEL_FOR_CAUSAL_LM_MAPPING[type(text)], text, state, f"the language model in {source}")
+    if lora is not None:  # before the image token's row is added: the adapter was trained without it
+        llm = merge_lora(llm, lora)
     llm.generation_config = read_generation(source) or llm.generation_config
     mixer = InterleavedMoF(encoders, text.hidden_size, projector=projectors)
     for name, adapter in mixer.adapters.items():

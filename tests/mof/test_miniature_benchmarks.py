@@ -165,10 +165,10 @@ def test_a_seed_draws_the_same_again_in_jpeg_close_to_the_renderer(drawn, tmp_pa
 
 @pytest.mark.parametrize("wrong", [{"pairs": 0}, {"scenes": 0}])
 def test_what_draws_nothing_is_refused(tmp_path, wrong):
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match=str(next(iter(wrong.values())))):
         write_benchmarks(tmp_path / "new", **wrong)
     (tmp_path / "mine.txt").write_text("x")
-    with pytest.raises(ValueError, match="not empty"):
+    with pytest.raises(ValueError, match=str(tmp_path)):
         write_benchmarks(tmp_path)
 
 
