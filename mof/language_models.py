@@ -57,7 +57,7 @@ def _load(source: str, dtype: torch.dtype, **options: Any) -> tuple[PreTrainedMo
 
 
 def _load_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Unpack a GGUF file into an ordinary model, which does not know that it was quantized: it is saved with plain weights."""
+    """Return a GGUF file as an ordinary model, which is saved with plain weights, and its tokenizer."""
     if not file.is_file():
         raise ValueError(f"no GGUF file at {file}; expected gguf:FOLDER/FILE")
     try:

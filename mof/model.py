@@ -28,7 +28,7 @@ CACHE_NAMES = ("cache", "past_key_values", "cache_params")  # since transformers
 class MoFForConditionalGeneration(StrictCheckpoints, GenerationMixin):
     """Image features replace the embeddings of image tokens; after that, all code is the language model's own.
 
-    Make one with `from_parts`, or load one with `from_pretrained`.
+    `from_parts` makes a model; `from_pretrained` loads a model.
     """
 
     main_input_name = "input_ids"

@@ -97,7 +97,7 @@ def texts_of(raw: Any, role: str) -> list[str]:
 
 
 def images_of(raw: Any) -> list[Any]:
-    """Return the images of a raw record as it names them: those under `images` or `image`, or else those in its message parts.
+    """Return the images under `images` or `image` of a raw record, or else the images in its message parts, as the record names them.
 
     Nothing is checked; an object that is no record has no images.
     """
@@ -120,7 +120,7 @@ def with_images(raw: Any, images: Sequence[Any]) -> dict[str, Any]:
 
 
 def to_mapping(raw: Any) -> Any:
-    """Return a list of chat messages as a record that holds them; anything else as it is."""
+    """Return a list of chat messages as a record that holds them; any other value unchanged."""
     is_messages = isinstance(raw, list) and all(isinstance(turn, Mapping) and "role" in turn for turn in raw)
     return {"messages": raw} if is_messages else raw
 
@@ -153,7 +153,7 @@ def _with_text_keys(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return what JSON can hold of a value: the hash of bytes or of an image's pixels, otherwise its text."""
+    """Return a value that JSON can hold: the hash of bytes or of an image's pixels, otherwise the text of the value."""
     if isinstance(value, bytes):
         return hashlib.sha256(value).hexdigest()
     if not isinstance(value, Image.Image):
@@ -240,7 +240,7 @@ def _texts(messages: list[Message], role: str) -> list[str]:
 
 
 def _first(raw: Mapping[str, Any], *keys: str) -> Any:
-    """Return the value under the first key that holds something; else a value that is empty but not None, else None."""
+    """Return the first value under the keys that is not empty; else the first that is not None; else None."""
     values = [raw[key] for key in keys if raw.get(key) is not None]
     return next((value for value in values if not _is_empty(value)), values[0] if values else None)
 

@@ -39,9 +39,9 @@ class Checkpoint:
     template: str
     """The chat template."""
     fit: Fit
-    """How images become square."""
+    """The way in which images become square."""
     embed_encoders: bool
-    """Whether the checkpoint holds the weights of its encoders."""
+    """True if the checkpoint holds the weights of its encoders."""
     layout: str
     tensors: int
     """The number of tensors in the checkpoint."""
@@ -51,7 +51,7 @@ class Checkpoint:
 
 @dataclass
 class OwnCheckpoint:
-    """A folder of this library, which `from_pretrained` reads, and perhaps a LoRA adapter on top of it."""
+    """A folder of this library, which `from_pretrained` reads, and the folder of a LoRA adapter for it, if any."""
 
     folder: Path
     adapter: Path | None
@@ -101,7 +101,7 @@ def assemble(
 
 @torch.no_grad()
 def _add_mean_rows(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Where rows are added for the image token, make them the mean of the others: equal in every conversion."""
+    """Add the image token. A new row is the mean of the other rows, so that every conversion gives the same."""
     rows = llm.get_input_embeddings().num_embeddings
     add_image_token(tokenizer, llm)
     for layer in (llm.get_input_embeddings(), llm.get_output_embeddings()):

@@ -51,7 +51,7 @@ def as_vision_model(encoder: Encoder) -> tuple[PretrainedConfig, dict[str, Tenso
         ValueError: for an encoder that is neither CLIP nor SigLIP, or that transformers' LLaVA would run in another way.
     """
     if encoder.norm:
-        raise ValueError(f"{encoder.name} norms its patch tokens, which LLaVA never does: nothing published can hold it")
+        raise ValueError(f"{encoder.name} norms its patch tokens, which LLaVA never does: no published layout can hold it")
     if isinstance(encoder, OpenClipEncoder) and type(encoder.tower.visual) is open_clip.transformer.VisionTransformer:
         return _from_open_clip(encoder)
     if not isinstance(encoder, HFEncoder):

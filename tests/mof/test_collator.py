@@ -38,7 +38,7 @@ TOKENS_PER_IMAGE = 4
 
 
 def byte_level(trim_offsets: bool) -> PreTrainedTokenizerFast:
-    """As GPT-2, Llama 3 and Qwen: merges inside words, white space in front of them."""
+    """A tokenizer like those of GPT-2, Llama 3 and Qwen: it merges inside words, with white space in front of them."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -50,7 +50,7 @@ def byte_level(trim_offsets: bool) -> PreTrainedTokenizerFast:
 
 
 def sentencepiece() -> PreTrainedTokenizerFast:
-    """As Llama 2: a space becomes a letter, unknown characters become bytes, every text begins with <s>."""
+    """A tokenizer like Llama 2's: a space becomes a letter, unknown characters become bytes, every text begins with <s>."""
     byte_tokens = [f"<0x{value:02X}>" for value in range(256)]
     backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])

@@ -63,7 +63,7 @@ def same_logits(model: MoFForConditionalGeneration, processor: MoFProcessor, oth
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", ["llava", "released-mof"])
 def test_original_round_trip(layout: str, dtype: torch.dtype, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    """In, out from there, and out after a stay in our own layout; the unused second CLIP is told of and left behind."""
+    """The model survives the way out, directly and through our own layout; the unused second CLIP is named and left out."""
     parts = build_parts(tiny_tokenizer)
     state = llava_state(parts) if layout == "llava" else mof_state(parts)
     state = {key: value.to(dtype) for key, value in state.items()}
@@ -116,7 +116,7 @@ def write_shards(folder: Path, state: dict[str, Tensor]) -> None:
 
 
 def test_original_becomes_hugging_face(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    """The same logits from transformers' own model and processor."""
+    """Check that transformers' own model and processor give the same logits."""
     write_original(tmp_path / "source", tiny_tokenizer, llava_state(build_parts(tiny_tokenizer)))
     convert(tmp_path / "source", tmp_path / "hf", "--to", "hf-llava")
     model, processor = LlavaForConditionalGeneration.from_pretrained(tmp_path / "hf").eval(), AutoProcessor.from_pretrained(tmp_path / "hf")
@@ -159,7 +159,7 @@ def test_open_clip_becomes_hugging_face(name: str, clean_open_clip: None, tiny_t
 
 
 def test_timm_dinov2_becomes_torch_hub(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    """What this library trained goes out in the released layout, and what is read back gives the same."""
+    """A model of this library is written in the released layout, and gives the same when it is read back."""
     write_original(tmp_path / "llava", tiny_tokenizer, llava_state(build_parts(tiny_tokenizer)))
     clip = load_checkpoint(tmp_path / "llava").model.mixer.encoders["clip"]
     for size, match in ((28, None), (56, "28 .*56")):

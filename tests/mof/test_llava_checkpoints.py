@@ -173,7 +173,7 @@ def test_released_mof(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_
 
 
 def test_released_dinov2_at_another_size(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    """As in the released models: weights for 518 pixels, images of 224. Positions are interpolated as torch.hub does it."""
+    """The released models have weights for 518 pixels and images of 224. Positions are interpolated as torch.hub does it."""
     parts["dino"] = build_dino(side=9)
     write_original(tmp_path, tiny_tokenizer, mof_state(parts))
     loaded = load_checkpoint(tmp_path)
@@ -257,7 +257,7 @@ def test_dtype_is_kept(dtype: torch.dtype, parts: dict, tiny_tokenizer: PreTrain
 
 
 def test_files_are_mapped_not_written(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    """What is done to a loaded model stays in it."""
+    """A change of a loaded model does not reach its files."""
     for ending, name in ((".bin", "pytorch_model.bin"), (".safetensors", "model.safetensors")):
         write_original(tmp_path / ending, tiny_tokenizer, llava_state(parts), ending=ending)
         before = (tmp_path / ending / name).read_bytes()

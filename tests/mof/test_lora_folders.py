@@ -80,7 +80,7 @@ def test_llava_lora(ending: str, parts: dict, tiny_tokenizer: PreTrainedTokenize
 
 
 def test_llava_lora_of_embeddings_and_head(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    """Such an adapter was trained before there was a row for the image token; that row is the mean of the merged rows."""
+    """The adapter was trained without a row for the image token; that row is the mean of the merged rows."""
     write_clip(tmp_path / "clip", parts["clip"])
     write_original(tmp_path / "base", tiny_tokenizer, llava_state(parts))
     write_original(tmp_path / "lora", tiny_tokenizer, {})
@@ -102,7 +102,7 @@ def test_llava_lora_of_embeddings_and_head(parts: dict, tiny_tokenizer: PreTrain
 
 
 def test_own_lora(tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor, tmp_path: Path) -> None:
-    """What peft saves of one of our models."""
+    """peft saved the adapter of a model of this library."""
     tiny_model.save_pretrained(tmp_path / "base")
     tiny_processor.save_pretrained(tmp_path / "base")
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["q_proj", "up_proj"], modules_to_save=["adapters.a", "adapters.b"])

@@ -122,7 +122,7 @@ def test_features_in_place_of_pixels(tiny_model: MoFForConditionalGeneration, ti
 
 @torch.no_grad()
 def test_stored_encoder_features_in_place_of_pixels(tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor) -> None:
-    """What each encoder gives at its own grid, flattened one after the other; the encoders themselves do not run."""
+    """Stored features are the tokens of each encoder at its own grid, flattened; the encoders do not run."""
     batch = dict(prompt(tiny_processor))
     expected = tiny_model(**batch).logits
     options = {"max_new_tokens": 4, "num_beams": 2, "do_sample": False}
