@@ -68,14 +68,14 @@ def _read_index(index: Path) -> dict[str, str]:
 
 
 def _shard_names(folder: Path, stem: str, ending: str) -> list[str]:
-    """Return the name of the single file, or the names of all shards, numbered "-00001-of-00003", if the folder holds one of them."""
+    """Return the name of the single file, or the names of all shards, numbered "-00001-of-00003", if the folder holds any of them."""
     if (folder / f"{stem}{ending}").is_file():
         return [f"{stem}{ending}"]
-    shards = sorted(file.name for file in folder.glob(f"{stem}-*{ending}"))
+    shards = {file.name for file in folder.glob(f"{stem}-*{ending}")}
     counts = {int(match[1]) for name in shards if (match := re.search(r"-of-(\d+)\.", name))}
     if len(counts) > 1:
-        raise WeightsError(f"{folder} holds shards of several checkpoints: {', '.join(shards)}")
-    return [f"{stem}-{i:05d}-of-{count:05d}{ending}" for count in counts for i in range(1, count + 1)] or shards
+        raise WeightsError(f"{folder} holds shards of several checkpoints: {', '.join(sorted(shards))}")
+    return sorted(shards.union(f"{stem}-{i:05d}-of-{count:05d}{ending}" for count in counts for i in range(1, count + 1)))
 
 
 def _open(file: Path) -> dict[str, Tensor]:
