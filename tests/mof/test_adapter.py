@@ -193,7 +193,7 @@ def test_trainable_encoder_gets_gradient(pixels: Tensor) -> None:
 def test_spec_rebuilds_the_mixer(fusion: str, options: dict, pixels: Tensor) -> None:
     mixer = build_mixer(fusion, {"a": build_encoder("tiny-a"), "c": build_encoder("tiny-a", image_size=40)}, HIDDEN, **options)
     spec = mixer.spec
-    encoders = {name: build_encoder(**one) for name, one in spec["encoders"].items()}
+    encoders = {name: build_encoder(**entry) for name, entry in spec["encoders"].items()}
     again = build_mixer(spec["fusion"], encoders, HIDDEN, **spec["fusion_options"])
     again.load_state_dict(mixer.state_dict())
     assert torch.equal(again(pixels), mixer(pixels))

@@ -52,27 +52,27 @@ def stage_1(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 
 def test_collision_of_projector_names(stage_1: Callable[..., object], parts: dict, tmp_path: Path) -> None:
     clip, dino = parts["projector"], parts["dino projector"]
-    one, other = prefixed("model.mm_projector.", clip), prefixed("model.dino_mm_projector.", dino)
+    clip_only, dino_only = prefixed("model.mm_projector.", clip), prefixed("model.dino_mm_projector.", dino)
     towers = {"dino_tower": tmp_path / "dino.pth"}
     refused: list[tuple[State, dict, str]] = [
-        (one | other, {"layout": "llava"}, "model.mm_projector.*model.dino_mm_projector"),
+        (clip_only | dino_only, {"layout": "llava"}, "model.mm_projector.*model.dino_mm_projector"),
         (clip, {}, "0.weight"),
         (clip, towers, "0.weight"),
-        (one | prefixed("mm_projector.", dino), {}, "model.mm_projector.0.weight.* mm_projector.0.weight"),
-        (one, towers, r"model.mm_projector.\*"),
-        (one, {"layout": "released-mof"}, r"model.mm_projector.\*"),
-        (other, {}, r"model.dino_mm_projector.\*"),
-        (one | prefixed("model.dino_mm_projector.", clip), towers, "stage-1"),
+        (clip_only | prefixed("mm_projector.", dino), {}, "model.mm_projector.0.weight.* mm_projector.0.weight"),
+        (clip_only, towers, r"model.mm_projector.\*"),
+        (clip_only, {"layout": "released-mof"}, r"model.mm_projector.\*"),
+        (dino_only, {}, r"model.dino_mm_projector.\*"),
+        (clip_only | prefixed("model.dino_mm_projector.", clip), towers, "stage-1"),
     ]
     for state, options, match in refused:
         with pytest.raises(WeightsError, match=match) as error:
             stage_1(state, **options)
         assert (EXPLANATION in str(error.value) and "mm_projector.bin" in str(error.value)) or "stage-1" in str(error.value)
-    stage_1(one | other, **towers)
-    stage_1(one, layout="llava")
+    stage_1(clip_only | dino_only, **towers)
+    stage_1(clip_only, layout="llava")
     stage_1(prefixed("base_model.model.model.mm_projector.", clip))
     with pytest.raises(WeightsError, match="1 unexpected: model.embed_tokens.weight"):
-        stage_1(one | {"model.embed_tokens.weight": torch.zeros(3)})
+        stage_1(clip_only | {"model.embed_tokens.weight": torch.zeros(3)})
 
 
 def test_collision_in_a_whole_checkpoint(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

@@ -34,20 +34,20 @@ def inputs(tiny_processor: MoFProcessor) -> dict[str, Tensor]:
     return dict(tiny_processor(images=[RED], text="<image>What?", return_tensors="pt"))
 
 
-def assert_equal(one: MoFForConditionalGeneration, other: MoFForConditionalGeneration, inputs: dict[str, Tensor]) -> None:
-    """Bit for bit: parameters, buffers (saved or not), modes, and what comes out."""
-    first, second = one.state_dict(), other.state_dict()
+def assert_equal(model: MoFForConditionalGeneration, loaded: MoFForConditionalGeneration, inputs: dict[str, Tensor]) -> None:
+    """Check that both models are equal bit for bit: parameters, buffers (saved or not), modes and logits."""
+    first, second = model.state_dict(), loaded.state_dict()
     assert first.keys() == second.keys()
     for key in first:
         assert first[key].dtype == second[key].dtype and torch.equal(first[key], second[key]), key
-    buffers = dict(other.named_buffers())
-    for key, buffer in one.named_buffers():
+    buffers = dict(loaded.named_buffers())
+    for key, buffer in model.named_buffers():
         assert torch.equal(buffer, buffers[key]), key
-    trained = {key for key, parameter in one.named_parameters() if parameter.requires_grad}
-    assert trained == {key for key, parameter in other.named_parameters() if parameter.requires_grad}
-    assert not other.training
+    trained = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {key for key, parameter in loaded.named_parameters() if parameter.requires_grad}
+    assert not loaded.training
     with torch.no_grad():
-        assert torch.equal(one(**inputs).logits, other(**inputs).logits)
+        assert torch.equal(model(**inputs).logits, loaded(**inputs).logits)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -187,9 +187,9 @@ def test_ids_are_those_of_generation(kind: str, tokenizer: PreTrainedTokenizerFa
 def test_other_images_replace_the_records_own(tiny_processor: MoFProcessor) -> None:
     record = to_record(conversation("<image>\nWhat?", "A cat."))
     blue = Image.new("RGB", (40, 20), (0, 0, 200))
-    own, other = encode_record(tiny_processor, record), encode_record(tiny_processor, record, images=[blue])
-    assert torch.equal(own.input_ids, other.input_ids) and torch.equal(own.answer_mask, other.answer_mask)
-    assert own.images["pixel_values"][0, 0, 16, 16] == 200 and other.images["pixel_values"][0, 2, 16, 16] == 200
+    own, replaced = encode_record(tiny_processor, record), encode_record(tiny_processor, record, images=[blue])
+    assert torch.equal(own.input_ids, replaced.input_ids) and torch.equal(own.answer_mask, replaced.answer_mask)
+    assert own.images["pixel_values"][0, 0, 16, 16] == 200 and replaced.images["pixel_values"][0, 2, 16, 16] == 200
 
 
 def test_long_conversations_are_cut(tiny_processor: MoFProcessor) -> None:

@@ -1,4 +1,4 @@
-"""`mof convert` as a user calls it: in, out and back again, bit-equal; what it refuses."""
+"""`mof convert` as a user calls it: in, out and back again, bit-equal; and the folders that it refuses."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def weights(folder: Path) -> dict[str, Tensor]:
     return {key: value for file in files for key, value in load_file(file).items()}
 
 
-def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for key, value in one.items():
-        assert value.dtype == other[key].dtype and torch.equal(value, other[key]), key
+def assert_equal(before: dict[str, Tensor], after: dict[str, Tensor]) -> None:
+    assert before.keys() == after.keys()
+    for key, value in before.items():
+        assert value.dtype == after[key].dtype and torch.equal(value, after[key]), key
 
 
-def same_logits(model: MoFForConditionalGeneration, processor: MoFProcessor, other: Path) -> None:
-    again = load_checkpoint(other)
+def same_logits(model: MoFForConditionalGeneration, processor: MoFProcessor, folder: Path) -> None:
+    again = load_checkpoint(folder)
     inputs = processor(images=[IMAGE], text="<image>What?", return_tensors="pt")
     with torch.no_grad():
         expected, actual = model.eval()(**inputs).logits, again.model(**inputs).logits
@@ -104,7 +104,7 @@ def test_hf_round_trip(vision: str, spelling: str, tiny_tokenizer: PreTrainedTok
         assert_equal(again.state_dict(), model.state_dict())
         before, after = (AutoProcessor.from_pretrained(folder) for folder in (tmp_path / "source", out))
         before.tokenizer.padding_side = "left"
-        inputs = [it(images=[IMAGE], text=["<image>What?"], return_tensors="pt") for it in (before, after)]
+        inputs = [processor(images=[IMAGE], text=["<image>What?"], return_tensors="pt") for processor in (before, after)]
         assert all(torch.equal(inputs[0][key], inputs[1][key]) for key in inputs[0])
         assert before.chat_template == after.chat_template
 

@@ -1,4 +1,4 @@
-"""Language models by name. SmolLM2 is the real one, out of its package; skipped where that is absent."""
+"""Language models by name. SmolLM2 comes out of its package; its test is skipped without it."""
 
 from __future__ import annotations
 

@@ -239,11 +239,11 @@ def test_what_holds_its_towers_needs_no_other_file(parts: dict, tiny_tokenizer: 
     assert state.keys() == saved.keys() and all(torch.equal(state[key], saved[key]) for key in state)
 
 
-def same_outputs(one: Loaded, other: Loaded) -> None:
-    inputs = [it.processor(images=IMAGES, text=PROMPTS, padding=True, return_tensors="pt") for it in (one, other)]
+def same_outputs(before: Loaded, after: Loaded) -> None:
+    inputs = [loaded.processor(images=IMAGES, text=PROMPTS, padding=True, return_tensors="pt") for loaded in (before, after)]
     assert all(torch.equal(inputs[0][key], inputs[1][key]) for key in inputs[0])
     with torch.no_grad():
-        assert torch.equal(one.model(**inputs[0]).logits, other.model(**inputs[1]).logits)
+        assert torch.equal(before.model(**inputs[0]).logits, after.model(**inputs[1]).logits)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -293,9 +293,9 @@ def test_stage_1(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path:
     parts["llama"].save_pretrained(tmp_path / "llama")
     tiny_tokenizer.save_pretrained(tmp_path / "llama")
     towers = {"vision_tower": tmp_path / "clip", "dino_tower": tmp_path / "dino.pth"}
-    one = prefixed("model.mm_projector.", parts["projector"])
-    both = one | prefixed("model.dino_mm_projector.", parts["dino projector"])
-    for name, state in {"one": one, "both": both}.items():
+    clip_only = prefixed("model.mm_projector.", parts["projector"])
+    both = clip_only | prefixed("model.dino_mm_projector.", parts["dino projector"])
+    for name, state in {"one": clip_only, "both": both}.items():
         write_original(tmp_path / name, tiny_tokenizer, {})
         torch.save(state, tmp_path / name / "mm_projector.bin")
         with pytest.raises(ValueError, match=f"{name}.*base=FOLDER"):

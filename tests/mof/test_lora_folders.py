@@ -126,11 +126,11 @@ def test_adapters_that_do_not_fit(tiny_model: MoFForConditionalGeneration, tiny_
     tiny_model.save_pretrained(tmp_path / "base")
     tiny_processor.save_pretrained(tmp_path / "base")
     good, targets = adapter(tiny_model), ["language_model." + name for name in TARGETS]
-    one = next(iter(good))
+    first = next(iter(good))
     cases = [
-        (good | {one.replace("lora_A", "lora_C"): good[one].clone()}, "1 unexpected: .*lora_C"),
-        ({key: value for key, value in good.items() if key != one}, f"1 missing: {one.removesuffix('.weight')}"),
-        (good | {one: good[one][:, :-1].contiguous()}, "size mismatch"),
+        (good | {first.replace("lora_A", "lora_C"): good[first].clone()}, "1 unexpected: .*lora_C"),
+        ({key: value for key, value in good.items() if key != first}, f"1 missing: {first.removesuffix('.weight')}"),
+        (good | {first: good[first][:, :-1].contiguous()}, "size mismatch"),
     ]
     for number, (state, match) in enumerate(cases):
         write_adapter(tmp_path / str(number), state, targets)

@@ -194,6 +194,6 @@ def test_the_commands_run_on_the_folders(tmp_path, tiny_model: MoFForConditional
     }  # fmt: skip
     for name, call in calls.items():
         arguments = ["eval", name, *call, "--model", tmp_path / "model", "--out", tmp_path / name, "--max-new-tokens", "2"]
-        done = CliRunner().invoke(build_app({}), [str(one) for one in arguments])
+        done = CliRunner().invoke(build_app({}), [str(argument) for argument in arguments])
         assert done.exit_code == 0, done.output
         assert json.loads((tmp_path / name / "result.json").read_text())["benchmark"] == name

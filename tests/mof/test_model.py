@@ -106,8 +106,8 @@ def test_batch_with_one_several_and_no_images(model: MoFForConditionalGeneration
 @torch.no_grad()
 def test_image_matters_and_only_where_it_stands(tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor) -> None:
     inputs = tiny_processor(images=[noise(1)], text="before<image>after", return_tensors="pt")
-    other = {**inputs, "pixel_values": tiny_processor(images=[noise(2)], text="<image>", return_tensors="pt")["pixel_values"]}
-    moved = (tiny_model(**inputs).logits - tiny_model(**other).logits).abs().amax(-1)[0] > 0
+    changed = {**inputs, "pixel_values": tiny_processor(images=[noise(2)], text="<image>", return_tensors="pt")["pixel_values"]}
+    moved = (tiny_model(**inputs).logits - tiny_model(**changed).logits).abs().amax(-1)[0] > 0
     assert not moved[: len("before")].any() and moved[len("before") :].all()
 
 
@@ -182,7 +182,7 @@ def test_generation_cached_uncached_and_by_hand(model: MoFForConditionalGenerati
 @torch.no_grad()
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_beams_see_their_own_images(tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor, use_cache: bool) -> None:
-    """Records with one, no and two images: the batch gives what the bare language model makes of each one's embeddings."""
+    """Records with one, no and two images: the batch gives what the bare language model makes of the embeddings of each record."""
     with torch.no_grad():
         for adapter in tiny_model.mixer.adapters.values():
             adapter[2].weight *= 10  # so that images decide what is written
@@ -310,8 +310,8 @@ def test_parts_are_joined(tiny_encoders: dict[str, Encoder], tiny_tokenizer: Pre
     assert model.config.encoders["b"] == {"name": "tiny-b", "image_size": 16, "layer": -1, "norm": False, "trainable": False}
     # A second model on the same tokenizer, with room in its vocabulary, changes neither.
     roomy = build_llm(tiny_tokenizer, vocab_size=300)
-    other = build_model(tiny_tokenizer, roomy)
-    assert other.config.image_token_id == rows and other.get_input_embeddings().num_embeddings == 300
+    model = build_model(tiny_tokenizer, roomy)
+    assert model.config.image_token_id == rows and model.get_input_embeddings().num_embeddings == 300
 
 
 def test_turns_end_where_the_tokenizer_ends_them(tiny_tokenizer: PreTrainedTokenizerFast) -> None:

@@ -1,4 +1,4 @@
-"""The record reader: what it accepts, what it refuses, and that it names the record."""
+"""The record reader: the forms that it accepts and refuses, and that its errors name the record."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ def test_a_conversation_is_the_same_in_every_form(raw: Any, folder: Path) -> Non
     assert record.images == [str(folder / name) for name in images_of(raw)] == [str(folder / "cat.png"), str(folder / "dog.png")]
     assert record.questions == texts_of(raw, "user") == ["What is it?", "Like\nthis?"]
     assert record.answers == texts_of(raw, "assistant") == ["A cat.", "No."]
-    other = with_images(raw, ["dog.png", "cat.png"])
-    assert images_of(other) == ["dog.png", "cat.png"] and to_record(other, folder).messages == record.messages
+    renamed = with_images(raw, ["dog.png", "cat.png"])
+    assert images_of(renamed) == ["dog.png", "cat.png"] and to_record(renamed, folder).messages == record.messages
     assert images_of(with_images(raw, ["bird.png"])) == ["bird.png"]
     assert to_record(raw, folder).images == record.images  # what was given is as it was
 
@@ -241,6 +241,6 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, read: Any, name: str,
 @pytest.mark.data
 def test_real_llava_records(shared_data: Path) -> None:
     raw = read_records(shared_data / "coco/llava_instruct.json")
-    records = [to_record(one, shared_data / "coco/train2017") for one in raw]
+    records = [to_record(row, shared_data / "coco/train2017") for row in raw]
     assert len(records) == 230 and sum(not record.images for record in records) == 5
     assert all("<image>" not in part.get("text", "") for r in records for m in r.messages for part in m["content"])
