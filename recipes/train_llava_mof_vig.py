@@ -60,7 +60,7 @@ def read_data(setting: Setting, data_dir: Path, open_folder: Callable[[], RunFol
         records = read_run_data(setting.data, data_dir)
         return open_folder(), records
     folder, draw = open_folder(), dataclasses.asdict(setting.data.scenes)
-    folder.stage("data", lambda path: write_dataset(path, **draw) if PartialState().is_main_process else None)
+    folder.stage("data", lambda path: write_dataset(path, **draw, progress=True) if PartialState().is_main_process else None)
     return folder, read_run_data(setting.data, folder.path("data"))
 
 
