@@ -34,22 +34,6 @@ WEIGHTS = {
     "mini-dino": Path(encoders.__file__).parent / "weights/mini-dino",
     "mini-lm": Path(mof.miniature.__file__).parent / "weights/mini-lm",
 }
-ABOUT = {
-    "mini-clip": "open_clip's CLIP class around a 4-block, 192-wide vision transformer (timm), 40 px, 5 x 5 patches. Trained "
-    "contrastively on drawn scenes with captions that name the object always, its colour half of the time and nothing else.",
-    "mini-dino": "The same vision transformer without a text tower. Trained by self-distillation on drawn scenes alone: a student "
-    "finds, among a batch and among the pictures of a burst, the picture and the patch that its moving average saw, in other light "
-    "and with hidden patches. The pictures of a burst share background and place and differ in one thing, as successive frames do. "
-    "In a second phase the average sees the same scenes drawn again, with another background and elsewhere, and the mean of the "
-    "patch tokens is compared too. The teacher, the momentum and the masked patches are DINOv2's; the loss is contrastive: DINO's "
-    "clustering of a batch, tried first at this size, found little but backgrounds. A real DINOv2 never sees one scene drawn twice; "
-    "the second phase stands in for its 142 million photos.",
-    "mini-lm": "A 4-layer, 192-wide Llama with a byte-level BPE of at most 512 entries. Trained on descriptions of scenes and on "
-    "questions with answers (loss on the assistant's words). Before three of four stands the scene as soft tokens, sums of the "
-    "embeddings of the words that hold, with noise, where an image will stand later; the fourth has nothing to go by but habit: in "
-    "seven of ten cases a thing is as it usually is for its kind of object. It has never seen a picture. A large language model can "
-    "read such a context before it meets one; this one had to be taught.",
-}
 PENALTY = 30.0
 console = Console()
 
@@ -144,6 +128,7 @@ def measure_language_model(pairs: int) -> dict[str, dict[str, float]]:
 
 
 def write_card(name: str, measured: dict[str, dict[str, float]], file: Path) -> None:
+    """Print the measures, and write them into a card that describes the network as its card beside the weights does."""
     training = json.loads((WEIGHTS[name] / "training.json").read_text())
     columns = list(next(iter(measured.values())))
     shown = Table("pattern", *columns, title=name)
@@ -153,11 +138,8 @@ def write_card(name: str, measured: dict[str, dict[str, float]], file: Path) -> 
         shown.add_row(pattern, *cells)
         lines.append(f"| {pattern} | " + " | ".join(cells) + " |")
     console.print(shown)
-    card = f"""# {name}
-
-{ABOUT[name]}
-
-Trained with `recipes/train_miniature.py`: {training["samples"]:,} samples in {training["minutes"]} minutes on one CPU core, final {training["losses"]}.
+    about, _, _ = (WEIGHTS[name] / "README.md").read_text().partition("Trained with `")  # is written by hand
+    card = f"""{about}Trained with `recipes/train_miniature.py`: {training["samples"]:,} samples in {training["minutes"]} minutes on one CPU core, final {training["losses"]}.
 Apache-2.0, made by this project from nothing. Good for showing and testing, for nothing else.
 
 Measured with `recipes/measure_miniature.py` on scenes that no training shows:

@@ -53,17 +53,6 @@ from vig.training import finetune
 console = Console()
 
 
-# --- data
-def read_data(setting: Setting, data_dir: Path, open_folder: Callable[[], RunFolder]) -> tuple[RunFolder, RunData]:
-    """Return the run's folder and its records. Files are read first, so that a mistyped path leaves no folder behind."""
-    if not setting.data.scenes:
-        records = read_run_data(setting.data, data_dir)
-        return open_folder(), records
-    folder, draw = open_folder(), dataclasses.asdict(setting.data.scenes)
-    folder.stage("data", lambda path: write_dataset(path, **draw) if PartialState().is_main_process else None)
-    return folder, read_run_data(setting.data, folder.path("data"))
-
-
 # --- the stages. Each stage fills its own folder and is not done again on --resume.
 def build(setting: Setting, row: Row) -> tuple[MoFForConditionalGeneration, MoFProcessor]:
     """Return a new model: pretrained encoders and language model, random adapters."""
@@ -258,10 +247,14 @@ def main() -> None:
     rows = chosen_rows(args, setting)
     fixed = {name: value for name, value in dataclasses.asdict(setting).items() if name != "strict"}  # a resumed run may change `strict`
     identity = {"setting": fixed, "data_dir": str(args.data_dir.resolve())}
-    path = args.output or Path("runs") / setting.name
-    folder, records = read_data(setting, args.data_dir, lambda: RunFolder(path, identity, resume=args.resume))
-    if records.summary:
-        console.print(records.summary)
+    records = None if setting.data.scenes else read_run_data(setting.data, args.data_dir)  # first: a mistyped path leaves no folder behind
+    folder = RunFolder(args.output or Path("runs") / setting.name, identity, resume=args.resume)
+    if setting.data.scenes:
+        draw = dataclasses.asdict(setting.data.scenes)
+        folder.stage("data", lambda path: write_dataset(path, **draw) if PartialState().is_main_process else None)
+        records = read_run_data(setting.data, folder.path("data"))
+    if records.mix:
+        console.print("detailed descriptions replaced by captions:", records.mix)
     results = folder.read("results.json", {"rows": []})["rows"]
     for seed in args.seeds:
         for row in rows:

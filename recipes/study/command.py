@@ -11,7 +11,7 @@ from typing import Any
 
 import transformers
 
-FORMER_NAMES = {"--output-dir": "--output"}
+from encoders.command_groups import OLD_SPELLINGS
 
 
 class Options(argparse.ArgumentParser):
@@ -25,9 +25,10 @@ class Options(argparse.ArgumentParser):
         self.add_argument("--output", "-o", type=Path, help=help, **options)
 
     def data_folder(self, help: str) -> None:
+        """Add `--data-dir`, the folder that paths in settings are relative to."""
         self.add_argument("--data-dir", type=Path, default=Path("data"), help=help)
 
-    def parse_args(self, args: Sequence[str] | None = None) -> argparse.Namespace:  # type: ignore[override]
+    def parse_args(self, args: Sequence[str] | None = None) -> argparse.Namespace:
         return super().parse_args([current_spelling(word) for word in (sys.argv[1:] if args is None else args)])
 
 
@@ -37,7 +38,7 @@ def current_spelling(word: str) -> str:
         return word
     name, sign, value = word.partition("=")
     name = name.replace("_", "-")
-    return FORMER_NAMES.get(name, name) + sign + value
+    return OLD_SPELLINGS.get(name, name) + sign + value
 
 
 def run_recipe(main: Callable[[], None]) -> None:

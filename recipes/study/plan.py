@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from encoders import build_encoder
 from mof.adapter import Mixer, build_mixer
 from mof.language_models import MINI_LM
-from study.memory import GIB, LAYOUTS, USABLE, Layer, Memory
+from study.memory import GIB, GPU, Layer
 from study.settings import Setting, Stage
 
 CAPTION_TOKENS = 128
@@ -27,8 +27,6 @@ class Plan:
 
     name: str
     devices: int
-    gpu_memory: float
-    """GiB of one GPU."""
     encoders: dict[str, int]
     """Parameters of each encoder's vision tower. A text tower takes no part in training and is not counted."""
     adapters: int
@@ -73,38 +71,28 @@ class Plan:
         boundaries = tokens * self.layer.hidden * self.width * self.layers
         return records * self.adapter_bytes + (boundaries + max(layer, logits) if checkpointed else layer * self.layers + logits)
 
-    def memory(self, stage: str, layout: str = "sharded", checkpointed: bool | None = None) -> Memory:
-        """Return the estimate for a stage ("align", "finetune") and a layout of `LAYOUTS`.
-
-        `checkpointed` is the stage's own setting unless given. ValueError for another stage or layout.
-        """
-        if stage not in self.stages or layout not in LAYOUTS:
-            raise ValueError(f"expected a stage of {list(self.stages)} and a layout of {LAYOUTS}, got {stage!r}, {layout!r}")
-        if checkpointed is None:
-            checkpointed = self.stages[stage].gradient_checkpointing
-        trainable, share = self.trainable[stage], self.devices if layout == "sharded" else 1
+    def memory(self, stage: str, sharded: bool, checkpointed: bool) -> dict[str, float]:
+        """Return the parts of the estimate for a stage ("align", "finetune"), in bytes per GPU."""
+        trainable, share = self.trainable[stage], self.devices if sharded else 1
         frozen_encoders = sum(self.encoders.values()) + self.adapters - self.trainable["align"]
         frozen = self.total - trainable - frozen_encoders
         copies = trainable if self.width < 4 else 0
-        gathered = 2 * self.decoder_layer + self.embeddings if layout == "sharded" else copies
-        return Memory(
-            weights=(4 * trainable + self.width * frozen) / share + self.width * frozen_encoders,
-            gradients=4 * trainable / share,
-            optimizer=8 * trainable / share,
-            gathered=gathered * self.width,
-            activations=self.activations(stage, checkpointed),
-        )
-
-    def fits(self, memory: Memory) -> bool:
-        return memory.total <= USABLE * self.gpu_memory * GIB
+        gathered = 2 * self.decoder_layer + self.embeddings if sharded else copies
+        return {
+            "weights": (4 * trainable + self.width * frozen) / share + self.width * frozen_encoders,
+            "gradients": 4 * trainable / share,
+            "optimizer": 8 * trainable / share,
+            "gathered": gathered * self.width,
+            "activations": self.activations(stage, checkpointed),
+        }
 
 
-def plan(setting: Setting, devices: int = 8, gpu_memory: float = 80.0) -> Plan:
-    """Return the plan of a setting. It reads no weights, and needs no network when `llm_config` is given.
+def fits(memory: dict[str, float]) -> bool:
+    return sum(memory.values()) <= 0.9 * GPU * GIB
 
-    Args:
-        devices: GPUs.
-        gpu_memory: GiB of one GPU.
+
+def plan(setting: Setting, devices: int = 8) -> Plan:
+    """Return the plan of a setting on this many GPUs. It reads no weights, and needs no network when `llm_config` is given.
 
     Raises:
         ValueError: for a language model whose config is neither in the setting nor in a local folder, or that is not of the
@@ -128,7 +116,6 @@ def plan(setting: Setting, devices: int = 8, gpu_memory: float = 80.0) -> Plan:
     return Plan(
         name=setting.name,
         devices=devices,
-        gpu_memory=gpu_memory,
         encoders=towers,
         adapters=adapters,
         llm=_size(llm),
