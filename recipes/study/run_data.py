@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mof.data.records import RecordError, images_of, record_id, to_record, with_images
+from mof.data.records import RecordError, images_of, record_id, to_mapping, to_record
 from mof.data.rows import read_records
 from mof.evals.mmvp import Question, read_mmvp
 from study.data_mix import with_captions
@@ -90,7 +90,7 @@ def _with_paths(raw: Any, folders: Sequence[Path]) -> dict[str, Any]:
                 "give --data-dir, or correct image_folders in the config"
             )
         paths.append(str(path))
-    return {**with_images(raw, []), "images": paths}
+    return {key: value for key, value in to_mapping(raw).items() if key != "image"} | {"images": paths}
 
 
 def _spaced(names: Sequence[str], share: float) -> list[str]:

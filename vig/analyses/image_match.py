@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
-from mof.data.records import RecordError, digest, images_of, record_id, texts_of, with_images
+from mof.data.records import RecordError, digest, images_of, record_id, texts_of, to_mapping
 from mof.data.rows import RawRecord
 from vig.scoring.run import score
 from vig.words import Mean, vig_by_word_class, word_class
@@ -120,8 +120,9 @@ def with_other_images(records: Sequence[RawRecord], seed: int = 0) -> dict[str, 
         if not drawn or max(shared) == min(shared):
             continue
         chosen = (own, drawn[int(np.argmax(shared))], drawn[int(np.argmin(shared))])
+        rest = {name: value for name, value in to_mapping(raw).items() if name not in ("image", "images")}
         for name, key in zip(groups, chosen, strict=True):
-            groups[name].append(with_images(raw, [images[key]]) | {"id": record_id(raw)})
+            groups[name].append(rest | {"id": record_id(raw), "image": images[key]})
     if not groups["matching"]:
         raise ValueError(
             f"of {len(records)} records, none has words that some other images share more than others; expected records with one image "
