@@ -1,4 +1,4 @@
-"""The command line of a recipe: options with hyphens, errors of users in a line."""
+"""The command line of a recipe: options with hyphens, errors of users in a line. The two recipes of analyses share more."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from rich.console import Console
 
 from encoders.command_groups import OLD_SPELLINGS
+from encoders.runs import write_json
+from vig.analyses.comparison import compare_models
+from vig.analyses.image_match import Groups
+from vig.analyses.misleading_text import Question
 
 
 class Options(argparse.ArgumentParser):
@@ -50,3 +55,20 @@ def run_recipe(main: Callable[[], None]) -> None:
         main()
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
+
+
+def analysis_options(docstring: str | None) -> Options:
+    """Return the options of both recipes of analyses, for the recipe to add its own."""
+    options = Options(docstring)
+    options.add_argument("models", type=Path, nargs="+", help="folders of saved models")
+    options.add_argument("--seed", type=int, default=0, help="seed of everything that is drawn")
+    options.output("JSON file for the figures")
+    return options
+
+
+def analyse(args: argparse.Namespace, groups: Groups, questions: Sequence[Question]) -> None:
+    """Analyse the models that `args` names: print the tables, and write the figures into `--output` if given."""
+    comparison = compare_models(args.models, groups, questions)
+    Console().print(*comparison.tables())
+    if args.output:
+        write_json(args.output, comparison.figures())

@@ -15,7 +15,7 @@ from encoders import build_encoder
 from mof.adapter import Mixer, build_mixer
 from mof.language_models import MINI_LM
 from study.memory import GIB, GPU, Layer
-from study.settings import Setting, Stage
+from study.settings import Setting
 
 CAPTION_TOKENS = 128
 """Text tokens of the longest stage 1 record in a batch: LLaVA's captions and prompts have fewer."""
@@ -25,7 +25,7 @@ CAPTION_TOKENS = 128
 class Plan:
     """Sizes, steps and memory of a setting. `study.plan_tables` shows them."""
 
-    name: str
+    setting: Setting
     devices: int
     encoders: dict[str, int]
     """Parameters of each encoder's vision tower. A text tower takes no part in training and is not counted."""
@@ -35,23 +35,24 @@ class Plan:
     trainable: dict[str, int]
     """Trained parameters by stage."""
     tokens_per_image: int
-    stages: dict[str, Stage]
-    """ "align" and "finetune"."""
     steps: dict[str, int | None]
     """Steps by stage, and of "finetune, VIG" with the selected records only. None where the number of records is not known."""
     tokens: dict[str, int]
     """Tokens of a record, by stage: visual tokens and a caption, or the longest record that max_length allows."""
+    config: PreTrainedConfig
+    """The language model's."""
     layer: Layer
-    layers: int
-    vocabulary: int
     decoder_layer: int
     """Parameters of one decoder layer."""
     embeddings: int
     """Parameters of the input and output embeddings."""
     adapter_bytes: int
     """Bytes that the adapters keep for the backward pass, per image."""
-    width: int
-    """Bytes of a number outside the master weights: 2 for bf16, else 4."""
+
+    @property
+    def width(self) -> int:
+        """Bytes of a number outside the master weights."""
+        return 2 if self.setting.bf16 else 4
 
     @property
     def total(self) -> int:
@@ -64,12 +65,14 @@ class Plan:
         are not alive at the same moment. Else: all layers and the logits. A logit takes 14 bytes: 2 in bf16, and 4 each
         as fp32, as log-softmax and as its gradient. In both cases the adapters hold an image per record.
         """
-        records, _ = self.stages[stage].split(self.devices)
+        records, _ = self.setting.stages[stage].split(self.devices)
         tokens = records * self.tokens[stage]
         layer = tokens * self.layer.saved(stage == "finetune", self.width)
-        logits = tokens * self.vocabulary * (14 if self.width == 2 else 12)
-        boundaries = tokens * self.layer.hidden * self.width * self.layers
-        return records * self.adapter_bytes + (boundaries + max(layer, logits) if checkpointed else layer * self.layers + logits)
+        logits = tokens * self.config.vocab_size * (14 if self.width == 2 else 12)
+        boundaries = tokens * self.layer.hidden * self.width * self.config.num_hidden_layers
+        return records * self.adapter_bytes + (
+            boundaries + max(layer, logits) if checkpointed else layer * self.config.num_hidden_layers + logits
+        )
 
     def memory(self, stage: str, sharded: bool, checkpointed: bool) -> dict[str, float]:
         """Return the parts of the estimate for a stage ("align", "finetune"), in bytes per GPU."""
@@ -109,31 +112,24 @@ def plan(setting: Setting, devices: int = 8) -> Plan:
     adapters = sum(p.numel() for name, p in mixer.named_parameters() if not name.startswith("encoders."))
     towers = {name: _vision_size(spec) for name, spec in setting.encoders.items()}
     mixer_trainable = adapters + sum(towers[name] for name, encoder in encoders.items() if not encoder.frozen)
-    stages = {"align": setting.align, "finetune": setting.finetune}
-    for stage in stages.values():
+    for stage in setting.stages.values():
         stage.split(devices)
     head, table = llm.get_output_embeddings(), llm.get_input_embeddings()
     return Plan(
-        name=setting.name,
+        setting=setting,
         devices=devices,
         encoders=towers,
         adapters=adapters,
         llm=_size(llm),
         trainable={"align": mixer_trainable, "finetune": mixer_trainable + _size(llm)},
         tokens_per_image=mixer.tokens_per_image,
-        stages=stages,
         steps=_steps(setting),
-        tokens={
-            "align": min(setting.max_length, mixer.tokens_per_image + CAPTION_TOKENS),
-            "finetune": setting.max_length,
-        },
+        tokens={"align": min(setting.max_length, mixer.tokens_per_image + CAPTION_TOKENS), "finetune": setting.max_length},
+        config=config,
         layer=_layer(config),
-        layers=config.num_hidden_layers,
-        vocabulary=config.vocab_size,
         decoder_layer=_size(llm.model.layers[0]),
         embeddings=_size(nn.ModuleList([head, table])),
         adapter_bytes=_adapter_bytes(mixer, 2 if setting.bf16 else 4),
-        width=2 if setting.bf16 else 4,
     )
 
 

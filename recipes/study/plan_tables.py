@@ -16,7 +16,7 @@ def plan_tables(plan: Plan) -> Group:
 
 def parts_table(plan: Plan) -> Table:
     table = _table(
-        f"{plan.name}: {plan.tokens_per_image:,} visual tokens per image",
+        f"{plan.setting.name}: {plan.tokens_per_image:,} visual tokens per image",
         ["part"],
         ["parameters", "trained in stage 1", "trained in stage 2"],
     )
@@ -31,7 +31,7 @@ def parts_table(plan: Plan) -> Table:
 def steps_table(plan: Plan) -> Table:
     table = _table(f"steps on {plan.devices} GPUs", ["stage"], ["steps", "batch", "per GPU", "accumulated", "learning rate"])
     for name, count in plan.steps.items():
-        stage = plan.stages[name.split(",")[0]]
+        stage = plan.setting.stages[name.split(",")[0]]
         records, passes = stage.split(plan.devices)
         steps = "number of records unknown" if count is None else f"{count:,}"
         table.add_row(name, steps, str(stage.batch_size), str(records), str(passes), f"{stage.learning_rate:g}")
@@ -41,7 +41,7 @@ def steps_table(plan: Plan) -> Table:
 def memory_table(plan: Plan) -> Table:
     parts = ["weights", "gradients", "optimizer", "gathered", "activations"]
     table = _table(f"estimated GiB per GPU of {GPU} GiB", ["stage", "layout"], [*parts, "total", "fits"])
-    for name, stage in plan.stages.items():
+    for name, stage in plan.setting.stages.items():
         for layout, sharded in (("data parallel", False), ("sharded", True)):
             for checkpointed in (True, False):
                 memory = plan.memory(name, sharded, checkpointed)

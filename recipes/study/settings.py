@@ -163,6 +163,10 @@ class Setting:
     strict: bool = False
     """End at the first image that cannot be used; otherwise its record is logged, counted and left out."""
 
+    @property
+    def stages(self) -> dict[str, Stage]:
+        return {"align": self.align, "finetune": self.finetune}
+
 
 def read_setting(path: str | Path, **overrides: Any) -> Setting:
     """Return the setting of a YAML file. `overrides` replace top-level fields.
