@@ -1,11 +1,12 @@
-"""Measure what the miniature's frozen networks can and cannot tell apart, and write their cards.
+"""Measure which differences the miniature's frozen networks see, and write their cards.
 
     python recipes/measure_miniature.py
 
-Held-out pairs of scenes that differ in one thing only, 100 for each of the nine patterns:
-- cosine of the two image embeddings, beside that of two drawings of one scene;
-- a linear probe (ridge regression, penalty fixed beforehand) on all patch tokens at the layer that language models read,
-  trained on 6,000 training scenes: how often it picks the right one of a pair's two options, for both pictures (chance 25 %).
+The measures on held-out pairs of scenes that differ in a single fact, 100 pairs for each of the nine patterns:
+- the cosine of the two image embeddings, beside the cosine of two drawings of the same scene;
+- the accuracy of a linear probe (ridge regression, penalty fixed beforehand) on all patch tokens at the layer that language models
+  read, trained on 6,000 training scenes: it must choose the right option of the pair's two for both pictures (chance 25 %).
+The language model answers the same questions from habit alone, and from facts in soft tokens.
 """
 
 import json
@@ -44,7 +45,7 @@ def pixels_of(scenes: list[Scene], rng: np.random.Generator) -> Tensor:
 
 
 def patch_features(encoder: Encoder, pixels: Tensor) -> Tensor:
-    """All patch tokens of a picture as one vector, [N, 25 * 192 + 1] with a constant."""
+    """Return all patch tokens of each picture in a row, with a constant 1 at the end, [N, 25 * 192 + 1]."""
     tokens = torch.cat([encoder(chunk).tokens.flatten(1) for chunk in pixels.split(256)])
     return F.pad(tokens, (0, 1), value=1.0)
 
@@ -84,7 +85,7 @@ def measure_encoder(name: str, pairs: int, probe_scenes: int) -> dict[str, dict[
 def option_shares(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, scene: Scene, pattern: str, asked: str, told: Tensor | None = None
 ) -> dict[str, float]:
-    """How likely each option's answer is to follow the question, among the options of the pattern.
+    """Return the probability of each option's answer after the question, among the options of the pattern.
 
     Args:
         told: soft tokens [K, V] before the question; none by default.
@@ -105,7 +106,7 @@ def option_shares(
 
 
 def measure_language_model(pairs: int) -> dict[str, dict[str, float]]:
-    """How sure the model is of the usual answer when it is told nothing, and whether it reads what it is told."""
+    """Return by pattern the probability of the usual answer without a context, and the accuracy after soft tokens."""
     model, tokenizer = load_language_model("mini-lm")
     rng = np.random.default_rng(8)
     table = {}

@@ -47,7 +47,7 @@ def current_spelling(word: str) -> str:
 
 
 def run_recipe(main: Callable[[], None]) -> None:
-    """Run a recipe's `main`. Transformers stays quiet, and what the user can mend is told without a traceback."""
+    """Run a recipe's `main`. Transformers stays quiet, and errors that the user can mend are printed without a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers fork after the tokenizer was used
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()  # of loading and saving weights; training keeps its own

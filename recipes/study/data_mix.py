@@ -109,7 +109,7 @@ def _check(descriptions: int, records: int, captions: Sequence[RawRecord]) -> No
     if not descriptions:
         raise ValueError(f"none of the {records} instruction records is a detailed description; is this LLaVA's mix?")
     if len(captions) < descriptions:
-        raise ValueError(f"{len(captions)} captions cannot replace {descriptions} detailed descriptions one for one; give more")
+        raise ValueError(f"{len(captions)} captions cannot replace {descriptions} detailed descriptions; give more")
 
 
 def _plain(question: str) -> str:

@@ -47,7 +47,9 @@ def read_run_data(data: Data, data_dir: Path) -> RunData:
     photos = sorted({image for record in align for image in record["images"]})
     held_out = set(_spaced(photos, data.held_out))
     if len(held_out) == 1:
-        raise ValueError(f"held_out {data.held_out} of {len(photos)} images is a single one; two are needed, to show one for the other")
+        raise ValueError(
+            f"held_out {data.held_out} of {len(photos)} images is a single image; two are needed, to show each in place of the other"
+        )
     return RunData(
         align=[record for record in align if held_out.isdisjoint(record["images"])],
         finetune=[record for record in finetune if held_out.isdisjoint(record["images"])],
@@ -58,7 +60,7 @@ def read_run_data(data: Data, data_dir: Path) -> RunData:
 
 
 def _checked(records: Sequence[Any], folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return the records with their images found and with unequal ids. Refuse what training would choke on hours later."""
+    """Return the records with paths of their images and with unequal ids. Refuse records that would end training hours later."""
     checked, problems, times = [], [], Counter[str]()
     for raw in records:
         try:

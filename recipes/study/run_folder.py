@@ -21,7 +21,7 @@ class RunFolder:
 
     Args:
         path: the folder; it is made when the first file is written.
-        identity: what makes this run this run, JSON-able.
+        identity: the setting and everything else in which this run differs from another run, JSON-able.
         resume: go on with what the folder holds.
 
     Raises:

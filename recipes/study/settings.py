@@ -72,7 +72,7 @@ class Stage:
 
 @dataclass(config=EXACT)
 class Scenes:
-    """How much of the miniature world is drawn, in place of files (`mof.miniature.write_dataset`)."""
+    """Numbers of scenes of the miniature world that are drawn, in place of files (`mof.miniature.write_dataset`)."""
 
     align: CountOrZero
     finetune: CountOrZero
@@ -102,7 +102,7 @@ class Data:
     finetune_records: Count | None = None
     """Expected number of stage 2 records."""
     text_records: CountOrZero = 0
-    """How many of `finetune_records` have no image: VIG keeps these whole, whatever `keep` says. For planning."""
+    """Number of `finetune_records` without an image: VIG keeps all of them, whatever `keep` says. For planning."""
 
     def __post_init__(self) -> None:
         if self.finetune_records is not None and self.text_records > self.finetune_records:

@@ -73,7 +73,7 @@ def test_descriptions_give_way_in_place_and_the_same_image_comes_first():
     captions = [caption(f"s{i}", f"sam/images/{i}.jpg") for i in range(3)] + [caption("c7", "coco/train2017/7.jpg")]
     before = copy.deepcopy((mix, captions))
     new, counts = with_captions(mix, captions)
-    assert [one["id"] for one in new[:3]] == ["a", "c7", "c"] and new[3] in captions[:3]
+    assert [row["id"] for row in new[:3]] == ["a", "c7", "c"] and new[3] in captions[:3]
     assert counts == {"records": 4, "replaced": 2, "same image": 1, "captions": 4}
     assert (mix, captions) == before  # nothing was changed in place
     assert with_captions(mix, captions) == (new, counts)  # and nothing depends on chance
@@ -95,9 +95,9 @@ def test_no_caption_is_used_twice_and_none_is_lost_to_another_image(kinds: list[
             with_captions(mix, captions)
         return
     new, counts = with_captions(mix, captions)
-    placed = [one["id"] for one in new if one["id"].startswith("cap")]
+    placed = [row["id"] for row in new if row["id"].startswith("cap")]
     assert len(placed) == len(set(placed)) == counts["replaced"] == sum(detailed for detailed, _ in kinds)
-    assert all(one is old for one, old, (detailed, _) in zip(new, mix, kinds, strict=True) if not detailed)
+    assert all(kept is old for kept, old, (detailed, _) in zip(new, mix, kinds, strict=True) if not detailed)
     wanted = [image for detailed, image in kinds if detailed]
     assert counts["same image"] == sum(min(wanted.count(image), images.count(image)) for image in set(wanted))
 
@@ -118,12 +118,12 @@ def test_errors_say_what_is_missing():
 def test_real_instruction_records_stay_and_made_up_descriptions_go(shared_data: Path):
     folder = shared_data / "coco"
     real = read_records(folder / "llava_instruct.json")
-    assert not any(is_detailed_description(one) for one in real)  # one-sentence captions are not detailed
-    images = sorted({one["image"] for one in real if "image" in one})
+    assert not any(is_detailed_description(row) for row in real)  # one-sentence captions are not detailed
+    images = sorted({row["image"] for row in real if "image" in row})
     detailed = [record(f"detail-{i}", "<image>\nDescribe the following image.", image=image) for i, image in enumerate(images)]
     captions = [caption(f"cap-{i}", image) for i, image in enumerate(reversed(images))]
     mix, counts = with_captions([*real, *detailed], captions)
     assert mix[: len(real)] == real and counts["same image"] == counts["replaced"] == len(images)
-    assert [one["image"] for one in mix[len(real) :]] == images
+    assert [row["image"] for row in mix[len(real) :]] == images
     photos = next(path for path in (folder / "train2017", folder) if (path / images[0]).is_file())
-    assert all(to_record(one, photos).images for one in mix[len(real) :])
+    assert all(to_record(row, photos).images for row in mix[len(real) :])

@@ -155,7 +155,7 @@ anything = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3) | st.
 
 
 @settings(max_examples=200, deadline=None)
-@given(field=st.sampled_from([one.name for one in dataclasses.fields(Setting)]), value=anything)
+@given(field=st.sampled_from([field.name for field in dataclasses.fields(Setting)]), value=anything)
 def test_any_value_is_taken_or_refused_with_a_value_error(tmp_path_factory: pytest.TempPathFactory, field: str, value: object):
     path = tmp_path_factory.mktemp("setting") / "setting.yaml"
     path.write_text(yaml.safe_dump(SMALL | {field: value}))
