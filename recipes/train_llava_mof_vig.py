@@ -185,7 +185,7 @@ def build(setting: Setting, row: Row) -> tuple[MoFForConditionalGeneration, MoFP
     encoders = {}
     for name in row.encoders:  # the same encoder twice gets another name, and an adapter of its own
         encoders[name if name not in encoders else f"{name}_again"] = build_encoder(**setting.encoders[name])
-    options = {"pool": tuple(setting.pool), "grid": setting.grid} | dict(row.options)
+    options = {"pool": setting.pool, "grid": setting.grid} | dict(row.options)
     mixer = build_mixer(row.fusion, encoders, llm.config.get_text_config().hidden_size, **options)
     model = MoFForConditionalGeneration.from_parts(mixer, llm, tokenizer)
     return model, MoFProcessor.from_parts(model, tokenizer)

@@ -69,10 +69,10 @@ class Plan:
         tokens = records * self.tokens[stage]
         layer = tokens * self.layer.saved(stage == "finetune", self.width)
         logits = tokens * self.config.vocab_size * (14 if self.width == 2 else 12)
-        boundaries = tokens * self.layer.hidden * self.width * self.config.num_hidden_layers
-        return records * self.adapter_bytes + (
-            boundaries + max(layer, logits) if checkpointed else layer * self.config.num_hidden_layers + logits
-        )
+        adapters, layers = records * self.adapter_bytes, self.config.num_hidden_layers
+        if checkpointed:
+            return adapters + tokens * self.layer.hidden * self.width * layers + max(layer, logits)
+        return adapters + layer * layers + logits
 
     def memory(self, stage: str, sharded: bool, checkpointed: bool) -> dict[str, float]:
         """Return the parts of the estimate for a stage ("align", "finetune"), in bytes per GPU."""
@@ -104,8 +104,7 @@ def plan(setting: Setting, devices: int = 8) -> Plan:
     config = _llm_config(setting)
     with torch.device("meta"):
         encoders = {name: build_encoder(**spec, pretrained=False) for name, spec in setting.encoders.items()}
-        options = {"pool": tuple(setting.pool), "grid": None if setting.grid is None else tuple(setting.grid)}
-        mixer = build_mixer(setting.fusion, encoders, config.hidden_size, **options)
+        mixer = build_mixer(setting.fusion, encoders, config.hidden_size, pool=setting.pool, grid=setting.grid)
         llm = AutoModelForCausalLM.from_config(config)
     if mixer.tokens_per_image >= setting.max_length:
         raise ValueError(f"{mixer.tokens_per_image} visual tokens leave no room for text in max_length {setting.max_length}")

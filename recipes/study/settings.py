@@ -23,7 +23,7 @@ EXACT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-RowsAndColumns = Annotated[list[Count], Field(min_length=2, max_length=2)]
+RowsAndColumns = tuple[Count, Count]
 
 
 @dataclass(config=EXACT)
@@ -147,7 +147,7 @@ class Setting:
     `llm` cannot be reached. Training reads the model's own."""
     data: Data = field(default_factory=Data)
     fusion: Literal[tuple(FUSIONS)] = "interleaved"
-    pool: RowsAndColumns = field(default_factory=lambda: [1, 1])
+    pool: RowsAndColumns = (1, 1)
     """Token budget: this many (rows, columns) of patches are averaged."""
     grid: RowsAndColumns | None = None
     """The common grid (rows, columns); None is the first encoder's."""
