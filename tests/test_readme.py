@@ -2,7 +2,7 @@
 
 Two things are not done here: `pip install` is only checked to name extras that exist (`.ci/run` installs for real), and
 `python -m pytest` is not run inside itself. Everything runs in the test's process, since starting Python takes most of the time
-of most commands. Recipes run with --quick.
+of most commands. The main recipe runs with --quick and only its last row, which goes through all stages (`.ci/run` runs all rows).
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def run_command(words: list[str], patch: pytest.MonkeyPatch) -> None:
         assert result.exit_code == 0, f"{shlex.join(words)}\n{result.output}"
     elif words != ["python", "-m", "pytest"]:
         assert words[0] == "python" and words[1].startswith("recipes/"), f"no rule for {shlex.join(words)}"
-        quick = ["--quick"] if words[1].endswith("train_llava_mof_vig.py") and "--dry-run" not in words else []
-        patch.setattr("sys.argv", [*words[1:], *quick])
+        quick = words[1].endswith("train_llava_mof_vig.py") and "--dry-run" not in words
+        patch.setattr("sys.argv", [*words[1:], *(["--quick", "--rows", "interleaved+vig"] if quick else [])])
         importlib.import_module(Path(words[1]).stem).main()
 
 
