@@ -36,7 +36,6 @@ WEIGHTS = {
     "mini-lm": Path(mof.miniature.__file__).parent / "weights/mini-lm",
 }
 PENALTY = 30.0
-console = Console()
 
 
 def pixels_of(scenes: list[Scene], rng: np.random.Generator) -> Tensor:
@@ -131,21 +130,20 @@ def measure_language_model(pairs: int) -> dict[str, dict[str, float]]:
 def write_card(name: str, measured: dict[str, dict[str, float]], file: Path) -> None:
     """Print the measures, and write them into a card that describes the network as its card beside the weights does."""
     training = json.loads((WEIGHTS[name] / "training.json").read_text())
-    columns = list(next(iter(measured.values())))
-    shown = Table("pattern", *columns, title=name)
-    lines = ["| pattern | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for pattern, values in measured.items():
-        cells = [f"{value:.2f}" for value in values.values()]
-        shown.add_row(pattern, *cells)
-        lines.append(f"| {pattern} | " + " | ".join(cells) + " |")
-    console.print(shown)
+    columns = ["pattern", *next(iter(measured.values()))]
+    rows = [[pattern, *(f"{value:.2f}" for value in values.values())] for pattern, values in measured.items()]
+    shown = Table(*columns, title=name)
+    for cells in rows:
+        shown.add_row(*cells)
+    Console().print(shown)
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in [columns, ["---"] * len(columns), *rows])
     about, _, _ = (WEIGHTS[name] / "README.md").read_text().partition("Trained with `")  # is written by hand
     card = f"""{about}Trained with `recipes/train_miniature.py`: {training["samples"]:,} samples in {training["minutes"]} minutes on one CPU core, final {training["losses"]}.
 Apache-2.0, made by this project from nothing. Good for showing and testing, for nothing else.
 
 Measured with `recipes/measure_miniature.py` on scenes that no training shows:
 
-{chr(10).join(lines)}
+{table}
 """
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(card)
@@ -159,12 +157,9 @@ def main() -> None:
     options.output("write NETWORK/README.md into this folder; default: beside the weights")
     args = options.parse_args()
     for network in args.only:
-        if network == "mini-lm":
-            measured = measure_language_model(args.pairs)
-        else:
-            measured = measure_encoder(network, args.pairs, args.probe_scenes)
-        folder = args.output / network if args.output else WEIGHTS[network]
-        write_card(network, measured, folder / "README.md")
+        is_encoder = network != "mini-lm"
+        measured = measure_encoder(network, args.pairs, args.probe_scenes) if is_encoder else measure_language_model(args.pairs)
+        write_card(network, measured, (args.output / network if args.output else WEIGHTS[network]) / "README.md")
 
 
 if __name__ == "__main__":

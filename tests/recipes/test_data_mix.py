@@ -91,7 +91,7 @@ def test_no_caption_is_used_twice_and_none_is_lost_to_another_image(kinds: list[
     ]
     captions = [caption(f"cap{i}", f"{image}.jpg") for i, image in enumerate(images)]
     if len(captions) < sum(detailed for detailed, _ in kinds):
-        with pytest.raises(ValueError, match="cannot replace"):
+        with pytest.raises(ValueError, match=rf"\b{len(captions)} captions"):
             with_captions(mix, captions)
         return
     new, counts = with_captions(mix, captions)
@@ -104,13 +104,13 @@ def test_no_caption_is_used_twice_and_none_is_lost_to_another_image(kinds: list[
 
 def test_errors_say_what_is_missing():
     mix = [record("d", "<image>\nDescribe the following image.", image=f"{i}.jpg") for i in range(3)]
-    with pytest.raises(ValueError, match="no caption records"):
+    with pytest.raises(ValueError, match="caption"):
         with_captions(mix, [])
-    with pytest.raises(ValueError, match="2 captions cannot replace 3"):
+    with pytest.raises(ValueError, match="2 captions.* 3 "):
         with_captions(mix, [caption("1", "a.jpg"), caption("2", "b.jpg")])
-    with pytest.raises(ValueError, match="1 caption records have no image: bare"):
+    with pytest.raises(ValueError, match="bare"):
         with_captions(mix, [record("bare", "Hello?", image=None)])
-    with pytest.raises(ValueError, match="none of the 1 instruction records"):
+    with pytest.raises(ValueError, match=" 1 instruction"):
         with_captions([record("q", "<image>\nWhat is it?")], [caption("1", "a.jpg")])
 
 
