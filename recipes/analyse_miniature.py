@@ -18,8 +18,7 @@ import numpy as np
 from mof.miniature.language import DESCRIBE, description
 from mof.miniature.misleading import misleading_questions
 from mof.miniature.scenes import KINDS, PATTERNS, VALUES, Scene, render, sample_scene
-from study.analyses import analyse, analysis_options
-from study.command import run_recipe
+from study.command import analyse, analysis_options, run_recipe
 
 CHANGED = 4  # of the nine facts, in a partly matching image
 

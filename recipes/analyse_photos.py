@@ -20,8 +20,7 @@ import numpy as np
 
 from mof.data.records import images_of
 from mof.evals.chair import read_coco
-from study.analyses import analyse, analysis_options
-from study.command import run_recipe
+from study.command import analyse, analysis_options, run_recipe
 from study.run_data import read_run_data
 from study.settings import read_setting
 from vig.analyses.image_match import with_other_images

@@ -1,11 +1,12 @@
-"""Measure what the miniature's frozen networks can and cannot tell apart, and write their cards.
+"""Measure which differences the miniature's frozen networks see, and write their cards.
 
     python recipes/measure_miniature.py
 
-Held-out pairs of scenes that differ in one thing only, 100 for each of the nine patterns:
-- cosine of the two image embeddings, beside that of two drawings of one scene;
-- a linear probe (ridge regression, penalty fixed beforehand) on all patch tokens at the layer that language models read,
-  trained on 6,000 training scenes: how often it picks the right one of a pair's two options, for both pictures (chance 25 %).
+The measures on held-out pairs of scenes that differ in a single fact, 100 pairs for each of the nine patterns:
+- the cosine of the two image embeddings, beside the cosine of two drawings of the same scene;
+- the accuracy of a linear probe (ridge regression, penalty fixed beforehand) on all patch tokens at the layer that language models
+  read, trained on 6,000 training scenes: it must choose the right option of the pair's two for both pictures (chance 25 %).
+The language model answers the same questions from habit alone, and from facts in soft tokens.
 """
 
 import json
@@ -34,24 +35,7 @@ WEIGHTS = {
     "mini-dino": Path(encoders.__file__).parent / "weights/mini-dino",
     "mini-lm": Path(mof.miniature.__file__).parent / "weights/mini-lm",
 }
-ABOUT = {
-    "mini-clip": "open_clip's CLIP class around a 4-block, 192-wide vision transformer (timm), 40 px, 5 x 5 patches. Trained "
-    "contrastively on drawn scenes with captions that name the object always, its colour half of the time and nothing else.",
-    "mini-dino": "The same vision transformer without a text tower. Trained by self-distillation on drawn scenes alone: a student "
-    "finds, among a batch and among the pictures of a burst, the picture and the patch that its moving average saw, in other light "
-    "and with hidden patches. The pictures of a burst share background and place and differ in one thing, as successive frames do. "
-    "In a second phase the average sees the same scenes drawn again, with another background and elsewhere, and the mean of the "
-    "patch tokens is compared too. The teacher, the momentum and the masked patches are DINOv2's; the loss is contrastive: DINO's "
-    "clustering of a batch, tried first at this size, found little but backgrounds. A real DINOv2 never sees one scene drawn twice; "
-    "the second phase stands in for its 142 million photos.",
-    "mini-lm": "A 4-layer, 192-wide Llama with a byte-level BPE of at most 512 entries. Trained on descriptions of scenes and on "
-    "questions with answers (loss on the assistant's words). Before three of four stands the scene as soft tokens, sums of the "
-    "embeddings of the words that hold, with noise, where an image will stand later; the fourth has nothing to go by but habit: in "
-    "seven of ten cases a thing is as it usually is for its kind of object. It has never seen a picture. A large language model can "
-    "read such a context before it meets one; this one had to be taught.",
-}
 PENALTY = 30.0
-console = Console()
 
 
 def pixels_of(scenes: list[Scene], rng: np.random.Generator) -> Tensor:
@@ -60,7 +44,7 @@ def pixels_of(scenes: list[Scene], rng: np.random.Generator) -> Tensor:
 
 
 def patch_features(encoder: Encoder, pixels: Tensor) -> Tensor:
-    """All patch tokens of a picture as one vector, [N, 25 * 192 + 1] with a constant."""
+    """Return all patch tokens of each picture in a row, with a constant 1 at the end, [N, 25 * 192 + 1]."""
     tokens = torch.cat([encoder(chunk).tokens.flatten(1) for chunk in pixels.split(256)])
     return F.pad(tokens, (0, 1), value=1.0)
 
@@ -100,7 +84,7 @@ def measure_encoder(name: str, pairs: int, probe_scenes: int) -> dict[str, dict[
 def option_shares(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, scene: Scene, pattern: str, asked: str, told: Tensor | None = None
 ) -> dict[str, float]:
-    """How likely each option's answer is to follow the question, among the options of the pattern.
+    """Return the probability of each option's answer after the question, among the options of the pattern.
 
     Args:
         told: soft tokens [K, V] before the question; none by default.
@@ -121,7 +105,7 @@ def option_shares(
 
 
 def measure_language_model(pairs: int) -> dict[str, dict[str, float]]:
-    """How sure the model is of the usual answer when it is told nothing, and whether it reads what it is told."""
+    """Return by pattern the probability of the usual answer without a context, and the accuracy after soft tokens."""
     model, tokenizer = load_language_model("mini-lm")
     rng = np.random.default_rng(8)
     table = {}
@@ -144,25 +128,22 @@ def measure_language_model(pairs: int) -> dict[str, dict[str, float]]:
 
 
 def write_card(name: str, measured: dict[str, dict[str, float]], file: Path) -> None:
+    """Print the measures, and write them into a card that describes the network as its card beside the weights does."""
     training = json.loads((WEIGHTS[name] / "training.json").read_text())
-    columns = list(next(iter(measured.values())))
-    shown = Table("pattern", *columns, title=name)
-    lines = ["| pattern | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for pattern, values in measured.items():
-        cells = [f"{value:.2f}" for value in values.values()]
-        shown.add_row(pattern, *cells)
-        lines.append(f"| {pattern} | " + " | ".join(cells) + " |")
-    console.print(shown)
-    card = f"""# {name}
-
-{ABOUT[name]}
-
-Trained with `recipes/train_miniature.py`: {training["samples"]:,} samples in {training["minutes"]} minutes on one CPU core, final {training["losses"]}.
+    columns = ["pattern", *next(iter(measured.values()))]
+    rows = [[pattern, *(f"{value:.2f}" for value in values.values())] for pattern, values in measured.items()]
+    shown = Table(*columns, title=name)
+    for cells in rows:
+        shown.add_row(*cells)
+    Console().print(shown)
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in [columns, ["---"] * len(columns), *rows])
+    about, _, _ = (WEIGHTS[name] / "README.md").read_text().partition("Trained with `")  # is written by hand
+    card = f"""{about}Trained with `recipes/train_miniature.py`: {training["samples"]:,} samples in {training["minutes"]} minutes on one CPU core, final {training["losses"]}.
 Apache-2.0, made by this project from nothing. Good for showing and testing, for nothing else.
 
 Measured with `recipes/measure_miniature.py` on scenes that no training shows:
 
-{chr(10).join(lines)}
+{table}
 """
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(card)
@@ -176,12 +157,9 @@ def main() -> None:
     options.output("write NETWORK/README.md into this folder; default: beside the weights")
     args = options.parse_args()
     for network in args.only:
-        if network == "mini-lm":
-            measured = measure_language_model(args.pairs)
-        else:
-            measured = measure_encoder(network, args.pairs, args.probe_scenes)
-        folder = args.output / network if args.output else WEIGHTS[network]
-        write_card(network, measured, folder / "README.md")
+        is_encoder = network != "mini-lm"
+        measured = measure_encoder(network, args.pairs, args.probe_scenes) if is_encoder else measure_language_model(args.pairs)
+        write_card(network, measured, (args.output / network if args.output else WEIGHTS[network]) / "README.md")
 
 
 if __name__ == "__main__":

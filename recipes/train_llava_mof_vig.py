@@ -53,55 +53,59 @@ from vig.training import finetune
 console = Console()
 
 
-# --- data
-def read_data(setting: Setting, data_dir: Path, open_folder: Callable[[], RunFolder]) -> tuple[RunFolder, RunData]:
-    """Return the run's folder and its records. Files are read first, so that a mistyped path leaves no folder behind."""
-    if not setting.data.scenes:
-        records = read_run_data(setting.data, data_dir)
-        return open_folder(), records
-    folder, draw = open_folder(), dataclasses.asdict(setting.data.scenes)
-    folder.stage("data", lambda path: write_dataset(path, **draw, progress=True) if PartialState().is_main_process else None)
-    return folder, read_run_data(setting.data, folder.path("data"))
+# --- the run
+def main() -> None:
+    args = arguments()
+    # Several processes on CPUs find each other only when asked to; where one of them has more to do, the others wait, however long.
+    PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
+    console.quiet = not PartialState().is_main_process
+    setting = read_setting(args.config, **({"strict": True} if args.strict else {}))
+    if args.dry_run:
+        console.print(plan_tables(plan(setting, devices=args.devices)))
+        return
+    if args.quick and setting.data.scenes:
+        setting.data.scenes = dataclasses.replace(setting.data.scenes, **{k: v // 20 for k, v in vars(setting.data.scenes).items()})
+    rows = chosen_rows(args, setting)
+    fixed = {name: value for name, value in dataclasses.asdict(setting).items() if name != "strict"}  # a resumed run may change `strict`
+    identity = {"setting": fixed, "data_dir": str(args.data_dir.resolve())}
+    records = None if setting.data.scenes else read_run_data(setting.data, args.data_dir)  # a mistyped path leaves no folder behind
+    folder = RunFolder(args.output or Path("runs") / setting.name, identity, resume=args.resume)
+    if setting.data.scenes:
+        draw = dataclasses.asdict(setting.data.scenes)
+        folder.stage("data", lambda path: write_dataset(path, **draw, progress=True) if PartialState().is_main_process else None)
+        records = read_run_data(setting.data, folder.path("data"))
+    if records.mix:
+        console.print("detailed descriptions replaced by captions:", records.mix)
+    results = folder.read("results.json", {"rows": []})["rows"]
+    for seed in args.seeds:
+        for row in rows:
+            console.rule(f"{row.name}, seed {seed}")
+            results = [old for old in results if (old["name"], old["seed"]) != (row.name, seed)]
+            results.append(RowRun(row, setting, records, folder, seed)())
+            folder.write("results.json", {"rows": results})
+    show(results, args.compare, folder)
 
 
-# --- the stages. Each stage fills its own folder and is not done again on --resume.
-def build(setting: Setting, row: Row) -> tuple[MoFForConditionalGeneration, MoFProcessor]:
-    """Return a new model: pretrained encoders and language model, random adapters."""
-    llm, tokenizer = load_language_model(setting.llm, torch.bfloat16 if setting.bf16 else torch.float32)
-    encoders = {}
-    for name in row.encoders:  # the same encoder twice gets another name, and an adapter of its own
-        encoders[name if name not in encoders else f"{name}_again"] = build_encoder(**setting.encoders[name])
-    options = {"pool": tuple(setting.pool), "grid": setting.grid} | dict(row.options)
-    mixer = build_mixer(row.fusion, encoders, llm.config.get_text_config().hidden_size, **options)
-    model = MoFForConditionalGeneration.from_parts(mixer, llm, tokenizer)
-    return model, MoFProcessor.from_parts(model, tokenizer)
+def chosen_rows(args: argparse.Namespace, setting: Setting) -> list[Row]:
+    """Return the rows of the run or study, or those of them that --rows names."""
+    rows = COMPARISONS[args.compare](setting) if args.compare else table_rows(setting)
+    if unknown := set(args.rows or []) - {row.name for row in rows}:
+        raise ValueError(f"no rows {sorted(unknown)}; this run has {', '.join(row.name for row in rows)}")
+    return [row for row in rows if not args.rows or row.name in args.rows]
 
 
-def load(folder: Path) -> tuple[MoFForConditionalGeneration, MoFProcessor]:
-    """Return a saved model, on the CPU: the trainer moves or shards it."""
-    return AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+def show(results: list[dict[str, Any]], compare: str | None, folder: RunFolder) -> None:
+    console.print(*study_tables(results))
+    for row in results:
+        if "held_out" in row:
+            console.print(row["name"], "on held-out captions:", row["held_out"])
+    if compare and PartialState().is_main_process:
+        plot = plot_study if compare == "fusion" else plot_selection
+        plot(results, folder.path("plots"))
+    console.print(f"results: {folder.path('results.json')}")
 
 
-def train(
-    model: MoFForConditionalGeneration, processor: MoFProcessor, records: list[dict[str, Any]], stage: Stage, setting: Setting,
-    folder: Path, seed: int,
-) -> dict[str, Any]:  # fmt: skip
-    """Train the parameters that require gradient, from the folder's last checkpoint. Save model and processor into `folder`."""
-    per_device, accumulation = stage.split(PartialState().num_processes)
-    steps = stage.steps(len(records))
-    facts = finetune(
-        model, processor, records, folder, gradient_checkpointing=stage.gradient_checkpointing,
-        trainer_options={"max_length": setting.max_length, "strict": setting.strict}, seed=seed, bf16=setting.bf16,
-        learning_rate=stage.learning_rate, weight_decay=stage.weight_decay, warmup_steps=math.ceil(stage.warmup_ratio * steps),
-        num_train_epochs=stage.epochs, max_steps=stage.max_steps, per_device_train_batch_size=per_device,
-        gradient_accumulation_steps=accumulation, logging_steps=max(1, steps // 10), save_steps=max(1, steps // 4),
-        dataloader_num_workers=setting.workers,
-    )  # fmt: skip
-    if left_out := facts["left_out"]:
-        console.print(f"{left_out} times a record was left out, because its image cannot be used; the log names them")
-    return {name: facts[name] for name in ("seconds", "active_tokens", "losses")}
-
-
+# --- a row: its stages. Each stage fills its own folder and is not done again on --resume.
 @dataclass
 class RowRun:
     """The stages of a row with a seed, each in a folder under "seed-N". Rows that share stage 1 share its folder and its scores."""
@@ -174,6 +178,44 @@ class RowRun:
         return {"misled_accuracy": misleading_text(model, processor, questions, progress=True)["misled"].question_accuracy}
 
 
+# --- parts of the stages
+def build(setting: Setting, row: Row) -> tuple[MoFForConditionalGeneration, MoFProcessor]:
+    """Return a new model: pretrained encoders and language model, random adapters."""
+    llm, tokenizer = load_language_model(setting.llm, torch.bfloat16 if setting.bf16 else torch.float32)
+    encoders = {}
+    for name in row.encoders:  # the same encoder twice gets another name, and an adapter of its own
+        encoders[name if name not in encoders else f"{name}_again"] = build_encoder(**setting.encoders[name])
+    options = {"pool": setting.pool, "grid": setting.grid} | dict(row.options)
+    mixer = build_mixer(row.fusion, encoders, llm.config.get_text_config().hidden_size, **options)
+    model = MoFForConditionalGeneration.from_parts(mixer, llm, tokenizer)
+    return model, MoFProcessor.from_parts(model, tokenizer)
+
+
+def load(folder: Path) -> tuple[MoFForConditionalGeneration, MoFProcessor]:
+    """Return a saved model, on the CPU: the trainer moves or shards it."""
+    return AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+
+
+def train(
+    model: MoFForConditionalGeneration, processor: MoFProcessor, records: list[dict[str, Any]], stage: Stage, setting: Setting,
+    folder: Path, seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Train the parameters that require gradient, from the folder's last checkpoint. Save model and processor into `folder`."""
+    per_device, accumulation = stage.split(PartialState().num_processes)
+    steps = stage.steps(len(records))
+    facts = finetune(
+        model, processor, records, folder, gradient_checkpointing=stage.gradient_checkpointing,
+        trainer_options={"max_length": setting.max_length, "strict": setting.strict}, seed=seed, bf16=setting.bf16,
+        learning_rate=stage.learning_rate, weight_decay=stage.weight_decay, warmup_steps=math.ceil(stage.warmup_ratio * steps),
+        num_train_epochs=stage.epochs, max_steps=stage.max_steps, per_device_train_batch_size=per_device,
+        gradient_accumulation_steps=accumulation, logging_steps=max(1, steps // 10), save_steps=max(1, steps // 4),
+        dataloader_num_workers=setting.workers,
+    )  # fmt: skip
+    if left_out := facts["left_out"]:
+        console.print(f"{left_out} times a record was left out, because its image cannot be used; the log names them")
+    return {name: facts[name] for name in ("seconds", "active_tokens", "losses")}
+
+
 def select_by(way: str, scores: Scores, keep: float, seed: int) -> Selection:
     """Return the selection that a way of `study.rows.WAYS` makes."""
     if way == "vig-tokens":
@@ -184,7 +226,6 @@ def select_by(way: str, scores: Scores, keep: float, seed: int) -> Selection:
     return selection
 
 
-# --- measuring
 def evaluate(model: MoFForConditionalGeneration, processor: MoFProcessor, records: RunData, setting: Setting) -> dict[str, Any]:
     """Return the accuracy on the held-out pairs and VIG on the held-out captions, where the data has them."""
     accuracy: dict[str, Any] = {"pair_accuracy": None, "question_accuracy": None, "by_pattern": {}}
@@ -203,7 +244,7 @@ def held_out_vig(model: MoFForConditionalGeneration, processor: MoFProcessor, re
     return {"held_out": right_against_other_image(model, processor, records.held_out, **options)}
 
 
-# --- the command
+# --- the command line
 def arguments() -> argparse.Namespace:
     options = Options(__doc__)
     here = Path(__file__).parent / "configs"
@@ -223,53 +264,6 @@ def arguments() -> argparse.Namespace:
     options.add_argument("--devices", type=int, default=8, help="GPUs to plan for, with --dry-run")
     options.add_argument("--quick", action="store_true", help="a twentieth of the miniature, to see that everything works")
     return options.parse_args()
-
-
-def chosen_rows(args: argparse.Namespace, setting: Setting) -> list[Row]:
-    """Return the rows of the run or study, or those of them that --rows names."""
-    rows = COMPARISONS[args.compare](setting) if args.compare else table_rows(setting)
-    if unknown := set(args.rows or []) - {row.name for row in rows}:
-        raise ValueError(f"no rows {sorted(unknown)}; this run has {', '.join(row.name for row in rows)}")
-    return [row for row in rows if not args.rows or row.name in args.rows]
-
-
-def show(results: list[dict[str, Any]], compare: str | None, folder: RunFolder) -> None:
-    console.print(*study_tables(results))
-    for row in results:
-        if "held_out" in row:
-            console.print(row["name"], "on held-out captions:", row["held_out"])
-    if compare and PartialState().is_main_process:
-        plot = plot_study if compare == "fusion" else plot_selection
-        plot(results, folder.path("plots"))
-    console.print(f"results: {folder.path('results.json')}")
-
-
-def main() -> None:
-    args = arguments()
-    # Several processes on CPUs find each other only when asked to; where one of them has more to do, the others wait, however long.
-    PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
-    console.quiet = not PartialState().is_main_process
-    setting = read_setting(args.config, **({"strict": True} if args.strict else {}))
-    if args.dry_run:
-        console.print(plan_tables(plan(setting, devices=args.devices)))
-        return
-    if args.quick and setting.data.scenes:
-        setting.data.scenes = dataclasses.replace(setting.data.scenes, **{k: v // 20 for k, v in vars(setting.data.scenes).items()})
-    rows = chosen_rows(args, setting)
-    fixed = {name: value for name, value in dataclasses.asdict(setting).items() if name != "strict"}  # a resumed run may change `strict`
-    identity = {"setting": fixed, "data_dir": str(args.data_dir.resolve())}
-    path = args.output or Path("runs") / setting.name
-    folder, records = read_data(setting, args.data_dir, lambda: RunFolder(path, identity, resume=args.resume))
-    if records.summary:
-        console.print(records.summary)
-    results = folder.read("results.json", {"rows": []})["rows"]
-    for seed in args.seeds:
-        for row in rows:
-            console.rule(f"{row.name}, seed {seed}")
-            results = [old for old in results if (old["name"], old["seed"]) != (row.name, seed)]
-            results.append(RowRun(row, setting, records, folder, seed)())
-            folder.write("results.json", {"rows": results})
-    show(results, args.compare, folder)
 
 
 if __name__ == "__main__":

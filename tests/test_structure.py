@@ -51,10 +51,3 @@ def test_importing_the_packages_loads_no_torch() -> None:
     loaded = loaded_by("import encoders, mof, vig")
     assert {"encoders", "mof", "vig"} <= loaded
     assert not loaded & {"torch", "transformers", "timm", "open_clip", "pyarrow", "PIL", "numpy"}
-
-
-def test_vig_needs_no_model_of_this_library() -> None:
-    """`vig` takes any image-text-to-text model: even its public names load nothing of `mof` but `mof.data`."""
-    loaded = {module for module in loaded_by("import vig\nfor name in vig.__all__: getattr(vig, name)") if module.startswith("mof.")}
-    assert any(module.startswith("mof.data.") for module in loaded)
-    assert {module for module in loaded if module != "mof.data" and not module.startswith("mof.data.")} == set()

@@ -1,1 +1,1 @@
-"""What only recipes need: settings, plans, run folders, rows and tables of a study."""
+"""Modules that only recipes need: settings, plans, run folders, rows and tables of a study."""

@@ -1,4 +1,4 @@
-"""The command line of a recipe: options with hyphens, errors of users in a line."""
+"""The command line of a recipe: options with hyphens, errors of users in a line. The two recipes of analyses share more."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from rich.console import Console
 
-FORMER_NAMES = {"--output-dir": "--output"}
+from encoders.command_groups import OLD_SPELLINGS
+from encoders.runs import write_json
+from vig.analyses.comparison import compare_models
+from vig.analyses.image_match import Groups
+from vig.analyses.misleading_text import Question
 
 
 class Options(argparse.ArgumentParser):
@@ -25,9 +30,10 @@ class Options(argparse.ArgumentParser):
         self.add_argument("--output", "-o", type=Path, help=help, **options)
 
     def data_folder(self, help: str) -> None:
+        """Add `--data-dir`, the folder that paths in settings are relative to."""
         self.add_argument("--data-dir", type=Path, default=Path("data"), help=help)
 
-    def parse_args(self, args: Sequence[str] | None = None) -> argparse.Namespace:  # type: ignore[override]
+    def parse_args(self, args: Sequence[str] | None = None) -> argparse.Namespace:
         return super().parse_args([current_spelling(word) for word in (sys.argv[1:] if args is None else args)])
 
 
@@ -37,11 +43,11 @@ def current_spelling(word: str) -> str:
         return word
     name, sign, value = word.partition("=")
     name = name.replace("_", "-")
-    return FORMER_NAMES.get(name, name) + sign + value
+    return OLD_SPELLINGS.get(name, name) + sign + value
 
 
 def run_recipe(main: Callable[[], None]) -> None:
-    """Run a recipe's `main`. Transformers stays quiet, and what the user can mend is told without a traceback."""
+    """Run a recipe's `main`. Transformers stays quiet, and errors that the user can mend are printed without a traceback."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers fork after the tokenizer was used
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()  # of loading and saving weights; training keeps its own
@@ -49,3 +55,20 @@ def run_recipe(main: Callable[[], None]) -> None:
         main()
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
+
+
+def analysis_options(docstring: str | None) -> Options:
+    """Return the options of both recipes of analyses, for the recipe to add its own."""
+    options = Options(docstring)
+    options.add_argument("models", type=Path, nargs="+", help="folders of saved models")
+    options.add_argument("--seed", type=int, default=0, help="seed of everything that is drawn")
+    options.output("JSON file for the figures")
+    return options
+
+
+def analyse(args: argparse.Namespace, groups: Groups, questions: Sequence[Question]) -> None:
+    """Analyse the models that `args` names: print the tables, and write the figures into `--output` if given."""
+    comparison = compare_models(args.models, groups, questions)
+    Console().print(*comparison.tables())
+    if args.output:
+        write_json(args.output, comparison.figures())

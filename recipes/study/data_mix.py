@@ -13,7 +13,6 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from mof.data.records import IMAGE_PLACEHOLDER
@@ -57,21 +56,9 @@ PROMPTS = frozenset({
 """Prompts for detailed descriptions, lower case, without punctuation."""
 
 
-@dataclass(frozen=True)
-class MixSummary:
-    """Counts of records that `with_captions` saw and replaced."""
-
-    records: int
-    """Records of the mix; as many before as after."""
-    replaced: int
-    """Detailed descriptions that captions replaced."""
-    same_image: int
-    """How many of these captions describe the same image as the description that they replace."""
-    captions: int
-    """All captions that were given."""
-
-
-def with_captions(instructions: Sequence[RawRecord], captions: Sequence[RawRecord], seed: int = 0) -> tuple[list[RawRecord], MixSummary]:
+def with_captions(
+    instructions: Sequence[RawRecord], captions: Sequence[RawRecord], seed: int = 0
+) -> tuple[list[RawRecord], dict[str, int]]:
     """Return the instruction mix with each detailed description replaced, in its place, by a caption record.
 
     A caption of the same image is taken if there is one, otherwise a random caption of the rest; each caption at most once. The
@@ -82,7 +69,8 @@ def with_captions(instructions: Sequence[RawRecord], captions: Sequence[RawRecor
         captions: LLaVA dicts with an image each, such as `sharegpt4v_instruct_gpt4-vision_cap100k.json`.
 
     Returns:
-        The new mix, and a summary of counts.
+        The new mix, and its counts: "records" of the mix, "replaced" descriptions, "same image" captions, which describe the
+        image of the description that they replace, and all given "captions".
 
     Raises:
         ValueError: when there are no captions or fewer than detailed descriptions, when a caption has no image, or when the
@@ -97,12 +85,11 @@ def with_captions(instructions: Sequence[RawRecord], captions: Sequence[RawRecor
     for place in places:
         if same := by_image.get(instructions[place]["image"]):
             chosen[place] = same.pop()
-    same_image, used = len(chosen), set(chosen.values())
-    rest = [number for number in range(len(captions)) if number not in used]
+    counts = {"records": len(instructions), "replaced": len(places), "same image": len(chosen), "captions": len(captions)}
+    rest = sorted(set(range(len(captions))).difference(chosen.values()))
     open_places = [place for place in places if place not in chosen]
     chosen.update(zip(open_places, random.Random(seed).sample(rest, len(open_places)), strict=True))
-    mix = [captions[chosen[place]] if place in chosen else record for place, record in enumerate(instructions)]
-    return mix, MixSummary(len(mix), len(places), same_image, len(captions))
+    return [captions[chosen[place]] if place in chosen else record for place, record in enumerate(instructions)], counts
 
 
 def is_detailed_description(record: RawRecord) -> bool:
@@ -122,7 +109,7 @@ def _check(descriptions: int, records: int, captions: Sequence[RawRecord]) -> No
     if not descriptions:
         raise ValueError(f"none of the {records} instruction records is a detailed description; is this LLaVA's mix?")
     if len(captions) < descriptions:
-        raise ValueError(f"{len(captions)} captions cannot replace {descriptions} detailed descriptions one for one; give more")
+        raise ValueError(f"{len(captions)} captions cannot replace {descriptions} detailed descriptions; give more")
 
 
 def _plain(question: str) -> str:

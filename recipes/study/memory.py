@@ -17,9 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 GIB = 2**30
-USABLE = 0.9
-"""Share of a GPU's memory that the estimate may fill."""
-LAYOUTS = ("data parallel", "sharded")
+GPU = 80
+"""GiB of a GPU. The estimate may fill nine tenths."""
 
 
 @dataclass(frozen=True)
@@ -42,18 +41,3 @@ class Layer:
         attention = 2 * width * (self.queries + self.keys)
         mlp = width * self.mlp * (3 + trainable)
         return 2 * norm + attention + mlp
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes on one GPU."""
-
-    weights: float
-    gradients: float
-    optimizer: float
-    gathered: float
-    activations: float
-
-    @property
-    def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.gathered + self.activations

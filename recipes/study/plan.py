@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from encoders import build_encoder
 from mof.adapter import Mixer, build_mixer
 from mof.language_models import MINI_LM
-from study.memory import GIB, LAYOUTS, USABLE, Layer, Memory
-from study.settings import Setting, Stage
+from study.memory import GIB, GPU, Layer
+from study.settings import Setting
 
 CAPTION_TOKENS = 128
 """Text tokens of the longest stage 1 record in a batch: LLaVA's captions and prompts have fewer."""
@@ -25,10 +25,8 @@ CAPTION_TOKENS = 128
 class Plan:
     """Sizes, steps and memory of a setting. `study.plan_tables` shows them."""
 
-    name: str
+    setting: Setting
     devices: int
-    gpu_memory: float
-    """GiB of one GPU."""
     encoders: dict[str, int]
     """Parameters of each encoder's vision tower. A text tower takes no part in training and is not counted."""
     adapters: int
@@ -37,23 +35,24 @@ class Plan:
     trainable: dict[str, int]
     """Trained parameters by stage."""
     tokens_per_image: int
-    stages: dict[str, Stage]
-    """ "align" and "finetune"."""
     steps: dict[str, int | None]
     """Steps by stage, and of "finetune, VIG" with the selected records only. None where the number of records is not known."""
     tokens: dict[str, int]
     """Tokens of a record, by stage: visual tokens and a caption, or the longest record that max_length allows."""
+    config: PreTrainedConfig
+    """The language model's."""
     layer: Layer
-    layers: int
-    vocabulary: int
     decoder_layer: int
     """Parameters of one decoder layer."""
     embeddings: int
     """Parameters of the input and output embeddings."""
     adapter_bytes: int
     """Bytes that the adapters keep for the backward pass, per image."""
-    width: int
-    """Bytes of a number outside the master weights: 2 for bf16, else 4."""
+
+    @property
+    def width(self) -> int:
+        """Bytes of a number outside the master weights."""
+        return 2 if self.setting.bf16 else 4
 
     @property
     def total(self) -> int:
@@ -66,45 +65,37 @@ class Plan:
         are not alive at the same moment. Else: all layers and the logits. A logit takes 14 bytes: 2 in bf16, and 4 each
         as fp32, as log-softmax and as its gradient. In both cases the adapters hold an image per record.
         """
-        records, _ = self.stages[stage].split(self.devices)
+        records, _ = self.setting.stages[stage].split(self.devices)
         tokens = records * self.tokens[stage]
         layer = tokens * self.layer.saved(stage == "finetune", self.width)
-        logits = tokens * self.vocabulary * (14 if self.width == 2 else 12)
-        boundaries = tokens * self.layer.hidden * self.width * self.layers
-        return records * self.adapter_bytes + (boundaries + max(layer, logits) if checkpointed else layer * self.layers + logits)
+        logits = tokens * self.config.vocab_size * (14 if self.width == 2 else 12)
+        adapters, layers = records * self.adapter_bytes, self.config.num_hidden_layers
+        if checkpointed:
+            return adapters + tokens * self.layer.hidden * self.width * layers + max(layer, logits)
+        return adapters + layer * layers + logits
 
-    def memory(self, stage: str, layout: str = "sharded", checkpointed: bool | None = None) -> Memory:
-        """Return the estimate for a stage ("align", "finetune") and a layout of `LAYOUTS`.
-
-        `checkpointed` is the stage's own setting unless given. ValueError for another stage or layout.
-        """
-        if stage not in self.stages or layout not in LAYOUTS:
-            raise ValueError(f"expected a stage of {list(self.stages)} and a layout of {LAYOUTS}, got {stage!r}, {layout!r}")
-        if checkpointed is None:
-            checkpointed = self.stages[stage].gradient_checkpointing
-        trainable, share = self.trainable[stage], self.devices if layout == "sharded" else 1
+    def memory(self, stage: str, sharded: bool, checkpointed: bool) -> dict[str, float]:
+        """Return the parts of the estimate for a stage ("align", "finetune"), in bytes per GPU."""
+        trainable, share = self.trainable[stage], self.devices if sharded else 1
         frozen_encoders = sum(self.encoders.values()) + self.adapters - self.trainable["align"]
         frozen = self.total - trainable - frozen_encoders
         copies = trainable if self.width < 4 else 0
-        gathered = 2 * self.decoder_layer + self.embeddings if layout == "sharded" else copies
-        return Memory(
-            weights=(4 * trainable + self.width * frozen) / share + self.width * frozen_encoders,
-            gradients=4 * trainable / share,
-            optimizer=8 * trainable / share,
-            gathered=gathered * self.width,
-            activations=self.activations(stage, checkpointed),
-        )
-
-    def fits(self, memory: Memory) -> bool:
-        return memory.total <= USABLE * self.gpu_memory * GIB
+        gathered = 2 * self.decoder_layer + self.embeddings if sharded else copies
+        return {
+            "weights": (4 * trainable + self.width * frozen) / share + self.width * frozen_encoders,
+            "gradients": 4 * trainable / share,
+            "optimizer": 8 * trainable / share,
+            "gathered": gathered * self.width,
+            "activations": self.activations(stage, checkpointed),
+        }
 
 
-def plan(setting: Setting, devices: int = 8, gpu_memory: float = 80.0) -> Plan:
-    """Return the plan of a setting. It reads no weights, and needs no network when `llm_config` is given.
+def fits(memory: dict[str, float]) -> bool:
+    return sum(memory.values()) <= 0.9 * GPU * GIB
 
-    Args:
-        devices: GPUs.
-        gpu_memory: GiB of one GPU.
+
+def plan(setting: Setting, devices: int = 8) -> Plan:
+    """Return the plan of a setting on this many GPUs. It reads no weights, and needs no network when `llm_config` is given.
 
     Raises:
         ValueError: for a language model whose config is neither in the setting nor in a local folder, or that is not of the
@@ -113,40 +104,31 @@ def plan(setting: Setting, devices: int = 8, gpu_memory: float = 80.0) -> Plan:
     config = _llm_config(setting)
     with torch.device("meta"):
         encoders = {name: build_encoder(**spec, pretrained=False) for name, spec in setting.encoders.items()}
-        options = {"pool": tuple(setting.pool), "grid": None if setting.grid is None else tuple(setting.grid)}
-        mixer = build_mixer(setting.fusion, encoders, config.hidden_size, **options)
+        mixer = build_mixer(setting.fusion, encoders, config.hidden_size, pool=setting.pool, grid=setting.grid)
         llm = AutoModelForCausalLM.from_config(config)
     if mixer.tokens_per_image >= setting.max_length:
         raise ValueError(f"{mixer.tokens_per_image} visual tokens leave no room for text in max_length {setting.max_length}")
     adapters = sum(p.numel() for name, p in mixer.named_parameters() if not name.startswith("encoders."))
     towers = {name: _vision_size(spec) for name, spec in setting.encoders.items()}
     mixer_trainable = adapters + sum(towers[name] for name, encoder in encoders.items() if not encoder.frozen)
-    stages = {"align": setting.align, "finetune": setting.finetune}
-    for stage in stages.values():
+    for stage in setting.stages.values():
         stage.split(devices)
     head, table = llm.get_output_embeddings(), llm.get_input_embeddings()
     return Plan(
-        name=setting.name,
+        setting=setting,
         devices=devices,
-        gpu_memory=gpu_memory,
         encoders=towers,
         adapters=adapters,
         llm=_size(llm),
         trainable={"align": mixer_trainable, "finetune": mixer_trainable + _size(llm)},
         tokens_per_image=mixer.tokens_per_image,
-        stages=stages,
         steps=_steps(setting),
-        tokens={
-            "align": min(setting.max_length, mixer.tokens_per_image + CAPTION_TOKENS),
-            "finetune": setting.max_length,
-        },
+        tokens={"align": min(setting.max_length, mixer.tokens_per_image + CAPTION_TOKENS), "finetune": setting.max_length},
+        config=config,
         layer=_layer(config),
-        layers=config.num_hidden_layers,
-        vocabulary=config.vocab_size,
         decoder_layer=_size(llm.model.layers[0]),
         embeddings=_size(nn.ModuleList([head, table])),
         adapter_bytes=_adapter_bytes(mixer, 2 if setting.bf16 else 4),
-        width=2 if setting.bf16 else 4,
     )
 
 

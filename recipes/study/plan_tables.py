@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.console import Group
 from rich.table import Table
 
-from study.memory import GIB, LAYOUTS
-from study.plan import Plan
+from study.memory import GIB, GPU
+from study.plan import Plan, fits
 
 
 def plan_tables(plan: Plan) -> Group:
@@ -15,23 +15,23 @@ def plan_tables(plan: Plan) -> Group:
 
 
 def parts_table(plan: Plan) -> Table:
-    table = Table("part", title=f"{plan.name}: {plan.tokens_per_image:,} visual tokens per image")
-    for header in ("parameters", "trained in stage 1", "trained in stage 2"):
-        table.add_column(header, justify="right")
+    table = _table(
+        f"{plan.setting.name}: {plan.tokens_per_image:,} visual tokens per image",
+        ["part"],
+        ["parameters", "trained in stage 1", "trained in stage 2"],
+    )
     for name, count in plan.encoders.items():
         table.add_row(f"encoder {name} (vision tower)", f"{count:,}", "", "")
-    table.add_row("adapters", f"{plan.adapters:,}", f"{plan.adapters:,}", f"{plan.adapters:,}")
+    table.add_row("adapters", *[f"{plan.adapters:,}"] * 3)
     table.add_row("language model", f"{plan.llm:,}", "", f"{plan.llm:,}")
     table.add_row("total", f"{plan.total:,}", f"{plan.trainable['align']:,}", f"{plan.trainable['finetune']:,}", style="bold")
     return table
 
 
 def steps_table(plan: Plan) -> Table:
-    table = Table("stage", title=f"steps on {plan.devices} GPUs")
-    for header in ("steps", "batch", "per GPU", "accumulated", "learning rate"):
-        table.add_column(header, justify="right")
+    table = _table(f"steps on {plan.devices} GPUs", ["stage"], ["steps", "batch", "per GPU", "accumulated", "learning rate"])
     for name, count in plan.steps.items():
-        stage = plan.stages[name.split(",")[0]]
+        stage = plan.setting.stages[name.split(",")[0]]
         records, passes = stage.split(plan.devices)
         steps = "number of records unknown" if count is None else f"{count:,}"
         table.add_row(name, steps, str(stage.batch_size), str(records), str(passes), f"{stage.learning_rate:g}")
@@ -39,21 +39,24 @@ def steps_table(plan: Plan) -> Table:
 
 
 def memory_table(plan: Plan) -> Table:
-    table = Table("stage", "layout", title=f"estimated GiB per GPU of {plan.gpu_memory:g} GiB")
-    columns = ("weights", "gradients", "optimizer", "gathered", "activations", "total", "fits")
-    for header in columns:
-        table.add_column(header, justify="right")
-    for stage in plan.stages:
-        for layout in LAYOUTS:
+    parts = ["weights", "gradients", "optimizer", "gathered", "activations"]
+    table = _table(f"estimated GiB per GPU of {GPU} GiB", ["stage", "layout"], [*parts, "total", "fits"])
+    for name, stage in plan.setting.stages.items():
+        for layout, sharded in (("data parallel", False), ("sharded", True)):
             for checkpointed in (True, False):
-                memory = plan.memory(stage, layout, checkpointed)
-                used = checkpointed == plan.stages[stage].gradient_checkpointing
-                numbers = (memory.weights, memory.gradients, memory.optimizer, memory.gathered, memory.activations, memory.total)
+                memory = plan.memory(name, sharded, checkpointed)
                 table.add_row(
-                    stage,
+                    name,
                     layout + (", checkpointed" if checkpointed else ""),
-                    *(f"{number / GIB:.1f}" for number in numbers),
-                    "yes" if plan.fits(memory) else "no",
-                    style="bold" if used else "dim",
+                    *(f"{size / GIB:.1f}" for size in [*(memory[part] for part in parts), sum(memory.values())]),
+                    "yes" if fits(memory) else "no",
+                    style="bold" if checkpointed == stage.gradient_checkpointing else "dim",
                 )
+    return table
+
+
+def _table(title: str, texts: list[str], numbers: list[str]) -> Table:
+    table = Table(*texts, title=title)
+    for heading in numbers:
+        table.add_column(heading, justify="right")
     return table

@@ -26,8 +26,8 @@ class RunData:
     """Captions of photos that neither stage sees."""
     pairs: list[Question]
     """MMVP's questions about held-out scenes; only the miniature has them."""
-    summary: str = ""
-    """What the data mix replaced, where it did."""
+    mix: dict[str, int]
+    """Counts of `study.data_mix.with_captions`; empty without captions."""
 
 
 def read_run_data(data: Data, data_dir: Path) -> RunData:
@@ -42,25 +42,25 @@ def read_run_data(data: Data, data_dir: Path) -> RunData:
     align, finetune, captions = (
         [record for file in files for record in read_records(data_dir / file)] for files in (data.align, data.finetune, data.captions)
     )
-    summary = None
-    if captions:
-        finetune, summary = with_captions(finetune, captions)
+    finetune, mix = with_captions(finetune, captions) if captions else (finetune, {})
     align, finetune = (_checked(records, folders) for records in (align, finetune))
     photos = sorted({image for record in align for image in record["images"]})
     held_out = set(_spaced(photos, data.held_out))
     if len(held_out) == 1:
-        raise ValueError(f"held_out {data.held_out} of {len(photos)} images is a single one; two are needed, to show one for the other")
+        raise ValueError(
+            f"held_out {data.held_out} of {len(photos)} images is a single image; two are needed, to show each in place of the other"
+        )
     return RunData(
         align=[record for record in align if held_out.isdisjoint(record["images"])],
         finetune=[record for record in finetune if held_out.isdisjoint(record["images"])],
         held_out=[record for record in align if not held_out.isdisjoint(record["images"])],
         pairs=read_mmvp(data_dir / "MMVP") if data.scenes else [],
-        summary=str(summary or ""),
+        mix=mix,
     )
 
 
 def _checked(records: Sequence[Any], folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return the records with their images found and with unequal ids. Refuse what training would choke on hours later."""
+    """Return the records with paths of their images and with unequal ids. Refuse records that would end training hours later."""
     checked, problems, times = [], [], Counter[str]()
     for raw in records:
         try:

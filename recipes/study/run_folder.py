@@ -21,7 +21,7 @@ class RunFolder:
 
     Args:
         path: the folder; it is made when the first file is written.
-        identity: what makes this run this run, JSON-able.
+        identity: the setting and everything else in which this run differs from another run, JSON-able.
         resume: go on with what the folder holds.
 
     Raises:
@@ -31,14 +31,18 @@ class RunFolder:
     def __init__(self, path: Path, identity: dict[str, Any], *, resume: bool = False) -> None:
         self.folder = path
         file = RunFile(path / "run.json", "training run", FORMAT, "give another --output")
-        begun = file.path.is_file()
+        if not file.path.is_file():
+            file.refuse_foreign()
+        else:
+            _number(file)
+            file.claim(identity)
+            if not resume:
+                raise ValueError(f"{path} holds this run already; give --resume to go on with it, or another --output")
         PartialState().wait_for_everyone()  # no process writes before every process has looked
-        file.claim(identity)
-        if begun and not resume:
-            raise ValueError(f"{path} holds this run already; give --resume to go on with it, or another --output")
-        PartialState().wait_for_everyone()
         if PartialState().is_main_process:
             remove_unfinished(path)
+            file.claim(identity)
+        PartialState().wait_for_everyone()
 
     def path(self, name: str) -> Path:
         return self.folder / name
@@ -63,3 +67,13 @@ class RunFolder:
         if PartialState().is_main_process:
             write_json(self.path(name), content)
         PartialState().wait_for_everyone()
+
+
+def _number(file: RunFile) -> None:
+    """Rewrite the file of a run that was begun before formats were numbered: it holds the bare identity."""
+    try:
+        content = json.loads(file.path.read_text(encoding="utf-8"))
+    except ValueError:
+        return  # `claim` refuses a damaged file
+    if isinstance(content, dict) and "identity" not in content and "setting" in content:
+        file.write(content)

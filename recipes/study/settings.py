@@ -23,7 +23,7 @@ EXACT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Count = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-RowsAndColumns = Annotated[list[Count], Field(min_length=2, max_length=2)]
+RowsAndColumns = tuple[Count, Count]
 
 
 @dataclass(config=EXACT)
@@ -72,7 +72,7 @@ class Stage:
 
 @dataclass(config=EXACT)
 class Scenes:
-    """How much of the miniature world is drawn, in place of files (`mof.miniature.write_dataset`)."""
+    """Numbers of scenes of the miniature world that are drawn, in place of files (`mof.miniature.write_dataset`)."""
 
     align: CountOrZero
     finetune: CountOrZero
@@ -102,7 +102,7 @@ class Data:
     finetune_records: Count | None = None
     """Expected number of stage 2 records."""
     text_records: CountOrZero = 0
-    """How many of `finetune_records` have no image: VIG keeps these whole, whatever `keep` says. For planning."""
+    """Number of `finetune_records` without an image: VIG keeps all of them, whatever `keep` says. For planning."""
 
     def __post_init__(self) -> None:
         if self.finetune_records is not None and self.text_records > self.finetune_records:
@@ -147,7 +147,7 @@ class Setting:
     `llm` cannot be reached. Training reads the model's own."""
     data: Data = field(default_factory=Data)
     fusion: Literal[tuple(FUSIONS)] = "interleaved"
-    pool: RowsAndColumns = field(default_factory=lambda: [1, 1])
+    pool: RowsAndColumns = (1, 1)
     """Token budget: this many (rows, columns) of patches are averaged."""
     grid: RowsAndColumns | None = None
     """The common grid (rows, columns); None is the first encoder's."""
@@ -162,6 +162,10 @@ class Setting:
     """Processes per device that read records while the device computes."""
     strict: bool = False
     """End at the first image that cannot be used; otherwise its record is logged, counted and left out."""
+
+    @property
+    def stages(self) -> dict[str, Stage]:
+        return {"align": self.align, "finetune": self.finetune}
 
 
 def read_setting(path: str | Path, **overrides: Any) -> Setting:

@@ -72,11 +72,11 @@ def test_descriptions_give_way_in_place_and_the_same_image_comes_first():
     ]
     captions = [caption(f"s{i}", f"sam/images/{i}.jpg") for i in range(3)] + [caption("c7", "coco/train2017/7.jpg")]
     before = copy.deepcopy((mix, captions))
-    new, summary = with_captions(mix, captions)
-    assert [one["id"] for one in new[:3]] == ["a", "c7", "c"] and new[3] in captions[:3]
-    assert (summary.records, summary.replaced, summary.same_image, summary.captions) == (4, 2, 1, 4)
+    new, counts = with_captions(mix, captions)
+    assert [row["id"] for row in new[:3]] == ["a", "c7", "c"] and new[3] in captions[:3]
+    assert counts == {"records": 4, "replaced": 2, "same image": 1, "captions": 4}
     assert (mix, captions) == before  # nothing was changed in place
-    assert with_captions(mix, captions) == (new, summary)  # and nothing depends on chance
+    assert with_captions(mix, captions) == (new, counts)  # and nothing depends on chance
     choices = {with_captions(mix, captions, seed=seed)[0][3]["id"] for seed in range(20)}
     assert choices == {"s0", "s1", "s2"}
 
@@ -91,26 +91,26 @@ def test_no_caption_is_used_twice_and_none_is_lost_to_another_image(kinds: list[
     ]
     captions = [caption(f"cap{i}", f"{image}.jpg") for i, image in enumerate(images)]
     if len(captions) < sum(detailed for detailed, _ in kinds):
-        with pytest.raises(ValueError, match="cannot replace"):
+        with pytest.raises(ValueError, match=rf"\b{len(captions)} captions"):
             with_captions(mix, captions)
         return
-    new, summary = with_captions(mix, captions)
-    placed = [one["id"] for one in new if one["id"].startswith("cap")]
-    assert len(placed) == len(set(placed)) == summary.replaced == sum(detailed for detailed, _ in kinds)
-    assert all(one is old for one, old, (detailed, _) in zip(new, mix, kinds, strict=True) if not detailed)
+    new, counts = with_captions(mix, captions)
+    placed = [row["id"] for row in new if row["id"].startswith("cap")]
+    assert len(placed) == len(set(placed)) == counts["replaced"] == sum(detailed for detailed, _ in kinds)
+    assert all(kept is old for kept, old, (detailed, _) in zip(new, mix, kinds, strict=True) if not detailed)
     wanted = [image for detailed, image in kinds if detailed]
-    assert summary.same_image == sum(min(wanted.count(image), images.count(image)) for image in set(wanted))
+    assert counts["same image"] == sum(min(wanted.count(image), images.count(image)) for image in set(wanted))
 
 
 def test_errors_say_what_is_missing():
     mix = [record("d", "<image>\nDescribe the following image.", image=f"{i}.jpg") for i in range(3)]
-    with pytest.raises(ValueError, match="no caption records"):
+    with pytest.raises(ValueError, match="caption"):
         with_captions(mix, [])
-    with pytest.raises(ValueError, match="2 captions cannot replace 3"):
+    with pytest.raises(ValueError, match="2 captions.* 3 "):
         with_captions(mix, [caption("1", "a.jpg"), caption("2", "b.jpg")])
-    with pytest.raises(ValueError, match="1 caption records have no image: bare"):
+    with pytest.raises(ValueError, match="bare"):
         with_captions(mix, [record("bare", "Hello?", image=None)])
-    with pytest.raises(ValueError, match="none of the 1 instruction records"):
+    with pytest.raises(ValueError, match=" 1 instruction"):
         with_captions([record("q", "<image>\nWhat is it?")], [caption("1", "a.jpg")])
 
 
@@ -118,12 +118,12 @@ def test_errors_say_what_is_missing():
 def test_real_instruction_records_stay_and_made_up_descriptions_go(shared_data: Path):
     folder = shared_data / "coco"
     real = read_records(folder / "llava_instruct.json")
-    assert not any(is_detailed_description(one) for one in real)  # one-sentence captions are not detailed
-    images = sorted({one["image"] for one in real if "image" in one})
+    assert not any(is_detailed_description(row) for row in real)  # one-sentence captions are not detailed
+    images = sorted({row["image"] for row in real if "image" in row})
     detailed = [record(f"detail-{i}", "<image>\nDescribe the following image.", image=image) for i, image in enumerate(images)]
     captions = [caption(f"cap-{i}", image) for i, image in enumerate(reversed(images))]
-    mix, summary = with_captions([*real, *detailed], captions)
-    assert mix[: len(real)] == real and summary.same_image == summary.replaced == len(images)
-    assert [one["image"] for one in mix[len(real) :]] == images
+    mix, counts = with_captions([*real, *detailed], captions)
+    assert mix[: len(real)] == real and counts["same image"] == counts["replaced"] == len(images)
+    assert [row["image"] for row in mix[len(real) :]] == images
     photos = next(path for path in (folder / "train2017", folder) if (path / images[0]).is_file())
-    assert all(to_record(one, photos).images for one in mix[len(real) :])
+    assert all(to_record(row, photos).images for row in mix[len(real) :])

@@ -43,7 +43,7 @@ def test_images_are_found_in_any_folder_and_in_any_form(folder):
     ]}  # fmt: skip
     parts = [{"role": "user", "content": [{"type": "image", "image": "4.png"}, {"type": "text", "text": "What?"}]}, chat["messages"][1]]
     both = record("both", "a.png") | {"images": None, "messages": None}
-    given = [record("one"), two, chat, parts, both, record("none", None) | {"image": None}, record("empty", "")]
+    given = [record("first"), two, chat, parts, both, record("none", None) | {"image": None}, record("empty", "")]
     records = read(folder, given).align
     a, first = str(folder / "second/a.png"), folder / "first"
     assert [to_record(record).images for record in records] == [[a], [a, str(first / "3.png")], [a], [str(first / "4.png")], [a], [], []]
@@ -52,7 +52,7 @@ def test_images_are_found_in_any_folder_and_in_any_form(folder):
 
 def test_equal_ids_are_told_apart(folder):
     records = read(folder, [record("x"), record("x"), record("y")]).align
-    assert [one["id"] for one in records] == ["x", "x#2", "y"]
+    assert [row["id"] for row in records] == ["x", "x#2", "y"]
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.1, 1), (0.3, 3), (0.4, 4), (0.7, 7), (0.9, 9)])
@@ -65,7 +65,7 @@ def test_held_out_photos_are_as_many_as_asked_for_and_in_neither_stage(folder, s
     data = read(folder, records, [*records, record("text", None)], held_out=share)
     assert len(data.held_out) == count
     assert len(data.align) == 10 - count
-    assert {one["id"] for one in data.finetune} == {one["id"] for one in data.align} | {"text"}
+    assert {row["id"] for row in data.finetune} == {row["id"] for row in data.align} | {"text"}
 
 
 def test_bad_records_are_named_all_at_once(folder):

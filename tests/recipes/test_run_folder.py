@@ -59,3 +59,20 @@ def test_a_folder_of_another_format_is_refused(tmp_path):
     (tmp_path / "run/run.json").write_text(json.dumps({"format": 0, "identity": {}}))
     with pytest.raises(ValueError, match="format 0"):
         RunFolder(tmp_path / "run", {}, resume=True)
+
+
+def test_a_run_begun_before_formats_were_numbered_goes_on(tmp_path):
+    (tmp_path / "align").mkdir()
+    (tmp_path / "align/stage.json").write_text('{"loss": 1.5}')
+    (tmp_path / "run.json").write_text(json.dumps({"setting": {"keep": 0.7}, "data_dir": "/data"}))
+    with pytest.raises(ValueError, match=r"keep: 0\.7 there, 0\.5 now"):
+        RunFolder(tmp_path, {"setting": {"keep": 0.5}, "data_dir": "/data"}, resume=True)
+    run = RunFolder(tmp_path, {"setting": {"keep": 0.7}, "data_dir": "/data"}, resume=True)
+    assert run.stage("align", lambda folder: {}) == {"loss": 1.5}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"setting"'])
+def test_a_damaged_run_file_is_refused(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(ValueError, match=r"run\.json"):
+        RunFolder(tmp_path, {"setting": {}}, resume=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from support import launch
 
 SCRIPT = """
@@ -14,6 +15,7 @@ print(*(name for name in sorted(sys.modules) if name.split(".")[0] == "mof"))
 """
 
 
+@pytest.mark.slow
 def test_vig_loads_of_mof_only_the_way_from_records_to_batches() -> None:
     (loaded,) = launch.run(SCRIPT)
     assert "mof.data.collator" in loaded.split()
