@@ -61,7 +61,7 @@ def mine(
     if context.invoked_subcommand is not None:
         return
     if not images or output is None:
-        raise ValueError("give --images, and a folder for the pairs: -o pairs")
+        raise ValueError("give --images, and a folder for what is found: -o pairs")
     import torch  # slow
 
     from encoders.weight_files import WeightsError

@@ -124,7 +124,7 @@ def with_other_images(records: Sequence[RawRecord], seed: int = 0) -> dict[str, 
             groups[name].append(rest | {"id": record_id(raw), "image": images[key]})
     if not groups["matching"]:
         raise ValueError(
-            f"none of {len(records)} records has words that two other images share to different degrees; expected records with one image "
+            f"none of {len(records)} records has words that some images share more than others; expected records with one image "
             "each and answers of more than a word or two"
         )
     return groups
