@@ -49,7 +49,7 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.in
 
 
 def numbered(folder: Path, stem: str, suffix: str) -> list[Path]:
-    """The complete files "stem-00000.suffix", in order."""
+    """Return the complete files "stem-00000.suffix", in order."""
     return sorted(folder.glob(f"{stem}-*{suffix}"), key=lambda path: int(path.stem.rpartition("-")[2]))
 
 
@@ -58,7 +58,7 @@ def next_number(files: list[Path]) -> int:
 
 
 def read_index(store: Path) -> pa.Table:
-    """All rows of the index, in the order they were written."""
+    """Return all rows of the index, in the order in which they were written."""
     parts = [pq.read_table(part, schema=INDEX_SCHEMA) for part in numbered(store, "images", ".parquet")]
     return pa.concat_tables(parts) if parts else INDEX_SCHEMA.empty_table()
 
@@ -75,7 +75,7 @@ def unpack_keys(keys: NDArray[np.bytes_]) -> list[str]:
 
 
 def write_shard(path: Path, keys: list[str], features: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Rows of features [n, ...] by name, with the n content keys they belong to."""
+    """Write rows of features [n, ...] by name, with their n content keys."""
     packed = torch.from_numpy(pack_keys(keys).view(np.uint8).reshape(-1, KEY_TYPE.itemsize).copy())  # [n, 16]
     write_whole(path, lambda temporary: temporary.write_bytes(save({"keys": packed, **features}, metadata)))
 
@@ -90,12 +90,12 @@ def read_shard(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def shard_keys(path: Path) -> NDArray[np.bytes_]:
-    """[n] of KEY_TYPE."""
+    """Return the content keys [n] of a shard, of KEY_TYPE."""
     return read_shard(path)[0]["keys"].numpy().reshape(-1).view(KEY_TYPE).copy()  # [n, 16] uint8 -> [n]
 
 
 class Entry(NamedTuple):
-    """One row of the index: a name and the content found under it."""
+    """A row of the index: a name, its content key and facts about the file."""
 
     name: str
     key: str
@@ -118,7 +118,7 @@ class ImageIndex:
         self._sizes = {entry.key: (entry.width, entry.height) for entry in self._entries.values()}
 
     def key_of(self, name: str, size: int, mtime_ns: int) -> str | None:
-        """The content key of a file that has not changed since it was seen."""
+        """Return the content key of a file that has not changed since it was seen, else None."""
         entry = self._entries.get(name)
         return entry.key if entry is not None and (entry.bytes, entry.mtime_ns) == (size, mtime_ns) else None
 
@@ -143,7 +143,7 @@ class ImageIndex:
 
 @dataclass
 class Errors:
-    """Relative errors of int8 tokens: what a running mean and a maximum need."""
+    """The sum, number and maximum of the relative errors of int8 tokens."""
 
     total: float = 0.0
     count: int = 0

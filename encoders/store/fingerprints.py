@@ -40,7 +40,7 @@ def describe(encoder: Encoder, view: View | None = None) -> dict[str, Any]:
 
 
 def refuse_other(store: Path, name: str, stored: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """ValueError unless the entry `stored` in the manifest has the fingerprint of the encoder that is `given`."""
+    """Raise a ValueError unless the manifest's entry `stored` has the fingerprint of the encoder `given`."""
     if stored["fingerprint"] == given["fingerprint"]:
         return
     parts = ("spec", "preprocessing", "view", "weights")

@@ -1,4 +1,4 @@
-"""Encoders at work on a run's images: batches in order, two at a time."""
+"""The encoders of a run take images and encode batches in order, two at a time."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ LANES = 2
 
 
 class Job:
-    """One encoder of a run: images in, batches through the encoder, rows to its shards.
+    """An encoder of a run: it takes images, encodes batches, and hands the rows to its shards.
 
     Args:
-        name: in the store.
-        encoder: a copy of it works where device, dtype or mode have to be changed: casting back would not restore it.
-        entry: its entry in the manifest.
+        name: the encoder's name in the store.
+        encoder: a copy of it is used where device, dtype or mode must change, because casting back would not restore it.
+        entry: the encoder's entry in the manifest.
         store: the store's folder.
-        pool: threads that encode a batch each, `LANES` of them.
+        pool: `LANES` threads, each of which encodes a batch.
     """
 
     def __init__(

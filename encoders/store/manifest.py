@@ -21,7 +21,7 @@ MANIFEST, FORMAT = "manifest.json", 1
 
 
 def read_manifest(store: Path) -> dict[str, Any]:
-    """ValueError for a folder that is no store, or one of another version."""
+    """Return the manifest. ValueError for a folder that is no store, or a store of another format."""
     path = store / MANIFEST
     if not path.is_file():
         raise ValueError(f"{store} holds no {MANIFEST}: expected a feature store that `mof encode` wrote")
