@@ -228,7 +228,8 @@ def test_a_bad_line_costs_one_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize("read", [read_rows, read_records])
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.jsonl.gz"])
 @pytest.mark.parametrize(
-    "content", [gzip.compress(b"{}\n" * 9, mtime=0), b"id,image\n7,a.png\n", json.dumps([llava("Hi", "Ho")], indent=1).encode()[:-1], b"", b" \n"]
+    "content",
+    [gzip.compress(b"{}\n" * 9, mtime=0), b"id,image\n7,a.png\n", json.dumps([llava("Hi", "Ho")], indent=1).encode()[:-1], b"", b" \n"],
 )
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, read: Any, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
