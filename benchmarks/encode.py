@@ -4,7 +4,7 @@
     python benchmarks/encode.py --images ../shared/data/coco --both       # embeddings besides patch tokens
 
 Random weights in the shapes of CLIP ViT-B/16 (patch tokens after its last block but one) and DINOv2 ViT-S/14 (after its last),
-at 224 pixels, the same in all methods; where they differ is how. From top to bottom one thing changes at a time:
+at 224 pixels, are the same in all methods. From top to bottom a single thing changes at a time:
 
     transformers    per encoder: PIL, image processor, model(..., output_hidden_states=True), float32, batch after batch
     layer           our encoders in the same loop: nothing runs past the wanted layer
@@ -12,8 +12,8 @@ at 224 pixels, the same in all methods; where they differ is how. From top to bo
     encode_images   decoded in threads, batches side by side, written to a store as float16
     bfloat16        the same with dtype=torch.bfloat16
 
-Every measurement is a process of its own, so that its peak memory is its own; they take turns, and the least of --repeats counts:
-on shared cores the wall clock says what else ran, so the CPU's seconds per image stand beside it. Ratios are what to read.
+Every measurement is a process of its own, so that its peak memory can be read; they take turns, and the least of --repeats counts.
+Other processes disturb the wall clock on shared cores, so the CPU's seconds per image stand beside it. Compare ratios.
 """
 
 import argparse
@@ -47,7 +47,7 @@ BATCH = 16
 
 
 def save_models(folder: Path) -> None:
-    """Both encoders with their processors, as transformers saves them."""
+    """Save both encoders with their processors, as transformers does it."""
     torch.manual_seed(0)
     clip = CLIPVisionModel(CLIPVisionConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12, patch_size=16))
     dino = Dinov2Model(Dinov2Config(hidden_size=384, num_attention_heads=6, patch_size=14, image_size=518))
@@ -87,46 +87,46 @@ def ours(folder: Path) -> dict[str, Encoder]:
 
 
 def transformers_way(folder: Path, files: list[Path], both: bool, clock: Clock) -> list[Tensor]:
-    found = []
+    features = []
     for name, model, processor in theirs(folder):
-        for some in batches(files):
+        for batch in batches(files):
             with clock("pixels"):
-                inputs = processor([Image.open(file).convert("RGB") for file in some], return_tensors="pt")
+                inputs = processor([Image.open(file).convert("RGB") for file in batch], return_tensors="pt")
             with clock("network"), torch.no_grad():
                 output = model(**inputs, output_hidden_states=True)
-            found.append(output.hidden_states[LAYERS[name]][:, 1:].half())  # [B, h*w, D]
+            features.append(output.hidden_states[LAYERS[name]][:, 1:].half())  # [B, h*w, D]
             if both:
-                found.append(output.pooler_output)  # [B, E]
-    return found
+                features.append(output.pooler_output)  # [B, E]
+    return features
 
 
-def features(encoder: Encoder, pixels: Tensor, both: bool) -> list[Tensor]:
+def encoded(encoder: Encoder, pixels: Tensor, both: bool) -> list[Tensor]:
     with torch.no_grad():
         tokens = encoder(pixels).tokens.half()  # [B, h*w, D]
         return [tokens, encoder.embed_image(pixels)] if both else [tokens]  # [B, E]
 
 
 def layer(folder: Path, files: list[Path], both: bool, clock: Clock) -> list[Tensor]:
-    found = []
+    features = []
     for encoder in ours(folder).values():
-        for some in batches(files):
+        for batch in batches(files):
             with clock("pixels"):
-                pixels = torch.stack([encoder.pixels(file) for file in some])  # [B, 3, S, S]
+                pixels = torch.stack([encoder.pixels(file) for file in batch])  # [B, 3, S, S]
             with clock("network"):
-                found += features(encoder, pixels, both)
-    return found
+                features += encoded(encoder, pixels, both)
+    return features
 
 
 def one_decode(folder: Path, files: list[Path], both: bool, clock: Clock) -> list[Tensor]:
-    found, encoders = [], ours(folder).values()
-    for some in batches(files):
+    features, encoders = [], ours(folder).values()
+    for batch in batches(files):
         with clock("pixels"):
-            images = [read_image(file) for file in some]
+            images = [read_image(file) for file in batch]
             pixels = [torch.stack([encoder.pixels(image) for image in images]) for encoder in encoders]  # of [B, 3, S, S]
         with clock("network"):
-            for encoder, one in zip(encoders, pixels, strict=True):
-                found += features(encoder, one, both)
-    return found
+            for encoder, encoder_pixels in zip(encoders, pixels, strict=True):
+                features += encoded(encoder, encoder_pixels, both)
+    return features
 
 
 def stored(folder: Path, files: list[Path], both: bool, clock: Clock, dtype: torch.dtype | None = None) -> None:
@@ -154,7 +154,7 @@ METHODS: dict[str, Callable[..., object]] = {
 
 
 def measure(method: str, folder: Path, files: list[Path], both: bool, threads: int) -> dict[str, float]:
-    """Run in this process: seconds, the CPU's seconds, the share of them in the network, and peak memory in GB."""
+    """Run in this process. Return seconds, the CPU's seconds, the network's share of them, and peak memory in GB."""
     torch.set_num_threads(threads)
     METHODS[method](folder, files[:BATCH], both, Clock())  # imports, thread pools
     clock, start, cpu = Clock(), time.perf_counter(), time.process_time()
@@ -186,23 +186,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         save_models(Path(folder))
         for done in range(1, arguments.repeats + 1):
-            for name, some in runs.items():
+            for name, results in runs.items():
                 command = [sys.executable, __file__, *sys.argv[1:], "--one", name, folder]
                 out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
-                some.append(json.loads(out.splitlines()[-1]))
+                results.append(json.loads(out.splitlines()[-1]))
             print(f"{len(files)} images, {arguments.threads} threads, {kinds}, least of {done}")
             report(runs, len(files))
 
 
 def report(runs: dict[str, list[dict[str, float]]], images: int) -> None:
-    """Print the least of each figure, and how many times less it is than that of the first method."""
-    best = {name: {key: min(run[key] for run in some) for key in some[0]} for name, some in runs.items()}
+    """Print the least of each figure, and the ratio of the first method's figure to it."""
+    best = {name: {key: min(run[key] for run in results) for key in results[0]} for name, results in runs.items()}
     first = best["transformers"]
     print(f"{'':<14} images/s   ratio   CPU ms/image   ratio   in the network   peak memory")
-    for name, one in best.items():
+    for name, least in best.items():
         print(
-            f"{name:<14} {images / one['seconds']:8.1f} {first['seconds'] / one['seconds']:6.1f}x {1000 * one['cpu'] / images:13.0f} "
-            f"{first['cpu'] / one['cpu']:7.1f}x {one['network']:15.0%} {one['gigabytes']:11.2f} GB",
+            f"{name:<14} {images / least['seconds']:8.1f} {first['seconds'] / least['seconds']:6.1f}x {1000 * least['cpu'] / images:13.0f} "
+            f"{first['cpu'] / least['cpu']:7.1f}x {least['network']:15.0%} {least['gigabytes']:11.2f} GB",
             flush=True,
         )
 

@@ -1,20 +1,19 @@
-"""From a JPEG file to pixel tensors: ours against Pillow's decoder and bicubic filter, used as the encoders' own processors do.
+"""Measures the way from a JPEG file to pixel tensors: our code against Pillow's decoder and bicubic filter.
 
-    python benchmarks/images.py                      # every kind of photo under ../shared/data, and large ones made of them
-    python benchmarks/images.py --folder my/photos   # JPEGs of one's own
+    python benchmarks/images.py                      # photos under ../shared/data, and enlarged photos
+    python benchmarks/images.py --folder my/photos   # other JPEGs
     python benchmarks/images.py --threads            # also: images/s of ImageLoader with 1 and 2 threads
-    python benchmarks/images.py --torchvision        # the resize alone, ours against torchvision's antialiased one of uint8
+    python benchmarks/images.py --torchvision        # only the resize, against torchvision's resize of uint8
 
-One process, one thread. All photos go through one method and then through the other, round after round; a method's time is the
-mean over the photos of the least of its rounds, in processor time, which other processes on the same cores disturb less than
-the clock. Ratios are what to read. The last column is the largest difference of any pixel, in grey levels.
+It runs in a single thread. In each round, all photos go through the first method and then through the second. The time of a
+photo is its fastest round, in processor time, which other processes on the same cores disturb less than the clock; the time of a
+method is the mean over the photos. Compare ratios. The last column is the largest difference of a pixel, in grey levels.
 """
 
 import argparse
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
 from encoders import ImageLoader, read_image
-from encoders.images.reading import _simplejpeg, to_pixels
-from encoders.images.resizing import compiled_resize
+from encoders.images.reading import _simplejpeg
+from encoders.images.resizing import compiled_resize, to_pixels
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 MEAN = (122, 116, 104)  # LLaVA's background
@@ -40,86 +39,58 @@ def tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def pad_by_pillow(image: Image.Image, size: int) -> torch.Tensor:
-    side = max(image.size)
-    canvas = Image.new("RGB", (side, side), MEAN)
-    canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return tensor(canvas.resize((size, size), BICUBIC))
-
-
-def crop_by_pillow(image: Image.Image, size: int, short: int) -> torch.Tensor:
-    width, height = (short * length // min(image.size) for length in image.size)
+def by_pillow(image: Image.Image, size: int, fit: str, crop_pct: float = 1.0) -> torch.Tensor:
+    """Do the work of `to_pixels` in the ordinary way."""
+    if fit == "pad":
+        side = max(image.size)
+        canvas = Image.new("RGB", (side, side), MEAN)
+        canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+        image = canvas
+    short = int(size / crop_pct)
+    width, height = (short * length // min(image.size) for length in image.size) if fit == "crop" else (short, short)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return tensor(image.resize((width, height), BICUBIC).crop((left, top, left + size, top + size)))
 
 
-def squash_by_pillow(image: Image.Image, size: int) -> torch.Tensor:
-    return tensor(image.resize((size, size), BICUBIC))
-
-
-def open_by_pillow(file: Path) -> Image.Image:
-    return Image.open(file).convert("RGB")
-
-
-Pixels = Callable[[Path], list[Any]]
-
-# what is made of one decoded image -> (Pillow's way, ours)
-TASKS: dict[str, tuple[Pixels, Pixels]] = {
-    "decode only": (
-        lambda file: [open_by_pillow(file)],
-        lambda file: [read_image(file)],
-    ),
-    "pad 336 (LLaVA)": (
-        lambda file: [pad_by_pillow(open_by_pillow(file), 336)],
-        lambda file: [to_pixels(read_image(file), 336, "pad", MEAN)],
-    ),
-    "crop 336 (CLIP)": (
-        lambda file: [crop_by_pillow(open_by_pillow(file), 336, 336)],
-        lambda file: [to_pixels(read_image(file), 336, "crop")],
-    ),
-    "crop 224 of 256 (DINOv2)": (
-        lambda file: [crop_by_pillow(open_by_pillow(file), 224, 256)],
-        lambda file: [to_pixels(read_image(file), 224, "crop", crop_pct=0.875)],
-    ),
-    "squash 384 (SigLIP)": (
-        lambda file: [squash_by_pillow(open_by_pillow(file), 384)],
-        lambda file: [to_pixels(read_image(file), 384, "squash")],
-    ),
-    "the last three, one decode": (
-        lambda file: [
-            crop_by_pillow(image := open_by_pillow(file), 336, 336),
-            crop_by_pillow(image, 224, 256),
-            squash_by_pillow(image, 384),
-        ],
-        lambda file: [
-            to_pixels(image := read_image(file), 336, "crop"),
-            to_pixels(image, 224, "crop", crop_pct=0.875),
-            to_pixels(image, 384, "squash"),
-        ],
-    ),
+# Name -> the squares that are made of a decoded image: size, fit, crop_pct.
+PAD, CROP, CROP_OF_256, SQUASH = (336, "pad", 1.0), (336, "crop", 1.0), (224, "crop", 0.875), (384, "squash", 1.0)
+TASKS: dict[str, list[Any]] = {
+    "decode only": [],
+    "pad 336 (LLaVA)": [PAD],
+    "crop 336 (CLIP)": [CROP],
+    "crop 224 of 256 (DINOv2)": [CROP_OF_256],
+    "squash 384 (SigLIP)": [SQUASH],
+    "the last three, one decode": [CROP, CROP_OF_256, SQUASH],
 }
 
 
+def pillows(file: Path, squares: list[Any]) -> list[Any]:
+    image = Image.open(file).convert("RGB")
+    return [by_pillow(image, *square) for square in squares] or [image]
+
+
+def ours(file: Path, squares: list[Any]) -> list[Any]:
+    image = read_image(file)
+    return [to_pixels(image, size, fit, MEAN, crop_pct=crop_pct) for size, fit, crop_pct in squares] or [image]
+
+
 def compare(files: list[Path], rounds: int) -> None:
-    for name, methods in TASKS.items():
+    for name, squares in TASKS.items():
         best = np.full((len(files), 2), np.inf)
-        largest = 0
-        for file in files:
-            outcomes = [method(file) for method in methods]
-            for theirs, ours in zip(*outcomes, strict=True):
-                largest = max(largest, int(np.abs(np.asarray(theirs).astype(int) - np.asarray(ours)).max()))
+        pairs = [pair for file in files for pair in zip(pillows(file, squares), ours(file, squares), strict=True)]
+        largest = max(int(np.abs(np.asarray(theirs).astype(int) - np.asarray(mine)).max()) for theirs, mine in pairs)
         for _ in range(rounds):
-            for column, method in enumerate(methods):
+            for column, method in enumerate((pillows, ours)):
                 for index, file in enumerate(files):
                     start = time.thread_time()
-                    method(file)
+                    method(file, squares)
                     best[index, column] = min(best[index, column], time.thread_time() - start)
-        theirs, ours = 1000 * best.mean(axis=0)
-        print(f"    {name:28} Pillow {theirs:7.2f} ms   ours {ours:7.2f} ms   ratio {theirs / ours:5.2f}   difference {largest}")
+        slow, fast = 1000 * best.mean(axis=0)
+        print(f"    {name:28} Pillow {slow:7.2f} ms   ours {fast:7.2f} ms   ratio {slow / fast:5.2f}   difference {largest}")
 
 
 def by_torchvision(image: Image.Image, size: int, fit: str, crop_pct: float = 1.0) -> torch.Tensor:
-    """What `to_pixels` would be with torchvision's resize, which is fastest on images whose channels lie together."""
+    """Do the work of `to_pixels` with torchvision's resize, which is fastest on images whose channels lie together."""
     x = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # [3, H, W]
     if fit == "pad":
         side = max(image.size)
@@ -136,7 +107,7 @@ def by_torchvision(image: Image.Image, size: int, fit: str, crop_pct: float = 1.
 
 def against_torchvision(files: list[Path], rounds: int) -> None:
     images = [read_image(file) for file in files]
-    for size, fit, crop_pct in ((336, "pad", 1.0), (336, "crop", 1.0), (224, "crop", 0.875), (384, "squash", 1.0)):
+    for size, fit, crop_pct in (PAD, CROP, CROP_OF_256, SQUASH):
         methods = (
             lambda image, size=size, fit=fit, crop_pct=crop_pct: by_torchvision(image, size, fit, crop_pct),
             lambda image, size=size, fit=fit, crop_pct=crop_pct: to_pixels(image, size, fit, MEAN, crop_pct=crop_pct),
@@ -163,16 +134,16 @@ def describe(files: list[Path]) -> str:
 
 
 def enlarged(files: list[Path], folder: Path, quality: int) -> list[Path]:
-    """Photos of 1600 x 1200 made of smaller ones, with grain, because enlarging leaves none and JPEG would be too fast."""
+    """Enlarge photos to 1600 x 1200 pixels. Grain is added, because without it JPEG would be too fast."""
     rng = np.random.default_rng(0)
-    out = []
+    enlargements = []
     for file in files:
         image = np.asarray(Image.open(file).convert("RGB").resize((1600, 1200), BICUBIC), np.float32)
         grain = rng.normal(0, 4, (1200, 1600, 1))
         path = folder / f"{quality}-{file.name}"
         Image.fromarray((image + grain).clip(0, 255).astype(np.uint8)).save(path, "JPEG", quality=quality)
-        out.append(path)
-    return out
+        enlargements.append(path)
+    return enlargements
 
 
 def threads(files: list[Path], rounds: int) -> None:
@@ -184,8 +155,8 @@ def threads(files: list[Path], rounds: int) -> None:
             start = time.perf_counter()
             count = sum(1 for _ in loader)
             times[workers] = min(times[workers], time.perf_counter() - start)
-    one, two = (count / times[workers] for workers in times)
-    print(f"    ImageLoader, pad 336: {one:.0f} images/s with 1 thread, {two:.0f} with 2, ratio {two / one:.2f}")
+    rate = {workers: count / seconds for workers, seconds in times.items()}
+    print(f"    ImageLoader, pad 336: {rate[1]:.0f} images/s with 1 thread, {rate[2]:.0f} with 2, ratio {rate[2] / rate[1]:.2f}")
 
 
 def main() -> None:
@@ -202,8 +173,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         kinds = {}
         for name, root in roots.items():
-            found = sorted(file for file in root.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg"))
-            kinds[name] = found[:: max(1, len(found) // options.photos)][: options.photos]
+            photos = sorted(file for file in root.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg"))
+            kinds[name] = photos[:: max(1, len(photos) // options.photos)][: options.photos]
         if not options.folder:
             kinds |= {f"coco as 1600 x 1200, quality {q}": enlarged(kinds["coco"][:6], Path(scratch), q) for q in (75, 90)}
         for name, files in kinds.items():

@@ -3,10 +3,8 @@ from .images.loader import ImageLoader
 from .images.reading import ImageError, read_image
 from .preprocessing import Preprocessing, View
 from .registry import available_encoders, build_encoder, register_encoder
-from .store.feature_store import FeatureStore
-from .store.report import EncodeReport
-from .store.stored_images import StoredImage, StoredImages
-from .store.writer import encode_images
+from .store.feature_store import FeatureStore, StoredImage, StoredImages
+from .store.writer import EncodeReport, encode_images
 
 __all__ = [
     "EncodeReport",

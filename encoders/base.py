@@ -28,22 +28,22 @@ class PatchFeatures(NamedTuple):
 
 
 class Encoder(nn.Module, ABC):
-    """A vision network that takes plain pixels and gives the patch tokens of one layer, or of several side by side.
+    """A vision network that takes plain pixels and gives the patch tokens of a layer, or of several layers side by side.
 
-    Resizing, normalisation, class and register tokens, the choice of the layer and position interpolation happen in
-    here and nowhere else. A subclass hands its backend's model to `__init__` and implements `patch_tokens` and
-    `image_embedding` (and `text_embedding`, `change_input_size` where it can).
+    Resizing, normalisation, class and register tokens, the choice of the layer and position interpolation happen here and
+    nowhere else. A subclass hands its backend's model to `__init__` and implements `patch_tokens` and `image_embedding` (and
+    `text_embedding`, `change_input_size` where it can).
 
     Attributes:
         tower: the backend's own model, with a text tower if there is one.
         width, patch_size: D, and the side of a patch in pixels.
-        preprocessing: how the backend's own processor makes an image the input, with `image_size`, `mean` and `std`.
+        preprocessing: the steps of the backend's own processor, with `image_size`, `mean` and `std`.
         prefix_tokens: class and register tokens, which come before the patch tokens in the tower and are cut off.
         embed_dim: E, or None when the model has no embedding of a whole image.
-        layer: whose output `forward` gives: -1 the last block, -2 the one before, k >= 1 the k-th, 0 the embeddings. By
-            default -2 for a transformer with a text tower, else -1. The channels of several layers stand side by side, in
-            their order. A "block" of a convolutional network is one of its stages.
-        norm: whether the tower's final norm is applied to it. By default it is not.
+        layer: the layer whose output `forward` gives: -1 is the last block, -2 the block before it, k >= 1 the k-th block,
+            0 the embeddings. The default is -2 for a transformer with a text tower, else -1. The channels of several layers
+            stand side by side, in their order. A "block" of a convolutional network is a stage.
+        norm: whether the tower's final norm is applied to that output. By default it is not.
         layers: the same layers counted from the front: the number of blocks that run before each is read.
         blocks: the number of blocks that `forward` runs, the largest of `layers`.
         flexible: whether other input sizes are possible.
@@ -52,7 +52,7 @@ class Encoder(nn.Module, ABC):
     """
 
     tower: Any
-    # A subclass says so here, or in its `__init__`, where its models differ.
+    # A subclass overrides these, in its `__init__` where its models differ.
     prefix_tokens: int = 0
     flexible: bool = False
     has_text: bool = False
@@ -73,10 +73,10 @@ class Encoder(nn.Module, ABC):
         """Take over the backend's model.
 
         Args:
-            width, patch_size: of every layer; where they differ, by layer (counted from the front).
+            width, patch_size: a number for all layers, or a number by layer (counted from the front) where they differ.
             depth: the number of blocks.
             embed_dim, layer, norm, trainable: see the class.
-            **preprocessing: the fields of `Preprocessing`: image_size, mean, std and the others that are not the default.
+            **preprocessing: the fields of `Preprocessing`: image_size, mean, std and any field that differs from its default.
         """
         super().__init__()
         widths, strides = _by_layer(width, depth), _by_layer(patch_size, depth)
@@ -85,13 +85,13 @@ class Encoder(nn.Module, ABC):
         self.layers = _counted(layer, depth, widths, bool(norm))
         if len({strides[number] for number in self.layers}) > 1:
             raise ValueError(f"layers {layer} lie on grids of different strides ({strides}): their tokens cannot stand side by side")
-        self.name = type(self).__name__  # build_encoder writes the name it was asked for
-        self.weights: str | None = None  # and the weight file, if it was given one
-        self.config: dict[str, Any] | None = None  # and the config
+        self.name = type(self).__name__  # build_encoder replaces it by the given name
+        self.weights: str | None = None  # build_encoder writes the weight file and the config, where they are given
+        self.config: dict[str, Any] | None = None
         self.width, self.patch_size = sum(widths[number] for number in self.layers), strides[self.layers[0]]
         self.embed_dim = embed_dim
         self.preprocessing = Preprocessing(**preprocessing)
-        self.declared_statistics = self.mean, self.std  # what `spec` need not record
+        self.declared_statistics = self.mean, self.std  # `spec` records only others
         self.layer = layer if isinstance(layer, int) else list(layer)
         self.norm, self.blocks = bool(norm), max(self.layers)
         self.frozen = not trainable
@@ -120,7 +120,7 @@ class Encoder(nn.Module, ABC):
 
     @property
     def spec(self) -> dict[str, Any]:
-        """JSON-able; `build_encoder(**spec)` builds this encoder again (weights trained since apart)."""
+        """JSON-able arguments: `build_encoder(**spec)` builds this encoder again, but for weights that were trained since."""
         spec: dict[str, Any] = {
             "name": self.name,
             "image_size": self.image_size,
@@ -137,7 +137,7 @@ class Encoder(nn.Module, ABC):
         return spec
 
     def pixels(self, image: str | os.PathLike[str] | Image.Image) -> Tensor:
-        """Return a file or an image as [3, S, S] uint8, cropped and resized as the backend's own processor does it.
+        """Return a file or an image as [3, S, S] uint8, cropped and resized like the backend's own processor does it.
 
         Raises:
             ImageError: naming the file that cannot be read.
@@ -145,7 +145,7 @@ class Encoder(nn.Module, ABC):
         return self.preprocessing.pixels(read_image(image))  # [3, S, S]
 
     def forward(self, pixels: Tensor) -> PatchFeatures:
-        """pixels [B, 3, H, W], uint8 or float in [0, 1] -> tokens [B, h*w, D]; no block past `layer` runs."""
+        """pixels [B, 3, H, W], uint8 or float in [0, 1] -> tokens [B, h*w, D]. No block after `layer` runs."""
         with self._gradients():
             return self._on_grid(self.patch_tokens(self.prepare(pixels)))  # [B, h*w, D]
 
@@ -184,7 +184,7 @@ class Encoder(nn.Module, ABC):
             [B, 3, S, S] in the dtype and on the device of the tower.
 
         Raises:
-            ValueError: another rank, channel count or dtype; on the CPU also floats outside [0, 1].
+            ValueError: for another rank, channel count or dtype; on the CPU also for floats outside [0, 1].
         """
         _check_pixels(pixels)
         parameter = next(self.tower.parameters())
@@ -193,7 +193,7 @@ class Encoder(nn.Module, ABC):
             x = x / 255
         if x.shape[-2:] != (self.image_size, self.image_size):
             side = (self.image_size, self.image_size)
-            mode = "bilinear" if self.preprocessing.interpolation == "bilinear" else "bicubic"  # torch has no other of Pillow's filters
+            mode = "bilinear" if self.preprocessing.interpolation == "bilinear" else "bicubic"  # torch has no other filter of Pillow
             x = F.interpolate(x, side, mode=mode, antialias=True).clamp(0, 1)  # [B, 3, S, S]
         # By channel: a mean tensor would have to be a buffer (cast to bf16 with the tower) or a copy in every call.
         channels = [(x[:, c] - self.mean[c]) / self.std[c] for c in range(3)]
@@ -212,9 +212,9 @@ class Encoder(nn.Module, ABC):
         self.set_image_size(height * self.patch_size)
 
     def set_image_size(self, image_size: int) -> None:
-        """Take square inputs of `image_size` pixels from now on, positions interpolated as the backend does it.
+        """Take square inputs of `image_size` pixels from now on. Positions are interpolated as the backend does it.
 
-        Where the backend keeps positions as a parameter for one size, that parameter is replaced.
+        Where the backend keeps the positions of a single size as a parameter, that parameter is replaced.
         """
         if image_size == self.image_size:
             return
@@ -232,26 +232,25 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def patch_tokens(self, x: Tensor) -> Tensor:
-        """[B, 3, S, S] normalised -> [B, h*w, D]: what `layers` give, side by side, normed if `norm`, no prefix tokens."""
+        """[B, 3, S, S] normalised -> [B, h*w, D]: the outputs of `layers` side by side, normed if `norm`, without prefix tokens."""
 
     @abstractmethod
     def image_embedding(self, x: Tensor) -> Tensor:
-        """[B, 3, S, S] normalised -> [B, E], of any norm. Never called when `embed_dim` is None."""
+        """[B, 3, S, S] normalised -> [B, E] of any length. Never called when `embed_dim` is None."""
 
     def embedding_and_tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """[B, 3, S, S] normalised -> `image_embedding(x)` and `patch_tokens(x)`. A backend that can do both in one pass overrides this."""
         return self.image_embedding(x), self.patch_tokens(x)
 
     def text_embedding(self, texts: list[str]) -> Tensor:
-        """T texts -> [T, E], of any norm. Only for encoders with `has_text`."""
+        """T texts -> [T, E] of any length. Only for encoders with `has_text`."""
         raise NotImplementedError
 
     def change_input_size(self, image_size: int) -> None:
-        """Make the tower take `image_size` pixels, a multiple of the patch size. Only for `flexible` encoders."""
-        raise NotImplementedError
+        """Make the tower take `image_size` pixels, a multiple of the patch size. By default it takes any size as it is."""
 
     def _gradients(self) -> torch.set_grad_enabled:
-        """A frozen encoder records no gradient, whatever its caller does."""
+        """Make sure that a frozen encoder records no gradient, whatever its caller does."""
         return torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen)
 
     def _on_grid(self, tokens: Tensor) -> PatchFeatures:
@@ -270,12 +269,12 @@ class Encoder(nn.Module, ABC):
 
 
 def _by_layer(value: int | Mapping[int, int], depth: int) -> Mapping[int, int]:
-    """The value of each layer that can be read."""
+    """Return the value of each layer that can be read."""
     return dict.fromkeys(range(depth + 1), value) if isinstance(value, int) else value
 
 
 def _counted(layer: int | Sequence[int], depth: int, known: Mapping[int, int], norm: bool) -> tuple[int, ...]:
-    """The chosen layers, counted from the front. ValueError for none at all, or one that is not among `known`."""
+    """Return the chosen layers, counted from the front. ValueError if none is chosen, or a layer is not among `known`."""
     with_norm = " with norm=True" if norm else ""
     chosen = (layer,) if isinstance(layer, int) else tuple(layer)
     if not chosen:
@@ -289,15 +288,15 @@ def _counted(layer: int | Sequence[int], depth: int, known: Mapping[int, int], n
 
 
 def _check_pixels(pixels: Tensor) -> None:
-    """Refuse what is no batch of plain RGB pixels."""
+    """Refuse anything but a batch of plain RGB pixels."""
     if pixels.ndim != 4 or pixels.shape[1] != 3 or not pixels.numel():
         raise ValueError(f"expected pixels of shape [B, 3, H, W], none of them 0, got {list(pixels.shape)}")
     if pixels.dtype != torch.uint8 and not pixels.is_floating_point():
         raise ValueError(f"expected uint8 pixels or floats in [0, 1], got {pixels.dtype}")
-    # On a GPU the check would wait for all work queued there.
+    # On a GPU the check would wait for all queued work.
     if pixels.is_floating_point() and pixels.device.type == "cpu":
         low, high = pixels.min().item(), pixels.max().item()
-        if not (low >= -0.01 and high <= 1.01):  # written so that nan fails too; interpolation may overshoot a little
+        if not (low >= -0.01 and high <= 1.01):  # nan fails too; interpolation may overshoot a little
             raise ValueError(
                 f"float pixels must lie in [0, 1], got {low:.3g}..{high:.3g}; give them before normalisation "
                 "(each encoder normalises for itself), or as uint8"

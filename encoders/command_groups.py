@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import functools
-import os
 import sys
 import tempfile
 import traceback
@@ -17,10 +16,10 @@ from typing import Any, ClassVar
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-Target = str | typer.Typer | Callable[..., None]
-"""A command: "module:attribute", or what this names. A function is a command, a `typer.Typer` is a group."""
+Target = str | Callable[..., None]
+"""A command: a function, or "module:attribute" of a function or of a group (`typer.Typer`)."""
 
-OLD_SPELLINGS = {"--image-folder": "--images", "--out": "--output", "--output-dir": "--output"}
+OLD_SPELLINGS = {"image-folder": "images", "out": "output", "output-dir": "output"}
 """Options of earlier releases -> their names today. The old ones still work, but no help text shows them."""
 
 PACKAGES = ("encoders", "mof", "vig")
@@ -45,8 +44,9 @@ def command_group(
         name: name of the program, for the outermost group.
     """
     group_class = type("LateGroup", (LateGroup,), {"targets": dict(commands)})
-    app = typer.Typer(name=name, cls=group_class, no_args_is_help=not alone, invoke_without_command=alone, **STYLE)
-    app.callback(help=help or (callback or _nothing).__doc__)(callback or _nothing)
+    names = {"token_normalize_func": _name_today}  # its commands inherit it
+    app = typer.Typer(name=name, cls=group_class, no_args_is_help=not alone, invoke_without_command=alone, context_settings=names, **STYLE)
+    app.callback(help=help)(callback or (lambda: None))  # an app without commands is a group only if it has a callback
     return app
 
 
@@ -64,7 +64,7 @@ def resumes(command: Callable[..., None]) -> Callable[..., None]:
 
 
 class LateGroup(TyperGroup):
-    """A group that imports its commands late and says in one line what went wrong in them."""
+    """A group that imports its commands late and reports an error in them in a single line."""
 
     targets: ClassVar[Mapping[str, Target]] = {}
 
@@ -97,20 +97,8 @@ class LateGroup(TyperGroup):
             args = ["--debug", *(argument for argument in args if argument != "--debug")]
         return super().parse_args(ctx, args)
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Return name, command and arguments, in which old spellings of options are replaced, with a note on stderr."""
-        name, command, rest = super().resolve_command(ctx, args)
-        known = {spelling for parameter in (command.params if command else ()) for spelling in parameter.opts}
-        for i, argument in enumerate(rest[: rest.index("--")] if "--" in rest else rest):
-            option, equals, value = argument.partition("=")
-            new = OLD_SPELLINGS.get(option)
-            if new in known and option not in known:
-                typer.echo(f"mof: {option} is now called {new}; the old name will go with the next release", err=True)
-                rest[i] = f"{new}{equals}{value}"
-        return name, command, rest
-
     def invoke(self, ctx: Any) -> Any:
-        """Run the command. Exit codes: 2 for what the command refuses, 1 for a bug, 130 for Ctrl-C."""
+        """Run the command. Exit codes: 2 for refused input, 1 for a bug, 130 for Ctrl-C."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
@@ -128,7 +116,7 @@ class LateGroup(TyperGroup):
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether the error is about the user's input: our own ValueErrors, and what the system says of files and connections.
+    """Whether the error is about the user's input: our own ValueErrors, and errors of the system about files and connections.
 
     A ValueError of a library, which was called by us with wrong values, is a bug.
     """
@@ -143,42 +131,35 @@ def _bug_report(error: Exception, message: str) -> str:
     """Write the traceback into a new log file, and return the line that names it."""
     if type(error).__name__ in ("MemoryError", "OutOfMemoryError"):  # the second one is torch's
         return f"out of memory: {message}"
-    descriptor, log = tempfile.mkstemp(prefix="mof-", suffix=".log")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        print("command:", *sys.argv, file=stream)
-        traceback.print_exception(error, file=stream)
-    return f"this is a bug, {type(error).__name__}: {message}; please report it with the log {log}"
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix="mof-", suffix=".log", delete=False) as log:
+        print("command:", *sys.argv, file=log)
+        traceback.print_exception(error, file=log)
+    return f"this is a bug, {type(error).__name__}: {message}; please report it with the log {log.name}"
 
 
-def _nothing() -> None:
-    """A group without options of its own."""
+def _name_today(name: str) -> str:
+    """Return the name of an option without its hyphens, an old spelling as the new one, with a note on stderr."""
+    if name in OLD_SPELLINGS:
+        typer.echo(f"mof: --{name} is now called --{OLD_SPELLINGS[name]}; the old name will go with the next release", err=True)
+    return OLD_SPELLINGS.get(name, name)
 
 
 def _help_of(target: Target) -> str | None:
-    """Return the help text of a command: a docstring, or the argument `help` or `callback` of a group.
+    """Return the help text of a command: its docstring, or the argument `help` or the docstring of the `callback` of a group.
 
     It is read from the source of "module:attribute", since the import may take seconds. None where there is none.
     """
-    if isinstance(target, typer.Typer):
-        return typer.main.get_group(target).help
     if not isinstance(target, str):
         return target.__doc__
     point = EntryPoint("", target, "")
     try:
         spec = find_spec(point.module)
         body = ast.parse(Path(str(spec and spec.origin)).read_bytes()).body
-    except (ImportError, OSError, SyntaxError):  # a broken package of others must not break the help
+    except (ImportError, OSError, SyntaxError):  # a broken package must not break the help
         return None
-    return _docstring(body, point.attr)
-
-
-def _docstring(body: list[ast.stmt], name: str) -> str | None:
-    for statement in body:
-        if isinstance(statement, ast.FunctionDef) and statement.name == name:
-            return ast.get_docstring(statement)
-        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Call) and ast.unparse(statement.targets[0]) == name:
-            given = {keyword.arg: keyword.value for keyword in statement.value.keywords}
-            if "help" in given:
-                return ast.literal_eval(given["help"])
-            return _docstring(body, ast.unparse(given["callback"])) if "callback" in given else None
-    return None
+    docstrings = {statement.name: ast.get_docstring(statement) for statement in body if isinstance(statement, ast.FunctionDef)}
+    assigned = (s.value for s in body if isinstance(s, ast.Assign) and ast.unparse(s.targets[0]) == point.attr)
+    options = {keyword.arg: keyword.value for call in assigned if isinstance(call, ast.Call) for keyword in call.keywords}
+    if "help" in options:
+        return ast.literal_eval(options["help"])
+    return docstrings.get(ast.unparse(options["callback"]) if "callback" in options else point.attr)

@@ -1,4 +1,4 @@
-"""Names of models, taken apart and compared."""
+"""Names of models are compared and taken apart."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def near_names(name: str, known: Iterable[str]) -> str:
 
 
 def split_weights(model: str) -> tuple[str, str | None]:
-    """'model/tag-or-file' -> (model, tag or file). "hf-hub:..." and "local-dir:..." stay whole."""
+    """Split 'model/tag-or-file' into (model, tag or file). "hf-hub:..." and "local-dir:..." stay whole."""
     if ":" in model:
         return model, None
     model, _, weights = model.partition("/")

@@ -1,4 +1,4 @@
-"""How an image becomes the square input of an encoder, as one value."""
+"""The steps that make an image the square input of an encoder, as a value."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOT_IN_VIEWS = ("crop_pct", "mean", "std")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What is done to an image before an encoder sees it: a square of S x S pixels is made of it and normalised.
+    """The steps before an encoder sees an image: it becomes a square of S x S pixels and is normalised.
 
     Raises:
         ValueError: for statistics that are not three numbers, or a `std` that is not positive.
@@ -28,13 +28,13 @@ class Preprocessing:
     image_size: int
     """S, in pixels."""
     fit: Fit = "crop"
-    """How the image becomes square, as in `to_pixels`."""
+    """The way in which the image becomes square, as in `to_pixels`."""
     background: Colour = GREY
     """RGB in 0..255, around padded images."""
     interpolation: Interpolation = field(default="bicubic", kw_only=True)
     """Pillow's filter of that name."""
     centre: Centre = field(default="round", kw_only=True)
-    """Where the half pixel goes that "crop" leaves over, as in `to_pixels`."""
+    """The place of the half pixel that "crop" leaves over, as in `to_pixels`."""
     crop_pct: float = field(default=1.0, kw_only=True)
     """The share of the resized side that is kept, as in `to_pixels`."""
     mean: tuple[float, ...] = field(default=(0.0, 0.0, 0.0), kw_only=True)
@@ -58,7 +58,7 @@ class Preprocessing:
 
     @property
     def description(self) -> dict[str, Any]:
-        """What fingerprints hold besides the size, which is part of an encoder's spec (JSON-able)."""
+        """The fields for fingerprints (JSON-able), without the size, which is part of an encoder's spec."""
         names = ("mean", "std", "fit", "interpolation", "crop_pct", "centre")
         colour = {"background": self.background} if self.fit == "pad" and self.background != GREY else {}
         return {name: getattr(self, name) for name in names} | colour
@@ -70,7 +70,7 @@ class View(Preprocessing):
 
     fit: Fit = "pad"
     blurred: bool = False
-    """Whether the image is blurred at its original size first (`encoders.images.reading.blur`): VIG's null image."""
+    """Whether the image is blurred at its original size first (`encoders.images.reading.blur`), to make VIG's null image."""
 
     def pixels(self, image: Image.Image) -> Tensor:
         return super().pixels(blur(image) if self.blurred else image)  # [3, S, S]

@@ -1,4 +1,4 @@
-"""The published encoders by short name, as data. Literal numbers and licences live here and nowhere else.
+"""The published encoders by short name. Literal numbers and licences stand here and nowhere else.
 
 `image_size` is the size that the weights were trained at: 518 pixels for DINOv2. LLaVA and MoF run it at 224 or 336:
 `build_encoder("dinov2-vit-l14", image_size=336)`.
@@ -21,22 +21,22 @@ class Preset:
     licence: str
     """The licence of the weights."""
     layer: int
-    """The block whose output is given: -1 the last, -2 the one before."""
+    """The block whose output is given: -1 is the last, -2 the block before it."""
     norm: bool = False
     """Whether the tower's final norm is applied to it."""
     weights: str | None = None
     """Weight file that ships with the package; None where `model` says where the weights come from."""
     fixed: bool = False
-    """Whether only the user chooses the input size, and no mixer: for small convolutional networks."""
+    """Whether only the user, and no mixer, chooses the input size; for small convolutional networks."""
 
 
 WEIGHTS = Path(__file__).parent / "weights"
 
-# A row: name, model, side of the square input in pixels, and the licence of the weights as the place says from which they come
-# (the model's hub page, timm's config, or the authors' repository).
+# A row: name, model, side of the square input in pixels, and the licence of the weights as their source names it (the model's
+# hub page, timm's config, or the authors' repository).
 Row = tuple[str, str, int, str]
 
-# Image-text models, read after the last block but one, as LLaVA does it.
+# Image-text models are read before the last block, as in LLaVA.
 IMAGE_TEXT: list[Row] = [
     # OpenAI CLIP, arXiv 2103.00020
     ("clip-vit-b32", "open_clip:ViT-B-32-quickgelu/openai", 224, "mit"),
@@ -96,7 +96,7 @@ IMAGE_TEXT: list[Row] = [
     ("mobileclip2-l14", "open_clip:MobileCLIP2-L-14/dfndr2b", 224, "apple-amlr"),
 ]
 
-# Image-text models whose "blocks" are the stages of a convolutional network, read after the last.
+# Image-text models whose "blocks" are the stages of a convolutional network are read after the last stage.
 IMAGE_TEXT_CONVOLUTIONAL: list[Row] = [
     ("mobileclip2-s0", "open_clip:MobileCLIP2-S0/dfndr2b", 256, "apple-amlr"),
     ("mobileclip2-s2", "open_clip:MobileCLIP2-S2/dfndr2b", 256, "apple-amlr"),
@@ -106,7 +106,7 @@ IMAGE_TEXT_CONVOLUTIONAL: list[Row] = [
     ("laion-clip-convnext-xxl", "open_clip:convnext_xxlarge/laion2b_s34b_b82k_augreg_soup", 256, "mit"),
 ]
 
-# Encoders that learned from images alone (or are given without their text tower), read after the last block, before its norm,
+# Encoders that learned from images alone, or come without their text tower, are read after the last block and before the norm,
 # as MMVP reads DINOv2 (`x_prenorm`).
 IMAGE_ONLY: list[Row] = [
     # DINOv2, arXiv 2304.07193, and with registers, arXiv 2309.16588

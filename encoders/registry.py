@@ -1,4 +1,4 @@
-"""Encoders by name: presets and registered factories by exact key, anything else as "backend:model"."""
+"""Encoders are built by name: presets and registered factories by their exact key, all others as "backend:model"."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ENTRY_POINTS = "mof.encoders"
 
 
 def register_encoder(key: str) -> Callable[[Factory], Factory]:
-    """Decorator: make a factory available as `build_encoder(key)`.
+    """Return a decorator that makes a factory available as `build_encoder(key)`.
 
     The factory is called with the keywords of `build_encoder` (image_size, layer, norm, pretrained, trainable, weights)
     and returns an `Encoder`. An installed package needs no decorator: an entry point of the group "mof.encoders" names
@@ -55,7 +55,7 @@ def register_encoder(key: str) -> Callable[[Factory], Factory]:
 
 
 def available_encoders() -> list[str]:
-    """The keys that `build_encoder` knows besides "backend:model", sorted."""
+    """Return the keys that `build_encoder` knows besides "backend:model", sorted."""
     return sorted(_factories())
 
 
@@ -72,25 +72,25 @@ def build_encoder(
     std: Sequence[float] | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> Encoder:
-    """The encoder called `name`: frozen and in eval mode unless `trainable`.
+    """Return the encoder called `name`. It is frozen and in eval mode unless `trainable`.
 
     Args:
         name: a key of `available_encoders`, or "open_clip:model/tag", "timm:model.tag", "hf:hub-id-or-folder",
             "torch_hub:dinov2_vitl14". A file may follow instead of a tag: "open_clip:ViT-B-32//path/to/weights.safetensors",
             "timm:model//path/to/it.pt".
-        image_size: side of the square input in pixels; None is the preset's, else the model's own.
-        layer: whose output to give, -1 the last block, -2 the one before (see `Encoder`); of several, as [-2, -5], the
-            channels stand side by side. None is the preset's, else -2 for transformers with a text tower (LLaVA) and -1
-            for others (MMVP's DINOv2).
-        norm: apply the final norm to it; None is the preset's, else False.
+        image_size: side of the square input in pixels. The default is the preset's size, else the model's own.
+        layer: the block whose output is given: -1 is the last block, -2 the block before it (see `Encoder`). The channels of
+            several layers, as in [-2, -5], stand side by side. The default is the preset's layer, else -2 for transformers
+            with a text tower (LLaVA) and -1 for all other models (MMVP's DINOv2).
+        norm: apply the final norm to it. The default is the preset's choice, else False.
         pretrained: False gives random weights: no weight file is read (not even `weights`), nothing is downloaded.
         trainable: let gradients through, and follow the parent's train() and eval().
         weights: a local file (.safetensors, or .pt read with weights_only=True) in place of the name's own weights.
         mean, std: normalise by these in place of the encoder's own. The released MoF models need it: their DINOv2 was
             given pixels normalised for CLIP.
-        config: the architecture in place of the one that the name stands for, so that a checkpoint which holds the weights
-            needs no other file. For hf {"model": ..., "processor": ...}, what config.json and preprocessor_config.json say;
-            for torch_hub the arguments of its `DinoV2`.
+        config: the architecture, in place of the architecture of `name`, so that a checkpoint which holds the weights needs no
+            other file. For hf it is {"model": ..., "processor": ...}, the contents of config.json and
+            preprocessor_config.json; for torch_hub it holds the arguments of `DinoV2`.
 
     Raises:
         ValueError: unknown name (the near ones are listed), impossible layer or size, weights that are missing or do
@@ -104,7 +104,7 @@ def build_encoder(
         "trainable": trainable,
         "weights": None if weights is None else os.path.abspath(weights),
     }
-    import torch
+    import torch  # slow
 
     if pretrained and torch.get_default_device().type == "meta":
         raise ValueError(
@@ -124,7 +124,9 @@ def build_encoder(
 
 
 def build_from_backend(name: str, **options: Any) -> Encoder:
-    """The encoder of "backend:model", with `build_encoder`'s keywords, all given. What a preset is made with."""
+    """Return the encoder of "backend:model". All keywords of `build_encoder` are given."""
+    import torch  # slow
+
     image_size = options.pop("image_size")
     backend, colon, model = name.partition(":")
     if not (colon and model and backend in BACKENDS):
@@ -133,7 +135,9 @@ def build_from_backend(name: str, **options: Any) -> Encoder:
             f"unknown encoder {name!r}.{near_names(name, known)} Known: {', '.join(known)}; or backend:model with a "
             f"backend of {', '.join(BACKENDS)}"
         )
-    encoder: Encoder = importlib.import_module(BACKENDS[backend]).build(model, **options)
+    with torch.device("cpu"):  # modules that make tensors when they are imported fail on the meta device
+        module = importlib.import_module(BACKENDS[backend])
+    encoder: Encoder = module.build(model, **options)
     encoder.name = name
     if image_size is not None:
         encoder.set_image_size(image_size)
@@ -168,8 +172,11 @@ def _add_entry_points() -> None:
 
 def _build_from_package(point: EntryPoint, **options: Any) -> Encoder:
     """Import the factory that an entry point names and call it."""
+    import torch  # slow
+
     try:
-        factory = point.load()
+        with torch.device("cpu"):  # see build_from_backend
+            factory = point.load()
     except Exception as error:  # whatever that package's modules raise
         raise ValueError(f"the encoder {point.name!r} of {_origin(point)} cannot be imported: {error}") from error
     return factory(**options)

@@ -1,4 +1,4 @@
-"""The kit of every command that fills a folder: files that are whole or not there, whose run a folder holds, one run at a time."""
+"""The kit of every command that fills a folder: it writes whole files, knows the run of a folder, and lets one run at a time write."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ LOCKS = "lock-*"
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file under a temporary name, then give it its own name; safe from crashes of process and machine.
+    """Let `write` make a file under a temporary name, then rename it. A crash of process or machine leaves no broken file.
 
-    The temporary name ends like the file's own, so that writers who go by the suffix do the right thing. It names machine and process,
-    so that machines that share the folder do not write the same file.
+    The temporary name ends like the file's own name, because a few writers choose the format by the suffix. It names machine and
+    process, so that machines that share the folder do not write the same file.
     """
     temporary = path.with_name(f"{TEMPORARY}{gethostname()}-{os.getpid()}-{path.name}")
     write(temporary)
@@ -30,23 +30,23 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """The file holds `text`, or what it held before."""
+    """Write `text` to the file. After a crash the file still has its content of before."""
     write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def write_json(path: Path, content: Any) -> None:
-    """The file holds `content` as JSON, or what it held before."""
+    """Write `content` as JSON, in the same way as `write_text`."""
     write_text(path, json.dumps(content, indent=1))
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Delete what a killed process left unfinished in the folder. For the process that holds the folder's lock."""
+    """Delete the unfinished files of a killed process. Only the process that holds the folder's lock may call this."""
     for path in folder.glob(f"{TEMPORARY}*"):
         path.unlink(missing_ok=True)
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Package -> its installed version; "source" for a package that is used without being installed."""
+    """Return the installed version of each package; "source" for a package that is used without being installed."""
 
     def installed(package: str) -> str:
         try:
@@ -58,7 +58,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """One line per entry that differs, nested entries as "versions.torch"."""
+    """Yield a line for each entry that differs. A nested entry is named like "versions.torch"."""
     for key in sorted({*old, *new}):
         before, now = old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(now, Mapping):
@@ -68,23 +68,23 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 class RunFile:
-    """The JSON file in which a folder says what run it holds: {"format": 1, "identity": {...}} and what the run adds.
+    """The JSON file that identifies the run of a folder: {"format": 1, "identity": {...}} and the entries that the run adds.
 
     Args:
         path: the file, directly in the run's folder.
-        what: what such a folder holds, for messages: "scoring run".
+        what: the name of the kind of run, for messages: "scoring run".
         format: version of everything in the folder; a folder of another version is refused.
-        remedy: what to do about a folder of another run, for messages: "give a new --output-dir".
+        remedy: the advice to a user who gave the folder of another run, for messages: "give a new --output-dir".
     """
 
     def __init__(self, path: Path, what: str, format: int, remedy: str) -> None:
         self.path, self.what, self.format, self.remedy = path, what, format, remedy
 
     def read(self) -> dict[str, Any]:
-        """The file's content.
+        """Return the file's content.
 
         Raises:
-            ValueError: for a folder without the file, a damaged file, or one of another format.
+            ValueError: for a folder without the file, a damaged file, or a file of another format.
         """
         if not self.path.is_file():
             raise ValueError(f"{self.path.parent} holds no {self.path.name}: expected the folder of a {self.what}")
@@ -100,22 +100,22 @@ class RunFile:
         return content
 
     def write(self, identity: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-        """Write the run's identity and `more`, all JSON-able, in place of what was there; the file's content."""
+        """Write the run's identity and `more`, all JSON-able, in place of the old content. Return the new content."""
         content = {"format": self.format, "identity": dict(identity), **more}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, content)
         return content
 
     def claim(self, identity: Mapping[str, Any], *, begun: bool = True, own: Sequence[str] = ()) -> dict[str, Any]:
-        """Make the folder that of the run with this identity, or go on with it; the file's content.
+        """Give the folder to the run with this identity, or check that it has the folder already. Return the file's content.
 
         Args:
             identity: JSON-able, with text for anything that JSON does not know.
-            begun: whether the folder holds work that another run's would be mixed with; if not, another run may take it over.
+            begun: whether the folder holds work of its run. If not, another run may take the folder over.
             own: patterns of files that may lie there before the first run, such as locks.
 
         Raises:
-            ValueError: for a folder that holds another run, saying what differs, or files that are no run's.
+            ValueError: for a folder that holds another run (with the differences) or files of no run.
         """
         identity = json.loads(json.dumps(identity, default=str))
         if not self.path.is_file():
@@ -139,11 +139,11 @@ class RunFile:
 
 
 class RunLock:
-    """One run at a time in a folder, of as many processes as it has; a context manager.
+    """A context manager that lets only one run write to a folder. The run may have several processes.
 
-    Each process holds a lock file of its own; the operating system frees it when the process dies, in whatever way. The first
-    process takes its lock before the others do, and looks whether all others are free: of a run that was killed in part, some
-    processes may live on for a while.
+    Each process holds its own lock file, which the operating system frees when the process dies. The first process takes its lock
+    before the other processes do, and checks that all other locks are free: when a run was killed in part, a few of its processes
+    may live on for a while.
     """
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
@@ -155,9 +155,9 @@ class RunLock:
         self._take(self._own)
         for path in self._folder.glob(LOCKS) if self._rank == 0 else ():
             if path != Path(self._own.lock_file):
-                other = FileLock(path)
-                self._take(other)
-                other.release()
+                lock = FileLock(path)
+                self._take(lock)
+                lock.release()
 
     def release(self) -> None:
         """Free the lock, taken or not."""

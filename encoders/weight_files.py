@@ -19,14 +19,14 @@ class WeightsError(ValueError):
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a torch file read with weights_only=True (none of its code is run)."""
+    """Return the tensors of a .safetensors file, or of a torch file, which is read with weights_only=True (no code of it runs)."""
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"no weight file at {path}; expected a .safetensors or .pt file")
     with refuse_misfit(path):
         state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
         if not isinstance(state, Mapping):
-            raise ValueError(f"expected a mapping of names to tensors, found a {type(state).__name__}")
+            raise ValueError(f"expected a mapping of names to tensors, got a {type(state).__name__}")
         return state.get("state_dict", state)  # training checkpoints often nest it
 
 
@@ -59,7 +59,7 @@ def explain_download(what: str, *, otherwise: str = INSTEAD_OF_WEIGHTS) -> Itera
     """Turn the many errors of a failed download of `what` into one WeightsError that says how to supply the file.
 
     Args:
-        otherwise: what the user can do besides downloading it.
+        otherwise: the other thing that the user can do.
     """
     try:
         yield

@@ -107,10 +107,10 @@ def build_mixer(fusion: str, encoders: Mapping[str, Encoder], hidden_size: int, 
 def build_projector(kind: str, width: int, hidden_size: int) -> nn.Module:
     """Return the adapter called `kind`, as LLaVA names them: "linear", or "mlp2x_gelu", which is linear, GELU, linear.
 
-    The number of linears may be another, and so may the activation, by the name that transformers gives it.
+    "mlp3x_silu" has three linears and another activation, by the name that transformers gives it.
 
     Raises:
-        ValueError: for another name.
+        ValueError: for an unknown name.
     """
     if kind == "linear":
         return nn.Linear(width, hidden_size)

@@ -1,21 +1,20 @@
-"""Registers our classes with the Auto classes of transformers. `from mof import MoFForConditionalGeneration` does it, too."""
+"""Makes the Auto classes of transformers open our models: each class is registered by its module, and this module imports all of them.
+
+`from mof import MoFForConditionalGeneration` (or MoFConfig, MoFProcessor) imports it. `import mof` alone does not: that would load
+torch and transformers, for seconds. A program that only opens a folder by an Auto class calls `mof.register_auto_classes()` first.
+"""
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
-
 from mof.config import MoFConfig
 from mof.model import MoFForConditionalGeneration
-from mof.processor import MoFImageProcessor, MoFProcessor
+from mof.processor import MoFProcessor
+
+__all__ = ["MoFConfig", "MoFForConditionalGeneration", "MoFProcessor", "register_auto_classes"]
 
 
 def register_auto_classes() -> None:
-    """Make AutoConfig, AutoModelForImageTextToText, AutoImageProcessor and AutoProcessor open the models of this package."""
-    AutoConfig.register(MoFConfig.model_type, MoFConfig, exist_ok=True)
-    AutoModelForImageTextToText.register(MoFConfig, MoFForConditionalGeneration, exist_ok=True)
-    image_processors = dict.fromkeys(("torchvision", "pil"), MoFImageProcessor)
-    AutoImageProcessor.register(MoFConfig, image_processor_classes=image_processors, exist_ok=True)
-    AutoProcessor.register(MoFConfig, MoFProcessor, exist_ok=True)
+    """Make AutoConfig, AutoModelForImageTextToText, AutoImageProcessor and AutoProcessor open our models.
 
-
-register_auto_classes()
+    The import of this module has done it already. Call this function to say so in the code.
+    """

@@ -76,7 +76,7 @@ class StrictCheckpoints(PreTrainedModel):
 
 
 def _shell_of(mixer: Mixer, embedded: bool) -> Mixer:
-    """Return a copy on the meta device for transformers to fill; it has encoders only if the checkpoint holds them."""
+    """Return a copy on the meta device, which transformers fills; it has encoders only if the checkpoint holds them."""
     memo = {} if embedded else {id(mixer.encoders): nn.ModuleDict()}  # deepcopy takes this for the encoders' copy
     shell = copy.deepcopy(mixer, memo).to("meta")
     for module in shell.encoders.modules():
@@ -85,7 +85,7 @@ def _shell_of(mixer: Mixer, embedded: bool) -> Mixer:
 
 
 def _complete(loaded: Mixer, built: Mixer, embedded: bool) -> None:
-    """Copy from the freshly `built` mixer what the checkpoint does not hold into the same mixer `loaded` by transformers.
+    """Copy the parts that the checkpoint does not hold from the new mixer `built` into the mixer that transformers `loaded`.
 
     Encoders by reference are copied whole; of embedded encoders, only the buffers that are never saved.
     """

@@ -62,3 +62,6 @@ class MoFConfig(PreTrainedConfig):
         trainable = [name for name, spec in self.encoders.items() if spec.get("trainable")]
         if trainable and not embed_encoders:
             raise ValueError(f"encoders {trainable} are trainable, so a reference cannot restore them: set embed_encoders=True")
+
+
+AutoConfig.register(MoFConfig.model_type, MoFConfig, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import transformers
 from transformers import AddedToken, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from encoders.backends.package import package_file
+from encoders.weight_files import hub_answers
 from mof.data.records import IMAGE_PLACEHOLDER
 
 MINI_LM = Path(__file__).parent / "miniature" / "weights" / "mini-lm"
@@ -43,8 +45,9 @@ def load_language_model(spec: str, dtype: torch.dtype = torch.float32) -> tuple[
 
 def _load(source: str, dtype: torch.dtype, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=options.get("gguf_file"))
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
+        local = os.path.isdir(source) or not hub_answers()  # transformers would wait for each file
+        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=options.get("gguf_file"), local_files_only=local)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, local_files_only=local, **options)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"cannot load the language model {source!r}: {error} Expected mini-lm, {', '.join(PACKAGED)}, gguf:FOLDER/FILE, a "
@@ -54,7 +57,7 @@ def _load(source: str, dtype: torch.dtype, **options: Any) -> tuple[PreTrainedMo
 
 
 def _load_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Unpack a GGUF file into an ordinary model, which does not know that it was quantized: it is saved with plain weights."""
+    """Return a GGUF file as an ordinary model, which is saved with plain weights, and its tokenizer."""
     if not file.is_file():
         raise ValueError(f"no GGUF file at {file}; expected gguf:FOLDER/FILE")
     try:

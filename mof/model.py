@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mof.checkpoints import StrictCheckpoints, build_configured_mixer
@@ -28,7 +28,7 @@ CACHE_NAMES = ("cache", "past_key_values", "cache_params")  # since transformers
 class MoFForConditionalGeneration(StrictCheckpoints, GenerationMixin):
     """Image features replace the embeddings of image tokens; after that, all code is the language model's own.
 
-    Make one with `from_parts`, or load one with `from_pretrained`.
+    `from_parts` makes a model; `from_pretrained` loads a model.
     """
 
     main_input_name = "input_ids"
@@ -240,3 +240,6 @@ class MoFForConditionalGeneration(StrictCheckpoints, GenerationMixin):
 
     def _init_weights(self, module: nn.Module) -> None:
         """Do nothing: adapters keep torch's initialisation; encoders and language model come with weights of their own."""
+
+
+AutoModelForImageTextToText.register(MoFConfig, MoFForConditionalGeneration, exist_ok=True)

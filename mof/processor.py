@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import BatchFeature, PreTrainedTokenizerBase
+from transformers import AutoImageProcessor, AutoProcessor, BatchFeature, PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.image_utils import load_image
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
@@ -21,6 +21,7 @@ from encoders import StoredImage, View
 from encoders.images.reading import read_image
 from encoders.images.resizing import Centre, Fit, Interpolation
 from mof.chat_templates import choose_chat_template
+from mof.config import MoFConfig
 from mof.data.records import IMAGE_PLACEHOLDER
 
 if TYPE_CHECKING:
@@ -119,6 +120,9 @@ class MoFImageProcessor(BaseImageProcessor):
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
 
+AutoImageProcessor.register(MoFConfig, image_processor_classes=dict.fromkeys(("torchvision", "pil"), MoFImageProcessor), exist_ok=True)
+
+
 class MoFProcessor(ProcessorMixin):
     """A tokenizer and an image processor that agree on how many tokens an image takes. Pads on the left.
 
@@ -209,6 +213,9 @@ class MoFProcessor(ProcessorMixin):
             {"span": (start, start + length), "new_span": (start + i * grown, start + (i + 1) * grown + length)}
             for i, start in enumerate(starts)
         ]
+
+
+AutoProcessor.register(MoFConfig, MoFProcessor, exist_ok=True)
 
 
 def _from_array(array: np.ndarray | Tensor) -> Image.Image:

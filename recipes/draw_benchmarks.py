@@ -18,7 +18,7 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=0)
     args = options.parse_args()
     folder = args.folder
-    write_benchmarks(folder, pairs=args.pairs, scenes=args.scenes, seed=args.seed)
+    write_benchmarks(folder, pairs=args.pairs, scenes=args.scenes, seed=args.seed, progress=True)
     print(f"""written to {folder}; to measure an encoder, and a model that recipes/train_llava_mof_vig.py trained:
   mof probe mmvp-vlm --data {folder}/MMVP_VLM --encoder mini-clip
   mof eval mmvp --data {folder}/MMVP --prompt question --model MODEL --output evals/mmvp

@@ -72,7 +72,7 @@ def main() -> None:
     folder = RunFolder(args.output or Path("runs") / setting.name, identity, resume=args.resume)
     if setting.data.scenes:
         draw = dataclasses.asdict(setting.data.scenes)
-        folder.stage("data", lambda path: write_dataset(path, **draw) if PartialState().is_main_process else None)
+        folder.stage("data", lambda path: write_dataset(path, **draw, progress=True) if PartialState().is_main_process else None)
         records = read_run_data(setting.data, folder.path("data"))
     if records.mix:
         console.print("detailed descriptions replaced by captions:", records.mix)

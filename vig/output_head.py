@@ -1,7 +1,7 @@
-"""The output head at chosen positions only: logits of all positions, most of the memory of a plain forward pass, never exist.
+"""The output head at chosen positions only, so the logits of all positions, most of the memory of a plain forward pass, never exist.
 
 A model ends in its output head, a map from hidden states to the vocabulary. For one forward pass another function takes the place
-of the head's own forward. It gathers the positions that predict a labelled token and applies the head to some of them at a time.
+of the head's own forward. It gathers the positions that predict a labelled token and applies the head to a chunk of them at a time.
 This has to happen there, under the head's hooks: the head's weight may be in shards (FSDP2, ZeRO-3), which are together only while
 the module runs, or wear an adapter (LoRA). The result has to leave by the model's output, where those hooks wait for the gradient.
 """
@@ -32,11 +32,11 @@ class HeadPass:
     """One forward pass in which the output head works at N positions only, and the losses of the tokens that they predict.
 
     Args:
-        labels: [B, S], -100 for a token without loss. A batch without any other label gets one loss of 0 with a gradient of 0.
+        labels: [B, S], -100 for a token without loss. A batch without any other label gets a single loss of 0 with a gradient of 0.
     """
 
     def __init__(self, labels: Tensor) -> None:
-        # Not inside of the head: finding the positions waits for the device, which is not yet busy with this batch.
+        # Not inside of the head: `nonzero` waits for the device, which is not yet busy with this batch.
         positions, targets = target_positions(labels)  # [N], [N]
         self.count = len(positions)
         """How many tokens have a loss."""
@@ -69,16 +69,16 @@ class HeadPass:
             yield
 
     def result(self, logits: Tensor) -> Tensor:
-        """What `reduce` makes of the losses, from the logits that the model gave, inside or outside of `at`."""
+        """The output of `reduce`, from the logits that the model gave, inside or outside of `at`."""
         if self._result is not None:
             carried = logits.view_as(self._result)  # mixed precision may have rounded it; its gradient is 1 either way
-            return carried + (self._result - carried).detach()
+            return carried + (self._result.to(carried.device) - carried).detach()
         if logits.shape[:2] == (1, len(self.positions)) != self._shape:
             return self.reduce(token_losses(logits[0], self._targets))
         return self.reduce(token_losses(self._gather(logits), self._targets))
 
     def _gather(self, x: Tensor) -> Tensor:
-        """[B, S, ...] -> [N, ...]"""
+        """The entries [N, ...] of x [B, S, ...] at the N positions."""
         if x.shape[:2] != self._shape:
             raise ValueError(
                 f"the model's output head works on {tuple(x.shape[:2])} records and positions, the labels are {tuple(self._shape)}: "
@@ -105,12 +105,12 @@ def token_losses(rows: Tensor, targets: Tensor, logits_of: Forward | None = None
 
     def chunk_losses(rows: Tensor, targets: Tensor) -> Tensor:
         logits = rows if logits_of is None else logits_of(rows[None])[0]  # [CHUNK, V]
-        return F.cross_entropy(logits.float(), targets, ignore_index=IGNORED, reduction="none")
+        return F.cross_entropy(logits.float(), targets.to(logits.device), ignore_index=IGNORED, reduction="none")
 
     gradient = torch.is_grad_enabled()
     size = GRADIENT_CHUNK if gradient else CHUNK
     losses_of = partial(checkpoint, chunk_losses, use_reentrant=False) if gradient and len(rows) > size else chunk_losses
-    chunks = zip(rows.split(size), targets.to(rows.device).split(size), strict=True)
+    chunks = zip(rows.split(size), targets.split(size), strict=True)
     return torch.cat([losses_of(*chunk) for chunk in chunks])  # [N]
 
 
@@ -122,7 +122,7 @@ def is_untouched(model: nn.Module, head: nn.Module, inputs: Mapping[str, Any]) -
     """
     first = torch.zeros(1, dtype=torch.long)  # [1]
     logits, output = logits_at(model, head, inputs, first, first)  # [1, 1, V], [1, V]
-    return torch.equal(logits[0].float(), output.float())
+    return torch.equal(logits[0].to(output), output)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Several processes that work together, as accelerate knows them: they tell each other what each has done, and wait."""
+"""Several processes that work together, started by torchrun or accelerate: they exchange values, and wait for each other."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ class Processes:
         if failure is not None:
             raise failure
 
-    def require_equal(self, value: Any, what: str) -> None:
+    def require_equal(self, value: Any, name: str) -> None:
         """ValueError on all processes unless all give the same value."""
         if any(given != value for given in self.gather(value)):
-            raise ValueError(f"{self.count} processes score together, but {what} are not the same on all of them")
+            raise ValueError(f"{self.count} processes score together, but {name} are not the same on all of them")
 
     def close(self) -> None:
         """Free the group. All processes must call this."""

@@ -76,13 +76,8 @@ _WORDS = {
 }  # fmt: skip
 
 
-def _word_classes() -> dict[str, str]:
-    classes = {word: kind for kind, words in _WORDS.items() for word in words.split()}
-    plurals = {word + ("es" if word.endswith(("s", "sh", "ch", "x")) else "s") for word in _WORDS["object"].split()}
-    return dict.fromkeys(plurals, "object") | classes
-
-
-_CLASSES = _word_classes()
+_PLURALS = [word + ("es" if word.endswith(("s", "sh", "ch", "x")) else "s") for word in _WORDS["object"].split()]
+_CLASSES = dict.fromkeys(_PLURALS, "object") | {word: kind for kind, words in _WORDS.items() for word in words.split()}
 
 
 def word_class(word: str) -> str | None:

@@ -1,4 +1,4 @@
-"""What vision transformers of all libraries have in common: blocks whose outputs are read, and tables of positions."""
+"""The blocks and position tables of vision transformers, which are alike in all libraries."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 Grid = tuple[int, int]
 
-# Shapes: B = images, L = tokens with prefix tokens, D = width.
+# Shapes: B = images, L = patch and prefix tokens, D = width.
 
 
 class _Reached(Exception):
-    """Leaves a forward pass whose rest is not needed."""
+    """Ends a forward pass early."""
 
 
 @contextmanager
@@ -54,26 +54,36 @@ def block_outputs(blocks: nn.ModuleList, layers: Iterable[int], leave: bool = Fa
 
 
 class Positions:
-    """Resamples a position table always from the one that was loaded or trained, never from a resampled one.
+    """Resamples a position table for other grids, always from the loaded or trained table and never from a resampled table.
 
-    So resizing to a and then to b gives the same encoder as resizing to b, and back to the first size the first table.
+    So resizing to a and then to b gives the same encoder as resizing to b, and resizing back gives the first table again.
     """
 
     def __init__(self) -> None:
         self._source: tuple[Tensor, Grid] | None = None
         self._made: Tensor | None = None
 
-    def resampled(self, table: nn.Parameter, grid: Grid, resample: Callable[[Tensor, Grid], Tensor]) -> nn.Parameter:
-        """What to put in the place of `table`, which is for `grid`; `resample(table, its grid)` does the work."""
+    def resampled(self, table: nn.Parameter, grid: Grid, new_grid: Grid, prefix: int) -> nn.Parameter:
+        """Return the table [..., L, D] for `new_grid` that replaces `table`, which is for `grid`.
+
+        open_clip resamples in the same way as timm when it loads weights (bicubic, with antialiasing).
+
+        Args:
+            prefix: the number of tokens at the beginning of the table that have no place on the grid.
+        """
+        from timm.layers import resample_abs_pos_embed  # slow
+
         if self._source is None or not self._is_made(table):
             self._source = table.detach().clone(), grid
         source, source_grid = self._source
-        made = resample(source.to(table), source_grid).detach()
+        tables = source.to(table).reshape(1, *source.shape[-2:])  # [1, L, D]
+        tables = resample_abs_pos_embed(tables, list(new_grid), list(source_grid), num_prefix_tokens=prefix)  # [1, L, D]
+        made = tables.reshape(*source.shape[:-2], *tables.shape[-2:]).detach()
         self._made = made.clone()
         return nn.Parameter(made, requires_grad=table.requires_grad)
 
     def _is_made(self, table: Tensor) -> bool:
-        """Whether `table` is still what `resampled` gave: no other weights loaded, no training since."""
+        """Return whether `table` is still the last resampled table: no other weights were loaded and it was not trained."""
         if self._made is None or self._made.is_meta or table.is_meta or self._made.shape != table.shape:
             return False
         return torch.equal(self._made.to(table), table)

@@ -1,4 +1,4 @@
-"""Vision transformers of transformers: CLIP, SigLIP, DINOv2, DINOv3, MAE, AIMv2 and others, from a hub id or a local folder."""
+"""Vision transformers of the library transformers (CLIP, SigLIP, DINOv2, DINOv3, MAE, AIMv2, ...), by hub id or local folder."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FILTERS: dict[int, Interpolation] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 @dataclass(frozen=True)
 class Family:
-    """Where an architecture of transformers keeps its parts, as dotted module names."""
+    """The places of an architecture's parts in transformers, as dotted module names."""
 
     model: str
     """The class in transformers."""
@@ -60,7 +60,7 @@ class Family:
     masks: bool = False
     """Whether its forward pass hides patches, as in the pre-training of MAE."""
     unused: str = "classifier."
-    """How the weights begin that a checkpoint may hold for a task, and that no encoder needs."""
+    """The beginning of the names of weights for another task, which a checkpoint may hold and no encoder needs."""
 
 
 CLIP_PARTS: dict[str, Any] = {"blocks": "encoder.layers", "norm": "post_layernorm"}
@@ -124,7 +124,7 @@ class HFEncoder(Encoder):
         return self.tower.get_submodule(self.family.tower)
 
     def patch_tokens(self, x: Tensor) -> Tensor:
-        """Blocks differ in what they are called with (masks, rotary positions); the tower knows, so the tower runs them."""
+        """The tower runs its blocks, because only the tower knows their arguments (masks, rotary positions)."""
         with self._outputs(leave=True) as hidden:  # [B, L, D] each
             self._run(self._vision, x)
         return self._patches(hidden)  # [B, h*w, D]
@@ -151,7 +151,7 @@ class HFEncoder(Encoder):
 
     def image_embedding(self, x: Tensor) -> Tensor:
         output = self._run(self._vision, x)
-        # MAE has no pooling: its class token after the final norm.
+        # MAE has no pooling, so its class token after the final norm is used.
         pooled = output.pooler_output if "pooler_output" in output else output.last_hidden_state[:, 0]  # [B, D]
         return self.tower.get_submodule(self.family.image_head)(pooled) if self.family.image_head else pooled  # [B, E]
 
@@ -160,25 +160,22 @@ class HFEncoder(Encoder):
             with explain_download(f"the tokenizer of {self.source}", otherwise=INSTEAD_OF_TOKENIZER):
                 self._tokenizer = AutoTokenizer.from_pretrained(self.source, local_files_only=_only_local(self.source))
         length = self.tower.config.text_config.max_position_embeddings
-        # Padded to the full length because SigLIP was trained so; CLIP's masks make it the same either way.
+        # SigLIP was trained with texts padded to the full length. CLIP masks the padding.
         tokens = self._tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         tokens = tokens.to(next(self.tower.parameters()).device)
         pooled = self.tower.get_submodule(self.family.text)(**tokens).pooler_output  # [T, D]
         return self.tower.get_submodule(self.family.text_head)(pooled) if self.family.text_head else pooled  # [T, E]
 
-    def change_input_size(self, image_size: int) -> None:
-        """Nothing to change: these models interpolate their positions in every forward pass."""
-
 
 def _embed_dim(head: Any, vision: Any) -> int | None:
-    """Width of the embedding of an image; None for an AIMv2 tower without its attention pooling."""
+    """Return the width of an image's embedding, or None for an AIMv2 tower without its attention pooling."""
     if head is not None:
         return head.out_features
     return vision.hidden_size if getattr(vision, "use_head", True) else None
 
 
 def _fit(processor: Any, source: str) -> dict[str, Any]:
-    """How an image processor makes an image square, as `to_pixels` takes it. transformers rounds half a pixel down."""
+    """Return the arguments of `to_pixels` that do the work of an image processor. transformers rounds half a pixel down."""
     size = {key: value for key, value in dict(processor.size or {}).items() if value}
     crop = {key: value for key, value in dict(processor.crop_size or {}).items() if value} if processor.do_center_crop else {}
     side, cuts = next(iter(size.values()), 0), set(crop.values()) or set(size.values())
@@ -192,7 +189,7 @@ def _fit(processor: Any, source: str) -> dict[str, Any]:
 
 
 def build(model: str, *, config: Mapping[str, Any] | None = None, **options: Any) -> HFEncoder:
-    """The encoder of a hub id or a local folder, or of what `config` gives in their place; keywords of `build_encoder`."""
+    """Return the encoder of a hub id or a local folder, or of the `config` in their place. Keywords as for `build_encoder`."""
     if config is None:
         return _build(model, **options)
     with TemporaryDirectory() as folder:
@@ -202,7 +199,6 @@ def build(model: str, *, config: Mapping[str, Any] | None = None, **options: Any
 
 
 def _build(model: str, *, pretrained: bool, weights: str | None, **options: Any) -> HFEncoder:
-    """The encoder of a hub id or a local folder."""
     with explain_download(f"config.json or preprocessor_config.json of {model}", otherwise=INSTEAD_OF_FOLDER):
         local = _only_local(model)
         config = AutoConfig.from_pretrained(model, local_files_only=local)
@@ -217,13 +213,13 @@ def _build(model: str, *, pretrained: bool, weights: str | None, **options: Any)
 
 
 def _only_local(model: str) -> bool:
-    """Whether to look for files in a folder or the cache alone."""
+    """Return whether files are looked for only in a folder or in the cache."""
     return Path(model).is_dir() or not hub_answers()
 
 
 def _create(kind: Any, model: str, config: PretrainedConfig, weights: str | None, local: bool) -> nn.Module:
-    """The model of class `kind` with its weights in float32, every key accounted for."""
-    # Also a single file goes through from_pretrained, which knows the keys of every earlier version of transformers.
+    """Return the model of class `kind` with its weights in float32, every key accounted for."""
+    # A single file goes through from_pretrained too, which knows the keys of every earlier version of transformers.
     options = {"config": config, "dtype": torch.float32, "output_loading_info": True}
     if weights is not None:
         state = read_state(weights)

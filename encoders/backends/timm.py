@@ -10,7 +10,6 @@ from typing import Any
 import timm
 import torch
 from timm.data import resolve_data_config
-from timm.layers import resample_abs_pos_embed
 from timm.models import beit, eva, vision_transformer
 from torch import Tensor, nn
 
@@ -24,16 +23,16 @@ from encoders.weight_files import WeightsError, cached_instead, explain_download
 
 # Shapes: B, S, h, w, D, E as in base.py; C = channels of a feature map, P = prefix tokens (class and register tokens), L = P + h*w.
 
-# Their blocks all have one width on one grid, and their final norm fits every block.
+# All blocks of these networks have the same width and grid, and the final norm fits every block.
 TRANSFORMERS: tuple[Any, ...] = (vision_transformer.VisionTransformer, eva.Eva, beit.Beit)
-# Of these the embeddings can be had without a block.
+# The embeddings of these networks can be computed without running a block.
 EMBEDDING: tuple[Any, ...] = (vision_transformer.VisionTransformer, eva.Eva)
 
 FITS: dict[str, Fit] = {"center": "crop", "squash": "squash", "border": "pad"}  # timm's crop_mode
 
 
 class TimmEncoder(Encoder):
-    """A network of timm without its classifier. `embed_image` gives its pooled output, as timm pools it."""
+    """A network of timm without its classifier. `embed_image` gives the output that timm pools."""
 
     def __init__(self, trunk: Any, *, norm: bool | None = None, **options: Any) -> None:
         config = resolve_data_config(model=trunk)
@@ -85,7 +84,7 @@ def sizes(trunk: Any, norm: bool) -> dict[str, Any]:
     if isinstance(trunk, EMBEDDING):
         width[0], stride[0] = width[1], stride[1]
     if norm and not isinstance(trunk, TRANSFORMERS):
-        width = {len(stages): trunk.num_features}  # what its own head is given: after the last norm or convolution
+        width = {len(stages): trunk.num_features}  # the input of its own head: after the last norm or convolution
     return {"width": width, "patch_size": stride, "depth": len(stages)}
 
 
@@ -98,23 +97,19 @@ def takes_any_size(trunk: Any) -> bool:
 
 
 def resize(trunk: Any, image_size: int, positions: Positions) -> None:
-    """Make a timm model take square inputs of `image_size` pixels. One without positions takes any size as it is."""
+    """Make a timm model take square inputs of `image_size` pixels. A model without positions takes any size as it is."""
     if not callable(getattr(trunk, "set_input_size", None)):
         return
     transformer = isinstance(trunk, TRANSFORMERS)
     table, grid = (trunk.pos_embed, trunk.patch_embed.grid_size) if transformer else (None, (0, 0))
     trunk.set_input_size((image_size, image_size))
-    if table is not None:  # some have rotary or relative positions only
-        new_size, prefix = trunk.patch_embed.grid_size, 0 if trunk.no_embed_class else trunk.num_prefix_tokens
-        trunk.pos_embed = positions.resampled(
-            table,
-            grid,
-            lambda table, grid: resample_abs_pos_embed(table, new_size, list(grid), num_prefix_tokens=prefix),
-        )
+    if table is not None:  # models with rotary or relative positions only have no table
+        prefix = 0 if trunk.no_embed_class else trunk.num_prefix_tokens
+        trunk.pos_embed = positions.resampled(table, grid, trunk.patch_embed.grid_size, prefix)
 
 
 def read_layers(trunk: Any, x: Tensor, layers: Sequence[int], norm: bool) -> Tensor:
-    """[B, 3, S, S] -> [B, h*w, D]: the outputs of `layers` side by side, no prefix tokens; nothing past the deepest is run."""
+    """[B, 3, S, S] -> [B, h*w, D]: the outputs of `layers` side by side, without prefix tokens. No deeper block runs."""
     transformer = isinstance(trunk, TRANSFORMERS)
     if norm and not transformer:
         return _head_input(trunk, x)
@@ -127,7 +122,7 @@ def read_layers(trunk: Any, x: Tensor, layers: Sequence[int], norm: bool) -> Ten
 
 
 def patches(trunk: Any, outputs: Mapping[int, Tensor], layers: Sequence[int], norm: bool) -> Tensor:
-    """Outputs [B, L, D] of a transformer by layer -> [B, h*w, D], side by side and without prefix tokens."""
+    """A transformer's outputs [B, L, D] by layer -> [B, h*w, D], side by side and without prefix tokens."""
     after = trunk.norm if norm else nn.Identity()
     return torch.cat([after(outputs[layer])[:, prefix_tokens(trunk) :] for layer in layers], dim=-1)  # [B, h*w, D]
 
@@ -137,14 +132,14 @@ def _rows(maps: Tensor) -> Tensor:
 
 
 def _embeddings(trunk: Any, x: Tensor, norm: bool) -> Tensor:
-    """Layer 0: patches with their positions, before any block."""
+    """Return layer 0 [B, h*w, D]: the patches with their positions, before any block."""
     x = trunk._pos_embed(trunk.patch_embed(x))  # [B, L, D]
-    x = trunk.norm_pre(x[0] if isinstance(trunk, eva.Eva) else x)  # Eva's come with rotary positions
+    x = trunk.norm_pre(x[0] if isinstance(trunk, eva.Eva) else x)  # Eva gives rotary positions too
     return (trunk.norm(x) if norm else x)[:, trunk.num_prefix_tokens :]  # [B, h*w, D]
 
 
 def _head_input(trunk: Any, x: Tensor) -> Tensor:
-    """The last stage's map as the network's own head is given it: [B, h*w, C]."""
+    """Return the last stage's map [B, h*w, C], as it enters the network's own head."""
     maps = trunk.forward_features(x)  # [B, C, h, w] or [B, h, w, C]
     if maps.ndim != 4:
         raise ValueError(f"timm's {type(trunk).__name__} gives no map of features after its final norm; use norm=False")
@@ -152,7 +147,7 @@ def _head_input(trunk: Any, x: Tensor) -> Tensor:
 
 
 def build(model: str, *, pretrained: bool, weights: str | None, **options: Any) -> TimmEncoder:
-    """The encoder of "model[.tag][/file]", "hf-hub:org/model" or "local-dir:folder"."""
+    """Return the encoder of "model[.tag][/file]", "hf-hub:org/model" or "local-dir:folder"."""
     model_name, file = split_weights(model)
     file = weights or file
     _check_name(model_name)
@@ -170,7 +165,7 @@ def build(model: str, *, pretrained: bool, weights: str | None, **options: Any) 
 
 
 def _from_hub(model_name: str) -> Any:
-    """A model with its own weights, out of the cache where the hub does not answer."""
+    """Return a model with its own weights. They are read from the cache where the hub does not answer."""
     scheme, colon, path = model_name.partition(":")
     config = None if colon else timm.get_pretrained_cfg(model_name, allow_unregistered=True)
     repository = path if scheme == "hf-hub" else config.hf_hub_id if config else None
@@ -184,7 +179,7 @@ def _from_hub(model_name: str) -> Any:
 
 
 def _check_name(model_name: str) -> None:
-    """ValueError naming near models or tags for one that timm does not have."""
+    """Refuse a name that timm does not know, with a ValueError that lists near models or tags."""
     if ":" in model_name:
         return  # on the hub or in a folder
     architecture, _, tag = model_name.partition(".")
@@ -196,7 +191,7 @@ def _check_name(model_name: str) -> None:
 
 
 def _source(model_name: str) -> str:
-    """Where timm gets the weights of a model that it knows."""
+    """Return, for messages, the place from which timm gets the weights of a model."""
     config = timm.get_pretrained_cfg(model_name, allow_unregistered=True) if ":" not in model_name else None
     if config and config.hf_hub_id:
         return f" (model.safetensors of {config.hf_hub_id} on the hub)"
@@ -204,7 +199,7 @@ def _source(model_name: str) -> str:
 
 
 def _load(trunk: Any, model_name: str, file: str) -> None:
-    """Load a local file. Keys that are not timm's own (Meta's DINOv2, OpenAI's CLIP) go through timm's converter."""
+    """Load a local file. Other keys than timm's own (Meta's DINOv2, OpenAI's CLIP) go through timm's converter."""
     state = _without_classifier(trunk, read_state(file))
     wanted = {key: value.shape for key, value in trunk.state_dict().items()}
     if {key: getattr(value, "shape", None) for key, value in state.items()} != wanted and (convert := _converter(model_name)):
@@ -214,7 +209,7 @@ def _load(trunk: Any, model_name: str, file: str) -> None:
 
 
 def _converter(model_name: str) -> Any:
-    """The converter from the authors' own keys in the module of timm that defines the architecture; None for many."""
+    """Return timm's converter from the authors' own keys, which the architecture's module may hold, or None."""
     if ":" in model_name:
         return None
     module = timm.model_entrypoint(model_name.partition(".")[0]).__module__
@@ -222,7 +217,7 @@ def _converter(model_name: str) -> Any:
 
 
 def _without_classifier(trunk: Any, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`state` without the classifier, which an encoder does not have."""
+    """Return `state` without the classifier, which an encoder does not have."""
     declared = trunk.pretrained_cfg.get("classifier") or ()
     names = (declared,) if isinstance(declared, str) else declared
     left_out = {f"{name}.{kind}" for name in names for kind in ("weight", "bias")} - set(trunk.state_dict())

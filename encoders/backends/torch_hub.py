@@ -1,7 +1,7 @@
-"""DINOv2 as torch.hub's `facebookresearch/dinov2` has it: its names of weights, its interpolation of positions.
+"""DINOv2 with the weight names and the interpolation of positions of torch.hub's `facebookresearch/dinov2`.
 
-timm and transformers have the same model under other names, and interpolate positions otherwise (timm with antialiasing,
-transformers without torch.hub's offset), so away from 518 pixels their features differ from those of torch.hub's users.
+timm and transformers have the same model with other names, and interpolate positions in other ways (timm with antialiasing,
+transformers without torch.hub's offset). So their features at other sizes than 518 pixels differ from torch.hub's features.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ MODELS = {
 """The arguments of `DinoV2` by torch.hub's names."""
 
 URL = "https://dl.fbaipublicfiles.com/dinov2/{name}/{name}_pretrain.pth"
-HEAD_WIDTH = 64  # of every DINOv2 that was published
+HEAD_WIDTH = 64  # in every published DINOv2
 OFFSET = 0.1  # torch.hub's DINOv2 adds it to the number of patches before it divides
 
 
 class DinoV2(nn.Module):
-    """The blocks are timm's, whose weights have the names that torch.hub's have; so has everything around them."""
+    """DINOv2 with timm's blocks, whose weights have the same names as torch.hub's. So have all other weights."""
 
     def __init__(self, width: int, depth: int, heads: int, patch_size: int, image_size: int) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class DinoV2(nn.Module):
         nn.init.normal_(self.cls_token, std=1e-6)
 
     def forward(self, x: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
-        """x [B, 3, S, S] -> [B, 1 + h*w, D] by layer: class token and patches after so many blocks, not normed."""
+        """x [B, 3, S, S] -> [B, 1 + h*w, D] by layer: class token and patches after that many blocks, not normed."""
         side = x.shape[-1] // self.patch_embed.patch_size[0]
         x = self.patch_embed(x)  # [B, h*w, D]
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.positions(side)  # [B, 1 + h*w, D]
@@ -63,7 +63,7 @@ class DinoV2(nn.Module):
         return {layer: after[layer] for layer in layers}
 
     def positions(self, side: int) -> Tensor:
-        """[1, 1 + side*side, D], by the factor (side + OFFSET) / n and without antialiasing, as in torch.hub."""
+        """Return positions [1, 1 + side*side, D], scaled by (side + OFFSET) / n without antialiasing, as in torch.hub."""
         if side == self.side:
             return self.pos_embed
         table = self.pos_embed.float()  # [1, 1 + n*n, D]
@@ -101,12 +101,9 @@ class TorchHubEncoder(Encoder):
     def _class_token(self, after: Mapping[int, Tensor]) -> Tensor:
         return self.tower.norm(after[len(self.tower.blocks)][:, 0])  # [B, D]
 
-    def change_input_size(self, image_size: int) -> None:
-        """Nothing to change: positions are interpolated in every forward pass."""
-
 
 def build(model: str, *, pretrained: bool, weights: str | None, config: Mapping[str, int] | None = None, **options: Any) -> TorchHubEncoder:
-    """The encoder of one of `MODELS`, or of the sizes that `config` gives in place of them."""
+    """Return the encoder of a name in `MODELS`, or with the sizes that `config` gives instead."""
     if config is None and model not in MODELS:
         raise ValueError(f"torch.hub has no DINOv2 {model!r} here.{near_names(model, MODELS)} Known: {', '.join(MODELS)}")
     facts = MODELS[model] if config is None else dict(config)
@@ -117,7 +114,7 @@ def build(model: str, *, pretrained: bool, weights: str | None, config: Mapping[
 
 
 def _download(model: str) -> dict[str, Tensor]:
-    """The weights out of torch.hub's cache, or from where torch.hub gets them."""
+    """Return the weights from torch.hub's cache, or from the address that torch.hub uses."""
     url = URL.format(name=model)
     file = Path(torch.hub.get_dir(), "checkpoints", Path(url).name)
     with explain_download(f"{url} (cached as {file})"):
@@ -125,10 +122,10 @@ def _download(model: str) -> dict[str, Tensor]:
 
 
 def sizes_of(state: Mapping[str, Tensor], source: object) -> dict[str, int]:
-    """What `build` takes as its `config`, from the shapes of torch.hub's weights.
+    """Return the `config` for `build`, read from the shapes of torch.hub's weights.
 
     Raises:
-        WeightsError: when these are not DINOv2's weights, or of a width that does not tell the number of heads.
+        WeightsError: when these are not DINOv2's weights, or their width does not tell the number of heads.
     """
     try:
         width, patch_size = state["cls_token"].shape[-1], state["patch_embed.proj.weight"].shape[-1]

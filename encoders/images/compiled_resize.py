@@ -1,7 +1,7 @@
-"""Pillow's resize to the last bit, several times as fast: the same whole numbers, compiled for whole registers. Needs numba.
+"""This resize gives the same bits as Pillow's and is several times as fast. It needs numba.
 
-Pillow weighs the pixels under a filter with integers of 22 bits, along one axis and then along the other, and rounds to 0..255
-after each. So does this, but for many rows or columns at once, and without building a padding or what a crop cuts off.
+Pillow weighs the pixels under a filter with integers of 22 bits, first along the one axis and then along the other, and rounds to
+0..255 after each. This module does the same for many rows or columns at a time, and leaves out the padding and the cut-off parts.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 from numba import njit, types
 from numpy.typing import NDArray
 
-# Shapes: H, W = rows and columns of the source, h, w of the outcome, N and n = length of an axis of either, K = most source
-# pixels under a filter, L = bytes that are treated alike. A pixel is a uint32: the four bytes that Pillow keeps for RGB.
+# Shapes: H, W = rows and columns of the source, h, w = rows and columns of the result, N, n = length of an axis before and after,
+# K = largest number of pixels under a filter, L = bytes that are treated alike. A pixel is a uint32: Pillow's four bytes for RGB.
 
 BITS = 22
 BLOCK = 64  # rows that are turned into columns at a time, so that bytes which are treated alike are neighbours
 FILTERS = {"bilinear": (0, 1.0), "bicubic": (1, 2.0), "lanczos": (2, 3.0)}  # code, reach in pixels
 
-# Compiled for these types when this module is imported, once per machine. What is only read may be read-only.
+# Functions are compiled for these types when this module is imported, once per machine. Sources may be read-only.
 PIXELS = types.Array(types.uint32, 2, "C", readonly=True)
 LANES = types.Array(types.uint8, 2, "C", readonly=True)
 VECTOR, TABLE = types.int32[::1], types.int32[:, ::1]
@@ -48,12 +48,13 @@ def _filter(code: int, x: float) -> float:
 
 @compiled(WEIGHTS(*[types.int64] * 7, types.float64))
 def weigh(length: int, before: int, padded: int, scaled: int, start: int, count: int, code: int, reach: float) -> Any:
-    """The weights of `count` outputs from `start` on, of an axis of `padded` pixels resized to `scaled`.
+    """Return the weights of `count` outputs from `start` on, for an axis of `padded` pixels that is resized to `scaled`.
 
-    Only the `length` pixels after the first `before` exist; the others are of the background colour.
+    Only the `length` pixels after the first `before` pixels exist; all others have the background colour.
 
     Returns:
-        first [n], taps [n]: which source pixels count; weights [n, K]: theirs; background [n]: of all that do not exist.
+        first [n], taps [n]: the first source pixel and their number; weights [n, K]: their weights; background [n]: the weight of
+            the background.
     """
     scale = padded / scaled
     stretch = max(scale, 1.0)
@@ -85,7 +86,7 @@ def weigh(length: int, before: int, padded: int, scaled: int, start: int, count:
 
 @compiled(types.void(LANES, types.int64, WEIGHTS, VECTOR, VECTOR, types.uint8[::1]), forceinline=True)
 def _gather(lanes: Any, i: int, weights: Any, colour: Any, sums: Any, out: Any) -> None:
-    """Output `i` of every lane: lanes [N, L] -> out [L]. `sums` [L] is room to work in, `colour` [4] the background."""
+    """Compute output `i` of every lane: lanes [N, L] -> out [L]. `sums` [L] is working memory, `colour` [4] the background."""
     first, taps, factors, background = weights
     for lane in range(sums.shape[0]):
         sums[lane] = 1 << (BITS - 1)
@@ -93,20 +94,20 @@ def _gather(lanes: Any, i: int, weights: Any, colour: Any, sums: Any, out: Any) 
         for lane in range(sums.shape[0]):
             sums[lane] += background[i] * colour[lane & 3]
     for k in range(0, taps[i] - 1, 2):  # two at a time: half the traffic to and from the sums
-        one, two, row, next_row = factors[i, k], factors[i, k + 1], lanes[first[i] + k], lanes[first[i] + k + 1]
+        factor, next_factor, row, next_row = factors[i, k], factors[i, k + 1], lanes[first[i] + k], lanes[first[i] + k + 1]
         for lane in range(sums.shape[0]):
-            sums[lane] = np.int32(sums[lane] + np.int32(np.int32(row[lane]) * one) + np.int32(np.int32(next_row[lane]) * two))
+            sums[lane] = np.int32(sums[lane] + np.int32(np.int32(row[lane]) * factor) + np.int32(np.int32(next_row[lane]) * next_factor))
     if taps[i] % 2:
-        one, row = factors[i, taps[i] - 1], lanes[first[i] + taps[i] - 1]
+        factor, row = factors[i, taps[i] - 1], lanes[first[i] + taps[i] - 1]
         for lane in range(sums.shape[0]):
-            sums[lane] = np.int32(sums[lane] + np.int32(np.int32(row[lane]) * one))
+            sums[lane] = np.int32(sums[lane] + np.int32(np.int32(row[lane]) * factor))
     for lane in range(sums.shape[0]):
         out[lane] = np.uint8(min(max(sums[lane] >> BITS, np.int32(0)), np.int32(255)))
 
 
 @compiled(types.void(PIXELS, types.uint32[:, ::1]))
 def _turn(source: Any, out: Any) -> None:
-    """out[x, y] = source[y, x], wherever both exist; in strips of 16 rows, whose every write is next to the last."""
+    """Set out[x, y] = source[y, x] where both exist. Within a strip of 16 rows, writes go to neighbouring places."""
     height, width = min(source.shape[0], out.shape[1]), min(source.shape[1], out.shape[0])
     whole = height // 16 * 16
     for top in range(0, whole, 16):

@@ -1,4 +1,4 @@
-"""Many images in a row: decoded in threads ahead of their use, the unreadable ones skipped and listed."""
+"""Images are decoded in threads, ahead of their use. Unreadable images are skipped and listed."""
 
 from __future__ import annotations
 
@@ -14,28 +14,29 @@ from PIL import Image
 
 from encoders.images.reading import ImageError, read_image
 
-Source = str | os.PathLike[str] | tuple[str, bytes]  # a file, or the name and the content of one
+Source = str | os.PathLike[str] | tuple[str, bytes]  # a file, or a file's name and content
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class ImageLoader:
-    """Iterates (name, result) of images in the order of their sources; native decoders run side by side in threads.
+    """Iterates over (name, result) of images, in the order of their sources. Several threads decode at the same time.
 
     Args:
-        sources: files, or (name, content) pairs. May be a generator (over a tar, say): it is read as far ahead as `prefetch`.
-        workers: threads that decode.
+        sources: files, or (name, content) pairs. A generator (over a tar, for example) is read `prefetch` images ahead.
+        workers: the number of threads that decode.
         strict: raise the ImageError of an unreadable image instead of skipping it.
-        transform: applied to each RGB image in the worker, as `encoder.pixels`; its outcome is the result.
-        prefetch: how many images may be taken from `sources` before the first of them is asked for.
+        transform: a function such as `encoder.pixels` that makes the result of each RGB image, in its thread. By default the
+            image itself is the result.
+        prefetch: the number of images that may be taken from `sources` before the first result is asked for.
 
     Attributes:
-        failures: name -> reason, of the images skipped so far.
+        failures: name -> reason, for the images that were skipped so far.
 
     Raises:
         ImageError: while iterating, with `strict`.
-        ValueError: for less than one worker or image ahead.
+        ValueError: when `workers` or `prefetch` is below 1.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class ImageLoader:
                     self.failures[name] = str(result)
 
     def _load(self, source: Source) -> tuple[str, Any]:
-        """The result, or the ImageError, by name."""
+        """Return the name of an image with its result or its ImageError."""
         name, content = source if isinstance(source, tuple) else (os.fspath(source), source)
         try:
             image = read_image(content, name=name)
@@ -73,7 +74,7 @@ class ImageLoader:
 
 
 def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int) -> Generator[Result]:
-    """Map in threads, the results in the order of the items; at most `ahead` items are taken before the first one's result."""
+    """Call the function in threads. Yield the results in the order of the items, of which at most `ahead` wait for their result."""
     pool = ThreadPoolExecutor(workers, thread_name_prefix="image-loader")
     try:
         waiting: deque[Future[Result]] = deque()
@@ -83,5 +84,5 @@ def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers:
             if not waiting:
                 return
             yield waiting.popleft().result()
-    finally:  # also when the caller breaks off: what has not begun is dropped, what has is waited for
+    finally:  # also when the caller stops early: waiting calls are dropped, running calls are awaited
         pool.shutdown(cancel_futures=True)

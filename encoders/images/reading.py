@@ -1,7 +1,7 @@
-"""Image files in, RGB images and uint8 pixel tensors out; the blurred copy that VIG compares with.
+"""Image files are read as RGB images, and blurred for the comparison that VIG makes.
 
-Whatever opens an image file in this project goes through `read_image`, so that a rotated photo, a palette GIF and a
-16-bit scan mean the same everywhere, and a broken file fails with its name.
+All code of this project opens image files with `read_image`. So a rotated photo, a palette GIF and a 16-bit scan are read in the
+same way everywhere, and the error for a broken file names the file.
 """
 
 from __future__ import annotations
@@ -20,16 +20,12 @@ from PIL.ImageFile import ImageFile
 from torch import Tensor
 from torch.nn import functional as F
 
-from encoders.images.resizing import Fit, to_pixels
-
-__all__ = ["BLUR_KERNELS", "Fit", "ImageError", "blur", "read_image", "to_pixels"]
-
 # Shapes: H, W = rows and columns of an image, N = length of the blurred axis.
 
 # (smallest image width, kernel size k) of the Gaussian null image; sigma = k - 1 (VIG, appendix).
 BLUR_KERNELS = ((2000, 501), (800, 301), (500, 201), (0, 101))
 
-TURNS = {  # EXIF orientation -> what makes the image upright
+TURNS = {  # EXIF orientation -> the turn that makes the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -45,14 +41,14 @@ class ImageError(ValueError):
 
 
 def read_image(source: str | os.PathLike[str] | bytes | Image.Image, name: str | None = None) -> Image.Image:
-    """The image as plain 8-bit RGB: EXIF rotation applied, transparency over white, first frame of an animation.
+    """Return the image as plain 8-bit RGB: EXIF rotation applied, transparency over white, first frame of an animation.
 
     Args:
-        source: a file, the content of one, or an open PIL image (of its current frame; RGB in memory is returned as it is).
-        name: what errors call the image; by default the file's path.
+        source: a file, the content of a file, or an open PIL image (its current frame is read; RGB in memory is returned as it is).
+        name: the name of the image in errors; by default the file's path.
 
     Raises:
-        ImageError: naming the file, for a file that is missing, empty, truncated, no image, or a decompression bomb.
+        ImageError: naming the file, if it is missing, empty, truncated, no image, or a decompression bomb.
     """
     if isinstance(source, Image.Image):
         return _to_rgb(source, name or f"<{source.mode} image of {source.width}x{source.height}>")
@@ -83,9 +79,10 @@ def _read_file(path: Path) -> bytes:
 
 
 def _decode_jpeg(image: Image.Image, content: bytes) -> Image.Image | None:
-    """A healthy JPEG by simplejpeg (`pip install mof-vig[fast]`): the same pixels in less time. None: let Pillow do it.
+    """Decode a healthy JPEG with simplejpeg (`pip install mof-vig[fast]`): the same pixels in less time. Return None if Pillow has
+    to do it.
 
-    Strict, it refuses all that libjpeg only warns of, so that what is broken is for Pillow alone to say.
+    The strict mode refuses every file that libjpeg warns of, so that Pillow alone decides what is broken.
     """
     decoder = _simplejpeg()
     if decoder is None or image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
@@ -114,7 +111,7 @@ def _simplejpeg() -> ModuleType | None:
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Decode `image` if that is still to do, convert it to RGB and turn it upright."""
+    """Decode `image` if necessary, convert it to RGB and turn it upright."""
     if image.width == 0 or image.height == 0:
         raise ImageError(f"{name}: the image has no pixels")
     try:
@@ -130,9 +127,9 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
             image = image.convert("RGB")
         if turn is not None:
             image = image.transpose(turn)
-            image.info = {}  # which says that it lies on its side
+            image.info = {}  # it says that the image lies on its side
         return image
-    except Exception as error:  # the same many kinds: pixels are decoded only here
+    except Exception as error:  # Pillow's readers raise many kinds, and pixels are decoded only here
         raise ImageError(f"{name}: cannot be decoded ({type(error).__name__}: {error})") from error
 
 
@@ -144,16 +141,17 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _from_16_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey ("I;16", or "I" of some readers) to RGB. Pillow's own conversion clips at 255, this scales."""
+    """Convert 16-bit grey ("I;16", or "I" from a few readers) to RGB. Pillow's own conversion clips at 255 instead of scaling."""
     grey = np.asarray(image).astype(np.int64).clip(0, 65535)  # [H, W]
     return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
 
 
 def blur(image: Image.Image) -> Image.Image:
-    """The null image of VIG: an RGB image blurred at its original resolution, almost a box blur over k pixels.
+    """Return VIG's null image: the RGB image, blurred at its original resolution.
 
-    A Gaussian cut off at k pixels with sigma = k - 1, k by image width (`BLUR_KERNELS`), reflected at the borders. An
-    axis of n pixels can be reflected by n - 1 at most, so there k is at most 2n - 1; sigma stays.
+    The filter is a Gaussian with sigma = k - 1, cut off at k pixels, so it is almost a box of k pixels. k depends on the width of
+    the image (`BLUR_KERNELS`). Borders are reflected. An axis of n pixels can be reflected by at most n - 1 pixels, so k is at
+    most 2n - 1 there; sigma stays.
     """
     kernel = next(k for width, k in BLUR_KERNELS if image.width >= width)
     pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float()  # [3, H, W]
@@ -163,7 +161,7 @@ def blur(image: Image.Image) -> Image.Image:
 
 
 def _blur_last_axis(pixels: Tensor, kernel: int) -> Tensor:
-    """[3, M, N] -> [3, M, N]; by FFT, whose cost does not grow with the hundreds of taps."""
+    """[3, M, N] -> [3, M, N]. The cost of an FFT does not grow with the hundreds of taps."""
     length = pixels.shape[-1]
     reach = min(kernel // 2, length - 1)
     taps = torch.arange(-reach, reach + 1, dtype=torch.float64)  # [2*reach+1]
@@ -172,4 +170,4 @@ def _blur_last_axis(pixels: Tensor, kernel: int) -> Tensor:
     padded = F.pad(pixels, (reach, reach), mode="reflect")  # [3, M, N+2*reach]
     size = padded.shape[-1]
     spectrum = torch.fft.rfft(padded) * torch.fft.rfft(taps, n=size)
-    return torch.fft.irfft(spectrum, n=size)[..., 2 * reach :]  # [3, M, N]: what no wrap-around has touched
+    return torch.fft.irfft(spectrum, n=size)[..., 2 * reach :]  # [3, M, N]: the part without wrap-around

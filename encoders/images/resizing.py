@@ -1,7 +1,7 @@
-"""RGB images in, square uint8 pixel tensors out, as the processors of open_clip, timm, transformers and LLaVA make them.
+"""RGB images become square uint8 pixel tensors, as the processors of open_clip, timm, transformers and LLaVA make them.
 
-With numba installed (`pip install mof-vig[fast]`) the work is done by `encoders.images.compiled_resize`, else, or where the
-environment says MOF_PIXELS=pillow, by Pillow itself. The outcome is the same to the last bit.
+With numba installed (`pip install mof-vig[fast]`), `encoders.images.compiled_resize` does the work. Without it, or with
+MOF_PIXELS=pillow in the environment, Pillow does it. The result is the same to the last bit.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ class Axis(NamedTuple):
 
     Attributes:
         length: pixels of the image.
-        before: pixels of the background before them.
-        padded: with the background on both sides.
-        scaled: what `padded` is resized to.
-        start: the first of the S pixels among `scaled`.
+        before: background pixels before them.
+        padded: all pixels, with the background on both sides.
+        scaled: the number of pixels that `padded` is resized to.
+        start: the first of the S pixels among the `scaled` pixels.
     """
 
     length: int
@@ -64,7 +64,7 @@ def to_pixels(
     crop_pct: float = 1.0,
     centre: Centre = "round",
 ) -> Tensor:
-    """The image as the square uint8 tensor [3, S, S] that travels to the device, resized as Pillow does.
+    """Return the image as the square uint8 tensor [3, S, S] that travels to the device, resized as Pillow does.
 
     Args:
         image: RGB, as `read_image` returns it.
@@ -101,7 +101,7 @@ def to_pixels(
 
 @lru_cache
 def compiled_resize() -> ModuleType | None:
-    """The module `encoders.images.compiled_resize`, or None without numba. Imported when it is first needed: that takes its time."""
+    """Return the module `encoders.images.compiled_resize`, or None without numba. Its first import is slow."""
     if os.environ.get("MOF_PIXELS") == "pillow":
         return None
     try:
@@ -132,9 +132,9 @@ def _axes(width: int, height: int, size: int, fit: Fit, crop_pct: float, centre:
 
 
 def _columns_first(across: Axis, down: Axis, size: int) -> bool:
-    """Whether the height is resized before the width: after each, values are rounded and cut to 0..255, so it shows.
+    """Return whether the height is resized before the width. The order matters, because each pass rounds and cuts to 0..255.
 
-    Pillow's own choice for the whole image, but for long strips, which nobody else can pad or crop in memory.
+    It is Pillow's own order for the whole image, except for long strips, which Pillow could not pad or crop in memory.
     """
     if max(across.padded, size) * down.length > LARGEST:
         return True
@@ -142,18 +142,18 @@ def _columns_first(across: Axis, down: Axis, size: int) -> bool:
 
 
 def _by_pillow(image: Image.Image, across: Axis, down: Axis, size: int, background: Colour, interpolation: str) -> Tensor:
-    def pair(this: int, other: int) -> tuple[int, int]:
-        return (this, other) if horizontal else (other, this)
+    def pair(along: int, across: int) -> tuple[int, int]:
+        return (along, across) if horizontal else (across, along)
 
     for horizontal in (False, True) if _columns_first(across, down, size) else (True, False):
-        axis, other = (across, image.height) if horizontal else (down, image.width)
+        axis, side = (across, image.height) if horizontal else (down, image.width)
         if axis.padded != axis.length:
-            canvas = Image.new("RGB", pair(axis.padded, other), background)
+            canvas = Image.new("RGB", pair(axis.padded, side), background)
             canvas.paste(image, pair(axis.before, 0))
             image = canvas
         # Not resize(box=...): Pillow takes its corners as float32, and weights from these are up to two levels off.
-        image = image.resize(pair(axis.scaled, other), FILTERS[interpolation])
-        image = image.crop((*pair(axis.start, 0), *pair(axis.start + size, other)))
+        image = image.resize(pair(axis.scaled, side), FILTERS[interpolation])
+        image = image.crop((*pair(axis.start, 0), *pair(axis.start + size, side)))
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # [S, S, 3] -> [3, S, S]
 
 

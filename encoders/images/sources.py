@@ -1,4 +1,4 @@
-"""Where images come from: folders, lists of paths, single files and tars, as one stream of names and contents."""
+"""Images come from folders, lists of paths, single files and tars, as a stream of names and contents."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 CHUNK = 2**20  # bytes of a tar member without use that are read at a time
 
 Content = Path | bytes | ImageError
-"""A file, the bytes of a tar member, or why an image cannot be had."""
+"""A file, the bytes of a tar member, or the reason why an image cannot be read."""
 
 
 def content_key(data: bytes) -> str:
@@ -31,16 +31,16 @@ def content_key(data: bytes) -> str:
 class ImageSources:
     """A stream of (name, content) of images, in a fixed order: the sources as given, each sorted.
 
-    Names are absolute paths; a tar's member goes by the tar's path, a slash and its own name. Tars are read from front to back,
-    one member in memory at a time; of one that is cut off or damaged, an ImageError comes in place of what is lost.
+    Names are absolute paths; the name of a tar's member is the tar's path, a slash and its own name. Tars are read from front to
+    back, with a single member in memory at a time. An ImageError takes the place of the lost part of a damaged tar.
 
     Args:
-        images: one or several of: a folder (searched with its subfolders, links followed, hidden files left out), an image, a
-            `.txt` file with one path per line (relative to that file), a `.tar`, `.tar.gz` or `.tgz`; or a pattern of any of
-            these, with `*`, `**`, `?`, `[...]` or braces as in bash: "data/train-{000..127}.tar".
+        images: a single source or a list of sources. A source is a folder (searched with its subfolders, links followed, hidden
+            files left out), an image, a `.txt` file with one path per line (relative to that file), a `.tar`, `.tar.gz` or
+            `.tgz`; or a pattern of these, with `*`, `**`, `?`, `[...]` or braces as in bash: "data/train-{000..127}.tar".
 
     Attributes:
-        total: how many images there are, or None with tars, whose members are not known before.
+        total: the number of images, or None with tars, whose members are not known before.
 
     Raises:
         ValueError: for a path that does not exist, is none of these, or holds no image.
@@ -70,7 +70,7 @@ class ImageSources:
 
 
 def readable(path: str | os.PathLike[str]) -> str:
-    """The absolute path as text; bytes of a file name that are no UTF-8 are written as \\xff."""
+    """Return the absolute path as text; bytes of a file name that are no UTF-8 are written as \\xff."""
     return os.fsencode(os.path.abspath(path)).decode("utf-8", "backslashreplace")
 
 
@@ -79,7 +79,7 @@ def _is_tar(path: Path) -> bool:
 
 
 def _listed(path: Path) -> list[Path]:
-    """The image files of a folder, of a list, or the one file itself."""
+    """Return the image files of a folder or a list, or the image file itself."""
     if path.is_dir():
         return _in_folder(path)
     if path.suffix.lower() in SUFFIXES:
@@ -114,7 +114,7 @@ def _in_folder(folder: Path) -> list[Path]:
 
 
 def _expand(pattern: str) -> list[Path]:
-    """The paths that a pattern stands for, sorted within each alternative of its braces."""
+    """Return the paths that a pattern stands for, sorted within each alternative of its braces."""
     if os.path.lexists(pattern):  # a literal name may hold brackets
         return [Path(pattern)]
     paths: list[Path] = []
@@ -127,7 +127,7 @@ def _expand(pattern: str) -> list[Path]:
 
 
 def _alternatives(pattern: str) -> list[str]:
-    """The patterns that braces stand for, each once; the pattern itself where its braces do not match."""
+    """Return the patterns that braces stand for, each once; the pattern itself where its braces do not match."""
     try:
         return list(dict.fromkeys(braceexpand(pattern, escape=False)))
     except ValueError:  # braces that do not match

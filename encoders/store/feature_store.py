@@ -1,27 +1,30 @@
-"""Reading a feature store: features of images by row, by name or by content, memory-mapped."""
+"""A feature store is read by row, by name or by content; its features are memory-mapped."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from encoders.base import Encoder
+from encoders.images.reading import ImageError
 from encoders.images.sources import content_key, readable
 from encoders.preprocessing import View
-from encoders.store.files import numbered, pack_keys, read_index, read_shard, shard_keys, unpack_keys
+from encoders.store.files import numbered, pack_keys, read_index, read_shard, shard_keys, unpack, unpack_keys
 from encoders.store.fingerprints import describe, refuse_other
 from encoders.store.manifest import read_manifest
-from encoders.store.token_formats import unpack
 
-# Shapes: N = images of the store, n = rows asked for, E = width of an embedding, T = h*w patch tokens, D = their width.
+# Shapes: N = images of the store, n = rows asked for, E = width of an embedding, T = h*w patch tokens, D = their width,
+# F = h*w*D added up over the encoders.
 
 logger = logging.getLogger(__name__)
 
@@ -29,18 +32,18 @@ logger = logging.getLogger(__name__)
 class FeatureStore:
     """Features that `encode_images` (`mof encode`) wrote, with one row per image content, in one order for all encoders.
 
-    Images that are not encoded by all `encoders` yet, because the writer was stopped, are left out, with a warning. Copies of
-    a store go to other processes at little cost; each maps the files for itself.
+    Images that are not encoded by all `encoders` yet, because the writer was stopped, are left out, with a warning. A store can
+    be sent to other processes at little cost; each process maps the files for itself.
 
     Args:
         path: the store's folder.
-        encoders: which to open, by their names in the store; all by default.
+        encoders: the encoders to open, by their names in the store; all by default.
 
     Attributes:
-        encoders: the names of those opened.
+        encoders: the names of the opened encoders.
         keys: [N] content key of each row (`encoders.images.sources.content_key`).
-        names: [N] path that the content was first found under. A tar's member is "path of the tar/name in it".
-        manifest: per encoder what was stored: spec, fingerprint, view, grid, width, embed_dim, tokens, dtype.
+        names: [N] path under which the content was seen first. A tar's member is "path of the tar/name in it".
+        manifest: the entry of each encoder: spec, fingerprint, view, grid, width, embed_dim, tokens, dtype.
 
     Raises:
         ValueError: for a folder that is no store, an encoder that it does not have, or no encoded image.
@@ -87,22 +90,22 @@ class FeatureStore:
         return len(self.keys)
 
     def grid(self, encoder: str) -> tuple[int, int]:
-        """(h, w) of the encoder's patch tokens."""
+        """Return (h, w) of the encoder's patch tokens."""
         height, width = self._entry(encoder)["grid"]
         return height, width
 
     def embeddings(self, encoder: str) -> NDArray[np.float32]:
-        """[N, E] embeddings of unit norm, as `Encoder.embed_image` gives them; memory-mapped when they lie in one file.
+        """Return embeddings [N, E] of unit norm, as `Encoder.embed_image` gives them; memory-mapped when they lie in a single file.
 
         Raises:
-            ValueError: when none were stored of this encoder.
+            ValueError: when the store has no embeddings of this encoder.
         """
         if not self._entry(encoder)["embeddings"]:
             raise ValueError(f"{self.path} has no embeddings of {encoder}, only its patch tokens")
         return self._features[encoder].gather("embeddings", None).numpy()  # [N, E]
 
     def tokens(self, encoder: str, rows: Any) -> Tensor:
-        """The patch tokens [n, T, D] of some rows, of which alone the files are read.
+        """Return the patch tokens [n, T, D] of rows. Nothing else is read from the files.
 
         Args:
             rows: indices (a list, array or CPU tensor), a boolean mask or a slice.
@@ -111,7 +114,7 @@ class FeatureStore:
             float32 where int8 is stored, else float16 or bfloat16 as stored.
 
         Raises:
-            ValueError: when none were stored of this encoder.
+            ValueError: when the store has no patch tokens of this encoder.
         """
         if self._entry(encoder)["tokens"] is None:
             raise ValueError(f"{self.path} has no patch tokens of {encoder}; encode them with `--tokens int8` into another store")
@@ -121,9 +124,12 @@ class FeatureStore:
         return unpack(features.gather("tokens", chosen), scales)  # [n, T, D]
 
     def row_of(self, image: str | os.PathLike[str] | bytes) -> int:
-        """The row of an image, by content: a file (wherever it lies now), a file's bytes, a content key, or a name in the store.
+        """Return the row of an image, by content.
 
-        Files with the name, size and time that they had when they were encoded, or last asked for, are not read.
+        A file with the same name, size and time as when it was encoded, or asked for last, is not read.
+
+        Args:
+            image: a file (wherever it lies now), a file's bytes, a content key, or a name in the store.
 
         Raises:
             ValueError: naming the image that is not in the store.
@@ -156,10 +162,10 @@ class FeatureStore:
         return key
 
     def check(self, name: str, encoder: Encoder, view: View | None = None) -> None:
-        """Make sure that the features stored as `name` are this encoder's, of images seen through `view`.
+        """Make sure that the features stored as `name` come from this encoder, which saw the images through `view`.
 
         Raises:
-            ValueError: with both fingerprints and what differs, where it can be told.
+            ValueError: with both fingerprints and the parts that differ.
         """
         refuse_other(self.path, name, self._entry(name), describe(encoder, view))
 
@@ -202,3 +208,48 @@ class _Features:
         if number not in self.maps:
             self.maps[number], _ = read_shard(self.files[number])
         return self.maps[number]
+
+
+@dataclass(frozen=True, eq=False)
+class StoredImage:
+    """The features of an image."""
+
+    key: str
+    """The key of its content, which is equal for the same file under several names."""
+    features: Tensor
+    """[F], a row of the model's `encoder_features`: the tokens [h*w, D] of the encoders, flattened and joined."""
+
+
+class StoredImages:
+    """Looks images up in a store by content, for a multimodal model. It is called like `read_image`: `StoredImages(...)(path)`.
+
+    Args:
+        store: written with `--tokens`, by `mof encode --model`.
+        encoders: the model's encoders, `model.mixer.encoders`, in the order of the features.
+        view: the model's view of an image, `processor.image_processor.view`; for its null images, the same view with `blurred`.
+
+    Raises:
+        ValueError: for a store without these encoders, or made by different encoders of the same name.
+    """
+
+    def __init__(self, store: FeatureStore, encoders: Mapping[str, Encoder], view: View) -> None:
+        for name, encoder in encoders.items():
+            store.check(name, encoder, view)
+        self.store, self.names, self.view = store, list(encoders), view
+
+    @property
+    def description(self) -> dict[str, str]:
+        """The fingerprint and the format of the features, by encoder (JSON-able, for manifests)."""
+        entries = {name: self.store.manifest[name] for name in self.names}
+        return {name: f"{entry['fingerprint']} {entry['tokens']}" for name, entry in entries.items()}
+
+    def __call__(self, image: str | os.PathLike[str] | Image.Image) -> StoredImage:
+        """Return the features of an image file. ImageError if the store lacks the image, or it is not given as a file."""
+        if not isinstance(image, (str, os.PathLike)):
+            raise ImageError(f"images in a feature store are looked up by their files, got a {type(image).__name__}")
+        try:
+            row = self.store.row_of(image)
+        except ValueError as error:
+            raise ImageError(str(error)) from error
+        tokens = [self.store.tokens(name, [row]).flatten() for name in self.names]  # [h*w*D] each
+        return StoredImage(self.store.keys[row], torch.cat(tokens))

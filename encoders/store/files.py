@@ -1,10 +1,10 @@
-"""The files of a feature store, read and written: an index of images, shards of features for each encoder, a list of failures.
+"""The files of a feature store are an index of images, shards of features for each encoder, and a list of failures.
 
-    manifest.json                              what is stored, per encoder (`store_manifest`)
+    manifest.json                              the description of each encoder's features
     images-00000.parquet, ...                  name, content key, size, time, width, height: one row per name
     <encoder>/features-00000.safetensors, ...  content keys, embeddings, tokens, scales: one row per content
 
-Every file is written whole under a temporary name and then renamed, and no file is ever changed but the manifest. An image
+Every file is written whole under a temporary name and then renamed. No file but the manifest is ever changed. An image
 counts as encoded when its key is in a shard; the index, written before, may be ahead of the shards.
 """
 
@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,7 @@ from torch import Tensor
 
 from encoders.runs import remove_unfinished, write_text, write_whole
 
-# Shapes: n = rows of a shard, T = patch tokens of an image.
+# Shapes: n = rows of a shard, B = images of a batch, T = patch tokens of an image, D = their width.
 
 FAILURES = "failures.jsonl"
 INDEX_SCHEMA = pa.schema(
@@ -41,6 +41,11 @@ INDEX_SCHEMA = pa.schema(
     }
 )
 KEY_TYPE = np.dtype("S16")  # a content key as bytes; all have the full length, so that S's ignored zeros at the end do no harm
+
+TokenFormat = Literal["float16", "bfloat16", "int8"]
+TOKEN_FORMATS: tuple[TokenFormat, ...] = ("float16", "bfloat16", "int8")
+"""Patch tokens are stored in one of these formats; int8 has a scale for each token."""
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
 def numbered(folder: Path, stem: str, suffix: str) -> list[Path]:
@@ -207,3 +212,25 @@ def write_failures(store: Path, reasons: Mapping[str, str]) -> None:
     """Write the images that a run could not read, by name, with the reasons, in place of the list of the run before."""
     lines = [json.dumps({"name": name, "reason": reason}) + "\n" for name, reason in reasons.items()]
     write_text(store / FAILURES, "".join(lines))
+
+
+def pack(tokens: Tensor, form: TokenFormat) -> dict[str, Tensor]:
+    """tokens [B, T, D] -> "tokens" [B, T, D] in `form`; for int8 also "scales" and "errors" [B, T], float32.
+
+    int8 is round(token / scale) with scale = its largest magnitude / 127, so no value moves by more than half a scale. The error
+    is measured per token: |what `unpack` gives - token| / |token|, in Euclidean norm.
+    """
+    if form != "int8":
+        return {"tokens": tokens.to(DTYPES[form])}
+    tokens = tokens.float()
+    scales = tokens.abs().amax(dim=-1) / 127  # [B, T]
+    rounded = torch.where(scales[..., None] > 0, tokens / scales[..., None], 0).round()  # [B, T, D]
+    packed = rounded.clamp(-127, 127).to(torch.int8)
+    lengths = tokens.norm(dim=-1)  # [B, T]
+    errors = (unpack(packed, scales) - tokens).norm(dim=-1) / lengths.clamp_min(torch.finfo(torch.float32).tiny)  # [B, T]
+    return {"tokens": packed, "scales": scales, "errors": errors}
+
+
+def unpack(tokens: Tensor, scales: Tensor | None) -> Tensor:
+    """Return packed tokens [..., D], with scales [...] for int8, as [..., D]: float32 for int8, else as stored."""
+    return tokens if scales is None else tokens.float() * scales[..., None]

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from encoders.base import Encoder
-from encoders.store.files import ShardWriter
-from encoders.store.token_formats import pack
+from encoders.store.files import ShardWriter, pack
 
 # Shapes: B = images of a batch, S = side of an encoder's input, E = width of an embedding, T = patch tokens, D = their width.
 

@@ -14,8 +14,8 @@ import torch
 from encoders.base import Encoder
 from encoders.preprocessing import View
 from encoders.runs import versions, write_json
+from encoders.store.files import TokenFormat
 from encoders.store.fingerprints import describe, refuse_other
-from encoders.store.token_formats import TokenFormat
 
 MANIFEST, FORMAT = "manifest.json", 1
 

@@ -1,16 +1,18 @@
-"""Encoding images into a feature store: decoded once in threads, encoded in batches, written in shards."""
+"""Images are encoded into a feature store: decoded once in threads, encoded in batches, written in shards."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from encoders.base import Encoder
@@ -19,18 +21,41 @@ from encoders.images.reading import ImageError, read_image
 from encoders.images.sources import Content, ImageSources, content_key
 from encoders.preprocessing import View
 from encoders.runs import RunLock, remove_unfinished
-from encoders.store.files import ImageIndex, write_failures
+from encoders.store.files import TOKEN_FORMATS, ImageIndex, TokenFormat, write_failures
 from encoders.store.jobs import LANES, Job
 from encoders.store.manifest import declare, record_errors
-from encoders.store.report import EncodeReport, progress_bar
-from encoders.store.token_formats import TOKEN_FORMATS, TokenFormat
 
 # Shapes: B = images of a batch, S = side of an encoder's input.
 
 SHARD_BYTES, SHARD_IMAGES = 2**28, 65_536
-"""A shard is closed when it holds as much or as many."""
+"""A shard is closed when it holds this many bytes or images."""
 SECONDS, SHARE = 5.0, 0.02
-"""Also when so many seconds, or this share of the run so far, have passed: the most that a kill can cost."""
+"""It is also closed after this many seconds, or this share of the run's time so far. A kill costs no more than that."""
+
+
+@dataclass(frozen=True)
+class EncodeReport:
+    """The numbers of images that a run has seen and encoded."""
+
+    images: int
+    """Different contents that were seen and can be read."""
+    encoded: int
+    """The images among them that an encoder ran on; the rest was in the store."""
+    duplicates: int
+    """Further names of contents that were seen in this run."""
+    unreadable: int
+    """Names listed in `failures.jsonl` in the store; also a tar that is cut off counts as one."""
+    bytes: int
+    """Size of the whole store on disk."""
+    int8_error: dict[str, dict[str, float]]
+    """Per encoder with int8 tokens, over the whole store: "mean" and "max" of |stored - token| / |token|."""
+
+    def summary(self) -> str:
+        """Return the numbers in one line."""
+        parts = [f"{self.images:,} images ({self.encoded:,} encoded now)", f"{self.duplicates:,} duplicates"]
+        parts += [f"{self.unreadable:,} unreadable", f"{self.bytes / 2**20:,.1f} MiB on disk"]
+        parts += [f"int8 error of {name} {e['mean']:.2%} (at most {e['max']:.2%})" for name, e in self.int8_error.items()]
+        return ", ".join(parts)
 
 
 def encode_images(
@@ -59,11 +84,11 @@ def encode_images(
         out: the store's folder; made if need be.
         embeddings: store `Encoder.embed_image`, in float32, of encoders that have it.
         tokens: store patch tokens in this format, or not.
-        view: what all encoders see of an image. By default each has its own pixels, as its backend makes them.
+        view: the square image that all encoders see. By default each encoder sees its own, as its backend makes it.
         batch_size: images per forward pass.
         device: where to encode; where the encoders are by default.
-        dtype: in which precision; the encoders' own by default. bfloat16 is several times faster on most machines.
-        workers: threads that read and decode.
+        dtype: the precision; the encoders' own by default. bfloat16 is several times faster on most machines.
+        workers: threads that read and decode images.
         strict: raise an ImageError at the first image that cannot be read, instead of listing it in `failures.jsonl`.
         progress: show a bar.
 
@@ -82,7 +107,7 @@ def encode_images(
         entries = declare(store, encoders, view, embeddings=embeddings, tokens=tokens, dtype=dtype)
         remove_unfinished(store)
         options: dict[str, Any] = {"batch_size": batch_size, "device": device, "dtype": dtype}
-        with ThreadPoolExecutor(LANES, "encode") as pool, progress_bar(sources.total, progress) as advance:
+        with ThreadPoolExecutor(LANES, "encode") as pool, _progress_bar(sources.total, progress) as advance:
             jobs = [Job(name, encoder, entries[name], store, pool, **options) for name, encoder in encoders.items()]
             run = _Run(store, jobs, view, strict)
             try:
@@ -213,3 +238,18 @@ def _bytes(content: Path | bytes) -> bytes:
         return content.read_bytes() if isinstance(content, Path) else content
     except OSError as error:
         raise ImageError(f"{content!s}: cannot be read ({error.strerror})") from error
+
+
+@contextmanager
+def _progress_bar(total: int | None, shown: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar. Yield the function that advances it to (images done, unreadable images so far)."""
+    rate_column, bad_column = TextColumn("{task.fields[rate]}"), TextColumn("{task.fields[bad]}")
+    columns = (MofNCompleteColumn(), BarColumn(), rate_column, TimeRemainingColumn(), bad_column)
+    with Progress(*columns, disable=not shown) as bar:
+        task, start = bar.add_task("images", total=total, rate="", bad=""), time.monotonic()
+
+        def advance(done: int, unreadable: int) -> None:
+            rate = done / max(time.monotonic() - start, 1e-9)
+            bar.update(task, completed=done, rate=f"{rate:.1f} images/s", bad=f"{unreadable} unreadable" if unreadable else "")
+
+        yield advance

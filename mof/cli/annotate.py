@@ -30,7 +30,7 @@ def annotate(
     try:
         from mof.pairs.annotation.server import AnnotationServer  # optional libraries
     except ModuleNotFoundError as error:
-        raise ValueError(f"the annotation page needs {error.name}: pip install 'mof-vig[annotate]'") from error
+        raise ValueError(str(error)) from error
     server = AnnotationServer(folder, port)
     typer.echo(f"{server.url} shows {len(server.session.table)} pairs; saved in {server.session.journal.file}. Stop with Ctrl-C.")
     if browser:

@@ -42,22 +42,21 @@ class AnswererOptions:
 
     def run(self, max_new_tokens: int) -> Run:
         """Return the run with its answerer. ValueError unless exactly one answerer is named."""
-        from mof.evals.run import Run  # slow
+        from mof.evals.answerers import AnswersFile, LocalModel  # slow
+        from mof.evals.run import Run
 
         given = [name for name in ("model", "endpoint", "answers") if getattr(self, name) is not None]
         if len(given) != 1 or (self.endpoint is None) != (self.model_name is None):
             raise ValueError("give one of --model FOLDER, --endpoint URL with --model-name NAME, and --answers FILE")
-        return Run(self.output, self._answerer(max_new_tokens), self.cache, progress=True, name=self.name, seed=self.seed)
-
-    def _answerer(self, max_new_tokens: int) -> Answerer:
-        from mof.evals.answerers import AnswersFile, LocalModel  # slow
-
+        answerer: Answerer
         if self.answers is not None:
-            return AnswersFile(self.answers)
-        if self.endpoint is not None:
-            return self.endpoint_of(self.endpoint, self.model_name or "", max_new_tokens)
-        assert self.model is not None
-        return LocalModel.load(self.model, dtype=self.dtype, batch_size=self.batch_size, max_new_tokens=max_new_tokens)
+            answerer = AnswersFile(self.answers)
+        elif self.endpoint is not None and self.model_name is not None:
+            answerer = self.endpoint_of(self.endpoint, self.model_name, max_new_tokens)
+        else:
+            assert self.model is not None
+            answerer = LocalModel.load(self.model, dtype=self.dtype, batch_size=self.batch_size, max_new_tokens=max_new_tokens)
+        return Run(self.output, answerer, self.cache, progress=True, name=self.name, seed=self.seed)
 
     def endpoint_of(self, url: str, model: str, max_new_tokens: int) -> Endpoint:
         """Return an endpoint that is asked as these options say."""

@@ -22,7 +22,7 @@ COMMANDS: dict[str, Target] = {
 
 
 def build_app(commands: Mapping[str, Target]) -> typer.Typer:
-    """Return the command `mof` with its own commands and those of other packages, by name."""
+    """Return the command `mof` with its own commands and the commands of other packages, by name."""
     return command_group({**COMMANDS, **commands}, callback=_mof, name="mof")
 
 

@@ -32,7 +32,9 @@ def mine(
     clip_above: Annotated[float, typer.Option(help="Keep pairs whose CLIP similarity is above this.")] = 0.95,
     dino_below: Annotated[float, typer.Option(help="Keep pairs whose DINO similarity is below this.")] = 0.6,
     count: Annotated[bool, typer.Option("--count", help="Only count the pairs.")] = False,
-    max_pairs: Annotated[int, typer.Option(min=1, help="Keep so many pairs: those with the largest gap between the two.")] = 5000,
+    max_pairs: Annotated[
+        int, typer.Option(min=1, help="Keep so many pairs: the pairs with the largest gap between the two similarities.")
+    ] = 5000,
     one_per_image: Annotated[bool, typer.Option("--one-per-image", help="Keep each image in one pair only, its best.")] = False,
     per_cluster: Annotated[
         int | None, typer.Option(min=1, help="Keep at most so many pairs of images that all look alike to CLIP, for variety.")
@@ -59,7 +61,7 @@ def mine(
     if context.invoked_subcommand is not None:
         return
     if not images or output is None:
-        raise ValueError("give --images, and a folder for what is found: -o pairs")
+        raise ValueError("give --images, and a folder for the pairs: -o pairs")
     import torch  # slow
 
     from encoders.weight_files import WeightsError

@@ -1,4 +1,4 @@
-"""`mof chat`: one question about one image."""
+"""`mof chat`: a question about an image."""
 
 from __future__ import annotations
 

@@ -18,12 +18,6 @@ if TYPE_CHECKING:
 RECORD = "conversion.json"
 """File beside a converted model that names its source, and the files that the next conversion may overwrite."""
 
-FORMAT = 1
-"""Version of RECORD."""
-
-SHOWN = 5
-"""The number of unused tensors or foreign files that a message names."""
-
 
 def convert(
     source: Annotated[Path, typer.Argument(help="Folder of LLaVA-1.5 (whole, stage 1, LoRA), MoF, Hugging Face LLaVA, or ours.")],
@@ -68,7 +62,7 @@ def convert(
         partial.mkdir()
         save_checkpoint(loaded, partial, to)
         files = [*_files(partial), RECORD]
-        record = {"format": FORMAT, "source": str(source), "layout": loaded.layout, "to": to, "unused": loaded.unused, "files": files}
+        record = {"format": 1, "source": str(source), "layout": loaded.layout, "to": to, "unused": loaded.unused, "files": files}
         write_json(partial / RECORD, record)
         if folder.is_dir():
             shutil.rmtree(folder)
@@ -86,8 +80,7 @@ def _describe(loaded: Loaded) -> str:
         grid = f"{encoder.grid[0]} x {encoder.grid[1]}"
         lines.append(f"  encoder {name}: {encoder.name}, {encoder.image_size} px, {grid} patches, layer {encoder.layer}, {place}")
     if loaded.unused:
-        more = ", ..." if len(loaded.unused) > SHOWN else ""
-        lines.append(f"  {len(loaded.unused)} unused tensors, not kept: {', '.join(loaded.unused[:SHOWN])}{more}")
+        lines.append(f"  {len(loaded.unused)} unused tensors, not kept: {_list(loaded.unused)}")
     return "\n".join(lines)
 
 
@@ -105,8 +98,11 @@ def _refuse_foreign(source: Path, out: Path, overwrite: bool) -> None:
     if not overwrite:
         raise ValueError(f"{out} holds an earlier conversion: choose another folder, or give --overwrite")
     if foreign := sorted(set(present) - set(json.loads((out / RECORD).read_text())["files"])):
-        named = ", ".join(foreign[:SHOWN])
-        raise ValueError(f"{out} holds {len(foreign)} files that `mof convert` did not write: {named}; choose another folder")
+        raise ValueError(f"{out} holds {len(foreign)} files that `mof convert` did not write: {_list(foreign)}; choose another folder")
+
+
+def _list(names: list[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def _files(folder: Path) -> list[str]:

@@ -22,14 +22,14 @@ def encode(
         list[str] | None, typer.Option(help="Name, as --list shows it, or backend:model. Can be given several times.")
     ] = None,
     model: Annotated[
-        Path | None, typer.Option(help="Folder of a saved MoF model. Its encoders run on what its processor shows them.")
+        Path | None, typer.Option(help="Folder of a saved MoF model. Its encoders run on images as its processor prepares them.")
     ] = None,
     output: Annotated[Path | None, output_option("Folder of the store. Images that it already holds are not encoded again.")] = None,
     tokens: Annotated[Literal["float16", "bfloat16", "int8"] | None, typer.Option(help="Also store patch tokens, in this format.")] = None,
     image_size: ImageSize = None,
     layer: Annotated[
         list[int] | None,
-        typer.Option(help="Layer of the patch tokens: -1 is the last block, -2 the one before. Several layers are put side by side."),
+        typer.Option(help="Layer of the patch tokens: -1 is the last block, -2 the block before. Several layers are put side by side."),
     ] = None,
     pretrained: Annotated[bool, typer.Option(help="Without: random weights, always the same.")] = True,
     blurred: Annotated[bool, typer.Option("--blurred", help="With --model: encode the blurred images that VIG compares with.")] = False,

@@ -1,4 +1,4 @@
-"""From a file to a batch: `rows` reads raw records, `records` parses them, `answer_tokens` finds answers, `collator` pads.
+"""The way of a record to a batch: `rows` reads raw records, `records` parses them, `answer_tokens` finds answers, `collator` pads.
 
 `vig` imports only this part of `mof`. It knows no model.
 """

@@ -1,4 +1,4 @@
-"""From records to a training batch: padded tokens, and labels where a token is supervised. Unusable records are left out."""
+"""Makes a training batch of records: padded tokens, and labels for supervised tokens. Unusable records are left out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mof.data.records import Record, RecordError, to_record
 
 # Shapes: R records, T tokens of a record, L tokens of the longest, A answer tokens of a record.
 
-MOST_FAILURES = 50  # this many unusable records before the first usable image are an error
+MOST_FAILURES = 50  # so many unusable records before the first usable image are an error
 
 BLANK_TURNS = [
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "-"}]},
@@ -54,14 +54,14 @@ def collate(
 
 
 def _join(values: Sequence[Tensor]) -> Tensor:
-    """Join values [M_r, ...] of the records to [M, ...]; zeros fill up records with fewer tiles per image, as in processors."""
+    """Return the values [M_r, ...] of the records as [M, ...]; zeros fill up records with fewer tiles per image, as in processors."""
     sizes = [max(lengths) for lengths in zip(*(value.shape[1:] for value in values), strict=True)]
     padding = [[x for size, most in zip(value.shape[:0:-1], sizes[::-1], strict=True) for x in (0, most - size)] for value in values]
     return torch.cat([F.pad(value, pad) if any(pad) else value for value, pad in zip(values, padding, strict=True)])
 
 
 def _pad(rows: Sequence[Tensor], value: int, side: str) -> Tensor:
-    """Pad R rows [T] to [R, L]."""
+    """Return R rows [T] padded to [R, L]."""
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value, padding_side=side)
 
 

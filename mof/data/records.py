@@ -73,7 +73,8 @@ def to_record(raw: Any, image_folder: str | os.PathLike[str] | None = None) -> R
         RecordError: for another form, unknown or misplaced roles, an image in an answer, a number of placeholders that is not
             the number of images, or an image file that does not exist.
     """
-    name, messages = record_id(raw), _messages_of(raw)
+    name = record_id(raw)
+    messages = _messages_of(name, raw)
     images = [_resolve(name, image, image_folder) for image in images_of(raw)]
     placeholders = sum(part["type"] == "image" for message in messages for part in message["content"])
     if placeholders != len(images):
@@ -92,11 +93,11 @@ def texts_of(raw: Any, role: str) -> list[str]:
     Raises:
         RecordError: as `to_record`, but the images are not looked at.
     """
-    return _texts(_messages_of(raw), role)
+    return _texts(_messages_of(record_id(raw), raw), role)
 
 
 def images_of(raw: Any) -> list[Any]:
-    """Return the images of a raw record as it names them: those under `images` or `image`, or else those in its message parts.
+    """Return the images under `images` or `image` of a raw record, or else the images in its message parts, as the record names them.
 
     Nothing is checked; an object that is no record has no images.
     """
@@ -119,19 +120,19 @@ def with_images(raw: Any, images: Sequence[Any]) -> dict[str, Any]:
 
 
 def to_mapping(raw: Any) -> Any:
-    """Return a list of chat messages as a record that holds them; anything else as it is."""
+    """Return a list of chat messages as a record that holds them; any other value unchanged."""
     is_messages = isinstance(raw, list) and all(isinstance(turn, Mapping) and "role" in turn for turn in raw)
     return {"messages": raw} if is_messages else raw
 
 
 def record_id(raw: Any) -> str:
-    """Return the id of a raw record, or a digest of its content where it has no id or null.
+    """Return the id of a raw record, or a digest of its content if it has none.
 
     The digest leaves out "token_mask" and "token_weights", so that a record is trained under the id that it was scored under.
     """
     if not isinstance(raw, Mapping):
         return digest(raw)
-    if raw.get("id") is not None:
+    if not _is_empty(raw.get("id")):
         return str(raw["id"])
     return digest({key: value for key, value in raw.items() if key not in ("token_mask", "token_weights")})
 
@@ -152,7 +153,7 @@ def _with_text_keys(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return what JSON can hold of a value: the hash of bytes or of an image's pixels, otherwise its text."""
+    """Return a value that JSON can hold: the hash of bytes or of an image's pixels, otherwise the text of the value."""
     if isinstance(value, bytes):
         return hashlib.sha256(value).hexdigest()
     if not isinstance(value, Image.Image):
@@ -164,9 +165,8 @@ def _plain(value: Any) -> Any:
     return [value.mode, value.size, hashlib.sha256(pixels).hexdigest()]
 
 
-def _messages_of(raw: Any) -> list[Message]:
+def _messages_of(name: str, raw: Any) -> list[Message]:
     """Return the checked messages of a raw record; its images are not looked at."""
-    name = record_id(raw)
     if HALF_CHARACTER.search(name):
         raise RecordError(f"record {name!r}: the id holds half of a surrogate pair, which no file takes")
     raw = to_mapping(raw)
@@ -240,7 +240,7 @@ def _texts(messages: list[Message], role: str) -> list[str]:
 
 
 def _first(raw: Mapping[str, Any], *keys: str) -> Any:
-    """Return the value under the first key that holds something; else a value that is empty but not None, else None."""
+    """Return the first value under the keys that is not empty; else the first that is not None; else None."""
     values = [raw[key] for key in keys if raw.get(key) is not None]
     return next((value for value in values if not _is_empty(value)), values[0] if values else None)
 

@@ -25,15 +25,10 @@ _TOKEN = re.compile(r"\w+(?:-\w+)*|[^\w\s]")
 _ANIMALS = ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "animal", "cub")
 _VEHICLES = ("jet", "train")
 _IRREGULAR_PLURALS = {
-    "man": "men",
-    "person": "people",
-    "child": "children",
-    "mouse": "mice",
-    "goose": "geese",
-    "foot": "feet",
-    "tooth": "teeth",
+    "man": "men", "person": "people", "child": "children", "mouse": "mice", "goose": "geese", "foot": "feet", "tooth": "teeth",
     "ox": "oxen",
-}  # fmt: skip; also of words that end so, such as "woman"
+}  # fmt: skip
+"""They also hold for words with these endings, such as "woman"."""
 
 
 class CocoWords:

@@ -29,7 +29,7 @@ def judge_prompt(question: Question, answer: str, label: str) -> Prompt:
 
 
 def verdict(answer: Answer) -> bool | None:
-    """Return True for yes, False for no, and None for any other reply, which counts as wrong."""
+    """Return True for yes, False for no, and None for every other reply, which counts as wrong."""
     match = _VERDICT.fullmatch(answer.text)
     return None if match is None else match[1].lower() == "yes"
 

@@ -29,11 +29,7 @@ MEASURES: dict[str, Measure] = {
         "MMVP-VLM", "likeness", "mean cosine of a pair's two photos x 100; near 100, the encoder is blind to the difference", "lower"
     ),
     "mmvp pairs": Measure(
-        "MMVP",
-        "right pairs, %",
-        "pairs of photos with both questions right, by released labels: the headline",
-        chance=0.25,
-        compared=True,
+        "MMVP", "right pairs, %", "pairs of photos with both questions right, by released labels: the headline", chance=0.25, compared=True
     ),
     "mmvp questions": Measure("MMVP", "right questions, %", "single questions right; never to be compared with pairs", chance=0.5),
     "mmvp pairs corrected": Measure(

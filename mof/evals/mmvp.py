@@ -131,19 +131,19 @@ def _corrected(questions: Sequence[Question]) -> list[Question]:
     ]
 
 
-MATCHES: dict[str, Callable[[Question, Answer], str | None]] = {
-    "letter or text": lambda question, answer: match_answer(answer.text, question.options),
-    "letter": lambda question, answer: match_letter(answer.text, question.options),
-    "text": lambda question, answer: match_text(answer.text, question.options),
-    "likelihood": lambda question, answer: _likeliest(question, answer),
-}
-"""Ways to match an answer to an option's letter; the first gives a result's headline."""
-
-
 def _likeliest(question: Question, answer: Answer) -> str | None:
     scores = answer.log_likelihoods or ()
     best = [letter for letter, score in zip(question.options, scores, strict=False) if score == max(scores)]
     return best[0] if len(best) == 1 else None
+
+
+MATCHES: dict[str, Callable[[Question, Answer], str | None]] = {
+    "letter or text": lambda question, answer: match_answer(answer.text, question.options),
+    "letter": lambda question, answer: match_letter(answer.text, question.options),
+    "text": lambda question, answer: match_text(answer.text, question.options),
+    "likelihood": _likeliest,
+}
+"""Ways to match an answer to an option's letter; the first gives a result's headline."""
 
 
 def measure(answerer: Answerer, questions: Sequence[Question], prompt: str = "official", *, progress: bool = False) -> Score:

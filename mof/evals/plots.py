@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from encoders.pages.charts import COLOURS, LINES, figure, save, short, tip
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Rows = Mapping[str, Mapping[str, float]]
@@ -17,31 +16,22 @@ Rows = Mapping[str, Mapping[str, float]]
 
 
 def plot_probe(tables: Mapping[str, Rows], path: Path) -> None:
-    """Write heat maps of label -> name -> {type: value in 0..100}, one below the other, PNG or SVG by the suffix of `path`."""
-    save(heat_maps(tables), path)
-
-
-def heat_maps(tables: Mapping[str, Rows]) -> Figure:
-    """Return a figure with a heat map per label: one row per name, values in 0..100 written into their cells."""
+    """Write a heat map for each label -> name -> {type: value in 0..100}, one below the other, PNG or SVG by the suffix of `path`."""
     heights = [30 * len(rows) + 130 for rows in tables.values()]
     columns = max(len(row) for rows in tables.values() for row in rows.values())
     with figure(68 * columns + 250, sum(heights)) as drawn:
         panels = drawn.subplots(len(tables), height_ratios=heights, squeeze=False)[:, 0]
         for axes, (label, rows) in zip(panels, tables.items(), strict=True):
-            _draw_heat_map(axes, rows, label)
-    return drawn
-
-
-def _draw_heat_map(axes: Axes, rows: Rows, label: str) -> None:
-    columns = list(next(iter(rows.values())))
-    image = axes.imshow([list(row.values()) for row in rows.values()], cmap="viridis", vmin=0, vmax=100, aspect="auto")
-    axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(rows)), list(rows), color=COLOURS["text"])
-    for y, row in enumerate(rows.values()):
-        for x, value in enumerate(row.values()):
-            axes.text(x, y, f"{value:.0f}", ha="center", va="center", color="black" if value > 55 else "white")
-    axes.set_title(label, loc="left", fontsize=12)
-    axes.figure.colorbar(image, ax=axes)
+            types = list(next(iter(rows.values())))
+            image = axes.imshow([list(row.values()) for row in rows.values()], cmap="viridis", vmin=0, vmax=100, aspect="auto")
+            axes.set_xticks(range(len(types)), types, rotation=30, ha="right", rotation_mode="anchor")
+            axes.set_yticks(range(len(rows)), list(rows), color=COLOURS["text"])
+            for y, row in enumerate(rows.values()):
+                for x, value in enumerate(row.values()):
+                    axes.text(x, y, f"{value:.0f}", ha="center", va="center", color="black" if value > 55 else "white")
+            axes.set_title(label, loc="left", fontsize=12)
+            drawn.colorbar(image, ax=axes)
+    save(drawn, path)
 
 
 def pattern_lines(lines: Rows, dashed: Collection[str]) -> Figure:

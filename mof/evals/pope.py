@@ -72,29 +72,16 @@ def says_yes(answer: str) -> bool:
     return not {"No", "no", "not"} & set(words)
 
 
-@dataclass(frozen=True)
-class PopeScore:
-    """Shares in [0, 1]; "yes" is the positive class."""
-
-    accuracy: float
-    precision: float
-    """Share of right answers among the "yes" answers; 0 without "yes" answers (the released evaluator fails then)."""
-    recall: float
-    f1: float
-    yes_ratio: float
-    """Share of "yes" among the answers."""
-    questions: int
-
-
-def score_pope(questions: Sequence[PopeQuestion], answers: Sequence[str]) -> dict[str, PopeScore]:
-    """Return the score of each strategy, and as "mean" the mean over the strategies that were asked."""
+def score_pope(questions: Sequence[PopeQuestion], answers: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return the `RATES` and the number of "questions" of each strategy, and as "mean" the mean over the strategies that were asked."""
     counts: dict[str, Counts] = {}
     for question, answer in zip(questions, answers, strict=True):
         counts.setdefault(question.strategy, np.zeros(4))[outcome(says_yes(answer), question.present)] += 1
-    rates = {strategy: {name: float(rate(by)) for name, rate in RATES.items()} for strategy, by in counts.items()}
-    scores = {strategy: PopeScore(**rates[strategy], questions=int(by.sum())) for strategy, by in counts.items()}
-    means = {name: statistics.fmean(by[name] for by in rates.values()) for name in RATES}
-    return scores | {"mean": PopeScore(**means, questions=len(questions))}
+    scores: dict[str, dict[str, float]] = {
+        strategy: {**{name: float(rate(by)) for name, rate in RATES.items()}, "questions": int(by.sum())} for strategy, by in counts.items()
+    }
+    means = {name: statistics.fmean(score[name] for score in scores.values()) for name in RATES}
+    return {**scores, "mean": {**means, "questions": len(questions)}}
 
 
 def outcome(yes: bool, present: bool) -> int:
@@ -113,4 +100,7 @@ RATES: dict[str, Callable[[Counts], Counts]] = {
     "f1": lambda counts: _ratio(2 * counts[..., 0], 2 * counts[..., 0] + counts[..., 1] + counts[..., 3], 0.0),
     "yes_ratio": lambda counts: _ratio(counts[..., :2].sum(axis=-1), counts.sum(axis=-1), math.nan),
 }
-"""Name -> figure [...] of the counts [..., 4] of a strategy, in the order of `outcome`."""
+"""Name -> figure [...] in [0, 1] of the counts [..., 4] of a strategy, in the order of `outcome`; "yes" is the positive class.
+
+The precision is 0 without "yes" answers (the released evaluator fails then). `yes_ratio` is the share of "yes" among the answers.
+"""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,11 +46,12 @@ def check_pairs(questions: Path, rows: Sequence[tuple[int, str | None]]) -> None
     """Raise ValueError unless these (id, pattern) are pairs."""
     if not rows or len(rows) % 2:
         raise ValueError(f"{questions} has {len(rows)} rows; rows come in pairs")
-    for (first, pattern), (second, other) in zip(rows[0::2], rows[1::2], strict=True):
-        if first % 2 == 0 or second != first + 1 or pattern != other:
+    for (first, pattern), (second, next_pattern) in zip(rows[0::2], rows[1::2], strict=True):
+        if first % 2 == 0 or second != first + 1 or pattern != next_pattern:
             raise ValueError(
-                f"{questions}: rows {first} ({pattern}) and {second} ({other}) are no pair; expected an odd id, then the next one, of the "
-                "same pattern"
+                f"{questions}: rows {first} ({pattern}) and {second} ({next_pattern}) are no pair; expected an odd id, then the next "
+                "one, of the same pattern"
             )
-    if len({id for id, _ in rows}) < len(rows):
-        raise ValueError(f"{questions}: an index stands twice")
+    id, count = Counter(id for id, _ in rows).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{questions}: the index {id} stands twice")

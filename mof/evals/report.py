@@ -6,7 +6,7 @@ import csv
 import itertools
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from mof.evals.intervals import Difference, Figure, Interval, Tally, difference, half_width, mean_interval
@@ -52,7 +52,7 @@ class Report:
     """Encoder -> pattern -> share of right pairs. If no encoder but models were measured, these are the published rows of CLIP."""
     patterns: dict[str, dict[str, float]]
     """Model -> pattern -> share of right pairs."""
-    notes: list[tuple[str, str, str, list[str]]] = field(default_factory=list)
+    notes: list[tuple[str, str, str, list[str]]]
     """(model, benchmark, data that were measured on, deviations)."""
 
 
@@ -70,7 +70,7 @@ def gather(places: Sequence[str | Path]) -> Report:
     runs: dict[tuple[str, str], list[Outcome]] = {}
     for run in outcomes:
         same = runs.setdefault((run.model, run.benchmark), [])
-        if twin := next((other for other in same if other.seed == run.seed), None):
+        if twin := next((earlier for earlier in same if earlier.seed == run.seed), None):
             raise ValueError(
                 f"{twin.file} and {run.file} are both of {run.model} on {run.benchmark} with seed {run.seed}: tell them apart with --name "
                 "or --seed of `mof eval`"
@@ -86,7 +86,8 @@ def gather(places: Sequence[str | Path]) -> Report:
     patterns = {kind: _patterns([same for (_, name), same in runs.items() if name == kind]) for kind in ("mmvp-vlm", "mmvp")}
     encoders = {f"{name} (encoder)": by for name, by in patterns["mmvp-vlm"].items()}
     if patterns["mmvp"] and not encoders:
-        encoders = _published_encoders()
+        for name in PUBLISHED_ENCODERS:
+            encoders[f"{name} (published)"] = dict(zip(PATTERNS, (share / 100 for share in MMVP_VLM[name]), strict=True))
     correlations = [(encoder, model, correlate(xs, ys)) for encoder, xs in encoders.items() for model, ys in patterns["mmvp"].items()]
     return Report(
         outcomes, columns, rows, _differences(figures), correlations, encoders, patterns["mmvp"],
@@ -121,26 +122,16 @@ def _patterns(runs: Sequence[Sequence[Outcome]]) -> dict[str, dict[str, float]]:
     return shares
 
 
-def _published_encoders() -> dict[str, dict[str, float]]:
-    return {
-        f"{name} (published)": dict(zip(PATTERNS, (share / 100 for share in MMVP_VLM[name]), strict=True)) for name in PUBLISHED_ENCODERS
-    }
-
-
 def _note(same: Sequence[Outcome], outcomes: Sequence[Outcome]) -> tuple[str, str, str, list[str]]:
     """Return the note on a model's runs on a benchmark. It says if they do not have the questions of the first model."""
     first = next(run for run in outcomes if run.benchmark == same[0].benchmark)
     notes = list(dict.fromkeys(note for run in same for note in run.deviations))
-    if any(_differ(run, first) for run in same):
+    pairs = [(figure, first.figures.get(key)) for run in same for key, figure in run.figures.items()]
+    if any(isinstance(a, Tally) and isinstance(b, Tally) and a.units != b.units for a, b in pairs):
         notes.append(f"other questions, photos or labels than those of {first.model}: no difference is computed")
     seeds = [str(run.seed) for run in same if run.seed is not None]
     named = f", seed {seeds[0]}" if len(seeds) == 1 else f", seeds {', '.join(seeds)}" if seeds else ""
     return same[0].model, same[0].benchmark, same[0].basis + named, notes
-
-
-def _differ(run: Outcome, other: Outcome) -> bool:
-    both = [(figure, other.figures.get(key)) for key, figure in run.figures.items()]
-    return any(isinstance(a, Tally) and isinstance(b, Tally) and a.units != b.units for a, b in both)
 
 
 def precision(report: Report) -> str | None:

@@ -28,19 +28,32 @@ FORMAT = 1  # version of everything in the folder of an evaluation
 
 
 def claim_folder(folder: Path, **identity: Any) -> None:
-    """Make the folder that of the evaluation with this identity, or go on with it, and note the versions of packages.
+    """Write the evaluation's identity and the versions of packages into settings.json, or go on if the identity is there already.
 
-    Versions are no part of the identity: answers are kept by what was asked of which model, and an evaluation that takes days
-    may go on after an update.
+    Versions are no part of the identity: an evaluation that takes days may go on after an update.
 
     Raises:
         ValueError: if the folder holds answers or results of another evaluation, saying what differs.
     """
     remedy = "give a new --output (a copy of cache.jsonl in it keeps answers from being asked again)"
     settings = RunFile(folder / "settings.json", "run of mof eval", FORMAT, remedy)
+    if _is_older(settings.path):
+        raise ValueError(
+            f"{folder} was filled by an older release, which did not note the data of an evaluation; give a new --output (a copy of "
+            "cache.jsonl in it keeps answers of endpoints from being asked again). `mof eval report` reads the finished results as before"
+        )
     begun = any((folder / name).exists() for name in ("cache.jsonl", "answers.jsonl", "result.json"))
     content = settings.claim(identity, begun=begun, own=("cache.jsonl",))
     settings.write(content["identity"], versions=versions("mof-vig", "torch", "transformers"))
+
+
+def _is_older(settings: Path) -> bool:
+    """Return whether a release wrote the file that did not write an identity."""
+    try:
+        content = json.loads(settings.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "benchmark" in content
 
 
 @dataclass(frozen=True)
@@ -56,11 +69,6 @@ class Run:
     """The model's name in tables; by default the answerer's name."""
     seed: int | None = None
     """The seed with which the model was trained: a report joins runs of one name and several seeds."""
-
-    @property
-    def model(self) -> Result:
-        """The entries of a result that say which model it measured."""
-        return {"model": self.name or self.answerer.name, "seed": self.seed}
 
     def ask(self, prompts: Sequence[Prompt], answerer: Answerer | None = None) -> tuple[list[Answer], Usage]:
         asked = answerer or self.answerer
@@ -80,9 +88,12 @@ class Run:
         digest = hashlib.sha256(content.encode()).hexdigest()[:32]
         claim_folder(self.folder, benchmark=benchmark, answerer=self.answerer.settings, data=digest, **settings)
 
-    def end(self, rows: Sequence[Mapping[str, Any]], result: Result, usage: Usage) -> Result:
-        """Write answers.jsonl and result.json; the result with its format version and usage is returned."""
-        result = {"format": FORMAT, **result, "usage": dataclasses.asdict(usage)}
+    def end(self, benchmark: str, rows: Sequence[Result], figures: Result, deviations: Sequence[str], usage: Usage) -> Result:
+        """Write answers.jsonl and result.json; return the result."""
+        result = {
+            "format": FORMAT, "benchmark": benchmark, "model": self.name or self.answerer.name, "seed": self.seed,
+            **figures, "deviations": deviations, "usage": dataclasses.asdict(usage),
+        }  # fmt: skip
         write_text(self.folder / "answers.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         write_json(self.folder / "result.json", result)
         return result
@@ -114,16 +125,15 @@ def eval_mmvp(run: Run, questions: Sequence[Question], prompt: str = "official",
         for i, (q, a) in enumerate(zip(questions, answers, strict=True))
     ]  # fmt: skip
     best = scores[headline]["released"]
-    result = {
-        "benchmark": "mmvp", **run.model, "prompt": prompt, "questions": len(questions), "pairs": len(questions) // 2,
-        "matched_by": headline, "labels": "released",
+    figures = {
+        "prompt": prompt, "questions": len(questions), "pairs": len(questions) // 2, "matched_by": headline, "labels": "released",
         "pair_accuracy": best["pair_accuracy"], "question_accuracy": best["question_accuracy"], "scores": scores,
         "corrected_rows": [q.id for q in questions if q.labels["released"] != q.labels["corrected"]],
         "unmatched": [row["id"] for row in rows if row["chosen"][headline] is None],
         **({"judge": judged} if judged else {}),
-        "deviations": _mmvp_deviations(run, questions, prompt, judge) + _refusals(answers, "they count as wrong"),
     }  # fmt: skip
-    return run.end(rows, result, usage)
+    deviations = _mmvp_deviations(run, questions, prompt, judge) + _refusals(answers, "they count as wrong")
+    return run.end("mmvp", rows, figures, deviations, usage)
 
 
 def _judge(run: Run, judge: Answerer, questions: Sequence[Question], answers: Sequence[Answer], by_rule: Mapping[str, Any]) -> Result:
@@ -179,16 +189,12 @@ def eval_pope(run: Run, questions: Sequence[PopeQuestion], images: Path | None) 
         for q, a in zip(questions, answers, strict=True)
     ]
     missing = [strategy for strategy in STRATEGIES if strategy not in scores]
-    partial = {name: by.questions for name, by in scores.items() if name != "mean" and by.questions != POPE_QUESTIONS}
+    partial = {name: by["questions"] for name, by in scores.items() if name != "mean" and by["questions"] != POPE_QUESTIONS}
     deviations = [_decoding(run.answerer, "POPE prescribes no decoding")]
     deviations += _refusals(answers, "they count as yes, as empty answers do by the released rule")
     deviations += [f"the mean leaves out {', '.join(missing)}: no questions"] if missing else []
     deviations += [f"{count} of {POPE_QUESTIONS} {name} questions" for name, count in partial.items()]
-    result = {
-        "benchmark": "pope", **run.model, **dataclasses.asdict(scores["mean"]),
-        "scores": {name: dataclasses.asdict(by) for name, by in scores.items()}, "deviations": deviations,
-    }  # fmt: skip
-    return run.end(rows, result, usage)
+    return run.end("pope", rows, {**scores["mean"], "scores": scores}, deviations, usage)
 
 
 def eval_chair(run: Run, words: CocoWords, objects: Mapping[str, set[str]], images: Mapping[str, Path] | None, prompt: str) -> Result:
@@ -207,13 +213,10 @@ def eval_chair(run: Run, words: CocoWords, objects: Mapping[str, set[str]], imag
         for caption, answer in zip(score.captions, answers, strict=True)
     ]
     shares = {field.name: getattr(score, field.name) for field in dataclasses.fields(score) if field.name != "captions"}
-    result = {
-        "benchmark": "chair", **run.model, **shares, "captions": len(rows),
-        "deviations": [
-            _decoding(run.answerer, "CHAIR prescribes none"),
-            *([] if images is None else [f"asked with {prompt!r}; CHAIR prescribes no words"]),
-            *_refusals(answers, "they count as captions without objects"),
-            "plurals, spaces and double words of the synonyms file as in mof.evals.chair; the released script does not count \"a bus\"",
-        ],
-    }  # fmt: skip
-    return run.end(rows, result, usage)
+    deviations = [
+        _decoding(run.answerer, "CHAIR prescribes none"),
+        *([] if images is None else [f"asked with {prompt!r}; CHAIR prescribes no words"]),
+        *_refusals(answers, "they count as captions without objects"),
+        'plurals, spaces and double words of the synonyms file as in mof.evals.chair; the released script does not count "a bus"',
+    ]
+    return run.end("chair", rows, {**shares, "captions": len(rows)}, deviations, usage)

@@ -60,7 +60,7 @@ def save_original(model: MoFForConditionalGeneration, processor: MoFProcessor, f
 
 
 def _parts(model: MoFForConditionalGeneration, encoders: dict[str, Encoder]) -> dict[str, dict[str, Tensor]]:
-    """Return part of the layout -> its weights by their own names."""
+    """Return the name of each part of the layout -> its weights by their own names."""
     llm, rows = model.language_model.state_dict(), _rows(model)
     if model.language_model.config.tie_word_embeddings:
         del llm["lm_head.weight"]

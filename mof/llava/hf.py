@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +19,6 @@ from transformers import (
 
 from encoders import Encoder
 from encoders.backends.hf import FILTERS
-from encoders.images.resizing import Fit
 from encoders.weight_files import explain_download, refuse_misfit
 from mof.data.records import IMAGE_PLACEHOLDER
 from mof.llava.keys import CLIP, HF_LLAVA, tower
@@ -57,35 +54,24 @@ def read_hf_llava(folder: Path, vision_tower: Tower | None) -> Checkpoint:
             f"{folder}: image_token_index is {config.image_token_index}, but {IMAGE_PLACEHOLDER} is {token} in its tokenizer; "
             "they must be the same token"
         )
-    weights = open_weights(folder)
-    parts = HF_LLAVA.sort(weights, folder)
-    state = parts.tensors(tower(CLIP), weights)
-    encoder = embedded_vision_tower(
-        vision.model_type, vision, processor.image_processor, state, config.vision_feature_layer, HF_LLAVA.place(tower(CLIP), folder)
-    )
-    rest: dict[str, Any] = {"text": config.text_config, "encoders": {CLIP: encoder}, "tokenizer": processor.tokenizer}
-    rest |= {"projectors": f"mlp2x_{config.projector_hidden_act}", "fit": _fit_of(processor.image_processor, vision.image_size, folder)}
-    return assemble(folder, parts, weights, **rest, template=choose_template(processor.chat_template, processor.tokenizer))
-
-
-def _fit_of(processor: Any, image_size: int, source: object) -> Fit:
-    """Return how an image processor of transformers makes images square.
-
-    Raises:
-        ValueError: for a processor whose images are not `image_size` pixels square, or that cuts off more than the ends of
-            the long side.
-    """
-    settings: Mapping[str, Any] = json.loads(processor.to_json_string())
-    size, crop = settings.get("size") or {}, settings.get("crop_size") or {}
-    cropped = settings.get("do_center_crop") and set(crop.values()) == {image_size} and size.get("shortest_edge") == image_size
-    squashed = not settings.get("do_center_crop") and (size.get("height"), size.get("width")) == (image_size, image_size)
-    if settings.get("do_pad") and (cropped or squashed):
-        return "pad"
-    if cropped or squashed:
-        return "crop" if cropped else "squash"
-    raise ValueError(
-        f"{source}: the image processor's size {size} and crop_size {crop} do not give the {image_size} x {image_size} pixels that the "
-        f"vision tower takes; expected shortest_edge and crop_size, or height and width, of {image_size}"
+    parts = HF_LLAVA.sort(open_weights(folder), folder)
+    state, place = parts.tensors[tower(CLIP)], parts.place(tower(CLIP))
+    encoder = embedded_vision_tower(vision.model_type, vision, processor.image_processor, state, config.vision_feature_layer, place)
+    images, side = processor.image_processor, vision.image_size
+    size = {key: length for key, length in dict(images.size).items() if length}
+    if encoder.preprocessing.crop_pct != 1 or set(size.values()) != {side}:
+        raise ValueError(
+            f"{folder}: the image processor's size {size} and crop_size {images.crop_size} do not give the {side} x {side} "
+            f"pixels that the vision tower takes; expected shortest_edge and crop_size, or height and width, of {side}"
+        )
+    return assemble(
+        parts,
+        text=config.text_config,
+        encoders={CLIP: encoder},
+        projectors=f"mlp2x_{config.projector_hidden_act}",
+        tokenizer=processor.tokenizer,
+        template=choose_template(processor.chat_template, processor.tokenizer),
+        fit="pad" if images.to_dict().get("do_pad") else encoder.preprocessing.fit,
     )
 
 

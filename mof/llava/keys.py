@@ -6,8 +6,10 @@ cut both down to the same names: the last one silently won. Such files are refus
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -39,37 +41,28 @@ class Layout:
     prefixes: tuple[tuple[str, str, str], ...]
     """(prefix in the file, part, prefix in the part). The first that fits is taken, so longer ones come first."""
 
-    def sort(self, keys: Iterable[str], source: object) -> Parts:
-        """Return the keys of a checkpoint by part.
+    def sort(self, weights: Mapping[str, Tensor], source: Path) -> Parts:
+        """Return the weights of the checkpoint `source` by part.
 
         Raises:
             WeightsError: naming keys of no part, and keys that would land on the same place.
         """
-        parts, stray = Parts(self), []
-        for key in keys:
-            if key.endswith(RECOMPUTED):
+        parts, stray = Parts(self, source, len(weights)), []
+        names: dict[tuple[str, str], str] = {}
+        for key, value in weights.items():
+            prefix, part, own_prefix = next((rule for rule in self.prefixes if key.startswith(rule[0])), ("", "", ""))
+            if key.endswith(RECOMPUTED) or part == UNUSED:
                 parts.unused.append(key)
-                continue
-            rule = next((rule for rule in self.prefixes if key.startswith(rule[0])), None)
-            if rule is None:
+            elif not part:
                 stray.append(key)
-                continue
-            prefix, part, own_prefix = rule
-            if part == UNUSED:
-                parts.unused.append(key)
-                continue
-            own = own_prefix + key.removeprefix(prefix)
-            if other := parts.names.setdefault(part, {}).get(own):
-                raise WeightsError(f"{source} gives the same weight twice, as {other} and as {key}. {COLLISION}")
-            parts.names[part][own] = key
+            else:
+                own = own_prefix + key.removeprefix(prefix)
+                if (other := names.setdefault((part, own), key)) != key:
+                    raise WeightsError(f"{source} gives the same weight twice, as {other} and as {key}. {COLLISION}")
+                parts.tensors[part][own] = value
         if stray:
             raise WeightsError(f"{source} is no checkpoint in the layout {self.name}: {len(stray)} unexpected: {first(sorted(stray))}")
         return parts
-
-    def place(self, part: str, source: object) -> str:
-        """Return the place of a part, for messages."""
-        prefix = next(rule[0] for rule in self.prefixes if rule[1] == part)
-        return f"{source} ({prefix}*)"
 
     def key(self, part: str, own: str) -> str:
         """Return the name that this layout gives to the weight `own` of a part."""
@@ -79,16 +72,21 @@ class Layout:
 
 @dataclass
 class Parts:
-    """The keys of a checkpoint, by part."""
+    """The weights of a checkpoint, by part."""
 
     layout: Layout
-    names: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Part -> its own name of a weight -> the name in the checkpoint."""
+    source: Path
+    count: int
+    """The number of tensors in the checkpoint."""
+    tensors: dict[str, dict[str, Tensor]] = field(default_factory=lambda: defaultdict(dict))
+    """Part -> its own name of a weight -> the weight; empty for a part that the checkpoint does not hold."""
     unused: list[str] = field(default_factory=list)
+    """The keys of the tensors that no model has a use for."""
 
-    def tensors(self, part: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the weights of a part by its own names; empty if the checkpoint has none."""
-        return {own: weights[key] for own, key in self.names.get(part, {}).items()}
+    def place(self, part: str) -> str:
+        """Return the place of a part, for messages."""
+        prefix = next(rule[0] for rule in self.layout.prefixes if rule[1] == part)
+        return f"{self.source} ({prefix}*)"
 
 
 RECOMPUTED = ("rotary_emb.inv_freq", "embeddings.position_ids")
@@ -136,16 +134,15 @@ COLLISION = (
 )
 
 
-def full_projector_names(keys: Iterable[str], source: object) -> dict[str, str]:
-    """Return name in a whole checkpoint -> key, for a stage-1 file or LLaVA's non_lora_trainables.bin.
+def with_full_names(state: Mapping[str, Tensor], source: object) -> dict[str, Tensor]:
+    """Return the projectors of a stage-1 file, or of LLaVA's non_lora_trainables.bin, by their names in a whole checkpoint.
 
     Raises:
         WeightsError: for names that do not tell the encoder of a projector, two names of the same weight, or other weights
             than projectors.
     """
     names: dict[str, str] = {}
-    keys = list(keys)
-    for key in keys:
+    for key in state:
         name = key.removeprefix("base_model.model.")  # where peft wrapped the model
         if name[:1].isdigit() or name in ("weight", "bias"):
             raise WeightsError(f"{source}: {key} does not say which projector it belongs to. {COLLISION}")
@@ -155,7 +152,7 @@ def full_projector_names(keys: Iterable[str], source: object) -> dict[str, str]:
         names[name] = key
     if stray := [key for name, key in names.items() if not name.startswith(("model.mm_projector.", "model.dino_mm_projector."))]:
         raise WeightsError(f"{source} should hold projectors only: {len(stray)} unexpected: {first(sorted(stray))}")
-    return names
+    return {name: state[key] for name, key in names.items()}
 
 
 def choose_layout(keys: Iterable[str], wanted: str | None, two_encoders: bool, source: object) -> Layout:

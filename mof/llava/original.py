@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import ChainMap
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,10 +15,10 @@ from encoders import Encoder
 from encoders.images.resizing import Fit
 from encoders.weight_files import explain_download, read_state
 from mof.data.records import IMAGE_PLACEHOLDER
-from mof.llava.keys import CLIP, DINO, MOF, Parts, choose_layout, full_projector_names, projector, refuse_equal_projectors, tower
+from mof.llava.keys import CLIP, DINO, MOF, Parts, choose_layout, projector, refuse_equal_projectors, tower, with_full_names
 from mof.llava.parts import Checkpoint, assemble, choose_template, read_config
 from mof.llava.towers import Tower, build_dino_tower, build_vision_tower
-from mof.llava.weights import has_weights, is_lora, merge_lora, open_weights
+from mof.llava.weights import has_weights, is_lora, open_weights
 
 logger = logging.getLogger(__name__)
 
@@ -48,25 +46,12 @@ LLAVA_KEYS = (
 """The beginnings of the entries in LLaVA's config.json that do not belong to the language model."""
 
 
-@dataclass(frozen=True)
-class OriginalConfig:
-    """The entries of an original LLaVA checkpoint's config.json, with the config of its language model."""
-
-    vision_tower: str
-    """A hub id, or a path on the machine where it was trained."""
-    layer: int
-    projector: str | None
-    """None if the config does not say it."""
-    fit: Fit
-    wraps_images: bool
-    """Whether prompts put <im_start> and <im_end> around images."""
-    text: PreTrainedConfig
-    dino_statistics: str
-    """The statistics for DINOv2's pixels: "clip" as in the released code, or "own" (this library's addition)."""
+FITS: dict[str | None, Fit] = {"pad": "pad", "square": "crop", None: "crop"}
+"""image_aspect_ratio -> how images become square."""
 
 
-def read_llava_config(folder: Path) -> OriginalConfig:
-    """Return the config of an original LLaVA or a released MoF checkpoint.
+def read_llava_config(folder: Path) -> dict[str, Any]:
+    """Return config.json of an original LLaVA or a released MoF checkpoint.
 
     Raises:
         ValueError: for another kind of checkpoint, or a LLaVA that cuts images up or uses class tokens.
@@ -78,22 +63,11 @@ def read_llava_config(folder: Path) -> OriginalConfig:
             f"that is known here; expected one of {', '.join(LLAVA_TYPES)} with mm_vision_tower (original LLaVA-1.5, released MoF), "
             "llava with vision_config and text_config (Hugging Face), or mof (this library's own)"
         )
-    aspect, feature = config.get("image_aspect_ratio"), config.get("mm_vision_select_feature", "patch")
-    fits: dict[str | None, Fit] = {"pad": "pad", "square": "crop", None: "crop"}
-    if aspect not in fits:
+    if (aspect := config.get("image_aspect_ratio")) not in FITS:
         raise ValueError(f"{file}: image_aspect_ratio {aspect!r} cuts images up (LLaVA-1.6); expected 'pad' or 'square'")
-    if feature != "patch":
+    if (feature := config.get("mm_vision_select_feature", "patch")) != "patch":
         raise ValueError(f"{file}: mm_vision_select_feature {feature!r}; expected 'patch', since encoders give no class tokens")
-    text = {key: value for key, value in config.items() if not key.startswith(LLAVA_KEYS)}
-    return OriginalConfig(
-        vision_tower=config["mm_vision_tower"],
-        layer=config.get("mm_vision_select_layer", -2),
-        projector=config.get("mm_projector_type"),
-        fit=fits[aspect],
-        wraps_images=bool(config.get("mm_use_im_start_end")),
-        text=AutoConfig.for_model("llama", **text),
-        dino_statistics=config.get("mm_dino_statistics", "clip"),
-    )
+    return config
 
 
 def read_original(
@@ -109,27 +83,35 @@ def read_original(
     config, weights = read_llava_config(folder), _read_weights(folder, base)
     chosen = choose_layout(list(weights), layout, dino_tower is not None, folder)
     parts = chosen.sort(weights, folder)
-    state, place = parts.tensors(tower(CLIP), weights), chosen.place(tower(CLIP), folder)
-    clip = build_vision_tower(config.vision_tower, vision_tower, state, config.layer, place)
+    state, place = parts.tensors[tower(CLIP)], parts.place(tower(CLIP))
+    clip = build_vision_tower(config["mm_vision_tower"], vision_tower, state, config.get("mm_vision_select_layer", -2), place)
     encoders = {CLIP: clip}
     if chosen is MOF:
-        for_clip = config.dino_statistics == "clip" if released_preprocessing is None else released_preprocessing
-        encoders[DINO] = _read_dino(folder, parts, weights, dino_tower, clip, for_clip=for_clip)
-    tokenizer = _read_tokenizer(folder, base, config.text)
+        # "clip" is the released code's way; "own" is this library's addition.
+        said = config.get("mm_dino_statistics", "clip") == "clip"
+        for_clip = said if released_preprocessing is None else released_preprocessing
+        encoders[DINO] = _read_dino(parts, dino_tower, clip, for_clip=for_clip)
+    text = AutoConfig.for_model("llama", **{key: value for key, value in config.items() if not key.startswith(LLAVA_KEYS)})
+    tokenizer = _read_tokenizer(folder, base, text)
     template = choose_template(tokenizer.chat_template, tokenizer)
     if template != tokenizer.chat_template:
-        template = template.replace(IMAGE_PLACEHOLDER, _image_in_prompt(config, tokenizer))
-    rest: dict[str, Any] = {"text": config.text, "encoders": encoders, "projectors": config.projector or _kind_of(parts)}
-    checkpoint = assemble(folder, parts, weights, **rest, tokenizer=tokenizer, template=template, fit=config.fit)
-    if is_lora(folder):
-        checkpoint.language_model = merge_lora(checkpoint.language_model, folder)
-    return checkpoint
+        template = template.replace(IMAGE_PLACEHOLDER, _image_in_prompt(tokenizer, wrapped=bool(config.get("mm_use_im_start_end"))))
+    return assemble(
+        parts,
+        text=text,
+        encoders=encoders,
+        projectors=config.get("mm_projector_type") or _kind_of(parts),
+        tokenizer=tokenizer,
+        template=template,
+        fit=FITS[config.get("image_aspect_ratio")],
+        lora=folder if is_lora(folder) else None,
+    )
 
 
-def _read_dino(folder: Path, parts: Parts, weights: Mapping[str, Tensor], given: Tower | None, clip: Encoder, *, for_clip: bool) -> Encoder:
+def _read_dino(parts: Parts, given: Tower | None, clip: Encoder, *, for_clip: bool) -> Encoder:
     """Return the DINOv2 of a released MoF checkpoint. With `for_clip` it gets pixels that are normalised for CLIP."""
-    projectors = {name: parts.tensors(projector(name), weights) for name in parts.layout.encoders}
-    refuse_equal_projectors(projectors, folder)
+    projectors = {name: parts.tensors[projector(name)] for name in parts.layout.encoders}
+    refuse_equal_projectors(projectors, parts.source)
     options: dict[str, Any] = {"image_size": clip.image_size}
     if for_clip:
         options |= {"mean": clip.mean, "std": clip.std}
@@ -138,7 +120,7 @@ def _read_dino(folder: Path, parts: Parts, weights: Mapping[str, Tensor], given:
             "released_preprocessing=False (--own-preprocessing) normalises them for DINOv2"
         )
     width = projectors[DINO][min(name for name in projectors[DINO] if name.endswith("weight"))].shape[-1]  # shards have no order
-    return build_dino_tower(given, parts.tensors(tower(DINO), weights), width, options, parts.layout.place(tower(DINO), folder))
+    return build_dino_tower(given, parts.tensors[tower(DINO)], width, options, parts.place(tower(DINO)))
 
 
 def _read_weights(folder: Path, base: Path | None) -> Mapping[str, Tensor]:
@@ -147,19 +129,19 @@ def _read_weights(folder: Path, base: Path | None) -> Mapping[str, Tensor]:
     file = folder / (BESIDE_LORA if lora else STAGE_1)
     if not lora and (has_weights(folder) or not file.is_file()):
         return open_weights(folder)  # which says so where nothing is there
-    state = read_state(file) if file.is_file() else {}  # LLaVA need not have trained anything beside the LoRA
-    names = full_projector_names(state, file)
+    state = read_state(file) if file.is_file() else {}  # beside a LoRA, nothing else need have been trained
+    projectors = with_full_names(state, file)
     if base is None:
         raise ValueError(f"{folder} holds the projectors of stage 1 only: give the language model's folder, base=FOLDER or --base FOLDER")
-    return ChainMap({name: state[key] for name, key in names.items()}, open_weights(base))  # type: ignore[arg-type]
+    return open_weights(base) | projectors
 
 
-def _image_in_prompt(config: OriginalConfig, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the text that LLaVA's code makes of an image in a prompt.
+def _image_in_prompt(tokenizer: PreTrainedTokenizerBase, *, wrapped: bool) -> str:
+    """Return the text that LLaVA's code makes of an image in a prompt; if `wrapped`, between <im_start> and <im_end>.
 
     It tokenizes the texts around images one by one. A tokenizer that puts a space before each text puts it behind the image, too.
     """
-    if config.wraps_images:
+    if wrapped:
         return f"<im_start>{IMAGE_PLACEHOLDER}<im_end>"
     end = tokenizer.eos_token or ""
     alone, after = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("\n", f"{end}\n"))
@@ -168,8 +150,8 @@ def _image_in_prompt(config: OriginalConfig, tokenizer: PreTrainedTokenizerBase)
 
 def _kind_of(parts: Parts) -> str:
     """Return the kind of the projectors by their keys, for a config that does not say it."""
-    linears = sum(name.endswith("weight") for name in parts.names[projector(CLIP)])
-    return "linear" if "weight" in parts.names[projector(CLIP)] else f"mlp{linears}x_gelu"
+    names = parts.tensors[projector(CLIP)]
+    return "linear" if "weight" in names else f"mlp{sum(name.endswith('weight') for name in names)}x_gelu"
 
 
 def _read_tokenizer(folder: Path, base: Path | None, config: PreTrainedConfig) -> PreTrainedTokenizerBase:

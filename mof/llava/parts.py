@@ -8,13 +8,11 @@ while the model is in use.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from encoders import Encoder
@@ -26,6 +24,7 @@ from mof.data.records import IMAGE_PLACEHOLDER
 from mof.language_models import add_image_token
 from mof.llava.keys import LANGUAGE_MODEL, Parts, projector, tower
 from mof.llava.towers import embed, load_pretrained
+from mof.llava.weights import merge_lora
 
 
 @dataclass
@@ -38,9 +37,9 @@ class Checkpoint:
     template: str
     """The chat template."""
     fit: Fit
-    """How images become square."""
+    """The way in which images become square."""
     embed_encoders: bool
-    """Whether the checkpoint holds the weights of its encoders."""
+    """True if the checkpoint holds the weights of its encoders."""
     layout: str
     tensors: int
     """The number of tensors in the checkpoint."""
@@ -50,16 +49,14 @@ class Checkpoint:
 
 @dataclass
 class OwnCheckpoint:
-    """A folder of this library, which `from_pretrained` reads, and perhaps a LoRA adapter on top of it."""
+    """A folder of this library, which `from_pretrained` reads, and the folder of a LoRA adapter for it, if any."""
 
     folder: Path
     adapter: Path | None
 
 
 def assemble(
-    source: Path,
     parts: Parts,
-    weights: Mapping[str, Tensor],
     *,
     text: PreTrainedConfig,
     encoders: dict[str, Encoder],
@@ -67,6 +64,7 @@ def assemble(
     tokenizer: PreTrainedTokenizerBase,
     template: str,
     fit: Fit,
+    lora: Path | None = None,
 ) -> Checkpoint:
     """Build language model and mixer; each part gets its weights, and every key is accounted for.
 
@@ -74,29 +72,32 @@ def assemble(
         text: the configuration of the language model.
         encoders: by the names that the layout gives them, with their weights.
         projectors: the kind of the adapters, see `mof.adapter.build_projector`.
+        lora: the folder of a LoRA adapter of the language model.
 
     Raises:
         WeightsError: naming each key that is missing, unexpected or of another shape.
     """
-    state = parts.tensors(LANGUAGE_MODEL, weights)
+    source, state = parts.source, parts.tensors[LANGUAGE_MODEL]
     if not state:
         raise WeightsError(f"{source} holds no language model")
     llm = load_pretrained(MODEL_FOR_CAUSAL_LM_MAPPING[type(text)], text, state, f"the language model in {source}")
+    if lora is not None:  # before the image token's row is added: the adapter was trained without it
+        llm = merge_lora(llm, lora)
     llm.generation_config = read_generation(source) or llm.generation_config
     mixer = InterleavedMoF(encoders, text.hidden_size, projector=projectors)
     for name, adapter in mixer.adapters.items():
-        load_strict(adapter, parts.tensors(projector(name), weights), parts.layout.place(projector(name), source))
-    embedded = any(tower(name) in parts.names for name in encoders)
+        load_strict(adapter, parts.tensors[projector(name)], parts.place(projector(name)))
+    embedded = any(parts.tensors[tower(name)] for name in encoders)
     if embedded:
         for encoder in encoders.values():
             embed(encoder)
     _add_mean_rows(llm, tokenizer)
-    return Checkpoint(mixer, llm, tokenizer, template, fit, embedded, parts.layout.name, len(weights), sorted(parts.unused))
+    return Checkpoint(mixer, llm, tokenizer, template, fit, embedded, parts.layout.name, parts.count, sorted(parts.unused))
 
 
 @torch.no_grad()
 def _add_mean_rows(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Where rows are added for the image token, make them the mean of the others: equal in every conversion."""
+    """Add the image token. A new row is the mean of the other rows, so that every conversion gives the same."""
     rows = llm.get_input_embeddings().num_embeddings
     add_image_token(tokenizer, llm)
     for layer in (llm.get_input_embeddings(), llm.get_output_embeddings()):

@@ -51,7 +51,7 @@ def as_vision_model(encoder: Encoder) -> tuple[PretrainedConfig, dict[str, Tenso
         ValueError: for an encoder that is neither CLIP nor SigLIP, or that transformers' LLaVA would run in another way.
     """
     if encoder.norm:
-        raise ValueError(f"{encoder.name} norms its patch tokens, which LLaVA never does: nothing published can hold it")
+        raise ValueError(f"{encoder.name} norms its patch tokens, which LLaVA never does: no published layout can hold it")
     if isinstance(encoder, OpenClipEncoder) and type(encoder.tower.visual) is open_clip.transformer.VisionTransformer:
         return _from_open_clip(encoder)
     if not isinstance(encoder, HFEncoder):
@@ -126,13 +126,10 @@ def as_torch_hub(encoder: Encoder) -> dict[str, Tensor]:
     width = encoder.width
     with torch.device("meta"):
         wanted = DinoV2(width, encoder.blocks, 1, encoder.patch_size, encoder.image_size).state_dict()
-    state = {
-        "mask_token": torch.zeros(1, width, dtype=next(iter(state.values())).dtype),
-        **state,
-    }  # only pre-training uses it, so timm drops it
-    wrong = sorted(
-        key for key in wanted.keys() | state.keys() if key not in wanted or key not in state or wanted[key].shape != state[key].shape
-    )
+    # Only pre-training uses the mask token, so timm drops it.
+    state = {"mask_token": torch.zeros(1, width, dtype=next(iter(state.values())).dtype), **state}
+    shapes, wanted_shapes = ({(key, value.shape) for key, value in weights.items()} for weights in (state, wanted))
+    wrong = sorted({key for key, _ in shapes ^ wanted_shapes})
     if wrong or not isinstance(encoder, TimmEncoder):
         raise ValueError(
             f"{encoder.name} ({type(encoder).__name__}) is no DINOv2 as torch.hub has it: expected one of torch_hub, or of timm without "

@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoImageProcessor, CLIPImageProcessor, CLI
 from encoders import Encoder, build_encoder
 from encoders.backends.hf import HFEncoder
 from encoders.backends.torch_hub import MODELS, TorchHubEncoder, sizes_of
-from encoders.weight_files import WeightsError, explain_download, load_strict, read_state, refuse_misfit
+from encoders.weight_files import WeightsError, explain_download, hub_answers, load_strict, read_state, refuse_misfit
 from mof.llava.weights import list_faults
 
 Tower = str | os.PathLike[str] | Encoder
@@ -70,7 +70,9 @@ def _architecture(named: str, given: Tower | None, state: Mapping[str, Tensor]) 
         return _openai_clip(named, state)
     folder = named if given is None else os.fspath(given)  # type: ignore[arg-type]  # no Encoder comes here
     with explain_download(f"config.json and preprocessor_config.json of the vision tower {folder} (or give vision_tower=FOLDER)"):
-        config, processor = AutoConfig.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
+        local = os.path.isdir(folder) or not hub_answers()  # transformers would wait for each file
+        config = AutoConfig.from_pretrained(folder, local_files_only=local)
+        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=local)
     config = config.vision_config if config.model_type in ("clip", "siglip") else config
     if config.model_type not in VISION:
         raise ValueError(f"the vision tower {folder} is a {config.model_type!r} model; expected one of {', '.join(VISION)}")
@@ -142,7 +144,7 @@ def _name_of(width: int) -> str:
 def embed(encoder: Encoder) -> None:
     """Make an encoder's spec independent of the files it was built from: its weights will lie in the checkpoint."""
     if isinstance(encoder, HFEncoder) and encoder.config is None:
-        processor = AutoImageProcessor.from_pretrained(encoder.source)
+        processor = AutoImageProcessor.from_pretrained(encoder.source, local_files_only=True)  # built from it, so it is here
         encoder.config = _inline(encoder.tower.config, processor)
     encoder.weights = None
 

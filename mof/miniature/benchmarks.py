@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 from rich.progress import track
 
 from mof.evals.benchmark_folders import DescribedPair, save_image, write_mmvp, write_mmvp_vlm
@@ -23,7 +24,7 @@ SYNONYMS = {
 """The things that can be in a scene, and other words for them."""
 
 
-def write_benchmarks(folder: str | Path, *, pairs: int = 15, scenes: int = 100, seed: int = 0) -> None:
+def write_benchmarks(folder: str | Path, *, pairs: int = 15, scenes: int = 100, seed: int = 0, progress: bool = False) -> None:
     """Draw and write four folders, and `images/` for the last two.
 
     - `MMVP_VLM/` and `MMVP/`: the same pairs, which differ in one pattern;
@@ -34,6 +35,7 @@ def write_benchmarks(folder: str | Path, *, pairs: int = 15, scenes: int = 100, 
         pairs: number of pairs for each pattern; MMVP-VLM has 15.
         scenes: number of scenes for POPE and CHAIR.
         seed: the same seed draws the same.
+        progress: show a bar.
 
     Raises:
         ValueError: for a folder that is not empty, or counts below 1.
@@ -43,14 +45,15 @@ def write_benchmarks(folder: str | Path, *, pairs: int = 15, scenes: int = 100, 
         raise ValueError(f"expected at least one pair and one scene, got {pairs} and {scenes}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty: choose another folder to write")
+    shown: dict[str, Any] = {"console": Console(stderr=True), "disable": not progress}
     rng = np.random.default_rng(seed)
     chosen = [pattern for pattern in PATTERNS for _ in range(pairs)]
-    described = [described_pair(pattern, rng) for pattern in track(chosen, "drawing pairs")]
+    described = [described_pair(pattern, rng) for pattern in track(chosen, "drawing pairs", **shown)]
     write_mmvp(folder / MMVP, described)
     write_mmvp_vlm(folder / MMVP_VLM, described)
     drawn = {f"{i:06d}.jpg": sample_scene(rng, held_out=True) for i in range(1, scenes + 1)}
     (folder / IMAGES).mkdir(parents=True)
-    for name, scene in track(drawn.items(), "drawing scenes"):
+    for name, scene in track(drawn.items(), "drawing scenes", **shown):
         save_image(render(scene, rng), folder / IMAGES / name)
     _write_pope(folder / POPE, drawn, rng)
     _write_chair(folder / CHAIR, drawn, rng)

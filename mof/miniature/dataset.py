@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 from rich.progress import track
 
 from mof.evals.benchmark_folders import write_mmvp
@@ -15,7 +16,7 @@ from mof.miniature.scenes import PATTERNS, Scene, render, sample_scene
 HABIT_SHARE = 0.2  # the share of fields with the value that is usual for the kind of object; 0.7 in the texts of mini-lm
 
 
-def write_dataset(folder: Path, *, align: int, finetune: int, pairs: int, seed: int = 0) -> None:
+def write_dataset(folder: Path, *, align: int, finetune: int, pairs: int, seed: int = 0, progress: bool = False) -> None:
     """Draw the pictures and write `align.json`, `finetune.json`, `images/` and `MMVP/`.
 
     Args:
@@ -23,13 +24,15 @@ def write_dataset(folder: Path, *, align: int, finetune: int, pairs: int, seed: 
         finetune: number of records with five questions and answers; nine tenths of them have a picture.
         pairs: number of pairs of held-out scenes for each of the nine patterns, in MMVP's layout with lossless pictures.
         seed: the same seed draws the same data. The held-out scenes are never among the training scenes.
+        progress: show a bar.
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
-    captions = [_caption_record(folder, i, rng) for i in track(range(align), "drawing scenes to align on")]
-    talks = [_talk_record(folder, i, rng) for i in track(range(finetune), "drawing scenes to finetune on")]
+    shown: dict[str, Any] = {"console": Console(stderr=True), "disable": not progress}
+    captions = [_caption_record(folder, i, rng) for i in track(range(align), "drawing scenes to align on", **shown)]
+    talks = [_talk_record(folder, i, rng) for i in track(range(finetune), "drawing scenes to finetune on", **shown)]
     chosen = [pattern for pattern in PATTERNS for _ in range(pairs)]
-    held_out = [described_pair(pattern, rng) for pattern in track(chosen, "drawing held-out pairs")]
+    held_out = [described_pair(pattern, rng) for pattern in track(chosen, "drawing held-out pairs", **shown)]
     write_mmvp(folder / "MMVP", held_out, suffix=".png")
     for name, records in (("align", captions), ("finetune", talks)):
         (folder / f"{name}.json").write_text(json.dumps(records))

@@ -32,7 +32,7 @@ VALUES: dict[str, tuple] = {
     "letter": ("T", "X", "O", "L", None),
     "view": ("level", "above"),
 }
-# MMVP's nine patterns, spelled as its `Type` column spells them, and the field of a scene that each one varies.
+# MMVP's nine patterns, spelled as in its `Type` column -> the field of a scene that the pattern varies.
 PATTERNS = {
     "Orientation": "direction",
     "Presence": "dot",
@@ -98,7 +98,7 @@ def sample_pair(rng: np.random.Generator, pattern: str) -> tuple[Scene, Scene]:
 
 
 def sample_burst(rng: np.random.Generator, length: int) -> list[Scene]:
-    """Return a training scene and then others in which one thing has changed, like pictures in quick succession."""
+    """Return a training scene, then scenes that differ from it in a single field, like pictures in quick succession."""
     first = sample_scene(rng)
     burst = [first]
     while len(burst) < length:

@@ -158,7 +158,7 @@ class _Walk:
 def leaders(encoders: list[EmbeddingRows], images: NDArray[np.int64], above: float, tile: int = 1024) -> dict[int, int]:
     """Return the leader of each image: the first of `images` [L] that leads itself and has cosine > `above` with it in all `encoders`.
 
-    An image without a leader leads itself. So a chain of small differences is not one group, as it would be by linkage.
+    An image without a leader leads itself. Unlike linkage, this does not join a chain of small differences into a group.
     """
     index = torch.from_numpy(images)
     rows = [EmbeddingRows(encoder.take(index), encoder.name, encoder.device) for encoder in encoders]

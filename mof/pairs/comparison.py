@@ -17,7 +17,7 @@ from mof.pairs.choice import PAIR
 from mof.pairs.core_threads import on_each_core
 from mof.pairs.embedding_rows import EmbeddingRows
 from mof.pairs.projection import sieve
-from mof.pairs.sieve import FullComparison, Sieve, joined, tiles
+from mof.pairs.sieve import FullComparison, Sieve, tiles
 
 # Shapes: M pairs, S survivors of the sieve.
 
@@ -64,21 +64,9 @@ class PairComparison:
 
     def _compare(self, squares: list[tuple[slice, slice]]) -> tuple[NDArray, int]:
         """Return the blind pairs in these squares, [M] PAIR, and how many pairs were compared."""
-        found, waiting, count = [np.empty(0, PAIR)], [], 0
-        for part in self.sieve.close_in(squares):
-            waiting.append(part)
-            count += len(part[0])
-            if count >= BATCH:
-                found += self._flush(waiting)
-                waiting, count = [], 0
-        found += self._flush(waiting)
-        return np.concatenate(found), sum(pairs_in(*square) for square in squares)
-
-    def _flush(self, waiting: list[tuple[Tensor, Tensor]]) -> list[NDArray]:
-        if not waiting:
-            return []
-        i, j = joined(waiting)  # [S]
-        return [self._blind(*part) for part in zip(i.split(BATCH), j.split(BATCH), strict=True)]
+        survivors = (zip(i.split(BATCH), j.split(BATCH), strict=True) for i, j in self.sieve.close_in(squares))
+        pairs = [self._blind(i, j) for parts in survivors for i, j in parts]
+        return np.concatenate([np.empty(0, PAIR), *pairs]), sum(pairs_in(*square) for square in squares)
 
     def _blind(self, i: Tensor, j: Tensor) -> NDArray:
         """Return the blind pairs among the survivors (i [S], j [S]), [M] PAIR."""

@@ -6,11 +6,10 @@ above all on a machine that runs other programs too: there, the search takes ten
 
 from __future__ import annotations
 
-import ctypes
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from threading import Thread
 from typing import TypeVar
 
 import torch
@@ -29,7 +28,7 @@ def on_each_core(work: Callable[[Item], Result], items: Iterable[Item], device: 
         yield from map(work, items)
         return
     ahead: deque[Future[Result]] = deque()
-    pool = ThreadPoolExecutor(cores, initializer=_use_one_core)
+    pool = ThreadPoolExecutor(cores, initializer=_use_one_core, initargs=(cores,))
     try:
         for item in items:
             ahead.append(pool.submit(work, item))
@@ -47,8 +46,13 @@ def on_one_core(work: Callable[[], Result], device: torch.device) -> Result:
     return result
 
 
-def _use_one_core() -> None:
-    """Tell OpenMP that this thread runs its operations alone. `torch.set_num_threads` would tell other threads, too."""
-    torch.get_num_threads()  # otherwise torch would set the number of this thread later, at its first operation
-    with suppress(AttributeError, OSError, TypeError):  # a system that hides the library: results are the same, but come later
-        ctypes.CDLL(None).omp_set_num_threads(1)
+def _use_one_core(cores: int) -> None:
+    """Let this thread run its operations alone.
+
+    Torch notes the number for threads that begin later, too. A thread that ends at once sets that number back.
+    """
+    torch.get_num_threads()  # otherwise torch would set the number of this thread again at its first operation
+    torch.set_num_threads(1)
+    reset = Thread(target=torch.set_num_threads, args=[cores])
+    reset.start()
+    reset.join()

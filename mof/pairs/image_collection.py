@@ -111,8 +111,10 @@ class ThumbnailEncoder(Encoder):
 
     def __init__(self) -> None:
         tower = nn.ParameterList([torch.tensor([OFFSET])])
-        sizes = {"width": 3, "patch_size": 1, "image_size": SIDE, "embed_dim": 3 * SIDE**2 + 1}
-        super().__init__(tower, **sizes, depth=1, mean=(0.5,) * 3, std=(1.0,) * 3, fit="squash")  # type: ignore[arg-type]
+        width = 3 * SIDE**2 + 1
+        super().__init__(
+            tower, width=3, depth=1, patch_size=1, embed_dim=width, image_size=SIDE, fit="squash", mean=(0.5,) * 3, std=(1.0,) * 3
+        )
         self.name = f"thumbnail-{SIDE}"
 
     def patch_tokens(self, x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ been renewed for TIMEOUT seconds. A claim only saves work: two processes with th
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
@@ -14,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from encoders.runs import RunFile, write_text, write_whole
@@ -58,7 +60,11 @@ class PairLedger:
             "square": size,
         }
         run = RunFile(self._folder / "ledger.json", "ledger of a pair search", FORMAT, "name another folder")
-        run.claim(identity, own=["*"])  # processes that start together write the same file
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(self._folder / "ledger.lock"):  # two searches that start together must not both find the folder empty
+            if run.path.is_file() and (text := run.path.read_text(encoding="utf-8")).startswith('{\n "clip": ['):
+                run.write(json.loads(text))  # earlier releases wrote the identity alone
+            run.claim(identity, own=["*"])
 
     def found(self, progress: bool = False) -> Iterator[tuple[NDArray, int]]:
         """Yield what `PairComparison.found` yields, square by square, once all squares are done, by this process or by others."""

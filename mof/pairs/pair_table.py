@@ -65,15 +65,11 @@ class BlindPairs:
 
     def to_csv(self, path: str | Path, names: Sequence[str] | None = None) -> None:
         """Write the columns of `to_parquet` as text, with a header."""
-        columns = self._columns(names)
+        columns = pa.table(self._columns(names)).to_pydict()
 
         def write(temporary: Path) -> None:
             with temporary.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                writer.writerow(columns)
-                writer.writerows(
-                    zip(*(values if isinstance(values, list) else values.tolist() for values in columns.values()), strict=True)
-                )
+                csv.writer(file).writerows([columns, *zip(*columns.values(), strict=True)])
 
         write_whole(Path(path), write)
 
@@ -128,7 +124,13 @@ class PairTable:
 
 def _read(file: Path) -> list[Pair]:
     try:
-        table = pq.read_table(file) if file.suffix == ".parquet" else _read_csv(file)
+        if file.suffix == ".parquet":
+            table = pq.read_table(file)
+        else:
+            names = pyarrow.csv.ConvertOptions(
+                column_types={"image_i": pa.string(), "image_j": pa.string()}
+            )  # even if they look like numbers
+            table = pyarrow.csv.read_csv(file, convert_options=names, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True))
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from None
     version = (table.schema.metadata or {}).get(FORMAT_KEY, FORMAT)
@@ -146,10 +148,3 @@ def _read(file: Path) -> list[Pair]:
             raise ValueError(f"{file}, row {row}: expected two images and {', '.join(NUMBERS)}, got {[first, second, *numbers]}")
         pairs.append(Pair((first, second), *map(float, numbers)))
     return pairs
-
-
-def _read_csv(file: Path) -> pa.Table:
-    """Return the table of a CSV file. Names stay texts, even if they look like numbers."""
-    options = pyarrow.csv.ConvertOptions(column_types={"image_i": pa.string(), "image_j": pa.string()})
-    parsing = pyarrow.csv.ParseOptions(newlines_in_values=True)
-    return pyarrow.csv.read_csv(file, convert_options=options, parse_options=parsing)

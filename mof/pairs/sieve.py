@@ -58,11 +58,8 @@ class Sieve:
         return i[valid], j[valid]
 
     def close_in(self, squares: list[tuple[slice, slice]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the pairs of `close` for several squares: on the CPU square by square, on a GPU all at once."""
-        if self.left.device.type == "cpu":
-            yield from (self.close(*square) for square in squares)
-        else:
-            yield self.close_at_once(squares)
+        """Yield the pairs of `close` for all squares together. A single square has so few that the next step would not pay."""
+        yield joined([self.close(*square) for square in squares]) if self.left.device.type == "cpu" else self.close_at_once(squares)
 
     def close_at_once(self, squares: list[tuple[slice, slice]]) -> tuple[Tensor, Tensor]:
         """Return the pairs of `close` for all squares together, i [S] and j [S], for a GPU.

@@ -33,8 +33,8 @@ from encoders import Encoder, FeatureStore, ImageError, View, build_encoder, enc
 from encoders.images.reading import blur
 from encoders.images.resizing import to_pixels
 from encoders.store import writer as store_writer
-from encoders.store.fingerprints import fingerprint
-from encoders.store.token_formats import pack, unpack
+from encoders.store.files import pack, unpack
+from encoders.store.fingerprints import fingerprint, weights_digest
 
 
 def photo(path: Path, seed: int, size: tuple[int, int] = (60, 45)) -> Path:
@@ -127,17 +127,17 @@ def test_one_view_serves_all_encoders(photos: Path, encoders: dict[str, Encoder]
             for key, encoder in encoders.items():
                 torch.testing.assert_close(store.tokens(key, [row]).float(), encoder(pixels).tokens, atol=2e-2, rtol=1e-2)
         store.check("a", encoders["a"], view)
-        for other in (None, View(48, "pad", (122, 116, 104), not blurred), View(40, "pad", (122, 116, 104), blurred)):
-            with pytest.raises(ValueError, match="fingerprint .*: view"):
-                store.check("a", encoders["a"], other)
+        for another in (None, View(48, "pad", (122, 116, 104), not blurred), View(40, "pad", (122, 116, 104), blurred)):
+            with pytest.raises(ValueError, match="view"):
+                store.check("a", encoders["a"], another)
 
 
 def test_pooled_only_and_tokens_only(photos: Path, encoders: dict[str, Encoder], tmp_path: Path) -> None:
     encode_images(photos, encoders, tmp_path / "pooled")
     encode_images(photos, encoders, tmp_path / "tokens", embeddings=False, tokens="float16")
-    with pytest.raises(ValueError, match="no patch tokens of a; .*--tokens"):
+    with pytest.raises(ValueError, match="pooled.* a;.*--tokens"):
         FeatureStore(tmp_path / "pooled").tokens("a", [0])
-    with pytest.raises(ValueError, match="no embeddings of a"):
+    with pytest.raises(ValueError, match="tokens.* a,"):
         FeatureStore(tmp_path / "tokens").embeddings("a")
 
 
@@ -218,7 +218,7 @@ def test_int8_error_is_that_of_the_tokens_on_disk(photos: Path, encoders: dict[s
 def test_features_that_are_not_finite_are_refused(photos: Path, encoders: dict[str, Encoder], tmp_path: Path) -> None:
     with torch.no_grad():
         encoders["a"].tower[0].bias += 1e5
-    with pytest.raises(ValueError, match="a gives tokens that are not finite.*65504.*bfloat16"):
+    with pytest.raises(ValueError, match="a gives tokens.*65504.*bfloat16"):
         encode_images(photos, encoders, tmp_path / "store", tokens="float16")
 
 
@@ -281,7 +281,7 @@ def test_same_content_is_encoded_once(photos: Path, encoders: dict[str, Encoder]
 def test_no_readable_image_is_said(encoders: dict[str, Encoder], tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"")
     assert encode_images(tmp_path / "a.jpg", encoders, tmp_path / "store").images == 0
-    with pytest.raises(ValueError, match="holds no image that a, b has encoded"):
+    with pytest.raises(ValueError, match="store.* a, b "):
         FeatureStore(tmp_path / "store")
 
 
@@ -336,10 +336,10 @@ def assert_same(store: FeatureStore, expected: FeatureStore) -> None:
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_killed_and_resumed_is_as_never_killed(tmp_path: Path) -> None:
-    for i in range(240):
-        photo(tmp_path / f"photos/{i:03d}.png", i % 220)  # the last 20 are doubles
+    for i in range(120):
+        photo(tmp_path / f"photos/{i:03d}.png", i % 110)  # the last 10 are doubles
     (tmp_path / "photos/033.png").write_bytes(b"damaged")
-    (tmp_path / "photos/122.png").write_bytes((tmp_path / "photos/122.png").read_bytes()[:300])
+    (tmp_path / "photos/077.png").write_bytes((tmp_path / "photos/077.png").read_bytes()[:300])
     clock = random.Random(7)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     for _ in range(3):
@@ -355,12 +355,12 @@ def test_killed_and_resumed_is_as_never_killed(tmp_path: Path) -> None:
     namespace: dict[str, Any] = {}
     exec(PLAIN, namespace)
     report = namespace["encode"](tmp_path / "photos", killed)
-    assert 0 < report.encoded < report.images == 218
+    assert 0 < report.encoded < report.images == 108
     namespace["encode"](tmp_path / "photos", whole)
     assert_same(FeatureStore(killed), FeatureStore(whole))
     assert (killed / "failures.jsonl").read_text() == (whole / "failures.jsonl").read_text()
     again = namespace["encode"](tmp_path / "photos", killed)
-    assert (again.encoded, again.images, again.duplicates, again.unreadable) == (0, 218, 20, 2)
+    assert (again.encoded, again.images, again.duplicates, again.unreadable) == (0, 108, 10, 2)
 
 
 def test_store_that_is_being_written_can_be_read(photos: Path, encoders: dict, tmp_path: Path, monkeypatch, caplog) -> None:
@@ -476,22 +476,22 @@ def test_encoder_added_with_other_images_meets_in_the_middle(photos: Path, encod
 )
 def test_another_encoder_under_the_same_name_is_refused(change, what: str, photos: Path, tmp_path: Path) -> None:
     encode_images(photos, {"a": build_encoder("tiny-a")}, tmp_path / "store")
-    other = build_encoder("tiny-a")
-    change(other)
+    changed = build_encoder("tiny-a")
+    change(changed)
     store = FeatureStore(tmp_path / "store")
     store.check("a", build_encoder("tiny-a", trainable=True))  # a gradient changes no feature
-    prints = f"(?s){fingerprint(build_encoder('tiny-a'))}.*{fingerprint(other)}.*{what} .*another name"
+    prints = f"(?s){fingerprint(build_encoder('tiny-a'))}.*{fingerprint(changed)}.*{what} "
     with pytest.raises(ValueError, match=prints):
-        store.check("a", other)
+        store.check("a", changed)
     with pytest.raises(ValueError, match=prints):
-        encode_images(photos, {"a": other}, tmp_path / "store")
-    encode_images(photos, {"other": other}, tmp_path / "store")
+        encode_images(photos, {"a": changed}, tmp_path / "store")
+    encode_images(photos, {"other": changed}, tmp_path / "store")
     assert FeatureStore(tmp_path / "store").encoders == ["a", "other"]
 
 
 def test_other_kinds_of_features_are_refused(photos: Path, encoders: dict[str, Encoder], tmp_path: Path) -> None:
     encode_images(photos, encoders, tmp_path / "store", tokens="int8")
-    with pytest.raises(ValueError, match="'a' with tokens int8, not None: ask for the same"):
+    with pytest.raises(ValueError, match="'a' with tokens int8, not None"):
         encode_images(photos, encoders, tmp_path / "store")
     with pytest.raises(ValueError, match="dtype float32, not bfloat16"):
         encode_images(photos, encoders, tmp_path / "store", tokens="int8", dtype=torch.bfloat16)
@@ -556,9 +556,9 @@ def test_row_of_everything_an_image_may_be(sharded: FeatureStore, photos: Path, 
     for image in (moved, str(moved), moved.read_bytes(), sharded.keys[5], str(photos / "05.png")):
         assert sharded.row_of(image) == 5
     photo(tmp_path / "strange.png", 1234)
-    with pytest.raises(ValueError, match=r"strange.png \(content key [0-9a-f]{32}\) is not in the feature store .* of 12 images"):
+    with pytest.raises(ValueError, match=r"strange.png \(content key [0-9a-f]{32}\).* 12 images"):
         sharded.row_of(tmp_path / "strange.png")
-    with pytest.raises(ValueError, match="nowhere.png is neither a file nor"):
+    with pytest.raises(ValueError, match=r"nowhere\.png"):
         sharded.row_of("nowhere.png")
     with pytest.raises(ValueError, match="content key"):
         sharded.row_of(b"other bytes")
@@ -608,25 +608,77 @@ class _Rows(torch.utils.data.Dataset):
 
 
 def test_what_is_no_store_is_refused(tmp_path: Path, sharded: FeatureStore) -> None:
-    with pytest.raises(ValueError, match="holds no manifest.json: expected a feature store"):
+    with pytest.raises(ValueError, match=rf"{tmp_path.name}.*manifest\.json"):
         FeatureStore(tmp_path)
-    with pytest.raises(ValueError, match="no features of c; it has a, b"):
+    with pytest.raises(ValueError, match=" c;.* a, b"):
         FeatureStore(sharded.path, ["a", "c"])
-    with pytest.raises(ValueError, match="'c' is not among the opened encoders .*: a, b"):
+    with pytest.raises(ValueError, match="'c'.*: a, b"):
         sharded.embeddings("c")
     shard = next((sharded.path / sharded.manifest["a"]["folder"]).iterdir())
     shard.write_bytes(shard.read_bytes()[:100])
-    with pytest.raises(ValueError, match=rf"{shard.name} is damaged .*delete it and run"):
+    with pytest.raises(ValueError, match=shard.name):
         FeatureStore(sharded.path)
 
 
 def test_impossible_options_are_refused(photos: Path, encoders: dict[str, Encoder], tmp_path: Path) -> None:
     for options, message in (
-        ({"tokens": "int4"}, "unknown token format 'int4'; expected one of float16, bfloat16, int8"),
-        ({"batch_size": 0}, "at least 1"),
-        ({"embeddings": False}, "nothing to store of a"),
+        ({"tokens": "int4"}, "'int4'.* float16, bfloat16, int8"),
+        ({"batch_size": 0}, " 0 "),
+        ({"embeddings": False}, " a:"),
     ):
         with pytest.raises(ValueError, match=message):
             encode_images(photos, encoders, tmp_path / "store", **options)
     with pytest.raises(ValueError, match="no encoders"):
         encode_images(photos, {}, tmp_path / "store")
+
+
+def test_fingerprints_are_those_of_earlier_versions() -> None:
+    """Stores, scores and checkpoints that were written before name these."""
+    clip, view = build_encoder("mini-clip"), View(48, "pad", (1, 2, 3), blurred=True)
+    prints = [fingerprint(clip), fingerprint(clip, view), fingerprint(build_encoder("mini-dino"))]
+    assert prints == ["c09bbd5776c8b4bf8069d20964aaaac5", "b3ef01427a2b1bc80afe6ef2d167bd38", "ea2e6fb68b75b5913828b84c3c496dbb"]
+
+
+def tower(**tensors: Tensor) -> nn.Module:
+    module = nn.Module()
+    for name, tensor in tensors.items():
+        module.register_buffer(name, tensor)
+    return module
+
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8)
+
+
+@given(st.integers(0, 2**32), st.lists(st.integers(1, 4), max_size=3), st.sampled_from(DTYPES), st.data())
+@settings(max_examples=50, deadline=None)
+def test_the_digest_of_weights_changes_with_every_part_of_them(
+    seed: int, shape: list[int], dtype: torch.dtype, data: st.DataObject
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    a, b = (torch.randint(1, 100, shape, generator=generator).to(dtype) for _ in "ab")
+    digest = weights_digest(tower(a=a, b=b))
+    flipped = a.clone()
+    content = flipped.reshape(-1).view(torch.uint8)
+    content[data.draw(st.integers(0, len(content) - 1), "byte")] ^= 1 << data.draw(st.integers(0, 7), "bit")
+    assert weights_digest(tower(a=flipped, b=b)) != digest
+    for dtype in DTYPES:  # of the same numbers, and the same bytes where they fit
+        assert (weights_digest(tower(a=a.to(dtype), b=b)) == digest) is (dtype == a.dtype)
+    assert weights_digest(tower(a=a.view(torch.uint8) if a.ndim else a[None].view(torch.uint8), b=b)) != digest or a.dtype == torch.uint8
+    assert weights_digest(tower(a=a[None], b=b)) != digest
+    assert weights_digest(tower(a=a, c=b)) != digest
+    assert weights_digest(tower(a=a)) != digest
+    assert (weights_digest(tower(a=b, b=a)) == digest) is torch.equal(a, b)
+    assert weights_digest(tower(b=b, a=a)) == digest, "modules may list their parts in any order"
+
+
+def test_the_digest_of_weights_is_that_of_any_device_and_thread_number() -> None:
+    weights = torch.randn(300, 200)
+    digest, threads = weights_digest(tower(a=weights)), torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads % 2 + 1)
+        assert weights_digest(tower(a=weights)) == digest
+    finally:
+        torch.set_num_threads(threads)
+    assert weights_digest(tower(a=weights.T.contiguous().T)) == digest, "nor of how it lies in memory"
+    if torch.cuda.is_available():
+        assert weights_digest(tower(a=weights).cuda()) == digest

@@ -72,7 +72,7 @@ def test_several_layers_stand_side_by_side_in_the_order_asked_for(kind: str, nor
     with torch.no_grad():
         states = vision(encoder.prepare(image), output_hidden_states=True).hidden_states
         final = vision.get_submodule(FAMILIES[theirs.config.model_type].norm)
-        expected = torch.cat([(final(states[one]) if norm else states[one])[:, -16:] for one in (-2, 0, 1)], dim=-1)
+        expected = torch.cat([(final(states[layer]) if norm else states[layer])[:, -16:] for layer in (-2, 0, 1)], dim=-1)
     assert encoder.width == 72 and encoder.blocks == 2
     torch.testing.assert_close(encoder(image).tokens, expected, **TOLERANCE)
     assert torch.equal(build_encoder(**encoder.spec)(image).tokens, encoder(image).tokens)
@@ -148,7 +148,7 @@ def test_aimv2_without_interpolation_takes_one_size(tmp_path: Path) -> None:
     assert encoder(torch.rand(1, 3, 28, 28)).tokens.shape == (1, 16, 24)
     with pytest.raises(ValueError, match="4x4.*6x6"):
         encoder.resize_to((6, 6))
-    with pytest.raises(ValueError, match="no embedding of a whole image"):
+    with pytest.raises(ValueError, match=str(tmp_path)):
         encoder.embed_image(torch.rand(1, 3, 28, 28))
 
 

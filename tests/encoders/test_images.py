@@ -18,7 +18,8 @@ from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 from torchvision.transforms.functional import gaussian_blur, pil_to_tensor, to_pil_image
 
 from encoders import ImageError, read_image
-from encoders.images.reading import blur, to_pixels
+from encoders.images.reading import blur
+from encoders.images.resizing import to_pixels
 
 SIZES = st.integers(1, 40)
 

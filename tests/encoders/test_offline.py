@@ -81,6 +81,14 @@ def test_text_tower_that_a_file_on_the_hub_defines_is_named(cache: Path) -> None
         build_encoder("open_clip:roberta-ViT-B-32", pretrained=False)
 
 
+def test_text_tower_whose_config_is_cached_is_built(cache: Path) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48, "vocab_size": 99}
+    (put(cache, "roberta-base") / "config.json").write_text(json.dumps({"model_type": "roberta", **sizes}))
+    with torch.device("meta"):
+        encoder = build_encoder("open_clip:roberta-ViT-B-32", pretrained=False)
+    assert encoder.tower.text.transformer.embeddings.word_embeddings.weight.shape == (99, 32)
+
+
 def test_text_of_a_random_encoder_does_not_fetch_its_tokenizer(cache: Path) -> None:
     assert open_clip_backend._tokenizer("ViT-B-32-quickgelu", offline=True)(["a dog"]).shape == (1, 77)  # comes with open_clip
     with pytest.raises(weight_files.WeightsError) as error:

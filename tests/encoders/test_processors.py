@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import BitImageProcessorPil, CLIPImageProcessorPil, LlavaImageProcessorPil, SiglipImageProcessorPil
 
 from encoders import read_image
-from encoders.images.reading import to_pixels
+from encoders.images.resizing import to_pixels
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 

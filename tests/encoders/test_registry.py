@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -20,6 +21,16 @@ from encoders.names import near_names, split_weights
 def test_weights_are_not_lost_on_the_meta_device() -> None:
     with torch.device("meta"), pytest.raises(ValueError, match="meta.*pretrained=False"):
         build_encoder("dinov2-vit-s14")
+
+
+def test_a_backend_is_imported_off_the_meta_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "counting_backend.py").write_text(
+        "import torch\nTWO = torch.ones(2).sum().item()\ndef build(model, **options):\n    return 1 / 0\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(registry.BACKENDS, "counting", "counting_backend")
+    with torch.device("meta"), pytest.raises(ZeroDivisionError):
+        build_encoder("counting:any", pretrained=False)
 
 
 @pytest.mark.parametrize(
@@ -40,10 +51,11 @@ def test_unknown_name_lists_near_ones(name: str, expected: str) -> None:
 
 
 @given(st.text(max_size=30))
+@settings(max_examples=30, deadline=None)
 def test_any_other_name_is_refused_with_a_value_error(name: str) -> None:
     if name in available_encoders() or name.partition(":")[0] in registry.BACKENDS:
         return
-    with pytest.raises(ValueError, match="unknown encoder"):
+    with pytest.raises(ValueError, match=re.escape(repr(name))):
         build_encoder(name)
 
 
@@ -73,7 +85,7 @@ def test_register_an_encoder_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> Non
     encoder = build_encoder("plain", trainable=True)
     assert encoder.spec == {"name": "plain", "image_size": 16, "layer": -1, "norm": False, "trainable": True}
     assert encoder(torch.zeros(2, 3, 9, 9, dtype=torch.uint8)).tokens.shape == (2, 16, 8)
-    with pytest.raises(ValueError, match="plain has no embedding"):
+    with pytest.raises(ValueError, match="plain"):
         encoder.embed_image(torch.zeros(2, 3, 9, 9))
     with pytest.raises(ValueError, match="4x4.*5x5"):
         encoder.resize_to((5, 5))

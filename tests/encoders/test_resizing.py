@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from encoders.images.reading import to_pixels
-from encoders.images.resizing import compiled_resize
+from encoders.images.resizing import compiled_resize, to_pixels
 
 pytestmark = pytest.mark.skipif(compiled_resize() is None, reason="needs numba")
 

@@ -39,7 +39,7 @@ def test_a_writer_that_fails_changes_nothing(tmp_path: Path) -> None:
 @given(IDENTITIES, IDENTITIES)
 def test_differences_are_none_for_equals_only(old: dict, new: dict) -> None:
     def absent_as_null(value: object) -> object:  # an entry that is null and one that is missing are the same
-        return {key: absent_as_null(one) for key, one in value.items() if one is not None} if isinstance(value, dict) else value
+        return {key: absent_as_null(part) for key, part in value.items() if part is not None} if isinstance(value, dict) else value
 
     assert not list(differences(old, old))
     if absent_as_null(old) != absent_as_null(new):
@@ -80,17 +80,16 @@ def test_another_format_and_no_file_are_refused(tmp_path: Path) -> None:
 
 
 def test_versions_of_what_is_installed_and_not() -> None:
-    found = versions("pytest", "no-such-package")
-    assert found["pytest"] == pytest.__version__ and found["no-such-package"] == "source"
+    assert versions("pytest", "no-such-package") == {"pytest": pytest.__version__, "no-such-package": "source"}
 
 
 def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
     code = f"from pathlib import Path; from encoders.runs import RunLock; lock = RunLock(Path({str(tmp_path)!r}), 1); lock.take(); print('held', flush=True); input()"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(ValueError, match="still alive"):
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match=str(tmp_path)):
             RunLock(tmp_path).take()
-        other.kill()
-        other.wait()
+        holder.kill()
+        holder.wait()
     with RunLock(tmp_path):
         pass

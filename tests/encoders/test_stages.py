@@ -86,13 +86,13 @@ def test_no_stage_past_the_chosen_one_runs(name: str) -> None:
 
 
 def test_what_stages_cannot_give_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="different strides"):
+    with pytest.raises(ValueError, match=r"\[-1, -2\]"):
         build_encoder(f"timm:{name}", pretrained=False, layer=[-1, -2])
-    with pytest.raises(ValueError, match=r"layer 0 does not exist.*1 \(or -4\)"):
+    with pytest.raises(ValueError, match=r"layer 0.*1 \(or -4\)"):
         build_encoder(f"timm:{name}", pretrained=False, layer=0)
-    with pytest.raises(ValueError, match=r"layer -2 does not exist with norm=True.*4 \(or -1\)"):
+    with pytest.raises(ValueError, match=r"layer -2.*norm=True.*4 \(or -1\)"):
         build_encoder(f"timm:{name}", pretrained=False, layer=-2, norm=True)
-    with pytest.raises(ValueError, match="multiple of the patch size 32"):
+    with pytest.raises(ValueError, match="100.*32"):
         build_encoder(f"timm:{name}", pretrained=False, image_size=100)
 
 
@@ -111,7 +111,7 @@ def test_layers_of_one_stride_stand_side_by_side() -> None:
 def test_network_whose_grid_is_no_quotient_says_so() -> None:
     with torch.device("meta"):
         encoder = build_encoder("timm:inception_v3", pretrained=False, layer=2, image_size=320)
-        with pytest.raises(ValueError, match="choose another size"):
+        with pytest.raises(ValueError, match="320"):
             encoder(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
 
 
@@ -170,9 +170,9 @@ def test_resnet_of_open_clip_has_no_norm_and_one_size(clip: tuple[str, Path]) ->
     name, _ = clip
     if name != "tiny-resnet":
         pytest.skip("of the ResNet only")
-    with pytest.raises(ValueError, match="no final norm"):
+    with pytest.raises(ValueError, match=f"{name}.*norm=False"):
         build_encoder(f"open_clip:{name}", pretrained=False, norm=True)
-    with pytest.raises(ValueError, match="96 pixels only"):
+    with pytest.raises(ValueError, match="96.*128"):
         build_encoder(f"open_clip:{name}", pretrained=False, image_size=128)
 
 

@@ -79,7 +79,7 @@ def test_any_layers_side_by_side(
     with torch.no_grad():
         chosen = [theirs.norm(hidden[layer]) if norm else hidden[layer] for layer in (-2, 0, 3)]
     assert (encoder.width, encoder.blocks, encoder.layers) == (72, 3, (2, 0, 3))
-    torch.testing.assert_close(encoder(image).tokens, torch.cat([one[:, -16:] for one in chosen], dim=-1), **TOLERANCE)
+    torch.testing.assert_close(encoder(image).tokens, torch.cat([tokens[:, -16:] for tokens in chosen], dim=-1), **TOLERANCE)
     assert encoder.prefix_tokens == hidden[1].shape[1] - 16
     again = build_encoder(**json.loads(json.dumps(encoder.spec)))
     assert torch.equal(again(image).tokens, encoder(image).tokens)
@@ -201,7 +201,7 @@ def test_model_without_intermediate_features_is_refused(monkeypatch: pytest.Monk
 
 
 def test_trunk_without_a_classifier_is_refused() -> None:
-    with torch.device("meta"), pytest.raises(ValueError, match="Qwen3VitEncoder has no classifier"):
+    with torch.device("meta"), pytest.raises(ValueError, match="Qwen3VitEncoder"):
         build_encoder("timm:qwen3_vit_88m_enc", pretrained=False)
 
 

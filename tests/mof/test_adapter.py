@@ -193,7 +193,7 @@ def test_trainable_encoder_gets_gradient(pixels: Tensor) -> None:
 def test_spec_rebuilds_the_mixer(fusion: str, options: dict, pixels: Tensor) -> None:
     mixer = build_mixer(fusion, {"a": build_encoder("tiny-a"), "c": build_encoder("tiny-a", image_size=40)}, HIDDEN, **options)
     spec = mixer.spec
-    encoders = {name: build_encoder(**one) for name, one in spec["encoders"].items()}
+    encoders = {name: build_encoder(**entry) for name, entry in spec["encoders"].items()}
     again = build_mixer(spec["fusion"], encoders, HIDDEN, **spec["fusion_options"])
     again.load_state_dict(mixer.state_dict())
     assert torch.equal(again(pixels), mixer(pixels))
@@ -213,28 +213,28 @@ def _seeded(seed: int) -> torch.Generator:
 
 
 def test_errors_say_what_was_given(tiny_encoders: dict[str, Encoder], pixels: Tensor) -> None:
-    with pytest.raises(ValueError, match="at least one encoder"):
+    with pytest.raises(ValueError, match="encoder"):
         InterleavedMoF({}, HIDDEN)
     with pytest.raises(ValueError, match=r"\['a.b'\]"):
         InterleavedMoF({"a.b": tiny_encoders["a"]}, HIDDEN)
-    with pytest.raises(ValueError, match="4 x 4 patches cannot be pooled by 3 x 3"):
+    with pytest.raises(ValueError, match="4 x 4.*3 x 3"):
         InterleavedMoF(tiny_encoders, HIDDEN, pool=3)
-    with pytest.raises(ValueError, match="0 x 4 patches"):
+    with pytest.raises(ValueError, match="0 x 4"):
         InterleavedMoF(tiny_encoders, HIDDEN, grid=(0, 4))
-    with pytest.raises(ValueError, match=r"different widths.*'a': 16, 'b': 24"):
+    with pytest.raises(ValueError, match="'a': 16, 'b': 24"):
         AdditiveMoF(tiny_encoders, HIDDEN)
-    with pytest.raises(ValueError, match=r"one weight for each of \['a'\], got \{'dino': 1.0\}"):
+    with pytest.raises(ValueError, match=r"\['a'\].*\{'dino': 1.0\}"):
         AdditiveMoF({"a": tiny_encoders["a"]}, HIDDEN, weights={"dino": 1.0})
-    with pytest.raises(ValueError, match="unknown fusion 'stacked'.*interleaved, additive, concat"):
+    with pytest.raises(ValueError, match="'stacked'.*interleaved, additive, concat"):
         build_mixer("stacked", tiny_encoders, HIDDEN)
 
 
 def test_features_that_do_not_meet_are_refused(tiny_encoders: dict[str, Encoder], pixels: Tensor) -> None:
     mixer: Mixer = InterleavedMoF(tiny_encoders, HIDDEN)
     features = mixer.encode(pixels)
-    with pytest.raises(ValueError, match=r"grids do not meet: expected 16 tokens.*'a': 16, 'b': 15"):
+    with pytest.raises(ValueError, match="16 .*'a': 16, 'b': 15"):
         mixer.fuse({**features, "b": features["b"][:, 1:]})
-    with pytest.raises(ValueError, match=r"expected features of \['a', 'b'\], got \['a'\]"):
+    with pytest.raises(ValueError, match=r"\['a', 'b'\].*\['a'\]"):
         mixer.fuse({"a": features["a"]})
 
 
@@ -244,7 +244,7 @@ def test_encoder_resized_by_another_mixer_is_refused(tiny_encoders: dict[str, En
     expected = mixer(pixels)
     InterleavedMoF(tiny_encoders, HIDDEN)
     for resized in (mixer, copy.deepcopy(mixer)):
-        with pytest.raises(ValueError, match="encoder 'b' gives a 4 x 4 grid, but gave 6 x 6.*build a second encoder"):
+        with pytest.raises(ValueError, match="'b'.*4 x 4.*6 x 6"):
             resized(pixels)
     assert torch.equal(clone(pixels), expected)  # it has an encoder of its own
 

@@ -133,7 +133,7 @@ def test_lines_of_earlier_releases_are_read_and_other_formats_refused(tmp_path):
     file.write_text(json.dumps(entry) + "\n")  # as before lines had a format
     assert Journal(file).get(NAMES) == Saved(1, annotation())
     file.write_text(json.dumps(entry | {"format": 2}) + "\n")
-    with pytest.raises(ValueError, match="line 1: .* format is 2"):
+    with pytest.raises(ValueError, match="line 1: .* 2"):
         Journal(file).all()
 
 
@@ -141,7 +141,7 @@ def test_a_file_that_was_shortened_in_use_is_noticed(tmp_path):
     journal = Journal(tmp_path / "j.jsonl")
     journal.save(NAMES, 0, annotation())
     (tmp_path / "j.jsonl").write_text("")
-    with pytest.raises(ValueError, match="shortened"):
+    with pytest.raises(ValueError, match=r"j\.jsonl"):
         journal.get(NAMES)
 
 
@@ -183,14 +183,14 @@ def test_parquet_is_read_before_csv_and_relative_names_are_found(tmp_path, monke
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "cannot be read"),
-        ("i,j\n1,2\n", "lacks the columns image_i, image_j"),
-        ("image_i,image_j,clip_similarity,dino_similarity,gap\n", "no pairs"),
-        ("image_i,image_j,clip_similarity,dino_similarity,gap\na.jpg,b.jpg,0.9,0.1,0.8\n", "no image a.jpg"),
+        ("", r"pairs\.csv"),
+        ("i,j\n1,2\n", "image_i, image_j.* i, j"),
+        ("image_i,image_j,clip_similarity,dino_similarity,gap\n", r"pairs\.csv"),
+        ("image_i,image_j,clip_similarity,dino_similarity,gap\na.jpg,b.jpg,0.9,0.1,0.8\n", r"a\.jpg"),
         ("image_i,image_j,clip_similarity,dino_similarity,gap\n0-left.jpg,,0.9,0.1,0.8\n", "row 1"),
         ("image_i,image_j,clip_similarity,dino_similarity,gap\n0-left.jpg,b,0.9,nan,0.8\n", "row 1"),
         ("image_i,image_j,clip_similarity,dino_similarity,gap\n0-left.jpg,b,x,0.1,0.8\n", "row 1"),
-        ("image_i,image_j,clip_similarity,dino_similarity,gap\n0-left.jpg,b,1,0,1\n0-left.jpg,b,1,0,1\n", "stands twice"),
+        ("image_i,image_j,clip_similarity,dino_similarity,gap\n0-left.jpg,b,1,0,1\n0-left.jpg,b,1,0,1\n", r"pairs\.csv"),
     ],
 )
 def test_a_table_that_is_none_is_refused(tmp_path, content, message):
@@ -212,7 +212,7 @@ def test_a_table_of_another_format_is_refused(tmp_path):
 
 
 def test_a_folder_without_a_table_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="mof blind-pairs"):
+    with pytest.raises(ValueError, match="nowhere"):
         PairTable(tmp_path / "nowhere")
 
 
@@ -293,7 +293,7 @@ def test_what_was_annotated_is_what_the_probes_read(tmp_path):
 
 def test_an_export_is_refused_where_there_is_nothing_or_something(tmp_path):
     folder = write_folder(tmp_path / "pairs", 1)
-    with pytest.raises(ValueError, match="no annotation is complete"):
+    with pytest.raises(ValueError, match="pairs: .*0"):
         export_annotations(folder, tmp_path / "out")
     Session(folder).save(0, {"revision": 0, "annotation": COMPLETE})
     (tmp_path / "out").mkdir()

@@ -172,6 +172,24 @@ def test_the_command_says_where_and_how_far(tmp_path, monkeypatch):
     assert refused.exit_code == 2 and "expected a folder that `mof blind-pairs` wrote" in refused.output
 
 
+@pytest.mark.parametrize("sent", [b"", b"GET /", b"GET / HTTP/1.1\r\nHost: "])
+def test_a_client_that_does_not_finish_its_header_is_hung_up_on(server, monkeypatch, sent):
+    monkeypatch.setattr(annotation_server, "SILENCE", 0.2)
+    with socket.create_connection(("127.0.0.1", port_of(server)), timeout=30) as silent:
+        silent.sendall(sent)
+        assert silent.recv(1000) == b""
+
+
+def test_a_client_that_goes_away_is_no_bug(tmp_path, caplog):
+    with serving(write_folder(tmp_path / "pairs")) as server:
+        port = port_of(server)
+        head = f"POST /api/pairs/0 HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+            client.sendall(head.encode())
+            assert ask(port, "/api/progress")[0] == 200
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 def test_a_silent_client_keeps_nobody_waiting_and_is_refused_in_the_end(server, monkeypatch):
     monkeypatch.setattr(annotation_server, "SILENCE", 0.5)
     with socket.create_connection(("127.0.0.1", port_of(server)), timeout=30) as silent:

@@ -83,5 +83,5 @@ def test_each_prompt_gets_the_answer_of_its_id(tmp_path: Path) -> None:
     prompts = [Prompt("2", same, []), Prompt("1", same, [])]
     answers, _ = answer_all(AnswersFile(tmp_path / "a.json"), prompts)
     assert [answer.text for answer in answers] == ["Nein", "Yes, (a)"]
-    with pytest.raises(ValueError, match=r"lacks the answers to 1 of 2 prompts, such as 7; its ids are like 1, 2"):
+    with pytest.raises(ValueError, match=r"a\.json.* 1 of 2 .* 7; .* 1, 2"):
         answer_all(AnswersFile(tmp_path / "a.json"), [prompts[0], Prompt("7", same, [])])

@@ -85,14 +85,14 @@ def test_by_hand(words: CocoWords) -> None:
         "3": "Nothing to see",  # 0
         "4": "A cup",  # 1, 0
     }
-    found = score_chair(words, objects, captions)
-    assert found.chair_i == 3 / 8
-    assert found.chair_s == 2 / 4
-    assert found.mean_length == (10 + 8 + 3 + 2) / 4
-    assert found.mentions_per_caption == 2
-    assert found.captions[1].hallucinated == [("puppy", "dog"), ("dog", "dog")]
+    measured = score_chair(words, objects, captions)
+    assert measured.chair_i == 3 / 8
+    assert measured.chair_s == 2 / 4
+    assert measured.mean_length == (10 + 8 + 3 + 2) / 4
+    assert measured.mentions_per_caption == 2
+    assert measured.captions[1].hallucinated == [("puppy", "dog"), ("dog", "dog")]
     assert score_chair(words, objects, {"3": "Nothing"}).chair_i is None
-    with pytest.raises(ValueError, match="1 captions are of images without annotations, such as 9"):
+    with pytest.raises(ValueError, match=r"\b1 .*\b9$"):
         score_chair(words, objects, captions | {"9": "x"})
     with pytest.raises(ValueError, match="no captions"):
         score_chair(words, objects, {})
@@ -110,25 +110,25 @@ def test_objects_are_in_instances_or_captions(words: CocoWords, tmp_path: Path) 
     assert read_objects(words, [instances], [captions]) == {"1": {"wine glass", "dining table", "dog"}, "2": set(), "3": {"airplane"}}
     document["categories"][0]["name"] = "wardrobe"
     instances.write_text(json.dumps(document))
-    with pytest.raises(ValueError, match="'wardrobe' is not in the synonyms"):
+    with pytest.raises(ValueError, match=r"instances\.json.*'wardrobe'"):
         read_objects(words, [instances], [captions])
     for wrong in ("[", "[]", "{}", '{"annotations": [{"image_id": 1}]}', '{"annotations": [5]}'):
         captions.write_text(wrong)
-        with pytest.raises(ValueError, match="captions.json is no annotation file"):
+        with pytest.raises(ValueError, match=r"captions\.json"):
             read_objects(words, [], [captions])
     (tmp_path / "none.txt").write_text("\n")
-    with pytest.raises(ValueError, match="one line per class"):
+    with pytest.raises(ValueError, match=r"none\.txt"):
         CocoWords(tmp_path / "none.txt")
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from(["dog", "dogs", "hot", "bear", "teddy", "toilet", "seat", "baby", "the", ",", "bus"]), max_size=12))
 def test_every_mention_is_a_word_of_its_class(words: CocoWords, caption: list[str]) -> None:
-    found = words.find(" ".join(caption))
-    assert all(words.object_of[word] == name for word, name in found)
-    assert len(found) <= sum(word not in ("the", ",", "hot") for word in caption)
+    mentions = words.find(" ".join(caption))
+    assert all(words.object_of[word] == name for word, name in mentions)
+    assert len(mentions) <= sum(word not in ("the", ",", "hot") for word in caption)
     if "toilet" in caption:
-        assert not any(word == "seat" for word, _ in found)
+        assert not any(word == "seat" for word, _ in mentions)
 
 
 @pytest.mark.data

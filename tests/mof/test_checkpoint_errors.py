@@ -52,35 +52,35 @@ def stage_1(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 
 def test_collision_of_projector_names(stage_1: Callable[..., object], parts: dict, tmp_path: Path) -> None:
     clip, dino = parts["projector"], parts["dino projector"]
-    one, other = prefixed("model.mm_projector.", clip), prefixed("model.dino_mm_projector.", dino)
+    clip_only, dino_only = prefixed("model.mm_projector.", clip), prefixed("model.dino_mm_projector.", dino)
     towers = {"dino_tower": tmp_path / "dino.pth"}
     refused: list[tuple[State, dict, str]] = [
-        (one | other, {"layout": "llava"}, "read with one encoder, but holds projectors of two"),
-        (clip, {}, "0.weight does not say which projector"),
-        (clip, towers, "0.weight does not say which projector"),
-        (one | prefixed("mm_projector.", dino), {}, "the same weight twice, as model.mm_projector.0.weight and as mm_projector.0.weight"),
-        (one, towers, r"read with two encoders, but holds the projectors model.mm_projector.\*"),
-        (one, {"layout": "released-mof"}, "read with two encoders, but"),
-        (other, {}, r"read with two encoders, but holds the projectors model.dino_mm_projector.\*"),
-        (one | prefixed("model.dino_mm_projector.", clip), towers, "equal bit for bit"),
+        (clip_only | dino_only, {"layout": "llava"}, "model.mm_projector.*model.dino_mm_projector"),
+        (clip, {}, "0.weight"),
+        (clip, towers, "0.weight"),
+        (clip_only | prefixed("mm_projector.", dino), {}, "model.mm_projector.0.weight.* mm_projector.0.weight"),
+        (clip_only, towers, r"model.mm_projector.\*"),
+        (clip_only, {"layout": "released-mof"}, r"model.mm_projector.\*"),
+        (dino_only, {}, r"model.dino_mm_projector.\*"),
+        (clip_only | prefixed("model.dino_mm_projector.", clip), towers, "stage-1"),
     ]
     for state, options, match in refused:
         with pytest.raises(WeightsError, match=match) as error:
             stage_1(state, **options)
         assert (EXPLANATION in str(error.value) and "mm_projector.bin" in str(error.value)) or "stage-1" in str(error.value)
-    stage_1(one | other, **towers)
-    stage_1(one, layout="llava")
+    stage_1(clip_only | dino_only, **towers)
+    stage_1(clip_only, layout="llava")
     stage_1(prefixed("base_model.model.model.mm_projector.", clip))
-    with pytest.raises(WeightsError, match="should hold projectors only: 1 unexpected: model.embed_tokens.weight"):
-        stage_1(one | {"model.embed_tokens.weight": torch.zeros(3)})
+    with pytest.raises(WeightsError, match="1 unexpected: model.embed_tokens.weight"):
+        stage_1(clip_only | {"model.embed_tokens.weight": torch.zeros(3)})
 
 
 def test_collision_in_a_whole_checkpoint(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     parts["dino projector"] = parts["projector"]
     write_original(tmp_path, tiny_tokenizer, mof_state(parts))
-    with pytest.raises(WeightsError, match="the projectors of CLIP and DINOv2 are equal bit for bit"):
+    with pytest.raises(WeightsError, match="CLIP and DINOv2"):
         load_checkpoint(tmp_path)
-    with pytest.raises(ValueError, match="layout llava has no DINOv2"):
+    with pytest.raises(ValueError, match="dino_tower"):
         load_checkpoint(tmp_path, layout="llava", dino_tower="dinov2-vit-l14")
 
 
@@ -127,7 +127,7 @@ def test_hugging_face_keys(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Pa
         with pytest.raises(WeightsError, match=match):
             load_checkpoint(tmp_path)
     write_weights(tmp_path, good | {"model.language_model.norm.weight": torch.zeros(32)}, ending=".safetensors")
-    with pytest.raises(WeightsError, match="the same weight twice, as .*norm.weight and as .*norm.weight"):
+    with pytest.raises(WeightsError, match="norm.weight.*norm.weight"):
         load_checkpoint(tmp_path)
 
 
@@ -136,7 +136,7 @@ def test_hugging_face_configs_that_cannot_be_met(tiny_tokenizer: PreTrainedToken
         [
             ("clip", {"vision_feature_select_strategy": "full"}, "'clip_vision_model' with vision_feature_select_strategy 'full'"),
             ("siglip", {"vision_feature_select_strategy": "default"}, "'siglip_vision_model' with .* 'default'"),
-            ("clip", {"image_token_index": 7}, "image_token_index is 7, but <image> is 259"),
+            ("clip", {"image_token_index": 7}, "7.*259"),
             ("clip", {"projector_hidden_act": "relu", "multimodal_projector_bias": False}, "0.bias"),
         ]
     ):
@@ -148,7 +148,7 @@ def test_hugging_face_configs_that_cannot_be_met(tiny_tokenizer: PreTrainedToken
         file = tmp_path / "sizes" / name
         if file.is_file():
             file.write_text(file.read_text().replace('"shortest_edge": 28', '"shortest_edge": 32'))
-    with pytest.raises(ValueError, match="do not give the 28 x 28 pixels"):
+    with pytest.raises(ValueError, match="32.*28 x 28"):
         load_checkpoint(tmp_path / "sizes")
 
 
@@ -165,39 +165,39 @@ def test_damaged_files(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp
             whole[:-200] if ending == ".bin" else whole[:8] + bytes(50) + whole[58:],
         ):
             shard.write_bytes(bad)
-            with pytest.raises(WeightsError, match=f"{shard.name} cannot be loaded"):
+            with pytest.raises(WeightsError, match=shard.name):
                 load_checkpoint(folder)
         shard.unlink()
-        with pytest.raises(WeightsError, match=f"index.json lists shards that are missing: {shard.name}"):
+        with pytest.raises(WeightsError, match=f"index.json.*{shard.name}"):
             load_checkpoint(folder)
         index = next(folder.glob("*.index.json"))
         index.unlink()
-        with pytest.raises(WeightsError, match=f"lacks {shard.name} of its 3 shards"):
+        with pytest.raises(WeightsError, match=f"{shard.name}.*3"):
             load_checkpoint(folder)
         for text in ("{", '{"weight_map": 3}', "[]"):
             index.write_text(text)
-            with pytest.raises(WeightsError, match="index.json cannot be read"):
+            with pytest.raises(WeightsError, match="index.json"):
                 load_checkpoint(folder)
 
 
 def test_wrong_folders(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="nowhere is no folder"):
+    with pytest.raises(ValueError, match="nowhere"):
         load_checkpoint(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"config.json is missing"):
+    with pytest.raises(ValueError, match="config.json"):
         load_checkpoint(tmp_path / "empty")
     folder = tmp_path / "llava"
     write_original(folder, tiny_tokenizer, llava_state(parts))
     config = json.loads((folder / "config.json").read_text())
     for changes, match in [
-        ({"model_type": "llava_mpt"}, "model_type 'llava_mpt' with mm_vision_tower .* is no checkpoint that is known"),
-        ({"mm_vision_tower": None, "model_type": "llama"}, "model_type 'llama'"),
-        ({"image_aspect_ratio": "anyres"}, "'anyres' cuts images up"),
-        ({"mm_vision_select_feature": "cls_patch"}, "expected 'patch'"),
-        ({"mm_projector_type": "resampler"}, "unknown projector 'resampler'"),
+        ({"model_type": "llava_mpt"}, "'llava_mpt'"),
+        ({"mm_vision_tower": None, "model_type": "llama"}, "'llama'"),
+        ({"image_aspect_ratio": "anyres"}, "'anyres'"),
+        ({"mm_vision_select_feature": "cls_patch"}, "'cls_patch'"),
+        ({"mm_projector_type": "resampler"}, "'resampler'"),
         ({"mm_projector_type": "linear"}, "0.weight"),
         ({"hidden_size": 64}, "model.embed_tokens.weight"),
-        ({"mm_vision_tower": "someone/unknown-clip"}, "config.json and preprocessor_config.json of the vision tower someone/unknown-clip"),
+        ({"mm_vision_tower": "someone/unknown-clip"}, "someone/unknown-clip"),
     ]:
         (folder / "config.json").write_text(json.dumps(config | changes))
         with pytest.raises(ValueError, match=match):
@@ -209,7 +209,7 @@ def test_wrong_folders(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp
     (folder / "config.json").write_text(json.dumps(config))
     for file in folder.glob("tokenizer*"):
         file.unlink()
-    with pytest.raises(ValueError, match="no tokenizer in .*llava: expected one of tokenizer.json"):
+    with pytest.raises(ValueError, match="llava.*tokenizer.json"):
         load_checkpoint(folder)
 
 
@@ -219,7 +219,7 @@ def test_sentencepiece_is_asked_for(
     write_original(tmp_path, tiny_tokenizer, llava_state(parts))
     (tmp_path / "tokenizer.json").rename(tmp_path / "tokenizer.model")
     monkeypatch.setattr("mof.llava.original.find_spec", lambda _name: None)
-    with pytest.raises(ValueError, match=r"tokenizer.model needs the package sentencepiece: pip install 'mof-vig\[llava\]'"):
+    with pytest.raises(ValueError, match=r"tokenizer.model.*sentencepiece.*mof-vig\[llava\]"):
         load_checkpoint(tmp_path)
 
 
@@ -230,7 +230,7 @@ def test_code_in_weight_files_is_not_run(parts: dict, tiny_tokenizer: PreTrained
 
     write_original(tmp_path / "llava", tiny_tokenizer, {})
     torch.save({"model.norm.weight": Code()}, tmp_path / "llava" / "pytorch_model.bin")
-    with pytest.raises(WeightsError, match="pytorch_model.bin cannot be loaded"):
+    with pytest.raises(WeightsError, match="pytorch_model.bin"):
         load_checkpoint(tmp_path / "llava")
     assert not (tmp_path / "ran").exists()
 
@@ -238,7 +238,7 @@ def test_code_in_weight_files_is_not_run(parts: dict, tiny_tokenizer: PreTrained
 def test_dino_whose_heads_cannot_be_counted(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     from encoders.backends.torch_hub import sizes_of
 
-    with pytest.raises(WeightsError, match="96 wide, no multiple of DINOv2's 64 per head"):
+    with pytest.raises(WeightsError, match="96.*64"):
         sizes_of({key: value[..., :96] if key == "cls_token" else value for key, value in build_dino().items()}, "file")
-    with pytest.raises(WeightsError, match="has no 'cls_token'"):
+    with pytest.raises(WeightsError, match="'cls_token'"):
         sizes_of({}, "file")

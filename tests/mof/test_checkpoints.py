@@ -34,20 +34,20 @@ def inputs(tiny_processor: MoFProcessor) -> dict[str, Tensor]:
     return dict(tiny_processor(images=[RED], text="<image>What?", return_tensors="pt"))
 
 
-def assert_equal(one: MoFForConditionalGeneration, other: MoFForConditionalGeneration, inputs: dict[str, Tensor]) -> None:
-    """Bit for bit: parameters, buffers (saved or not), modes, and what comes out."""
-    first, second = one.state_dict(), other.state_dict()
+def assert_equal(model: MoFForConditionalGeneration, loaded: MoFForConditionalGeneration, inputs: dict[str, Tensor]) -> None:
+    """Check that both models are equal bit for bit: parameters, buffers (saved or not), modes and logits."""
+    first, second = model.state_dict(), loaded.state_dict()
     assert first.keys() == second.keys()
     for key in first:
         assert first[key].dtype == second[key].dtype and torch.equal(first[key], second[key]), key
-    buffers = dict(other.named_buffers())
-    for key, buffer in one.named_buffers():
+    buffers = dict(loaded.named_buffers())
+    for key, buffer in model.named_buffers():
         assert torch.equal(buffer, buffers[key]), key
-    trained = {key for key, parameter in one.named_parameters() if parameter.requires_grad}
-    assert trained == {key for key, parameter in other.named_parameters() if parameter.requires_grad}
-    assert not other.training
+    trained = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained == {key for key, parameter in loaded.named_parameters() if parameter.requires_grad}
+    assert not loaded.training
     with torch.no_grad():
-        assert torch.equal(one(**inputs).logits, other(**inputs).logits)
+        assert torch.equal(model(**inputs).logits, loaded(**inputs).logits)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -83,7 +83,7 @@ def test_embedded_encoders_come_from_the_file(tiny_model: MoFForConditionalGener
 def test_trained_encoders_must_be_embedded(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     encoders = {"a": build_encoder("tiny-a", trainable=True), "b": build_encoder("tiny-a", image_size=40)}
     mixer = AdditiveMoF(encoders, 32, weights={"a": 0.25, "b": 0.75}, pool=2)
-    with pytest.raises(ValueError, match=r"encoders \['a'\] are trainable.*embed_encoders=True"):
+    with pytest.raises(ValueError, match=r"\['a'\].*embed_encoders=True"):
         MoFForConditionalGeneration.from_parts(mixer, build_llm(tiny_tokenizer), tiny_tokenizer)
     model = MoFForConditionalGeneration.from_parts(mixer, build_llm(tiny_tokenizer), tiny_tokenizer, embed_encoders=True)
     model.eval().save_pretrained(tmp_path)
@@ -167,7 +167,7 @@ def test_order_of_fusion_survives_the_config_file(tmp_path: Path) -> None:
     """config.json sorts its keys; interleaving by the alphabet would exchange the encoders' slots."""
     MoFConfig(encoders={"z": {"name": "tiny-a"}, "a": {"name": "tiny-b"}}).save_pretrained(tmp_path)
     assert list(MoFConfig.from_pretrained(tmp_path).encoders) == ["z", "a"]
-    with pytest.raises(ValueError, match=r"encoder_order \['z'\] does not name the encoders \['a', 'z'\]"):
+    with pytest.raises(ValueError, match=r"\['z'\].*\['a', 'z'\]"):
         MoFConfig(encoders={"z": {}, "a": {}}, encoder_order=["z"])
 
 

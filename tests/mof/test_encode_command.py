@@ -18,7 +18,7 @@ from encoders import FeatureStore, build_encoder
 from encoders.images.reading import blur, read_image
 from encoders.images.resizing import to_pixels
 from encoders.presets import PRESETS
-from encoders.store.token_formats import TOKEN_FORMATS
+from encoders.store.files import TOKEN_FORMATS
 from mof import InterleavedMoF, MoFForConditionalGeneration, MoFProcessor, blind_pairs
 from mof.cli.app import build_app
 from mof.cli.encode import encode, of_model

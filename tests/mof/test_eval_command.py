@@ -113,9 +113,9 @@ def test_an_endpoint_and_a_judge(tmp_path: Path, data: Path) -> None:
     by_letter = result["scores"]["letter"]["released"]
     assert (by_letter["pair_accuracy"], by_letter["question_accuracy"]) == (0, 0.5)
     assert result["scores"]["judge"]["released"]["pair_accuracy"] == pytest.approx((PAIRS - 1) / PAIRS)
-    found = result["judge"]["agreement"]
-    assert (found["compared"], found["undecided"], found["kappa"]) == (23, 1, 0)
-    assert found["share"] == pytest.approx(22 / 23) and result["judge"]["undecided"] == [1]
+    agreed = result["judge"]["agreement"]
+    assert (agreed["compared"], agreed["undecided"], agreed["kappa"]) == (23, 1, 0)
+    assert agreed["share"] == pytest.approx(22 / 23) and result["judge"]["undecided"] == [1]
     assert (result["usage"]["input_tokens"], result["usage"]["output_tokens"]) == (24 * 100, 24 * 2)
     assert again["usage"] == result["usage"] | {"asked": 0, "asked_input_tokens": 0, "asked_output_tokens": 0}
     assert again["judge"]["usage"]["asked"] == 0
@@ -152,6 +152,23 @@ def test_another_evaluation_is_refused_and_the_first_one_stays(tmp_path: Path, d
         copied.mkdir()
         shutil.copy(out / "cache.jsonl", copied)
         assert done(run(*arguments[:-1], copied), copied)["usage"]["asked"] == 0 and len(server.requests) == 2 * PAIRS
+
+
+def test_a_folder_of_an_older_release_is_not_filled_but_still_joined(tmp_path: Path, data: Path) -> None:
+    out, answers = tmp_path / "run", tmp_path / "answers.json"
+    answers.write_text(json.dumps({str(i): "(a)" for i in range(1, 2 * PAIRS + 1)}))
+    arguments = ("mmvp", "--data", data, "--answers", answers, "--output", out)
+    result = done(run(*arguments), out)
+    identity = json.loads((out / "settings.json").read_text())["identity"]
+    old = {"benchmark": "mmvp", "answerer": identity["answerer"], "prompt": "official", "judge": None, "versions": {}}
+    (out / "settings.json").write_text(json.dumps(old))
+    (out / "result.json").write_text(json.dumps({name: value for name, value in result.items() if name != "format"}))
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    refused = run(*arguments)
+    assert refused.exit_code == 2 and all(words in refused.stderr for words in (str(out), "--output", "mof eval report"))
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    joined = run("report", out, "-o", tmp_path / "report.html")
+    assert joined.exit_code == 0 and "0.0" in joined.output and "50.0" in joined.output
 
 
 def test_a_run_that_got_no_answer_leaves_the_folder_free(tmp_path: Path, data: Path) -> None:
@@ -221,7 +238,7 @@ def test_finished_answers_to_the_real_questions(tmp_path: Path, shared_data: Pat
     corrected = result["scores"]["letter or text"]["corrected"]  # rows 99 and 100 are one pair
     assert (corrected["pair_accuracy"], corrected["question_accuracy"]) == (0.89, 0.94)
     assert result["corrected_rows"] == [99, 100] and result["unmatched"] == list(range(1, 20, 2))
-    assert len(corrected["by_pattern"]) == 9 and sum(one["pairs"] for one in corrected["by_pattern"].values()) == 100
+    assert len(corrected["by_pattern"]) == 9 and sum(shares["pairs"] for shares in corrected["by_pattern"].values()) == 100
     assert "10 answers name no option or several, and count as wrong: 1, 3, 5" in shown.output
     assert "200 of 300 questions" in result["deviations"]
 

@@ -12,7 +12,7 @@ from mof.evals.intervals import Given, Tally, difference, half_width, mean_inter
 
 
 def tally(right: list[int], names: str = "question") -> Tally:
-    return Tally(tuple(f"{names} {i}" for i in range(len(right))), np.array([(one, 1) for one in right], float))
+    return Tally(tuple(f"{names} {i}" for i in range(len(right))), np.array([(hit, 1) for hit in right], float))
 
 
 def test_small_samples_against_all_resamples() -> None:
@@ -20,9 +20,9 @@ def test_small_samples_against_all_resamples() -> None:
     counts = np.array([(1, 2), (0, 1), (2, 2), (1, 3), (0, 2)], float)  # a ratio: CHAIR's mentions
     shares = [counts[list(draw)].sum(axis=0) for draw in itertools.product(range(5), repeat=5)]
     exact = np.sort([hits / of for hits, of in shares])
-    found = mean_interval([Tally(tuple("abcde"), counts)])
-    assert found is not None
-    for got, quantile in zip(found, (0.025, 0.975), strict=True):
+    interval = mean_interval([Tally(tuple("abcde"), counts)])
+    assert interval is not None
+    for got, quantile in zip(interval, (0.025, 0.975), strict=True):
         near = np.quantile(exact, (quantile - 0.006, quantile + 0.006))  # 4 standard errors of 10,000 resamples
         assert near[0] <= got <= near[1]
 
@@ -31,11 +31,11 @@ def test_pairs_against_brute_force() -> None:
     rng = random.Random(7)
     right = [int(rng.random() < 0.3) for _ in range(150)]
     means = sorted(sum(rng.choices(right, k=150)) / 150 for _ in range(4000))
-    found = mean_interval([tally(right)])
-    assert found == pytest.approx((means[100], means[3899]), abs=0.012)
-    assert found == mean_interval([tally(right)])  # the same each time
+    interval = mean_interval([tally(right)])
+    assert interval == pytest.approx((means[100], means[3899]), abs=0.012)
+    assert interval == mean_interval([tally(right)])  # the same each time
     share = sum(right) / 150
-    assert (found[1] - found[0]) / 2 == pytest.approx(half_width(share, 150), abs=0.01)
+    assert (interval[1] - interval[0]) / 2 == pytest.approx(half_width(share, 150), abs=0.01)
 
 
 def test_pairing_removes_what_questions_share() -> None:
@@ -59,9 +59,9 @@ def test_pairing_removes_what_questions_share() -> None:
 
 def test_runs_of_several_seeds_are_averaged_on_the_same_units() -> None:
     runs = [tally([1, 1, 0, 0] * 20), tally([1, 0, 0, 1] * 20)]
-    found = mean_interval(runs)
+    interval = mean_interval(runs)
     joined = mean_interval([Tally(runs[0].units, np.array([(n, 2) for n in [2, 1, 0, 1] * 20], float))])
-    assert found == pytest.approx(joined)
+    assert interval == pytest.approx(joined)
     assert difference(runs, [tally([0] * 80)]).value == 0.5
 
 

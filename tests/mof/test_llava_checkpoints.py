@@ -173,7 +173,7 @@ def test_released_mof(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_
 
 
 def test_released_dinov2_at_another_size(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    """As in the released models: weights for 518 pixels, images of 224. Positions are interpolated as torch.hub does it."""
+    """The released models have weights for 518 pixels and images of 224. Positions are interpolated as torch.hub does it."""
     parts["dino"] = build_dino(side=9)
     write_original(tmp_path, tiny_tokenizer, mof_state(parts))
     loaded = load_checkpoint(tmp_path)
@@ -196,11 +196,9 @@ def test_towers_by_reference(parts: dict, tiny_tokenizer: PreTrainedTokenizerFas
     write_clip(tmp_path / "clip", parts["clip"])
     torch.save(parts["dino"], tmp_path / "dino.pth")
     write_original(tmp_path / "mof", tiny_tokenizer, mof_state(parts, towers=False))
-    with pytest.raises(
-        ValueError, match="(?s)vision tower 'openai/clip-vit-tiny', which cannot be loaded.*vision_tower=FOLDER, or --vision-tower"
-    ):
+    with pytest.raises(ValueError, match="(?s)'openai/clip-vit-tiny'.*vision_tower=FOLDER.*--vision-tower"):
         load_checkpoint(tmp_path / "mof")
-    with pytest.raises(ValueError, match="(?s)a DINOv2 that is 128 wide.*dino_tower=FILE, or --dino-tower"):
+    with pytest.raises(ValueError, match="(?s)128.*dino_tower=FILE.*--dino-tower"):
         load_checkpoint(tmp_path / "mof", vision_tower=tmp_path / "clip")
     loaded = load_checkpoint(tmp_path / "mof", vision_tower=tmp_path / "clip", dino_tower=tmp_path / "dino.pth")
     assert not loaded.model.config.embed_encoders
@@ -215,14 +213,14 @@ def test_width_of_dinov2_does_not_depend_on_the_order_of_keys(parts: dict, tiny_
     write_clip(tmp_path / "clip", parts["clip"])
     state = mof_state(parts, towers=False)
     write_original(tmp_path / "mof", tiny_tokenizer, dict(reversed(state.items())), shards=2)
-    with pytest.raises(ValueError, match="a DINOv2 that is 128 wide"):
+    with pytest.raises(ValueError, match="128"):
         load_checkpoint(tmp_path / "mof", vision_tower=tmp_path / "clip")
 
 
 def test_a_tower_that_is_not_the_one_named_is_refused(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     """The number of heads lies in no weight: to guess it from a wrong name would give wrong features in silence."""
     write_original(tmp_path / "llava", tiny_tokenizer, llava_state(parts), mm_vision_tower="openai/clip-vit-large-patch14-336")
-    with pytest.raises(ValueError, match=f"{WIDTH} wide, so it is not openai/clip-vit-large-patch14-336.*vision_tower=FOLDER"):
+    with pytest.raises(ValueError, match=f"{WIDTH}.*openai/clip-vit-large-patch14-336.*vision_tower=FOLDER"):
         load_checkpoint(tmp_path / "llava")
     write_clip(tmp_path / "clip", parts["clip"])
     loaded = load_checkpoint(tmp_path / "llava", vision_tower=tmp_path / "clip")
@@ -241,11 +239,11 @@ def test_what_holds_its_towers_needs_no_other_file(parts: dict, tiny_tokenizer: 
     assert state.keys() == saved.keys() and all(torch.equal(state[key], saved[key]) for key in state)
 
 
-def same_outputs(one: Loaded, other: Loaded) -> None:
-    inputs = [it.processor(images=IMAGES, text=PROMPTS, padding=True, return_tensors="pt") for it in (one, other)]
+def same_outputs(before: Loaded, after: Loaded) -> None:
+    inputs = [loaded.processor(images=IMAGES, text=PROMPTS, padding=True, return_tensors="pt") for loaded in (before, after)]
     assert all(torch.equal(inputs[0][key], inputs[1][key]) for key in inputs[0])
     with torch.no_grad():
-        assert torch.equal(one.model(**inputs[0]).logits, other.model(**inputs[1]).logits)
+        assert torch.equal(before.model(**inputs[0]).logits, after.model(**inputs[1]).logits)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -259,7 +257,7 @@ def test_dtype_is_kept(dtype: torch.dtype, parts: dict, tiny_tokenizer: PreTrain
 
 
 def test_files_are_mapped_not_written(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
-    """What is done to a loaded model stays in it."""
+    """A change of a loaded model does not reach its files."""
     for ending, name in ((".bin", "pytorch_model.bin"), (".safetensors", "model.safetensors")):
         write_original(tmp_path / ending, tiny_tokenizer, llava_state(parts), ending=ending)
         before = (tmp_path / ending / name).read_bytes()
@@ -295,12 +293,12 @@ def test_stage_1(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path:
     parts["llama"].save_pretrained(tmp_path / "llama")
     tiny_tokenizer.save_pretrained(tmp_path / "llama")
     towers = {"vision_tower": tmp_path / "clip", "dino_tower": tmp_path / "dino.pth"}
-    one = prefixed("model.mm_projector.", parts["projector"])
-    both = one | prefixed("model.dino_mm_projector.", parts["dino projector"])
-    for name, state in {"one": one, "both": both}.items():
+    clip_only = prefixed("model.mm_projector.", parts["projector"])
+    both = clip_only | prefixed("model.dino_mm_projector.", parts["dino projector"])
+    for name, state in {"one": clip_only, "both": both}.items():
         write_original(tmp_path / name, tiny_tokenizer, {})
         torch.save(state, tmp_path / name / "mm_projector.bin")
-        with pytest.raises(ValueError, match="projectors of stage 1 only.*base=FOLDER"):
+        with pytest.raises(ValueError, match=f"{name}.*base=FOLDER"):
             load_checkpoint(tmp_path / name)
     loaded = load_checkpoint(tmp_path / "one", base=tmp_path / "llama", vision_tower=tmp_path / "clip")
     check(loaded, parts["llama"], project(parts["projector"], clip_features(parts["clip"], pixels_of(loaded))))

@@ -89,8 +89,8 @@ def test_the_entry_point_is_what_lmms_eval_expects(monkeypatch: pytest.MonkeyPat
 def test_texts_are_those_of_the_answerer(folder: Path) -> None:
     model = MofLmms.create_from_arg_string(f"pretrained={folder}", {"batch_size": 4, "max_batch_size": None})
     requests, model.task_dict = instances(5, 7, ["\n\n"])
-    found = model.generate_until(requests)
-    for i, (request, result) in enumerate(zip(requests, found, strict=True)):
+    results = model.generate_until(requests)
+    for i, (request, result) in enumerate(zip(requests, results, strict=True)):
         answerer = LocalModel.load(folder, batch_size=1, max_new_tokens=7 + i % 2)
         prompt = Prompt.about("x", model.task_dict["t"]["test"][i]["image"], request.args[0])
         (_, alone), *_ = answerer.answer([prompt])
@@ -125,11 +125,11 @@ def test_answers_are_kept(folder: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache.jsonl"
     first = MofLmms(str(folder), cache=str(cache))
     requests, first.task_dict = instances(4, 5, [])
-    found = first.generate_until(requests)
+    texts = first.generate_until(requests)
     cache.write_bytes(b"\n".join(cache.read_bytes().splitlines()[:-1]) + b'\n{"key": "to')  # killed while the last was written
     second = MofLmms(str(folder), cache=str(cache))
     second.task_dict = first.task_dict
-    assert second.generate_until(requests) == found
+    assert second.generate_until(requests) == texts
     assert cache.read_bytes().count(b'"answer"') == 4
 
 
@@ -137,7 +137,7 @@ def test_what_it_does_not_take(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     model = MofLmms(str(folder))
     model.task_dict = instances(1, 5, [])[1]
     video = Instance("generate_until", ("?", {}, lambda _: ["film.mp4"], 0, "t", "test"), 0, {"task": "t", "doc_id": 0, "repeats": 1})
-    with pytest.raises(ValueError, match="task t shows something else than images"):
+    with pytest.raises(ValueError, match="task t "):
         model.generate_until([video])
     with pytest.raises(ValueError, match=r"config.json"):
         MofLmms(str(folder / "nothing"))
@@ -157,7 +157,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     answers = list("ABABAB")
     write(place / "nyu-visionx/CV-Bench", "default", "test", {
         "idx": list(range(COUNT)), "type": ["2D"] * COUNT, "task": ["Count"] * COUNT, "source": ["COCO"] * COUNT, "image": photos(),
-        "choices": [["1", "2"]] * COUNT, "answer": [f"({one})" for one in answers], "prompt": texts,
+        "choices": [["1", "2"]] * COUNT, "answer": [f"({letter})" for letter in answers], "prompt": texts,
     })  # fmt: skip
     write(place / ORIGIN / "ScienceQA", "ScienceQA-IMG", "test", {
         "image": photos(), "question": texts, "choices": [["x", "y"]] * COUNT, "answer": [0, 1] * 3, "hint": [""] * COUNT,
@@ -205,11 +205,11 @@ def test_a_suite(folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.M
     genuine = LocalModel.answer
 
     def answer(self: LocalModel, prompts: list[Prompt]) -> Any:
-        for place, one in genuine(self, prompts):
+        for place, answer in genuine(self, prompts):
             words = prompts[place].messages[0]["content"][-1]["text"]
             number = int(re.search(r"question (\d)", words)[1])
             text = {0: "A", 1: "B", 2: " answer 2 ", 3: "yes"}.get(number, "nothing")
-            yield place, type(one)(text, one.log_likelihoods, one.input_tokens, one.output_tokens)
+            yield place, type(answer)(text, answer.log_likelihoods, answer.input_tokens, answer.output_tokens)
 
     monkeypatch.setattr(LocalModel, "answer", answer)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
@@ -233,7 +233,7 @@ def test_a_suite(folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.M
         shown = suite("--suite", "vig", "--model", folder, "--output", out, "--name", "tiny", "--seed", "3")
     assert shown.exit_code == 0, shown.output
     result = json.loads((out / "result.json").read_text())
-    values = {f"{one['task']} {one['metric']}": one["value"] for one in result["figures"]}
+    values = {f"{figure['task']} {figure['metric']}": figure["value"] for figure in result["figures"]}
     assert result["failed"] == {}
     assert values["llava_in_the_wild gpt_eval_llava_all"] == 75 and values["mmvet gpt_eval_score"] == pytest.approx(50)
     assert values["scienceqa_img exact_match"] == pytest.approx(2 / 6)

@@ -35,8 +35,8 @@ OPTIONS = ("(a)", "(b) or longer")
 
 
 def answers_of(asked: LocalModel, prompts: list[Prompt]) -> list[Answer]:
-    found = dict(asked.answer(prompts))
-    return [found[i] for i in range(len(prompts))]
+    answers = dict(asked.answer(prompts))
+    return [answers[i] for i in range(len(prompts))]
 
 
 @pytest.fixture
@@ -73,13 +73,13 @@ def make(request: pytest.FixtureRequest) -> Callable[..., LocalModel]:
 
 
 def test_the_batch_size_changes_no_answer(make: Callable[..., LocalModel], prompts: list[Prompt]) -> None:
-    one = answers_of(make(batch_size=1), prompts)
-    assert len({answer.text for answer in one}) > 1  # the model tells the prompts apart
+    alone = answers_of(make(batch_size=1), prompts)
+    assert len({answer.text for answer in alone}) > 1  # the model tells the prompts apart
     for size in (2, 3, 7, 50):
         many = answers_of(make(batch_size=size), prompts)
-        assert [answer.text for answer in many] == [answer.text for answer in one]
-        assert [answer.input_tokens for answer in many] == [answer.input_tokens for answer in one]
-        for a, b in zip(one, many, strict=True):
+        assert [answer.text for answer in many] == [answer.text for answer in alone]
+        assert [answer.input_tokens for answer in many] == [answer.input_tokens for answer in alone]
+        for a, b in zip(alone, many, strict=True):
             assert a.log_likelihoods == pytest.approx(b.log_likelihoods, abs=1e-4)
 
 
@@ -182,8 +182,8 @@ def test_an_instruct_blip_has_no_chat_template(tiny_tokenizer: PreTrainedTokeniz
         torch.nn.init.normal_(parameter, std=0.3)
     images = CLIPImageProcessor(size={"height": 28, "width": 28}, do_center_crop=False)
     processor = InstructBlipProcessor(images, tiny_tokenizer, qformer_tokenizer=tiny_tokenizer, num_query_tokens=3)
-    one = answers_of(LocalModel(model, processor, "blip", batch_size=1, max_new_tokens=12), prompts)
+    alone = answers_of(LocalModel(model, processor, "blip", batch_size=1, max_new_tokens=12), prompts)
     many = answers_of(LocalModel(model, processor, "blip", batch_size=4, max_new_tokens=12), prompts)
-    assert len({answer.text for answer in one}) > 1
-    assert [answer.text for answer in many] == [answer.text for answer in one]
-    assert not any("Which?" in answer.text for answer in one)  # the prompt is not given back
+    assert len({answer.text for answer in alone}) > 1
+    assert [answer.text for answer in many] == [answer.text for answer in alone]
+    assert not any("Which?" in answer.text for answer in alone)  # the prompt is not given back

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def test_llava_lora(ending: str, parts: dict, tiny_tokenizer: PreTrainedTokenize
     write_original(folder, tiny_tokenizer, {})
     write_adapter(folder, state, TARGETS, ending)
     torch.save(prefixed("base_model.model.model.mm_projector.", parts["projector"]), folder / "non_lora_trainables.bin")
-    with pytest.raises(ValueError, match="LoRA adapter.*base=FOLDER or --base FOLDER"):
+    with pytest.raises(ValueError, match="base=FOLDER.*--base"):
         load_checkpoint(folder)
     model = load_checkpoint(folder, base=tmp_path / "llama", vision_tower=tmp_path / "clip").model
     for key, value in merged(parts["llama"], state).items():
@@ -78,8 +79,30 @@ def test_llava_lora(ending: str, parts: dict, tiny_tokenizer: PreTrainedTokenize
     assert torch.equal(on_llava.mixer.adapters["clip"][2].weight, parts["projector"]["2.weight"])
 
 
+def test_llava_lora_of_embeddings_and_head(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """The adapter was trained without a row for the image token; that row is the mean of the merged rows."""
+    write_clip(tmp_path / "clip", parts["clip"])
+    write_original(tmp_path / "base", tiny_tokenizer, llava_state(parts))
+    write_original(tmp_path / "lora", tiny_tokenizer, {})
+    config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["embed_tokens", "q_proj"], modules_to_save=["lm_head"])
+    wrapped = get_peft_model(copy.deepcopy(parts["llama"]), config)
+    with torch.no_grad():
+        for parameter in wrapped.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    wrapped.save_pretrained(tmp_path / "lora")
+    loaded = load_checkpoint(tmp_path / "lora", base=tmp_path / "base", vision_tower=tmp_path / "clip")
+    actual = loaded.model.language_model.state_dict()
+    for key, value in wrapped.merge_and_unload().state_dict().items():
+        rows = torch.cat([value, value.mean(dim=0, keepdim=True)]) if len(actual[key]) > len(value) else value
+        assert torch.allclose(actual[key], rows, atol=1e-6), key
+    tables = [actual["model.embed_tokens.weight"], actual["lm_head.weight"]]
+    assert [len(table) for table in tables] == [len(parts["llama"].lm_head.weight) + 1] * 2
+    assert not torch.allclose(tables[0][:-1], parts["llama"].get_input_embeddings().weight)
+
+
 def test_own_lora(tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor, tmp_path: Path) -> None:
-    """What peft saves of one of our models."""
+    """peft saved the adapter of a model of this library."""
     tiny_model.save_pretrained(tmp_path / "base")
     tiny_processor.save_pretrained(tmp_path / "base")
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["q_proj", "up_proj"], modules_to_save=["adapters.a", "adapters.b"])
@@ -103,18 +126,18 @@ def test_adapters_that_do_not_fit(tiny_model: MoFForConditionalGeneration, tiny_
     tiny_model.save_pretrained(tmp_path / "base")
     tiny_processor.save_pretrained(tmp_path / "base")
     good, targets = adapter(tiny_model), ["language_model." + name for name in TARGETS]
-    one = next(iter(good))
+    first = next(iter(good))
     cases = [
-        (good | {one.replace("lora_A", "lora_C"): good[one].clone()}, "1 unexpected: .*lora_C"),
-        ({key: value for key, value in good.items() if key != one}, f"1 missing: {one.removesuffix('.weight')}"),
-        (good | {one: good[one][:, :-1].contiguous()}, "size mismatch"),
+        (good | {first.replace("lora_A", "lora_C"): good[first].clone()}, "1 unexpected: .*lora_C"),
+        ({key: value for key, value in good.items() if key != first}, f"1 missing: {first.removesuffix('.weight')}"),
+        (good | {first: good[first][:, :-1].contiguous()}, "size mismatch"),
     ]
     for number, (state, match) in enumerate(cases):
         write_adapter(tmp_path / str(number), state, targets)
         with pytest.raises(WeightsError, match=match):
             load_checkpoint(tmp_path / str(number), base=tmp_path / "base")
     (tmp_path / "0" / "adapter_model.safetensors").unlink()
-    with pytest.raises(WeightsError, match="holds none of adapter_model.safetensors, adapter_model.bin"):
+    with pytest.raises(WeightsError, match="adapter_model.safetensors.*adapter_model.bin"):
         load_checkpoint(tmp_path / "0", base=tmp_path / "base")
     (tmp_path / "0" / "adapter_config.json").write_text(json.dumps({"peft_type": "NONSENSE"}))
     (tmp_path / "0" / "adapter_model.safetensors").write_bytes(b"")

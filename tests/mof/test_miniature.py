@@ -47,8 +47,8 @@ def test_a_pair_differs_in_its_field_alone_and_asks_one_question_with_two_answer
         assert different == {PATTERNS[pattern]}
         words = [word(pattern, getattr(scene, PATTERNS[pattern])) for scene in (first, second)]
         asked = question(first, pattern, rng, other=words[1])
-        assert words[0] != words[1] and all(one in asked for one in words)
-        assert all(one in answer(scene, pattern) for one, scene in zip(words, (first, second), strict=True))
+        assert words[0] != words[1] and all(name in asked for name in words)
+        assert all(name in answer(scene, pattern) for name, scene in zip(words, (first, second), strict=True))
 
 
 def test_the_difference_of_a_pair_is_visible():

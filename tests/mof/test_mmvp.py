@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ def test_patterns_out_of_a_file(tmp_path: Path) -> None:
     for name in ("patterns.json", "patterns.csv"):
         assert [question.pattern for question in read_mmvp(tmp_path, tmp_path / name)] == ["x", "x", "y", "y"]
     (tmp_path / "patterns.json").write_text('{"1": "x", "2": "z", "3": "y"}')
-    with pytest.raises(ValueError, match="row 4 .* no pattern"):
+    with pytest.raises(ValueError, match="row 4 "):
         read_mmvp(tmp_path, tmp_path / "patterns.json")
 
 
@@ -74,16 +75,16 @@ def bad(position: int, value: str, row: int = 0) -> list[list[str]]:
 @pytest.mark.parametrize(
     ("table", "header", "message"),
     [
-        (rows(3), HEADER, "3 rows; rows come in pairs"),
+        (rows(3), HEADER, "3 rows"),
         ([], HEADER, "0 rows"),
-        ([*rows(4)[1:], ["5", "?", "(a) Yes (b) No", "(a)"]], HEADER, "rows 2 .* and 3 .* no pair"),
-        (rows(2) * 2, HEADER, "index stands twice"),
-        (bad(0, "one"), HEADER, "expected a number"),
-        (bad(2, "Yes or no"), HEADER, "row 1: expected options"),
-        (bad(3, "(c)"), HEADER, "row 1: the right answer should be one of a, b, got 'c'"),
-        (bad(3, ""), HEADER, "row 1: the right answer"),
-        ([row[:3] for row in rows(2)], HEADER, "3 more cells"),
-        (rows(2), ["Index", "Question", "Choices", "Answer"], "lacks the columns correct answer, options"),
+        ([*rows(4)[1:], ["5", "?", "(a) Yes (b) No", "(a)"]], HEADER, "rows 2 .* and 3 "),
+        (rows(2) * 2, HEADER, "index 1 "),
+        (bad(0, "one"), HEADER, "'one'"),
+        (bad(2, "Yes or no"), HEADER, "row 1: .*'Yes or no'"),
+        (bad(3, "(c)"), HEADER, "row 1: .* a, b, .*'c'"),
+        (bad(3, ""), HEADER, "row 1: .* ''"),
+        ([row[:3] for row in rows(2)], HEADER, "3 more "),
+        (rows(2), ["Index", "Question", "Choices", "Answer"], "correct answer, options"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, table: list[list[str]], header: list[str], message: str) -> None:
@@ -92,18 +93,18 @@ def test_what_is_wrong_is_named(tmp_path: Path, table: list[list[str]], header: 
 
 
 def test_missing_files(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is not MMVP"):
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
         read_mmvp(tmp_path)
     write(tmp_path, rows(2), images=None)
-    with pytest.raises(ValueError, match="image folder called MMVP Images"):
+    with pytest.raises(ValueError, match="MMVP Images"):
         read_mmvp(tmp_path)
     assert len(read_mmvp(tmp_path, images=False)) == 2
     write(tmp_path, rows(2))
     (tmp_path / "MMVP Images" / "2.jpg").unlink()
-    with pytest.raises(ValueError, match="row 2 has no image"):
+    with pytest.raises(ValueError, match=r"row 2 .*2\.jpg"):
         read_mmvp(tmp_path)
     (tmp_path / "Questions.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="UTF-8"):
+    with pytest.raises(ValueError, match=r"Questions\.csv"):
         read_mmvp(tmp_path)
 
 
@@ -127,21 +128,21 @@ def test_pairs_count_only_when_both_are_right() -> None:
     rng = random.Random(1)
     questions = [Question(i, "?", "(a) x (b) y", dict.fromkeys(LABELS, "a"), f"p{(i - 1) // 2 % 3}") for i in range(1, 41)]
     right = [rng.random() < 0.6 for _ in questions]
-    found = score(questions, right)
+    measured = score(questions, right)
     both, single = {}, {}
     for i in range(0, 40, 2):
         pattern = questions[i].pattern
         both.setdefault(pattern, []).append(right[i] and right[i + 1])
         single.setdefault(pattern, []).extend(right[i : i + 2])
-    assert found.pair_accuracy == sum(map(sum, both.values())) / 20
-    assert found.question_accuracy == sum(right) / 40
-    for pattern, each in found.by_pattern.items():
+    assert measured.pair_accuracy == sum(map(sum, both.values())) / 20
+    assert measured.question_accuracy == sum(right) / 40
+    for pattern, each in measured.by_pattern.items():
         assert each == {
             "pair_accuracy": sum(both[pattern]) / len(both[pattern]),
             "question_accuracy": sum(single[pattern]) / len(single[pattern]),
             "pairs": len(both[pattern]),
         }
-    assert found.pair_accuracy != found.question_accuracy
+    assert measured.pair_accuracy != measured.question_accuracy
 
 
 def test_likelihood() -> None:

@@ -148,22 +148,22 @@ def test_images_out_of_a_store(tmp_path: Path) -> None:
     assert result.by_pattern == expected.by_pattern
     with pytest.raises(ValueError, match="fingerprint"):
         probe_mmvp_vlm(build_encoder("mini-clip", pretrained=False), folder, store=store)
-    with pytest.raises(ValueError, match="not of a Table"):
+    with pytest.raises(ValueError, match="Table"):
         probe_mmvp_vlm(Table(np.eye(8), np.eye(8)), folder, store=store)
     Image.new("RGB", (8, 8), "red").save(folder / IMAGE_FOLDERS[0] / TYPES[0] / "1.jpg")
-    with pytest.raises(ValueError, match=r"1\.jpg.*is not in the feature store"):
+    with pytest.raises(ValueError, match=r"1\.jpg"):
         probe_mmvp_vlm(clip, folder, store=store)
 
 
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda text: text.replace("2,Color,statement 2\n", ""), "3 rows; rows come in pairs"),
-        (lambda text: text.replace("2,Color", "5,Color"), "row 5 has no image"),
+        (lambda text: text.replace("2,Color,statement 2\n", ""), "3 rows"),
+        (lambda text: text.replace("2,Color", "5,Color"), "row 5 "),
         (lambda text: text.replace("2,Color", "4,Color", 1), "rows 1 .Color. and 4"),
-        (lambda text: text.replace("3,Color", "x,Color"), "expected a number, a type and a statement"),
-        (lambda text: text.replace("statement 3", ""), "expected a number, a type and a statement"),
-        (lambda text: text.replace("statement 3", "a,b"), "expected a number, a type and a statement"),
+        (lambda text: text.replace("3,Color", "x,Color"), "'x'"),
+        (lambda text: text.replace("statement 3", ""), "'3', 'Color', ''"),
+        (lambda text: text.replace("statement 3", "a,b"), "'a', 'b'"),
         (lambda text: "", "0 rows"),
     ],
 )
@@ -176,7 +176,7 @@ def test_odd_rows_are_refused(tmp_path: Path, edit: object, message: str) -> Non
 
 
 def test_folders_that_are_something_else(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"is not MMVP-VLM: expected Questions.csv and an image folder called MLLM_VLM Images or"):
+    with pytest.raises(ValueError, match=r"Questions\.csv.*MLLM_VLM Images"):
         probe_mmvp_vlm(Table(np.eye(4), np.eye(4)), tmp_path)
     folder = write_folder(tmp_path / "x", ["Color"])
     broken = folder / IMAGE_FOLDERS[0] / "Color" / "3.jpg"
@@ -186,7 +186,7 @@ def test_folders_that_are_something_else(tmp_path: Path) -> None:
 
 
 def test_published_averages() -> None:
-    """As printed in the paper's table."""
+    """The averages are those of the paper's table."""
     averages = [19.3, 20.0, 37.8, 37.0, 39.3, 34.8, 23.7, 25.2, 23.0, 33.3]
     for shares, average in zip(MMVP_VLM.values(), averages, strict=True):
         assert mmvp_vlm_average(shares) == pytest.approx(average, abs=0.05)

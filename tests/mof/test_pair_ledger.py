@@ -1,16 +1,19 @@
 """The shared ledger: with killed workers, other machines, restarts and other searches, the result is always that of a single run."""
 
+import json
 import multiprocessing
 import os
 import random
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from support.spectra import embeddings
 
+from encoders.runs import RunFile
 from mof import blind_pairs
 from mof.pairs import comparison as pair_comparison
 from mof.pairs import ledger as pair_ledger
@@ -135,19 +138,39 @@ def test_a_long_square_renews_its_claim(tmp_path, monkeypatch):
 )
 def test_the_ledger_of_another_search_is_refused(tmp_path, change, message):
     search(tmp_path)
-    with pytest.raises(ValueError, match=rf"another ledger of a pair search.*\n  {message}: "):
+    with pytest.raises(ValueError, match=rf"\n  {message}: "):
         search(tmp_path, **change)
+
+
+def test_of_two_searches_that_start_together_only_the_same_is_joined(tmp_path, monkeypatch):
+    write = RunFile.write
+    monkeypatch.setattr(RunFile, "write", lambda self, identity: (time.sleep(0.2), write(self, identity))[1])
+    with ThreadPoolExecutor(3) as pool:
+        started = [pool.submit(search, tmp_path / "new", above) for above in (0.6, 0.61, 0.6)]
+    refused = [isinstance(search.exception(), ValueError) for search in started]
+    assert refused in ([False, True, False], [True, False, True])
+
+
+def test_a_ledger_of_an_earlier_release_is_continued(tmp_path, compared):
+    search(tmp_path)
+    identity = json.loads((tmp_path / "ledger.json").read_text())["identity"]
+    (tmp_path / "ledger.json").write_text(json.dumps(identity, indent=1))
+    search(tmp_path)
+    assert len(compared) == 6
+    (tmp_path / "ledger.json").write_text(json.dumps(identity, indent=1))
+    with pytest.raises(ValueError, match="clip_above"):
+        search(tmp_path, above=0.61)
 
 
 def test_other_embeddings_are_refused_to_the_last_bit(tmp_path):
     clip, dino = collection(300)
     blind_pairs(clip, dino, ledger=tmp_path)
     dino[299, 23] = np.nextafter(dino[299, 23], 1)
-    with pytest.raises(ValueError, match="Different:\n  dino: "):
+    with pytest.raises(ValueError, match=r"\n  dino: "):
         blind_pairs(clip, dino, ledger=tmp_path)
 
 
-@pytest.mark.parametrize(("content", "message"), [("mine", "ledger.json is damaged"), ('{"format": 0, "identity": {}}', "format 0")])
+@pytest.mark.parametrize(("content", "message"), [("mine", r"ledger\.json"), ('{"format": 0, "identity": {}}', "format 0")])
 def test_a_folder_that_holds_something_else_is_refused(tmp_path, content, message):
     (tmp_path / "ledger.json").write_text(content)
     with pytest.raises(ValueError, match=message):

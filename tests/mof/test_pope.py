@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -49,20 +50,20 @@ def test_figures_by_hand() -> None:
     answers = ["Yes", "Yes", "Yes", "No", "Yes", "No", "No", "No", "Yes", "Yes"]
     scores = score_pope(asked, answers)
     first = scores["random"]  # 3 hits, 1 false alarm, 1 miss, 3 right noes
-    assert (first.accuracy, first.precision, first.recall, first.f1, first.yes_ratio, first.questions) == (0.75, 0.75, 0.75, 0.75, 0.5, 8)
+    assert first == {"accuracy": 0.75, "precision": 0.75, "recall": 0.75, "f1": 0.75, "yes_ratio": 0.5, "questions": 8}
     second = scores["popular"]  # 1 hit, 1 false alarm
-    assert (second.accuracy, second.precision, second.recall, second.yes_ratio) == (0.5, 0.5, 1, 1)
-    assert second.f1 == pytest.approx(2 / 3)
+    assert (second["accuracy"], second["precision"], second["recall"], second["yes_ratio"]) == (0.5, 0.5, 1, 1)
+    assert second["f1"] == pytest.approx(2 / 3)
     mean = scores["mean"]
-    assert (mean.accuracy, mean.precision, mean.recall, mean.yes_ratio, mean.questions) == (0.625, 0.625, 0.875, 0.75, 10)
-    assert mean.f1 == pytest.approx((3 / 4 + 2 / 3) / 2)
+    assert (mean["accuracy"], mean["precision"], mean["recall"], mean["yes_ratio"], mean["questions"]) == (0.625, 0.625, 0.875, 0.75, 10)
+    assert mean["f1"] == pytest.approx((3 / 4 + 2 / 3) / 2)
 
 
 def test_one_sided_answers_have_figures_too() -> None:
     never = score_pope(questions("random", "yynn"), ["no"] * 4)["random"]
-    assert (never.accuracy, never.precision, never.recall, never.f1, never.yes_ratio) == (0.5, 0, 0, 0, 0)
+    assert never == {"accuracy": 0.5, "precision": 0, "recall": 0, "f1": 0, "yes_ratio": 0, "questions": 4}
     always = score_pope(questions("random", "nn"), ["yes"] * 2)["random"]
-    assert (always.accuracy, always.precision, always.recall, always.f1, always.yes_ratio) == (0, 0, 0, 0, 1)
+    assert always == {"accuracy": 0, "precision": 0, "recall": 0, "f1": 0, "yes_ratio": 1, "questions": 2}
 
 
 def line(**changes: object) -> str:
@@ -77,7 +78,7 @@ def test_bad_lines_are_named(tmp_path: Path, content: str) -> None:
 
 
 def test_folders(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is not POPE"):
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
         read_pope(tmp_path)
     for strategy in ("adversarial", "random"):
         (tmp_path / f"coco_pope_{strategy}.json").write_text(line() + "\n" + line(question_id=2, label="no") + "\n\n")
@@ -85,7 +86,7 @@ def test_folders(tmp_path: Path) -> None:
         ("random/1", True), ("random/2", False), ("adversarial/1", True), ("adversarial/2", False),
     ]  # fmt: skip
     (tmp_path / "gqa_pope_random.json").write_text(line())
-    with pytest.raises(ValueError, match="several files"):
+    with pytest.raises(ValueError, match=r"coco_pope_random\.json, gqa_pope_random\.json"):
         read_pope(tmp_path)
 
 
@@ -99,6 +100,6 @@ def test_the_real_questions(shared_data: Path) -> None:
     for strategy in ("random", "popular"):
         pairs = [(yes, q.present) for q, yes in zip(asked, said, strict=True) if q.strategy == strategy]
         hits, alarms, misses = pairs.count((True, True)), pairs.count((True, False)), pairs.count((False, True))
-        assert scores[strategy].precision == pytest.approx(hits / (hits + alarms))
-        assert scores[strategy].recall == pytest.approx(hits / (hits + misses))
-        assert scores[strategy].f1 == pytest.approx(hits / (hits + (alarms + misses) / 2))
+        assert scores[strategy]["precision"] == pytest.approx(hits / (hits + alarms))
+        assert scores[strategy]["recall"] == pytest.approx(hits / (hits + misses))
+        assert scores[strategy]["f1"] == pytest.approx(hits / (hits + (alarms + misses) / 2))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -96,9 +99,9 @@ def test_image_options_reach_the_image_processor(tiny_processor: MoFProcessor) -
         pixels(images_kwargs={"typo": 3})
     with pytest.raises(TypeError, match="typo"):
         tiny_processor.image_processor(RED, typo=3)
-    with pytest.raises(TypeError, match="do_resize"):  # known to transformers, but nothing that this one could do
+    with pytest.raises(TypeError, match="do_resize"):  # known to transformers, but not to our processor
         pixels(do_resize=False)
-    with pytest.raises(ValueError, match="unknown fit 'stretch'"):
+    with pytest.raises(ValueError, match="'stretch'"):
         pixels(fit="stretch")
 
 
@@ -110,10 +113,20 @@ def test_arrays_and_tensors_are_images(tiny_processor: MoFProcessor) -> None:
     assert torch.equal(batch[1], batch[0]) and torch.equal(batch[2], batch[0])
     refused = [array[..., 0], array / 255, np.stack([array, array]), tensor.bfloat16(), torch.tensor(3)]
     for wrong in refused:
-        with pytest.raises(ValueError, match=r"an image as (ndarray|Tensor) must be \[.*\] of uint8, got \["):
+        with pytest.raises(ValueError, match=r"(ndarray|Tensor).*uint8"):
             tiny_processor(images=[wrong], text="<image>")
-    with pytest.raises(TypeError, match="an image cannot be a dict: give a file"):
+    with pytest.raises(TypeError, match="dict"):
         tiny_processor(images=[{"path": "red.png"}], text="<image>")
+
+
+@pytest.mark.slow
+def test_a_fresh_process_that_knows_only_the_class(tiny_processor: MoFProcessor, tmp_path: Path) -> None:
+    """Nothing has registered our other classes there."""
+    tiny_processor.save_pretrained(tmp_path)
+    code = f"from mof.processor import MoFProcessor; print(MoFProcessor.from_pretrained({str(tmp_path)!r}).tokens_per_image)"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["32"], done.stderr
 
 
 def test_save_and_load(tiny_processor: MoFProcessor, tiny_model: MoFForConditionalGeneration, tmp_path: Path) -> None:
@@ -143,7 +156,7 @@ def test_chat_template_is_chosen(tiny_tokenizer: PreTrainedTokenizerFast) -> Non
     tiny_tokenizer.add_special_tokens({"eos_token": "<|im_end|>"})
     assert choose_chat_template(tiny_tokenizer) == CHATML
     tiny_tokenizer.eos_token = None
-    with pytest.raises(ValueError, match="no eos_token"):
+    with pytest.raises(ValueError, match="eos_token"):
         choose_chat_template(tiny_tokenizer)
 
 
@@ -157,12 +170,12 @@ def test_chatml(tiny_model: MoFForConditionalGeneration, tiny_tokenizer: PreTrai
 
 
 def test_errors(tiny_processor: MoFProcessor, tiny_model: MoFForConditionalGeneration, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(ValueError, match="2 <image> placeholders in the text, but 1 images"):
+    with pytest.raises(ValueError, match="2 .*1 "):
         tiny_processor(images=[RED], text="<image><image>")
-    with pytest.raises(ValueError, match="1 <image> placeholders in the text, but 0 images"):
+    with pytest.raises(ValueError, match="1 .*0 "):
         tiny_processor(text=["<image>", "none"])
-    with pytest.raises(ValueError, match=r"missing.png: no such image file"):
+    with pytest.raises(ValueError, match="missing.png"):
         tiny_processor(images="missing.png", text="<image>")
     tiny_model.config.image_token_id = 5
-    with pytest.raises(ValueError, match="<image> has id 259 in this tokenizer and 5 in the model"):
+    with pytest.raises(ValueError, match="259 .*5 "):
         MoFProcessor.from_parts(tiny_model, tiny_tokenizer)

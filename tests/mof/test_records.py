@@ -1,4 +1,4 @@
-"""The record reader: what it accepts, what it refuses, and that it names the record."""
+"""The record reader: the forms that it accepts and refuses, and that its errors name the record."""
 
 from __future__ import annotations
 
@@ -106,8 +106,8 @@ def test_a_conversation_is_the_same_in_every_form(raw: Any, folder: Path) -> Non
     assert record.images == [str(folder / name) for name in images_of(raw)] == [str(folder / "cat.png"), str(folder / "dog.png")]
     assert record.questions == texts_of(raw, "user") == ["What is it?", "Like\nthis?"]
     assert record.answers == texts_of(raw, "assistant") == ["A cat.", "No."]
-    other = with_images(raw, ["dog.png", "cat.png"])
-    assert images_of(other) == ["dog.png", "cat.png"] and to_record(other, folder).messages == record.messages
+    renamed = with_images(raw, ["dog.png", "cat.png"])
+    assert images_of(renamed) == ["dog.png", "cat.png"] and to_record(renamed, folder).messages == record.messages
     assert images_of(with_images(raw, ["bird.png"])) == ["bird.png"]
     assert to_record(raw, folder).images == record.images  # what was given is as it was
 
@@ -125,9 +125,11 @@ def test_record_without_id_is_named_by_its_content() -> None:
         assert to_record({**first, **chosen}).id == to_record(first).id  # trained as it was scored
 
 
-def test_null_as_id_is_no_id() -> None:
-    first, second = llava("Hi", "Ho") | {"id": None}, llava("Hi", "Hum") | {"id": None}
-    assert to_record(first).id != to_record(second).id != "None"
+@pytest.mark.parametrize("empty", [None, ""])
+def test_an_empty_id_is_no_id(empty: str | None) -> None:
+    first, second = llava("Hi", "Ho") | {"id": empty}, llava("Hi", "Hum") | {"id": empty}
+    assert to_record(first).id != to_record(second).id and len(to_record(second).id) == 16
+    assert to_record(llava("Hi", "Ho") | {"id": 0}).id == "0"
 
 
 def test_record_without_id_is_told_apart_by_its_pixels() -> None:
@@ -152,29 +154,29 @@ def test_leading_answer_is_dropped_as_llava_does() -> None:
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
-        (llava("<image>\nWhat?", "A cat."), r"'r1': 1 <image> placeholder\(s\) but 0 image"),
-        (llava("What?", "A cat.", image="cat.png"), r"'r1': 0 <image> placeholder\(s\) but 1 image"),
-        (llava("<image> <image>", "A cat.", image=["cat.png"]), r"'r1': 2 <image> placeholder\(s\) but 1 image"),
-        (llava("<image>", "A cat.", image="bird.png"), r"'r1': no image file .*bird.png.*image_folder="),
-        (llava("What?", "A <image>"), "'r1': an image in a gpt message"),
-        ({"id": "r1", "conversations": [{"from": "bot", "value": "x"}]}, "'r1': unknown role 'bot'; expected one of human, gpt"),
-        ({"id": "r1", "conversations": [{"from": "human", "value": "x"}] * 2}, "'r1': roles are user, user; expected"),
-        ({"id": "r1", "messages": [{"role": "system", "content": "x"}]}, "'r1': roles are system; expected"),
-        ({"id": "r1", "conversations": [{"from": "gpt", "value": "x"}]}, "'r1': roles are empty; expected"),
-        ({"id": "r1", "conversations": [{"from": "human", "value": None}]}, "'r1': the human message must hold text"),
-        ({"id": "r1", "messages": [{"role": "user", "content": [{"type": "video"}]}]}, "'r1': expected a part of type"),
-        ({"id": "r1", "conversations": ["hi"]}, "'r1': expected a dict for each message, got 'hi'"),
-        ({"id": "r1", "conversations": [None]}, "'r1': expected a dict for each message, got None"),
-        ({"id": "r1", "conversations": [{"from": ["human"], "value": "x"}]}, r"'r1': unknown role \['human'\]"),
-        ({"id": "r1", "messages": [{"role": "user", "content": ["hi"]}]}, "'r1': expected a part of type .*, got 'hi'"),
-        (llava("<image>", "A cat.", image=7), "'r1': expected a path or an open image, got 7"),
-        (llava("<image>", "A cat.", image=[None]), "'r1': expected a path or an open image, got None"),
-        (llava("<image>", "A cat.", messages=None), r"'r1': 1 <image> placeholder\(s\) but 0 image"),
-        (llava("What?", "half a smiley: \ud83d"), "'r1': the gpt message holds half of a surrogate pair"),
-        (None, "record '[0-9a-f]{16}': expected a dict, got None"),
-        ("hi", "record '[0-9a-f]{16}': expected a dict, got 'hi'"),
-        ([{"id": "r1"}], "record '[0-9a-f]{16}': expected a dict, got"),
-        ({"id": "r1"}, "'r1': expected a list under 'conversations' or 'messages', got None"),
+        (llava("<image>\nWhat?", "A cat."), "'r1'.*1 .*0 "),
+        (llava("What?", "A cat.", image="cat.png"), "'r1'.*0 .*1 "),
+        (llava("<image> <image>", "A cat.", image=["cat.png"]), "'r1'.*2 .*1 "),
+        (llava("<image>", "A cat.", image="bird.png"), "'r1'.*bird.png.*image_folder="),
+        (llava("What?", "A <image>"), "'r1'.*image.*gpt"),
+        ({"id": "r1", "conversations": [{"from": "bot", "value": "x"}]}, "'r1'.*'bot'.*human, gpt"),
+        ({"id": "r1", "conversations": [{"from": "human", "value": "x"}] * 2}, "'r1'.*user, user"),
+        ({"id": "r1", "messages": [{"role": "system", "content": "x"}]}, "'r1'.*system"),
+        ({"id": "r1", "conversations": [{"from": "gpt", "value": "x"}]}, "'r1'.*empty"),
+        ({"id": "r1", "conversations": [{"from": "human", "value": None}]}, "'r1'.*human.*None"),
+        ({"id": "r1", "messages": [{"role": "user", "content": [{"type": "video"}]}]}, "'r1'.*'video'"),
+        ({"id": "r1", "conversations": ["hi"]}, "'r1'.*'hi'"),
+        ({"id": "r1", "conversations": [None]}, "'r1'.*None"),
+        ({"id": "r1", "conversations": [{"from": ["human"], "value": "x"}]}, r"'r1'.*\['human'\]"),
+        ({"id": "r1", "messages": [{"role": "user", "content": ["hi"]}]}, "'r1'.*'hi'"),
+        (llava("<image>", "A cat.", image=7), "'r1'.*7"),
+        (llava("<image>", "A cat.", image=[None]), "'r1'.*None"),
+        (llava("<image>", "A cat.", messages=None), "'r1'.*1 .*0 "),
+        (llava("What?", "half a smiley: \ud83d"), "'r1'.*gpt"),
+        (None, "'[0-9a-f]{16}'.*None"),
+        ("hi", "'[0-9a-f]{16}'.*'hi'"),
+        ([{"id": "r1"}], "'[0-9a-f]{16}'.*'r1'"),
+        ({"id": "r1"}, "'r1'.*'conversations'.*'messages'.*None"),
     ],
 )
 def test_errors_name_the_record(raw: Any, message: str, folder: Path) -> None:
@@ -182,7 +184,7 @@ def test_errors_name_the_record(raw: Any, message: str, folder: Path) -> None:
         to_record(raw, folder)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(ODD_RECORDS)
 def test_whatever_comes_is_a_record_or_an_error_that_names_it(raw: Any) -> None:
     images = images_of(raw)
@@ -202,10 +204,10 @@ def test_files(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text("\n".join(lines) + "\n\n", encoding="utf-8")
     assert read_records(tmp_path / "a.json") == read_records(tmp_path / "b.jsonl") == records
     (tmp_path / "c.jsonl").write_text("{}\n{oops\n")
-    with pytest.raises(RecordError, match=r"c.jsonl, line 2: not JSON"):
+    with pytest.raises(RecordError, match="c.jsonl, line 2"):
         read_records(tmp_path / "c.jsonl")
     (tmp_path / "d.json").write_text("{}")
-    with pytest.raises(RecordError, match=r"d.json: expected a list of records, got a dict"):
+    with pytest.raises(RecordError, match="d.json.*dict"):
         read_records(tmp_path / "d.json")
 
 
@@ -219,7 +221,7 @@ def test_a_bad_line_costs_one_row(tmp_path: Path) -> None:
     assert [rows[0], rows[-1]] == records
     assert [row.id for row in rows[1:-1]] == [f"a.jsonl, line {number}" for number in range(2, 8)]
     assert all(row.reason.startswith("not JSON") for row in rows[1:-1])
-    with pytest.raises(RecordError, match=r"a.jsonl, line 2: not JSON"):
+    with pytest.raises(RecordError, match="a.jsonl, line 2"):
         read_records(file)
     (tmp_path / "b.json").write_bytes(b"\xef\xbb\xbf[" + first + b"]")
     assert read_rows(tmp_path / "b.json") == read_records(tmp_path / "b.json") == records[:1]
@@ -233,13 +235,13 @@ def test_a_bad_line_costs_one_row(tmp_path: Path) -> None:
 )
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, read: Any, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(RecordError, match=rf"{name}.*(: not JSON.*expected a .json file of one list, or one dict a line|is empty)"):
+    with pytest.raises(RecordError, match=name):
         read(tmp_path / name)
 
 
 @pytest.mark.data
 def test_real_llava_records(shared_data: Path) -> None:
     raw = read_records(shared_data / "coco/llava_instruct.json")
-    records = [to_record(one, shared_data / "coco/train2017") for one in raw]
+    records = [to_record(row, shared_data / "coco/train2017") for row in raw]
     assert len(records) == 230 and sum(not record.images for record in records) == 5
     assert all("<image>" not in part.get("text", "") for r in records for m in r.messages for part in m["content"])

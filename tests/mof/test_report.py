@@ -92,7 +92,7 @@ def mmvp(data: Path, out: Path, right: list[int], *options: str) -> Path:
 
 
 def probe(file: Path, rights: list[int]) -> Path:
-    """Of a CLIP that gets so many of each pattern's 15 pairs right."""
+    """Write the result of a CLIP that has `rights` of each pattern's 15 pairs right, and return its file."""
     pairs = []
     for pattern, right in zip(PATTERNS, rights, strict=True):
         for i in range(15):

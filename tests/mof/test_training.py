@@ -1,4 +1,4 @@
-"""Training: where gradients go, and that checkpointing, LoRA, bf16 and two processes change nothing they should not."""
+"""Training: where gradients go, and that checkpointing, LoRA, bf16 and two processes do not change the results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A hypothesis strategy of records that are hardly ever records: each part is missing, right, or anything."""
+"""A hypothesis strategy of damaged records: each part is missing, right, or any value."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class TinyEncoder(Encoder):
 
 
 def _register(key: str, **sizes: Any) -> None:
-    """Make a tiny encoder known by name, so that models refer to it. `pretrained=False` gives other weights."""
+    """Register a tiny encoder by name, so that models can refer to it. `pretrained=False` gives other weights."""
     if key in available_encoders():
         return
 
@@ -54,7 +54,7 @@ _register("tiny-b", width=24, patch_size=4, image_size=24, mean=0.4, seed=3)
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte: slow to read but exact, and every offset is known."""
+    """Return a tokenizer with one token per byte, so that every offset is known."""
     specials = ["<pad>", "<s>", "</s>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate(specials + alphabet)}
@@ -65,7 +65,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_llm(tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype = torch.float32, **changes: Any) -> LlamaForCausalLM:
-    """Weights well above the usual initialisation, so that what comes in early is felt at the end."""
+    """Return a tiny Llama with larger weights than usual, so that a change of the input changes the output."""
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
     rest = {"vocab_size": len(tokenizer), "initializer_range": 0.2, **changes}
@@ -74,7 +74,7 @@ def build_llm(tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype = torch.flo
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, llm: PreTrainedModel | None = None) -> MoFForConditionalGeneration:
-    """The two tiny encoders interleaved into `llm`, a tiny Llama by default."""
+    """Return a model of the two tiny encoders, interleaved, before `llm`, which is a tiny Llama by default."""
     encoders = {"a": build_encoder("tiny-a"), "b": build_encoder("tiny-b")}
     mixer = InterleavedMoF(encoders, hidden_size=32)
     return MoFForConditionalGeneration.from_parts(mixer, llm or build_llm(tokenizer), tokenizer).eval()

@@ -69,7 +69,7 @@ def clip_processor() -> CLIPImageProcessor:
 
 
 def write_clip(folder: Path, clip: CLIPVisionModel) -> None:
-    """What `mm_vision_tower` refers to."""
+    """Write the folder that `mm_vision_tower` refers to."""
     clip.save_pretrained(folder)
     clip_processor().save_pretrained(folder)
 
@@ -198,7 +198,7 @@ def write_weights(folder: Path, state: dict[str, Tensor], shards: int = 1, endin
 
 
 def build_parts(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
-    """What original checkpoints are made of, as modules and state dicts."""
+    """Return the parts of original checkpoints, as modules and state dicts."""
     return {
         "llama": build_llama(tokenizer),
         "clip": build_clip(),

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from mof.data.records import record_id, to_record
+from mof.data.records import images_of, record_id, to_record
 from vig import score
 from vig.analyses.comparison import attention_table, match_table, misleading_table
 from vig.analyses.image_attention import image_attention
@@ -40,7 +40,7 @@ def test_other_images_by_hand() -> None:
         caption("two", "a", "dog") | {"image": ["a", "b"]},
     ]
     groups = with_other_images(records)
-    images = {name: {one["id"]: one["image"] for one in same} for name, same in groups.items()}
+    images = {name: {record["id"]: images_of(record)[0] for record in group} for name, group in groups.items()}
     assert images["matching"] == {"1": "a", "2": "b", "4": "a", "5": "d"}  # no other image has a kite
     assert images["partly matching"]["1"] == "b" and images["conflicting"]["1"] in "cd"
     assert images["partly matching"]["2"] == "a" and images["conflicting"]["2"] in "cd"
@@ -56,9 +56,9 @@ def records_without_image() -> list[dict[str, str]]:
 
 def test_the_seed_draws_the_images() -> None:
     records = [caption(str(i), f"{i}", f"word{i % 7} thing{i % 5}") for i in range(120)]
-    drawn = [[one["image"] for one in with_other_images(records, seed)["conflicting"]] for seed in (0, 0, 1)]
+    drawn = [[images_of(record) for record in with_other_images(records, seed)["conflicting"]] for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
-    own = [one["image"] for one in with_other_images(records)["matching"]]
+    own = [images_of(record) for record in with_other_images(records)["matching"]]
     assert all(image != other for image, other in zip(own, drawn[0], strict=True))
 
 
@@ -73,10 +73,10 @@ def test_open_images_and_messages() -> None:
         for text, picture in zip(texts, pictures, strict=True)
     ]  # fmt: skip
     groups = with_other_images(records)
-    assert [one["image"] for one in groups["partly matching"]] == [pictures[1], pictures[0]]
-    ids = [[one["id"] for one in same] for same in groups.values()]
+    assert [images_of(record) for record in groups["partly matching"]] == [[pictures[1]], [pictures[0]]]
+    ids = [[record["id"] for record in group] for group in groups.values()]
     assert ids[0] == ids[1] == ids[2] and len(set(ids[0])) == 2
-    assert all(len(to_record(one).images) == 1 for same in groups.values() for one in same)
+    assert all(len(to_record(record).images) == 1 for group in groups.values() for record in group)
 
 
 def test_records_of_tables_and_images_in_messages() -> None:
@@ -87,15 +87,15 @@ def test_records_of_tables_and_images_in_messages() -> None:
     said = [[user[name], {"role": "assistant", "content": text}] for name, text in texts.items()]
     for records in (wide, said, [{"messages": messages, "conversations": None, "image": None} for messages in said]):
         groups = with_other_images([*records, {"id": "broken", "image": "a", "conversations": [{"from": "cat"}]}])
-        assert [record["image"] for record in groups["matching"]] == ["a", "b"]
-        assert [record["image"] for record in groups["partly matching"]] == ["b", "a"]
-        assert [record["image"] for record in groups["conflicting"]] == ["c", "c"]
+        assert [images_of(record) for record in groups["matching"]] == [["a"], ["b"]]
+        assert [images_of(record) for record in groups["partly matching"]] == [["b"], ["a"]]
+        assert [images_of(record) for record in groups["conflicting"]] == [["c"], ["c"]]
         assert [record["id"] for record in groups["matching"]] == list(map(record_id, records[:2]))
 
 
 @pytest.mark.parametrize("records", [[], [caption("1", "a", "dog")], [caption("1", "a", "dog"), caption("2", "b", "cat")]])
 def test_nothing_in_common_is_refused(records: list[dict[str, Any]]) -> None:
-    with pytest.raises(ValueError, match="share more than others"):
+    with pytest.raises(ValueError, match=str(len(records))):
         with_other_images(records)
 
 
@@ -114,9 +114,9 @@ def test_image_match_is_the_mean_of_the_scores(llava: Llava, records: list[dict[
 
 
 def test_groups_of_other_records_are_refused(llava: Llava, records: list[dict[str, Any]], text_only: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="records of other ids"):
+    with pytest.raises(ValueError, match="'own'.*'other'"):
         image_match(*llava, {"own": records, "other": records[1:]})
-    with pytest.raises(ValueError, match="no record could be scored"):
+    with pytest.raises(ValueError, match="text-only"):
         image_match(*llava, {"own": [text_only], "other": [text_only]})
 
 
@@ -167,7 +167,7 @@ def test_attention_layer_by_layer(llava: Llava, records: list[dict[str, Any]], t
 
 def test_attention_that_is_not_there(llava: Llava, records: list[dict[str, Any]], text_only: dict[str, Any], image_folder: Path) -> None:
     model, processor = llava
-    with pytest.raises(ValueError, match="has an image and an answer"):
+    with pytest.raises(ValueError, match="of 1 records"):
         image_attention(model, processor, [text_only])
     model.set_attn_implementation("sdpa")
     try:
@@ -236,8 +236,8 @@ def test_a_real_model_answers(llava: Llava, questions: list[dict[str, Any]], tmp
     [
         ({"image": None}, "'image'"),
         ({"answer": "maybe"}, "'maybe'"),
-        ({"options": ["yes"]}, "two options"),
-        ({"options": ["yes", "yes"]}, "two options"),
+        ({"options": ["yes"]}, r"\['yes'.*\]"),
+        ({"options": ["yes", "yes"]}, r"\['yes'.*\]"),
     ],
 )
 def test_bad_questions_are_refused(llava: Llava, change: dict[str, Any], message: str) -> None:

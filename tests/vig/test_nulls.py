@@ -47,7 +47,7 @@ def test_shuffle_takes_another_image(tmp_path) -> None:
     images = [image, *(picture(seed, (16, 16)) for seed in range(2, 20))]
     assert all(maker("a", [image])[0] != image for image in images)
     assert maker("a", [image]) == [other]
-    with pytest.raises(ValueError, match="two different images"):
+    with pytest.raises(ValueError, match="shuffle"):
         NullImages("shuffle", 0, [image])("a", [image])
 
 
@@ -56,10 +56,10 @@ def test_callable_null() -> None:
     flip = NullImages(lambda image: image.transpose(Image.Transpose.ROTATE_180), 0)
     assert flip("a", [image]) == [image.transpose(Image.Transpose.ROTATE_180)]
     turn = NullImages(lambda image: image.transpose(Image.Transpose.ROTATE_90), 0)
-    with pytest.raises(ValueError, match=r"'a'.*same size"):
+    with pytest.raises(ValueError, match=r"'a'.*\(20, 30\).*\(30, 20\)"):
         turn("a", [image])
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="unknown null image 'blurr'.*blur, same, zero, mean, noise, shuffle, drop"):
+    with pytest.raises(ValueError, match="'blurr'.*blur, same, zero, mean, noise, shuffle, drop"):
         NullImages("blurr", 0)

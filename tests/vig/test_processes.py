@@ -32,8 +32,8 @@ def slow(*args):
 vig.scoring.passes.TwoPasses._batch = slow
 records, rank = many_records(folder / "images"), os.environ["RANK"]
 model, processor = build_llava()
-for some, output in ((records, folder / "scores"), (iter(records), None)):
-    scores = vig.score(model, processor, some, output, image_folder=folder / "images", batch_size=1)
+for given, output in ((records, folder / "scores"), (iter(records), None)):
+    scores = vig.score(model, processor, given, output, image_folder=folder / "images", batch_size=1)
     manifest = {key: scores.manifest[key] for key in ("failures", "text_only")}
     kind = "folder" if output else "none"
     (folder / f"{kind}{rank}.json").write_text(json.dumps({"ids": scores.ids, "vig": scores.vig.tolist(), **manifest}))
@@ -41,7 +41,7 @@ for some, output in ((records, folder / "scores"), (iter(records), None)):
 
 
 @pytest.fixture
-def one(llava, tmp_path):
+def alone(llava, tmp_path):
     """The scores of one process, and what became of the other records."""
     return score(*llava, many_records(tmp_path / "images"), image_folder=tmp_path / "images", batch_size=1)
 
@@ -49,25 +49,25 @@ def one(llava, tmp_path):
 def owners(folder: Path) -> dict[str, set[str]]:
     """Image -> the processes whose shards hold records on it."""
     images = {record["id"]: images_of(record) for record in many_records(folder.parent / "images")}
-    found: dict[str, set[str]] = {}
+    by_image: dict[str, set[str]] = {}
     for path in folder.glob("shard-*.parquet"):
         for id in pq.read_table(path)["id"].to_pylist():
-            found.setdefault(images[id][0], set()).add(path.name.split("-")[1])
-    return found
+            by_image.setdefault(images[id][0], set()).add(path.name.split("-")[1])
+    return by_image
 
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_two_processes_give_what_one_gives(one, tmp_path) -> None:
+def test_two_processes_give_what_one_gives(alone, tmp_path) -> None:
     launch.run(SCRIPT, tmp_path, 0, count=2)
     results = [json.loads(path.read_text()) for path in tmp_path.glob("*[01].json")]
     assert len(results) == 4 and all(result == results[0] for result in results)  # two processes, with a folder and without
-    assert results[0]["ids"] == one.ids and len(one) == 24  # order too
-    assert results[0]["vig"] == pytest.approx(one.vig.tolist(), abs=1e-5)
-    assert results[0]["text_only"] == ["text"] and results[0]["failures"] == one.failures
+    assert results[0]["ids"] == alone.ids and len(alone) == 24  # order too
+    assert results[0]["vig"] == pytest.approx(alone.vig.tolist(), abs=1e-5)
+    assert results[0]["text_only"] == ["text"] and results[0]["failures"] == alone.failures
     loaded = load_scores(tmp_path / "scores")
-    assert_same(loaded, one, atol=1e-5)
-    assert loaded.failures == one.failures and loaded.manifest["text_only"] == ["text"]
+    assert_same(loaded, alone, atol=1e-5)
+    assert loaded.failures == alone.failures and loaded.manifest["text_only"] == ["text"]
     of_image = owners(tmp_path / "scores")
     assert set.union(*of_image.values()) == {"0000", "0001"}
     assert all(len(processes) == 1 for processes in of_image.values())  # of one image all in one
@@ -89,14 +89,14 @@ def start_and_kill(folder: Path, shards: int, *, all_of_them: bool) -> set[str]:
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_killed_and_resumed_by_another_number_of_processes(llava, one, tmp_path) -> None:
+def test_killed_and_resumed_by_another_number_of_processes(llava, alone, tmp_path) -> None:
     first = start_and_kill(tmp_path, 3, all_of_them=False)
     second = start_and_kill(tmp_path, 8, all_of_them=True)
     assert 4 <= len(first) < len(second) < 24 and first < second
     records, output = many_records(tmp_path / "images"), tmp_path / "scores"
     resumed = score(*llava, records, output, image_folder=tmp_path / "images", batch_size=1)
-    assert resumed.ids == one.ids and resumed.failures == one.failures
-    assert_same(resumed, one, atol=1e-5)
+    assert resumed.ids == alone.ids and resumed.failures == alone.failures
+    assert_same(resumed, alone, atol=1e-5)
     assert sum(pq.read_metadata(path).num_rows for path in output.glob("shard-*.parquet")) == 24  # none was scored twice
     assert not list(output.glob(".tmp-*"))
 
@@ -109,7 +109,7 @@ class Two(Processes):
 
 
 def test_processes_that_do_not_agree_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 processes score together, but the records are not the same on all of them"):
+    with pytest.raises(ValueError, match="2 processes.*the records"):
         Two(0, 2).require_equal("one", "the records")
     Processes().require_equal("one", "the records")
 

@@ -102,9 +102,9 @@ def test_an_image_is_prepared_once_for_records_in_a_row(llava, records, image_fo
     expected = {s.id: s.token_vig for s in score(llava[0], processor, records, image_folder=image_folder)}
     assert len(seen) == 2 * len(records)
     opened = [{**record, "image": read_image(image_folder / record["image"]).copy()} for record in files]
-    for some in (files, opened):
+    for given in (files, opened):
         seen.clear()
-        scores = score(llava[0], processor, some, image_folder=image_folder)
+        scores = score(llava[0], processor, given, image_folder=image_folder)
         assert len(seen) == 2 * len(records) and len(scores) == 3 * len(records)
         for s in scores:
             np.testing.assert_allclose(s.token_vig, expected[s.id.split("-")[0]], atol=1e-5)

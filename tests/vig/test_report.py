@@ -235,9 +235,9 @@ def test_few_or_equal_scores(tmp_path: Path, values: list[float], keep: float | 
 
 def test_wrong_records_are_refused(tmp_path: Path, records: list[dict[str, Any]]) -> None:
     selection = select(scores_of([score_of(one) for one in records]))
-    with pytest.raises(ValueError, match="no record has the id"):
+    with pytest.raises(ValueError, match=f"{records[1]['id']!r}"):
         write(tmp_path / "x.html", selection, records[:1])
-    with pytest.raises(ValueError, match="is not what was scored"):
+    with pytest.raises(ValueError, match=f"{records[0]['id']!r}"):
         write(tmp_path / "x.html", selection, [one | {"image": "other.png"} for one in records])
     assert not (tmp_path / "x.html").exists()
 
@@ -283,7 +283,7 @@ def test_null_images_are_compared_by_record(tmp_path: Path, records: list[dict[s
 
 def test_scores_of_another_model_are_refused(records: list[dict[str, Any]]) -> None:
     items = [score_of(one) for one in records]
-    with pytest.raises(ValueError, match="differ in weights"):
+    with pytest.raises(ValueError, match="'zero'.*weights"):
         compare_nulls([scores_of(items), scores_of(items, "zero", identity={"weights": "other"})])
-    with pytest.raises(ValueError, match="no record in common"):
+    with pytest.raises(ValueError, match="'zero'"):
         compare_nulls([scores_of(items[:1]), scores_of(items[1:], "zero")])

@@ -32,7 +32,7 @@ def test_saved_scores_load_as_they_were(llava, records, image_folder, text_only,
     assert_same(memory, scores)
     memory.save(tmp_path / "saved")
     assert_same(load_scores(tmp_path / "saved"), scores)
-    with pytest.raises(ValueError, match="already holds 4 scores"):
+    with pytest.raises(ValueError, match="4 scores"):
         memory.save(tmp_path / "saved")
     assert load_scores(tmp_path / "saved").manifest == scores.manifest  # the refusal left it alone
 
@@ -62,15 +62,15 @@ def raise_after(monkeypatch, batches: int) -> None:
 
 @pytest.mark.parametrize("batches", [0, 1, 2, 4])
 def test_interrupted_and_resumed_equals_one_run(llava, records, image_folder, tmp_path, monkeypatch, batches) -> None:
-    one = score(*llava, records, tmp_path / "one", image_folder=image_folder, batch_size=1)
+    whole = score(*llava, records, tmp_path / "one", image_folder=image_folder, batch_size=1)
     with monkeypatch.context() as patch:
         raise_after(patch, batches)
         with pytest.raises(KeyboardInterrupt):
             score(*llava, records, tmp_path / "two", image_folder=image_folder, batch_size=1)
     assert len(load_scores(tmp_path / "two")) == batches
     resumed = score(*llava, records, tmp_path / "two", image_folder=image_folder, batch_size=1)
-    assert_same(resumed, one)
-    assert_same(load_scores(tmp_path / "two"), one)
+    assert_same(resumed, whole)
+    assert_same(load_scores(tmp_path / "two"), whole)
 
 
 def test_scored_records_are_not_scored_again(llava, records, image_folder, tmp_path, monkeypatch) -> None:
@@ -94,34 +94,34 @@ def test_a_failed_record_is_tried_again(llava, records, image_folder, tmp_path) 
 def test_a_run_that_saved_nothing_gives_way(llava, records, image_folder, tmp_path) -> None:
     processor = copy.deepcopy(llava[1])
     processor.chat_template = "no marks"
-    with pytest.raises(ValueError, match="does not mark the assistant's words"):
+    with pytest.raises(ValueError, match="chat template"):
         score(llava[0], processor, records, tmp_path, image_folder=image_folder)
-    one = score(*llava, records, tmp_path, image_folder=image_folder)
-    with pytest.raises(ValueError, match="holds another scoring run"):
+    whole = score(*llava, records, tmp_path, image_folder=image_folder)
+    with pytest.raises(ValueError, match="null.name"):
         score(*llava, records, tmp_path, "zero", image_folder=image_folder)
-    assert_same(load_scores(tmp_path), one)
+    assert_same(load_scores(tmp_path), whole)
 
 
 def test_partial_files_never_count(llava, records, image_folder, tmp_path) -> None:
-    one = score(*llava, records, tmp_path, image_folder=image_folder)
+    whole = score(*llava, records, tmp_path, image_folder=image_folder)
     shard = (tmp_path / "shard-0000-00000.parquet").read_bytes()
     (tmp_path / ".tmp-7-shard-0000-00009.parquet").write_bytes(shard[: len(shard) // 2])
-    assert_same(load_scores(tmp_path), one)
-    assert_same(score(*llava, records, tmp_path, image_folder=image_folder), one)
+    assert_same(load_scores(tmp_path), whole)
+    assert_same(score(*llava, records, tmp_path, image_folder=image_folder), whole)
     assert not list(tmp_path.glob(".tmp-*"))
     (tmp_path / "shard-0000-00000.parquet").write_bytes(shard[: len(shard) // 2])  # a damaged disk
-    with pytest.raises(ValueError, match=r"shard-0000-00000\.parquet cannot be read.*delete it"):
+    with pytest.raises(ValueError, match=r"shard-0000-00000\.parquet "):
         load_scores(tmp_path)
 
 
 def test_a_damaged_shard_never_gives_other_scores(llava, records, image_folder, tmp_path) -> None:
-    one = score(*llava, records, tmp_path, image_folder=image_folder, batch_size=2)
+    whole = score(*llava, records, tmp_path, image_folder=image_folder, batch_size=2)
     shard = tmp_path / "shard-0000-00001.parquet"
     sound = shard.read_bytes()
     for place in range(4, len(sound) - 8, 29):
         shard.write_bytes(sound[:place] + bytes([sound[place] ^ 0x55]) + sound[place + 1 :])
         try:
-            assert_same(load_scores(tmp_path), one)  # it was a byte of no account
+            assert_same(load_scores(tmp_path), whole)  # it was a byte of no account
         except ValueError:
             continue
 
@@ -131,18 +131,18 @@ def test_a_damaged_manifest_is_named(llava, records, image_folder, tmp_path, con
     score(*llava, records, tmp_path, image_folder=image_folder)
     (tmp_path / "manifest.json").write_text(content)
     for use in (lambda: load_scores(tmp_path), lambda: score(*llava, records, tmp_path, image_folder=image_folder)):
-        with pytest.raises(ValueError, match=r"manifest.json is damaged"):
+        with pytest.raises(ValueError, match=r"manifest\.json"):
             use()
 
 
 @pytest.mark.parametrize(("lost", "left"), [([1], 3), ([0, 1, 2], 0)])
 def test_a_missing_shard_is_not_fewer_scores(llava, records, image_folder, tmp_path, lost, left) -> None:
-    one = score(*llava, records, tmp_path, image_folder=image_folder, batch_size=2)
+    whole = score(*llava, records, tmp_path, image_folder=image_folder, batch_size=2)
     for number in lost:
         (tmp_path / f"shard-0000-{number:05d}.parquet").unlink()
-    with pytest.raises(ValueError, match=f"saved 5 scores, but the shards hold {left};.*score again with this folder"):
+    with pytest.raises(ValueError, match=f"5 scores.* {left};"):
         load_scores(tmp_path)
-    assert_same(score(*llava, records, tmp_path, image_folder=image_folder, batch_size=2), one, atol=1e-5)  # as it says
+    assert_same(score(*llava, records, tmp_path, image_folder=image_folder, batch_size=2), whole, atol=1e-5)  # as it says
     assert len(load_scores(tmp_path)) == 5
 
 
@@ -154,7 +154,7 @@ def test_another_run_in_the_folder_is_refused(llava, records, image_folder, tmp_
         with pytest.raises(ValueError, match=match):
             score(model, processor, records, tmp_path, **{"image_folder": image_folder, **options})
 
-    refuses(r"another scoring run(.|\n)*null\.name: 'blur' there, 'mean' now", null="mean")
+    refuses(r"null\.name: 'blur' there, 'mean' now", null="mean")
     refuses(r"max_length: 2048 there, 77 now", max_length=77)
     refuses(r"seed: 0 there, 1 now", seed=1)
     trained = copy.deepcopy(model)
@@ -172,17 +172,17 @@ def test_another_run_in_the_folder_is_refused(llava, records, image_folder, tmp_
     refuses(r"processor:", processor=other)
     changed = copy.deepcopy(records)
     changed[1]["conversations"][1]["value"] = "Something else."
-    refuses(r"other records under the same ids.*r1", records=changed)
+    refuses(r"r1$", records=changed)
     assert len(load_scores(tmp_path)) == 2
     assert load_scores(tmp_path).manifest["complete"]  # still as it was
 
 
 def test_a_folder_without_a_format_is_of_the_first(llava, records, image_folder, tmp_path) -> None:
-    one = score(*llava, records, tmp_path, image_folder=image_folder)
+    whole = score(*llava, records, tmp_path, image_folder=image_folder)
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest.pop("format") == 1
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    assert_same(load_scores(tmp_path), one)
+    assert_same(load_scores(tmp_path), whole)
     (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"format": 2}))
     with pytest.raises(ValueError, match="format 2"):
         load_scores(tmp_path)
@@ -206,9 +206,9 @@ def test_the_same_model_and_processor_loaded_again_resume(llava, records, image_
 def test_a_folder_of_something_else_is_refused(llava, records, image_folder, tmp_path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"precious")
     (tmp_path / "draft.tmp").write_bytes(b"precious too")
-    with pytest.raises(ValueError, match="(model.safetensors|draft.tmp) and no scoring run"):
+    with pytest.raises(ValueError, match="(model.safetensors|draft.tmp)"):
         score(*llava, records, tmp_path, image_folder=image_folder)
-    with pytest.raises(ValueError, match="holds no manifest.json"):
+    with pytest.raises(ValueError, match="manifest.json"):
         load_scores(tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -244,6 +244,6 @@ def test_sigkill_and_resume_equals_one_run(llava, tmp_path) -> None:
     assert 2 <= saved < 12
     records = build_records(images, 12)
     resumed = score(*llava, records, output, image_folder=images, batch_size=1)
-    one = score(*llava, records, tmp_path / "one", image_folder=images, batch_size=1)
-    assert_same(resumed, one, atol=1e-5)
+    whole = score(*llava, records, tmp_path / "one", image_folder=images, batch_size=1)
+    assert_same(resumed, whole, atol=1e-5)
     assert sum(pq.read_metadata(path).num_rows for path in output.glob("shard-*.parquet")) == 12

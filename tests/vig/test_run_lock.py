@@ -24,7 +24,7 @@ def test_a_second_run_is_refused_while_the_first_is_alive(llava, records, image_
         monkeypatch.setattr(vig.scoring.passes.TwoPasses, "_batch", batch)
         (output / ".tmp-7-shard-0000-00007.parquet").write_bytes(b"being written by the first")
         before = {path.name: path.read_bytes() for path in output.iterdir()}
-        with pytest.raises(ValueError, match=r"another run is writing to .*scores and still alive; wait for it or end it"):
+        with pytest.raises(ValueError, match=str(tmp_path / "scores")):
             score(*llava, records, output, null, image_folder=image_folder)
         assert {path.name: path.read_bytes() for path in output.iterdir()} == before
         seen.append(True)
@@ -39,7 +39,7 @@ def test_a_second_run_is_refused_while_the_first_is_alive(llava, records, image_
 
 def test_a_refused_run_holds_nothing(llava, records, image_folder, tmp_path) -> None:
     score(*llava, records, tmp_path, image_folder=image_folder)
-    with pytest.raises(ValueError, match="holds another scoring run"):  # whose traceback lives on
+    with pytest.raises(ValueError, match="null.name"):  # whose traceback lives on
         score(*llava, records, tmp_path, "zero", image_folder=image_folder)
     score(*llava, records, tmp_path, image_folder=image_folder)
 
@@ -49,17 +49,17 @@ def test_no_process_of_another_run_may_be_alive(tmp_path: Path, rank: int) -> No
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / f"lock-{rank:04d}")], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
     lock = RunLock(tmp_path, 0)
-    with pytest.raises(ValueError, match="another run is writing"):
+    with pytest.raises(ValueError, match=str(tmp_path)):
         lock.take()
     lock.release()
     holder.kill()
     holder.wait()
     lock.take()
-    others = [RunLock(tmp_path, rank) for rank in (1, 2, 3)]  # of the same run
-    for other in others:
+    locks = [lock, *(RunLock(tmp_path, rank) for rank in (1, 2, 3))]  # of the same run
+    for other in locks[1:]:
         other.take()
-    with pytest.raises(ValueError, match="another run is writing"):
+    with pytest.raises(ValueError, match=str(tmp_path)):
         RunLock(tmp_path, 0).take()
-    for one in (lock, *others):
-        one.release()
+    for held in locks:
+        held.release()
     RunLock(tmp_path, 0).take()

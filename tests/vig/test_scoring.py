@@ -172,11 +172,11 @@ def test_non_finite_loss_is_a_failure(llava, records, image_folder) -> None:
 
 
 def test_duplicated_ids_and_bad_arguments(llava, records, image_folder) -> None:
-    with pytest.raises(ValueError, match="unique.*r1"):
+    with pytest.raises(ValueError, match="r1"):
         score(*llava, [*records, records[1]], image_folder=image_folder)
     with pytest.raises(ValueError, match="batch_size"):
         score(*llava, records, image_folder=image_folder, batch_size=0)
-    with pytest.raises(ValueError, match="unknown null image 'none'"):
+    with pytest.raises(ValueError, match="'none'"):
         score(*llava, records, null="none", image_folder=image_folder)
 
 
@@ -240,9 +240,9 @@ def test_an_iterator_is_read_once_and_shows_progress_without_a_total(llava, reco
     assert "5/?" in screen.getvalue()
     assert score(*llava, iter(records), tmp_path, image_folder=image_folder).ids == expected.ids  # nothing left to do
     records[1]["conversations"][1]["value"] = "Something else."
-    with pytest.raises(ValueError, match="other records under the same ids.*r1"):
+    with pytest.raises(ValueError, match="r1$"):
         score(*llava, iter(records), tmp_path, image_folder=image_folder)
-    with pytest.raises(ValueError, match="shuffle.*give a list"):
+    with pytest.raises(ValueError, match="shuffle"):
         score(*llava, iter(records), null="shuffle", image_folder=image_folder)
 
 

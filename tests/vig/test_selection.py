@@ -104,32 +104,32 @@ def test_random_control_is_random() -> None:
 def test_refused() -> None:
     with pytest.raises(ValueError, match="no scores"):
         select(make_scores([]))
-    with pytest.raises(ValueError, match="not finite.*'s1'"):
+    with pytest.raises(ValueError, match="'s1'"):
         select(make_scores([[0.0], [1.0, math.nan]]))
-    with pytest.raises(ValueError, match="not finite.*'s1'"):
+    with pytest.raises(ValueError, match="'s1'"):
         select(make_scores([[0.0], []]))  # the mean of no tokens
     scores = make_scores([[0.0], [1.0]])
     for share in (-0.1, 1.5, 70, math.nan):
-        with pytest.raises(ValueError, match="keep is a share"):
+        with pytest.raises(ValueError, match="^keep"):
             select(scores, share)
-        with pytest.raises(ValueError, match="token_keep is a share"):
+        with pytest.raises(ValueError, match="^token_keep"):
             select(scores, token_keep=share)
         for quota in (share, {"(none)": share}):
-            with pytest.raises(ValueError, match=r"quota of '\(none\)' is a share"):
+            with pytest.raises(ValueError, match=r"'\(none\)'"):
                 select(scores, quota=quota)
     for threshold in (math.nan, math.inf):
         with pytest.raises(ValueError, match="token_threshold"):
             select(scores, token_threshold=threshold)
         with pytest.raises(ValueError, match="^threshold"):
             select(scores, threshold=threshold)
-    with pytest.raises(ValueError, match="source 'ocr'; there are a, b"):
+    with pytest.raises(ValueError, match="'ocr'.* a, b"):
         select(scores, sources={"s0": "a", "s1": "b"}, quota={"ocr": 0.5})
-    with pytest.raises(ValueError, match="other scores"):
+    with pytest.raises(ValueError, match="like"):
         random_selection(make_scores([[0.0]]), select(scores))
-    with pytest.raises(ValueError, match="level is"):
+    with pytest.raises(ValueError, match="'sample'"):
         random_selection(scores, select(scores), level="sample")
     for low, high in ((0, 1), (2, 1), (-1, 1), (1, math.inf), (math.nan, 1)):
-        with pytest.raises(ValueError, match="clamped"):
+        with pytest.raises(ValueError, match=f"got {low} and {high}"):
             select(scores).weighted(low, high)
 
 

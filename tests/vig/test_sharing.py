@@ -62,7 +62,7 @@ def test_every_image_goes_through_the_encoder_once_per_branch(llava, many, image
         score(model, processor, many, image_folder=image_folder)
     finally:
         handle.remove()
-    images, checks = 5, 2  # at the start, one record plainly, and once more to see whether the logits are the head's output
+    images, checks = 5, 1  # at the start, one record plainly
     assert sum(seen) == 2 * images + checks
 
 
@@ -123,6 +123,23 @@ def test_what_cannot_be_shared_falls_back_and_says_so_once(kind, tiny_tokenizer,
     assert "for every record anew" in said
     assert losses._head is not None  # logits still exist at answer positions only
     assert losses._untouched == (kind != "capped logits")
+
+
+def test_logits_that_the_model_changes_in_place(llava, image_folder, monkeypatch) -> None:
+    model, processor = llava
+    forward = model.forward
+
+    def scaled(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        output.logits.mul_(0.5)
+        return output
+
+    monkeypatch.setattr(model, "forward", scaled)
+    examples = examples_on_one_image(processor, image_folder)
+    losses = AnswerLosses(model, 0)
+    expected = [loss for example in examples for loss in plain_losses(model, example)]
+    np.testing.assert_allclose(losses([[example] for example in examples], 0).numpy(), expected, atol=1e-4)
+    assert losses._head is not None and not losses._untouched
 
 
 def test_a_past_that_is_not_the_same_is_not_used(llava, many, image_folder, monkeypatch, caplog) -> None:

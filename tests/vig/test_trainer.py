@@ -108,7 +108,7 @@ def test_lora_step(llava, records, image_folder, text_only, tmp_path) -> None:
 
 
 def test_a_model_without_output_embeddings_is_refused(llava, tmp_path) -> None:
-    with pytest.raises(ValueError, match="no output embeddings"):
+    with pytest.raises(ValueError, match="LlavaModel"):
         SelectiveTrainer(llava[0].model, arguments(tmp_path), processing_class=llava[1])
 
 
@@ -159,7 +159,7 @@ def test_arguments_that_change_the_loss_are_refused(llava, tmp_path) -> None:
     model, processor = llava
     with pytest.raises(ValueError, match="average_tokens_across_devices"):
         SelectiveTrainer(model, arguments(tmp_path, average_tokens_across_devices=False), processing_class=processor)
-    with pytest.raises(ValueError, match="label smoothing"):
+    with pytest.raises(ValueError, match="0.1"):
         SelectiveTrainer(model, arguments(tmp_path, label_smoothing_factor=0.1), processing_class=processor)
 
 

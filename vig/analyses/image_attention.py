@@ -48,7 +48,7 @@ def image_attention(
     """Return the attention from the positions that predict answer tokens to the image tokens before them.
 
     Args:
-        model: any image-text-to-text model of transformers that puts image tokens between those of the text, loaded with
+        model: any image-text-to-text model of transformers that puts image tokens between the tokens of the text, loaded with
             attn_implementation="eager", as no other implementation returns attention.
         processor: the model's processor, which knows the `image_token_id`.
         records: raw records; records without an image are passed over.

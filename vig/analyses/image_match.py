@@ -92,11 +92,10 @@ def right_against_other_image(model: PreTrainedModel, processor: ProcessorMixin,
 def with_other_images(records: Sequence[RawRecord], seed: int = 0) -> dict[str, list[dict[str, Any]]]:
     """Return the records with their own images ("matching"), with partly matching ones, and with conflicting ones.
 
-    The images are those of the other records. The words of all answers about an image, function words left out, tell what it
-    shows. For each record, 50 other images are drawn with the seed. The one that shares the most words with the record's
-    answers is the partly matching image, and the one that shares the fewest is the conflicting image; the first drawn wins a
-    tie. Records are left out that have several images or none, or that cannot be parsed, or whose two images share equally
-    many words.
+    All images come from the records. The words of all answers about an image, without function words, tell what it shows. For
+    each record, 50 other images are drawn with the seed. The partly matching image shares the most words with the record's
+    answers, the conflicting image shares the fewest; the first drawn wins a tie. Records are left out that have several images or
+    none, that cannot be parsed, or whose two images share equally many words.
 
     Raises:
         ValueError: when no record is left.
@@ -125,7 +124,7 @@ def with_other_images(records: Sequence[RawRecord], seed: int = 0) -> dict[str, 
             groups[name].append(rest | {"id": record_id(raw), "image": images[key]})
     if not groups["matching"]:
         raise ValueError(
-            f"of {len(records)} records, none has words that some other images share more than others; expected records with one image "
+            f"none of {len(records)} records has words that two other images share to different degrees; expected records with one image "
             "each and answers of more than a word or two"
         )
     return groups

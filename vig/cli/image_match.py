@@ -29,10 +29,10 @@ def image_match(
     score_dir: Annotated[Path | None, typer.Option(help="Folder that keeps the scores. A run that was stopped there is resumed.")] = None,
     output: Annotated[Path | None, output_option("JSON file for the figures.")] = None,
 ) -> None:
-    """Compare the mean VIG of answers with their own image, with one that fits in part, and with a conflicting one.
+    """Compare the mean VIG of answers with their own image, with an image that fits in part, and with a conflicting image.
 
-    The other two images come from other records: of 50 records drawn for each record, the one whose answers share the most words
-    with the record's answers, and the one whose answers share the fewest. --partly and --conflicting give other images.
+    For each record, 50 other records are drawn. The record whose answers share the most words with its answers gives the image that
+    fits in part, and the record whose answers share the fewest words gives the conflicting image. Or give --partly and --conflicting.
 
     \b
     Example:

@@ -17,7 +17,8 @@ from vig.selection.thresholds import select
 
 def report(
     scores: Annotated[
-        list[Path], typer.Argument(help="Folders of `mof vig score`: the first is shown, others with other null images are compared.")
+        list[Path],
+        typer.Argument(help="Folders of `mof vig score`: the first is shown, folders with other null images are compared with it."),
     ],
     records: Records,
     output: Annotated[Path, output_option("HTML file to write.")],

@@ -36,7 +36,7 @@ def select(
     ] = None,
     quota: Annotated[
         list[str] | None,
-        typer.Option(help="Least share to keep of every source, as 0.3, or of one source, as ocr_vqa=0.5. Can be given several times."),
+        typer.Option(help="Smallest share to keep of every source (0.3) or of a single source (ocr_vqa=0.5). Can be given several times."),
     ] = None,
     random: Annotated[
         Level | None, typer.Option(help="Draw as many tokens at random instead: whole samples, tokens of all samples, or both.")

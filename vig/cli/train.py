@@ -79,7 +79,7 @@ def train(
       torchrun --no-python --nproc_per_node 8 mof train --model llava --records ... (as before)
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers fork after the tokenizer was used
-    transformers.utils.logging.disable_progress_bar()  # hides the bars of loading and saving, not that of training
+    transformers.utils.logging.disable_progress_bar()  # hides the bars of loading and saving, but not the bar of training
     peak = (2e-4 if lora else 2e-5) if learning_rate is None else learning_rate
     if not (epochs > 0 and peak > 0):
         raise ValueError(f"--epochs and --learning-rate should be above 0, got {epochs} and {peak}")

@@ -28,7 +28,7 @@ class NullRow:
     common: int
     """Number of records that the reference has too; the correlations are over these records."""
     sample_correlation: float | None
-    """Spearman's rank correlation of sample VIG with the reference; None where one of the two is constant."""
+    """Spearman's rank correlation of sample VIG with the reference; None where either is constant."""
     token_correlation: float | None
     """Spearman's rank correlation of token VIG."""
 

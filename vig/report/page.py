@@ -90,20 +90,20 @@ def write_report(
 
 
 def _ends(scores: Scores, count: int) -> tuple[list[Score], list[Score]]:
-    """The lowest from the bottom up and the highest from the top down; no record is both."""
+    """Return `count` scores from each end, the outermost first: the lowest and the highest. No record is in both lists."""
     ordered = sorted(scores, key=lambda score: (score.vig, score.id))
     low = min(count, len(ordered) // 2)
     return ordered[:low], ordered[low:][::-1][:count]
 
 
 def _evenly(scores: Scores, count: int) -> list[Score]:
-    """At most `count` of the scores, taken from all over."""
+    """Return at most `count` scores, evenly spread over all."""
     places = np.linspace(0, len(scores) - 1, min(count, len(scores))).round().astype(int)
     return [scores[int(place)] for place in places]
 
 
 def _by_source(selection: Selection) -> dict[str, list[float]]:
-    """Sample VIG of each source, the largest source first; a single group where there are no sources."""
+    """Return source -> sample VIG, the largest source first. Records without a source are a group, too."""
     groups: dict[str, list[float]] = {}
     for score in selection.scores:
         groups.setdefault(selection.sources.get(score.id, NO_SOURCE), []).append(score.vig)
@@ -112,7 +112,7 @@ def _by_source(selection: Selection) -> dict[str, list[float]]:
 
 # --- charts
 def _source_histograms(every: NDArray[np.floating], sources: Mapping[str, Sequence[float]], threshold: float | None) -> dict[str, Markup]:
-    """A histogram of each of the largest sources, all on the axis of all records; none where there is one source only."""
+    """Return histograms of the largest sources on the axis of all records. There are none for a single source."""
     largest = list(sources.items())[:MOST_SOURCES] if len(sources) > 1 else []
     return {source: _histogram(np.array(values), every, threshold, "record", height=170) for source, values in largest}
 
@@ -120,7 +120,7 @@ def _source_histograms(every: NDArray[np.floating], sources: Mapping[str, Sequen
 def _histogram(
     values: NDArray[np.floating], every: NDArray[np.floating], threshold: float | None, kind: str, *, log: bool = False, height: int = 250
 ) -> Markup:
-    """A histogram of the values on an axis that is wide enough for 0 and for `every` value but the outermost two in a thousand."""
+    """Return a histogram of the values, on an axis from and to 0 or the 0.1 % and 99.9 % quantiles of `every`."""
     low, high = np.quantile(every, [0.001, 0.999]).tolist()
     low, high = min(low, 0.0), max(high, 0.0)
     margin = 0.02 * (high - low)
@@ -159,7 +159,7 @@ def _words_of(scores: Sequence[Score], progress: bool) -> Words:
 
 
 def _bars(groups: Mapping[str, Sequence[float]]) -> Markup | None:
-    """Bars of the groups' means, the highest first; None without a group."""
+    """Return a chart of the groups' means, the highest first, or None without a group."""
     means = sorted(((kind, Mean.of(values)) for kind, values in groups.items()), key=lambda row: (-row[1].mean, row[0]))
     bars = [Bar(kind, mean.mean, mean.interval, f"{signed(mean.mean)}, {mean.n:,} words") for kind, mean in means]
     return to_svg(interval_bars(bars, "mean VIG of a word, nats"), "mean VIG by kind of word") if bars else None

@@ -84,7 +84,7 @@ class SampleReader:
     ) -> None:
         self._selection, self._records, self._folder = selection, records, image_folder
         null = identity["null"]
-        drawable = null["name"] in NULLS and null["name"] != "shuffle"  # that one depends on the other records
+        drawable = null["name"] in NULLS and null["name"] != "shuffle"  # which depends on the other records
         self._nulls = NullImages(null["name"], identity["seed"], only_image=null.get("only_image")) if drawable else None
 
     def read(self, score: Score) -> Sample:
@@ -123,7 +123,7 @@ def _name(source: Any) -> str:
 
 
 def _turns(questions: list[str], answers: list[list[Token]]) -> list[Turn]:
-    """Pair them where they match in number; a template without end-of-turn tokens gives all answers as one turn."""
+    """Return questions with their answers. A template without end-of-turn tokens gives all answers as one turn, with all questions."""
     if len(answers) == 1 and len(questions) > 1:
         questions = ["\n".join(questions)]
     return [Turn(question or "", answer or []) for question, answer in zip_longest(questions, answers)]

@@ -1,4 +1,4 @@
-"""-log q of every answer token by any causal model: the fast way where it is right for the model, a plain forward pass elsewhere."""
+"""-log q of every answer token, by any causal model: the fast way if it is right for the model, otherwise a plain forward pass."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from transformers import PreTrainedModel
 
 from mof.data.answer_tokens import Example
 from mof.data.collator import collate
-from vig.output_head import HeadPass, is_untouched, replaced_forward, target_positions
-from vig.scoring.prefix_cache import CannotShareError, cache_name, first_rows, image_positions, part, shared_cache
+from vig.output_head import HeadPass, replaced_forward, target_positions
+from vig.scoring.prefix_cache import CannotShareError, cache_name, image_positions, part, shared_cache
 
-# Shapes: R = records in a batch, S = padded length, P = tokens of a shared prefix, G = groups that share one, N = answer tokens in a
+# Shapes: R = records in a batch, S = padded length, P = tokens of a shared prefix, G = groups that share a prefix, N = answer tokens in a
 # batch, K = positions whose logits are asked for, V = vocabulary of the model.
 
 logger = logging.getLogger(__name__)
@@ -35,13 +35,13 @@ class AnswerLosses:
     def __init__(self, model: PreTrainedModel, pad_token_id: int) -> None:
         self._model, self._pad_token_id = model, pad_token_id
         self._head: nn.Module | None = model.get_output_embeddings()
-        self._untouched: bool | None = None  # False: the model does something to its logits, so it makes them itself
+        self._untouched = False  # whether the logits are the head's output as it is; known after the first check
         self._may_share = True
         self._checked: set[bool] = set()  # with and without sharing
 
     @torch.inference_mode()
     def __call__(self, groups: Groups, prefix: int) -> Tensor:
-        """-log q(answer token | what comes before it), one example after the other: [N], float32.
+        """Return -log q(answer token | all tokens before it) for each answer token, [N] in the order of the examples, float32.
 
         Args:
             groups: examples; those of a group have the same images and the same first `prefix` tokens.
@@ -50,13 +50,13 @@ class AnswerLosses:
         ways = self._may_share, self._head
         try:
             return self._fastest(groups, prefix)
-        except Exception:  # not even plainly: that is the batch's fault, and says nothing about the ways that were given up
+        except Exception:  # a plain pass failed too: that is the fault of the batch, and says nothing about the fast ways
             self._may_share, self._head = ways
             raise
 
     def _fastest(self, groups: Groups, prefix: int) -> Tensor:
         if prefix and self._may_share and self._head is not None:
-            losses = self._checked_losses(groups, prefix, "computes what comes before the question for every record anew")
+            losses = self._checked_losses(groups, prefix, "computes the tokens before the question for every record anew")
             if losses is not None:
                 return losses
             self._may_share = False
@@ -72,11 +72,18 @@ class AnswerLosses:
         if (prefix > 0) in self._checked:
             return self._losses(groups, prefix)
         examples = [example for group in groups for example in group]
+        assert self._head is not None
         shortest = min(range(len(examples)), key=lambda i: len(examples[i].input_ids))  # it has the most padding
-        alone = self._collate([examples[shortest]])
+        firsts: list[Tensor] = []  # the first position of the head's output and of the logits, copied as models write into them
+        with (
+            self._head.register_forward_hook(lambda _, inputs, output: firsts.append(output[:1, :1].clone())),
+            self._model.register_forward_hook(lambda _, inputs, output: firsts.append(output.logits[:1, :1].clone())),
+        ):
+            plain = self._plain_losses(self._collate([examples[shortest]]))  # [its answer tokens]
         try:
-            if self._untouched is None and self._head is not None:
-                self._untouched = is_untouched(self._model, self._head, {**self._inputs(alone), "use_cache": False})
+            if len(firsts) < 2:
+                raise ValueError(f"{type(self._model).__name__} does not take its logits from its output embeddings")
+            self._untouched = torch.equal(firsts[-2], firsts[-1].to(firsts[-2]))
             losses = self._losses(groups, prefix)  # [N]
         except torch.OutOfMemoryError:
             raise
@@ -84,9 +91,8 @@ class AnswerLosses:
             reason = f"{type(error).__name__}: {error}"
         else:
             own = losses.split([int(example.answer_mask.sum()) for example in examples])[shortest]  # [its answer tokens]
-            plain = self._plain_losses(alone)  # [its answer tokens]
             difference = (own - plain).abs().where(plain.isfinite(), 0)  # [its answer tokens]
-            # in half precision two right ways differ by some hundredths of a nat, a wrong one by much more on average
+            # in half precision two right ways differ by a few hundredths of a nat, and a wrong way by much more on average
             exact = self._model.dtype in (torch.float32, torch.float64)
             apart = float(difference.max() if exact else difference.mean())
             if apart <= (1e-3 if exact else 5e-2):
@@ -111,7 +117,8 @@ class AnswerLosses:
         rest = self._collate([part(example, prefix, None) for example in examples])
         positions = image_positions(self._model, examples, self._pad_token_id)  # [3, R, P + S]
         if positions is not None:
-            start["position_ids"] = positions[:, first_rows(sizes), :prefix]  # [3, G, P]
+            first_rows = torch.tensor([0, *sizes[:-1]]).cumsum(0)  # [G]
+            start["position_ids"] = positions[:, first_rows, :prefix]  # [3, G, P]
             rest["position_ids"] = positions[:, :, prefix:]  # [3, R, S]
         with replaced_forward(self._head, lambda own, hidden: own(hidden[:1, :1])):  # no logits of a prefix are needed
             output = self._model(**self._inputs(start), use_cache=True)
@@ -122,7 +129,7 @@ class AnswerLosses:
 
     def _head_losses(self, batch: Mapping[str, Tensor], options: Mapping[str, Any]) -> Tensor:
         """[N] with the head at the answer positions only."""
-        assert self._head is not None and self._untouched is not None
+        assert self._head is not None
         head_pass = HeadPass(batch["labels"])
         with head_pass.at(self._head, untouched=self._untouched):
             logits = self._model(**self._inputs(batch), **options).logits
@@ -150,5 +157,5 @@ class AnswerLosses:
         return collate(examples, self._pad_token_id, "right")
 
     def _inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the model takes of a batch, on its device."""
+        """The model's inputs in a batch, on the device of the model."""
         return {name: value.to(self._model.device) for name, value in batch.items() if name != "labels"}

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One record in both branches; the token ids are the same unless the null branch has no visual tokens."""
+    """A record with its images and with its null images. Both have the same token ids unless the null image is "drop"."""
 
     id: str
     digest: str
@@ -101,7 +101,7 @@ class PairReader:
             return None
         null = self._encode_without(record, clean) if self.nulls.drops else self._encode_null(record, clean, images)
         images.clean = images.clean or clean.images
-        clean = replace(clean, images={**clean.images, **_alike(images.clean, clean.images)})  # one copy for all records on them
+        clean = replace(clean, images={**clean.images, **_alike(images.clean, clean.images)})  # all records on them share a copy
         turn_ends = _turn_ends(clean.input_ids, clean.answer_mask, self._special_ids)
         return Pair(record.id, digest, clean, null, turn_ends, images.digest, self._prefix(clean))
 
@@ -144,7 +144,7 @@ class PairReader:
 
     def _prefix(self, example: Example) -> int:
         image_token_id = getattr(self.processor, "image_token_id", None)  # None: a processor that expands nothing
-        # Where tokens are told apart by type, those before the answer see each other: no prefix is without the question.
+        # With token types, all tokens before the answer see each other, so the image's tokens depend on the question.
         if image_token_id is None or "token_type_ids" in example.images:
             return 0
         places = torch.nonzero(example.input_ids == image_token_id)  # [image tokens, 1]
@@ -156,15 +156,15 @@ class PairReader:
         self.failures[id] = reason
 
 
-def _same(images: Sequence[ImageSource], others: Sequence[ImageSource]) -> bool:
+def _same(images: Sequence[ImageSource], last: Sequence[ImageSource]) -> bool:
     """Whether both are the same files, or the same objects in memory. No image is decoded."""
-    same = (a is b or (isinstance(a, str) and isinstance(b, str) and a == b) for a, b in zip(images, others, strict=False))
-    return len(images) == len(others) and all(same)
+    same = (a is b or (isinstance(a, str) and isinstance(b, str) and a == b) for a, b in zip(images, last, strict=False))
+    return len(images) == len(last) and all(same)
 
 
-def _alike(tensors: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that `others` holds too, under the same names and with the same values."""
-    return {key: value for key, value in tensors.items() if key in others and torch.equal(value, others[key])}
+def _alike(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that are equal in both under the same name."""
+    return {key: value for key, value in left.items() if key in right and torch.equal(value, right[key])}
 
 
 def _turn_ends(input_ids: Tensor, answer_mask: Tensor, special_ids: frozenset[int]) -> NDArray[np.int64]:

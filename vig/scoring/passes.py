@@ -29,7 +29,7 @@ MOST_FAILURES = 50  # records in a row that the model refuses: then the fault is
 
 
 class TwoPasses:
-    """The loop over records that scores them and hands the scores on, some at a time.
+    """The loop over records that scores them and hands the scores on in portions.
 
     Args:
         save: takes the next scores, at most `SHARD_RECORDS` and a batch more; also when the run is interrupted.
@@ -61,7 +61,7 @@ class TwoPasses:
                         if len(self._unsaved) >= SHARD_RECORDS:
                             self._save_all()
                         advance(len(batch.pairs), scores)
-        finally:  # an interrupted run loses nothing, a killed one at most SHARD_RECORDS scores
+        finally:  # an interrupted run loses nothing, a killed run at most SHARD_RECORDS scores
             self._save_all()
 
     def _save_all(self) -> None:
@@ -93,7 +93,7 @@ class TwoPasses:
             self._reader.fail(pairs[0].id, f"out of memory with this record alone, {batch.tokens} tokens")
             return []
         except (ValueError, RuntimeError, IndexError) as error:  # say, more image tokens in a record than its image gives
-            if len(pairs) > 1:  # one by one, they show which record is at fault
+            if len(pairs) > 1:  # each alone, they show which record is at fault
                 return [score for pair in pairs for score in self._batch(Batch([[pair]], 0)) or []]
             self._refused_in_a_row += 1
             if self._refused_in_a_row >= MOST_FAILURES:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
@@ -53,7 +52,7 @@ def cache_name(output: ModelOutput) -> str:
         CannotShareError: for a model that gives no cache.
     """
     for name in ("cache", "past_key_values"):
-        if name in output.keys():  # noqa: SIM118  asked itself, the output takes both names and warns of the old one
+        if name in output.keys():  # noqa: SIM118  `in output` accepts both names, and warns of the old name
             return name
     raise CannotShareError("it gives no cache")
 
@@ -95,8 +94,3 @@ def image_positions(model: PreTrainedModel, examples: Sequence[Example], pad_tok
     sized = [replace(e, images={key: value for key, value in e.images.items() if key in wanted}) for e in examples]
     batch = collate(sized, pad_token_id)
     return locate(**{key: value for key, value in batch.items() if key in wanted})[0]  # [3, R, L]
-
-
-def first_rows(sizes: Sequence[int]) -> Tensor:
-    """The index of each group's first row among the R rows, [G]."""
-    return torch.tensor([0, *sizes[:-1]]).cumsum(0)

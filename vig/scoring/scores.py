@@ -1,4 +1,4 @@
-"""VIG scores: one `Score` per record in memory, one row per record in Arrow and on disk."""
+"""VIG scores: a `Score` for each record in memory, a row for each record in Arrow and on disk."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _no_tokens() -> NDArray[np.int64]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Score:
-    """How much the image helped one record's answer, in nats; signed: a misleading image scores below 0."""
+    """How much the image helped the answer of a record, in nats; below 0 for a misleading image."""
 
     id: str
     vig: float
@@ -58,11 +58,11 @@ class Score:
     token_ids: NDArray[np.int64]
     """[T] the answer tokens."""
     turn_ends: NDArray[np.int64]
-    """[E] indices into the answer tokens: the end-of-turn token of each turn that has one."""
+    """[E] indices into the answer tokens: the end-of-turn token of each turn, if it has one."""
     digest: str
     """Digest of the record when it was scored: a run is not resumed with a record that has changed since."""
     answer: str = ""
-    """The answers of all turns one after the other, as the chat template writes them, end-of-turn marks included, up to the
+    """The answers of all turns in order, as the chat template writes them, end-of-turn marks included, up to the
     last token."""
     token_starts: NDArray[np.int64] = field(default_factory=_no_tokens)
     """[T] where each token starts in `answer`, in characters."""
@@ -75,7 +75,7 @@ class Scores(Sequence[Score]):
     """Scores in the order of the records.
 
     Attributes:
-        manifest: the identity of the run, and what became of its records.
+        manifest: the identity of the run, whether it is complete, and the ids of the records without a score.
         failures: id -> reason, of every record that could not be scored.
     """
 

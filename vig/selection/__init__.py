@@ -1,1 +1,1 @@
-"""Which samples and which answer tokens training spends its loss on, and the random controls."""
+"""The samples and answer tokens that training spends its loss on, and the random controls."""

@@ -57,11 +57,11 @@ def random_selection(scores: Scores, like: Selection, seed: int = 0, level: Leve
 
 def _exchanged(order: list[int], lengths: NDArray[np.int64], count: int, budget: int) -> list[int]:
     """The first `count` samples of `order`. If they have too few tokens, the longest other samples replace the shortest of them."""
-    chosen, others = (sorted(part, key=lambda i: lengths[i]) for part in (order[:count], order[count:]))
-    for place, other in zip(range(len(chosen)), reversed(others), strict=False):
+    chosen, rest = (sorted(part, key=lambda i: lengths[i]) for part in (order[:count], order[count:]))
+    for place, longest in zip(range(len(chosen)), reversed(rest), strict=False):
         if lengths[chosen].sum() >= budget:
             break
-        chosen[place] = other
+        chosen[place] = longest
     return chosen
 
 

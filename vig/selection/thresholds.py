@@ -1,4 +1,4 @@
-"""Which samples and which answer tokens training spends its loss on (arXiv 2602.17186, selection by one threshold)."""
+"""The samples and answer tokens that training spends its loss on, chosen by a threshold of their VIG (arXiv 2602.17186)."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def select(
         keep_end_of_turn: supervise the end-of-turn tokens of kept samples whatever their VIG is. The image hardly ever helps to
             predict them, and without them a model forgets how to stop.
         sources: id -> source of each record (`vig.record_sources`). A record that is missing here has the source "(none)".
-        quota: the smallest share to keep of every source, or a dict with the smallest shares of some sources, in [0, 1].
+        quota: the smallest share to keep of every source, or a dict from sources to their smallest shares, in [0, 1].
 
     Raises:
         ValueError: for no scores, scores that are not finite, a share or threshold out of range, or a quota for a source

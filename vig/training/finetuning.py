@@ -1,4 +1,4 @@
-"""One fine-tuning: a model in memory is trained and saved into a folder. A killed run goes on from the last checkpoint there."""
+"""A model in memory is trained and saved into a folder. A killed run goes on from the last checkpoint there."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def finetune(
         A dict with "seconds" in this process, "active_tokens" (the number of tokens that had a loss), "losses" as logged, "steps",
         and "left_out": how many times all processes together left out a record that cannot be used, since they were started.
     """
-    lora = not isinstance(model, PreTrainedModel)  # but PEFT's wrapper around one
+    lora = not isinstance(model, PreTrainedModel)  # but PEFT's wrapper around a model
     own = {name: parameter.dtype for name, parameter in model.named_parameters(remove_duplicate=False)}
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -93,7 +93,7 @@ def finetune(
 
 
 def claim(folder: Path, identity: Mapping[str, Any], lock: RunLock) -> None:
-    """Make `folder` that of the training with this identity, or go on with it. The lock, in its folder of checkpoints, is then held.
+    """Give `folder` to the training with this identity, or go on with that training. The lock in the folder of checkpoints is then held.
 
     A training without a checkpoint, for example because its settings were refused, gives way to any other.
 

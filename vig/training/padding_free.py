@@ -23,7 +23,7 @@ TOKENWISE = ("input_ids", "labels", "token_weights", *PER_TOKEN)
 
 
 class PaddingFreeCollator:
-    """Gives the batches of another collator as one row each."""
+    """Gives each batch of another collator as a single row."""
 
     def __init__(self, collator: SupervisedCollator) -> None:
         self.collator = collator

@@ -102,7 +102,7 @@ def freeze_encoder(model: PreTrainedModel) -> None:
     if model.config.model_type == "mof":
         return
     encoder = model.get_encoder(modality="image")
-    if encoder is model:  # this means that none was found
+    if encoder is model:  # then transformers knows none
         raise ValueError(
             f"transformers does not say which part of {type(model).__name__} is the image encoder, so it cannot be frozen; "
             "freeze it yourself and train from Python, with vig.SelectiveTrainer"

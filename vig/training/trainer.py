@@ -28,7 +28,7 @@ class SupervisedPass(HeadPass):
     Args:
         labels: [B, S], -100 for a token without loss. A batch of nothing else has loss 0 and gradient 0.
         weights: [B, S], a factor for the loss of each token; None for 1.
-        count: what the sum is divided by; None for the number of supervised tokens in `labels`.
+        count: the divisor of the sum; None for the number of supervised tokens in `labels`.
     """
 
     def __init__(self, labels: Tensor, weights: Tensor | None = None, count: Tensor | int | None = None) -> None:
@@ -68,7 +68,7 @@ class SelectiveTrainer(Trainer):
     every part that gets no gradient, such as the last layers of LLaVA's vision tower: otherwise FSDP2 cannot resume its optimizer.
 
     Args:
-        model: any image-text-to-text model of transformers, or a PEFT model around one.
+        model: any image-text-to-text model of transformers, or a PEFT model around it.
         args: the training arguments. The trainer uses a copy with `remove_unused_columns=False`, as a record is no model input.
         processing_class: the model's processor; `mof.data.collator.SupervisedCollator` makes batches of records with it.
         image_folder: relative image paths start here.
@@ -132,7 +132,7 @@ class SelectiveTrainer(Trainer):
         return batches, tokens
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
-        if self.state.global_step >= self.state.max_steps:  # resumed from the last step: transformers would do one more
+        if self.state.global_step >= self.state.max_steps:  # resumed from the last step: transformers would do another step
             self.control.should_training_stop = True
             return None
         return super()._run_epoch(*args, **kwargs)
@@ -183,7 +183,7 @@ class SelectiveTrainer(Trainer):
         target = self.model if model is None else model
         plain = target if isinstance(target, PreTrainedModel) and not self.is_fsdp_enabled else None
         if plain is not None and get_model_conversion_mapping(plain, add_legacy=False):
-            # float32, as what trains may be so while the checkpoint's config names the type of the rest; loading casts back
+            # float32, since trained weights may be float32 while the checkpoint's config names another type; loading casts back
             plain.load_state_dict(type(plain).from_pretrained(resume_from_checkpoint, dtype=torch.float32).state_dict())
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import aclosing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ LARGEST_REPLY = 2**24  # bytes
 TOO_MANY_IN_A_ROW = 10  # prompts without an answer (or two rounds, if that is more): the endpoint is down, the others are not asked
 REFUSALS = (400, 413, 415, 422)  # of this prompt only; other prompts may pass
 TRIED_AGAIN = (408, 409, 429)  # by the client, like 5xx
+FROM_ENVIRONMENT = ("OpenAI-Organization", "OpenAI-Project")  # headers that the client would send to any endpoint
 MIME = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 
@@ -87,8 +89,12 @@ class Endpoint:
         in_a_row = 0
         waiting = iter(enumerate(prompts))
         jobs: dict[Future[Answer], int] = {}
+        http = _WholeReplies(self.timeout, trust_env=False, follow_redirects=False)
+        client = openai.AsyncOpenAI(
+            api_key=self._key or "none",  # the client insists on a key, and may not take another from the environment
+            base_url=self.settings["url"], timeout=self.timeout, max_retries=self.attempts - 1, http_client=http,
+        )  # fmt: skip
         with start_blocking_portal() as portal:
-            client = self._client()
             try:
                 while in_a_row < max(TOO_MANY_IN_A_ROW, 2 * self.concurrency):
                     for position, prompt in islice(waiting, self.concurrency - len(jobs)):
@@ -115,37 +121,27 @@ class Endpoint:
                 "Answers that came are kept where there is a cache: run again for the others"
             )
 
-    def _client(self) -> openai.AsyncOpenAI:
-        http = _WholeReplies(self.timeout, trust_env=False, follow_redirects=False)
-        key = self._key or "none"  # the client insists on a key, and may not take another from the environment
-        return openai.AsyncOpenAI(
-            api_key=key, base_url=self.settings["url"], timeout=self.timeout, max_retries=self.attempts - 1, http_client=http
-        )
-
     async def _ask(self, client: openai.AsyncOpenAI, prompt: Prompt) -> Answer:
         messages: Any = await anyio.to_thread.run_sync(_messages, prompt)
+        kept_back = FROM_ENVIRONMENT if self._key else (*FROM_ENVIRONMENT, "Authorization")
         try:
             reply = await client.chat.completions.with_raw_response.create(
                 model=self.name, messages=messages, temperature=0, max_tokens=self.max_new_tokens,
-                extra_headers={} if self._key else {"Authorization": openai.Omit()},
+                extra_headers=dict.fromkeys(kept_back, openai.Omit()),
             )  # fmt: skip
         except openai.APIStatusError as error:
-            return self._refusal(error)
+            status = error.status_code
+            message = f"HTTP {status}: {self._excerpt(error.response.content[:2000].decode(errors='replace'))}"
+            if status in REFUSALS:
+                return Answer("", error=message)
+            if status in TRIED_AGAIN or status >= 500:
+                raise _NoAnswer(message) from None
+            # A wrong key, model or address stops all prompts.
+            raise ValueError(f"{self.settings['url']}, model {self.name}: {message}") from None
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
             raise _NoAnswer(f"{type(cause).__name__}: {self._excerpt(str(cause))}") from None
         return _to_answer(reply.content)
-
-    def _refusal(self, error: openai.APIStatusError) -> Answer:
-        status = error.status_code
-        message = f"HTTP {status}: {self._excerpt(error.response.content[:2000].decode(errors='replace'))}"
-        if status in REFUSALS:
-            return Answer("", error=message)
-        if status in TRIED_AGAIN or status >= 500:
-            raise _NoAnswer(message) from None
-        raise ValueError(
-            f"{self.settings['url']}, model {self.name}: {message}"
-        ) from None  # a wrong key, model or address: for all prompts
 
     def _excerpt(self, text: str) -> str:
         text = " ".join(text.split())
@@ -157,9 +153,9 @@ class _NoAnswer(Exception):
 
 
 class _WholeReplies(openai.DefaultAsyncHttpxClient):
-    """Gives the client of OpenAI whole chat completions, and errors after which it tries again.
+    """Gives the client of OpenAI whole chat completions, or else errors after which it tries again.
 
-    A time-out of httpx starts anew with every byte that trickles in; here the whole attempt has `seconds`.
+    A time-out of httpx starts anew with every byte; here `seconds` is the time for a whole attempt.
     """
 
     def __init__(self, seconds: float, **options: Any) -> None:
@@ -169,30 +165,22 @@ class _WholeReplies(openai.DefaultAsyncHttpxClient):
     async def send(self, request: httpx2.Request, **_: Any) -> httpx2.Response:
         try:
             with anyio.fail_after(self._seconds):
-                response = await super().send(request, stream=True)
-                body = await _read(response)
+                async with aclosing(await super().send(request, stream=True)) as response:
+                    body = bytearray()
+                    async for piece in response.aiter_bytes():
+                        body += piece
+                        if len(body) > LARGEST_REPLY:
+                            raise httpx2.DecodingError(f"the reply is longer than {LARGEST_REPLY} bytes")
         except TimeoutError:
             raise httpx2.ReadTimeout(f"no whole reply within {self._seconds} s") from None
         if response.status_code == 200:
             _to_answer(body)
         headers = [(name, value) for name, value in response.headers.multi_items() if name != "content-encoding"]  # decoded already
-        return httpx2.Response(response.status_code, headers=headers, content=body, request=request)
+        return httpx2.Response(response.status_code, headers=headers, content=bytes(body), request=request)
 
 
-async def _read(response: httpx2.Response) -> bytes:
-    body = bytearray()
-    try:
-        async for piece in response.aiter_bytes():
-            body += piece
-            if len(body) > LARGEST_REPLY:
-                raise httpx2.DecodingError(f"the reply is longer than {LARGEST_REPLY} bytes")
-    finally:
-        await response.aclose()
-    return bytes(body)
-
-
-def _to_answer(reply: bytes) -> Answer:
-    """The answer in a chat completion. If a safety filter says something in place of an answer, that is the answer."""
+def _to_answer(reply: bytes | bytearray) -> Answer:
+    """Return the answer in a chat completion. If a safety filter refuses, its text is the answer."""
     try:
         document = json.loads(reply)
         message = document["choices"][0]["message"]
@@ -204,7 +192,7 @@ def _to_answer(reply: bytes) -> Answer:
         if not isinstance(content, str):
             raise TypeError
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
-        raise httpx2.DecodingError(f"the reply is no chat completion: {reply[:100]!r}") from None
+        raise httpx2.DecodingError(f"the reply is no chat completion: {bytes(reply[:100])!r}") from None
     usage = document.get("usage")
     counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
     used, made = (count if isinstance(count, int) and count > 0 else 0 for count in counts)

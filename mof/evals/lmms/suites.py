@@ -48,12 +48,6 @@ class SuiteRun:
     """Number of documents per task, for a trial."""
 
 
-def require_lmms() -> None:
-    """Raise ValueError if lmms-eval is not installed."""
-    if find_spec("lmms_eval") is None:
-        raise ValueError('suites are run by lmms-eval, which is not installed: pip install "mof-vig[lmms]"')
-
-
 def run_suite(suite: str, run: SuiteRun, console: Console) -> Result:
     """Run each task of the suite by lmms-eval; write result.json, answers/TASK.jsonl per task, and cache.jsonl.
 
@@ -63,7 +57,8 @@ def run_suite(suite: str, run: SuiteRun, console: Console) -> Result:
         ValueError: without lmms-eval, for a folder without a model, for a folder of another evaluation, or if no task could be
             run; result.json then tells why.
     """
-    require_lmms()
+    if find_spec("lmms_eval") is None:
+        raise ValueError('suites are run by lmms-eval, which is not installed: pip install "mof-vig[lmms]"')
     from lmms_eval.tasks import TaskManager
 
     from mof.evals.lmms.model import MofLmms
@@ -77,7 +72,7 @@ def run_suite(suite: str, run: SuiteRun, console: Console) -> Result:
     for task in SUITES[suite]:
         try:
             figures += _run_task(task, model, run, manager)
-        except Exception as error:  # lmms-eval and datasets raise whatever they like; other tasks may still run
+        except Exception as error:  # lmms-eval and datasets raise errors of many types; other tasks may still run
             cause = error.__cause__ or error  # behind lmms-eval's RetryError
             failed[task] = f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
             console.print(f"{task}: not run ({failed[task]})", style="yellow")
@@ -128,7 +123,7 @@ def _run_task(task: str, model: Any, run: SuiteRun, manager: Any) -> list[Result
 
 
 def _check_judge() -> None:
-    """Ask the judge before hours of answers: to tasks of lmms-eval, a judge that does not reply is one that gives 0 points."""
+    """Ask the judge before hours of answers: tasks of lmms-eval give 0 points if the judge does not reply."""
     from lmms_eval.llm_judge import Request, ServerConfig, get_server
 
     if not os.environ.get("OPENAI_API_KEY"):

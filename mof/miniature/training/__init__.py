@@ -1,1 +1,1 @@
-"""How the miniature's networks were trained; `recipes/train_miniature.py` does it again."""
+"""The training of the miniature's networks, which `recipes/train_miniature.py` runs."""

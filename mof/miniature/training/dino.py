@@ -42,11 +42,11 @@ class DinoNet(nn.Module):
 
 
 def dino_loss(student: DinoNet, teacher: DinoNet, here: Tensor, there: Tensor) -> dict[str, Tensor]:
-    """Return the losses of a student that sees a part and has to find the teacher's vector of the same picture or patch.
+    """Return the losses of a student that sees a part and must recognise the teacher's vector of the same picture or patch.
 
-    A picture is looked for in the whole batch, a patch among the patches at its place in the burst: the pictures of a burst
-    differ in one thing only, so the background does not help. (DINO's clustering of a whole batch found little but backgrounds
-    here.)
+    A picture is searched in the whole batch, a patch among the patches at its place in the burst. The pictures of a burst differ
+    in a single field, so the background does not help. (With DINO's own clustering of a whole batch, this network learned little
+    but backgrounds.)
 
     Args:
         here, there: the same bursts [N, BURST, 3, 40, 40], as the student and as the teacher see them.
@@ -55,10 +55,10 @@ def dino_loss(student: DinoNet, teacher: DinoNet, here: Tensor, there: Tensor) -
         target = teacher(normalised(light(there.flatten(0, 1))))
         target["patch"] = teacher(normalised(light(here.flatten(0, 1))))["patch"]
     hidden = torch.rand(target["patch"].shape[:2]) < 0.2
-    found = student(normalised(light(here.flatten(0, 1))), hidden)
+    seen = student(normalised(light(here.flatten(0, 1))), hidden)
     itself = torch.arange(len(hidden))
-    losses = {name: F.cross_entropy(found[name] @ target[name].T / 0.1, itself) for name in ("image", "mean")}
-    bursts, bursts_seen = (x["patch"].unflatten(0, (-1, BURST)) for x in (found, target))
+    losses = {name: F.cross_entropy(seen[name] @ target[name].T / 0.1, itself) for name in ("image", "mean")}
+    bursts, bursts_seen = (x["patch"].unflatten(0, (-1, BURST)) for x in (seen, target))
     scores = torch.einsum("nilc,njlc->nlij", bursts, bursts_seen) / 0.1  # [N, 25, BURST, BURST]
     same = torch.arange(BURST).repeat(scores[..., 0, 0].numel())
     return losses | {"patch": F.cross_entropy(scores.reshape(-1, BURST), same)}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -12,12 +13,15 @@ from mof.miniature.scenes import SIZE, Scene, render, sample_burst, sample_scene
 
 BURST = 4  # pictures in a burst
 
+logger = logging.getLogger(__name__)
+
 
 def picture_pool(count: int, seed: int) -> tuple[Tensor, list[Scene]]:
     """Return scenes of the training world, every value equally likely, as pixels (uint8 [count, 3, 40, 40]) and as scenes."""
+    logger.info("drawing %d scenes", count)
     rng = np.random.default_rng(seed)
     scenes = [sample_scene(rng) for _ in range(count)]
-    pictures = [np.asarray(render(scene, rng)) for scene in track(scenes, "drawing scenes")]
+    pictures = [np.asarray(render(scene, rng)) for scene in scenes]
     return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(), scenes
 
 
@@ -26,9 +30,10 @@ def burst_pool(count: int, drawings: int, seed: int) -> Tensor:
 
     The pictures of a burst share background and place, and differ in one thing; its drawings differ in background and place.
     """
+    logger.info("drawing %d bursts", count)
     rng = np.random.default_rng(seed)
     pool = torch.empty(count, drawings, BURST, 3, SIZE, SIZE, dtype=torch.uint8)
-    for i in track(range(count), "drawing bursts"):
+    for i in range(count):
         scenes = sample_burst(rng, BURST)
         for drawing in range(drawings):
             again = rng.integers(2**31)

@@ -26,7 +26,6 @@ JOURNAL = "annotations.jsonl"
 FORMAT = 1
 """Version of a line of the journal. Lines of earlier releases have none."""
 LONGEST = 2000  # characters of a field
-MARKS = ("skipped", "flagged")
 State = Literal["todo", "done", "skipped", "flagged"]
 Names = tuple[str, str]
 
@@ -42,7 +41,7 @@ class Annotation:
     options: tuple[str, str] = ("", "")
     right: tuple[str | None, str | None] = (None, None)
     """The letter of each image's right option, "a" or "b"."""
-    mark: str | None = None
+    mark: Literal["skipped", "flagged"] | None = None
     """"skipped": nothing to ask here. "flagged": somebody should look again. Neither is exported."""
 
     @classmethod
@@ -56,7 +55,7 @@ class Annotation:
         if not isinstance(given, dict) or set(given) != names:
             raise ValueError(f"expected an object of {', '.join(sorted(names))}, got {str(given)[:200]}")
         _check("pattern", given["pattern"], (None, *PATTERNS))
-        _check("mark", given["mark"], (None, *MARKS))
+        _check("mark", given["mark"], (None, "skipped", "flagged"))
         for name in ("statements", "options", "right"):
             if not isinstance(given[name], list) or len(given[name]) != 2:
                 raise ValueError(f"{name} should be a list of two, got {str(given[name])[:200]}")
@@ -84,9 +83,7 @@ class Annotation:
 
     @property
     def state(self) -> State:
-        if self.mark is not None:
-            return "skipped" if self.mark == "skipped" else "flagged"
-        return "todo" if self.missing() else "done"
+        return self.mark or ("todo" if self.missing() else "done")
 
 
 @dataclass(frozen=True)

@@ -20,18 +20,24 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import uvicorn
-from starlette.applications import Starlette
-from starlette.concurrency import run_in_threadpool
-from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.middleware.base import BaseHTTPMiddleware
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
-from starlette.routing import Route
+try:
+    import h11
+    import uvicorn
+    from starlette.applications import Starlette
+    from starlette.concurrency import run_in_threadpool
+    from starlette.exceptions import HTTPException
+    from starlette.middleware import Middleware
+    from starlette.middleware.base import BaseHTTPMiddleware
+    from starlette.requests import ClientDisconnect, Request
+    from starlette.responses import HTMLResponse, Response
+    from starlette.routing import Route
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(f"the annotation page needs {error.name}: pip install 'mof-vig[annotate]'", name=error.name) from error
 
 from encoders import ImageError, read_image
 from encoders.pages import render
@@ -43,7 +49,7 @@ logger = logging.getLogger(__name__)
 
 ADDRESS = "127.0.0.1"
 LONGEST_REQUEST = 100_000  # bytes
-SILENCE = 60  # seconds that the body of a request may take
+SILENCE = 60  # seconds that a client may be silent within a header, or may take for a body
 SHOWABLE = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png", b"GIF8": "image/gif"}  # by their first bytes
 HEADERS = {
     "Cache-Control": "no-store",
@@ -51,7 +57,9 @@ HEADERS = {
     "frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
 }
-REFUSALS = {IndexError: 404, ImageError: 422, ValueError: 400, RecursionError: 400, asyncio.TimeoutError: 408, OSError: 500}
+REFUSALS = {
+    IndexError: 404, ImageError: 422, ValueError: 400, RecursionError: 400, asyncio.TimeoutError: 408, OSError: 500, ClientDisconnect: 400
+}  # fmt: skip
 """Error -> status of the reply, whose document is {"error": text for the page}."""
 
 
@@ -100,6 +108,22 @@ class Session:
         return [annotations.get(pair.names, Saved()).annotation.state for pair in self.table.pairs]
 
 
+class Connection(H11Protocol):
+    """A connection that is closed when a client sends nothing for SILENCE seconds. Uvicorn would wait for the rest of a header forever."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._expect_request()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)  # ends the wait
+        self._expect_request()
+
+    def _expect_request(self) -> None:
+        if self.timeout_keep_alive_task is None and self.conn.their_state is h11.IDLE:
+            self.timeout_keep_alive_task = self.loop.call_later(SILENCE, self.timeout_keep_alive_handler)
+
+
 class AnnotationServer:
     """A server of one folder, which runs until Ctrl-C or `shutdown`.
 
@@ -120,7 +144,8 @@ class AnnotationServer:
         self.address: tuple[str, int] = self._socket.getsockname()
         app = _application(self.session, {f"{name}:{self.address[1]}" for name in (ADDRESS, "localhost")})
         quiet: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False, "lifespan": "off", "ws": "none"}
-        self._server = uvicorn.Server(uvicorn.Config(app, http="h11", timeout_graceful_shutdown=1, **quiet))
+        headers = list(HEADERS.items())
+        self._server = uvicorn.Server(uvicorn.Config(app, http=Connection, headers=headers, timeout_graceful_shutdown=1, **quiet))
 
     @property
     def url(self) -> str:
@@ -142,11 +167,8 @@ def _application(session: Session, hosts: set[str]) -> Starlette:
     async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
         host, origin = request.headers.get("host"), request.headers.get("origin")
         if host not in hosts or (origin is not None and origin.removeprefix("http://") not in hosts):
-            reply = _json({"error": "only pages of this server, under its own address, are answered"}, 403)
-        else:
-            reply = await answer(request)
-        reply.headers.update(HEADERS)
-        return reply
+            return _json({"error": "only pages of this server, under its own address, are answered"}, 403)
+        return await answer(request)
 
     def show_progress(request: Request) -> Response:
         return _json(session.progress() | {"patterns": list(PATTERNS), "folder": str(session.table.folder)})
@@ -170,19 +192,16 @@ def _application(session: Session, hosts: set[str]) -> Starlette:
         Route("/api/pairs/{number:int}", save_pair, methods=["POST"]),
         Route("/images/{number:int}/{side:int}", show_image),
     ]
-    handlers: dict[Any, Any] = dict.fromkeys([*REFUSALS, HTTPException], _refuse)
+    handlers: dict[Any, Any] = {kind: partial(_refuse, status=status) for kind, status in REFUSALS.items()}
+    handlers[HTTPException] = lambda request, error: _refuse(request, error, error.status_code)
     handlers[ConflictError] = lambda request, error: _json(_shown(error.current), 409)
     app = Starlette(routes=routes, middleware=[Middleware(BaseHTTPMiddleware, dispatch=guard)], exception_handlers=handlers)
     app.router.redirect_slashes = False
     return app
 
 
-def _refuse(request: Request, error: Exception) -> Response:
-    """Return a refusal as one line of JSON that the page can show."""
-    if isinstance(error, HTTPException):
-        status = error.status_code
-    else:
-        status = next(REFUSALS[kind] for kind in type(error).__mro__ if kind in REFUSALS)
+def _refuse(request: Request, error: Exception, status: int) -> Response:
+    """Return the reply that tells the page why its request was refused."""
     if status == 500:  # a full disk
         logger.warning("%s: %s", request.url.path, error)
     text = {404: f"there is no {request.url.path}", 500: f"cannot save: {error}"}.get(status, str(error))
