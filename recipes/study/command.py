@@ -41,9 +41,9 @@ def current_spelling(word: str) -> str:
     """Return the option with hyphens, under the name that it has today. Other words stay as they are."""
     if not word.startswith("--"):
         return word
-    name, sign, value = word.partition("=")
+    name, sign, value = word.removeprefix("--").partition("=")
     name = name.replace("_", "-")
-    return OLD_SPELLINGS.get(name, name) + sign + value
+    return f"--{OLD_SPELLINGS.get(name, name)}{sign}{value}"
 
 
 def run_recipe(main: Callable[[], None]) -> None:
