@@ -23,6 +23,8 @@ from mof.pairs.sieve import FullComparison, Sieve, tiles
 
 BATCH = 1 << 16
 """Survivors of the sieve whose cosines are computed at a time."""
+TILE, GPU_TILE = 1024, 16384
+"""Number of rows that are compared at a time: a multiple of 32, see the sieve."""
 GROUP, GPU_GROUP = 4, 16
 """Tiles that a thread, or a GPU, compares at a time."""
 
@@ -30,13 +32,10 @@ GROUP, GPU_GROUP = 4, 16
 class PairComparison:
     """All pairs of images with cosines above `above` in all of `clips` and below `below` in all of `dinos`."""
 
-    def __init__(self, clips: list[EmbeddingRows], dinos: list[EmbeddingRows], above: float, below: float, tile: int | None = None) -> None:
-        if tile is not None and tile < 1:
-            raise ValueError(f"tile must be at least 1, got {tile}")
+    def __init__(self, clips: list[EmbeddingRows], dinos: list[EmbeddingRows], above: float, below: float) -> None:
         self.clips, self.dinos, self.above, self.below = clips, dinos, above, below
         self.device = clips[0].device
-        tile = tile or (1024 if self.device.type == "cpu" else 16384)
-        self.tile = -(-tile // 32) * 32  # whole 32s: see the sieve
+        self.tile = TILE if self.device.type == "cpu" else GPU_TILE
         self.images = len(clips[0])
 
     @cached_property

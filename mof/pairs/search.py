@@ -38,12 +38,12 @@ def blind_pairs(
     per_cluster: int | None = None,
     ledger: str | Path | None = None,
     device: str | torch.device = "cpu",
-    tile: int | None = None,
     progress: bool = False,
 ) -> BlindPairs:
     """Find all pairs of images with CLIP cosine > `clip_above` and DINOv2 cosine < `dino_below`.
 
-    The pairs are those of a brute-force search in float32; only pairs within 2e-6 of a threshold may fall on either side.
+    The pairs are those of a brute-force search in float32; only pairs within 2e-6 of a threshold may fall on either side. Besides the
+    embeddings, which may be memory maps, the search needs O(N K) memory for the K of the sieve, mostly 28 to 124, and one tile.
 
     Args:
         clip: embeddings [N, D] of one encoder: an array, a memory map or a tensor. Rows that are not of unit length are
@@ -64,8 +64,6 @@ def blind_pairs(
         ledger: a folder through which any number of processes or machines share the work, each calling this function with the same
             arguments (see `mof.pairs.ledger`). All of them return the whole result. A stopped search goes on where it was.
         device: where the products are computed.
-        tile: rows compared at a time; default 1,024, on a GPU 16,384. Besides the embeddings, which may be memory maps, memory is
-            O(N K + tile^2) for the K of the sieve, mostly 28 to 124.
         progress: whether a bar is shown.
 
     Raises:
@@ -83,7 +81,7 @@ def blind_pairs(
     for rows in (*clips, *dinos, *alike):
         if len(rows) != len(clips[0]):
             raise ValueError(f"clip has {len(clips[0])} rows, {rows.name} {len(rows)}: all must be of the same images, in the same order")
-    comparison = PairComparison(clips, dinos, clip_above, dino_below, tile)
+    comparison = PairComparison(clips, dinos, clip_above, dino_below)
     with _full_precision():
         found = comparison.found if ledger is None else PairLedger(ledger, comparison, rules.most_per_tile).found
         pairs, total = choose(lambda: found(progress), rules, clips, alike, clip_above)

@@ -25,6 +25,7 @@ THRESHOLDS = (0.6, 0.2)
 @pytest.fixture(autouse=True)
 def small_squares(monkeypatch):
     monkeypatch.setattr(pair_ledger, "SMALLEST", 128)
+    monkeypatch.setattr(pair_comparison, "TILE", 32)
 
 
 def collection(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -40,7 +41,7 @@ def work(folder, result, count):
     torch.set_num_threads(1)  # a pool of threads does not outlive a fork
     within = PairComparison.within
     PairComparison.within = lambda self, *square: (time.sleep(0.03), within(self, *square))[1]  # long enough to be killed in
-    pairs = blind_pairs(*collection(count), *THRESHOLDS, ledger=folder, tile=32)
+    pairs = blind_pairs(*collection(count), *THRESHOLDS, ledger=folder)
     np.savez(result, *arrays(pairs))
 
 
@@ -81,19 +82,20 @@ def compared(monkeypatch) -> list:
     return squares
 
 
-def search(folder, above=0.6, below=0.2, tile=32, **arguments):
+def search(folder, above=0.6, below=0.2, **arguments):
     clip, dino = collection(300)
-    return blind_pairs(clip, dino, above, below, ledger=folder, tile=tile, **arguments)
+    return blind_pairs(clip, dino, above, below, ledger=folder, **arguments)
 
 
-def test_a_restart_does_what_is_missing_and_no_more(tmp_path, compared):
+def test_a_restart_does_what_is_missing_and_no_more(tmp_path, compared, monkeypatch):
     whole = search(tmp_path)
     assert len(compared) == 6
     results = sorted(tmp_path.glob("*.npz"))
     results[2].unlink()
     (tmp_path / f".tmp-there-17-{results[2].name}").write_bytes(b"half")  # of a worker killed while it wrote
     (tmp_path / results[2].with_suffix(".claim").name).write_text(f"{socket.gethostname()} 4194305")  # no process has that number
-    again = search(tmp_path, tile=96)  # a machine of another kind may compare in other tiles
+    monkeypatch.setattr(pair_comparison, "TILE", 96)  # a machine of another kind may compare in other tiles
+    again = search(tmp_path)
     assert len(compared) == 7
     for ours, theirs in zip(arrays(whole), arrays(again), strict=True):
         np.testing.assert_array_equal(ours, theirs)
