@@ -58,9 +58,9 @@ def brute_force(clip: np.ndarray, dino: np.ndarray, above: float, below: float) 
 def test_the_same_pairs_as_brute_force(seed, count, spectra, above, below, tile, forced):
     rng = np.random.default_rng(seed)
     clip, dino = embeddings(rng, count, 48, spectra[0], above), embeddings(rng, count, 40, spectra[1], below)
-    with pytest.warns(UserWarning) if "zeros" in spectra and count // 3 else nullcontext(), sieved() if forced else nullcontext():
-        with tiles_of(tile):
-            pairs = blind_pairs(clip, dino, above, below)
+    warned = pytest.warns(UserWarning) if "zeros" in spectra and count // 3 else nullcontext()
+    with warned, sieved() if forced else nullcontext(), tiles_of(tile):
+        pairs = blind_pairs(clip, dino, above, below)
     must, may = brute_force(clip, dino, above, below)
     found = set(zip(pairs.i.tolist(), pairs.j.tolist(), strict=True))
     assert len(found) == len(pairs) == pairs.total
