@@ -145,7 +145,9 @@ class MoFForConditionalGeneration(StrictCheckpoints, GenerationMixin):
             logits_to_keep=logits_to_keep,
             **kwargs,
         )
-        if self._recurrent and not isinstance(output, tuple):  # older transformers reorder beams only in an output of this class
+        if (
+            self._recurrent and self._cache_name and not isinstance(output, tuple)
+        ):  # older transformers reorder beams only in an output of this class
             return CausalLMOutputWithPast(output.loss, output.logits, getattr(output, self._cache_name), output.hidden_states)
         return output
 
@@ -197,7 +199,14 @@ class MoFForConditionalGeneration(StrictCheckpoints, GenerationMixin):
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, *args: Any, is_first_iteration: bool = False, **kwargs: Any
     ) -> dict[str, Any]:
-        """Prepare a step of generation. With a cache, images enter with the prompt only."""
+        """Prepare a step of generation. With a cache, images enter with the prompt only.
+
+        Raises:
+            ValueError: for a language model whose cache has another name (RWKV), unless `use_cache=False`.
+        """
+        if not self._cache_name and kwargs.get("use_cache", True):
+            name = type(self.language_model).__name__
+            raise ValueError(f"{name} takes no cache named {', '.join(CACHE_NAMES)}; generate with use_cache=False")
         # A recurrent state bypasses transformers, which would make attention masks for it.
         state = {name: kwargs.pop(name) for name in CACHE_NAMES if name in kwargs} if self._recurrent else {}
         inputs = super().prepare_inputs_for_generation(input_ids, *args, is_first_iteration=is_first_iteration, **kwargs) | state

@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support import families, launch
+from support.tiny import build_model
 from support.tiny_llava import build_llava, build_records
-from transformers import AutoModelForImageTextToText, Trainer, TrainingArguments
+from transformers import AutoModelForImageTextToText, GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 from typer.testing import CliRunner, Result
 
 import vig.cli.app
@@ -21,6 +22,7 @@ from mof.cli.app import build_app
 from mof.data.collator import SupervisedCollator
 from vig import SelectiveTrainer, load_scores
 from vig.cli.train import train
+from vig.training.preparation import add_lora
 
 APP = build_app({"train": train, "vig": vig.cli.app.app})
 
@@ -253,6 +255,13 @@ def test_lora_changes_the_language_models_matrices_by_the_rank_and_nothing_else(
     for name in changed:
         values = torch.linalg.svdvals(after[name] - before[name])
         assert values[2] < 1e-5 < values[0]
+
+
+def test_lora_needs_linear_layers(tiny_tokenizer) -> None:
+    """GPT-2 has layers of its own class, Conv1D."""
+    config = GPT2Config(vocab_size=len(tiny_tokenizer) + 1, n_embd=32, n_layer=1, n_head=2)
+    with pytest.raises(ValueError, match="GPT2"):
+        add_lora(build_model(tiny_tokenizer, GPT2LMHeadModel(config)), 2)
 
 
 @pytest.mark.parametrize(

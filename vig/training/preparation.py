@@ -116,7 +116,7 @@ def add_lora(model: PreTrainedModel, rank: int) -> Any:
     Their scale is 2 (alpha is twice the rank), as in LLaVA.
 
     Raises:
-        ValueError: if peft is missing.
+        ValueError: if peft is missing, or for a language model without linear layers.
     """
     if find_spec("peft") is None:
         raise ValueError('LoRA needs peft: pip install -e ".[lora]"')
@@ -124,4 +124,6 @@ def add_lora(model: PreTrainedModel, rank: int) -> Any:
 
     inside, head = set(model.get_decoder().modules()), model.get_output_embeddings()
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module in inside and module is not head]
+    if not names:
+        raise ValueError(f"{type(model.get_decoder()).__name__} has no torch.nn.Linear for LoRA to adapt; train without --lora")
     return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names))
