@@ -145,9 +145,8 @@ class MoFForConditionalGeneration(StrictCheckpoints, GenerationMixin):
             logits_to_keep=logits_to_keep,
             **kwargs,
         )
-        if (
-            self._recurrent and self._cache_name and not isinstance(output, tuple)
-        ):  # older transformers reorder beams only in an output of this class
+        # Older transformers reorder beams only in an output of this class.
+        if self._recurrent and self._cache_name and not isinstance(output, tuple):
             return CausalLMOutputWithPast(output.loss, output.logits, getattr(output, self._cache_name), output.hidden_states)
         return output
 
