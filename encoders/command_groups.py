@@ -46,7 +46,8 @@ def command_group(
     group_class = type("LateGroup", (LateGroup,), {"targets": dict(commands)})
     names = {"token_normalize_func": _name_today}  # its commands inherit it
     app = typer.Typer(name=name, cls=group_class, no_args_is_help=not alone, invoke_without_command=alone, context_settings=names, **STYLE)
-    app.callback(help=help)(callback or (lambda: None))  # an app without commands is a group only if it has a callback
+    text = help or (callback.__doc__ if callback else None)
+    app.callback(help=text)(callback or (lambda: None))  # an app without commands is a group only if it has a callback
     return app
 
 
