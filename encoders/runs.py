@@ -74,7 +74,7 @@ class RunFile:
         path: the file, directly in the run's folder.
         what: the name of the kind of run, for messages: "scoring run".
         format: version of everything in the folder; a folder of another version is refused.
-        remedy: the advice to a user who gave the folder of another run, for messages: "give a new --output-dir".
+        remedy: the advice to a user who gave the folder of another run, for messages: "give a new --output".
     """
 
     def __init__(self, path: Path, what: str, format: int, remedy: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
 import torch
+from accelerate import PartialState
 from PIL import Image
 from transformers import Trainer, TrainingArguments
 
@@ -68,3 +69,4 @@ def main(file: str, per_device_batch: int) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], int(sys.argv[2]))
+    PartialState().destroy_process_group()  # or a thread of gloo may abort the process that ends
