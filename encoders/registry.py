@@ -106,7 +106,7 @@ def build_encoder(
     }
     import torch  # slow
 
-    if pretrained and torch.get_default_device().type == "meta":
+    if pretrained and torch.empty(0).device.type == "meta":
         raise ValueError(
             f"{name}: weights cannot be loaded onto the meta device; build it with pretrained=False, or under torch.device('cpu')"
         )

@@ -170,7 +170,7 @@ def _create(model_name: str, tag: str | None, weights: str | None, pretrained: b
             pretrained=path,  # None: random
             weights_only=True,
             pretrained_text=False,
-            device=torch.get_default_device(),  # open_clip would move the model to the CPU
+            device=torch.empty(0).device,  # or open_clip moves the model to the CPU; torch 2.6 gives no other way to ask
             force_quick_gelu=declared.get("quick_gelu", False),
             force_preprocess_cfg={key: declared[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in declared},
             **({} if source is None else {"text_cfg": text}),
@@ -180,7 +180,7 @@ def _create(model_name: str, tag: str | None, weights: str | None, pretrained: b
 def _create_external(model_name: str, weights: str | None, pretrained: bool) -> nn.Module:
     """Return a model whose config is on the hub or in a folder. So are its weights, unless `weights` names a file."""
     own = pretrained and weights is None
-    options = {"pretrained_text": False, "device": torch.get_default_device()}
+    options = {"pretrained_text": False, "device": torch.empty(0).device}
     what = f"{model_name} (open_clip_config.json, open_clip_model.safetensors)"
     with explain_download(what):
         scheme, _, repository = model_name.partition(":")
