@@ -167,7 +167,7 @@ def test_a_ledger_of_an_earlier_release_is_continued(tmp_path, compared):
 def test_other_embeddings_are_refused_to_the_last_bit(tmp_path):
     clip, dino = collection(300)
     blind_pairs(clip, dino, ledger=tmp_path)
-    dino[299, 23] = np.nextafter(dino[299, 23], 1)
+    dino[299, 23] = np.nextafter(dino[299, 23], np.float32(1))
     with pytest.raises(ValueError, match=r"\n  dino: "):
         blind_pairs(clip, dino, ledger=tmp_path)
 
