@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ class Processes:
             PartialState(cpu=not torch.accelerator.is_available())  # starts the default group
         if dist.get_world_size() == 1:
             return cls()
+        atexit.register(_leave)
         return cls(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=timedelta(days=30)))
 
     def gather(self, value: T) -> list[T]:
@@ -65,3 +67,9 @@ class Processes:
         """Free the group. All processes must call this."""
         if self.group is not None:
             dist.destroy_process_group(self.group)
+
+
+def _leave() -> None:
+    """Leave the default group before the process ends: a thread of gloo may abort a process that is still in it."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
