@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import open_clip
@@ -11,11 +11,11 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from encoders import Encoder, build_encoder
 from encoders.names import split_weights
 from encoders.presets import PRESETS
+from mof.cli.encoder_sizes import Unfilled
 
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -87,17 +87,6 @@ MMVP_VLM = {
 
 MINE = {name for name, preset in PRESETS.items() if name.startswith("mini-") or preset.model.startswith("package:")}
 PUBLISHED = sorted(set(PRESETS) - MINE)
-
-
-class Unfilled(TorchFunctionMode):
-    """Skips the filling of tensors without storage, which takes most of the time."""
-
-    def __torch_function__(self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(function, "__name__", "")
-        fills = name.endswith("_") and not name.startswith("_") and name != "requires_grad_"
-        if fills and args and isinstance(args[0], Tensor) and args[0].is_meta:
-            return args[0]
-        return function(*args, **(kwargs or {}))
 
 
 @pytest.fixture(scope="module", params=PUBLISHED)
