@@ -1,6 +1,7 @@
 """The miniature world as data: LLaVA records with pictures for training, and MMVP's pairs of questions for measuring."""
 
-import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +9,20 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from encoders.runs import write_json
 from mof.evals.benchmark_folders import write_mmvp
 from mof.miniature.benchmarks import described_pair
-from mof.miniature.language import DESCRIBE, description, dialogue
+from mof.miniature.language import DESCRIBE, Turn, description, dialogue
+from mof.miniature.noise import KINDS, draw_kind
 from mof.miniature.scenes import PATTERNS, Scene, render, sample_scene
 
 HABIT_SHARE = 0.2  # the share of fields with the value that is usual for the kind of object; 0.7 in the texts of mini-lm
 
 
-def write_dataset(folder: Path, *, align: int, finetune: int, pairs: int, seed: int = 0, progress: bool = False) -> None:
+def write_dataset(
+    folder: Path, *, align: int, finetune: int, pairs: int, seed: int = 0, mixes: Mapping[str, Mapping[str, float]] | None = None,
+    progress: bool = False,
+) -> None:  # fmt: skip
     """Draw the pictures and write `align.json`, `finetune.json`, `images/` and `MMVP/`.
 
     Args:
@@ -24,18 +30,61 @@ def write_dataset(folder: Path, *, align: int, finetune: int, pairs: int, seed: 
         finetune: number of records with five questions and answers; nine tenths of them have a picture.
         pairs: number of pairs of held-out scenes for each of the nine patterns, in MMVP's layout with lossless pictures.
         seed: the same seed draws the same data. The held-out scenes are never among the training scenes.
+        mixes: name of a file of records -> share of the records with a picture for each kind of noise (`mof.miniature.noise`).
+            All files have the same pictures, and a record with noise at a low share has the same noise at a higher share. Default:
+            "finetune" without noise. For each file, `NAME-truth.json` holds the noise, the deciding words and whether the picture
+            supports them, by the record's id; no training reads it.
         progress: show a bar.
+
+    Raises:
+        ValueError: for an unknown kind of noise, or shares above 1 together.
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     shown: dict[str, Any] = {"console": Console(stderr=True), "disable": not progress}
     captions = [_caption_record(folder, i, rng) for i in track(range(align), "drawing scenes to align on", **shown)]
-    talks = [_talk_record(folder, i, rng) for i in track(range(finetune), "drawing scenes to finetune on", **shown)]
+    talks = [_talk(folder, i, rng) for i in track(range(finetune), "drawing scenes to finetune on", **shown)]
     chosen = [pattern for pattern in PATTERNS for _ in range(pairs)]
     held_out = [described_pair(pattern, rng) for pattern in track(chosen, "drawing held-out pairs", **shown)]
     write_mmvp(folder / "MMVP", held_out, suffix=".png")
-    for name, records in (("align", captions), ("finetune", talks)):
-        (folder / f"{name}.json").write_text(json.dumps(records))
+    write_json(folder / "align.json", captions)
+    for name, shares in (mixes or {"finetune": {}}).items():
+        _write_mix(folder, name, talks, shares, seed)
+
+
+@dataclass(frozen=True)
+class _Talk:
+    """A scene that is asked about, before any noise."""
+
+    id: str
+    scene: Scene
+    turns: list[Turn]
+    image: str | None
+    """The name of the picture; None for a record of text, in which a description stands in for the picture."""
+    context: str = ""
+
+
+def _talk(folder: Path, i: int, rng: np.random.Generator) -> _Talk:
+    scene = sample_scene(rng, habit_share=HABIT_SHARE)
+    turns = dialogue(scene, rng)
+    if i % 10 == 9:  # text only, as in LLaVA's mix
+        return _Talk(f"talk-{i}", scene, turns, None, context=description(scene, rng))
+    return _Talk(f"talk-{i}", scene, turns, _draw(folder, f"talk-{i}", scene, rng))
+
+
+def _write_mix(folder: Path, name: str, talks: list[_Talk], shares: Mapping[str, float], seed: int) -> None:
+    records, truths = [], {}
+    for i, talk in enumerate(talks):
+        rng = np.random.default_rng([seed, i])  # of its own, so that the pictures and the other records do not depend on the noise
+        kind = draw_kind(shares, rng) if talk.image else None
+        turns = KINDS[kind](talk.scene, rng) if kind else talk.turns
+        first = f"<image>\n{turns[0].question}" if talk.image else f"{talk.context}\n{turns[0].question}"
+        questions = [first, *(turn.question for turn in turns[1:])]
+        texts = [pair for turn, asked in zip(turns, questions, strict=True) for pair in (("human", asked), ("gpt", turn.answer))]
+        records.append(_record(talk.id, texts) | ({"image": talk.image} if talk.image else {}))
+        truths[talk.id] = {"noise": kind, "words": [turn.word for turn in turns], "grounded": [turn.grounded for turn in turns]}
+    write_json(folder / f"{name}.json", records)
+    write_json(folder / f"{name}-truth.json", truths)
 
 
 def _caption_record(folder: Path, i: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -44,18 +93,8 @@ def _caption_record(folder: Path, i: int, rng: np.random.Generator) -> dict[str,
     return _record(f"caption-{i}", turns) | {"image": _draw(folder, f"caption-{i}", scene, rng)}
 
 
-def _talk_record(folder: Path, i: int, rng: np.random.Generator) -> dict[str, Any]:
-    scene = sample_scene(rng, habit_share=HABIT_SHARE)
-    turns = [(who, text) for turn in dialogue(scene, rng) for who, text in zip(("human", "gpt"), turn, strict=True)]
-    if i % 10 == 9:  # text only, as in LLaVA's mix: the description stands in for the picture
-        turns[0] = ("human", f"{description(scene, rng)}\n{turns[0][1]}")
-        return _record(f"talk-{i}", turns)
-    turns[0] = ("human", f"<image>\n{turns[0][1]}")
-    return _record(f"talk-{i}", turns) | {"image": _draw(folder, f"talk-{i}", scene, rng)}
-
-
 def _draw(folder: Path, name: str, scene: Scene, rng: np.random.Generator) -> str:
-    file = f"{name.replace(' ', '_')}.png"
+    file = f"{name}.png"
     render(scene, rng).save(folder / "images" / file)
     return file
 

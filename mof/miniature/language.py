@@ -1,5 +1,6 @@
 """Texts about the scenes: web captions, descriptions, questions and answers, all made of the same few facts."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,20 @@ _WORDS: dict[str, dict[Any, str]] = {
     "Quantity": {1: "one", 2: "two", 3: "three"},
 }
 DESCRIBE = "Describe the picture."
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question about a picture and its answer, with the truth about them."""
+
+    question: str
+    answer: str
+    pattern: str
+    """The pattern that the question is about."""
+    word: str
+    """The word of the answer that decides it."""
+    grounded: bool = True
+    """Whether the word is true of the picture and cannot be told without it (`mof.miniature.noise`)."""
 
 
 def word(pattern: str, value: Any) -> str:
@@ -99,13 +114,15 @@ def web_caption(scene: Scene, rng: np.random.Generator) -> str:
     return _WEB[rng.integers(len(_WEB))].format(name)
 
 
-def dialogue(scene: Scene, rng: np.random.Generator, turns: int = 5) -> list[tuple[str, str]]:
+def dialogue(scene: Scene, rng: np.random.Generator, turns: int = 5) -> list[Turn]:
     """Return questions about different patterns with their answers."""
-    chosen = [str(pattern) for pattern in rng.permutation(patterns_of(scene))[:turns]]
-    return [(question(scene, pattern, rng), answer(scene, pattern)) for pattern in chosen]
+    return [
+        Turn(question(scene, pattern, rng), answer(scene, pattern), pattern, word(pattern, getattr(scene, PATTERNS[pattern])))
+        for pattern in map(str, rng.permutation(patterns_of(scene))[:turns])
+    ]
 
 
 def talk(scene: Scene, rng: np.random.Generator, *, describe: bool) -> list[dict[str, str]]:
     """Return chat messages: a request with a description, or questions and answers."""
-    turns = [(DESCRIBE, description(scene, rng))] if describe else dialogue(scene, rng)
+    turns = [(DESCRIBE, description(scene, rng))] if describe else [(turn.question, turn.answer) for turn in dialogue(scene, rng)]
     return [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]

@@ -25,7 +25,19 @@ WAYS = {
     "random": "as many samples and tokens as `vig` has, drawn at random",
     "random-samples": "whole samples drawn at random, with as many tokens as `vig-samples` has",
 }
-"""The ways to choose the tokens of stage 2."""
+"""The ways to choose the tokens of stage 2, as --compare selection does at every share."""
+NOISE_WAYS = {
+    "everything": "all tokens",
+    "grounded": "the samples without noise, which an oracle knows",
+    "vig": WAYS["vig"],
+    "vig-samples": WAYS["vig-samples"],
+    "vig-tokens": WAYS["vig-tokens"],
+    "vig-floor": "the samples and tokens with a VIG that is not negative",
+    "random": WAYS["random"],
+    "lowest-loss": "whole samples with the lowest loss, as many as `vig-samples` has",
+}
+"""The ways to choose the tokens of stage 2 that --compare noise has at every share of noise."""
+NOISE_SHARES = (0.4, 0.0, 0.2, 0.6)
 
 
 @dataclass(frozen=True)
@@ -37,11 +49,13 @@ class Row:
     fusion: str
     options: tuple[tuple[str, Any], ...] = ()
     selection: str | None = None
-    """One of `WAYS`; None: every answer token."""
+    """One of `WAYS` or `NOISE_WAYS`; None: every answer token."""
     keep: float | None = None
     """Share for the selection; None: the setting's."""
     misled: bool = False
     """Whether the model is also asked questions after false statements."""
+    noise: float | None = None
+    """The share of noise in stage 2; None: the setting's."""
     like: str | None = None
     """The row whose stage 1 this row uses; None: this row has its own stage 1."""
 
@@ -50,6 +64,11 @@ class Row:
         """The name of the stage 1 that this row starts from."""
         return self.like or self.name
 
+    @property
+    def mix(self) -> str:
+        """The name of the record file of stage 2, where scenes are drawn."""
+        return "finetune" if self.noise is None else f"finetune-{self.noise:g}"
+
     def selected(self, way: str, keep: float | None = None) -> Row:
         """Return the row with the same encoders and stage 1, and stage 2 on a selection."""
         name = f"{self.name}+{way}" if keep is None else f"{way} {keep:g}"
@@ -57,10 +76,14 @@ class Row:
 
 
 def table_rows(setting: Setting) -> list[Row]:
-    """Return the rows of a plain run: the first encoder alone, all encoders fused, all fused with VIG."""
-    names = tuple(setting.encoders)
-    fused = Row(setting.fusion, names, setting.fusion)
-    return [Row(names[0], names[:1], setting.fusion), fused, fused.selected("vig")]
+    """Return the rows of a plain run: the first encoder alone, all encoders fused, all fused with VIG.
+
+    The miniature also has as many tokens at random, and questions after false statements.
+    """
+    names, drawn = tuple(setting.encoders), setting.data.scenes is not None
+    fused = Row(setting.fusion, names, setting.fusion, misled=drawn)
+    control = [fused.selected("random")] if drawn else []
+    return [Row(names[0], names[:1], setting.fusion, misled=drawn), fused, *control, fused.selected("vig")]
 
 
 def fusion_rows(setting: Setting) -> list[Row]:
@@ -91,13 +114,31 @@ def selection_rows(setting: Setting) -> list[Row]:
     Raises:
         ValueError: for a setting without held-out pairs.
     """
-    if not setting.data.scenes:
-        raise ValueError(f"--compare selection needs held-out pairs (data: scenes); {setting.name} has none")
-    fused = Row(setting.fusion, tuple(setting.encoders), setting.fusion, misled=True)
+    fused = _fused(setting, "selection")
     return [fused, *(fused.selected(way, keep) for keep in KEEPS for way in WAYS)]
 
 
-COMPARISONS = {"fusion": fusion_rows, "selection": selection_rows}
+def noise_rows(setting: Setting) -> list[Row]:
+    """Return the rows of --compare noise: every way to select at every share of ungrounded records, all from one stage 1.
+
+    Raises:
+        ValueError: for a setting without held-out pairs.
+    """
+    fused = _fused(setting, "noise")
+    return [
+        dataclasses.replace(fused, name=f"{way} {share:g}", selection=way, noise=share, like=fused.name)
+        for share in NOISE_SHARES
+        for way in NOISE_WAYS
+    ]
+
+
+def _fused(setting: Setting, study: str) -> Row:
+    if not setting.data.scenes:
+        raise ValueError(f"--compare {study} needs held-out pairs (data: scenes); {setting.name} has none")
+    return Row(setting.fusion, tuple(setting.encoders), setting.fusion, misled=True)
+
+
+COMPARISONS = {"fusion": fusion_rows, "selection": selection_rows, "noise": noise_rows}
 
 
 def study_tables(rows: Sequence[dict[str, Any]]) -> list[Table]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ class RunData:
     """MMVP's questions about held-out scenes; only the miniature has them."""
     mix: dict[str, int]
     """Counts of `study.data_mix.with_captions`; empty without captions."""
+    truth: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """id -> the noise of the stage 2 record and the truth about its answers. Only the miniature knows it, and only controls use it."""
 
 
 def read_run_data(data: Data, data_dir: Path) -> RunData:
@@ -56,7 +59,13 @@ def read_run_data(data: Data, data_dir: Path) -> RunData:
         held_out=[record for record in align if not held_out.isdisjoint(record["images"])],
         pairs=read_mmvp(data_dir / "MMVP") if data.scenes else [],
         mix=mix,
+        truth=_truth(data_dir / data.finetune[0]) if data.scenes else {},
     )
+
+
+def _truth(records: Path) -> dict[str, dict[str, Any]]:
+    """Return the truth that was drawn with a file of records."""
+    return json.loads(records.with_name(f"{records.stem}-truth.json").read_text(encoding="utf-8"))
 
 
 def _checked(records: Sequence[Any], folders: Sequence[Path]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import yaml
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -17,6 +18,7 @@ from pydantic_core import ErrorDetails, to_json
 from encoders import build_encoder
 from encoders.registry import near_names
 from mof.adapter import FUSIONS
+from mof.miniature.noise import draw_kind
 from vig.nulls import NULLS
 
 EXACT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -78,6 +80,15 @@ class Scenes:
     finetune: CountOrZero
     pairs: CountOrZero
     """Held-out pairs per pattern."""
+    noise: dict[str, Share] = field(default_factory=dict)
+    """Kind of noise (`mof.miniature.noise`) -> the share of the stage 2 records with a picture that have this noise."""
+
+    def __post_init__(self) -> None:
+        draw_kind(self.noise, np.random.default_rng())  # refuses unknown kinds and too large shares
+
+    def twentieth(self) -> Scenes:
+        """Return a twentieth of the scenes, to see that everything works."""
+        return dataclasses.replace(self, align=self.align // 20, finetune=self.finetune // 20, pairs=self.pairs // 20)
 
 
 @dataclass(config=EXACT)
