@@ -50,10 +50,11 @@ from mof.miniature.misleading import misleading_questions
 from study.command import Options, run_recipe
 from study.plan import plan
 from study.plan_tables import plan_tables
-from study.plots import plot_selection, plot_study
-from study.rows import COMPARISONS, Row, study_tables, table_rows
+from study.plots import plot_noise, plot_selection, plot_study
+from study.rows import COMPARISONS, Row, bars, contrasts, study_tables, table_rows
 from study.run_data import RunData, read_run_data
 from study.run_folder import RunFolder
+from study.separation import separation
 from study.settings import Setting, Stage, read_setting
 from vig import Scores, Selection, load_scores, random_selection, score, select
 from vig.analyses.image_match import right_against_other_image
@@ -123,9 +124,11 @@ def show(results: list[dict[str, Any]], compare: str | None, folder: RunFolder) 
     for row in results:
         if "held_out" in row:
             console.print(row["name"], "on held-out captions:", row["held_out"])
-    if compare and PartialState().is_main_process:
-        plot = plot_study if compare == "fusion" else plot_selection
-        plot(results, folder.path("plots"))
+    if results[0]["by_pattern"]:
+        console.print(contrasts(results) if compare == "noise" else bars(results))
+        if PartialState().is_main_process:
+            plot = {"selection": plot_selection, "noise": plot_noise}.get(compare or "", plot_study)
+            console.print("picture:", *plot(results, folder.path("plots")))
     console.print(f"results: {folder.path('results.json')}")
 
 
@@ -149,6 +152,8 @@ class RowRun:
             records = [record for record in records if self.records.truth[record["id"]]["noise"] is None]
         elif row.selection not in (None, "everything"):
             facts.append(self.stage("score", self.scored, self.score))
+            for noise, auroc in facts[-1].get("auroc", {}).items():
+                console.print(f"AUROC of VIG, records without noise against {noise}: {auroc['vig']:.2f} (0.5 is chance)")
             selection = select_by(row.selection, load_scores(self.path("score", self.scored)), row.keep or self.setting.keep, self.seed)
             console.print(f"{row.name}: {selection.summary()}")
             records = selection.apply(records)
@@ -187,13 +192,13 @@ class RowRun:
         model, processor = load(self.path("align", self.row.aligned))
         options = {"batch_size": setting.score_batch_size, "max_length": setting.max_length}
         score(model.to(PartialState().device), processor, records, folder, setting.null, **options)
-        seconds = time.monotonic() - start
+        facts = {"seconds": time.monotonic() - start, "auroc": separation(load_scores(folder), records, self.records.truth)}
         self.folder.write(f"{self.row.mix}.json", records)  # as they were scored, for `mof vig report`
         if PartialState().is_main_process:
             page = self.folder.path(f"seed-{self.seed}/vig-{self.scored}.html")
             write_report(page, select(load_scores(folder), keep=setting.keep), records, image_folder=".")
             console.print(f"the scored records on a page: {page}")
-        return {"seconds": seconds}
+        return facts
 
     def finetune(self, folder: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
         set_seed(self.seed)

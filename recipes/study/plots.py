@@ -4,46 +4,57 @@ from __future__ import annotations
 
 import itertools
 import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from encoders.pages.charts import COLOURS, LINES, figure, save
 from mof.evals.plots import plot_probe
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 MEASURES = {
     "pair_accuracy": "pairs right, %",
     "question_accuracy": "questions right, %",
-    "misled_accuracy": "... after a false statement, %",
+    "misled_accuracy": "questions after a false statement right, %",
 }
 
 
+CHANCE = {"pair_accuracy": 25, "question_accuracy": 50, "misled_accuracy": 50}
+
+
 def plot_study(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
-    """Write pair_accuracy.png and by_pattern.png into `folder` from the rows of results.json; return their paths."""
-    by_name: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        by_name.setdefault(row["name"], []).append(row)
-    seeds = max(len(same) for same in by_name.values())
-    with figure(720, 30 * len(by_name) + 100) as drawn:
-        axes = drawn.subplots()
-        for place, same in enumerate(by_name.values()):
-            values = [100 * row["pair_accuracy"] for row in same]
-            axes.barh(place, statistics.fmean(values), 0.72, color=COLOURS["blue"])
-            axes.plot(values, [place] * len(values), "o", color=COLOURS["text"])
-            tokens = f"{same[0]['visual_tokens']} visual tokens"
-            axes.annotate(tokens, (1, place), (8, 0), axes.get_yaxis_transform(), "offset points", va="center", color=COLOURS["soft"])
-        axes.axvline(25, color=COLOURS["soft"], linestyle="--", linewidth=1)
-        axes.annotate("chance", (25, 1), (0, 2), axes.get_xaxis_transform(), "offset points", ha="center", va="bottom")
-        axes.set_yticks(range(len(by_name)), list(by_name), color=COLOURS["text"])
-        axes.invert_yaxis()
-        axes.set_xlim(0, 100)
-        axes.set_xlabel(f"pair accuracy on held-out pairs, % (bar: mean of {seeds} seeds; dots: seeds)")
-    save(drawn, folder / "pair_accuracy.png")
+    """Write accuracy.png and by_pattern.png into `folder` from the rows of results.json; return their paths.
+
+    The first picture has a bar for each row: of right pairs, and of right questions after a false statement where these were asked.
+    """
+    by_name = _grouped(rows, "name")
+    measures = [measure for measure in ("pair_accuracy", "misled_accuracy") if all(row.get(measure) is not None for row in rows)]
+    with figure(160 + 400 * len(measures), 30 * len(by_name) + 100) as drawn:
+        panels = drawn.subplots(1, len(measures), sharey=True, squeeze=False)[0]
+        for axes, measure in zip(panels, measures, strict=True):
+            for place, same in enumerate(by_name.values()):
+                values = [100 * row[measure] for row in same]
+                mean = statistics.fmean(values)
+                axes.barh(place, mean, 0.72, color=COLOURS["blue"])
+                if len(values) > 1:
+                    axes.plot(values, [place] * len(values), "o", color=COLOURS["text"])
+                axes.annotate(f"{mean:.1f}", (1, place), (8, 0), axes.get_yaxis_transform(), "offset points", va="center")
+            axes.axvline(CHANCE[measure], color=COLOURS["soft"], linestyle="--", linewidth=1)
+            axes.annotate("chance", (CHANCE[measure], 1), (0, 2), axes.get_xaxis_transform(), "offset points", ha="center", va="bottom")
+            axes.set_xlim(0, 100)
+            axes.set_xlabel(MEASURES[measure])
+        panels[0].set_yticks(range(len(by_name)), [_label(name, same[0]) for name, same in by_name.items()], color=COLOURS["text"])
+        panels[0].invert_yaxis()
+    save(drawn, folder / "accuracy.png")
     table = {
         name: {pattern: 100 * statistics.fmean(row["by_pattern"][pattern] for row in same) for pattern in rows[0]["by_pattern"]}
         for name, same in by_name.items()
     }
     plot_probe({"pair accuracy, %": table}, folder / "by_pattern.png")
-    return [folder / "pair_accuracy.png", folder / "by_pattern.png"]
+    return [folder / "accuracy.png", folder / "by_pattern.png"]
 
 
 def plot_selection(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
@@ -51,20 +62,49 @@ def plot_selection(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
 
     Return its path in a list.
     """
+    with _lines(rows, "keep", lambda row: row["active_tokens"], "answer tokens with a loss") as drawn:
+        save(drawn, folder / "selection.png")
+    return [folder / "selection.png"]
+
+
+def plot_noise(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
+    """Write noise.png into `folder` from the rows of results.json: accuracy against the share of noise, a line per selection.
+
+    Return its path in a list.
+    """
+    with _lines(rows, "noise", lambda row: 100 * row["noise"], "records without ground, %") as drawn:
+        save(drawn, folder / "noise.png")
+    return [folder / "noise.png"]
+
+
+@contextmanager
+def _lines(rows: list[dict[str, Any]], key: str, x: Callable[[dict[str, Any]], float], label: str) -> Iterator[Figure]:
+    """Yield a figure with a panel for each of MEASURES and a line for each selection. Rows with equal values of `key` make a point."""
     with figure(330 * len(MEASURES), 330) as drawn:
-        for axes, (measure, label) in zip(drawn.subplots(1, len(MEASURES)), MEASURES.items(), strict=True):
-            for number, selection in enumerate(dict.fromkeys(row["selection"] for row in rows)):
-                by_keep: dict[float, list[tuple[float, float]]] = {}  # (tokens, accuracy) of every seed
-                for row in rows:
-                    if row["selection"] == selection:
-                        by_keep.setdefault(row["keep"] or 0.0, []).append((row["active_tokens"], 100 * row[measure]))
-                means = [[statistics.fmean(values) for values in zip(*by_keep[keep], strict=True)] for keep in sorted(by_keep)]
-                colour = COLOURS[LINES[number]]
-                axes.plot(*zip(*means, strict=True), label=selection or "all tokens", color=colour, marker="osD^vP"[number])
-                axes.plot(*zip(*itertools.chain(*by_keep.values()), strict=True), ".", color=colour, alpha=0.4)
-            axes.set_xlabel("answer tokens with a loss (dots: seeds)")
-            axes.set_ylabel(label)
+        for axes, (measure, title) in zip(drawn.subplots(1, len(MEASURES)), MEASURES.items(), strict=True):
+            for number, (selection, same) in enumerate(_grouped(rows, "selection").items()):
+                points = {value: [(x(row), 100 * row[measure]) for row in seeds] for value, seeds in _grouped(same, key).items()}
+                means = [
+                    [statistics.fmean(values) for values in zip(*points[value], strict=True)]
+                    for value in sorted(points, key=lambda value: value or 0)
+                ]
+                colour, mark = COLOURS[LINES[number]], "osD^vPX*"[number]
+                axes.plot(*zip(*means, strict=True), label=selection or "all tokens", color=colour, marker=mark)
+                axes.plot(*zip(*itertools.chain(*points.values()), strict=True), ".", color=colour, alpha=0.4)
+            axes.set_xlabel(f"{label} (dots: seeds)")
+            axes.set_ylabel(title)
             axes.set_ylim(0, 100)
         drawn.legend(*drawn.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=6)
-    save(drawn, folder / "selection.png")
-    return [folder / "selection.png"]
+        yield drawn
+
+
+def _label(name: str, row: dict[str, Any]) -> str:
+    return f"{name}\n{row['visual_tokens']} visual, {row['active_tokens'] / 1000:.0f}k active tokens"
+
+
+def _grouped(rows: list[dict[str, Any]], key: str) -> dict[Any, list[dict[str, Any]]]:
+    """Return the rows by their value of `key`, in the order in which the values first appear."""
+    groups: dict[Any, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row[key], []).append(row)
+    return groups

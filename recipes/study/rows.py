@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from rich.bar import Bar
 from rich.box import SIMPLE
 from rich.table import Table
+from scipy.stats import ttest_1samp
 
 from encoders import build_encoder
 from mof.adapter import SSL_RATIOS
@@ -178,6 +180,53 @@ def study_tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
         means = [statistics.fmean(row["by_pattern"][pattern] for row in same) for pattern in patterns]
         detail.add_row(name, *(f"{100 * mean:.0f}" for mean in means))
     return [table, detail]
+
+
+def bars(rows: Sequence[dict[str, Any]]) -> Table:
+    """Return right pairs, and right questions after a false statement, as bars in the terminal; mean over seeds."""
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
+    table.add_column("row", no_wrap=True)
+    measures = {"pairs, %": "pair_accuracy", "misled, %": "misled_accuracy"}
+    measures = {heading: measure for heading, measure in measures.items() if all(row.get(measure) is not None for row in rows)}
+    for heading in measures:
+        table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(no_wrap=True)
+    for name in dict.fromkeys(row["name"] for row in rows):
+        cells: list[Any] = []
+        for measure in measures.values():
+            mean = 100 * statistics.fmean(row[measure] for row in rows if row["name"] == name)
+            cells += [f"{mean:.1f}", Bar(100, 0, mean, width=16, color="blue")]
+        table.add_row(name, *cells)
+    return table
+
+
+def contrasts(rows: Sequence[dict[str, Any]], measure: str = "pair_accuracy") -> Table:
+    """Return each way's difference to `random` and to `everything` at each share of noise, in points, paired over seeds.
+
+    The intervals have 95 % by Student's t over seeds; they say nothing about other pictures than the held-out ones.
+    """
+    table = Table(title=f"differences in {measure.replace('_', ' ')}, points [95 % over seeds]", box=SIMPLE)
+    for heading in ("noise", "way", "minus random", "minus everything", "seeds"):
+        table.add_column(heading, no_wrap=True)
+    values = {(row["noise"], row["selection"], row["seed"]): 100 * row[measure] for row in rows}
+    for noise, way in sorted({(row["noise"], row["selection"]) for row in rows}):
+        cells = []
+        for control in ("random", "everything"):
+            seeds = [seed for share, name, seed in values if (share, name) == (noise, way) and (noise, control, seed) in values]
+            cells.append(_paired([values[noise, way, seed] - values[noise, control, seed] for seed in seeds]) if way != control else "")
+        table.add_row(f"{noise:g}", way, *cells, str(sum(key[:2] == (noise, way) for key in values)))
+    return table
+
+
+def _paired(differences: Sequence[float]) -> str:
+    """Return the mean of differences, with its interval where there are at least two."""
+    if not differences:
+        return "-"
+    mean = statistics.fmean(differences)
+    if len(differences) < 2:
+        return f"{mean:+.1f}"
+    low, high = ttest_1samp(differences, 0).confidence_interval(0.95)
+    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def spread(shares: Sequence[float | None]) -> str:

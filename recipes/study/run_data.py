@@ -59,12 +59,12 @@ def read_run_data(data: Data, data_dir: Path) -> RunData:
         held_out=[record for record in align if not held_out.isdisjoint(record["images"])],
         pairs=read_mmvp(data_dir / "MMVP") if data.scenes else [],
         mix=mix,
-        truth=_truth(data_dir / data.finetune[0]) if data.scenes else {},
+        truth=read_truth(data_dir / data.finetune[0]) if data.scenes else {},
     )
 
 
-def _truth(records: Path) -> dict[str, dict[str, Any]]:
-    """Return the truth that was drawn with a file of records."""
+def read_truth(records: Path) -> dict[str, dict[str, Any]]:
+    """Return the truth that `mof.miniature.write_dataset` drew with a file of records, by the records' ids."""
     return json.loads(records.with_name(f"{records.stem}-truth.json").read_text(encoding="utf-8"))
 
 

@@ -1,10 +1,11 @@
 """The rows of a run and of the studies, and the tables of their results."""
 
+import math
 from pathlib import Path
 
 import pytest
 
-from study.rows import COMPARISONS, KEEPS, WAYS, spread, study_tables, table_rows
+from study.rows import COMPARISONS, KEEPS, NOISE_SHARES, NOISE_WAYS, WAYS, contrasts, spread, study_tables, table_rows
 from study.settings import read_setting
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
@@ -15,8 +16,10 @@ def setting():
     return read_setting(CONFIGS / "miniature.yaml")
 
 
-def test_a_plain_run_has_three_rows(setting):
-    assert [row.name for row in table_rows(setting)] == ["clip", "interleaved", "interleaved+vig"]
+def test_a_plain_run_has_a_random_control_where_scenes_are_drawn(setting):
+    assert [row.name for row in table_rows(setting)] == ["clip", "interleaved", "interleaved+random", "interleaved+vig"]
+    real = read_setting(CONFIGS / "llava15_7b.yaml")
+    assert [row.name for row in table_rows(real)] == ["clip", "interleaved", "interleaved+vig"]
 
 
 @pytest.mark.parametrize("study", COMPARISONS)
@@ -25,7 +28,7 @@ def test_rows_have_names_of_their_own_and_share_stage_1_where_they_may(study, se
     assert len({row.name for row in rows}) == len(rows)
     stage_1 = {row.aligned: (row.encoders, row.fusion, row.options) for row in rows}
     assert all(stage_1[row.aligned] == (row.encoders, row.fusion, row.options) for row in rows)
-    assert {row.aligned for row in rows} <= {row.name for row in rows}
+    assert all(row.like in (None, "interleaved") for row in rows)
 
 
 def test_every_way_at_every_share_starts_from_one_stage_1(setting):
@@ -33,6 +36,22 @@ def test_every_way_at_every_share_starts_from_one_stage_1(setting):
     assert (everything.name, everything.selection, everything.keep) == ("interleaved", None, None)
     assert {(row.selection, row.keep) for row in rows} == {(way, keep) for way in WAYS for keep in KEEPS}
     assert {row.aligned for row in rows} == {"interleaved"}
+
+
+def test_ways_at_a_share_of_noise_share_their_records_and_scores(setting):
+    rows = COMPARISONS["noise"](setting)
+    assert {(row.selection, row.noise) for row in rows} == {(way, share) for way in NOISE_WAYS for share in NOISE_SHARES}
+    assert {row.mix for row in rows} == {f"finetune-{share:g}" for share in NOISE_SHARES}
+
+
+def test_contrasts_are_paired_over_seeds():
+    accuracy = {("vig", 0): 0.5, ("random", 0): 0.3, ("everything", 0): 0.4, ("vig", 1): 0.7, ("random", 1): 0.4}
+    rows = [row(way, value, seed) | {"noise": 0.4, "selection": way} for (way, seed), value in accuracy.items()]
+    table = contrasts(rows)
+    cells = {name: (random, everything) for name, random, everything in zip(*(table.columns[i].cells for i in (1, 2, 3)), strict=True)}
+    half = 12.706 * 5 / math.sqrt(2) * math.sqrt(2)  # t of one degree of freedom, of the differences 20 and 30
+    assert cells["vig"] == (f"+25.0 [{25 - half:+.1f}, {25 + half:+.1f}]", "+10.0")
+    assert cells["random"] == ("", "-10.0")
 
 
 @pytest.mark.parametrize("study", COMPARISONS)

@@ -1,28 +1,37 @@
 from PIL import Image
 
 from mof.miniature.scenes import PATTERNS
-from study.plots import plot_selection, plot_study
+from study.plots import plot_noise, plot_selection, plot_study
 
 
 def test_both_pictures_are_written(tmp_path):
     rows = [
-        {"name": name, "seed": seed, "visual_tokens": 25, "pair_accuracy": 0.1 * seed, "by_pattern": dict.fromkeys(PATTERNS, 0.1 * seed)}
+        {
+            "name": name,
+            "seed": seed,
+            "visual_tokens": 25,
+            "active_tokens": 9,
+            "pair_accuracy": 0.1 * seed,
+            "misled_accuracy": 0.5,
+            "by_pattern": dict.fromkeys(PATTERNS, 0.1 * seed),
+        }
         for name in ("clip", "interleaved")
         for seed in (1, 2)
     ]
     written = plot_study(rows, tmp_path / "plots")
-    assert [path.name for path in written] == ["pair_accuracy.png", "by_pattern.png"]
+    assert [path.name for path in written] == ["accuracy.png", "by_pattern.png"]
     for path in written:
         assert len(Image.open(path).convert("L").getcolors()) > 10  # something was drawn
 
 
 def test_selections_are_drawn_as_one_line_per_way_and_panel(tmp_path):
     rows = [
-        {"selection": way, "keep": keep, "active_tokens": 100 * (keep or 1) + seed, "pair_accuracy": 0.5, "question_accuracy": 0.6,
+        {"selection": way, "keep": keep, "noise": 0.4 * seed, "active_tokens": 100 * (keep or 1) + seed, "pair_accuracy": 0.5, "question_accuracy": 0.6,
          "misled_accuracy": 0.1 * seed}
         for way, keeps in ((None, [None]), ("vig", [0.3, 0.7]), ("random", [0.7, 0.3]))
         for keep in keeps
         for seed in (1, 2)
     ]  # fmt: skip
-    (path,) = plot_selection(rows, tmp_path / "plots")
-    assert len(Image.open(path).convert("L").getcolors()) > 10
+    for plot in (plot_selection, plot_noise):
+        (path,) = plot(rows, tmp_path / "plots")
+        assert len(Image.open(path).convert("L").getcolors()) > 10

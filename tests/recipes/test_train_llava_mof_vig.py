@@ -50,7 +50,7 @@ def run(*arguments):
 def config(tmp_path_factory):
     """The miniature's setting, cut down to seconds."""
     setting = yaml.safe_load((ROOT / "recipes/configs/miniature.yaml").read_text())
-    setting["data"]["scenes"] = {"align": 16, "finetune": 40, "pairs": 1}
+    setting["data"]["scenes"] = {"align": 16, "finetune": 40, "pairs": 1, "noise": {"ungrounded": 0.4}}
     setting["align"]["batch_size"] = setting["finetune"]["batch_size"] = 4
     path = tmp_path_factory.mktemp("config") / "tiny.yaml"
     path.write_text(yaml.safe_dump(setting))
@@ -68,12 +68,13 @@ def finished(config, tmp_path_factory):
 def test_the_default_rows_are_measured_and_printed(finished):
     folder, printed = finished
     rows = json.loads((folder / "results.json").read_text())["rows"]
-    assert [row["name"] for row in rows] == ["clip", "interleaved", "interleaved+vig"]
+    assert [row["name"] for row in rows] == ["clip", "interleaved", "interleaved+random", "interleaved+vig"]
     assert all(row.keys() >= COLUMNS for row in rows)
-    assert [row["visual_tokens"] for row in rows] == [25, 50, 50]
-    assert rows[2]["active_tokens"] < rows[1]["active_tokens"] == rows[0]["active_tokens"]
+    assert [row["visual_tokens"] for row in rows] == [25, 50, 50, 50]
+    assert rows[3]["active_tokens"] == rows[2]["active_tokens"] < rows[1]["active_tokens"] == rows[0]["active_tokens"]
     assert all(set(row["by_pattern"]) == set(rows[0]["by_pattern"]) and len(row["by_pattern"]) == 9 for row in rows)
-    assert all(name in printed for name in ("clip", "interleaved+vig", "held-out scenes"))
+    assert all(name in printed for name in ("clip", "interleaved+vig", "held-out scenes", "ungrounded"))
+    assert (folder / "plots/accuracy.png").stat().st_size > 10_000
     page = (folder / "seed-0/vig-interleaved.html").read_text()
     assert "data:image/" in page and re.search(r"talk-\d+", page)
 
@@ -168,6 +169,19 @@ def test_the_study_of_selections_measures_misled_accuracy_and_is_drawn(config, t
     assert all(0 < tokens < everything for tokens in selected)
     assert all(0 <= row["misled_accuracy"] <= 1 for row in results.values())
     assert (tmp_path / "run/plots/selection.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_the_study_of_noise_compares_ways_on_the_same_records(config, tmp_path):
+    rows = ("everything 0.4", "grounded 0.4", "lowest-loss 0.4", "vig-floor 0")
+    printed, _ = run("--config", config, "--compare", "noise", "--rows", *rows, "--output", tmp_path / "run")
+    results = {row["name"]: row for row in json.loads((tmp_path / "run/results.json").read_text())["rows"]}
+    assert list(results) == list(rows) and "minus everything" in printed
+    everything, grounded, lowest, floor = (results[name]["active_tokens"] for name in rows)
+    truth = json.loads((tmp_path / "run/data-noise/finetune-0.4-truth.json").read_text())
+    noisy = sum(entry["noise"] == "ungrounded" for entry in truth.values())
+    assert noisy and grounded == pytest.approx(everything * (1 - noisy / len(truth)), rel=0.1)
+    assert lowest < everything and floor < everything
 
 
 def test_a_dry_run_of_llava_prints_1152_visual_tokens_and_needs_no_network():

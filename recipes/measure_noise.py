@@ -1,0 +1,59 @@
+"""Measure without training which kinds of noise VIG tells from true answers, on records of the miniature that models never saw.
+
+    python recipes/measure_noise.py runs/noise/seed-0/align-interleaved runs/noise/seed-1/align-interleaved --nulls blur drop
+
+Each model scores the same records. An eighth of the records has each kind of noise of `mof.miniature.noise`, a quarter has none. The
+measure is the area under the ROC curve: the probability that a record (or word) that the picture supports has a higher score than
+a record (or word) that it does not support.
+"""
+
+import tempfile
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from encoders.runs import write_json
+from mof import register_auto_classes
+from mof.data import read_records
+from mof.miniature import write_dataset
+from mof.miniature.noise import KINDS
+from study.command import Options, run_recipe
+from study.run_data import read_truth
+from study.separation import separation, separation_tables
+from vig import score
+from vig.nulls import NULLS
+
+console = Console()
+
+
+def main() -> None:
+    options = Options(__doc__)
+    options.add_argument("models", type=Path, nargs="+", help="folders of saved models")
+    options.add_argument("--nulls", nargs="+", choices=NULLS, default=["blur"], help="null images")
+    options.add_argument("--records", type=int, default=2000, help="records to draw; a tenth of them is text only")
+    options.add_argument("--seed", type=int, default=2, help="seed of the records; the recipe of training uses 0 and 1")
+    options.output("JSON file for the figures")
+    args = options.parse_args()
+    register_auto_classes()
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        data = Path(folder) / "data"
+        mixes = {"finetune": dict.fromkeys(KINDS, 0.125)}
+        write_dataset(data, align=0, finetune=args.records, pairs=0, seed=args.seed, mixes=mixes, progress=True)
+        records, truth = list(read_records(data / "finetune.json")), read_truth(data / "finetune.json")
+        for number, path in enumerate(args.models):
+            model, processor = AutoModelForImageTextToText.from_pretrained(path).to(device), AutoProcessor.from_pretrained(path)
+            for null in args.nulls:
+                target = Path(folder) / f"scores-{number}-{null}"
+                scores = score(model, processor, records, target, null, image_folder=data / "images", batch_size=64)
+                rows.append({"model": str(path), "null": null, "table": separation(scores, records, truth)})
+    console.print(*separation_tables(rows))
+    if args.output:
+        write_json(args.output, rows)
+
+
+if __name__ == "__main__":
+    run_recipe(main)
