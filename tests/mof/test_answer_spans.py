@@ -1,0 +1,136 @@
+"""Answers found in templates without marks, in the styles of released models; the same templates with marks are the reference."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from support.tiny import build_tokenizer
+
+from mof.data.answer_spans import render_answers
+from mof.data.records import RecordError, to_record
+
+PARTS = "{% for c in m.content %}{% if c.type == 'image' %}<image>{% else %}{{ c.text }}{% endif %}{% endfor %}"
+FIRST = "{{ m.content[0].text }}"
+TRIMMED = "{{ m.content[0].text | trim }}"
+
+
+def turns(user, answer, end, system="{{ m.content[0].text }}", before="", after=""):
+    """Return a template; `#(` and `#)` are where marks belong."""
+    return (
+        f"{before}{{% for m in messages %}}{{% if m.role == 'system' %}}{system}{{% elif m.role == 'user' %}}{user}{{% else %}}"
+        f"{answer}{end}{{% endif %}}{{% endfor %}}{after}"
+    )
+
+
+def im(role, body):
+    return f"<|im_start|>{role}\n{body}"
+
+
+# Name -> (template, the special token that ends an answer, or None). Written from the rules of the released templates.
+TEMPLATES = {
+    "llava-1.5": (turns(f"USER: {PARTS} ", f"ASSISTANT: #({FIRST}#) ", "", system=FIRST + " "), None),
+    "vicuna with </s>": (turns(f"USER: {PARTS} ", f"ASSISTANT: #({FIRST}</s>#)", ""), "</s>"),
+    "llava-onevision": (turns(im("user", PARTS + "<|im_end|>\n"), im("assistant", f"#({TRIMMED}<|im_end|>#){{ '\n' }}"), "", system=im("system", FIRST + "<|im_end|>\n")), "<|im_end|>"),
+    "qwen2-vl": (turns(im("user", PARTS + "<|im_end|>\n"), im("assistant", f"#({FIRST}<|im_end|>#){{ '\n' }}"), "", system=im("system", FIRST + "<|im_end|>\n"), before="{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"), "<|im_end|>"),
+    "qwen3-vl, thoughts cut off": (turns(im("user", PARTS + "<|im_end|>\n"), "<|im_start|>assistant\n{% set said = m.content[0].text.split('</think>')[-1].lstrip('\n') %}" + ("{% if loop.last %}<think>\n\n</think>\n\n{% endif %}#({{ said }}<|im_end|>#){{ '\n' }}"), ""), "<|im_end|>"),
+    "idefics3, smolvlm": (turns(f"User:{PARTS}<end_of_utterance>\n", f"Assistant: #({TRIMMED}<end_of_utterance>#){{ '\n' }}", "", before="<|im_start|>"), "<end_of_utterance>"),
+    "gemma 3": (turns(f"<start_of_turn>user\n{PARTS}<end_of_turn>\n", f"<start_of_turn>model\n#({TRIMMED}<end_of_turn>#){{ '\n' }}", "", before="<s>"), "<end_of_turn>"),
+    "pixtral": (turns(f"[INST]{PARTS}[/INST]", f"#({FIRST}</s>#)", "", before="<s>"), "</s>"),
+    "llama 3.2 vision": (turns(f"<|start_header_id|>user<|end_header_id|>\n\n{PARTS}<|eot_id|>", f"<|start_header_id|>assistant<|end_header_id|>\n\n#({TRIMMED}<|eot_id|>#)", "", before="<s><|start_header_id|>system<|end_header_id|>\n\nToday Date: {{ strftime_now('%d %b %Y') }}\n\n<|eot_id|>"), "<|eot_id|>"),
+    "phi-4-multimodal": (turns(f"<|user|>{PARTS}<|end|>", f"<|assistant|>#({FIRST}<|end|>#)", "", after="<|endoftext|>"), "<|end|>"),
+    "aya vision": (turns(f"<|START_OF_TURN_TOKEN|><|USER_TOKEN|>{PARTS}<|END_OF_TURN_TOKEN|>", f"<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>#({FIRST}<|END_RESPONSE|>#)<|END_OF_TURN_TOKEN|>", "", before="<s>"), "<|END_RESPONSE|>"),
+    "lfm2-vl": (turns(im("user", PARTS + "<|im_end|>\n"), im("assistant", f"#({FIRST}<|im_end|>#){{ '\n' }}"), "", before="<s>"), "<|im_end|>"),
+    "a space before the end": (turns(f"USER: {PARTS} ", f"ASSISTANT: #({FIRST} </s>#)", ""), "</s>"),
+    "llama 2, <s> for each turn": (turns(f"<s>[INST] {PARTS} [/INST] ", f"#({TRIMMED} </s>#)", ""), "</s>"),
+}  # fmt: skip
+SPECIALS = sorted({token for template, _ in TEMPLATES.values() for token in re.findall(r"<\|?\w+\|?>", template)} - {"<image>", "<think>"})
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    tokenizer = build_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": SPECIALS})
+    return tokenizer
+
+
+def processor(tokenizer, template):
+    return SimpleNamespace(tokenizer=tokenizer, chat_template=template.replace("#(", "").replace("#)", ""))
+
+
+def marked(tokenizer, template, style="{% generation %}"):
+    closing = style.replace("generation", "endgeneration")
+    return SimpleNamespace(tokenizer=tokenizer, chat_template=template.replace("#(", style).replace("#)", closing))
+
+
+def talk(answers, system=None, image=True):
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    for number, answer in enumerate(answers):
+        asked = [{"type": "text", "text": f"Question {number}?"}]
+        messages += [{"role": "user", "content": [{"type": "image"}, *asked] if image and not number else asked}]
+        messages += [{"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+    return to_record({"id": "x", "messages": messages, "images": [Image.new("RGB", (2, 2))] if image else []})
+
+
+@pytest.mark.parametrize("system", [None, "Be brief."])
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_answers_are_those_of_the_template_with_marks(tokenizer, name, system):
+    template, end = TEMPLATES[name]
+    record = talk(["A cat.", "A cat.", "Question 1?"], system)  # equal answers, and an answer that repeats a question
+    text, spans = render_answers(processor(tokenizer, template), record)
+    expected_text, expected = render_answers(marked(tokenizer, template), record)
+    assert text == expected_text
+    assert [text[start:stop] for start, stop in spans] == [text[start:stop] for start, stop in expected]
+    assert [*spans] == [*map(tuple, expected)]
+    assert all(text[start:stop].endswith(end or ("A cat.", "Question 1?")) for start, stop in spans)
+
+
+@pytest.mark.parametrize("style", ["{% generation %}", "{%- generation -%}", "{%-generation%}", "{% generation -%}"])
+def test_marks_are_used_in_any_spelling(tokenizer, style):
+    template = TEMPLATES["qwen2-vl"][0].replace("<|im_end|>#)", "#)<|im_end|>")  # a mark that leaves the end of the turn out
+    text, spans = render_answers(marked(tokenizer, template, style), talk(["A cat."]))
+    assert [text[start:stop] for start, stop in spans] == ["A cat."]
+
+
+plain = st.text(st.characters(codec="utf-8", exclude_characters="\ue000\ue001"), min_size=1, max_size=12)
+
+
+@given(st.lists(plain, min_size=1, max_size=4), st.sampled_from([name for name in TEMPLATES if "thoughts" not in name]))
+def test_any_texts_are_found_or_refused(tokenizer, answers, name):
+    """White space at the ends is the template's matter; everything between it is the answer, to the last character."""
+    template, _ = TEMPLATES[name]
+    text, spans = render_answers(processor(tokenizer, template), talk(answers))
+    found = [text[start:stop] for start, stop in spans]
+    assert len(found) == len(answers)
+    for answer, piece in zip(answers, found, strict=True):
+        assert answer.strip() in piece
+    reference_text, reference = render_answers(marked(tokenizer, template), talk(answers))
+    assert text == reference_text
+    for (start, stop), (left, right) in zip(spans, reference, strict=True):
+        assert text[min(start, left) : max(start, left)].isspace() or start == left
+        assert text[min(stop, right) : max(stop, right)].isspace() or stop == right
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        turns(PARTS, "{{ m.content[0].text | upper }}", ""),
+        turns(PARTS, "{{ m.content[0].text }}{{ m.content[0].text }}", ""),
+        turns(PARTS, "{% if loop.last %}{{ m.content[0].text }}{% endif %}", ""),
+        turns(PARTS, "{{ m.content[0].text | length }}{{ m.content[0].text }}", ""),
+    ],
+    ids=["changed", "twice", "left out", "counted"],
+)
+def test_a_template_that_rewrites_answers_costs_the_record(tokenizer, template):
+    with pytest.raises(RecordError, match="'x'"):
+        render_answers(SimpleNamespace(tokenizer=tokenizer, chat_template=template), talk(["a cat", "b"]))
+
+
+def test_no_template_and_no_answer_are_refused(tokenizer):
+    with pytest.raises(ValueError, match="chat template"):
+        render_answers(SimpleNamespace(tokenizer=tokenizer, chat_template=None), talk(["a"]))
+    with pytest.raises(RecordError, match="'q'"):
+        record = to_record({"id": "q", "messages": [{"role": "user", "content": "What?"}]})
+        render_answers(processor(tokenizer, TEMPLATES["pixtral"][0]), record)
