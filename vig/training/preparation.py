@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from transformers import HfArgumentParser, PreTrainedModel, ProcessorMixin, TrainingArguments
+from transformers.pytorch_utils import Conv1D
 
 from mof.data.collator import SupervisedCollator
 from mof.data.records import RecordError, to_record
@@ -111,9 +114,10 @@ def freeze_encoder(model: PreTrainedModel) -> None:
 
 
 def add_lora(model: PreTrainedModel, rank: int) -> Any:
-    """The model in PEFT's wrapper, in which only low-rank adapters at all linear layers of the language model train.
+    """The model in PEFT's wrapper, in which only low-rank adapters at all weight matrices of the language model's blocks train.
 
-    Their scale is 2 (alpha is twice the rank), as in LLaVA.
+    These are the matrices of linear layers (torch's, and transformers' Conv1D in GPT-2 and others) and the fused experts of mixtures,
+    each expert with adapters of its own. Their scale is 2 (alpha is twice the rank), as in LLaVA.
 
     Raises:
         ValueError: if peft is missing, or for a language model without linear layers.
@@ -122,8 +126,24 @@ def add_lora(model: PreTrainedModel, rank: int) -> Any:
         raise ValueError('LoRA needs peft: pip install -e ".[lora]"')
     from peft import LoraConfig, get_peft_model
 
+    linear, fused = _matrices(model)
+    if not linear:
+        raise ValueError(f"{type(model.get_decoder()).__name__} has no linear layer for LoRA to adapt; train without LoRA")
+    transposed = all(isinstance(module, Conv1D) for module in linear.values())
+    options = {"target_modules": list(linear), "target_parameters": fused or None, "fan_in_fan_out": transposed}
+    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, **options))
+
+
+def _matrices(model: PreTrainedModel) -> tuple[dict[str, nn.Module], list[str]]:
+    """The linear layers in the blocks of the language model by name, and the names of the parameters that stack such matrices.
+
+    Mixtures keep the matrices of their experts in a single parameter, [experts, out, in] or [experts * out, in]. Its size tells it
+    from the parameters of routers, biases and recurrences.
+    """
     inside, head = set(model.get_decoder().modules()), model.get_output_embeddings()
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module in inside and module is not head]
-    if not names:
-        raise ValueError(f"{type(model.get_decoder()).__name__} has no torch.nn.Linear for LoRA to adapt; train without --lora")
-    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names))
+    modules = {name: module for name, module in model.named_modules() if module in inside and module is not head}
+    linear = {name: module for name, module in modules.items() if isinstance(module, (nn.Linear, Conv1D))}
+    largest = max((module.weight.numel() for module in linear.values()), default=0)
+    other = {name: module for name, module in modules.items() if name not in linear and not isinstance(module, (nn.Embedding, _ConvNd))}
+    own = [(f"{name}.{key}", weight) for name, module in other.items() for key, weight in module.named_parameters(recurse=False)]
+    return linear, [name for name, weight in own if weight.numel() >= {2: largest, 3: largest / 4}.get(weight.ndim, math.inf)]
