@@ -121,13 +121,18 @@ def read_lists(folder: Path) -> tuple[list[str], dict[str, str]]:
 def read_shards(folder: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
     """The rows of all shards in order. ValueError for a shard that cannot be read, or of another version."""
     columns = schema.names if columns is None else columns
-    tables = [pa.schema([schema.field(name) for name in columns]).empty_table()]
-    for path in sorted(folder.glob(SHARDS)):
-        try:
-            tables.append(pq.read_table(path, columns=list(columns), page_checksum_verification=True))
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path} cannot be read ({error}); delete it and score again to fill the gap") from error
+    empty = pa.schema([schema.field(name) for name in columns]).empty_table()
+    return pa.concat_tables([empty, *(read_shard(path, schema, columns) for path in sorted(folder.glob(SHARDS)))])
+
+
+def read_shard(path: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of a shard. ValueError for a shard that cannot be read, or of another version."""
+    columns = schema.names if columns is None else columns
     try:
-        return pa.concat_tables(tables)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{folder}: the shards have other columns than this version writes; score again. {error}") from error
+        table = pq.read_table(path, columns=list(columns), page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); delete it and score again to fill the gap") from error
+    expected = pa.schema([schema.field(name) for name in columns])
+    if not table.schema.equals(expected):
+        raise ValueError(f"{path} has other columns than this version writes ({table.schema.names}); score again")
+    return table
