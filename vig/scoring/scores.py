@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from encoders.runs import run_digest
 from vig.processes import Processes
 from vig.scoring.folder import SHARDS, ScoreFolder, manifest_file, read_lists, read_shard
 
@@ -226,9 +227,10 @@ def load_scores(folder: str | os.PathLike[str]) -> Scores:
     """
     path = Path(folder)
     manifest = {"complete": False, **manifest_file(path).read()}
-    text_only, failures = read_lists(path) if manifest["complete"] else ([], {})
+    run = run_digest(manifest["identity"])
+    parts = [Part(_light_copy(shard, run), partial(read_shard, shard, SCHEMA, run)) for shard in sorted(path.glob(SHARDS))]
+    text_only, failures = read_lists(path, manifest.get("files", {})) if manifest["complete"] else ([], {})
     outcome = {"complete": manifest["complete"], "text_only": text_only, "failures": failures}
-    parts = [Part(_light_copy(shard), partial(read_shard, shard, SCHEMA)) for shard in sorted(path.glob(SHARDS))]
     scores = Scores([], {**outcome, "identity": manifest["identity"]}, parts=parts)
     if not manifest["complete"]:
         logger.warning("%s: the scoring run did not finish; run it again with this folder to resume it", folder)
@@ -242,6 +244,6 @@ def load_scores(folder: str | os.PathLike[str]) -> Scores:
     return scores
 
 
-def _light_copy(shard: Path) -> pa.Table:
+def _light_copy(shard: Path, run: str) -> pa.Table:
     """The light columns of a shard, after all of its columns were read and so were checked."""
-    return read_shard(shard, SCHEMA).select(LIGHT)
+    return read_shard(shard, SCHEMA, run).select(LIGHT)
