@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from encoders.command_groups import starts_over
 from encoders.command_options import Records, output_option, seed_option
 from encoders.runs import write_whole
 from mof.data.rows import read_rows
@@ -18,6 +19,7 @@ from vig.selection.random_control import Level, random_selection
 from vig.selection.sources import record_sources
 
 
+@starts_over
 def select(
     scores: Annotated[Path, typer.Option(help="Folder that `mof vig score` wrote.")],
     records: Records,

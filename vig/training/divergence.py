@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -61,8 +61,7 @@ def named(records: Sequence[str]) -> str:
 
 
 @torch.no_grad()
-def not_finite(weights: Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]) -> list[str]:
+def not_finite(weights: Iterable[tuple[str, Tensor]]) -> list[str]:
     """Return the names of the weights that hold a number which is not finite."""
-    pairs = list(weights.items() if isinstance(weights, Mapping) else weights)
-    finite = [weight.isfinite().all() for _, weight in pairs if weight.is_floating_point()]
-    return [name for (name, _), good in zip(pairs, finite, strict=True) if not bool(good)]
+    finite = [(name, weight.isfinite().all()) for name, weight in weights]
+    return [name for name, good in finite if not bool(good)]

@@ -13,10 +13,11 @@ from typing import Any, NoReturn
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from transformers import HfArgumentParser, PreTrainedModel, ProcessorMixin, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 from transformers.pytorch_utils import Conv1D
 
 from mof.data.collator import SupervisedCollator
-from mof.data.records import RecordError, require_unchanged, to_record
+from mof.data.records import RecordError, digest, record_id, require_unchanged, to_record, unselected
 from mof.data.rows import read_records
 
 NAMES = sorted(field.name for field in dataclasses.fields(TrainingArguments) if field.init)
@@ -53,7 +54,22 @@ def parse_arguments(texts: Sequence[str], own: Mapping[str, str]) -> dict[str, A
             raise ValueError(f"--set: there is no {name!r}; {', '.join(near)}?")
         given[name] = f"--{text}"
     values = vars(_Parser(TrainingArguments, allow_abbrev=False).parse_args(list(given.values())))
+    if "report_to" in given:
+        _require_installed(values["report_to"])
     return {name: values[name] for name in given}
+
+
+def _require_installed(reporters: str | Sequence[str]) -> None:
+    names, installed = [reporters] if isinstance(reporters, str) else reporters, get_available_reporting_integrations()
+    for name in set(names) - {"none", "all", *installed}:
+        raise ValueError(f"--set report_to={name}: it is not installed, or unknown; installed are {', '.join(installed) or 'none'}")
+
+
+def require_apart(training: Sequence[Mapping[str, Any]], evaluation: Sequence[Mapping[str, Any]]) -> None:
+    """Raise a ValueError for records that are trained on and evaluated on, whatever is selected of them."""
+    trained = {digest(unselected(record)) for record in training}
+    if both := [record_id(record) for record in evaluation if digest(unselected(record)) in trained]:
+        raise ValueError(f"{len(both)} of the {len(evaluation)} records of --eval-records are in --records, too, the first is {both[0]!r}")
 
 
 def read_training_records(path: Path, processor: ProcessorMixin, image_folder: Path, max_length: int) -> list[dict[str, Any]]:

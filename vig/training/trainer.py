@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,12 +16,15 @@ from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallba
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import get_last_checkpoint, has_length
 
 from encoders import StoredImages
 from mof.data.collator import SupervisedCollator
+from mof.data.records import require_unchanged
 from vig.output_head import IGNORED, HeadPass, is_untouched
+from vig.training.checkpoints import seal, writing
 from vig.training.divergence import RECORD_IDS, DivergenceError, NamedBatches, Watch, named, not_finite
+from vig.training.lengths import estimated_length
 from vig.training.padding_free import PaddingFreeCollator, keeps_records_apart, record_rows
 
 # Shapes: B = records in a batch, S = padded length, N = supervised positions of the batch.
@@ -91,6 +95,7 @@ class SelectiveTrainer(Trainer):
 
     Raises:
         ValueError: for arguments under which the loss would not be divided as described.
+        RecordError: for a record in a list that was changed after it was selected.
     """
 
     _untouched: bool | None = None  # whether the logits are the head's output as it is; known from the first batch
@@ -123,6 +128,9 @@ class SelectiveTrainer(Trainer):
         self._padding_free = padding_free
         super().__init__(model, args, processing_class=processing_class, compute_loss_func=self._loss, **options)
         self.add_callback(_Count())
+        for data in (self.train_dataset, self.eval_dataset):
+            for record in data if isinstance(data, list) else ():
+                require_unchanged(record)
         self._watch = Watch()
         self._step_records: list[str] = []  # of the step under way, in this process
         self._evaluated: list[tuple[Sequence[str], Tensor, int]] = []  # records, loss sum and supervised tokens of each batch
@@ -151,6 +159,19 @@ class SelectiveTrainer(Trainer):
             return None
         return super()._run_epoch(*args, **kwargs)
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return super()._get_train_sampler(self._with_lengths(self.train_dataset if train_dataset is None else train_dataset))
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        return super()._get_eval_sampler(self._with_lengths(eval_dataset))
+
+    def _with_lengths(self, dataset: Any) -> Any:
+        """The data set as it is, or what the samplers that go by length need of it: inputs of each record's estimated length."""
+        if self.args.train_sampling_strategy in ("random", "sequential") or not has_length(dataset):
+            return dataset
+        name, column = self.processing_class.model_input_names[0], self.args.length_column_name
+        return [{name: range(estimated_length(record, column))} for record in dataset]
+
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         own, self.data_collator = self.data_collator, NamedBatches(self.data_collator)
         try:
@@ -177,9 +198,14 @@ class SelectiveTrainer(Trainer):
             self._watch.check(self._last_good)
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.require_finite()
-        super()._save_checkpoint(*args, **kwargs)
+        folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
+        with writing(folder):
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # each process writes its random state
+            if self.args.should_save:
+                seal(folder)
 
     def require_finite(self) -> None:
         """Raise a DivergenceError if a loss, a gradient or a trained weight so far is not finite."""
