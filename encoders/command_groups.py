@@ -53,13 +53,21 @@ def command_group(
 
 def resumes(command: Callable[..., None]) -> Callable[..., None]:
     """Decorate a command that goes on where it stopped when it is called again: Ctrl-C then says so."""
+    return _advising(command, "the same command goes on where it stopped")
 
+
+def starts_over(command: Callable[..., None]) -> Callable[..., None]:
+    """Decorate a command that writes its file at the end: Ctrl-C then says that nothing was written."""
+    return _advising(command, "nothing was written; the same command starts from the beginning")
+
+
+def _advising(command: Callable[..., None], advice: str) -> Callable[..., None]:
     @functools.wraps(command)
     def run(*args: Any, **options: Any) -> None:
         try:
             command(*args, **options)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt("the same command goes on where it stopped") from None
+            raise KeyboardInterrupt(advice) from None
 
     return run
 

@@ -1,4 +1,7 @@
-"""Several processes that work together, started by torchrun or accelerate: they exchange values, and wait for each other."""
+"""Several processes that work together, started by torchrun or accelerate: they exchange values, and wait for each other.
+
+torch is imported late: a process that is alone does without, such as a selection from scores.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
-
-import torch
-import torch.distributed as dist
-from accelerate import PartialState
 
 T = TypeVar("T")
 
@@ -29,6 +28,10 @@ class Processes:
     @classmethod
     def all(cls) -> Processes:
         """The processes that torchrun or accelerate started. All of them must call this. A process that is alone sets up nothing."""
+        import torch
+        import torch.distributed as dist
+        from accelerate import PartialState
+
         if not dist.is_initialized():
             if int(os.environ.get("WORLD_SIZE", "1")) == 1:
                 return cls()
@@ -42,6 +45,8 @@ class Processes:
         """The values that the processes give here, in the order of the processes, on all of them."""
         if self.count == 1:
             return [value]
+        import torch.distributed as dist
+
         values: list[Any] = [None] * self.count
         dist.all_gather_object(values, value, group=self.group)
         return values
@@ -66,10 +71,14 @@ class Processes:
     def close(self) -> None:
         """Free the group. All processes must call this."""
         if self.group is not None:
+            import torch.distributed as dist
+
             dist.destroy_process_group(self.group)
 
 
 def _leave() -> None:
     """Leave the default group before the process ends: a thread of gloo may abort a process that is still in it."""
+    import torch.distributed as dist
+
     if dist.is_initialized():
         dist.destroy_process_group()

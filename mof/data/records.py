@@ -23,6 +23,10 @@ from PIL import Image
 
 IMAGE_PLACEHOLDER = "<image>"
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
+SCORED = "scored_digest"
+"""The key under which a selected record has its digest, without the keys `SELECTED`."""
+SELECTED = ("token_mask", "token_weights", SCORED)
+"""The keys that a selection adds to a record."""
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # a lone surrogate: JSON can write it, UTF-8 cannot
 
 
@@ -128,13 +132,27 @@ def to_mapping(raw: Any) -> Any:
 def record_id(raw: Any) -> str:
     """Return the id of a raw record, or a digest of its content if it has none.
 
-    The digest leaves out "token_mask" and "token_weights", so that a record is trained under the id that it was scored under.
+    The digest leaves out the keys `SELECTED`, so that a record is trained under the id that it was scored under.
     """
     if not isinstance(raw, Mapping):
         return digest(raw)
     if not _is_empty(raw.get("id")):
         return str(raw["id"])
-    return digest({key: value for key, value in raw.items() if key not in ("token_mask", "token_weights")})
+    return digest(unselected(raw))
+
+
+def unselected(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a record without the keys that a selection adds."""
+    return {key: value for key, value in raw.items() if key not in SELECTED} if raw.keys() & set(SELECTED) else raw
+
+
+def require_unchanged(raw: Any) -> None:
+    """Raise a RecordError for a selected record that was changed later: its mask, and the scores behind it, belong to another record."""
+    if isinstance(raw, Mapping) and raw.get(SCORED) is not None and digest(unselected(raw)) != raw[SCORED]:
+        raise RecordError(
+            f"record {record_id(raw)!r} has changed since it was scored and selected; select from the records as they were scored, "
+            "or score the new records"
+        )
 
 
 def digest(value: Any) -> str:

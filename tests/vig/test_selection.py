@@ -6,11 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mof.data.records import digest
 from vig import Score, Scores, random_selection, record_sources, select
 
 VALUES = st.sampled_from([-2.0, -0.5, 0.0, 0.25, 0.3, 1.0, 1.1, 4.0])  # few, so that ties are common
 TOKENS = st.lists(st.lists(VALUES | st.floats(-5, 5, width=32), min_size=1, max_size=6), min_size=1, max_size=12)
 KEEP = st.sampled_from([Fraction(k, 20) for k in range(21)])
+
+
+def record_of(index: int) -> dict[str, str]:
+    return {"id": f"s{index}", "image": f"{index}.png"}
 
 
 def make_scores(tokens: list[list[float]], ends: bool = True, failures: dict[str, str] | None = None) -> Scores:
@@ -20,7 +25,7 @@ def make_scores(tokens: list[list[float]], ends: bool = True, failures: dict[str
         vig = float(np.float32(token_vig.mean(dtype=np.float64))) if values else math.nan
         turn_ends = np.array([len(values) - 1] if ends else [], dtype=np.int64)
         ids = np.arange(len(values), dtype=np.int64)
-        items.append(Score(f"s{index}", vig, 1.0, 1.0 + vig, token_vig, ids, turn_ends, "0"))
+        items.append(Score(f"s{index}", vig, 1.0, 1.0 + vig, token_vig, ids, turn_ends, digest(record_of(index))))
     return Scores(items, {"identity": {}, "complete": True, "text_only": [], "failures": failures or {}})
 
 
@@ -247,13 +252,13 @@ def test_token_weights(tokens, keep, keep_ends, clamp) -> None:
     inner = [raw[id][t] for id, mask in hard.token_masks.items() for t in range(len(mask) - 1) if mask[t]]
     for id, mask in hard.token_masks.items():
         weights = soft.token_weights[id]
-        assert ((weights > 0) == mask).all() and soft.token_masks[id] is mask
+        assert ((weights > 0) == mask).all() and np.array_equal(soft.token_masks[id], mask)
         assert weights[-1] == mask[-1]  # the end of turn: 1, or nothing
         for t in range(len(mask) - 1):
             assert not mask[t] or weights[t] == pytest.approx(raw[id][t] / np.mean(inner), rel=1e-5)
     if inner:
         assert np.mean([w for id in hard.token_masks for w in soft.token_weights[id][:-1] if w]) == pytest.approx(1, rel=1e-4)
-    records = [{"id": s.id, "image": "x.png"} for s in scores]
+    records = [record_of(index) for index in range(len(scores))]
     applied = soft.apply(records)
     assert [record["id"] for record in applied] == hard.sample_ids and all("token_mask" not in record for record in applied)
     assert all(record["token_weights"] == soft.token_weights[record["id"]].tolist() for record in applied)
@@ -301,12 +306,12 @@ def test_apply(caplog) -> None:
     part = {"type": "image", "image": "x.png"}
     chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": [{"type": "text", "text": "Hello."}]}]
     records = [
-        {"id": "s1", "image": "1.png"},
+        record_of(1),
         {"id": "text", "conversations": TURNS},
-        {"id": "s0", "image": "0.png"},
+        record_of(0),
         {"id": "bad", "image": "bad.png"},
         {"id": "text chat", "messages": chat},
-        {"id": "s2", "images": ["2.png"]},
+        record_of(2),
     ]
     left_out = [
         {"id": "new", "image": "new.png", "conversations": [{"from": "human", "value": "<image>"}, TURNS[1]]},
@@ -323,10 +328,31 @@ def test_apply(caplog) -> None:
     applied = selection.apply([*records, *left_out])
     assert applied == [
         {"id": "text", "conversations": TURNS},
-        {"id": "s0", "image": "0.png", "token_mask": [True, False, True]},
+        {"id": "s0", "image": "0.png", "token_mask": [True, False, True], "scored_digest": digest(record_of(0))},
         {"id": "text chat", "messages": chat},
-        {"id": "s2", "images": ["2.png"], "token_mask": [True, True]},
+        {"id": "s2", "image": "2.png", "token_mask": [True, True], "scored_digest": digest(record_of(2))},
     ]
     assert "token_mask" not in records[2]
     assert f"{len(left_out)} records have no score" in caplog.text
     assert "1 text-only kept whole; 1 failed left out" in str(selection.summary())
+
+
+def test_other_records_are_refused() -> None:
+    selection = select(make_scores([[3.0, 0.0], [-1.0, -1.0]]), 0.5)
+    records = [record_of(0), record_of(1)]
+    for changed in (records[0] | {"image": "1.png"}, records[0] | {"conversations": TURNS}, records[0] | {"note": 1}):
+        with pytest.raises(ValueError, match="'s0' is not what was scored"):
+            selection.apply([changed, records[1]])
+    with pytest.raises(ValueError, match="'s1' is not what was scored"):  # though it was not chosen
+        selection.apply([records[0], record_of(1) | {"image": "x.png"}])
+    for others in ([], [{"id": "x", "conversations": TURNS}], [{"id": "x", "image": "x.png"}], ["nothing"]):
+        with pytest.raises(ValueError, match="met none of these records"):
+            selection.apply(others)
+
+
+def test_a_selection_of_selected_records() -> None:
+    """Records that were selected, scored again and selected again: the new mask, and the digest of the record itself."""
+    selected = record_of(0) | {"token_mask": [True], "scored_digest": digest(record_of(0))}
+    item = Score("s0", 1.0, 1.0, 2.0, np.ones(2, np.float32), np.arange(2), np.array([1]), digest(selected))
+    again = select(Scores([item], {"identity": {}, "complete": True, "text_only": [], "failures": {}}), 1).apply([selected])
+    assert again == [record_of(0) | {"token_mask": [True, True], "scored_digest": digest(record_of(0))}]

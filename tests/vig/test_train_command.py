@@ -13,16 +13,16 @@ from safetensors.torch import load_file
 from support import families, launch
 from support.tiny import build_model
 from support.tiny_llava import build_llava, build_records
-from transformers import AutoModelForImageTextToText, GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GPT2Config, MixtralConfig, Trainer, TrainingArguments
 from typer.testing import CliRunner, Result
 
 import vig.cli.app
 from encoders.runs import RunLock
+from mof import MoFProcessor
 from mof.cli.app import build_app
 from mof.data.collator import SupervisedCollator
 from vig import SelectiveTrainer, load_scores
 from vig.cli.train import train
-from vig.training.preparation import add_lora
 
 APP = build_app({"train": train, "vig": vig.cli.app.app})
 
@@ -42,6 +42,8 @@ SelectiveTrainer.training_step = slow
 build_app({"train": train, "vig": train})()
 """
 STEPS = ("--learning-rate", "0.01", "--batch-size", "1")  # four of them
+SMALL = {"vocab_size": 264, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+SMALL |= {"num_key_value_heads": 2, "num_local_experts": 4}
 SGD = ("--set", "optim=sgd", "--set", "lr_scheduler_type=constant", "--learning-rate", "0.01", "--set", "max_grad_norm=0")
 
 
@@ -257,11 +259,24 @@ def test_lora_changes_the_language_models_matrices_by_the_rank_and_nothing_else(
         assert values[2] < 1e-5 < values[0]
 
 
-def test_lora_needs_linear_layers(tiny_tokenizer) -> None:
-    """GPT-2 has layers of its own class, Conv1D."""
-    config = GPT2Config(vocab_size=len(tiny_tokenizer) + 1, n_embd=32, n_layer=1, n_head=2)
-    with pytest.raises(ValueError, match="GPT2"):
-        add_lora(build_model(tiny_tokenizer, GPT2LMHeadModel(config)), 2)
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        (GPT2Config(vocab_size=264, n_embd=32, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=2), ("c_attn", "c_proj", "c_fc")),
+        (MixtralConfig(**SMALL), ("q_proj", "k_proj", "v_proj", "o_proj", "w1", "w2", "w3")),
+    ],
+    ids=["conv1d", "experts"],
+)
+def test_lora_of_other_language_models(tiny_tokenizer, folder, tmp_path, config, names) -> None:
+    """GPT-2 has layers of its own class, Conv1D; a mixture has its experts in a single parameter, and saves them one by one."""
+    pytest.importorskip("peft")
+    model = build_model(tiny_tokenizer, AutoModelForCausalLM.from_config(config))
+    model.save_pretrained(tmp_path / "model")
+    MoFProcessor.from_parts(model, tiny_tokenizer).save_pretrained(tmp_path / "model")
+    before = load_file(tmp_path / "model/model.safetensors")
+    after = trained(folder, tmp_path / "tuned", "--lora", 2, *STEPS, model=tmp_path / "model")
+    assert {name.split(".")[-2] for name in before if not torch.equal(before[name], after[name])} == set(names)
+    assert before.keys() == after.keys()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Annotated
 
 from rich.console import Console
 
+from encoders.command_groups import starts_over
 from encoders.command_options import Images, Limit, Models, Records, evenly, output_option
 from encoders.runs import write_json
 from mof.data.rows import read_records
@@ -16,6 +17,7 @@ from vig.analyses.image_attention import image_attention
 from vig.saved_models import load_model, model_names
 
 
+@starts_over
 def attention(
     model: Models,
     records: Records,

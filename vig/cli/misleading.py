@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from encoders.command_groups import starts_over
 from encoders.command_options import Images, Models, output_option
 from encoders.runs import write_json
 from mof.data.rows import read_records
@@ -17,6 +18,7 @@ from vig.analyses.misleading_text import misleading_text
 from vig.saved_models import load_model, model_names
 
 
+@starts_over
 def misleading(
     model: Models,
     questions: Annotated[

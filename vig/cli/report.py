@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from encoders.command_groups import starts_over
 from encoders.command_options import Records, images_option, output_option
 from mof.data.rows import read_rows
 from vig.report.page import write_report
@@ -15,6 +16,7 @@ from vig.selection.sources import record_sources
 from vig.selection.thresholds import select
 
 
+@starts_over
 def report(
     scores: Annotated[
         list[Path],

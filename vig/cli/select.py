@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
+from encoders.command_groups import starts_over
 from encoders.command_options import Records, output_option, seed_option
-from encoders.runs import write_text
+from encoders.runs import write_whole
 from mof.data.rows import read_rows
 from vig.scoring.scores import load_scores
 from vig.selection import thresholds
@@ -17,10 +19,11 @@ from vig.selection.random_control import Level, random_selection
 from vig.selection.sources import record_sources
 
 
+@starts_over
 def select(
     scores: Annotated[Path, typer.Option(help="Folder that `mof vig score` wrote.")],
     records: Records,
-    output: Annotated[Path, output_option("JSON file for the selected records, each with its token_mask.")],
+    output: Annotated[Path, output_option("JSON file (or .jsonl, a record a line) for the selected records, each with its token_mask.")],
     keep: Annotated[float, typer.Option(help="Share of the samples to keep, in [0, 1].")] = 0.7,
     threshold: Annotated[float | None, typer.Option(help="Keep samples from this VIG on, in place of --keep.")] = None,
     token_threshold: Annotated[
@@ -72,9 +75,25 @@ def select(
         selection = random_selection(selection.scores, selection, seed, random)
     if weights is not None:
         selection = selection.weighted(*weights)
-    kept = selection.apply(raw)
-    write_text(output, json.dumps(kept))
-    typer.echo(f"{selection.summary()}\n{len(kept)} of {len(raw)} records written to {output}")
+    kept = write_records(output, selection.applied(raw))
+    typer.echo(f"{selection.summary()}\n{kept} of {len(raw)} records written to {output}")
+
+
+def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
+    """Write the records as they come, as a list or, in a .jsonl file, one a line. Return how many there are."""
+    start, between, end = ("", "\n", "\n") if path.suffix == ".jsonl" else ("[", ", ", "]")
+    count = 0
+
+    def write(temporary: Path) -> None:
+        nonlocal count
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(start)
+            for count, record in enumerate(records, start=1):
+                file.write(f"{between if count > 1 else ''}{json.dumps(record)}")
+            file.write(end)
+
+    write_whole(path, write)
+    return count
 
 
 def _token_threshold(text: str) -> float | Literal["shared"] | None:

@@ -21,8 +21,8 @@ from mof.data.records import digest
 from vig.processes import Processes
 from vig.saved_models import load_network, load_processor, stored_images
 from vig.scoring.identity import processor_identity
-from vig.training.finetuning import CHECKPOINTS, claim, finetune, finish, result
-from vig.training.preparation import add_lora, freeze_encoder, parse_arguments, read_training_records
+from vig.training.finetuning import CHECKPOINTS, DEFAULTS, claim, finetune, finish, result
+from vig.training.preparation import add_lora, freeze_encoder, parse_arguments, read_training_records, require_apart
 
 OWN = {
     "output_dir": "--output",
@@ -43,6 +43,9 @@ def train(
     records: Records,
     images: Images,
     output: Annotated[Path, output_option("Folder of the trained model. A run that was stopped there is resumed.")],
+    eval_records: Annotated[
+        Path | None, typer.Option(help="Records to measure the loss on, at every checkpoint and at the end. --records has none of them.")
+    ] = None,
     epochs: Annotated[float, typer.Option(help="Number of passes over the records.")] = 1.0,
     learning_rate: Annotated[float | None, typer.Option(help="Peak of the schedule. Default: 2e-5, with --lora 2e-4.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Records per forward pass of each GPU.")] = 8,
@@ -88,12 +91,22 @@ def train(
     process = PartialState(cpu=not torch.accelerator.is_available())  # or processes on CPUs would not find each other
     processor = load_processor(model)
     raw = read_training_records(records, processor, images, max_length)
+    evaluation = None if eval_records is None else read_training_records(eval_records, processor, images, max_length)
+    if evaluation is not None:
+        require_apart(raw, evaluation)
+        every = arguments.get("save_steps", DEFAULTS["save_steps"])
+        arguments = {"eval_strategy": "steps", "eval_steps": every, "per_device_eval_batch_size": batch_size, **arguments}
+    elif arguments.get("eval_strategy", "no") != "no":
+        raise ValueError(f"--set eval_strategy={arguments['eval_strategy']} needs --eval-records")
     network = _load(model)
     arguments["bf16"] = bf16 or network.dtype == torch.bfloat16
     options: dict[str, Any] = {"image_folder": images, "max_length": max_length, "padding_free": padding_free}
+    options["eval_dataset"] = evaluation
     run = {**arguments, "lora": lora, "max_length": max_length, "processes": process.num_processes, **processor_identity(processor)}
     if padding_free:  # otherwise absent, as in the runs of earlier releases
         run["padding_free"] = True
+    if evaluation is not None:
+        run["eval_records"] = digest(evaluation)
     if features is not None:
         options["stored_images"] = stored_images(network, processor, features)
         run["features"] = options["stored_images"].description
@@ -142,5 +155,7 @@ def _claim(folder: Path, model: PreTrainedModel, records: Sequence[Any], setting
 
 def _told(facts: dict[str, Any]) -> str:
     losses = f", loss {facts['losses'][0]:.3f} -> {facts['losses'][-1]:.3f}" if facts["losses"] else ""
+    if facts.get("eval_losses"):
+        losses += f", evaluation loss {facts['eval_losses'][0]:.3f} -> {facts['eval_losses'][-1]:.3f}"
     left_out = f", {facts['left_out']} times a record left out that cannot be used" if facts["left_out"] else ""
     return f"{facts['steps']} steps on {facts['active_tokens']:,} supervised tokens{losses}{left_out}"

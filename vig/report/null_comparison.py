@@ -62,13 +62,14 @@ def compare_nulls(runs: Sequence[Scores]) -> list[NullRow]:
 
 
 def _row(run: Scores, reference: Scores) -> NullRow:
-    references = {score.id: score for score in reference}
-    pairs = [(score, references[score.id]) for score in run if score.id in references]
-    pairs = [pair for pair in pairs if len(pair[0].token_vig) == len(pair[1].token_vig)]
-    if not pairs:
+    both = [(place, reference.places[id]) for place, id in enumerate(run.ids) if id in reference.places]
+    pairs = np.array(both, np.int64).reshape(-1, 2)  # [N, 2] indices of the same record in both runs
+    pairs = pairs[np.diff(run.bounds)[pairs[:, 0]] == np.diff(reference.bounds)[pairs[:, 1]]]
+    if not len(pairs):
         raise ValueError(f"the scores with null={null_name(run)!r} and {null_name(reference)!r} have no record in common")
-    samples = [np.array([pair[k].vig for pair in pairs]) for k in (0, 1)]  # 2 of [N]
-    tokens = [np.concatenate([pair[k].token_vig for pair in pairs]) for k in (0, 1)]  # 2 of [T]
+    sides = [(run, pairs[:, 0]), (reference, pairs[:, 1])]
+    samples = [scores.vig[places] for scores, places in sides]  # 2 of [N]
+    tokens = [scores.token_vig[scores.tokens_of(places)] for scores, places in sides]  # 2 of [T]
     correlations = rank_correlation(*samples), rank_correlation(*tokens)
     return NullRow(null_name(run), Mean.of(run.vig), float((run.vig > 0).mean()), len(pairs), *correlations)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,11 +21,10 @@ from mof.data.rows import RawRecord, UnreadableRow, id_of, rows
 from vig.report.null_comparison import compare_nulls, null_name, reference_of
 from vig.report.samples import SampleReader
 from vig.scoring.scores import Score, Scores
-from vig.selection.sources import NO_SOURCE
-from vig.selection.thresholds import Selection
+from vig.selection.thresholds import Selection, source_codes
 from vig.words import Mean, answer_words, can_tag, parts_of_speech, word_class
 
-# Shapes: N = values, T = answer tokens, B = columns of a histogram.
+# Shapes: N = values, A = answer tokens of all records, B = columns of a histogram.
 
 MOST_SOURCES = 12  # with a histogram of their own
 WORD_RECORDS = 10_000  # whose words are looked at; more would take minutes and change no digit
@@ -55,14 +55,15 @@ def write_report(
         ValueError: for records that are not the records of the scores, or other scores that cannot be compared.
     """
     scores = selection.scores
-    by_id = {id_of(row): row for row in rows(records) if not isinstance(row, UnreadableRow)}
-    reader = SampleReader(selection, by_id, scores.manifest["identity"], image_folder)
     lowest, highest = _ends(scores, samples)
+    wanted = {score.id for score in (*lowest, *highest)}
+    by_id = {id: row for row in rows(records) if (id := id_of(row)) in wanted and not isinstance(row, UnreadableRow)}
+    reader = SampleReader(selection, by_id, scores.manifest["identity"], image_folder)
     shown = {"highest": [reader.read(score) for score in highest], "lowest": [reader.read(score) for score in lowest]}
     runs = [scores, *others]
     nulls = compare_nulls(runs) if others else []
     threshold = selection.threshold if selection.threshold is not None and math.isfinite(selection.threshold) else None
-    token_vig = np.concatenate([score.token_vig for score in scores])  # [T]
+    token_vig = scores.token_vig  # [A]
     sources = _by_source(selection)
     write_page(
         Path(file),
@@ -91,30 +92,32 @@ def write_report(
 
 def _ends(scores: Scores, count: int) -> tuple[list[Score], list[Score]]:
     """Return `count` scores from each end, the outermost first: the lowest and the highest. No record is in both lists."""
-    ordered = sorted(scores, key=lambda score: (score.vig, score.id))
-    low = min(count, len(ordered) // 2)
-    return ordered[:low], ordered[low:][::-1][:count]
+    low = min(count, len(scores) // 2)
+    ranked = list(zip(scores.vig.tolist(), scores.ids, range(len(scores)), strict=True))
+    ends = heapq.nsmallest(low, ranked), heapq.nlargest(min(count, len(ranked) - low), ranked)
+    lowest, highest = (scores.at([place for _, _, place in end]) for end in ends)
+    return lowest, highest
 
 
 def _evenly(scores: Scores, count: int) -> list[Score]:
     """Return at most `count` scores, evenly spread over all."""
-    places = np.linspace(0, len(scores) - 1, min(count, len(scores))).round().astype(int)
-    return [scores[int(place)] for place in places]
+    return scores.at(np.linspace(0, len(scores) - 1, min(count, len(scores))).round().astype(int).tolist())
 
 
-def _by_source(selection: Selection) -> dict[str, list[float]]:
+def _by_source(selection: Selection) -> dict[str, NDArray[np.float32]]:
     """Return source -> sample VIG, the largest source first. Records without a source are a group, too."""
-    groups: dict[str, list[float]] = {}
-    for score in selection.scores:
-        groups.setdefault(selection.sources.get(score.id, NO_SOURCE), []).append(score.vig)
+    names, codes = source_codes(selection.scores, selection.sources)
+    groups = {name: selection.scores.vig[codes == code] for code, name in enumerate(names)}
     return dict(sorted(groups.items(), key=lambda group: (-len(group[1]), group[0])))
 
 
 # --- charts
-def _source_histograms(every: NDArray[np.floating], sources: Mapping[str, Sequence[float]], threshold: float | None) -> dict[str, Markup]:
+def _source_histograms(
+    every: NDArray[np.floating], sources: Mapping[str, NDArray[np.floating]], threshold: float | None
+) -> dict[str, Markup]:
     """Return histograms of the largest sources on the axis of all records. There are none for a single source."""
     largest = list(sources.items())[:MOST_SOURCES] if len(sources) > 1 else []
-    return {source: _histogram(np.array(values), every, threshold, "record", height=170) for source, values in largest}
+    return {source: _histogram(values, every, threshold, "record", height=170) for source, values in largest}
 
 
 def _histogram(

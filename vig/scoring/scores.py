@@ -5,19 +5,23 @@ from __future__ import annotations
 import itertools
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from encoders.runs import run_digest
 from vig.processes import Processes
-from vig.scoring.folder import ScoreFolder, manifest_file, read_lists, read_shards
+from vig.scoring.folder import SHARDS, ScoreFolder, manifest_file, read_lists, read_shard
 
-# Shapes: N = records, T = answer tokens of one record, over all its turns; E = end-of-turn tokens among them.
+# Shapes: N = records, T = answer tokens of one record, over all its turns; E = end-of-turn tokens among them;
+# A = answer tokens of all records.
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +40,10 @@ SCHEMA = pa.schema(
         "token_ends": pa.list_(pa.int64()),
     }
 )
+
+
+LIGHT = ["id", "digest", "vig", "token_vig", "turn_ends"]
+"""The columns that selections and distributions need."""
 
 
 def _no_tokens() -> NDArray[np.int64]:
@@ -71,32 +79,97 @@ class Score:
     all of them have this character. Some tokenizers count the space before a word to the word, others to no token."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """Consecutive scores: the columns that every selection needs in memory, and all columns when they are asked for."""
+
+    light: pa.Table
+    read: Callable[[], pa.Table]
+    """Gives the same rows with all columns of `SCHEMA`."""
+
+
 class Scores(Sequence[Score]):
-    """Scores in the order of the records.
+    """Scores in the order of the records. Arrow holds them as columns; a `Score` is made when it is asked for.
+
+    Scores of a folder (`load_scores`) keep the columns `LIGHT` in memory and read the others from the folder, shard by shard.
 
     Attributes:
         manifest: the identity of the run, whether it is complete, and the ids of the records without a score.
         failures: id -> reason, of every record that could not be scored.
     """
 
-    def __init__(self, items: Iterable[Score], manifest: Mapping[str, Any]) -> None:
-        self._items = list(items)
+    def __init__(self, items: Iterable[Score], manifest: Mapping[str, Any], *, parts: Sequence[Part] = ()) -> None:
+        table = to_table(list(items))
+        self._parts = [*parts, Part(table, lambda: table)] if len(table) else list(parts)
+        self._light = pa.concat_tables([SCHEMA.empty_table().select(LIGHT), *(part.light.select(LIGHT) for part in self._parts)])
+        self._starts = np.cumsum([0, *(len(part.light) for part in self._parts)])  # [P + 1] for P parts
+        self._last: tuple[int, pa.Table] | None = None  # the part that was read last
         self.manifest = dict(manifest)
 
     def __getitem__(self, index: Any) -> Any:  # a Score, or a list of them for a slice
-        return self._items[index]
+        places = range(len(self))[index]
+        return self.at(places) if isinstance(places, range) else self.at([places])[0]
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._light)
 
-    @property
+    def __iter__(self) -> Iterator[Score]:
+        for number in range(len(self._parts)):
+            yield from from_table(self._read(number))
+
+    def at(self, places: Sequence[int]) -> list[Score]:
+        """Return the scores at these indices, in their order. Each shard that holds some is read once."""
+        wanted = np.array(places, np.int64)
+        scores: dict[int, Score] = {}
+        part_of = np.searchsorted(self._starts, wanted, side="right") - 1
+        for number in np.unique(part_of).tolist():
+            mine = wanted[part_of == number]
+            scores |= zip(mine.tolist(), from_table(self._read(number).take(pa.array(mine - self._starts[number]))), strict=True)
+        return [scores[place] for place in places]
+
+    def _read(self, number: int) -> pa.Table:
+        if self._last is None or self._last[0] != number:
+            self._last = number, self._parts[number].read()
+        return self._last[1]
+
+    @cached_property
     def ids(self) -> list[str]:
-        return [score.id for score in self._items]
+        return self._light["id"].to_pylist()
 
-    @property
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """id -> index of the score."""
+        return {id: place for place, id in enumerate(self.ids)}
+
+    @cached_property
     def vig(self) -> NDArray[np.float32]:
         """[N] sample VIG of the N records."""
-        return np.array([score.vig for score in self._items], dtype=np.float32)
+        return self._light["vig"].to_numpy()
+
+    @cached_property
+    def token_vig(self) -> NDArray[np.float32]:
+        """[A] the VIG of all answer tokens, record by record; those of record i are token_vig[bounds[i]:bounds[i + 1]]."""
+        return _flat(self._light["token_vig"])
+
+    @cached_property
+    def bounds(self) -> NDArray[np.int64]:
+        """[N + 1] where the tokens of each record start in `token_vig`, and the end."""
+        return _bounds(self._light["token_vig"])
+
+    @cached_property
+    def turn_ends(self) -> NDArray[np.int64]:
+        """The end-of-turn tokens of all records, as indices into `token_vig`."""
+        ends = self._light["turn_ends"]
+        return _flat(ends) + np.repeat(self.bounds[:-1], np.diff(_bounds(ends)))
+
+    def tokens_of(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the indices into `token_vig` of all answer tokens of the scores with these indices, score by score."""
+        lengths = np.diff(self.bounds)[places]
+        return np.arange(lengths.sum()) + np.repeat(self.bounds[places] - (lengths.cumsum() - lengths), lengths)
+
+    def digest_at(self, place: int) -> str:
+        """Return the digest of the record whose score has this index."""
+        return self._light["digest"][place].as_py()
 
     @property
     def failures(self) -> dict[str, str]:
@@ -104,7 +177,7 @@ class Scores(Sequence[Score]):
 
     def table(self) -> pa.Table:
         """N rows with the columns of `SCHEMA`, the fields of `Score`."""
-        return to_table(self._items)
+        return pa.concat_tables([SCHEMA.empty_table(), *(part.read() for part in self._parts)])
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the scores to a new or empty folder, which `load_scores` reads. ValueError if the folder holds anything."""
@@ -135,6 +208,16 @@ def _rows(column: pa.ChunkedArray) -> list[Any]:
     return rows
 
 
+def _flat(column: pa.ChunkedArray) -> NDArray[Any]:
+    """The values of all rows of a list column, one row after the other."""
+    return pc.list_flatten(column).to_numpy()
+
+
+def _bounds(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """[N + 1] where the rows of a list column start among its values, and the end."""
+    return np.concatenate([[0], pc.list_value_length(column).to_numpy().cumsum(dtype=np.int64)])
+
+
 def load_scores(folder: str | os.PathLike[str]) -> Scores:
     """Load the scores in a folder that `score` wrote. For an interrupted run these are the saved scores, and a warning is logged.
 
@@ -144,8 +227,11 @@ def load_scores(folder: str | os.PathLike[str]) -> Scores:
     """
     path = Path(folder)
     manifest = {"complete": False, **manifest_file(path).read()}
-    scores = from_table(read_shards(path, SCHEMA))
-    text_only, failures = read_lists(path) if manifest["complete"] else ([], {})
+    run = run_digest(manifest["identity"])
+    parts = [Part(_light_copy(shard, run), partial(read_shard, shard, SCHEMA, run)) for shard in sorted(path.glob(SHARDS))]
+    text_only, failures = read_lists(path, manifest.get("files", {})) if manifest["complete"] else ([], {})
+    outcome = {"complete": manifest["complete"], "text_only": text_only, "failures": failures}
+    scores = Scores([], {**outcome, "identity": manifest["identity"]}, parts=parts)
     if not manifest["complete"]:
         logger.warning("%s: the scoring run did not finish; run it again with this folder to resume it", folder)
     elif manifest["scores"] != len(scores):
@@ -153,7 +239,11 @@ def load_scores(folder: str | os.PathLike[str]) -> Scores:
             f"{folder}: the run saved {manifest['scores']} scores, but the shards hold {len(scores)}; put back the missing shards, "
             "remove copies, or score again with this folder to fill the gap"
         )
-    if twice := len(scores) - len({score.id for score in scores}):
+    if twice := len(scores) - len(set(scores.ids)):
         raise ValueError(f"{folder}: {twice} records are in the shards more than once; remove copies of shards")
-    outcome = {"complete": manifest["complete"], "text_only": text_only, "failures": failures}
-    return Scores(scores, {**outcome, "identity": manifest["identity"]})
+    return scores
+
+
+def _light_copy(shard: Path, run: str) -> pa.Table:
+    """The light columns of a shard, after all of its columns were read and so were checked."""
+    return read_shard(shard, SCHEMA, run).select(LIGHT)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vig.scoring.scores import Score, Scores
-from vig.selection.thresholds import Selection, check_scores
+from vig.scoring.scores import Scores
+from vig.selection.thresholds import PerToken, Selection, check_scores
 
-# Shapes: N = scored records, T = answer tokens of one record, A = answer tokens of several records together.
+# Shapes: N = scored records, A = answer tokens of the drawn records together.
 
 Level = Literal["both", "samples", "tokens"]
 
@@ -36,43 +35,38 @@ def random_selection(scores: Scores, like: Selection, seed: int = 0, level: Leve
     if level not in ("both", "samples", "tokens"):
         raise ValueError(f"level is 'both', 'samples' or 'tokens'; got {level!r}")
     rng = np.random.default_rng(seed)
-    order = rng.permutation(len(scores)).tolist()  # [N]
-    lengths = np.array([len(score.token_vig) for score in scores])  # [N]
-    budget = like.summary().tokens_kept
+    order = rng.permutation(len(scores))  # [N]
+    lengths, budget = np.diff(scores.bounds), like.summary().tokens_kept
     if level == "both":
-        order = _exchanged(order, lengths, len(like.token_masks), budget)
+        order = np.sort(_exchanged(order, lengths, len(like.token_masks), budget))
     elif level == "samples":
         order = _until(order, lengths, budget)
-    picked = [scores[i] for i in (sorted(order) if level != "samples" else order)]
-    priority = [_priority(score, rng) for score in picked]  # [T] for each sample
+    else:
+        order = np.arange(len(scores))
+    drawn = np.zeros(len(scores), bool)  # [N]
+    drawn[order] = True
+    places = scores.tokens_of(order)  # [A]
+    is_end = np.zeros(len(scores.token_vig), bool)
+    is_end[scores.turn_ends] = True
+    priority = rng.random(len(places)) - is_end[places]  # [A] the lowest are supervised, end-of-turn tokens before all others
     if level == "samples":  # all of every sample but the last
-        priority = [values - 2 for values in priority[:-1]] + priority[-1:]
-    flat = np.concatenate(priority or [np.empty(0)])  # [A]
-    mask = np.zeros(len(flat), dtype=bool)  # [A]
-    mask[np.argsort(flat)[:budget]] = True
-    parts = np.split(mask, np.cumsum([len(p) for p in priority])[:-1])
-    masks = {score.id: part for score, part in zip(picked, parts, strict=False)}
-    return Selection(None, {id: masks[id] for id in scores.ids if id in masks}, scores, like.sources)
+        priority[: len(places) - lengths[order[-1:]].sum()] -= 2
+    mask = np.zeros(len(scores.token_vig), bool)  # of all answer tokens
+    mask[places[np.argsort(priority)[:budget]]] = True
+    return Selection(None, PerToken(scores, drawn, mask), scores, like.sources)
 
 
-def _exchanged(order: list[int], lengths: NDArray[np.int64], count: int, budget: int) -> list[int]:
+def _exchanged(order: NDArray[np.int64], lengths: NDArray[np.int64], count: int, budget: int) -> NDArray[np.int64]:
     """The first `count` samples of `order`. If they have too few tokens, the longest other samples replace the shortest of them."""
-    chosen, rest = (sorted(part, key=lambda i: lengths[i]) for part in (order[:count], order[count:]))
-    for place, longest in zip(range(len(chosen)), reversed(rest), strict=False):
-        if lengths[chosen].sum() >= budget:
-            break
-        chosen[place] = longest
+    chosen, rest = (part[np.argsort(lengths[part], kind="stable")] for part in (order[:count], order[count:]))
+    pairs = min(len(chosen), len(rest))
+    longest = rest[::-1][:pairs]
+    sums = lengths[chosen].sum() + np.append(0, (lengths[longest] - lengths[chosen[:pairs]]).cumsum())  # after 0, 1, ... exchanges
+    exchanges = int((sums >= budget).argmax()) if (sums >= budget).any() else pairs
+    chosen[:exchanges] = longest[:exchanges]
     return chosen
 
 
-def _until(order: list[int], lengths: NDArray[np.int64], budget: int) -> list[int]:
+def _until(order: NDArray[np.int64], lengths: NDArray[np.int64], budget: int) -> NDArray[np.int64]:
     """The first samples of `order`, as many as are needed for `budget` tokens."""
-    before = itertools.accumulate(lengths[order].tolist(), initial=0)
-    return [i for i, sum_before in zip(order, before, strict=False) if sum_before < budget]
-
-
-def _priority(score: Score, rng: np.random.Generator) -> NDArray[np.float64]:
-    """A random number for each token, [T]. The lowest are supervised, end-of-turn tokens before all others."""
-    priority = rng.random(len(score.token_vig))  # [T]
-    priority[score.turn_ends] -= 1
-    return priority
+    return order[lengths[order].cumsum() - lengths[order] < budget]

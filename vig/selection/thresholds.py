@@ -3,24 +3,50 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mof.data.records import RecordError, to_record
+from mof.data.records import SCORED, RecordError, digest, to_record, unselected
 from mof.data.rows import RawRecord, id_of, rows
-from vig.scoring.scores import Score, Scores
+from vig.scoring.scores import Scores
 from vig.selection.sources import NO_SOURCE
 from vig.selection.summary import Counts, Summary
 
-# Shapes: N = scored records, T = answer tokens of one record.
+# Shapes: N = scored records, T = answer tokens of one record, A = answer tokens of all scored records.
 
+AS_SCORED = "give the records as they were scored, or score these"
 logger = logging.getLogger(__name__)
+
+
+class PerToken(Mapping[str, NDArray[Any]]):
+    """id -> [T], a value for each answer token of the chosen samples, in the order of the scores.
+
+    Args:
+        chosen: [N] which scores are chosen.
+        flat: [A] a value for each answer token of all scores, chosen or not.
+    """
+
+    def __init__(self, scores: Scores, chosen: NDArray[np.bool_], flat: NDArray[Any]) -> None:
+        self.scores, self.chosen, self.flat = scores, chosen, flat
+
+    def __getitem__(self, id: str) -> NDArray[Any]:
+        place = self.scores.places[id]
+        if not self.chosen[place]:
+            raise KeyError(id)
+        return self.flat[self.scores.bounds[place] : self.scores.bounds[place + 1]]
+
+    def __iter__(self) -> Iterator[str]:
+        return itertools.compress(self.scores.ids, self.chosen.tolist())
+
+    def __len__(self) -> int:
+        return int(self.chosen.sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +55,12 @@ class Selection:
 
     threshold: float | None
     """The VIG from which samples are kept; None for a random selection. A source with a quota may have a lower threshold."""
-    token_masks: dict[str, NDArray[np.bool_]]
+    token_masks: PerToken
     """id -> [T], for every chosen sample in the order of the scores. Where it is False, the token stays in context without loss."""
     scores: Scores
     sources: Mapping[str, str] = field(default_factory=dict)
     """id -> source, for the summary."""
-    token_weights: dict[str, NDArray[np.float32]] | None = None
+    token_weights: PerToken | None = None
     """id -> [T], 0 where the mask is False; None for a hard mask (see `weighted`)."""
 
     @property
@@ -43,15 +69,17 @@ class Selection:
 
     def summary(self) -> Summary:
         """Count everything, and each source in the order of the alphabet."""
-        groups: dict[str, list[Score]] = {}
-        for score in self.scores:
-            groups.setdefault(self.sources.get(score.id, NO_SOURCE), []).append(score)
+        names, codes = source_codes(self.scores, self.sources)
+        lengths = np.diff(self.scores.bounds)  # [N]
+        tokens = np.add.reduceat(np.append(self.token_masks.flat, False), self.scores.bounds[:-1], dtype=np.int64) * (lengths > 0)  # [N]
+        columns = (self.token_masks.chosen, np.ones(len(codes)), tokens, lengths)  # of [N], in the order of `Counts`
+        by_source = [np.bincount(codes, column, len(names)).astype(int).tolist() for column in columns]
         return Summary(
-            **vars(self._counts(self.scores)),
+            *map(sum, by_source),
             threshold=self.threshold,
             failed=len(self.scores.failures),
             text_only=len(self.scores.manifest["text_only"]),
-            sources={source: self._counts(groups[source]) for source in sorted(groups)} if self.sources else {},
+            sources={name: Counts(*row) for name, *row in zip(names, *by_source, strict=True)} if self.sources else {},
         )
 
     def weighted(self, low: float, high: float) -> Selection:
@@ -65,49 +93,53 @@ class Selection:
         """
         if not 0 < low <= high < math.inf:
             raise ValueError(f"token weights are clamped to 0 < low <= high; got {low} and {high}")
-        masks = {score.id: _without(self.token_masks[score.id], score.turn_ends) for score in self._chosen()}  # [T] each
-        clamped = {score.id: score.token_vig.clip(low, high) for score in self._chosen()}  # [T] each
-        chosen = [clamped[id][masks[id]] for id in masks]
-        mean = np.concatenate(chosen).mean(dtype=np.float64) if any(map(len, chosen)) else 1.0
-        weights = {}
-        for id, mask in self.token_masks.items():
-            weights[id] = np.where(masks[id], clamped[id] / mean, mask).astype(np.float32)  # [T]
-        return dataclasses.replace(self, token_weights=weights)
+        inner = self.token_masks.flat.copy()  # [A]
+        inner[self.scores.turn_ends] = False
+        clamped = self.scores.token_vig.clip(low, high)  # [A]
+        mean = clamped[inner].mean(dtype=np.float64) if inner.any() else 1.0
+        weights = np.where(inner, clamped / mean, self.token_masks.flat).astype(np.float32)  # [A]
+        return dataclasses.replace(self, token_weights=PerToken(self.scores, self.token_masks.chosen, weights))
 
     def apply(self, records: Iterable[RawRecord]) -> list[dict[str, Any]]:
         """Return the records to train on, in order.
 
-        Chosen records get a "token_mask" (or "token_weights"), and text-only records stay as they are. All others are left out:
-        records that were not chosen or could not be scored, and (with a warning) records that were never scored though they have
-        an image, or that cannot be read.
+        Chosen records get a "token_mask" (or "token_weights") and, under "scored_digest", the digest of the record that it belongs to.
+        Text-only records stay as they are. All others are left out: records that were not chosen or could not be scored, and (with a
+        warning) records that were never scored though they have an image, or that cannot be read.
+
+        Raises:
+            ValueError: for a record that has changed since it was scored, or if the scoring run met none of the records.
         """
-        scored, text_only, chosen, unknown = set(self.scores.ids), set(self.scores.manifest["text_only"]), [], 0
+        return list(self.applied(records))
+
+    def applied(self, records: Iterable[RawRecord]) -> Iterator[dict[str, Any]]:
+        """Yield the records that `apply` returns, without holding them in memory."""
+        text_only, values = set(self.scores.manifest["text_only"]), self.token_masks if self.token_weights is None else self.token_weights
+        key, known, unknown = "token_mask" if self.token_weights is None else "token_weights", 0, 0
         for record in rows(records):
             id = id_of(record)
-            if id in self.token_masks and self.token_weights is not None:
-                chosen.append({**_as_dict(record, id), "token_weights": self.token_weights[id].tolist()})
-            elif id in self.token_masks:
-                chosen.append({**_as_dict(record, id), "token_mask": self.token_masks[id].tolist()})
-            elif id in scored or id in self.scores.failures:
-                continue
-            elif id in text_only or _is_text_only(record):
-                chosen.append(_as_dict(record, id))
+            place = self.scores.places.get(id)
+            known += place is not None or id in text_only or id in self.scores.failures
+            if place is not None:
+                self._require_scored(record, id, place)
+                if values.chosen[place]:
+                    own = unselected(_as_dict(record, id))
+                    same = self.scores.digest_at(place) if own == record else digest(own)  # a digest takes its time
+                    yield {**own, key: values[id].tolist(), SCORED: same}
+            elif id in text_only or (id not in self.scores.failures and _is_text_only(record)):
+                yield _as_dict(record, id)
             else:
-                unknown += 1
+                unknown += id not in self.scores.failures
+        if not known:
+            raise ValueError(f"the scoring run met none of these records; {AS_SCORED}")
         if unknown:
             logger.warning(
                 "%d records have no score though they have an image, or cannot be read; they are left out of the training set", unknown
             )
-        return chosen
 
-    def _chosen(self) -> Iterator[Score]:
-        return (score for score in self.scores if score.id in self.token_masks)
-
-    def _counts(self, scores: Iterable[Score]) -> Counts:
-        scores = list(scores)
-        masks = [self.token_masks[score.id] for score in scores if score.id in self.token_masks]
-        tokens = sum(len(score.token_vig) for score in scores)
-        return Counts(len(masks), len(scores), sum(int(mask.sum()) for mask in masks), tokens)
+    def _require_scored(self, record: Any, id: str, place: int) -> None:
+        if digest(record) != self.scores.digest_at(place):
+            raise ValueError(f"record {id!r} is not what was scored; {AS_SCORED}")
 
 
 def select(
@@ -152,51 +184,63 @@ def select(
         raise ValueError(f"threshold is None or a finite number of nats; got {threshold}")
     if token_threshold != "shared" and token_threshold is not None and not math.isfinite(token_threshold):
         raise ValueError(f"token_threshold is 'shared', None or a finite number; got {token_threshold}")
-    named = {score.id: (sources or {}).get(score.id, NO_SOURCE) for score in scores}
-    taus = _thresholds(scores, keep, threshold, named, _quotas(quota, named))
-    kept = [score for score in scores if score.vig >= taus[named[score.id]]]
+    names, codes = source_codes(scores, sources or {})
+    taus = np.array(_thresholds(scores.vig, keep, threshold, codes, _quotas(quota, names)), np.float32)  # of each source
+    lengths = np.diff(scores.bounds)  # [N]
+    chosen = scores.vig >= taus[codes]  # [N]
+    in_chosen = np.repeat(chosen, lengths)  # [A]
     if token_keep is not None:
         _check_share("token_keep", token_keep)
-        token_threshold = _threshold(np.concatenate([score.token_vig for score in kept] or [np.empty(0, np.float32)]), token_keep)
-    masks = {}
-    for score in kept:
-        floor = taus[named[score.id]] if token_threshold == "shared" else -math.inf if token_threshold is None else token_threshold
-        masks[score.id] = _mask(score, float(floor), keep_end_of_turn)
-    return Selection(max(taus.values()), masks, scores, sources or {})
+        token_threshold = _threshold(scores.token_vig[in_chosen], token_keep)
+    floors = taus[codes] if token_threshold == "shared" else -math.inf if token_threshold is None else token_threshold
+    mask = scores.token_vig >= np.repeat(np.broadcast_to(np.float32(floors), len(scores)), lengths)  # [A]
+    if keep_end_of_turn:
+        mask[scores.turn_ends] = True
+    return Selection(float(taus.max()), PerToken(scores, chosen, mask & in_chosen), scores, sources or {})
+
+
+def source_codes(scores: Scores, sources: Mapping[str, str]) -> tuple[list[str], NDArray[np.int64]]:
+    """The sources of the scored records in the order of the alphabet, and [N] the index of each record's source among them."""
+    if not sources:
+        return [NO_SOURCE], np.zeros(len(scores), np.int64)
+    named = [sources.get(id, NO_SOURCE) for id in scores.ids]
+    names = sorted(set(named))
+    places = {name: place for place, name in enumerate(names)}
+    return names, np.array([places[name] for name in named], np.int64)
 
 
 def check_scores(scores: Scores) -> None:
     """ValueError for no scores, or scores that are not finite."""
     if not len(scores):
         raise ValueError("there are no scores to select from; were all records text-only or unreadable?")
-    bad = [score.id for score in scores if not (np.isfinite(score.vig) and np.isfinite(score.token_vig).all())]
-    if bad:
-        raise ValueError(f"{len(bad)} scores are not finite, the first of record {bad[0]!r}; score them again")
+    finite = np.isfinite(scores.vig)  # [N]
+    if finite.all() and np.isfinite(scores.token_vig).all():
+        return
+    finite[np.repeat(np.arange(len(scores)), np.diff(scores.bounds))[~np.isfinite(scores.token_vig)]] = False
+    first = scores.ids[int(finite.argmin())]
+    raise ValueError(f"{int((~finite).sum())} scores are not finite, the first of record {first!r}; score them again")
 
 
-def _quotas(quota: float | Mapping[str, float], sources: Mapping[str, str]) -> dict[str, float]:
+def _quotas(quota: float | Mapping[str, float], names: Sequence[str]) -> list[float]:
     """The smallest share of each source, for all sources."""
-    known = set(sources.values())
-    quotas = dict(quota) if isinstance(quota, Mapping) else dict.fromkeys(known, quota)
+    quotas = dict(quota) if isinstance(quota, Mapping) else dict.fromkeys(names, quota)
     for source, share in quotas.items():
         _check_share(f"the quota of {source!r}", share)
-        if source not in known:
-            raise ValueError(f"no scored record has the source {source!r}; there are {', '.join(sorted(known))}")
-    return dict.fromkeys(known, 0.0) | quotas
+        if source not in names:
+            raise ValueError(f"no scored record has the source {source!r}; there are {', '.join(names)}")
+    return [quotas.get(name, 0.0) for name in names]
 
 
 def _thresholds(
-    scores: Scores, keep: float, threshold: float | None, sources: Mapping[str, str], quotas: Mapping[str, float]
-) -> dict[str, float]:
+    vig: NDArray[np.float32], keep: float, threshold: float | None, codes: NDArray[np.int64], quotas: Sequence[float]
+) -> list[float]:
     """The VIG from which samples are kept, for each source."""
-    vig, of_source = scores.vig, np.array([sources[id] for id in scores.ids])  # [N], [N]
-    own = {source: _threshold(vig[of_source == source], share) for source, share in quotas.items()}
-    by_quota = vig >= np.array([own[source] for source in of_source])  # [N]
+    own = [_threshold(vig[codes == code], share) for code, share in enumerate(quotas)]
+    by_quota = vig >= np.array(own)[codes]  # [N]
     if threshold is None:
         left = max(_count(keep, len(vig)) - int(by_quota.sum()), 0)
         threshold = float(np.sort(vig[~by_quota])[-left]) if left else math.inf
-    threshold = float(np.float32(threshold))  # as the scores are, so that 0.1 keeps a VIG of 0.1
-    return {source: min(threshold, lowest) for source, lowest in own.items()}
+    return [min(threshold, lowest) for lowest in own]
 
 
 def _threshold(values: NDArray[np.float32], share: float) -> float:
@@ -212,19 +256,6 @@ def _count(share: float, total: int) -> int:
 def _check_share(name: str, share: float) -> None:
     if not 0 <= share <= 1:  # refuses NaN too
         raise ValueError(f"{name} is a share, in [0, 1]; got {share}")
-
-
-def _mask(score: Score, floor: float, keep_end_of_turn: bool) -> NDArray[np.bool_]:
-    mask = score.token_vig >= floor  # [T]
-    if keep_end_of_turn:
-        mask[score.turn_ends] = True
-    return mask
-
-
-def _without(mask: NDArray[np.bool_], turn_ends: NDArray[np.int64]) -> NDArray[np.bool_]:
-    mask = mask.copy()
-    mask[turn_ends] = False
-    return mask
 
 
 def _as_dict(record: Any, id: str) -> dict[str, Any]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, ProcessorMixin, TrainingArguments
 
 from encoders.runs import LOCKS, RunFile, RunLock, remove_unfinished
+from vig.training.checkpoints import last_checkpoint, writing
+from vig.training.divergence import DivergenceError, not_finite
 from vig.training.trainer import SelectiveTrainer
 
 CHECKPOINTS = "checkpoints"
@@ -23,7 +25,7 @@ DEFAULTS: dict[str, Any] = {
     "optim": "adamw_torch",
     "lr_scheduler_type": "cosine",
     "save_steps": 0.1,  # a share of the steps
-    "save_total_limit": 1,
+    "save_total_limit": 2,  # the earlier is there in case that the last is damaged
     "logging_steps": 0.01,
     "logging_nan_inf_filter": False,  # it hides a loss that is not a number, and waits for the device in every step
     "dataloader_num_workers": min(4, os.cpu_count() or 1),
@@ -44,6 +46,8 @@ def finetune(
 ) -> dict[str, Any]:
     """Train the weights that require a gradient, and save model and processor into `folder`. A killed run goes on from its last checkpoint.
 
+    If the last checkpoint is damaged, a warning says so, and the run goes on from the checkpoint before it.
+
     These weights train in float32, also with `bf16=True`, which is autocast: in bfloat16 most updates would be rounded away. They
     are saved in the types in which they were loaded, and LoRA is merged into them.
 
@@ -57,8 +61,13 @@ def finetune(
         **arguments: of `transformers.TrainingArguments`, without its output_dir.
 
     Returns:
-        A dict with "seconds" in this process, "active_tokens" (the number of tokens that had a loss), "losses" as logged, "steps",
-        and "left_out": how many times all processes together left out a record that cannot be used, since they were started.
+        A dict with "seconds" in this process, "active_tokens" (the number of tokens that had a loss), "losses" as logged, "eval_losses"
+        on an `eval_dataset`, "steps", and "left_out": how many times all processes together left out a record that cannot be used,
+        since they were started.
+
+    Raises:
+        DivergenceError: for a training with a loss, a gradient or a weight that is not finite. No model is saved then.
+        OSError: when the folder cannot be written, naming it.
     """
     lora = not isinstance(model, PreTrainedModel)  # but PEFT's wrapper around a model
     own = {name: parameter.dtype for name, parameter in model.named_parameters(remove_duplicate=False)}
@@ -72,24 +81,40 @@ def finetune(
     shown = {"disable_tqdm": not PartialState().is_local_main_process}
     try:
         args = TrainingArguments(str(folder / CHECKPOINTS), **{**DEFAULTS, **device, **shown, **arguments})
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         raise ValueError(f"transformers.TrainingArguments refuses {arguments}: {error}") from error
     options = {"processing_class": processor, "train_dataset": records, **(trainer_options or {})}
-    trainer = SelectiveTrainer(model, args, **options)
+    with _needing_packages():
+        trainer = SelectiveTrainer(model, args, **options)
     if lora and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         raise ValueError("LoRA is merged into whole weights at the end: leave out FSDP and DeepSpeed, or train without LoRA")
     start = time.monotonic()
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder / CHECKPOINTS))
+    with _needing_packages():
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder / CHECKPOINTS))
     seconds = time.monotonic() - start
-    _save(trainer, processor, own, folder, lora)
+    trainer.require_finite()
+    if trainer.eval_dataset is not None and "eval_loss" not in trainer.state.log_history[-2]:  # the last is a summary
+        trainer.evaluate()
+    with writing(folder):
+        _save(trainer, processor, own, folder, lora)
     left_out = torch.tensor(trainer.data_collator.left_out, device=args.device)
     return {
         "seconds": seconds,
         "active_tokens": trainer.supervised_tokens,
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "eval_losses": [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry],
         "steps": trainer.state.global_step,
         "left_out": int(trainer.accelerator.reduce(left_out)),
     }
+
+
+@contextmanager
+def _needing_packages() -> Iterator[None]:
+    """While open, a package that an argument needs and that is not installed is a ValueError."""
+    try:
+        yield
+    except ImportError as error:
+        raise ValueError(f"an argument of the training needs a package that is not installed: {error}") from error
 
 
 def claim(folder: Path, identity: Mapping[str, Any], lock: RunLock) -> None:
@@ -125,36 +150,30 @@ def training_file(folder: Path) -> RunFile:
     return RunFile(folder / "training.json", "training", FORMAT, "give the same command to go on with it, or a new --output")
 
 
-def last_checkpoint(folder: Path) -> str | None:
-    """The last checkpoint that is whole: it has the trainer's state, which is written last, and every process's random state."""
-    written = [path.parent for path in folder.glob("checkpoint-*/trainer_state.json") if _is_json(path)]
-    whole = [path for path in written if len(list(path.glob("rng_state*.pth"))) >= PartialState().num_processes]
-    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
-
-
-def _is_json(path: Path) -> bool:
-    try:
-        json.loads(path.read_bytes())
-    except ValueError:
-        return False
-    return True
-
-
 def _save(trainer: SelectiveTrainer, processor: ProcessorMixin, dtypes: Mapping[str, torch.dtype], folder: Path, lora: bool) -> None:
     """Save whole weights, in the types that they had when they were loaded."""
     process = PartialState()
     if lora:
         whole = trainer.model.merge_and_unload()
+        _require_finite(whole.named_parameters())
         if process.is_main_process:
             whole.save_pretrained(folder)
     elif trainer.is_fsdp_enabled:  # shards cannot change type, and save_model writes nothing where checkpoints stay in shards
         state = trainer.accelerator.get_state_dict(trainer.model)  # on the main process
         if process.is_main_process:
-            trainer._save(str(folder), {name: value.to(dtypes.get(name, value.dtype)) for name, value in state.items()})
+            cast = {name: value.to(dtypes.get(name, value.dtype)) for name, value in state.items()}
+            _require_finite(cast.items())
+            trainer._save(str(folder), cast)
     else:
         for name, parameter in trainer.model.named_parameters():  # not model.to(), which would round the rotary frequencies as well
             parameter.data = parameter.data.to(dtypes[name])
+        _require_finite(trainer.model.named_parameters())
         trainer.save_model(str(folder))
     if process.is_main_process:
         processor.save_pretrained(folder)
     process.wait_for_everyone()
+
+
+def _require_finite(weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+    if bad := not_finite(weights):
+        raise DivergenceError(f"{len(bad)} trained weights are too large for their type, the first is {bad[0]}; no model is saved")

@@ -47,6 +47,13 @@ def flatten(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return flat
 
 
+def record_rows(batch: Mapping[str, Any]) -> Tensor:
+    """The number of the record, in its batch, that each token belongs to: [B, 1] for a padded batch, [1, L] for a flat one."""
+    if "attention_mask" in batch:
+        return torch.arange(len(batch["labels"]), device=batch["labels"].device)[:, None]  # [B, 1]
+    return (batch["position_ids"] == 0).cumsum(1) - 1  # [1, L]
+
+
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     """The batch that `flatten` was given, with padding on the right."""
     starts = (flat["position_ids"][0] == 0).nonzero().flatten()  # [B]

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import logging
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from transformers import HfArgumentParser, PreTrainedModel, ProcessorMixin, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
+from transformers.pytorch_utils import Conv1D
 
 from mof.data.collator import SupervisedCollator
-from mof.data.records import RecordError, to_record
+from mof.data.records import RecordError, digest, record_id, require_unchanged, to_record, unselected
 from mof.data.rows import read_records
 
 NAMES = sorted(field.name for field in dataclasses.fields(TrainingArguments) if field.init)
+logger = logging.getLogger(__name__)
 TRIED = 3  # records that are made a batch of
 NAMED = 3  # problems in a message
 
@@ -49,7 +54,22 @@ def parse_arguments(texts: Sequence[str], own: Mapping[str, str]) -> dict[str, A
             raise ValueError(f"--set: there is no {name!r}; {', '.join(near)}?")
         given[name] = f"--{text}"
     values = vars(_Parser(TrainingArguments, allow_abbrev=False).parse_args(list(given.values())))
+    if "report_to" in given:
+        _require_installed(values["report_to"])
     return {name: values[name] for name in given}
+
+
+def _require_installed(reporters: str | Sequence[str]) -> None:
+    names, installed = [reporters] if isinstance(reporters, str) else reporters, get_available_reporting_integrations()
+    for name in set(names) - {"none", "all", *installed}:
+        raise ValueError(f"--set report_to={name}: it is not installed, or unknown; installed are {', '.join(installed) or 'none'}")
+
+
+def require_apart(training: Sequence[Mapping[str, Any]], evaluation: Sequence[Mapping[str, Any]]) -> None:
+    """Raise a ValueError for records that are trained on and evaluated on, whatever is selected of them."""
+    trained = {digest(unselected(record)) for record in training}
+    if both := [record_id(record) for record in evaluation if digest(unselected(record)) in trained]:
+        raise ValueError(f"{len(both)} of the {len(evaluation)} records of --eval-records are in --records, too, the first is {both[0]!r}")
 
 
 def read_training_records(path: Path, processor: ProcessorMixin, image_folder: Path, max_length: int) -> list[dict[str, Any]]:
@@ -87,6 +107,7 @@ def read_training_records(path: Path, processor: ProcessorMixin, image_folder: P
 
 def _check(raw: Mapping[str, Any], image_folder: Path) -> int:
     """The number of characters in the record's text. RecordError for a record that cannot be trained on."""
+    require_unchanged(raw)
     record = to_record(raw, image_folder)
     if not any(message["role"] == "assistant" for message in record.messages):
         raise RecordError(f"record {record.id!r}: no answer to learn from")
@@ -111,9 +132,11 @@ def freeze_encoder(model: PreTrainedModel) -> None:
 
 
 def add_lora(model: PreTrainedModel, rank: int) -> Any:
-    """The model in PEFT's wrapper, in which only low-rank adapters at all linear layers of the language model train.
+    """The model in PEFT's wrapper, in which only low-rank adapters at all weight matrices of the language model's blocks train.
 
-    Their scale is 2 (alpha is twice the rank), as in LLaVA.
+    These are the matrices of linear layers (torch's, and transformers' Conv1D in GPT-2 and others) and the fused experts of mixtures,
+    each expert with adapters of its own. Their scale is 2 (alpha is twice the rank), as in LLaVA. A warning names large matrices that
+    another class keeps in another way: they get no adapters.
 
     Raises:
         ValueError: if peft is missing, or for a language model without linear layers.
@@ -122,8 +145,26 @@ def add_lora(model: PreTrainedModel, rank: int) -> Any:
         raise ValueError('LoRA needs peft: pip install -e ".[lora]"')
     from peft import LoraConfig, get_peft_model
 
+    linear, own = _matrices(model)
+    if not linear:
+        raise ValueError(f"{type(model.get_decoder()).__name__} has no linear layer for LoRA to adapt; train without LoRA")
+    largest = max(module.weight.numel() for module in linear.values())
+    fused = [name for name, weight in own.items() if weight.ndim == 3 and 4 * weight.numel() >= largest]
+    if missed := [name for name, weight in own.items() if weight.ndim == 2 and weight.numel() >= largest]:
+        logger.warning("LoRA: %d large matrices get no adapters and stay as they are, the first is %s", len(missed), missed[0])
+    transposed = all(isinstance(module, Conv1D) for module in linear.values())
+    options = {"target_modules": list(linear), "target_parameters": fused or None, "fan_in_fan_out": transposed}
+    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, **options))
+
+
+def _matrices(model: PreTrainedModel) -> tuple[dict[str, nn.Module], dict[str, nn.Parameter]]:
+    """The linear layers in the blocks of the language model, and the parameters that modules of other classes keep, both by name.
+
+    Mixtures keep the matrices of their experts in a parameter, [experts, out, in]. Its size tells it from the parameters of routers,
+    biases and recurrences.
+    """
     inside, head = set(model.get_decoder().modules()), model.get_output_embeddings()
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module in inside and module is not head]
-    if not names:
-        raise ValueError(f"{type(model.get_decoder()).__name__} has no torch.nn.Linear for LoRA to adapt; train without --lora")
-    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names))
+    modules = {name: module for name, module in model.named_modules() if module in inside and module is not head}
+    linear = {name: module for name, module in modules.items() if isinstance(module, (nn.Linear, Conv1D))}
+    other = {name: module for name, module in modules.items() if name not in linear and not isinstance(module, (nn.Embedding, _ConvNd))}
+    return linear, {f"{name}.{key}": own for name, module in other.items() for key, own in module.named_parameters(recurse=False)}

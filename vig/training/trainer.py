@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import copy
 import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback, TrainingArguments
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import get_last_checkpoint, has_length
 
 from encoders import StoredImages
 from mof.data.collator import SupervisedCollator
-from vig.output_head import HeadPass, is_untouched
-from vig.training.padding_free import PaddingFreeCollator, keeps_records_apart
+from mof.data.records import require_unchanged
+from vig.output_head import IGNORED, HeadPass, is_untouched
+from vig.training.checkpoints import seal, writing
+from vig.training.divergence import RECORD_IDS, DivergenceError, NamedBatches, Watch, named, not_finite
+from vig.training.lengths import estimated_length
+from vig.training.padding_free import PaddingFreeCollator, keeps_records_apart, record_rows
 
 # Shapes: B = records in a batch, S = padded length, N = supervised positions of the batch.
 
@@ -39,7 +47,10 @@ class SupervisedPass(HeadPass):
     def reduce(self, losses: Tensor) -> Tensor:
         """The loss of the batch, a float32 scalar, from the losses of its supervised tokens [N]."""
         weighted = losses if self._weights is None else losses * self._weights.to(losses)  # [N]
-        return weighted.sum() / torch.as_tensor(self._divisor, device=losses.device).clamp(min=1)
+        total = weighted.sum()
+        self.total = total.detach()
+        """The sum before it is divided."""
+        return total / torch.as_tensor(self._divisor, device=losses.device).clamp(min=1)
 
 
 class _Count(TrainerCallback, ExportableState):
@@ -59,7 +70,10 @@ class SelectiveTrainer(Trainer):
     ranks and accumulated batches. So it does not matter how records fall into batches, or how many tokens each of them has.
     Token weights are factors in this sum. They do not change the number that divides it, which counts the tokens with a weight
     above 0: a step on tokens with small weights is a small step. The weights should be 1 on average, as `Selection.weighted`
-    makes them.
+    makes them. The loss of an evaluation is divided in the same way, by the number of supervised tokens of all its records.
+
+    A loss, gradient or weight that is not finite ends the training or the evaluation with a `DivergenceError`, which names the step
+    and the records. Checkpoints are written of finite weights only, so the last checkpoint is a good one.
 
     The output head works at the supervised positions only (`vig.output_head`). The model's own loss is not used: it takes all
     logits, may be a mean per batch, and is NaN for a batch without supervised tokens.
@@ -81,7 +95,11 @@ class SelectiveTrainer(Trainer):
 
     Raises:
         ValueError: for arguments under which the loss would not be divided as described.
+        RecordError: for a record in a list that was changed after it was selected.
     """
+
+    _untouched: bool | None = None  # whether the logits are the head's output as it is; known from the first batch
+    _wants_logits = False
 
     def __init__(
         self,
@@ -110,8 +128,12 @@ class SelectiveTrainer(Trainer):
         self._padding_free = padding_free
         super().__init__(model, args, processing_class=processing_class, compute_loss_func=self._loss, **options)
         self.add_callback(_Count())
-        self._untouched: bool | None = None  # whether the logits are the head's output as it is; known from the first batch
-        self._wants_logits = False
+        for data in (self.train_dataset, self.eval_dataset):
+            for record in data if isinstance(data, list) else ():
+                require_unchanged(record)
+        self._watch = Watch()
+        self._step_records: list[str] = []  # of the step under way, in this process
+        self._evaluated: list[tuple[Sequence[str], Tensor, int]] = []  # records, loss sum and supervised tokens of each batch
         if self._head() is None:
             raise ValueError(f"{type(model).__name__} has no output embeddings: expected a model that predicts tokens")
         if self.args.n_gpu > 1:  # known only now: a model spread over several GPUs is another matter
@@ -137,6 +159,69 @@ class SelectiveTrainer(Trainer):
             return None
         return super()._run_epoch(*args, **kwargs)
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return super()._get_train_sampler(self._with_lengths(self.train_dataset if train_dataset is None else train_dataset))
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        return super()._get_eval_sampler(self._with_lengths(eval_dataset))
+
+    def _with_lengths(self, dataset: Any) -> Any:
+        """The data set as it is, or what the samplers that go by length need of it: inputs of each record's estimated length."""
+        if self.args.train_sampling_strategy in ("random", "sequential") or not has_length(dataset):
+            return dataset
+        name, column = self.processing_class.model_input_names[0], self.args.length_column_name
+        return [{name: range(estimated_length(record, column))} for record in dataset]
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        own, self.data_collator = self.data_collator, NamedBatches(self.data_collator)
+        try:
+            return super()._get_dataloader(*args, **kwargs)
+        finally:
+            self.data_collator = own
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        records = inputs.pop(RECORD_IDS, [])
+        self._step_records += records
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self._watch.add(self.state.global_step + 1, "the loss", records, loss)
+        return loss
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        norm = super()._get_grad_norm(*args, **kwargs)
+        if norm is not None and not self.args.fp16:  # with a scale of the loss, a step whose gradients are too large is left out
+            self._watch.add(self.state.global_step + 1, "the norm of the gradient", self._step_records, norm)
+        self._step_records = []
+        return norm
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        if self.control.should_log or self.control.should_evaluate or self.control.should_save:  # which wait for the device anyway
+            self._watch.check(self._last_good)
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.require_finite()
+        folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
+        with writing(folder):
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # each process writes its random state
+            if self.args.should_save:
+                seal(folder)
+
+    def require_finite(self) -> None:
+        """Raise a DivergenceError if a loss, a gradient or a trained weight so far is not finite."""
+        self._watch.check(self._last_good)
+        trained = ((name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad)
+        if bad := not_finite(trained):
+            raise DivergenceError(
+                f"the training diverged: after step {self.state.global_step}, {len(bad)} weights are not finite, the first is {bad[0]}; "
+                + self._last_good()
+            )
+
+    def _last_good(self) -> str:
+        advice = "a smaller learning rate, a longer warm-up or other records may help"
+        last = get_last_checkpoint(self.args.output_dir) if os.path.isdir(self.args.output_dir) else None
+        return f"{advice}. " + ("There is no checkpoint yet" if last is None else f"The last good checkpoint is {last}")
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -147,6 +232,8 @@ class SelectiveTrainer(Trainer):
         """The loss of a batch. The output head sees the supervised positions only, so the outputs hold no logits to use."""
         inputs = {**inputs, "use_cache": False}  # with a cache, positions do not bound the records of a padding-free batch
         self._pass = SupervisedPass(inputs["labels"], inputs.pop("token_weights", None), num_items_in_batch)
+        if model.training:  # the pass has waited for the device, so the loss of the batch before is there
+            self._watch.check(self._last_good)
         if self._wants_logits:
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
             return loss, {"logits": outputs.logits}  # the Trainer cannot gather all that a model may add to them
@@ -164,12 +251,37 @@ class SelectiveTrainer(Trainer):
             )
         return is_untouched(model, self._head(), inputs)
 
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        """The Trainer's own, but its loss is the mean over all supervised tokens, whatever batches they come in."""
+        self._evaluated = []
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        bad = next((records for records, total, _ in self._evaluated if not total.isfinite()), None)
+        mine = sum(float(total) for _, total, _ in self._evaluated), sum(count for _, _, count in self._evaluated), bad
+        parts = gather_object([mine])  # of all processes
+        if bad := next((records for _, _, records in parts if records is not None), None):
+            raise DivergenceError(f"the loss of an evaluation is not finite, {named(bad)}; {self._last_good()}")
+        output.metrics[f"{metric_key_prefix}_loss"] = sum(part[0] for part in parts) / max(1, sum(part[1] for part in parts))
+        return output
+
     def prediction_step(self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any) -> Any:
+        inputs = {**inputs}
+        records = inputs.pop(RECORD_IDS, [])
+        inputs["labels"] = self._without_repeats(inputs, len(records))
         self._wants_logits = not prediction_loss_only  # predict(), and evaluate() with metrics to compute
         try:
-            return super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
+            outputs = super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
         finally:
             self._wants_logits = False
+        self._evaluated.append((records, self._pass.total, self._pass.count))
+        return outputs
+
+    def _without_repeats(self, inputs: dict[str, Any], count: int) -> Tensor:
+        """The labels of a batch of `count` records. With several processes, the last batches are filled up with records of the first."""
+        state = self.accelerator.gradient_state
+        if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
+            return inputs["labels"]
+        own = min(max(state.remainder - self.args.process_index * count, 0), count)
+        return inputs["labels"].masked_fill(record_rows(inputs) >= own, IGNORED)  # [B, S]
 
     def _loss(self, outputs: CausalLMOutputWithPast, labels: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         return self._pass.result(outputs.logits)

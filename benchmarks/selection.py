@@ -1,0 +1,101 @@
+"""Time and peak memory of `mof vig select` and `mof vig report` on a million made-up scores and their records.
+
+    python benchmarks/selection.py                     # a million scores of about 30 answer tokens
+    python benchmarks/selection.py --count 100000
+
+Each command runs in a process of its own, so that its peak memory is its own. The line "import" is that of a process that imports the
+same and does nothing else. Times on the clock mean little on shared cores.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from encoders.runs import write_text
+from mof.data.records import digest
+from vig.processes import Processes
+from vig.scoring.folder import ScoreFolder
+from vig.scoring.scores import SCHEMA
+
+SHARD = 4096  # rows
+WORDS = "a the red blue dog cat left right of on table two three small large there is are man woman street sky not"
+IDENTITY = {"null": {"name": "blur"}, "seed": 0, "max_length": 2048, "model": "Made", "versions": {}}
+IDENTITY |= dict.fromkeys(("weights", "config", "tokenizer", "chat_template"), "0")
+
+COMMANDS = {
+    "import": "import vig.cli.select, vig.cli.report",
+    "select": "from vig.cli.select import select; select(scores=folder / 'scores', records=records, output=folder / 'selected.json')",
+    "report": "from vig.cli.report import report; report([folder / 'scores'], records, folder / 'report.html', source_key='source')",
+}
+MEASURED = """
+import resource, sys, time
+from pathlib import Path
+folder = Path(sys.argv[1])
+records = folder / "records.jsonl"
+start = time.monotonic()
+{command}
+print("measured", time.monotonic() - start, time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+"""
+
+
+def make(folder: Path, count: int) -> None:
+    """Write records.jsonl and the folder of their scores."""
+    rng = np.random.default_rng(0)
+    lines = []
+    with ScoreFolder(folder / "scores", IDENTITY, SCHEMA, Processes()) as scores:
+        for start in range(0, count, SHARD):
+            records = [record(rng, index) for index in range(start, min(start + SHARD, count))]
+            lines += [json.dumps(one) for one in records]
+            scores.append(pa.table(columns(rng, records), schema=SCHEMA))
+        scores.finish([], {})
+    write_text(folder / "records.jsonl", "\n".join(lines) + "\n")
+
+
+def record(rng: np.random.Generator, index: int) -> dict:
+    answer = " ".join(rng.choice(WORDS.split(), rng.integers(5, 50)))
+    turns = [{"from": "human", "value": "<image>\nWhat is there in the picture?"}, {"from": "gpt", "value": answer}]
+    return {"id": f"record-{index:07d}", "image": f"coco/{index:012d}.jpg", "source": f"s{index % 7}", "conversations": turns}
+
+
+def columns(rng: np.random.Generator, records: list[dict]) -> dict[str, list]:
+    answers = [one["conversations"][1]["value"].split() for one in records]
+    token_vig = [rng.normal(0.2, 1, len(words) + 1).astype(np.float32) for words in answers]
+    ends = [np.cumsum([len(word) + 1 for word in words] + [0]) for words in answers]
+    vig = [values.mean() for values in token_vig]
+    return {
+        "id": [one["id"] for one in records], "digest": [digest(one) for one in records], "vig": vig, "loss": vig, "null_loss": vig,
+        "token_vig": token_vig, "token_ids": [np.arange(len(values)) for values in token_vig],
+        "turn_ends": [[len(words)] for words in answers], "answer": [" ".join(words) + " " for words in answers],
+        "token_starts": [np.append(0, end[:-1]) for end in ends], "token_ends": ends,
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=1_000_000)
+    parser.add_argument("--folder", type=Path, help="keep the made-up scores there, and use them again")
+    parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS))
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.folder or Path(temporary)
+        if not (folder / "records.jsonl").is_file():
+            start = time.monotonic()
+            make(folder, args.count)
+            print(f"{args.count:,} scores made in {time.monotonic() - start:.0f} s")
+        for name in args.commands:
+            code = MEASURED.format(command=COMMANDS[name])
+            run = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True, env=os.environ)
+            seconds, cpu, memory = map(float, run.stdout.splitlines()[-1].split()[1:])
+            print(f"{name:8} {seconds:7.1f} s  {cpu:7.1f} s of CPU  {memory:5.2f} GB", flush=True)
+
+
+if __name__ == "__main__":
+    main()
