@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +12,8 @@ from socket import gethostname
 from typing import Any
 
 from filelock import FileLock, Timeout
+
+from encoders.digests import DamagedError, open_json, seal_json
 
 TEMPORARY = ".tmp-"  # how the names of unfinished files begin
 LOCKS = "lock-*"
@@ -37,6 +40,22 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as JSON, in the same way as `write_text`."""
     write_text(path, json.dumps(content, indent=1))
+
+
+def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON-able `content` with its digest (`encoders.digests`), whole."""
+    sealed = seal_json(content)
+    write_whole(path, lambda temporary: temporary.write_bytes(sealed))
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Return what `write_sealed` wrote, or the JSON object of an earlier release, without a digest.
+
+    Raises:
+        DamagedError: for a file that was changed since, naming the file.
+        ValueError: for a file that holds no JSON object.
+    """
+    return open_json(path.read_bytes(), path)
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -67,6 +86,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
             yield f"{prefix}{key}: {before!r} there, {now!r} now"
 
 
+def run_digest(identity: Mapping[str, Any]) -> str:
+    """Return 32 hexadecimal digits that tell a run from other runs, for the files in its folder."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
 class RunFile:
     """The JSON file that identifies the run of a folder: {"format": 1, "identity": {...}} and the entries that the run adds.
 
@@ -84,15 +108,16 @@ class RunFile:
         """Return the file's content.
 
         Raises:
-            ValueError: for a folder without the file, a damaged file, or a file of another format.
+            DamagedError: for a damaged file.
+            ValueError: for a folder without the file, or a file of another format.
         """
         if not self.path.is_file():
             raise ValueError(f"{self.path.parent} holds no {self.path.name}: expected the folder of a {self.what}")
         try:
-            content = json.loads(self.path.read_text(encoding="utf-8"))
+            content = read_sealed(self.path)
             given = content.get("format", 1), content["identity"]  # folders had no format before the first that is numbered
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ValueError(
+            raise DamagedError(
                 f"{self.path} is damaged, or not of a {self.what} ({type(error).__name__}: {error}); put back a copy, or {self.remedy}"
             ) from error
         if given[0] != self.format:
@@ -103,7 +128,7 @@ class RunFile:
         """Write the run's identity and `more`, all JSON-able, in place of the old content. Return the new content."""
         content = {"format": self.format, "identity": dict(identity), **more}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(self.path, content)
+        write_sealed(self.path, content)
         return content
 
     def claim(self, identity: Mapping[str, Any], *, begun: bool = True, own: Sequence[str] = ()) -> dict[str, Any]:

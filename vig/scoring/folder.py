@@ -6,12 +6,13 @@
     text_only.jsonl                 {"id"} of every record without an image
     lock-PROCESS                    held while a run is alive (`encoders.runs`); a file that is left behind means nothing
 
-Every file is written whole (`encoders.runs.write_whole`).
+Every file is written whole and has a digest: in itself (`encoders.digests`), or in the manifest. Each shard names its run.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,12 +21,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from encoders.runs import LOCKS, RunFile, RunLock, remove_unfinished, write_text, write_whole
+from encoders.digests import DamagedError, damaged, file_digest
+from encoders.runs import LOCKS, RunFile, RunLock, remove_unfinished, run_digest, write_text
+from encoders.tables import ForeignError, read_table, run_of, write_table
 from vig.processes import Processes
 
 MANIFEST, REJECTED, TEXT_ONLY = "manifest.json", "rejected.jsonl", "text_only.jsonl"
 SHARDS = "shard-*.parquet"
 FORMAT = 1  # of the whole folder
+
+logger = logging.getLogger(__name__)
 
 
 class ScoreFolder:
@@ -47,7 +52,9 @@ class ScoreFolder:
             processes.on_first(lambda: self._open(identity))
             if self._rank:
                 self._lock.take()
-            self._complete: bool = self._manifest.read().get("complete", False)
+            manifest = self._manifest.read()
+            self._complete: bool = manifest.get("complete", False)
+            self._run = run_digest(manifest["identity"])
         except BaseException:
             self._lock.release()
             raise
@@ -66,12 +73,33 @@ class ScoreFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock.take()
         remove_unfinished(self.path)
+        self._remove_damaged()
+        self._mend_manifest(identity)
         begun = any(self.path.glob(SHARDS)) or (self.path / REJECTED).is_file()  # if not, say, its chat template was refused
         self._manifest.claim(identity, begun=begun, own=[LOCKS])
 
+    def _remove_damaged(self) -> None:
+        """Delete shards that cannot be read any more: their records are scored again."""
+        for path in self.path.glob(SHARDS):
+            try:
+                read_table(path)
+            except DamagedError as error:
+                logger.warning("%s; its records are scored again", error)
+                path.unlink()
+
+    def _mend_manifest(self, identity: Mapping[str, Any]) -> None:
+        """Write a damaged manifest anew if the shards show that the folder belongs to this run."""
+        if not self._manifest.path.is_file() or {run_of(path) for path in self.path.glob(SHARDS)} != {run_digest(identity)}:
+            return
+        try:
+            self._manifest.read()
+        except DamagedError as error:
+            logger.warning("%s; it is written anew, since all shards here are of this run", error)
+            self._manifest.write(identity)
+
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of all shards, a table of `columns`."""
-        return read_shards(self.path, self._schema, columns)
+        return read_shards(self.path, self._schema, self._run, columns)
 
     def digests(self) -> dict[str, str]:
         """The digest of every record that has a row, by id."""
@@ -86,7 +114,7 @@ class ScoreFolder:
             self._write_manifest(complete=False)
             self._complete = False
         shard = self.path / f"{self._prefix}{self._next_number:05d}.parquet"
-        write_whole(shard, lambda path: pq.write_table(rows, path, write_page_checksum=True))
+        write_table(shard, rows, self._run)
         self._next_number += 1
 
     def finish(self, text_only: Iterable[str], failures: Mapping[str, str]) -> None:
@@ -95,7 +123,8 @@ class ScoreFolder:
         self._write_lines(TEXT_ONLY, text)
         self._write_lines(REJECTED, rejected)
         rows = sum(pq.read_metadata(path).num_rows for path in self.path.glob(SHARDS))
-        self._write_manifest(complete=True, scores=rows, rejected=len(rejected), text_only=len(text))
+        files = {name: file_digest(self.path / name) for name in (TEXT_ONLY, REJECTED)}
+        self._write_manifest(complete=True, scores=rows, rejected=len(rejected), text_only=len(text), files=files)
 
     def _write_manifest(self, **outcome: Any) -> None:
         self._manifest.write(self._manifest.read()["identity"], **outcome)
@@ -109,8 +138,17 @@ def manifest_file(folder: Path) -> RunFile:
     return RunFile(folder / MANIFEST, "scoring run", FORMAT, "give a new folder")
 
 
-def read_lists(folder: Path) -> tuple[list[str], dict[str, str]]:
-    """The ids of the records without an image, and id -> reason of those that could not be scored."""
+def read_lists(folder: Path, listed: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Return the ids of the records without an image, and id -> reason of those that could not be scored.
+
+    Args:
+        listed: the digests of both files, out of the manifest.
+
+    Raises:
+        DamagedError: when a file is missing or was changed.
+    """
+    if lines := damaged(folder, listed):
+        raise DamagedError(f"{'; '.join(lines)}; score again with this folder to write it anew")
     text_only, rejected = (
         [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
         for path in (folder / TEXT_ONLY, folder / REJECTED)
@@ -118,15 +156,17 @@ def read_lists(folder: Path) -> tuple[list[str], dict[str, str]]:
     return [row["id"] for row in text_only], {row["id"]: row["reason"] for row in rejected}
 
 
-def read_shards(folder: Path, schema: pa.Schema, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of all shards in order. ValueError for a shard that cannot be read, or of another version."""
+def read_shards(folder: Path, schema: pa.Schema, run: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return the rows of all shards in order. ValueError for a shard that cannot be read, of another version, or of another run."""
     columns = schema.names if columns is None else columns
     tables = [pa.schema([schema.field(name) for name in columns]).empty_table()]
     for path in sorted(folder.glob(SHARDS)):
         try:
-            tables.append(pq.read_table(path, columns=list(columns), page_checksum_verification=True))
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{path} cannot be read ({error}); delete it and score again to fill the gap") from error
+            tables.append(read_table(path, columns, run))
+        except DamagedError as error:
+            raise DamagedError(f"{error}; score again with this folder to fill the gap") from error
+        except ForeignError as error:
+            raise ForeignError(f"{error}; delete it, and score again with this folder to fill the gap") from error
     try:
         return pa.concat_tables(tables)
     except pa.ArrowInvalid as error:

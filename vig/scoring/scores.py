@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from encoders.runs import run_digest
 from vig.processes import Processes
 from vig.scoring.folder import ScoreFolder, manifest_file, read_lists, read_shards
 
@@ -144,8 +145,8 @@ def load_scores(folder: str | os.PathLike[str]) -> Scores:
     """
     path = Path(folder)
     manifest = {"complete": False, **manifest_file(path).read()}
-    scores = from_table(read_shards(path, SCHEMA))
-    text_only, failures = read_lists(path) if manifest["complete"] else ([], {})
+    scores = from_table(read_shards(path, SCHEMA, run_digest(manifest["identity"])))
+    text_only, failures = read_lists(path, manifest.get("files", {})) if manifest["complete"] else ([], {})
     if not manifest["complete"]:
         logger.warning("%s: the scoring run did not finish; run it again with this folder to resume it", folder)
     elif manifest["scores"] != len(scores):

@@ -1,0 +1,71 @@
+"""Parquet files with a digest, and with the name of the run that they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from encoders.digests import BLANK, DamagedError, check, seal
+from encoders.runs import write_whole
+
+RUN, FILE, DIGEST = b"mof_run", b"mof_file", b"mof_digest"
+
+
+class ForeignError(ValueError):
+    """A sound file that belongs to another run, or at another place. The message names the file."""
+
+
+def write_table(path: Path, table: pa.Table, run: str = "") -> None:
+    """Write the table whole, as Parquet.
+
+    Args:
+        run: what tells the run of the folder from other runs; with it, the file is refused elsewhere and under another name.
+    """
+    place = {RUN: run.encode(), FILE: path.name.encode()} if run else {}
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **place, DIGEST: BLANK.encode()}), buffer)
+    sealed = seal(buffer.getvalue().to_pybytes())
+    write_whole(path, lambda temporary: temporary.write_bytes(sealed))
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None, run: str | None = None) -> pa.Table:
+    """Return the table that `write_table` wrote; also a file of an earlier release, which has neither digest nor run.
+
+    Args:
+        columns: the columns to return; all by default.
+        run: as it was written; None does not compare it.
+
+    Raises:
+        DamagedError: for a file that was changed or cannot be read.
+        ForeignError: for a file of another run, or a copy under another name.
+    """
+    try:
+        content = path.read_bytes()
+        check(content, path)
+        table = pq.read_table(pa.BufferReader(content), columns=None if columns is None else list(columns))
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedError(f"{path} cannot be read ({error})") from error
+    metadata = table.schema.metadata or {}
+    refuse_foreign(path, metadata.get(RUN, b"").decode(), metadata.get(FILE, b"").decode(), run)
+    return table.replace_schema_metadata({key: value for key, value in metadata.items() if key not in (RUN, FILE, DIGEST)} or None)
+
+
+def run_of(path: Path) -> str:
+    """Return the run that a sound file names; "" for a file of an earlier release, or a damaged file."""
+    try:
+        content = path.read_bytes()
+        check(content, path)
+        return (pq.read_schema(pa.BufferReader(content)).metadata or {}).get(RUN, b"").decode()
+    except (DamagedError, pa.ArrowException, OSError):
+        return ""
+
+
+def refuse_foreign(path: Path, run: str, name: str, wanted: str | None) -> None:
+    """Raise a ForeignError unless the file belongs to the run `wanted` and has its own name. Files of earlier releases name neither."""
+    if run and name != path.name:
+        raise ForeignError(f"{path} is a copy of {name}")
+    if run and wanted and run != wanted:
+        raise ForeignError(f"{path} belongs to another run than its folder")
