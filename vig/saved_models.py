@@ -42,7 +42,7 @@ def stored_images(model: PreTrainedModel, processor: ProcessorMixin, store: Path
     if model.config.model_type != "mof":
         raise ValueError(f"a feature store serves models of this library, not a {model.config.model_type} model")
     view = replace(processor.image_processor.view, blurred=blurred)
-    return StoredImages(FeatureStore(store, list(model.mixer.encoders)), model.mixer.encoders, view)
+    return StoredImages(FeatureStore(store, list(model.mixer.encoders), everything=True), model.mixer.encoders, view)
 
 
 def model_names(folders: Sequence[Path]) -> dict[str, Path]:

@@ -38,12 +38,15 @@ def encode(
     dtype: Dtype = None,
     workers: Workers = 2,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first image that cannot be read.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Delete the features of all images that this run does not see.")] = False,
 ) -> None:
     """Write the features of images to a store, or list the encoders.
 
     The store always holds embeddings; with --tokens, it also holds patch tokens. A run that was stopped goes on with the same
-    command. Images that cannot be read are listed in failures.jsonl in the store. --dtype bfloat16 is several times faster on
-    most machines, and less exact.
+    command. Images that cannot be read are listed in failures.jsonl in the store. The rows of the store are the images that the
+    last run saw; other images stay in its files unless --prune deletes them. Damaged files are found by their digests, and their
+    images encoded again; MOF_CHECK=off in the environment saves the time of reading the whole store for it. --dtype bfloat16 is
+    several times faster on most machines, and less exact.
 
     \b
     Example:
@@ -80,6 +83,7 @@ def encode(
         dtype=getattr(torch, dtype) if dtype else None,
         workers=workers,
         strict=strict,
+        prune=prune,
         progress=True,
     )
     typer.echo(f"{output}: {report.summary()}")
