@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 class FeatureStore:
     """Features that `encode_images` (`mof encode`) wrote, with one row per image content, in one order for all encoders.
 
-    The rows are the images that the last complete run saw, so that deleted and renamed files are left out. Images that are not
+    The rows are the images whose files the last complete run found, so that deleted and renamed files are left out. Images that are not
     encoded by all `encoders` yet, because the writer was stopped, are left out, too, with a warning. A store can be sent to other
     processes at little cost; each process maps the files for itself. Digests are checked when features are read; MOF_CHECK=off in
     the environment leaves this out.
@@ -43,7 +43,6 @@ class FeatureStore:
     Args:
         path: the store's folder.
         encoders: the encoders to open, by their names in the store; all by default.
-        everything: take the images of all runs.
 
     Attributes:
         encoders: the names of the opened encoders.
@@ -57,10 +56,10 @@ class FeatureStore:
         ForeignError: naming a file of another store.
     """
 
-    def __init__(self, path: str | os.PathLike[str], encoders: Sequence[str] | None = None, *, everything: bool = False) -> None:
+    def __init__(self, path: str | os.PathLike[str], encoders: Sequence[str] | None = None) -> None:
         self.path = Path(path)
         manifest = read_manifest(self.path)
-        self._store, self._everything = manifest["store"], everything
+        self._store = manifest["store"]
         self.manifest: dict[str, dict[str, Any]] = manifest["encoders"]
         self.encoders = list(self.manifest if encoders is None else encoders)
         if unknown := [name for name in self.encoders if name not in self.manifest]:
@@ -80,7 +79,7 @@ class FeatureStore:
         index = read_index(self.path, self._store)
         names, keys = index["name"].to_pylist(), pack_keys(index["key"].to_pylist())
         last = dict(zip(names, range(len(names)), strict=True))  # a changed file's latest entry
-        view = None if self._everything else read_view(self.path, self._store)
+        view = read_view(self.path, self._store)
         if view is not None and (lost := view - last.keys()):
             raise DamagedError(f"{self.path}: the index lacks {len(lost)} images, such as {min(lost)}: run the same `mof encode` again")
         current = np.sort(np.fromiter((place for name, place in last.items() if view is None or name in view), np.int64))

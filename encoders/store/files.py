@@ -2,7 +2,7 @@
 
     manifest.json                              the store's identity, the description of each encoder's features
     images-00000.parquet, ...                  name, content key, size, time, width, height: one row per name
-    view.parquet                               the names that the last run saw
+    view.parquet                               the names whose files the last run found
     <encoder>-<order>.npy                      embeddings in one piece, in the order of the view; can be deleted
     <encoder>/features-00000.safetensors, ...  content keys, embeddings, tokens, scales: one row per content
 
@@ -82,12 +82,12 @@ def _read(path: Path, run: str | None) -> pa.Table:
 
 
 def read_view(store: Path, run: str | None = None) -> set[str] | None:
-    """Return the names that the last complete run saw and could read, or None if no run is complete, or of an earlier release."""
+    """Return the names whose files the last complete run found, or None if no run is complete, or of an earlier release."""
     return set(_read(store / VIEW, run)["name"].to_pylist()) if (store / VIEW).is_file() else None
 
 
 def write_view(store: Path, names: Iterable[str], run: str) -> None:
-    """Write the names that a run saw and could read."""
+    """Write the names whose files a run found and could read."""
     write_table(store / VIEW, pa.table({"name": pa.array(names, pa.string())}), run)
 
 
@@ -142,6 +142,14 @@ class ImageIndex:
         """Return the content key of a file that has not changed since it was seen, else None."""
         entry = self._entries.get(name)
         return entry.key if entry is not None and (entry.bytes, entry.mtime_ns) == (size, mtime_ns) else None
+
+    def names(self) -> set[str]:
+        """Return all names that were ever seen."""
+        return set(self._entries)
+
+    def keys(self, names: Iterable[str]) -> set[str]:
+        """Return the content keys of these names."""
+        return {self._entries[name].key for name in names}
 
     def knows(self, key: str) -> bool:
         """Return whether the size of the image with this content key is known."""

@@ -18,10 +18,10 @@ from torch import Tensor
 from encoders.base import Encoder
 from encoders.images.loader import in_order
 from encoders.images.reading import ImageError, read_image
-from encoders.images.sources import Content, ImageSources, content_key
+from encoders.images.sources import Content, ImageSources, content_key, exists
 from encoders.preprocessing import View
 from encoders.runs import RunLock, remove_unfinished
-from encoders.store.files import TOKEN_FORMATS, ImageIndex, TokenFormat, write_failures, write_view
+from encoders.store.files import TOKEN_FORMATS, ImageIndex, TokenFormat, read_view, write_failures, write_view
 from encoders.store.jobs import LANES, Job
 from encoders.store.manifest import complete, declare, run_of
 from encoders.store.view import join_embeddings, prune_store
@@ -50,14 +50,14 @@ class EncodeReport:
     """Size of the whole store on disk."""
     int8_error: dict[str, dict[str, float]]
     """Per encoder with int8 tokens, over the whole store: "mean" and "max" of |stored - token| / |token|."""
-    unseen: int = 0
-    """Images in the store that this run has not seen: deleted or changed since, or from other sources. `FeatureStore` leaves them out."""
+    gone: int = 0
+    """Images in the store whose files are gone, or have another content now. `FeatureStore` leaves them out."""
 
     def summary(self) -> str:
         """Return the numbers in one line."""
         parts = [f"{self.images:,} images ({self.encoded:,} encoded now)", f"{self.duplicates:,} duplicates"]
         parts += [f"{self.unreadable:,} unreadable", f"{self.bytes / 2**20:,.1f} MiB on disk"]
-        parts += [f"{self.unseen:,} of earlier runs not seen now, left out (--prune deletes them)"] if self.unseen else []
+        parts += [f"{self.gone:,} whose files are gone, left out (--prune deletes them)"] if self.gone else []
         parts += [f"int8 error of {name} {e['mean']:.2%} (at most {e['max']:.2%})" for name, e in self.int8_error.items()]
         return ", ".join(parts)
 
@@ -81,8 +81,9 @@ def encode_images(
     """Write the features of images to a store, which `FeatureStore` reads. Called again, it goes on where it was stopped.
 
     Only images (by content) that an encoder has not encoded are read and encoded; so new images, and new encoders, can be
-    added to a store at any time. `FeatureStore` shows the images of the last complete run. Files of the store that are damaged are
-    deleted first, with a warning, and their images encoded again; this reads the whole store, unless MOF_CHECK=off.
+    added to a store at any time. `FeatureStore` shows the images whose files the last complete run found. Damaged
+    files of the store are deleted first, with a warning, and their images encoded again; this reads the whole store, unless
+    MOF_CHECK=off.
 
     Args:
         images: folders, lists, images or tars, as for `encoders.images.sources.ImageSources`.
@@ -96,7 +97,7 @@ def encode_images(
         dtype: the precision; the encoders' own by default. bfloat16 is several times faster on most machines.
         workers: threads that read and decode images.
         strict: raise an ImageError at the first image that cannot be read, instead of listing it in `failures.jsonl`.
-        prune: afterwards, delete the features and names of images that this run has not seen, of all encoders.
+        prune: afterwards, delete the features of images whose files are gone, of all encoders, and their names.
         progress: show a bar.
 
     Raises:
@@ -122,7 +123,7 @@ def encode_images(
                 run.encode(sources, workers, advance)
             finally:
                 pool.shutdown(cancel_futures=True)
-        return run.finish(prune)
+        return run.finish(sources, prune)
 
 
 class _Loaded(NamedTuple):
@@ -227,18 +228,26 @@ class _Run:
         write_failures(self.store, self.failures)
         self.committed = time.monotonic()
 
-    def finish(self, prune: bool) -> EncodeReport:
-        seen = self.names - self.failures.keys()
+    def finish(self, sources: ImageSources, prune: bool) -> EncodeReport:
+        names = self._view(sources)
+        keys = self.index.keys(names)
         if prune:
-            prune_store(self.store, self.manifest, seen, self.seen)
-        write_view(self.store, sorted(seen), self.manifest["store"])
+            prune_store(self.store, self.manifest, names, keys)
+        write_view(self.store, sorted(names), self.manifest["store"])
         errors = {job.name: job.writer.errors().summary() for job in self.jobs if job.tokens == "int8"}
         complete(self.store, self.manifest, errors)
         if self.seen:
             join_embeddings(self.store, self.manifest, [job.name for job in self.jobs])
         size = sum(file.stat().st_size for file in self.store.rglob("*") if file.is_file())
-        left_out = 0 if prune else len(set().union(*(job.writer.claimed for job in self.jobs)) - self.seen)
-        return EncodeReport(len(self.seen), self.encoded, self.duplicates, len(self.failures), size, errors, left_out)
+        gone = 0 if prune else len(set().union(*(job.writer.claimed for job in self.jobs)) - keys)
+        return EncodeReport(len(self.seen), self.encoded, self.duplicates, len(self.failures), size, errors, gone)
+
+    def _view(self, sources: ImageSources) -> set[str]:
+        """Return the names that are there: those that this run saw and could read, and earlier ones from elsewhere whose file exists."""
+        before = read_view(self.store, self.manifest["store"])
+        elsewhere = (self.index.names() if before is None else before) - self.names
+        elsewhere -= set(sources.among(elsewhere))  # not seen, though the run went by
+        return self.names - self.failures.keys() | {name for name in elsewhere if exists(name)}
 
 
 def _stat(path: Path) -> os.stat_result:
