@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +11,8 @@ from encoders.digests import DamagedError, checks, damaged, file_digest
 from encoders.runs import read_sealed, write_sealed
 
 DIGESTS = "digests.json"
+WEIGHTS = ".safetensors"
+"""Suffix of the large files, which a processor does not read."""
 
 
 @contextmanager
@@ -22,14 +24,20 @@ def recording(folder: str | os.PathLike[str]) -> Iterator[None]:
     path = Path(folder)
     before = _states(path)
     yield
-    record(path, [name for name, state in _states(path).items() if before.get(name) != state])
+    after = _states(path)
+    record(path, [name for name, state in after.items() if before.get(name) != state], before.keys() - after.keys())
 
 
-def record(folder: Path, names: Sequence[str]) -> None:
-    """Enter files of the folder, by their names in it, into its `digests.json`."""
-    if names:
+def record(folder: Path, written: Iterable[str], deleted: Collection[str] = ()) -> None:
+    """Enter files of the folder, by their names in it, into its `digests.json`, and strike out the deleted files."""
+    digests = {name: file_digest(folder / name) for name in sorted(written)}
+    if not digests and not deleted:
+        return
+    try:
         known = read_sealed(folder / DIGESTS)["files"] if (folder / DIGESTS).is_file() else {}
-        write_sealed(folder / DIGESTS, {"files": {**known, **{name: file_digest(folder / name) for name in sorted(names)}}})
+    except DamagedError:  # files that are not written now lose their digests
+        known = {}
+    write_sealed(folder / DIGESTS, {"files": {name: digest for name, digest in (known | digests).items() if name not in deleted}})
 
 
 def check_folder(folder: str | os.PathLike[str], without: str = "") -> None:
@@ -40,9 +48,7 @@ def check_folder(folder: str | os.PathLike[str], without: str = "") -> None:
     """
     path = Path(folder) / DIGESTS
     if checks() and path.is_file() and (lines := damaged(Path(folder), read_sealed(path)["files"], without)):
-        raise DamagedError(
-            f"{'; '.join(lines)}. Save the model again, or put back a copy; after changes of your own, delete {path}"
-        )
+        raise DamagedError(f"{'; '.join(lines)}. Save the model again, or put back a copy; after changes of your own, delete {path}")
 
 
 def _states(folder: Path) -> dict[str, tuple[int, int, int]]:

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from encoders import build_encoder
+from encoders.saved_folders import check_folder, recording
 from mof.adapter import build_mixer
 from mof.config import MoFConfig
 from mof.llava.weights import list_faults
@@ -33,9 +34,10 @@ class StrictCheckpoints(PreTrainedModel):
     config_class = MoFConfig
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Save as transformers does, but the encoders' weights only with `config.embed_encoders`."""
+        """Save as transformers does, with digests, but the encoders' weights only with `config.embed_encoders`."""
         self._skip_referred_keys()
-        super().save_pretrained(save_directory, **kwargs)
+        with recording(save_directory):
+            super().save_pretrained(save_directory, **kwargs)
 
     def _skip_referred_keys(self) -> None:
         """Tell transformers to leave out the keys of encoders that the config refers to."""
@@ -54,9 +56,11 @@ class StrictCheckpoints(PreTrainedModel):
         """Load as transformers does, but strictly: every key is accounted for. Encoders by reference are built from their spec.
 
         Raises:
+            DamagedError: naming the files of a folder that were changed since they were saved.
             ValueError: listing the keys that the checkpoint misses or that it should not have.
         """
         path = pretrained_model_name_or_path
+        check_folder(path)
         hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
         if config is None:
             config, kwargs = cls.config_class.from_pretrained(path, return_unused_kwargs=True, **hub, **kwargs)

@@ -20,6 +20,7 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 from encoders import StoredImage, View
 from encoders.images.reading import read_image
 from encoders.images.resizing import Centre, Fit, Interpolation
+from encoders.saved_folders import WEIGHTS, check_folder, recording
 from mof.chat_templates import choose_chat_template
 from mof.config import MoFConfig
 from mof.data.records import IMAGE_PLACEHOLDER
@@ -174,6 +175,17 @@ class MoFProcessor(ProcessorMixin):
                 "the model; give the tokenizer that the model's from_parts was given"
             )
         return processor
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> list[str]:
+        """Save as transformers does, with digests."""
+        with recording(save_directory):
+            return super().save_pretrained(save_directory, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """Load as transformers does. DamagedError for a folder with a file that was changed since it was saved, besides weights."""
+        check_folder(pretrained_model_name_or_path, without=WEIGHTS)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def __call__(self, images: Any = None, text: str | list[str] | None = None, **kwargs: Any) -> BatchFeature:
         """Return the model's inputs for texts with one placeholder per image, and the images of all texts in order.

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from encoders import FeatureStore, StoredImages
+from encoders.saved_folders import WEIGHTS, check_folder
 
 
 def load_model(folder: Path, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -21,7 +22,13 @@ def load_model(folder: Path, **options: Any) -> tuple[PreTrainedModel, Processor
 
 
 def load_network(folder: Path, **options: Any) -> PreTrainedModel:
-    """Return the model on the CPU, once `load_processor` was called. ValueError for a folder that holds another kind of model."""
+    """Return the model on the CPU, once `load_processor` was called.
+
+    Raises:
+        DamagedError: naming the files that were changed since the model was saved.
+        ValueError: for a folder that holds another kind of model.
+    """
+    check_folder(folder)
     try:
         return AutoModelForImageTextToText.from_pretrained(folder, **options)
     except ValueError as error:
@@ -29,11 +36,12 @@ def load_network(folder: Path, **options: Any) -> PreTrainedModel:
 
 
 def load_processor(folder: Path) -> ProcessorMixin:
-    """Load the processor of a saved model. ValueError for a folder without a model."""
+    """Load the processor of a saved model. ValueError for a folder without a model, or with damaged files (`encoders.digests`)."""
     if not (folder / "config.json").is_file():  # or transformers takes a mistyped folder for a name on the hub
         raise ValueError(f"{folder} holds no config.json: expected a folder that save_pretrained wrote")
     for point in entry_points(group="mof.auto_classes"):
         point.load()()  # transformers' Auto classes learn the models of this package
+    check_folder(folder, without=WEIGHTS)
     return AutoProcessor.from_pretrained(folder)
 
 

@@ -6,6 +6,7 @@ import glob
 import hashlib
 import lzma
 import os
+import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -72,6 +73,12 @@ class ImageSources:
 def readable(path: str | os.PathLike[str]) -> str:
     """Return the absolute path as text; bytes of a file name that are no UTF-8 are written as \\xff."""
     return os.fsencode(os.path.abspath(path)).decode("utf-8", "backslashreplace")
+
+
+def exists(name: str) -> bool:
+    """Return whether the file that `readable` gave this name exists, or the tar of a member with this name."""
+    path = re.sub(rb"\\x([89a-f][0-9a-f])", lambda match: bytes.fromhex(match[1].decode()), name.encode())
+    return os.path.lexists(name) or os.path.lexists(path) or any(_is_tar(parent) for parent in Path(name).parents)
 
 
 def _is_tar(path: Path) -> bool:

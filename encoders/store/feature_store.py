@@ -16,12 +16,15 @@ from PIL import Image
 from torch import Tensor
 
 from encoders.base import Encoder
+from encoders.digests import DamagedError, checks, damaged
 from encoders.images.reading import ImageError
 from encoders.images.sources import content_key, readable
 from encoders.preprocessing import View
-from encoders.store.files import numbered, pack_keys, read_index, read_shard, shard_keys, unpack, unpack_keys
+from encoders.store.files import VIEW, numbered, pack_keys, read_index, read_view, unpack, unpack_keys
 from encoders.store.fingerprints import describe, refuse_other
-from encoders.store.manifest import read_manifest
+from encoders.store.manifest import read_manifest, run_of
+from encoders.store.rows import Rows
+from encoders.store.shards import Shard
 
 # Shapes: N = images of the store, n = rows asked for, E = width of an embedding, T = h*w patch tokens, D = their width,
 # F = h*w*D added up over the encoders.
@@ -32,8 +35,10 @@ logger = logging.getLogger(__name__)
 class FeatureStore:
     """Features that `encode_images` (`mof encode`) wrote, with one row per image content, in one order for all encoders.
 
-    Images that are not encoded by all `encoders` yet, because the writer was stopped, are left out, with a warning. A store can
-    be sent to other processes at little cost; each process maps the files for itself.
+    The rows are the images whose files the last complete run found, so that deleted and renamed files are left out. Images that are not
+    encoded by all `encoders` yet, because the writer was stopped, are left out, too, with a warning. A store can be sent to other
+    processes at little cost; each process maps the files for itself. Digests are checked when features are read; MOF_CHECK=off in
+    the environment leaves this out.
 
     Args:
         path: the store's folder.
@@ -47,28 +52,37 @@ class FeatureStore:
 
     Raises:
         ValueError: for a folder that is no store, an encoder that it does not have, or no encoded image.
+        DamagedError: naming a file that was changed; also when features are read.
+        ForeignError: naming a file of another store.
     """
 
     def __init__(self, path: str | os.PathLike[str], encoders: Sequence[str] | None = None) -> None:
         self.path = Path(path)
-        self.manifest: dict[str, dict[str, Any]] = read_manifest(self.path)["encoders"]
+        manifest = read_manifest(self.path)
+        self._store = manifest["store"]
+        self.manifest: dict[str, dict[str, Any]] = manifest["encoders"]
         self.encoders = list(self.manifest if encoders is None else encoders)
         if unknown := [name for name in self.encoders if name not in self.manifest]:
             raise ValueError(f"{path} has no features of {', '.join(unknown)}; it has {', '.join(self.manifest) or 'none'}")
         shards = {name: numbered(self.path / self.manifest[name]["folder"], "features", ".safetensors") for name in self.encoders}
-        keys = {name: [shard_keys(file) for file in files] for name, files in shards.items()}
+        if checks() and (lines := damaged(self.path, {name: digest for name, digest in manifest.get("files", {}).items() if name == VIEW})):
+            raise DamagedError(f"{'; '.join(lines)}; the same `mof encode` again writes it anew")
+        keys = {name: [Shard(file, run_of(manifest, name)).keys for file in files] for name, files in shards.items()}
         order = self._read_index([np.concatenate([*parts, pack_keys([])]) for parts in keys.values()])  # [N]
-        self._features = {name: _Features(shards[name], keys[name], order) for name in self.encoders}
+        self._features = {name: Rows(shards[name], keys[name], order, self.names) for name in self.encoders}
         self.keys = unpack_keys(order)
         self._row_of_key = {key: row for row, key in enumerate(self.keys)}
         self._files: dict[str, tuple[int, int, str]] | None = None  # name -> size, time, key; filled on first use
 
     def _read_index(self, encoded: list[NDArray[np.bytes_]]) -> NDArray[np.bytes_]:
         """Set `names`; return the keys [N] that all encoders have, in the order in which they came into the index."""
-        index = read_index(self.path)
+        index = read_index(self.path, self._store)
         names, keys = index["name"].to_pylist(), pack_keys(index["key"].to_pylist())
-        last = np.fromiter(dict(zip(names, range(len(names)), strict=True)).values(), np.int64)  # a changed file's latest entry
-        current = np.sort(last)
+        last = dict(zip(names, range(len(names)), strict=True))  # a changed file's latest entry
+        view = read_view(self.path, self._store)
+        if view is not None and (lost := view - last.keys()):
+            raise DamagedError(f"{self.path}: the index lacks {len(lost)} images, such as {min(lost)}: run the same `mof encode` again")
+        current = np.sort(np.fromiter((place for name, place in last.items() if view is None or name in view), np.int64))
         unique, first_name = np.unique(keys[current], return_index=True)
         _, first = np.unique(keys, return_index=True)
         wanted = np.ones(len(unique), bool)
@@ -95,14 +109,20 @@ class FeatureStore:
         return height, width
 
     def embeddings(self, encoder: str) -> NDArray[np.float32]:
-        """Return embeddings [N, E] of unit norm, as `Encoder.embed_image` gives them; memory-mapped when they lie in a single file.
+        """Return embeddings [N, E] of unit norm, as `Encoder.embed_image` gives them; memory-mapped once the run that wrote them is done.
 
         Raises:
             ValueError: when the store has no embeddings of this encoder.
+            DamagedError: naming the file and the image whose embedding was changed.
         """
         if not self._entry(encoder)["embeddings"]:
             raise ValueError(f"{self.path} has no embeddings of {encoder}, only its patch tokens")
-        return self._features[encoder].gather("embeddings", None).numpy()  # [N, E]
+        return self._features[encoder].embeddings()  # [N, E]
+
+    def join_embeddings(self, encoder: str) -> Path:
+        """Write the embeddings in one piece if they lie in several shards, so that they can be mapped. Return the file's place."""
+        self._features[encoder].join()
+        return self._features[encoder].joined
 
     def tokens(self, encoder: str, rows: Any) -> Tensor:
         """Return the patch tokens [n, T, D] of rows. Nothing else is read from the files.
@@ -115,6 +135,7 @@ class FeatureStore:
 
         Raises:
             ValueError: when the store has no patch tokens of this encoder.
+            DamagedError: naming the file and the image whose tokens were changed.
         """
         if self._entry(encoder)["tokens"] is None:
             raise ValueError(f"{self.path} has no patch tokens of {encoder}; encode them with `--tokens int8` into another store")
@@ -145,7 +166,7 @@ class FeatureStore:
         if image in self._row_of_key:
             return image
         if self._files is None:
-            index = read_index(self.path)
+            index = read_index(self.path, self._store)
             rows = zip(*(index[column].to_pylist() for column in ("name", "bytes", "mtime_ns", "key")), strict=True)
             self._files = {name: (size, time, key) for name, size, time, key in rows}
         name = readable(image)
@@ -173,41 +194,6 @@ class FeatureStore:
         if encoder not in self._features:
             raise ValueError(f"{encoder!r} is not among the opened encoders of {self.path}: {', '.join(self.encoders)}")
         return self.manifest[encoder]
-
-
-class _Features:
-    """The shards of an encoder, read like a single table with the rows of the store."""
-
-    def __init__(self, files: list[Path], keys: list[NDArray[np.bytes_]], order: NDArray[np.bytes_]) -> None:
-        self.files = files
-        self.maps: dict[int, dict[str, Tensor]] = {}  # by shard, opened on first use
-        shard = np.repeat(np.arange(len(files)), [len(part) for part in keys])
-        within = np.concatenate([np.arange(len(part)) for part in keys])
-        unique, first = np.unique(np.concatenate(keys), return_index=True)
-        place = first[np.searchsorted(unique, order)]  # [N]
-        self.shard, self.within = shard[place], within[place]  # [N], [N]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "maps": {}}
-
-    def gather(self, kind: str, rows: NDArray[np.int64] | None) -> Tensor:
-        """Tensors [n, ...] of `kind` for the rows [n], or for all N in order."""
-        shard, within = (self.shard, self.within) if rows is None else (self.shard[rows], self.within[rows])  # [n], [n]
-        by_shard = np.argsort(shard, kind="stable")  # [n]
-        present, starts = np.unique(shard[by_shard], return_index=True)
-        first = self._map(int(present[0]) if len(present) else 0)[kind]
-        if len(present) == 1:
-            whole = rows is None and len(first) == len(within) and (np.diff(within) == 1).all()
-            return first if whole else first[torch.from_numpy(within)]
-        gathered = torch.empty(len(within), *first.shape[1:], dtype=first.dtype)
-        for number, here in zip(present.tolist(), np.split(by_shard, starts[1:]), strict=False):  # no shard: one empty part
-            gathered[torch.from_numpy(here)] = self._map(number)[kind][torch.from_numpy(within[here])]
-        return gathered
-
-    def _map(self, number: int) -> dict[str, Tensor]:
-        if number not in self.maps:
-            self.maps[number], _ = read_shard(self.files[number])
-        return self.maps[number]
 
 
 @dataclass(frozen=True, eq=False)

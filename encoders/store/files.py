@@ -1,35 +1,38 @@
 """The files of a feature store are an index of images, shards of features for each encoder, and a list of failures.
 
-    manifest.json                              the description of each encoder's features
+    manifest.json                              the store's identity, the description of each encoder's features
     images-00000.parquet, ...                  name, content key, size, time, width, height: one row per name
+    view.parquet                               the names whose files the last run found
+    <encoder>-<order>.npy                      embeddings in one piece, in the order of the view; can be deleted
     <encoder>/features-00000.safetensors, ...  content keys, embeddings, tokens, scales: one row per content
 
-Every file is written whole under a temporary name and then renamed. No file but the manifest is ever changed. An image
+Every file is written whole under a temporary name and then renamed, and carries a digest and the store's identity. An image
 counts as encoded when its key is in a shard; the index, written before, may be ahead of the shards.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from encoders.runs import remove_unfinished, write_text, write_whole
+from encoders.digests import DamagedError
+from encoders.runs import write_text
+from encoders.tables import read_table, write_table
 
-# Shapes: n = rows of a shard, B = images of a batch, T = patch tokens of an image, D = their width.
+# Shapes: n = keys, B = images of a batch, T = patch tokens of an image, D = their width.
 
-FAILURES = "failures.jsonl"
+logger = logging.getLogger(__name__)
+
+FAILURES, VIEW = "failures.jsonl", "view.parquet"
 INDEX_SCHEMA = pa.schema(
     {
         "name": pa.string(),
@@ -57,10 +60,35 @@ def next_number(files: list[Path]) -> int:
     return int(files[-1].stem.rpartition("-")[2]) + 1 if files else 0
 
 
-def read_index(store: Path) -> pa.Table:
-    """Return all rows of the index, in the order in which they were written."""
-    parts = [pq.read_table(part, schema=INDEX_SCHEMA) for part in numbered(store, "images", ".parquet")]
-    return pa.concat_tables(parts) if parts else INDEX_SCHEMA.empty_table()
+def read_index(store: Path, run: str | None = None) -> pa.Table:
+    """Return all rows of the index, in the order in which they were written. DamagedError or ForeignError naming a file.
+
+    Args:
+        run: the store's "store" in its manifest; None does not compare it.
+    """
+    return pa.concat_tables([INDEX_SCHEMA.empty_table(), *(_read(part, run).cast(INDEX_SCHEMA) for part in index_files(store))])
+
+
+def index_files(store: Path) -> list[Path]:
+    """Return the complete files of the index, in order."""
+    return numbered(store, "images", ".parquet")
+
+
+def _read(path: Path, run: str | None) -> pa.Table:
+    try:
+        return read_table(path, run=run)
+    except DamagedError as error:
+        raise DamagedError(f"{error}; the same `mof encode` again writes it anew") from error
+
+
+def read_view(store: Path, run: str | None = None) -> set[str] | None:
+    """Return the names whose files the last complete run found, or None if no run is complete, or of an earlier release."""
+    return set(_read(store / VIEW, run)["name"].to_pylist()) if (store / VIEW).is_file() else None
+
+
+def write_view(store: Path, names: Iterable[str], run: str) -> None:
+    """Write the names whose files a run found and could read."""
+    write_table(store / VIEW, pa.table({"name": pa.array(names, pa.string())}), run)
 
 
 def pack_keys(keys: list[str]) -> NDArray[np.bytes_]:
@@ -72,26 +100,6 @@ def unpack_keys(keys: NDArray[np.bytes_]) -> list[str]:
     """[n] of KEY_TYPE -> content keys in hexadecimal."""
     digits = np.ascontiguousarray(keys).tobytes().hex()
     return [digits[start : start + 32] for start in range(0, len(digits), 32)]
-
-
-def write_shard(path: Path, keys: list[str], features: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write rows of features [n, ...] by name, with their n content keys."""
-    packed = torch.from_numpy(pack_keys(keys).view(np.uint8).reshape(-1, KEY_TYPE.itemsize).copy())  # [n, 16]
-    write_whole(path, lambda temporary: temporary.write_bytes(save({"keys": packed, **features}, metadata)))
-
-
-def read_shard(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors [n, ...] of a shard and its metadata. They are memory-mapped: nothing is read before it is looked at."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it and run `mof encode` again, which encodes its images anew") from error
-
-
-def shard_keys(path: Path) -> NDArray[np.bytes_]:
-    """Return the content keys [n] of a shard, of KEY_TYPE."""
-    return read_shard(path)[0]["keys"].numpy().reshape(-1).view(KEY_TYPE).copy()  # [n, 16] uint8 -> [n]
 
 
 class Entry(NamedTuple):
@@ -106,11 +114,24 @@ class Entry(NamedTuple):
 
 
 class ImageIndex:
-    """The names in a store. Entries are appended; the last entry of a name is valid."""
+    """The names in a store. Entries are appended; the last entry of a name is valid. Damaged files are deleted first.
 
-    def __init__(self, store: Path) -> None:
-        self.store = store
-        self._number = next_number(numbered(store, "images", ".parquet"))
+    Args:
+        run: the store's "store" in its manifest.
+
+    Raises:
+        ForeignError: for a file of another store.
+    """
+
+    def __init__(self, store: Path, run: str) -> None:
+        self.store, self.run = store, run
+        self._number = next_number(index_files(store))
+        for file in index_files(store):
+            try:
+                _read(file, run)
+            except DamagedError as error:
+                logger.warning("%s", error)
+                file.unlink()
         self._new: list[Entry] = []
         table = read_index(store)
         columns = [table[name].to_pylist() for name in Entry._fields]
@@ -121,6 +142,18 @@ class ImageIndex:
         """Return the content key of a file that has not changed since it was seen, else None."""
         entry = self._entries.get(name)
         return entry.key if entry is not None and (entry.bytes, entry.mtime_ns) == (size, mtime_ns) else None
+
+    def names(self) -> set[str]:
+        """Return all names that were ever seen."""
+        return set(self._entries)
+
+    def keys(self, names: Iterable[str]) -> set[str]:
+        """Return the content keys of these names."""
+        return {self._entries[name].key for name in names}
+
+    def knows(self, key: str) -> bool:
+        """Return whether the size of the image with this content key is known."""
+        return key in self._sizes
 
     def add(self, name: str, key: str, stat: tuple[int, int] | None, image_size: tuple[int, int] | None) -> None:
         """Take in a name; `image_size` (width, height) may be missing for a content that is known."""
@@ -136,76 +169,8 @@ class ImageIndex:
         if not self._new:
             return
         columns = dict(zip(Entry._fields, map(list, zip(*self._new, strict=True)), strict=True))
-        table = pa.table(columns, schema=INDEX_SCHEMA)
-        write_whole(self.store / f"images-{self._number:05d}.parquet", lambda path: pq.write_table(table, path))
+        write_table(self.store / f"images-{self._number:05d}.parquet", pa.table(columns, schema=INDEX_SCHEMA), self.run)
         self._number, self._new = self._number + 1, []
-
-
-@dataclass
-class Errors:
-    """The sum, number and maximum of the relative errors of int8 tokens."""
-
-    total: float = 0.0
-    count: int = 0
-    largest: float = 0.0
-
-    def __add__(self, more: Errors) -> Errors:
-        return Errors(self.total + more.total, self.count + more.count, max(self.largest, more.largest))
-
-    def summary(self) -> dict[str, float]:
-        """Return their mean and maximum."""
-        return {"mean": self.total / max(self.count, 1), "max": self.largest}
-
-
-class ShardWriter:
-    """The features of one encoder.
-
-    Attributes:
-        claimed: keys of the images that are encoded, or about to be in this run.
-        pending: bytes that wait to be written.
-    """
-
-    def __init__(self, folder: Path, name: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(folder)
-        self.folder, self.name = folder, name
-        files = numbered(folder, "features", ".safetensors")
-        self._number = next_number(files)
-        self.claimed = {key for file in files for key in unpack_keys(shard_keys(file))}
-        self._keys: list[str] = []
-        self._rows: list[dict[str, Tensor]] = []
-        self.pending = 0
-
-    def __len__(self) -> int:
-        """Rows that wait to be written."""
-        return len(self._keys)
-
-    def add(self, keys: list[str], features: dict[str, Tensor]) -> None:
-        """Features [B, ...] by kind of the images with these keys."""
-        self._keys += keys
-        self._rows.append(features)
-        self.pending += sum(value.nbytes for value in features.values())
-
-    def commit(self) -> None:
-        """Write the new rows as a shard. ValueError when a feature is not finite."""
-        if not self._keys:
-            return
-        shard = {kind: torch.cat([rows[kind] for rows in self._rows]) for kind in self._rows[0]}  # [n, ...]
-        metadata = {}
-        if "errors" in shard:
-            errors = shard.pop("errors").double()  # [n, T]
-            metadata["errors"] = json.dumps([float(errors.sum()), errors.numel(), float(errors.max())])
-        for kind, values in shard.items():
-            if values.is_floating_point() and not torch.isfinite(values).all():
-                hint = "; values above 65504 do not fit float16: store them as bfloat16 or int8" if values.dtype == torch.float16 else ""
-                raise ValueError(f"{self.name} gives {kind} that are not finite{hint}")
-        write_shard(self.folder / f"features-{self._number:05d}.safetensors", self._keys, shard, metadata)
-        self._number, self._keys, self._rows, self.pending = self._number + 1, [], [], 0
-
-    def errors(self) -> Errors:
-        """Return the errors of all int8 tokens that are written."""
-        texts = [read_shard(file)[1].get("errors") for file in numbered(self.folder, "features", ".safetensors")]
-        return sum((Errors(*json.loads(text)) for text in texts if text), Errors())
 
 
 def write_failures(store: Path, reasons: Mapping[str, str]) -> None:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from encoders.base import Encoder
-from encoders.store.files import ShardWriter, pack
+from encoders.store.files import pack
+from encoders.store.shards import ShardWriter
 
 # Shapes: B = images of a batch, S = side of an encoder's input, E = width of an embedding, T = patch tokens, D = their width.
 
@@ -28,6 +29,7 @@ class Job:
         name: the encoder's name in the store.
         encoder: a copy of it is used where device, dtype or mode must change, because casting back would not restore it.
         entry: the encoder's entry in the manifest.
+        run: what the encoder's shards name as their run (`encoders.store.manifest.run_of`).
         store: the store's folder.
         pool: `LANES` threads, each of which encodes a batch.
     """
@@ -37,6 +39,7 @@ class Job:
         name: str,
         encoder: Encoder,
         entry: Mapping[str, Any],
+        run: str,
         store: Path,
         pool: ThreadPoolExecutor,
         *,
@@ -47,7 +50,7 @@ class Job:
         self.name, self.batch_size = name, batch_size
         self.encoder = _placed(encoder, device, dtype)
         self.embeddings, self.tokens = entry["embeddings"], entry["tokens"]
-        self.writer = ShardWriter(store / entry["folder"], name)
+        self.writer = ShardWriter(store / entry["folder"], name, run)
         self._pool = pool
         self._keys: list[str] = []
         self._pixels: list[Tensor] = []  # of [3, S, S] uint8

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import logging
 import re
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,20 +13,34 @@ from typing import Any
 import torch
 
 from encoders.base import Encoder
+from encoders.digests import DamagedError, file_digest
 from encoders.preprocessing import View
-from encoders.runs import versions, write_json
-from encoders.store.files import TokenFormat
+from encoders.runs import read_sealed, run_digest, versions, write_sealed
+from encoders.store.files import FAILURES, VIEW, TokenFormat, index_files
 from encoders.store.fingerprints import describe, refuse_other
+from encoders.tables import run_of as table_run
 
 MANIFEST, FORMAT = "manifest.json", 1
+KINDS = ("embeddings", "tokens", "dtype")
+"""Entries of an encoder that say which features are stored."""
+
+logger = logging.getLogger(__name__)
 
 
 def read_manifest(store: Path) -> dict[str, Any]:
-    """Return the manifest. ValueError for a folder that is no store, or a store of another format."""
+    """Return the manifest. "store" is the identity of the store, which its files name; "" in stores of earlier releases.
+
+    Raises:
+        DamagedError: for a manifest that was changed.
+        ValueError: for a folder that is no store, or a store of another format.
+    """
     path = store / MANIFEST
     if not path.is_file():
         raise ValueError(f"{store} holds no {MANIFEST}: expected a feature store that `mof encode` wrote")
-    manifest = json.loads(path.read_text())
+    try:
+        manifest = {"store": "", **read_sealed(path)}
+    except ValueError as error:
+        raise DamagedError(f"{error}: put back a copy, or encode into another folder") from error
     if manifest.get("format") != FORMAT:
         raise ValueError(f"{store} is of format {manifest.get('format')}, this version reads {FORMAT}: encode again, or update mof-vig")
     return manifest
@@ -39,8 +54,8 @@ def declare(
     embeddings: bool,
     tokens: TokenFormat | None,
     dtype: torch.dtype | None,
-) -> dict[str, dict[str, Any]]:
-    """Enter the encoders into the store's manifest. Return all its entries by name.
+) -> dict[str, Any]:
+    """Enter the encoders into the store's manifest, and return it. The run that begins is not complete.
 
     Raises:
         ValueError: when no encoder is given, nothing is to be stored of one, or the store holds its name with another fingerprint
@@ -48,10 +63,7 @@ def declare(
     """
     if not encoders:
         raise ValueError("no encoders: give at least one")
-    if (store / MANIFEST).is_file():
-        manifest = read_manifest(store)
-    else:
-        manifest = {"format": FORMAT, "version": versions("mof-vig")["mof-vig"], "encoders": {}}
+    manifest = _manifest_to_fill(store)
     for name, encoder in encoders.items():
         entry = describe(encoder, view) | {
             "folder": _folder(name),
@@ -66,22 +78,41 @@ def declare(
             raise ValueError(f"nothing to store of {name}: ask for patch tokens (int8, float16 or bfloat16)")
         stored = manifest["encoders"].setdefault(name, entry)
         refuse_other(store, name, stored, entry)
-        if different := [
-            f"{kind} {stored[kind]}, not {entry[kind]}" for kind in ("embeddings", "tokens", "dtype") if stored[kind] != entry[kind]
-        ]:
+        if different := [f"{kind} {stored[kind]}, not {entry[kind]}" for kind in KINDS if stored[kind] != entry[kind]]:
             raise ValueError(
                 f"{store} holds features of {name!r} with {', '.join(different)}: ask for the same, or use another name or store"
             )
-    write_json(store / MANIFEST, manifest)
-    return manifest["encoders"]
+    write_sealed(store / MANIFEST, manifest)
+    return manifest
 
 
-def record_errors(store: Path, errors: Mapping[str, dict[str, float]]) -> None:
-    """Note the measured int8 errors of encoders, by name."""
-    manifest = read_manifest(store)
-    for name, error in errors.items():
-        manifest["encoders"][name]["int8_error"] = error
-    write_json(store / MANIFEST, manifest)
+def _manifest_to_fill(store: Path) -> dict[str, Any]:
+    """Return the manifest of a store, old or new, without what only a complete run knows. A damaged manifest is begun anew."""
+    manifest: dict[str, Any] = {"format": FORMAT, "version": versions("mof-vig")["mof-vig"], "store": "", "encoders": {}}
+    try:
+        if (store / MANIFEST).is_file():
+            manifest = read_manifest(store)
+    except DamagedError as error:
+        identities = {table_run(file) for file in index_files(store)} - {""}
+        if len(identities) != 1:
+            raise
+        logger.warning("%s; it is written anew for the encoders of this run; `mof encode` with the others enters them again", error)
+        manifest["store"] = identities.pop()
+    manifest["store"] = manifest["store"] or secrets.token_hex(16)
+    return {key: value for key, value in manifest.items() if key != "files"}
+
+
+def run_of(manifest: Mapping[str, Any], name: str) -> str:
+    """Return the run that the shards of an encoder name; it changes with the store, the encoder and the kinds of features."""
+    entry = manifest["encoders"][name]
+    return run_digest({"store": manifest["store"], **{key: entry[key] for key in ("fingerprint", *KINDS)}})
+
+
+def complete(store: Path, manifest: Mapping[str, Any], errors: Mapping[str, dict[str, float]]) -> None:
+    """Note that a run is complete: the digests of its lists, and the measured int8 errors of encoders, by name."""
+    entries = {name: entry | ({"int8_error": errors[name]} if name in errors else {}) for name, entry in manifest["encoders"].items()}
+    files = {name: file_digest(store / name) for name in (FAILURES, VIEW)}
+    write_sealed(store / MANIFEST, {**manifest, "encoders": entries, "files": files})
 
 
 def _folder(name: str) -> str:

@@ -18,12 +18,13 @@ from torch import Tensor
 from encoders.base import Encoder
 from encoders.images.loader import in_order
 from encoders.images.reading import ImageError, read_image
-from encoders.images.sources import Content, ImageSources, content_key
+from encoders.images.sources import Content, ImageSources, content_key, exists
 from encoders.preprocessing import View
 from encoders.runs import RunLock, remove_unfinished
-from encoders.store.files import TOKEN_FORMATS, ImageIndex, TokenFormat, write_failures
+from encoders.store.files import TOKEN_FORMATS, ImageIndex, TokenFormat, read_view, write_failures, write_view
 from encoders.store.jobs import LANES, Job
-from encoders.store.manifest import declare, record_errors
+from encoders.store.manifest import complete, declare, run_of
+from encoders.store.view import join_embeddings, prune_store
 
 # Shapes: B = images of a batch, S = side of an encoder's input.
 
@@ -49,11 +50,14 @@ class EncodeReport:
     """Size of the whole store on disk."""
     int8_error: dict[str, dict[str, float]]
     """Per encoder with int8 tokens, over the whole store: "mean" and "max" of |stored - token| / |token|."""
+    gone: int = 0
+    """Images in the store whose files are gone, or have another content now. `FeatureStore` leaves them out."""
 
     def summary(self) -> str:
         """Return the numbers in one line."""
         parts = [f"{self.images:,} images ({self.encoded:,} encoded now)", f"{self.duplicates:,} duplicates"]
         parts += [f"{self.unreadable:,} unreadable", f"{self.bytes / 2**20:,.1f} MiB on disk"]
+        parts += [f"{self.gone:,} whose files are gone, left out (--prune deletes them)"] if self.gone else []
         parts += [f"int8 error of {name} {e['mean']:.2%} (at most {e['max']:.2%})" for name, e in self.int8_error.items()]
         return ", ".join(parts)
 
@@ -71,12 +75,15 @@ def encode_images(
     dtype: torch.dtype | None = None,
     workers: int = 2,
     strict: bool = False,
+    prune: bool = False,
     progress: bool = False,
 ) -> EncodeReport:
     """Write the features of images to a store, which `FeatureStore` reads. Called again, it goes on where it was stopped.
 
     Only images (by content) that an encoder has not encoded are read and encoded; so new images, and new encoders, can be
-    added to a store at any time.
+    added to a store at any time. `FeatureStore` shows the images whose files the last complete run found. Damaged
+    files of the store are deleted first, with a warning, and their images encoded again; this reads the whole store, unless
+    MOF_CHECK=off.
 
     Args:
         images: folders, lists, images or tars, as for `encoders.images.sources.ImageSources`.
@@ -90,11 +97,12 @@ def encode_images(
         dtype: the precision; the encoders' own by default. bfloat16 is several times faster on most machines.
         workers: threads that read and decode images.
         strict: raise an ImageError at the first image that cannot be read, instead of listing it in `failures.jsonl`.
+        prune: afterwards, delete the features of images whose files are gone, of all encoders, and their names.
         progress: show a bar.
 
     Raises:
-        ValueError: for sources without images, impossible options, another encoder under a name that is in the store, or a
-            store that another process is writing to.
+        ValueError: for sources without images, impossible options, another encoder under a name that is in the store, a file of
+            another store, or a store that another process is writing to.
         ImageError: see `strict`.
     """
     if tokens is not None and tokens not in TOKEN_FORMATS:
@@ -104,17 +112,18 @@ def encode_images(
     sources, store = ImageSources(images), Path(out)
     store.mkdir(parents=True, exist_ok=True)
     with RunLock(store):
-        entries = declare(store, encoders, view, embeddings=embeddings, tokens=tokens, dtype=dtype)
+        manifest = declare(store, encoders, view, embeddings=embeddings, tokens=tokens, dtype=dtype)
         remove_unfinished(store)
         options: dict[str, Any] = {"batch_size": batch_size, "device": device, "dtype": dtype}
         with ThreadPoolExecutor(LANES, "encode") as pool, _progress_bar(sources.total, progress) as advance:
-            jobs = [Job(name, encoder, entries[name], store, pool, **options) for name, encoder in encoders.items()]
-            run = _Run(store, jobs, view, strict)
+            entries = manifest["encoders"]
+            jobs = [Job(name, encoder, entries[name], run_of(manifest, name), store, pool, **options) for name, encoder in encoders.items()]
+            run = _Run(store, manifest, jobs, view, strict)
             try:
                 run.encode(sources, workers, advance)
             finally:
                 pool.shutdown(cancel_futures=True)
-        return run.finish()
+        return run.finish(sources, prune)
 
 
 class _Loaded(NamedTuple):
@@ -134,9 +143,9 @@ class _Loaded(NamedTuple):
 class _Run:
     """One call of `encode_images`. `_load` runs in threads, all else in one."""
 
-    def __init__(self, store: Path, jobs: list[Job], view: View | None, strict: bool) -> None:
-        self.store, self.jobs, self.view, self.strict = store, jobs, view, strict
-        self.index, self.failures = ImageIndex(store), dict[str, str]()  # name -> reason
+    def __init__(self, store: Path, manifest: Mapping[str, Any], jobs: list[Job], view: View | None, strict: bool) -> None:
+        self.store, self.manifest, self.jobs, self.view, self.strict = store, manifest, jobs, view, strict
+        self.index, self.failures = ImageIndex(store, manifest["store"]), dict[str, str]()  # name -> reason
         self.names, self.seen = set[str](), set[str]()  # names and keys of this run
         self.encoded = self.duplicates = 0
         self.start = self.committed = time.monotonic()
@@ -167,9 +176,9 @@ class _Run:
             data = _bytes(content) if key is None or self._lacking(key) else b""
             key = key or content_key(data)
             jobs = self._lacking(key)
-            if not jobs:
+            if not jobs and self.index.knows(key):
                 return _Loaded(name, key, stat)
-            image = read_image(data, name=name)
+            image = read_image(data or _bytes(content), name=name)
             if self.view is None:
                 pixels = {job.name: job.encoder.pixels(image) for job in jobs}  # [3, S, S] each
             else:
@@ -219,11 +228,26 @@ class _Run:
         write_failures(self.store, self.failures)
         self.committed = time.monotonic()
 
-    def finish(self) -> EncodeReport:
+    def finish(self, sources: ImageSources, prune: bool) -> EncodeReport:
+        names = self._view(sources)
+        keys = self.index.keys(names)
+        if prune:
+            prune_store(self.store, self.manifest, names, keys)
+        write_view(self.store, sorted(names), self.manifest["store"])
         errors = {job.name: job.writer.errors().summary() for job in self.jobs if job.tokens == "int8"}
-        record_errors(self.store, errors)
+        complete(self.store, self.manifest, errors)
+        if self.seen:
+            join_embeddings(self.store, self.manifest, [job.name for job in self.jobs])
         size = sum(file.stat().st_size for file in self.store.rglob("*") if file.is_file())
-        return EncodeReport(len(self.seen), self.encoded, self.duplicates, len(self.failures), size, errors)
+        gone = 0 if prune else len(set().union(*(job.writer.claimed for job in self.jobs)) - keys)
+        return EncodeReport(len(self.seen), self.encoded, self.duplicates, len(self.failures), size, errors, gone)
+
+    def _view(self, sources: ImageSources) -> set[str]:
+        """Return the names that are there: those that this run saw and could read, and earlier ones from elsewhere whose file exists."""
+        before = read_view(self.store, self.manifest["store"])
+        elsewhere = (self.index.names() if before is None else before) - self.names
+        elsewhere -= set(sources.among(elsewhere))  # not seen, though the run went by
+        return self.names - self.failures.keys() | {name for name in elsewhere if exists(name)}
 
 
 def _stat(path: Path) -> os.stat_result:

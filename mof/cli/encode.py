@@ -38,12 +38,15 @@ def encode(
     dtype: Dtype = None,
     workers: Workers = 2,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first image that cannot be read.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Delete the features of images whose files are gone.")] = False,
 ) -> None:
     """Write the features of images to a store, or list the encoders.
 
     The store always holds embeddings; with --tokens, it also holds patch tokens. A run that was stopped goes on with the same
-    command. Images that cannot be read are listed in failures.jsonl in the store. --dtype bfloat16 is several times faster on
-    most machines, and less exact.
+    command. Images that cannot be read are listed in failures.jsonl in the store. Images whose files are gone are
+    no rows of the store any more; their features stay unless --prune deletes them. Damaged files are found by their digests, and
+    their images encoded again; MOF_CHECK=off in the environment saves the time of reading the whole store for it. --dtype bfloat16
+    is several times faster on most machines, and less exact.
 
     \b
     Example:
@@ -80,6 +83,7 @@ def encode(
         dtype=getattr(torch, dtype) if dtype else None,
         workers=workers,
         strict=strict,
+        prune=prune,
         progress=True,
     )
     typer.echo(f"{output}: {report.summary()}")
@@ -95,6 +99,7 @@ def of_model(folder: Path, blurred: bool = False) -> tuple[dict[str, encoders.En
     """
     from transformers import AutoImageProcessor  # slow, and the following import it
 
+    from encoders.saved_folders import WEIGHTS, check_folder
     from mof import MoFForConditionalGeneration, register_auto_classes
     from mof.checkpoints import build_configured_mixer
     from mof.config import MoFConfig
@@ -103,6 +108,7 @@ def of_model(folder: Path, blurred: bool = False) -> tuple[dict[str, encoders.En
     if not (folder / "config.json").is_file():  # or transformers takes a mistyped folder for a name on the hub
         raise ValueError(f"{folder} holds no config.json: expected a folder that save_pretrained wrote")
     register_auto_classes()
+    check_folder(folder, without=WEIGHTS)
     processor = AutoImageProcessor.from_pretrained(folder)
     if not isinstance(processor, MoFImageProcessor):
         raise ValueError(f"the processor in {folder} is a {type(processor).__name__}: expected a model of MoFForConditionalGeneration")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from encoders import Encoder, FeatureStore, build_encoder, encode_images
 from encoders.images.sources import ImageSources
-from encoders.store.files import FAILURES, read_index
+from encoders.store.files import FAILURES, read_index, read_view
 
 # Shapes: N = images, B = images of a batch, E = width of an embedding, which differs between encoders, S = side of a thumbnail in pixels.
 
@@ -84,7 +84,8 @@ def encode_collection(
     index = read_index(Path(store))
     key_of = dict(zip(index["name"].to_pylist(), index["key"].to_pylist(), strict=True))  # the last key of a changed file
     name_of: dict[int, str] = {}
-    names = [name for name in ImageSources(images).among(key_of) if name not in unreadable]
+    seen = read_view(Path(store)) or set()
+    names = ImageSources(images).among(name for name in key_of if name in seen)
     for name in names:
         name_of.setdefault(opened.row_of(key_of[name]), name)
     rows = np.array(sorted(name_of))  # [N]

@@ -7,21 +7,27 @@ been renewed for TIMEOUT seconds. A claim only saves work: two processes with th
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from encoders.runs import RunFile, write_text, write_whole
+from encoders.digests import BLANK, DamagedError, check, seal
+from encoders.runs import RunFile, run_digest, write_text, write_whole
 from mof.pairs.choice import BestPairs
 from mof.pairs.comparison import PairComparison, PairProgress, pairs_in
 from mof.pairs.sieve import tiles
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 """Version of the folder."""
@@ -64,15 +70,14 @@ class PairLedger:
         with FileLock(self._folder / "ledger.lock"):  # two searches that start together must not both find the folder empty
             if run.path.is_file() and (text := run.path.read_text(encoding="utf-8")).startswith('{\n "clip": ['):
                 run.write(json.loads(text))  # earlier releases wrote the identity alone
-            run.claim(identity, own=["*"])
+            self._run = run_digest(run.claim(identity, own=["*"])["identity"])
 
     def found(self, progress: bool = False) -> Iterator[tuple[NDArray, int]]:
         """Yield what `PairComparison.found` yields, square by square, once all squares are done, by this process or by others."""
         with PairProgress(self._comparison.images, progress) as bar:
             self._work(bar)
         for name in self._squares:
-            with np.load(self._result(name)) as stored:
-                yield stored["pairs"], int(stored["total"])
+            yield self._read(name)
 
     def _work(self, bar: PairProgress) -> None:
         """Compare squares, or wait for other processes, until every square is done."""
@@ -81,7 +86,7 @@ class PairLedger:
         left = names[first:] + names[:first]
         while left:
             for name in left.copy():
-                if self._result(name).exists():
+                if self._is_done(name):
                     bar.add(pairs_in(*self._squares[name]), 0)
                 elif self._claim(name):
                     self._compare(name, bar)
@@ -105,8 +110,39 @@ class PairLedger:
         rows, columns = self._squares[name]
         for pairs, total in self._comparison.within(range(rows.start, rows.stop), range(columns.start, columns.stop), advance):
             best.add(pairs, total)
-        write_whole(self._result(name), lambda temporary: np.savez(temporary, pairs=best.ranked(), total=best.total))
+        buffer = io.BytesIO()
+        np.savez(buffer, pairs=best.ranked(), total=best.total, run=self._run, square=name)
+        with ZipFile(buffer, "a") as archive:
+            archive.comment = BLANK.encode()
+        sealed = seal(buffer.getvalue())
+        write_whole(self._result(name), lambda temporary: temporary.write_bytes(sealed))
         self._claim_file(name).unlink(missing_ok=True)
+
+    def _is_done(self, name: str) -> bool:
+        """Return whether the square's pairs are stored. A damaged file, or another square's or search's, is deleted."""
+        try:
+            return self._result(name).exists() and self._read(name) is not None
+        except DamagedError as error:
+            logger.warning("%s; the square is compared again", error)
+            self._result(name).unlink(missing_ok=True)
+            return False
+
+    def _read(self, name: str) -> tuple[NDArray, int]:
+        """Return the pairs of a square that is done, and how many it has. DamagedError for a file that is not the square's."""
+        path = self._result(name)
+        try:
+            content = path.read_bytes()
+            check(content, path)
+            with np.load(io.BytesIO(content)) as stored:
+                run, square = str(stored.get("run", self._run)), str(stored.get("square", name))  # earlier releases wrote neither
+                pairs, total = stored["pairs"], int(stored["total"])
+        except DamagedError:
+            raise
+        except Exception as error:  # zipfile and numpy raise many kinds for bad bytes
+            raise DamagedError(f"{path} cannot be read ({type(error).__name__}: {error})") from error
+        if (run, square) != (self._run, name):
+            raise DamagedError(f"{path} holds the square {square} of {'this' if run == self._run else 'another'} search")
+        return pairs, total
 
     def _claim(self, name: str) -> bool:
         """Return whether the square is this process's to do."""

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from encoders.digests import DamagedError
 from encoders.runs import write_whole
+from encoders.tables import read_table, write_table
 
 # Shapes: N images, M pairs.
 
@@ -61,7 +62,7 @@ class BlindPairs:
     def to_parquet(self, path: str | Path, names: Sequence[str] | None = None) -> None:
         """Write columns i, j, clip_similarity, dino_similarity, gap; with the `names` [N] of the images also image_i, image_j."""
         table = pa.table(self._columns(names), metadata={FORMAT_KEY: FORMAT})
-        write_whole(Path(path), lambda temporary: pq.write_table(table, temporary))
+        write_table(Path(path), table)
 
     def to_csv(self, path: str | Path, names: Sequence[str] | None = None) -> None:
         """Write the columns of `to_parquet` as text, with a header."""
@@ -125,12 +126,14 @@ class PairTable:
 def _read(file: Path) -> list[Pair]:
     try:
         if file.suffix == ".parquet":
-            table = pq.read_table(file)
+            table = read_table(file)
         else:
             names = pyarrow.csv.ConvertOptions(
                 column_types={"image_i": pa.string(), "image_j": pa.string()}
             )  # even if they look like numbers
             table = pyarrow.csv.read_csv(file, convert_options=names, parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True))
+    except DamagedError as error:
+        raise DamagedError(f"{error}; run the same `mof blind-pairs` again") from error
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from None
     version = (table.schema.metadata or {}).get(FORMAT_KEY, FORMAT)

@@ -191,3 +191,26 @@ def test_bounded_results_come_out_the_same(tmp_path, rules):
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_tiny_collections(tmp_path, count):
     assert blind_pairs(*collection(count), -1, 1, ledger=tmp_path).images == count
+
+
+def test_a_damaged_or_foreign_square_is_compared_again(tmp_path, compared, caplog):
+    whole = search(tmp_path / "ledger")
+    other = search(tmp_path / "other", 0.61)
+    assert len(other) != len(whole)
+    rng = random.Random(0)
+    square, copied, foreign = (tmp_path / "ledger" / name for name in ("0-0.npz", "0-128.npz", "128-128.npz"))
+    copied.write_bytes(square.read_bytes())
+    foreign.write_bytes((tmp_path / "other" / foreign.name).read_bytes())
+    for ours, theirs in zip(arrays(whole), arrays(search(tmp_path / "ledger")), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert "0-128.npz holds the square 0-0 of this search" in caplog.text
+    assert "128-128.npz holds the square 128-128 of another search" in caplog.text
+    sound = square.read_bytes()
+    for _ in range(20):
+        damaged = bytearray(sound)
+        damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+        square.write_bytes(damaged)
+        before = len(compared)
+        for ours, theirs in zip(arrays(whole), arrays(search(tmp_path / "ledger")), strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+        assert len(compared) == before + 1 and square.read_bytes() != damaged

@@ -89,13 +89,13 @@ class ScoreFolder:
 
     def _mend_manifest(self, identity: Mapping[str, Any]) -> None:
         """Write a damaged manifest anew if the shards show that the folder belongs to this run."""
-        if not self._manifest.path.is_file() or {run_of(path) for path in self.path.glob(SHARDS)} != {run_digest(identity)}:
-            return
         try:
-            self._manifest.read()
+            if self._manifest.path.is_file():
+                self._manifest.read()
         except DamagedError as error:
-            logger.warning("%s; it is written anew, since all shards here are of this run", error)
-            self._manifest.write(identity)
+            if {run_of(path) for path in self.path.glob(SHARDS)} == {run_digest(identity)}:
+                logger.warning("%s; it is written anew, since all shards here are of this run", error)
+                self._manifest.write(identity)
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of all shards, a table of `columns`."""

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
+from encoders.digests import open_json, seal_json
 from mof.evals.benchmark_folders import options_problem
 from mof.evals.patterns import PATTERNS
 
@@ -143,7 +144,7 @@ class Journal:
                 raise ConflictError(current)
             now = datetime.now(timezone.utc).isoformat(timespec="seconds")
             entry = {"format": FORMAT, "image_i": names[0], "image_j": names[1], "saved": now}
-            line = json.dumps(entry | dataclasses.asdict(annotation)).encode() + b"\n"
+            line = seal_json(entry | dataclasses.asdict(annotation), indent=None) + b"\n"
             with self.file.open("ab") as stream:
                 stream.truncate(self._read)  # a torn line
                 stream.write(line)
@@ -169,7 +170,7 @@ class Journal:
     def _take(self, line: bytes) -> None:
         self._line += 1
         try:
-            entry = json.loads(line)
+            entry = open_json(line, "this line")
             version = entry.pop("format", FORMAT)
             names = entry.pop("image_i"), entry.pop("image_j")
             del entry["saved"]

@@ -1,0 +1,189 @@
+"""Shards hold an encoder's features, one row for each content. Each row has a digest, so that reading a row reads nothing else.
+
+The digests lie in the header. The digest of a row is XXH3 with the beginning of the image's content key as seed; so a row is bound to
+its image. A digest over the header and the keys is checked when a shard is opened.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import xxhash
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from encoders.digests import DamagedError, checks
+from encoders.runs import remove_unfinished, write_whole
+from encoders.store.files import KEY_TYPE, next_number, numbered, pack_keys, unpack_keys
+from encoders.tables import refuse_foreign
+
+# Shapes: n = rows of a shard, m = rows asked for, B = images of a batch.
+
+logger = logging.getLogger(__name__)
+
+DIGEST = "digest"  # of the header and the keys
+ROWS = "rows of "  # before the name of a kind: the digests of its rows
+AGAIN = "the same `mof encode` again encodes its images anew"
+
+
+class Shard:
+    """The rows of a file, memory-mapped: no feature is read before it is looked at.
+
+    Attributes:
+        keys: [n] content keys, of KEY_TYPE.
+        features: [n, ...] by kind.
+        metadata: text by name, as it was written.
+
+    Raises:
+        DamagedError: for a file that cannot be read, or whose header or keys were changed.
+        ForeignError: for a file of another run.
+    """
+
+    def __init__(self, path: Path, run: str | None = None) -> None:
+        self.path = path
+        try:
+            with safe_open(path, framework="pt") as file:
+                self.features: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                self.metadata: dict[str, str] = file.metadata() or {}
+            self.keys = self.features.pop("keys").numpy().reshape(-1).view(KEY_TYPE).copy()  # [n, 16] uint8 -> [n]
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise DamagedError(f"{path} is damaged ({error}): {AGAIN}") from error
+        if not set(self.metadata) <= {"errors"} and checks():  # earlier releases wrote no digests
+            if self.metadata.get(DIGEST) != _header_digest(self.keys, self.features, self.metadata):
+                raise DamagedError(f"{path} is damaged, its header or its keys were changed: {AGAIN}")
+            refuse_foreign(path, self.metadata["run"], self.metadata["file"], run)
+
+    def damaged(self, kind: str, rows: Tensor, within: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the positions among `rows` [m, ...], which were read at `within` [m], whose digest does not fit."""
+        if ROWS + kind not in self.metadata or not checks():
+            return np.empty(0, np.int64)
+        digests = np.frombuffer(bytes.fromhex(self.metadata[ROWS + kind]), "<u8")  # [n]
+        return np.flatnonzero(row_digests(rows, self.keys[within]) != digests[within])
+
+    def check(self) -> None:
+        """Read everything. DamagedError naming the first damaged image."""
+        for kind, rows in self.features.items():
+            for position in self.damaged(kind, rows, np.arange(len(self.keys)))[:1]:
+                key = unpack_keys(self.keys[position : position + 1])[0]
+                raise DamagedError(f"{self.path} is damaged, in {kind} of the image with content key {key}: {AGAIN}")
+
+
+def write_shard(path: Path, keys: list[str], features: dict[str, Tensor], metadata: dict[str, str], run: str) -> None:
+    """Write rows of features [n, ...] by kind, with their n content keys.
+
+    Args:
+        run: what tells the store and the encoder from others.
+    """
+    packed = pack_keys(keys)  # [n]
+    rows = {ROWS + kind: row_digests(values, packed).astype("<u8").tobytes().hex() for kind, values in features.items()}
+    metadata = {**metadata, **rows, "run": run, "file": path.name}
+    metadata[DIGEST] = _header_digest(packed, features, metadata)
+    tensors = {"keys": torch.from_numpy(packed.view(np.uint8).reshape(-1, KEY_TYPE.itemsize).copy()), **features}  # [n, 16]
+    write_whole(path, lambda temporary: temporary.write_bytes(save(tensors, metadata)))
+
+
+def row_digests(rows: Tensor, keys: NDArray[np.bytes_]) -> NDArray[np.uint64]:
+    """Return the digests [m] of rows [m, ...] of the images with these keys [m]."""
+    if not len(rows):
+        return np.empty(0, np.uint64)
+    content = memoryview(rows.reshape(len(rows), -1).contiguous().view(torch.uint8).numpy().reshape(-1))
+    size = len(content) // len(rows)
+    seeds = np.ascontiguousarray(keys).view("<u8")[::2].tolist()  # half a key each
+    parts = (content[start : start + size] for start in range(0, len(content), size))
+    return np.fromiter((xxhash.xxh3_64_intdigest(part, seed) for part, seed in zip(parts, seeds, strict=True)), np.uint64, len(rows))
+
+
+def _header_digest(keys: NDArray[np.bytes_], features: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    shapes = {kind: (str(values.dtype), list(values.shape)) for kind, values in features.items()}
+    header = [shapes, {name: text for name, text in metadata.items() if name != DIGEST}]
+    return xxhash.xxh3_128_hexdigest(json.dumps(header, sort_keys=True).encode() + np.ascontiguousarray(keys).tobytes())
+
+
+@dataclass
+class Errors:
+    """The sum, number and maximum of the relative errors of int8 tokens."""
+
+    total: float = 0.0
+    count: int = 0
+    largest: float = 0.0
+
+    def __add__(self, more: Errors) -> Errors:
+        return Errors(self.total + more.total, self.count + more.count, max(self.largest, more.largest))
+
+    def summary(self) -> dict[str, float]:
+        """Return their mean and maximum."""
+        return {"mean": self.total / max(self.count, 1), "max": self.largest}
+
+
+class ShardWriter:
+    """The features of one encoder. Damaged shards are deleted first, so that their images count as not encoded.
+
+    Args:
+        run: what tells the store and the encoder from others.
+
+    Attributes:
+        claimed: keys of the images that are encoded, or about to be in this run.
+        pending: bytes that wait to be written.
+
+    Raises:
+        ForeignError: for a shard of another store or another encoder.
+    """
+
+    def __init__(self, folder: Path, name: str, run: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(folder)
+        self.folder, self.name, self.run = folder, name, run
+        files = numbered(folder, "features", ".safetensors")
+        self._number = next_number(files)
+        self.claimed = {key for file in files for key in self._sound_keys(file)}
+        self._keys: list[str] = []
+        self._rows: list[dict[str, Tensor]] = []
+        self.pending = 0
+
+    def _sound_keys(self, file: Path) -> list[str]:
+        try:
+            shard = Shard(file, self.run)
+            shard.check()
+        except DamagedError as error:
+            logger.warning("%s", error)
+            file.unlink()
+            return []
+        return unpack_keys(shard.keys)
+
+    def __len__(self) -> int:
+        """Rows that wait to be written."""
+        return len(self._keys)
+
+    def add(self, keys: list[str], features: dict[str, Tensor]) -> None:
+        """Features [B, ...] by kind of the images with these keys."""
+        self._keys += keys
+        self._rows.append(features)
+        self.pending += sum(value.nbytes for value in features.values())
+
+    def commit(self) -> None:
+        """Write the new rows as a shard. ValueError when a feature is not finite."""
+        if not self._keys:
+            return
+        shard = {kind: torch.cat([rows[kind] for rows in self._rows]) for kind in self._rows[0]}  # [n, ...]
+        metadata = {}
+        if "errors" in shard:
+            errors = shard.pop("errors").double()  # [n, T]
+            metadata["errors"] = json.dumps([float(errors.sum()), errors.numel(), float(errors.max())])
+        for kind, values in shard.items():
+            if values.is_floating_point() and not torch.isfinite(values).all():
+                hint = "; values above 65504 do not fit float16: store them as bfloat16 or int8" if values.dtype == torch.float16 else ""
+                raise ValueError(f"{self.name} gives {kind} that are not finite{hint}")
+        write_shard(self.folder / f"features-{self._number:05d}.safetensors", self._keys, shard, metadata, self.run)
+        self._number, self._keys, self._rows, self.pending = self._number + 1, [], [], 0
+
+    def errors(self) -> Errors:
+        """Return the errors of all int8 tokens that are written."""
+        texts = [Shard(file).metadata.get("errors") for file in numbered(self.folder, "features", ".safetensors")]
+        return sum((Errors(*json.loads(text)) for text in texts if text), Errors())

@@ -1,0 +1,54 @@
+"""The end of a run: embeddings in one piece for the rows of the view, and the deletion of rows that the run has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Set
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from encoders.store.feature_store import FeatureStore
+from encoders.store.files import index_files, next_number, numbered, pack_keys, read_index, unpack_keys
+from encoders.store.manifest import run_of
+from encoders.store.shards import Shard, write_shard
+from encoders.tables import write_table
+
+# Shapes: n = rows of a shard.
+
+
+def join_embeddings(store: Path, manifest: Mapping[str, Any], encoders: Iterable[str]) -> None:
+    """Write the embeddings of each encoder in one piece, in the order of the view, and delete those of earlier views."""
+    for name in encoders:
+        if manifest["encoders"][name]["embeddings"]:
+            joined = FeatureStore(store, [name]).join_embeddings(name)
+            for path in store.glob(f"{manifest['encoders'][name]['folder']}-{'?' * 16}.npy"):
+                if path != joined:
+                    path.unlink()
+
+
+def prune_store(store: Path, manifest: Mapping[str, Any], names: Set[str], keys: Set[str]) -> None:
+    """Delete all names and all contents but these. The errors of int8 tokens, as measured, still count the deleted images."""
+    for encoder, entry in manifest["encoders"].items():
+        for file in numbered(store / entry["folder"], "features", ".safetensors"):
+            _prune_shard(file, keys, run_of(manifest, encoder))
+    index = read_index(store)
+    files = index_files(store)
+    kept = index.filter(pc.is_in(index["name"], pa.array(sorted(names), pa.string())))
+    write_table(store / f"images-{next_number(files):05d}.parquet", kept, manifest["store"])
+    for file in files:
+        file.unlink()
+
+
+def _prune_shard(file: Path, keys: Set[str], run: str) -> None:
+    shard = Shard(file)
+    kept = np.isin(shard.keys, pack_keys(sorted(keys)))  # [n]
+    if not kept.any():
+        file.unlink()
+    elif not kept.all():
+        features = {kind: values[torch.from_numpy(kept)] for kind, values in shard.features.items()}
+        errors = {name: text for name, text in shard.metadata.items() if name == "errors"}
+        write_shard(file, unpack_keys(shard.keys[kept]), features, errors, run)
