@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
+from urllib.request import Request, urlopen
 
 from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
@@ -28,6 +29,8 @@ PLUGIN_SUFFIXES = (".heic", ".heif", ".hif", ".jxl")
 NO_PICTURES = ("BUFR", "GRIB", "HDF5", "IPTC", "MPEG")
 """Formats whose files Pillow knows but cannot show; their suffixes mostly mean other things."""
 
+LONGEST_NAME, SECONDS = 200, 60
+"""Characters of an address in messages; and the time that a server may be silent."""
 PIXELS = 89_478_485
 """Pillow's own default limit, above which it warns. An image of so many pixels takes 0.4 GB."""
 
@@ -104,6 +107,37 @@ def read_file(path: str | os.PathLike[str], limits: ImageLimits | None = None) -
         raise ImageError(f"{name}: cannot be read ({error})") from error  # a name with a zero byte
     limits.check_bytes(name, len(content))
     return content
+
+
+def read_address(address: str, limits: ImageLimits | None = None) -> bytes:
+    """Return the content of an image at an address that begins with http://, https:// or data:.
+
+    Raises:
+        ImageError: for an address that gives nothing, or too many bytes.
+    """
+    limits, name = limits or ImageLimits(), address if len(address) <= LONGEST_NAME else f"{address[:LONGEST_NAME]}..."
+    try:
+        with urlopen(Request(address, headers={"User-Agent": "mof-vig"}), timeout=SECONDS) as reply:
+            content = reply.read(limits.max_bytes + 1)
+    except Exception as error:  # of sockets, certificates, HTTP and base64
+        raise ImageError(f"{name}: cannot be read ({type(error).__name__})") from error
+    limits.check_bytes(name, len(content))
+    return content
+
+
+def inside(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> str:
+    """Return the path of an image, which a list of images names, in its folder.
+
+    Raises:
+        ImageError: for a path that leads out of the folder: a list that comes from strangers could show any file of this machine.
+    """
+    root, joined = os.path.abspath(folder), os.path.join(folder, path)
+    if os.path.commonpath([root, os.path.abspath(joined)]) != root:
+        raise ImageError(
+            f"the image path {os.fspath(path)!r} leads out of the image folder {os.fspath(folder)}; to allow all absolute paths, give / as "
+            "the folder (--images /)"
+        )
+    return joined
 
 
 def open_image(content: bytes, name: str, limits: ImageLimits | None = None) -> ImageFile:

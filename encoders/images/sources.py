@@ -107,7 +107,9 @@ def _listed(path: Path) -> list[Path]:
     if not files:
         raise ValueError(f"{path} lists no images; expected one path per line, relative to {path.parent}")
     if len(files) >= MOST_MISSING and not any(map(os.path.lexists, files[:MOST_MISSING])):
-        raise ValueError(f"{path}: the first {MOST_MISSING} images are missing, such as {files[0]}; its paths are relative to {path.parent}")
+        raise ValueError(
+            f"{path}: the first {MOST_MISSING} images are missing, such as {files[0]}; its paths are relative to {path.parent}"
+        )
     return files
 
 

@@ -11,7 +11,6 @@ Each error in a record is a `RecordError` that names the record.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
@@ -20,6 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
+
+from encoders.images.opening import ImageError, inside, open_image
 
 IMAGE_PLACEHOLDER = "<image>"
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
@@ -67,11 +68,11 @@ def to_record(raw: Any, image_folder: str | os.PathLike[str] | None = None) -> R
     Args:
         raw: a LLaVA dict, a dict of chat messages or a list of them (see the module's docstring). An image is a path, an
             open PIL image, or as Hugging Face data sets keep it, {"bytes": ..., "path": ...} with one of both.
-        image_folder: joined in front of relative image paths.
+        image_folder: joined in front of relative image paths. Absolute paths must lie in it; None and "/" allow any.
 
     Raises:
         RecordError: for another form, unknown or misplaced roles, an image in an answer, a number of placeholders that is not
-            the number of images, or an image file that does not exist.
+            the number of images, or an image file that does not exist or lies outside of `image_folder`.
     """
     name = record_id(raw)
     messages = _messages_of(name, raw)
@@ -254,16 +255,17 @@ def _resolve(name: str, image: Any, folder: str | os.PathLike[str] | None) -> Im
         image = _first(image, "bytes", "path")
     if isinstance(image, bytes):
         try:
-            return Image.open(io.BytesIO(image))  # decoded when its pixels are needed
-        except Exception as error:  # Pillow's readers raise many kinds for bad bytes
-            raise RecordError(
-                f"record {name!r}: bytes that are no image ({type(error).__name__}; they start with {image[:12]!r})"
-            ) from error
+            return open_image(image, f"<image of {len(image)} bytes>")  # decoded when its pixels are needed
+        except ImageError as error:
+            raise RecordError(f"record {name!r}: {error}") from error
     if isinstance(image, Image.Image):
         return image
     if not isinstance(image, (str, os.PathLike)):
         raise RecordError(f"record {name!r}: expected a path or an open image, got {image!r}")
-    path = os.path.join(folder or "", image)
+    try:
+        path = os.fspath(image) if folder is None else inside(folder, image)
+    except ImageError as error:
+        raise RecordError(f"record {name!r}: {error}") from error
     if not os.path.isfile(path):
         raise RecordError(f"record {name!r}: no image file {path}; relative paths are looked up in image_folder={folder}")
     return path
