@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MODEL_HELP = "Folder of a saved image-text-to-text model with its processor."
+IMAGES_HELP = "Folder that relative image paths of the records start from. Absolute paths must lie in it; / allows all."
 
 
 def output_option(help: str) -> Any:
@@ -25,9 +26,7 @@ def output_option(help: str) -> Any:
     return typer.Option("--output", "-o", help=help)
 
 
-def images_option(
-    help: str = "Folder that relative image paths of the records start from. Absolute paths must lie in it; / allows all.",
-) -> Any:
+def images_option(help: str = IMAGES_HELP) -> Any:
     """Return the option of a folder of images."""
     return typer.Option("--images", help=help)
 

@@ -28,13 +28,8 @@ def progress_bar(units: str, total: int | None, shown: bool = True) -> Iterator[
     console, start = Console(stderr=True), time.monotonic()
     bar_is_possible = console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
     between, last = NOTEBOOK_SECONDS if console.is_jupyter else SECONDS, start
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
+    texts = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
+    columns = (texts[0], BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), texts[1])
     with Progress(*columns, console=console, disable=not (shown and bar_is_possible)) as bar:
         task = bar.add_task(units, total=total, note="")
 

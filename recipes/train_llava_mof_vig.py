@@ -160,7 +160,7 @@ class RowRun:
         self.folder.write("finetune.json", records)  # as they were scored, for `mof vig report`
         if PartialState().is_main_process:
             page = self.folder.path(f"seed-{self.seed}/vig-{self.row.aligned}.html")
-            write_report(page, select(load_scores(folder), keep=setting.keep), records, image_folder=".")
+            write_report(page, select(load_scores(folder), keep=setting.keep), records, image_folder="/")
             console.print(f"the scored records on a page: {page}")
         return {"seconds": seconds}
 

@@ -67,7 +67,7 @@ class ImageLimits:
         """Raise an ImageError for a file, called `name`, of more bytes than allowed."""
         if size > self.max_bytes:
             raise ImageError(
-                f"{name}: its {size:,} bytes are more than the allowed {self.max_bytes:,}; raise max_bytes (MOF_MAX_IMAGE_BYTES) to read it"
+                f"{name}: its {size:,} bytes are more than the allowed {self.max_bytes:,}; --max-bytes or MOF_MAX_IMAGE_BYTES raises it"
             )
 
     def check_pixels(self, name: str, image: Image.Image) -> None:
@@ -75,7 +75,7 @@ class ImageLimits:
         if image.width * image.height > self.max_pixels:
             raise ImageError(
                 f"{name}: its {image.width} x {image.height} pixels are more than the allowed {self.max_pixels:,}; "
-                "raise max_pixels (MOF_MAX_IMAGE_PIXELS) to read it"
+                "--max-pixels or MOF_MAX_IMAGE_PIXELS raises it"
             )
 
 

@@ -78,7 +78,7 @@ class ImageSources:
 
 
 def readable(path: str | os.PathLike[str]) -> str:
-    """Return the absolute path as text; bytes of a file name that are no UTF-8 are written as \\xff. Different paths have different texts."""
+    """Return the absolute path as text; bytes of a file name that are no UTF-8 are written as \\xff. No two paths have the same."""
     return _as_text(os.path.abspath(path))
 
 
@@ -107,9 +107,7 @@ def _listed(path: Path) -> list[Path]:
     if not files:
         raise ValueError(f"{path} lists no images; expected one path per line, relative to {path.parent}")
     if len(files) >= MOST_MISSING and not any(map(os.path.lexists, files[:MOST_MISSING])):
-        raise ValueError(
-            f"{path}: the first {MOST_MISSING} images are missing, such as {files[0]}; its paths are relative to {path.parent}"
-        )
+        raise ValueError(f"{path}: its first {MOST_MISSING} images are missing, such as {files[0]}; paths are relative to {path.parent}")
     return files
 
 

@@ -16,12 +16,14 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from PIL import Image
 
 from encoders.images.opening import ImageError, inside, open_image
 
+MOST_MISSING = 20  # image files, the first of all, without any that exists
 IMAGE_PLACEHOLDER = "<image>"
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # a lone surrogate: JSON can write it, UTF-8 cannot
@@ -112,6 +114,17 @@ def images_of(raw: Any) -> list[Any]:
     parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, Mapping)]
     named = [_first(part, "image", "path", "url") for part in parts if part.get("type") == "image"]
     return [image for image in named if image is not None]
+
+
+def refuse_missing_images(records: Sequence[Any], image_folder: str | os.PathLike[str] | None) -> None:
+    """Raise a ValueError when the image files of the first records are all missing: then the folder is wrong, not a record."""
+    named = (image for raw in records for image in images_of(raw) if isinstance(image, str))
+    paths = [os.path.join(image_folder or "", image) for image in islice(named, MOST_MISSING)]
+    if len(paths) == MOST_MISSING and not any(map(os.path.lexists, paths)):
+        raise ValueError(
+            f"the first {MOST_MISSING} images of the records are missing, such as {paths[0]}: give the folder that the image paths start "
+            f"from (--images), not {image_folder}"
+        )
 
 
 def with_images(raw: Any, images: Sequence[Any]) -> dict[str, Any]:
