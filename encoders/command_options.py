@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 
+if TYPE_CHECKING:
+    from encoders.images.opening import ImageLimits
+
 T = TypeVar("T")
 MODEL_HELP = "Folder of a saved image-text-to-text model with its processor."
+IMAGES_HELP = "Folder that relative image paths of the records start from. Absolute paths must lie in it; / allows all."
 
 
 def output_option(help: str) -> Any:
@@ -22,7 +26,7 @@ def output_option(help: str) -> Any:
     return typer.Option("--output", "-o", help=help)
 
 
-def images_option(help: str = "Folder that relative image paths of the records start from.") -> Any:
+def images_option(help: str = IMAGES_HELP) -> Any:
     """Return the option of a folder of images."""
     return typer.Option("--images", help=help)
 
@@ -51,6 +55,19 @@ DtypeName = Literal["float32", "bfloat16", "float16"]
 """A name of a dtype; `getattr(torch, name)` is the dtype."""
 Dtype = Annotated[DtypeName | None, typer.Option("--dtype", help="Precision of the encoders. Default: each encoder's own, float32.")]
 Workers = Annotated[int, typer.Option("--workers", min=1, help="Threads that read and decode images.")]
+
+MaxBytes = Annotated[int | None, typer.Option("--max-bytes", min=1, help="Largest file of an image, in bytes. Default: 256 MiB.")]
+MaxPixels = Annotated[
+    int | None, typer.Option("--max-pixels", min=1, help="Largest image, in pixels (width times height). Default: 89 million.")
+]
+
+
+def image_limits(max_bytes: int | None, max_pixels: int | None) -> ImageLimits:
+    """Return the limits of the options `--max-bytes` and `--max-pixels`; None takes that of the environment."""
+    from encoders.images.opening import ImageLimits  # slow
+
+    given = {"max_bytes": max_bytes, "max_pixels": max_pixels}
+    return ImageLimits(**{name: value for name, value in given.items() if value is not None})
 
 
 def evenly(records: Sequence[T], limit: int | None) -> list[T]:

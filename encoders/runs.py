@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from socket import gethostname
+from secrets import token_hex
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -22,10 +22,10 @@ LOCKS = "lock-*"
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file under a temporary name, then rename it. A crash of process or machine leaves no broken file.
 
-    The temporary name ends like the file's own name, because a few writers choose the format by the suffix. It names machine and
-    process, so that machines that share the folder do not write the same file.
+    The temporary name ends like the file's own name, because a few writers choose the format by the suffix. Nobody can guess it: in a
+    folder that others may write to, they could put a link of that name there, and machines that share the folder write different files.
     """
-    temporary = path.with_name(f"{TEMPORARY}{gethostname()}-{os.getpid()}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{token_hex(8)}-{path.name}")
     write(temporary)
     _flush(temporary)  # otherwise a power cut could leave the name without the bytes
     os.replace(temporary, path)

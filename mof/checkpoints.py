@@ -40,7 +40,18 @@ class StrictCheckpoints(PreTrainedModel):
             super().save_pretrained(save_directory, **kwargs)
 
     def _skip_referred_keys(self) -> None:
-        """Tell transformers to leave out the keys of encoders that the config refers to."""
+        """Tell transformers to leave out the keys of encoders that the config refers to.
+
+        Raises:
+            ValueError: for an encoder under two names whose weights are to be saved: a file holds no tensor twice.
+        """
+        encoders: dict[int, str] = {}
+        for name, encoder in self.mixer.encoders.items() if self.config.embed_encoders else ():
+            if (other := encoders.setdefault(id(encoder), name)) != name:
+                raise ValueError(
+                    f"encoders {other!r} and {name!r} are the same object, which cannot be saved with its weights under both names: "
+                    "build it a second time, or leave embed_encoders=False"
+                )
         referred = [] if self.config.embed_encoders else [key for key in self.state_dict() if key.startswith(ENCODERS_PREFIX)]
         self._keys_to_ignore_on_save = set(referred)
 

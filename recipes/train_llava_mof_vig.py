@@ -196,7 +196,7 @@ class RowRun:
         self.folder.write(f"{self.row.mix}.json", records)  # as they were scored, for `mof vig report`
         if PartialState().is_main_process:
             page = self.folder.path(f"seed-{self.seed}/vig-{self.scored}.html")
-            write_report(page, select(load_scores(folder), keep=setting.keep), records, image_folder=".")
+            write_report(page, select(load_scores(folder), keep=setting.keep), records, image_folder="/")
             console.print(f"the scored records on a page: {page}")
         return facts
 

@@ -59,6 +59,8 @@ class Family:
     """The projection from the text tower's pooled output to the joint embedding; "" for none."""
     masks: bool = False
     """Whether its forward pass hides patches, as in the pre-training of MAE."""
+    lower_case: bool = False
+    """Whether its text tower was trained on lower-case texts. The tokenizer of SigLIP sees to it, but not the tokenizer of SigLIP 2."""
     unused: str = "classifier."
     """The beginning of the names of weights for another task, which a checkpoint may hold and no encoder needs."""
 
@@ -82,7 +84,7 @@ FAMILIES = {
     "metaclip_2_vision_model": Family("MetaClip2VisionModel", **CLIP_PARTS),
     "aimv2": Family("Aimv2Model", **AIMV2_PARTS, **PROJECTED),
     "aimv2_vision_model": Family("Aimv2VisionModel", **AIMV2_PARTS),
-    "siglip": Family("SiglipModel", **SIGLIP_PARTS, tower="vision_model", text="text_model"),
+    "siglip": Family("SiglipModel", **SIGLIP_PARTS, tower="vision_model", text="text_model", lower_case=True),
     "siglip_vision_model": Family("SiglipVisionModel", **SIGLIP_PARTS),
     "dinov2": Family("Dinov2Model", **DINOV2_PARTS),
     "dinov2_with_registers": Family("Dinov2WithRegistersModel", **DINOV2_PARTS),
@@ -160,6 +162,7 @@ class HFEncoder(Encoder):
             with explain_download(f"the tokenizer of {self.source}", otherwise=INSTEAD_OF_TOKENIZER):
                 self._tokenizer = AutoTokenizer.from_pretrained(self.source, local_files_only=_only_local(self.source))
         length = self.tower.config.text_config.max_position_embeddings
+        texts = [text.lower() for text in texts] if self.family.lower_case else texts
         # SigLIP was trained with texts padded to the full length. CLIP masks the padding.
         tokens = self._tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         tokens = tokens.to(next(self.tower.parameters()).device)

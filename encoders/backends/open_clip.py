@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,13 @@ def _create(model_name: str, tag: str | None, weights: str | None, pretrained: b
     # The declaration of a tag also holds when the weights are random or come from another file.
     declared = open_clip.get_pretrained_cfg(model_name, tag or "")
     path = _locate(model_name, tag, weights, declared) if pretrained else None
+    if path is not None and not declared and f"{model_name}-quickgelu" in open_clip.list_models():
+        warnings.warn(
+            f"{path} does not say which activation its weights were trained with; GELU is used. Weights of OpenAI, DFN and MetaCLIP need "
+            f"QuickGELU, without which every feature is wrong: name the model {model_name}-quickgelu. To confirm GELU, name a tag: "
+            f"open_clip:{model_name}/{(open_clip.list_pretrained_tags_by_model(model_name) or ['TAG'])[-1]}",
+            stacklevel=2,
+        )
     # Some text towers are defined by a file on the hub, whatever their weights.
     text = open_clip.get_model_config(model_name)["text_cfg"]
     if (source := text.get("hf_model_name")) is not None:

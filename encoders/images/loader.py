@@ -12,9 +12,10 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from encoders.images.reading import ImageError, read_image
+from encoders.images.opening import ImageError, ImageLimits
+from encoders.images.reading import read_image
 
-Source = str | os.PathLike[str] | tuple[str, bytes]  # a file, or a file's name and content
+Source = str | os.PathLike[str] | tuple[str, str | os.PathLike[str] | bytes]  # a file; or a name, and a file or its content
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -24,12 +25,13 @@ class ImageLoader:
     """Iterates over (name, result) of images, in the order of their sources. Several threads decode at the same time.
 
     Args:
-        sources: files, or (name, content) pairs. A generator (over a tar, for example) is read `prefetch` images ahead.
+        sources: files, or pairs of a name and a file or its content. A generator (over a tar, for example) is read `prefetch` images ahead.
         workers: the number of threads that decode.
         strict: raise the ImageError of an unreadable image instead of skipping it.
         transform: a function such as `encoder.pixels` that makes the result of each RGB image, in its thread. By default the
             image itself is the result.
         prefetch: the number of images that may be taken from `sources` before the first result is asked for.
+        limits: the largest files and images that are read; by default those of the environment (`ImageLimits`).
 
     Attributes:
         failures: name -> reason, for the images that were skipped so far.
@@ -46,11 +48,12 @@ class ImageLoader:
         strict: bool = False,
         transform: Callable[[Image.Image], Any] | None = None,
         prefetch: int = 16,
+        limits: ImageLimits | None = None,
     ) -> None:
         if workers < 1 or prefetch < 1:
             raise ValueError(f"workers and prefetch must be at least 1, got {workers} and {prefetch}")
         self.sources, self.workers, self.strict = sources, workers, strict
-        self.transform, self.prefetch = transform, prefetch
+        self.transform, self.prefetch, self.limits = transform, prefetch, limits
         self.failures: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
@@ -67,7 +70,7 @@ class ImageLoader:
         """Return the name of an image with its result or its ImageError."""
         name, content = source if isinstance(source, tuple) else (os.fspath(source), source)
         try:
-            image = read_image(content, name=name)
+            image = read_image(content, name, self.limits)
             return name, image if self.transform is None else self.transform(image)
         except ImageError as error:
             return name, error

@@ -1,24 +1,24 @@
 """Image files are read as RGB images, and blurred for the comparison that VIG makes.
 
-All code of this project opens image files with `read_image`. So a rotated photo, a palette GIF and a 16-bit scan are read in the
-same way everywhere, and the error for a broken file names the file.
+All code of this project reads images with `read_image`. So a rotated photo, a palette GIF and a 16-bit scan are read in the same way
+everywhere, and the error for a broken file names the file. `encoders.images.opening` says which files are opened at all.
 """
 
 from __future__ import annotations
 
-import io
 import os
 from functools import lru_cache
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
 import torch
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 from PIL.ImageFile import ImageFile
 from torch import Tensor
 from torch.nn import functional as F
+
+from encoders.images.opening import ImageError, ImageLimits, check_opened, open_image, read_file, reason
 
 # Shapes: H, W = rows and columns of an image, N = length of the blurred axis.
 
@@ -35,47 +35,39 @@ TURNS = {  # EXIF orientation -> the turn that makes the image upright
     8: Image.Transpose.ROTATE_90,
 }
 
+WHITES = (255, 65535, 2**31 - 1)
+"""White in images of wide numbers: the least of these that no pixel exceeds. Floats may also have 1."""
+MOST_BELOW_ZERO = 0.1
+"""The share of white by which a pixel of a wide image may lie below black, as noise does."""
 
-class ImageError(ValueError):
-    """An image that cannot be read. The message names the file and the reason."""
 
-
-def read_image(source: str | os.PathLike[str] | bytes | Image.Image, name: str | None = None) -> Image.Image:
+def read_image(
+    source: str | os.PathLike[str] | bytes | Image.Image, name: str | None = None, limits: ImageLimits | None = None
+) -> Image.Image:
     """Return the image as plain 8-bit RGB: EXIF rotation applied, transparency over white, first frame of an animation.
+
+    Grey images of floats or of 32-bit integers do not say which value is white: it is the least of 1 (floats only), 255, 65535 and
+    2^31 - 1 that no pixel exceeds. Pixels that are NaN are missing, hence white, as transparent pixels are.
 
     Args:
         source: a file, the content of a file, or an open PIL image (its current frame is read; RGB in memory is returned as it is).
+            An image that was made from an opened image, by rotating say, is taken to be upright, whatever EXIF it carries.
         name: the name of the image in errors; by default the file's path.
+        limits: the largest file and image that are read; by default those of the environment (`ImageLimits`).
 
     Raises:
-        ImageError: naming the file, if it is missing, empty, truncated, no image, or a decompression bomb.
+        ImageError: naming the file, if it is missing, empty, truncated, no regular file, no image of a known format, or too large.
     """
     if isinstance(source, Image.Image):
-        return _to_rgb(source, name or f"<{source.mode} image of {source.width}x{source.height}>")
+        name = name or f"<{source.mode} image of {source.width}x{source.height}>"
+        check_opened(source, name, limits)
+        return _to_rgb(source, name)
     if isinstance(source, bytes):
         name, content = name or f"<image of {len(source)} bytes>", source
     else:
-        name, content = name or os.fspath(source), _read_file(Path(source))
-    if not content:
-        raise ImageError(f"{name}: the file is empty")
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            return _to_rgb(_decode_jpeg(image, content) or image, name)
-    except ImageError:
-        raise
-    except UnidentifiedImageError:
-        raise ImageError(f"{name}: cannot be read as an image (starts with {content[:12]!r})") from None
-    except Exception as error:  # Pillow's readers raise many kinds (SyntaxError, struct.error, ...) for bad bytes
-        raise ImageError(f"{name}: cannot be read as an image ({type(error).__name__}: {error})") from error
-
-
-def _read_file(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise ImageError(f"{path}: no such image file") from None
-    except (OSError, ValueError) as error:  # a folder, no permission, a name that is too long or has a zero byte
-        raise ImageError(f"{path}: cannot be read ({error})") from error
+        name, content = name or os.fspath(source), read_file(source, limits)
+    with open_image(content, name, limits) as image:
+        return _to_rgb(image, name, content)
 
 
 def _decode_jpeg(image: Image.Image, content: bytes) -> Image.Image | None:
@@ -94,9 +86,7 @@ def _decode_jpeg(image: Image.Image, content: bytes) -> Image.Image | None:
     if pixels.shape[:2] != (image.height, image.width):
         return None
     flat = pa.FixedSizeListArray.from_arrays(pa.array(pixels.reshape(-1)), 4)  # [H*W] of 4 bytes, as Pillow keeps them
-    decoded = Image.fromarrow(flat, "RGB", image.size)  # takes the memory over
-    decoded.info = image.info
-    return decoded
+    return Image.fromarrow(flat, "RGB", image.size)  # takes the memory over
 
 
 @lru_cache
@@ -110,27 +100,25 @@ def _simplejpeg() -> ModuleType | None:
     return simplejpeg
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Decode `image` if necessary, convert it to RGB and turn it upright."""
+def _to_rgb(image: Image.Image, name: str, content: bytes = b"") -> Image.Image:
+    """Decode `image`, whose file has this `content`, convert it to RGB and turn it upright."""
     if image.width == 0 or image.height == 0:
         raise ImageError(f"{name}: the image has no pixels")
     try:
-        image.load()
-        turn = TURNS.get(_orientation(image))
-        if image.mode.startswith("I"):
-            image = _from_16_bit(image)
-        elif "transparency" in image.info or image.getbands()[-1] in ("A", "a"):
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image).convert("RGB")
-        elif image.mode != "RGB" or isinstance(image, ImageFile):
-            image = image.convert("RGB")
+        decoded = _decode_jpeg(image, content) if content else None
+        if decoded is None:
+            image.load()
+        # Images made of an opened image keep its EXIF, though they may have been turned.
+        turn = TURNS.get(_orientation(image)) if isinstance(image, ImageFile) else None
+        rgb = decoded or _convert(image, name)
         if turn is not None:
-            image = image.transpose(turn)
-            image.info = {}  # it says that the image lies on its side
-        return image
+            rgb = rgb.transpose(turn)
+            rgb.info = {}  # it says that the image lies on its side
+        return rgb
+    except ImageError:
+        raise
     except Exception as error:  # Pillow's readers raise many kinds, and pixels are decoded only here
-        raise ImageError(f"{name}: cannot be decoded ({type(error).__name__}: {error})") from error
+        raise ImageError(f"{name}: cannot be decoded ({reason(error)})") from error
 
 
 def _orientation(image: Image.Image) -> int:
@@ -140,10 +128,34 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _from_16_bit(image: Image.Image) -> Image.Image:
-    """Convert 16-bit grey ("I;16", or "I" from a few readers) to RGB. Pillow's own conversion clips at 255 instead of scaling."""
-    grey = np.asarray(image).astype(np.int64).clip(0, 65535)  # [H, W]
-    return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert("RGB")
+def _convert(image: Image.Image, name: str) -> Image.Image:
+    """Return a decoded image as RGB; RGB in memory as it is."""
+    if image.mode.startswith(("I", "F")):
+        return _from_wide_grey(image, name)
+    if "transparency" in image.info or image.getbands()[-1] in ("A", "a"):
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image if image.mode == "RGB" and not isinstance(image, ImageFile) else image.convert("RGB")
+
+
+def _from_wide_grey(image: Image.Image, name: str) -> Image.Image:
+    """Convert grey of floats ("F"), of 16 bits ("I;16") or of 32 bits ("I") to RGB. Pillow's own conversion clips at 255."""
+    values = np.asarray(image)  # [H, W]
+    finite = np.isfinite(values)  # [H, W]
+    if not finite.any():
+        raise ImageError(f"{name}: none of its pixels is a finite number")
+    low, high = (float(extreme(values, where=finite, initial=0)) for extreme in (np.min, np.max))
+    whites = {"F": (1, *WHITES), "I": WHITES}.get(image.mode, (65535,))
+    if image.format == "PPM" and image.mode == "I":
+        whites = (65535,)  # Pillow scales the pixels to it
+    white = next((white for white in whites if high <= white), None)
+    if white is None or low < -MOST_BELOW_ZERO * white:
+        raise ImageError(f"{name}: its pixels go from {low:g} to {high:g}; expected 0 to {', '.join(map(str, whites))}")
+    grey = np.rint(values.astype(np.float32) * np.float32(255 / white))  # [H, W]
+    grey = np.nan_to_num(grey, copy=False, nan=255, posinf=255, neginf=0).clip(0, 255)
+    if isinstance(transparent := image.info.get("transparency"), int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
 
 
 def blur(image: Image.Image) -> Image.Image:

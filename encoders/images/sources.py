@@ -10,15 +10,19 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 from braceexpand import braceexpand
 
-from encoders.images.reading import ImageError
+from encoders.images.opening import ImageError, ImageLimits, suffixes
 
-SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 CHUNK = 2**20  # bytes of a tar member without use that are read at a time
+EXTENSIONS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+LONGEST_HEADER = 2**20  # bytes of an extension (a long name, for example), which is held in memory
+MOST_MISSING = 20  # files of a list without any other that are missing: then the list starts from another folder
 
 Content = Path | bytes | ImageError
 """A file, the bytes of a tar member, or the reason why an image cannot be read."""
@@ -32,22 +36,25 @@ def content_key(data: bytes) -> str:
 class ImageSources:
     """A stream of (name, content) of images, in a fixed order: the sources as given, each sorted.
 
-    Names are absolute paths; the name of a tar's member is the tar's path, a slash and its own name. Tars are read from front to
-    back, with a single member in memory at a time. An ImageError takes the place of the lost part of a damaged tar.
+    Names are absolute paths; the name of a tar's member is the tar's path, a slash and its own name, with a number behind it if an
+    earlier member has the name. Tars are read from front to back, with a single member in memory at a time. An ImageError takes the
+    place of the lost part of a damaged tar, and of a member that is too large.
 
     Args:
         images: a single source or a list of sources. A source is a folder (searched with its subfolders, links followed, hidden
-            files left out), an image, a `.txt` file with one path per line (relative to that file), a `.tar`, `.tar.gz` or
-            `.tgz`; or a pattern of these, with `*`, `**`, `?`, `[...]` or braces as in bash: "data/train-{000..127}.tar".
+            files left out), an image, a `.txt` file with one path per line (relative to that file), a tar, plain or compressed
+            (`TAR_SUFFIXES`); or a pattern of these, with `*`, `**`, `?`, `[...]` or braces as in bash: "data/train-{000..127}.tar".
+        limits: the largest member of a tar that is read.
 
     Attributes:
         total: the number of images, or None with tars, whose members are not known before.
 
     Raises:
-        ValueError: for a path that does not exist, is none of these, or holds no image.
+        ValueError: for a path that does not exist, is none of these, or holds no image; for a list whose first images are all missing.
     """
 
-    def __init__(self, images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> None:
+    def __init__(self, images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], limits: ImageLimits | None = None) -> None:
+        self._limits = limits
         given = [images] if isinstance(images, (str, os.PathLike)) else list(images)
         if not given:
             raise ValueError("no images: give a folder, a list (.txt), an image or a tar")
@@ -61,7 +68,7 @@ class ImageSources:
             if isinstance(part, list):
                 yield from ((readable(path), path) for path in part)
             else:
-                yield from tar_images(part)
+                yield from tar_images(part, self._limits)
 
     def among(self, names: Iterable[str]) -> list[str]:
         """Return the `names` that belong to these images. A tar's members are not known before, so all names under its path count."""
@@ -71,8 +78,14 @@ class ImageSources:
 
 
 def readable(path: str | os.PathLike[str]) -> str:
-    """Return the absolute path as text; bytes of a file name that are no UTF-8 are written as \\xff."""
-    return os.fsencode(os.path.abspath(path)).decode("utf-8", "backslashreplace")
+    """Return the absolute path as text; bytes of a file name that are no UTF-8 are written as \\xff. No two paths have the same."""
+    return _as_text(os.path.abspath(path))
+
+
+def _as_text(name: str) -> str:
+    """Return a name that Python read from a file system or a tar as text. Backslashes that would look like a byte are written as \\x5c."""
+    name_bytes = re.sub(rb"\\(?=x(?:5c|[89a-f][0-9a-f]))", rb"\\x5c", os.fsencode(name))
+    return name_bytes.decode("utf-8", "backslashreplace")
 
 
 def exists(name: str) -> bool:
@@ -89,22 +102,24 @@ def _listed(path: Path) -> list[Path]:
     """Return the image files of a folder or a list, or the image file itself."""
     if path.is_dir():
         return _in_folder(path)
-    if path.suffix.lower() in SUFFIXES:
+    if path.suffix.lower() in suffixes():
         return [path]
     if path.suffix.lower() != ".txt":
         raise ValueError(
             f"{path} is no source of images; expected a folder, a list of paths (.txt), an image, or {', '.join(TAR_SUFFIXES)}"
         )
-    lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-    files = [path.parent / line.strip() for line in lines if line.strip()]
+    lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")  # other separators may stand in a name
+    files = [path.parent / line for line in (line.strip(" \t\r") for line in lines) if line]
     if not files:
         raise ValueError(f"{path} lists no images; expected one path per line, relative to {path.parent}")
+    if len(files) >= MOST_MISSING and not any(map(os.path.lexists, files[:MOST_MISSING])):
+        raise ValueError(f"{path}: its first {MOST_MISSING} images are missing, such as {files[0]}; paths are relative to {path.parent}")
     return files
 
 
 def _in_folder(folder: Path) -> list[Path]:
     """Return the folder's image files, sorted by path. A folder that links lead to twice, or back to, is read once."""
-    images, visited, tars = [], set[str](), 0
+    images, visited, tars, endings = [], set[str](), 0, tuple(suffixes())
     for root, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         if (real := os.path.realpath(root)) in visited:
@@ -112,11 +127,11 @@ def _in_folder(folder: Path) -> list[Path]:
             continue
         visited.add(real)
         seen = [name for name in files if not name.startswith(".")]
-        images += [Path(root, name) for name in seen if name.lower().endswith(SUFFIXES)]
+        images += [Path(root, name) for name in seen if name.lower().endswith(endings)]
         tars += sum(name.lower().endswith(TAR_SUFFIXES) for name in seen)
     if not images:
         hint = f"; its {tars} tars are read by giving '{folder}/*.tar'" if tars else ""
-        raise ValueError(f"no images in {folder}: no file there, or in its subfolders, ends in {', '.join(SUFFIXES)}{hint}")
+        raise ValueError(f"no images in {folder}: no file there, or in its subfolders, ends like an image (.jpg, .png, .webp, ...){hint}")
     return sorted(images)
 
 
@@ -153,27 +168,56 @@ class _StrictHeader(tarfile.TarInfo):
                 raise
             raise tarfile.ReadError(f"{error}; a complete tar has an end marker") from error
 
+    @classmethod
+    def frombuf(cls, *args: Any, **options: Any) -> tarfile.TarInfo:  # type: ignore[override]
+        header = super().frombuf(*args, **options)
+        if header.size > LONGEST_HEADER and header.type in EXTENSIONS:
+            raise tarfile.ReadError(f"a header of {header.size:,} bytes")
+        return header
 
-def tar_images(path: Path) -> Iterator[tuple[str, Content]]:
+
+def tar_images(path: Path, limits: ImageLimits | None = None) -> Iterator[tuple[str, Content]]:
     """Yield the images of a tar in its order, and (name of the tar, ImageError) for a part that cannot be read."""
+    limits, endings = limits or ImageLimits(), tuple(suffixes())
     tar, last = readable(path), "its beginning"
-    images = 0
+    names = set[str]()
     try:
         with tarfile.open(path, "r|*", tarinfo=_StrictHeader) as archive:
             for member in archive:
-                file = archive.extractfile(member) if member.isreg() else None
-                if file is None:
-                    continue
-                if member.name.lower().endswith(SUFFIXES) and not os.path.basename(member.name).startswith("."):
-                    data = file.read()
-                    images += 1
-                    yield f"{tar}/{member.name}", data
-                else:
-                    while file.read(CHUNK):  # or a tar that is cut off in here would seem to end
-                        pass
+                base = os.path.basename(member.name)
+                if member.isreg() and base.lower().endswith(endings) and not base.startswith("."):
+                    name = _unused(f"{tar}/{_as_text(member.name)}", names)
+                    names.add(name)
+                    yield name, _member(archive, member, name, limits)
+                _skip_rest(archive)
                 last = member.name
     except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         yield tar, ImageError(f"{tar}: cannot be read on after {last}, what follows is lost ({error})")
     else:
-        if not images:
+        if not names:
             yield tar, ImageError(f"{tar}: holds no images")
+
+
+def _unused(name: str, used: set[str]) -> str:
+    """Return the name, with a number behind it if it is used already."""
+    numbered = (f"{name} ({number})" for number in count(2))
+    return name if name not in used else next(other for other in numbered if other not in used)
+
+
+def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, name: str, limits: ImageLimits) -> bytes | ImageError:
+    """Return the content of a tar's member, called `name`, or the reason why it is not read."""
+    try:
+        limits.check_bytes(name, member.size)
+    except ImageError as error:
+        return error
+    file = archive.extractfile(member)
+    assert file is not None, "it is a regular file"
+    return file.read()
+
+
+def _skip_rest(archive: tarfile.TarFile) -> None:
+    """Read on to the next header. tarfile would not notice that a tar is cut off in here, or expand a file with holes."""
+    stream: Any = archive.fileobj
+    while (rest := archive.offset - stream.tell()) > 0:
+        if not stream.read(min(CHUNK, rest)):
+            raise tarfile.ReadError("unexpected end of data")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from encoders.base import Encoder
 from encoders.digests import DamagedError, checks, damaged
-from encoders.images.reading import ImageError
+from encoders.images.opening import ImageError, read_file
 from encoders.images.sources import content_key, readable
 from encoders.preprocessing import View
 from encoders.store.files import VIEW, numbered, pack_keys, read_index, read_view, unpack, unpack_keys
@@ -178,7 +178,7 @@ class FeatureStore:
                 return key
             raise ValueError(f"{image} is neither a file nor a name or content key in the feature store {self.path}") from None
         if (stat.st_size, stat.st_mtime_ns) != (size, time):
-            key = content_key(Path(image).read_bytes())
+            key = content_key(read_file(image))
             self._files[name] = (stat.st_size, stat.st_mtime_ns, key)
         return key
 

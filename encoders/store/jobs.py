@@ -50,7 +50,7 @@ class Job:
         self.name, self.batch_size = name, batch_size
         self.encoder = _placed(encoder, device, dtype)
         self.embeddings, self.tokens = entry["embeddings"], entry["tokens"]
-        self.writer = ShardWriter(store / entry["folder"], name, run)
+        self.writer = ShardWriter(store / entry["folder"], run)
         self._pool = pool
         self._keys: list[str] = []
         self._pixels: list[Tensor] = []  # of [3, S, S] uint8
@@ -64,15 +64,26 @@ class Job:
         if len(self._keys) == self.batch_size:
             self._send()
 
-    def collect(self, wait: bool = False) -> Iterator[None]:
-        """Hand finished batches to the writer in order, with a stop after each. `wait` also encodes and awaits the last, smaller batch."""
+    def collect(self, wait: bool = False) -> Iterator[dict[str, str]]:
+        """Hand finished batches to the writer in order. `wait` also encodes and awaits the last, smaller batch.
+
+        Yield after each batch the keys of its images whose features are not finite, with the reasons. These are not stored.
+        """
         if wait and self._keys:
             self._send()
         most = 0 if wait else 2 * LANES  # as many wait as run: more would only take memory
         while self._running and (len(self._running) > most or self._running[0][1].done()):
-            keys, features = self._running.popleft()
-            self.writer.add(keys, features.result())
-            yield
+            keys, running = self._running.popleft()
+            features = running.result()
+            finite = features.pop("finite").tolist()  # [B]
+            refused = [key for key, good in zip(keys, finite, strict=True) if not good]
+            if refused:
+                keys = [key for key, good in zip(keys, finite, strict=True) if good]
+                features = {kind: values[torch.tensor(finite)] for kind, values in features.items()}
+            if keys:
+                self.writer.add(keys, features)
+            hint = "; values above 65504 do not fit float16: store them as bfloat16 or int8" if self.tokens == "float16" else ""
+            yield dict.fromkeys(refused, f"{self.name} gives features that are not finite{hint}")
 
     def _send(self) -> None:
         self._running.append((self._keys, self._pool.submit(self._encode, self._pixels)))
@@ -93,6 +104,8 @@ class Job:
             features["embeddings"] = self.encoder.embed_image(pixels)  # [B, E]
         else:
             features |= pack(self.encoder(pixels).tokens, self.tokens)  # [B, T, D]
+        floats = [values for values in features.values() if values.is_floating_point()]
+        features["finite"] = torch.stack([values.flatten(1).isfinite().all(1) for values in floats]).all(0)  # [B]
         return {kind: value.cpu() for kind, value in features.items()}  # only this lane waits for a GPU here
 
 

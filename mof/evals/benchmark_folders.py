@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from encoders import read_image
+from encoders.images.opening import read_file
 from mof.evals.mmvp import IMAGE_FOLDERS as MMVP_IMAGES
 from mof.evals.mmvp_vlm import IMAGE_FOLDERS as MMVP_VLM_IMAGES
 from mof.evals.option_matching import parse_options
@@ -98,7 +99,7 @@ def save_image(image: ImageOrFile, file: Path) -> None:
     """
     if file.suffix == ".png":
         read_image(image).save(file)
-    elif isinstance(image, Path) and (content := image.read_bytes()).startswith(JPEG_START):
+    elif isinstance(image, Path) and (content := read_file(image)).startswith(JPEG_START):
         file.write_bytes(content)
     else:
         read_image(image).save(file, "JPEG", quality=JPEG_QUALITY, subsampling=0)

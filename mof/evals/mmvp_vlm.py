@@ -24,6 +24,7 @@ from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from encoders import Encoder, FeatureStore, read_image
+from encoders.images.opening import inside
 from encoders.runs import write_json
 from mof.evals.question_files import check_pairs, find_files, find_image, read_rows
 
@@ -208,6 +209,7 @@ def _item(questions: Path, row: Sequence[str], images: Path) -> Item:
     if len(row) != COLUMNS or not row[0].strip().isdecimal() or not row[2].strip():
         raise ValueError(f"{questions}: expected a number, a type and a statement in each row, got {list(row)}")
     id, type = int(row[0]), row[1].strip()
+    inside(images, type)
     spellings = dict.fromkeys((type, type.replace(" ", "_"), type.replace("_", " ")))  # Camera Perspective, Camera_Perspective
     image = find_image(questions, id, [images / spelling for spelling in spellings])
     return Item(id, type, row[2].strip(), image)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from encoders.images.opening import inside
 from encoders.runs import RunFile, versions, write_json, write_text
 from mof.evals.answerers import AnswersFile
 from mof.evals.answering import Answer, AnswerCache, Answerer, Prompt, Usage, answer_all, image_hash
@@ -180,7 +181,7 @@ def _decoding(answerer: Answerer, official: str) -> str:
 
 def eval_pope(run: Run, questions: Sequence[PopeQuestion], images: Path | None) -> Result:
     """Measure POPE by strategy, and the mean over strategies. `images` is the folder of the photos, None for finished answers."""
-    photos = {} if images is None else {q.id: images / q.image for q in questions}
+    photos = {} if images is None else {q.id: Path(inside(images, q.image)) for q in questions}
     run.begin("pope", [(q.id, q.image, q.text, q.present) for q in questions], photos.values())
     answers, usage = run.ask([Prompt.about(q.id, str(photos[q.id]) if photos else None, q.text) for q in questions])
     scores = score_pope(questions, [answer.text for answer in answers])

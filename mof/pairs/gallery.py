@@ -16,6 +16,7 @@ from PIL import Image
 from rich.progress import Progress
 
 from encoders.images.loader import ImageLoader
+from encoders.images.opening import ImageError, ImageLimits
 from encoders.images.sources import ImageSources
 from encoders.pages import write_page
 from encoders.pages.charts import column_edges, histogram, to_svg
@@ -55,13 +56,22 @@ class Gallery:
     duplicates: int
     unreadable: Mapping[str, str]
     """name -> reason"""
+    note: str = ""
+    """A warning about the encoders, shown above the pairs."""
 
-    def write(self, path: str | Path, images: str | Path | Sequence[str | Path], workers: int = 2, progress: bool = False) -> None:
+    def write(
+        self,
+        path: str | Path,
+        images: str | Path | Sequence[str | Path],
+        workers: int = 2,
+        progress: bool = False,
+        limits: ImageLimits | None = None,
+    ) -> None:
         """Write the page; the thumbnails are made from `images`, the same sources that were encoded."""
         shown = in_order(np.empty(0, np.int64), self.pairs.i[:SHOWN], self.pairs.j[:SHOWN]).tolist()  # [L], best pairs first
         names = [self.names[image] for image in shown]
         side = next((side for most, side in SIDES if len(names) <= most), SMALLEST_SIDE)
-        thumbnails = make_thumbnails(images, names, side, workers, progress)
+        thumbnails = make_thumbnails(images, names, side, workers, progress, limits)
         encoded = [base64.b64encode(thumbnails.get(name, b"")).decode() for name in names]
         clip, dino = self.sample.clip, self.sample.dino
         write_page(
@@ -97,19 +107,17 @@ def similarity_chart(values: NDArray[np.float32], cut: float, kept: str, name: s
 
 
 def make_thumbnails(
-    images: str | Path | Sequence[str | Path], names: Iterable[str], side: int, workers: int = 2, progress: bool = False
+    images: str | Path | Sequence[str | Path],
+    names: Iterable[str],
+    side: int,
+    workers: int = 2,
+    progress: bool = False,
+    limits: ImageLimits | None = None,
 ) -> dict[str, bytes]:
     """Return name -> JPEG file, for those of the `names` whose images can be read. Tar files are read once."""
     wanted = set(names)
-
-    def contents() -> Iterator[tuple[str, bytes]]:
-        for name, content in ImageSources(images):
-            if name in wanted and isinstance(content, Path):
-                content = content.read_bytes() if content.is_file() else b""
-            if name in wanted and isinstance(content, bytes):
-                yield name, content
-
-    loader = ImageLoader(contents(), workers, transform=lambda image: thumbnail(image, side))
+    contents = ((name, content) for name, content in ImageSources(images, limits) if name in wanted and not isinstance(content, ImageError))
+    loader = ImageLoader(contents, workers, transform=lambda image: thumbnail(image, side), limits=limits)
     with Progress(disable=not (progress and wanted)) as bar:
         return dict(bar.track(loader, total=len(wanted), description="thumbnails"))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -27,6 +28,11 @@ SAME_PICTURE = 0.9997
 """Cosine above which two images are copies of one picture. On 296 photos, JPEG compression of quality 40 and more, and resizing to a
 third or twice the side, stay above it; a square of a tenth of the side that is made half as bright or dark again falls below."""
 
+BLANK = 0.02
+"""Images whose thumbnails' pixels (of 0 to 1) deviate by less from their mean are blank: 5 of 255 levels."""
+TINY = 8
+"""Images with fewer pixels along a side are tiny."""
+
 
 @dataclass(frozen=True)
 class ImageCollection:
@@ -44,6 +50,8 @@ class ImageCollection:
     """How many further names these contents have."""
     unreadable: dict[str, str]
     """name -> reason"""
+    blank: list[str]
+    """Names of blank and tiny images that were left out."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -56,6 +64,7 @@ def encode_collection(
     store: str | Path,
     *,
     image_size: int | None = None,
+    drop_blank: bool = False,
     **options: Any,
 ) -> ImageCollection:
     """Encode the images that the store lacks, and return all of them with their embeddings.
@@ -65,19 +74,21 @@ def encode_collection(
         clip, dino: names of encoders, as `build_encoder` takes them.
         store: a feature store; made if need be. It may hold other images and encoders, too.
         image_size: side of the encoders' input in pixels; None: their own.
+        drop_blank: leave out images of one colour (`BLANK`) and of a few pixels (`TINY`). Encoders do not agree about them, so that they
+            would stand at the top of the pairs.
         options: further options of `encode_images`.
 
     Raises:
-        ValueError: for an encoder without embeddings of whole images, for images none of which can be read, and as
-            `build_encoder` and `encode_images` do.
+        ValueError: for an encoder without embeddings of whole images, for images none of which can be read or all of which are
+            left out, and as `build_encoder` and `encode_images` do.
     """
     encoders = {name: build_encoder(name, image_size=image_size) for name in dict.fromkeys([*clip, *dino])}
     if without := [name for name, encoder in encoders.items() if encoder.embed_dim is None]:
         raise ValueError(f"{', '.join(without)} has no embedding of a whole image, which the search compares; choose another encoder")
     thumbnail = ThumbnailEncoder()
     report = encode_images(images, {**encoders, thumbnail.name: thumbnail}, store, **options)
-    lines = (Path(store) / FAILURES).read_text(encoding="utf-8").splitlines()
-    unreadable = {entry["name"]: entry["reason"] for entry in map(json.loads, lines)}
+    with (Path(store) / FAILURES).open(encoding="utf-8") as lines:
+        unreadable = {entry["name"]: entry["reason"] for entry in map(json.loads, lines)}
     if not report.images:
         raise ValueError(f"none of the images can be read; the first: {next(iter(unreadable.values()))}")
     opened = FeatureStore(store, [*encoders, thumbnail.name])
@@ -89,6 +100,12 @@ def encode_collection(
     for name in names:
         name_of.setdefault(opened.row_of(key_of[name]), name)
     rows = np.array(sorted(name_of))  # [N]
+    blank = np.zeros(len(rows), bool)
+    if drop_blank:
+        blank = _blank(opened.embeddings(thumbnail.name)[rows]) | _tiny(index, [opened.keys[row] for row in rows.tolist()])
+        if blank.all():
+            raise ValueError(f"all {len(rows)} images are blank or tiny, such as {name_of[rows[0]]}")
+    left_out, rows, copies = rows[blank], rows[~blank], len(names) - len(rows)
 
     def embeddings(encoder: str) -> NDArray[np.float32]:
         every = opened.embeddings(encoder)
@@ -99,9 +116,23 @@ def encode_collection(
         [embeddings(name) for name in clip],
         [embeddings(name) for name in dino],
         embeddings(thumbnail.name),
-        len(names) - len(rows),
+        copies,
         unreadable,
+        [name_of[row] for row in left_out.tolist()],
     )
+
+
+def _blank(thumbnails: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Return whether each image is of one colour, shape [N], for the embeddings [N, E] of a `ThumbnailEncoder`."""
+    pixels = thumbnails[:, :-1] * (OFFSET / thumbnails[:, -1:])  # [N, 3*S*S]
+    return pixels.reshape(len(pixels), 3, -1).std(axis=2).max(axis=1) < BLANK  # [N]
+
+
+def _tiny(index: pa.Table, keys: Sequence[str]) -> NDArray[np.bool_]:
+    """Return whether the image of each key [N] has too few pixels along a side, shape [N]."""
+    columns = (index[name].to_pylist() for name in ("key", "width", "height"))
+    side = {key: min(width, height) for key, width, height in zip(*columns, strict=True)}
+    return np.array([side[key] < TINY for key in keys])
 
 
 class ThumbnailEncoder(Encoder):

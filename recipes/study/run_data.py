@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from encoders.images.opening import inside
 from mof.data.records import RecordError, images_of, record_id, to_mapping, to_record
 from mof.data.rows import read_records
 from mof.evals.mmvp import Question, read_mmvp
@@ -89,12 +90,13 @@ def _checked(records: Sequence[Any], folders: Sequence[Path]) -> list[dict[str, 
 
 
 def _with_paths(raw: Any, folders: Sequence[Path]) -> dict[str, Any]:
-    """Return the record with each of its images as a path, in the first folder that has the image."""
+    """Return the record with each of its images as an absolute path, in the first folder that has the image."""
     if not isinstance(raw, (dict, list)):
         raise RecordError(f"record {record_id(raw)!r}: expected a dict, got {raw!r}")
     paths = []
     for image in images_of(raw):
-        path = next((folder / str(image) for folder in folders if (folder / str(image)).is_file()), None)
+        places = (Path(inside(folder, str(image))).absolute() for folder in folders)
+        path = next((place for place in places if place.is_file()), None)
         if path is None:
             raise RecordError(
                 f"record {record_id(raw)!r}: image {image!r} is in none of {', '.join(map(str, folders))}; "

@@ -8,6 +8,7 @@ import logging
 import os
 import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -30,8 +31,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from encoders import Encoder, FeatureStore, ImageError, View, build_encoder, encode_images
+from encoders.images.opening import read_file
 from encoders.images.reading import blur
 from encoders.images.resizing import to_pixels
+from encoders.store import feature_store
 from encoders.store import writer as store_writer
 from encoders.store.files import pack, unpack
 from encoders.store.fingerprints import fingerprint, weights_digest
@@ -218,8 +221,31 @@ def test_int8_error_is_that_of_the_tokens_on_disk(photos: Path, encoders: dict[s
 def test_features_that_are_not_finite_are_refused(photos: Path, encoders: dict[str, Encoder], tmp_path: Path) -> None:
     with torch.no_grad():
         encoders["a"].tower[0].bias += 1e5
-    with pytest.raises(ValueError, match="a gives tokens.*65504.*bfloat16"):
-        encode_images(photos, encoders, tmp_path / "store", tokens="float16")
+    report = encode_images(photos, encoders, tmp_path / "store", tokens="float16")
+    assert (report.images, report.encoded, report.unreadable) == (0, 0, 12)
+    failures = [json.loads(line) for line in (tmp_path / "store/failures.jsonl").read_text().splitlines()]
+    assert all(re.search("a gives features.*65504.*bfloat16", failure["reason"]) for failure in failures)
+    with pytest.raises(ImageError, match=r"\.png: a gives features"):
+        encode_images(photos, encoders, tmp_path / "store", tokens="float16", strict=True)
+
+
+def test_an_image_without_finite_features_costs_itself_alone(photos: Path, encoders: dict[str, Encoder], tmp_path: Path) -> None:
+    Image.new("RGB", (20, 20), "white").save(photos / "04.png")
+    (photos / "99 copy.png").write_bytes((photos / "04.png").read_bytes())
+
+    def overflow_on_white(module: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        (x,) = inputs
+        return torch.where((x == x.amax()).flatten(1).all(1)[:, None, None, None], torch.nan, x)  # [B, 3, S, S]
+
+    hook = encoders["a"].tower[0].register_forward_pre_hook(overflow_on_white)
+    report = encode_images(photos, {"a": encoders["a"]}, tmp_path / "store", tokens="int8", batch_size=5)
+    assert (report.images, report.encoded, report.unreadable) == (11, 11, 2)
+    failures = [json.loads(line) for line in (tmp_path / "store/failures.jsonl").read_text().splitlines()]
+    assert [Path(failure["name"]).name for failure in failures] == ["04.png", "99 copy.png"]
+    store = FeatureStore(tmp_path / "store")
+    assert len(store) == 11 and np.isfinite(store.embeddings("a")).all() and str(photos / "04.png") not in store.names
+    hook.remove()
+    assert encode_images(photos, {"a": encoders["a"]}, tmp_path / "store", tokens="int8").encoded == 1, "it is tried again"
 
 
 # --- files in every state ---
@@ -416,8 +442,8 @@ def test_known_files_are_not_read_again(
 ) -> None:
     encode_images(photos, encoders, tmp_path / "store")
     read: list[Path] = []
-    original = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or original(path))
+    for module in (store_writer, feature_store):
+        monkeypatch.setattr(module, "read_file", lambda path, limits=None: read.append(Path(path)) or read_file(path))
     encode_images(photos, encoders, tmp_path / "store")
     assert [path for path in read if path.parent == photos] == []
     (photos / "03.png").touch()

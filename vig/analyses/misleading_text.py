@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import track
 from transformers import PreTrainedModel, ProcessorMixin
 
+from encoders.images.opening import inside
 from encoders.images.reading import read_image
 from mof.data.records import ImageSource
 
@@ -61,7 +62,7 @@ def misleading_text(
         "misled": [f"{statement}\n{question['question']}" for question, statement in zip(questions, statements, strict=True)],
     }
     sources = [question["image"] for question in questions]
-    images = [image if isinstance(image, Image.Image) else os.path.join(image_folder or "", image) for image in sources]
+    images = [image if isinstance(image, Image.Image) or image_folder is None else inside(image_folder, image) for image in sources]
     results = {}
     for name, texts in asked.items():
         answers: list[str] = []

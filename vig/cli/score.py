@@ -71,6 +71,8 @@ def score(
         stored_images=stored,
         seed=seed,
     )
+    if raw and len(scores.failures) == len(raw):
+        raise ValueError(f"none of the {len(raw)} records could be scored; {output / REJECTED} says why")
     if process.is_main_process:
         failed = f"{len(scores.failures)} failed" + (f", listed in {output / REJECTED}" if scores.failures else "")
         texts = f"{len(scores.manifest['text_only'])} without an image, "

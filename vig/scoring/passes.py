@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from contextlib import contextmanager
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from encoders.progress import progress_bar
 from mof.data.rows import Row
 from vig.scoring.answer_losses import AnswerLosses
 from vig.scoring.batches import Batch, make_batches, windows
@@ -48,19 +45,22 @@ class TwoPasses:
         """Score all records.
 
         Args:
-            visible: show the progress bar if there is a terminal.
+            visible: show a progress bar; without a terminal or a notebook, a line a minute.
         """
         total = len(records) if isinstance(records, Sized) else None
         tokens, size = WINDOW_BATCHES * self._batch_tokens, WINDOW_BATCHES * self._batch_size
         try:
-            with _progress_bar(total, visible) as advance:
+            with progress_bar("records", total, visible) as advance:
+                done, scored, sum_of_vig = 0, 0, 0.0
                 for window in windows(map(self._reader.read, records), tokens, size):
-                    advance(window.count(None), [])
+                    done += window.count(None)
                     for batch, scores in self._window([pair for pair in window if pair is not None]):
                         self._unsaved += scores
                         if len(self._unsaved) >= SHARD_RECORDS:
                             self._save_all()
-                        advance(len(batch.pairs), scores)
+                        done, scored = done + len(batch.pairs), scored + len(scores)
+                        sum_of_vig += sum(score.vig for score in scores)
+                        advance(done, f"mean VIG {sum_of_vig / max(scored, 1):.3f}")
         finally:  # an interrupted run loses nothing, a killed run at most SHARD_RECORDS scores
             self._save_all()
 
@@ -127,24 +127,3 @@ def _to_score(pair: Pair, loss: NDArray[np.float32], null_loss: NDArray[np.float
     starts, ends = pair.clean.characters.numpy().T  # [T], [T]
     rest = (pair.clean.answer, starts, ends)
     return Score(pair.id, vig, mean_loss, mean_null, token_vig, token_ids, pair.turn_ends, pair.digest, *rest)
-
-
-@contextmanager
-def _progress_bar(total: int | None, visible: bool = True) -> Iterator[Callable[[int, Sequence[Score]], None]]:
-    """A bar with records per second, time left and the running mean VIG; silent when the output is not a terminal."""
-    console = Console(stderr=True)
-    facts = TextColumn("{task.fields[rate]:.1f} records/s, mean VIG {task.fields[vig]:.3f}")
-    columns = (TextColumn("VIG"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), facts)
-    with Progress(*columns, console=console, disable=not (visible and console.is_terminal)) as progress:
-        task = progress.add_task("", total=total, rate=0.0, vig=float("nan"))
-        start = time.perf_counter()
-        count, sum_of_vig = 0, 0.0
-
-        def advance(records: int, scores: Sequence[Score]) -> None:
-            nonlocal count, sum_of_vig
-            count, sum_of_vig = count + len(scores), sum_of_vig + sum(score.vig for score in scores)
-            progress.advance(task, records)
-            rate = progress.tasks[task].completed / (time.perf_counter() - start)
-            progress.update(task, rate=rate, vig=sum_of_vig / max(count, 1))
-
-        yield advance

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
 from encoders import StoredImages
-from mof.data.records import ImageSource, RecordError, digest, images_of, to_record
+from mof.data.records import ImageSource, RecordError, digest, images_of, refuse_missing_images, to_record
 from mof.data.rows import RawRecord, Row, id_of, rows, unique_ids
 from vig.nulls import NullImages
 from vig.output_head import evaluating
@@ -76,8 +76,9 @@ def score(
         seed: seed of the random null images.
 
     Raises:
-        ValueError: for duplicated ids, an unknown null image, a chat template without generation spans, an output folder that
-            holds another run or to which another run is writing, or a record that has changed since it was scored.
+        ValueError: for duplicated ids, a list whose first records all lack their images, an unknown null image, a chat template
+            without generation spans, an output folder that holds another run or to which another run is writing, or a record that
+            has changed since it was scored.
     """
     if min(batch_size, batch_tokens) < 1:
         raise ValueError(f"batch_size and batch_tokens must be at least 1, got {batch_size} and {batch_tokens}")
@@ -90,8 +91,9 @@ def score(
         nulls.description["stored"] = [store.description for store in stored_images]
     identity = scoring_identity(model, processor, nulls.description, max_length, seed)
     reader = PairReader(processor, image_folder, nulls, max_length, stored_images)
-    if isinstance(records, Sequence):  # then repeated ids are found before anything is scored
+    if isinstance(records, Sequence):  # then repeated ids and a wrong folder are found before anything is scored
         unique_ids(records)
+        refuse_missing_images(records, image_folder)
     tokenizer = processor.tokenizer
     losses = AnswerLosses(model, 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id)  # masked out: any id will do
     processes = Processes.all()

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import aclosing
 from itertools import islice
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from PIL import Image
 
 from encoders import read_image
+from encoders.images.opening import open_image, read_file
 from mof.data.records import ImageSource
 from mof.evals.answering import Answer, Prompt
 
@@ -210,12 +210,13 @@ def _messages(prompt: Prompt) -> list[dict[str, Any]]:
 
 def data_url(image: ImageSource) -> str:
     """Return the data URL of an image: the file itself if it is upright and of a known kind, else the decoded image as PNG."""
-    upright = read_image(image)  # also refuses what is no image
-    if not isinstance(image, Image.Image):
-        with Image.open(image) as file:
+    content = image if isinstance(image, Image.Image) else read_file(image)
+    upright = read_image(content, None if isinstance(image, Image.Image) else str(image))  # also refuses what is no image
+    if isinstance(content, bytes):
+        with open_image(content, str(image)) as file:
             mime = MIME.get(file.format or "")
             if mime and file.getexif().get(ORIENTATION, 1) == 1:
-                return f"data:{mime};base64,{base64.b64encode(Path(image).read_bytes()).decode()}"
+                return f"data:{mime};base64,{base64.b64encode(content).decode()}"
     buffer = io.BytesIO()
     upright.save(buffer, "PNG")
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -8,7 +8,6 @@ refused if there is a newer one.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

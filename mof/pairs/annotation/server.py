@@ -40,6 +40,7 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(f"the annotation page needs {error.name}: pip install 'mof-vig[annotate]'", name=error.name) from error
 
 from encoders import ImageError, read_image
+from encoders.images.opening import read_file
 from encoders.pages import render
 from mof.evals.patterns import PATTERNS
 from mof.pairs.annotation.annotation import JOURNAL, Annotation, ConflictError, Journal, Saved
@@ -233,10 +234,7 @@ def _shown(saved: Saved) -> dict[str, Any]:
 
 def _image(file: Path) -> Response:
     """Return the file as it is if any browser shows it, otherwise as PNG."""
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise ImageError(f"{file}: cannot be read ({error.strerror})") from None
+    content = read_file(file)
     kind = next((kind for start, kind in SHOWABLE.items() if content.startswith(start)), None)
     if kind is None:
         png, kind = io.BytesIO(), "image/png"

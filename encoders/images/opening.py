@@ -1,0 +1,217 @@
+"""Image files are opened here and nowhere else: regular files of a bounded size, formats of a list, a bounded number of pixels.
+
+A file may come from strangers: a pipe that never ends, a small file that decodes to gigabytes, or a PostScript file that calls itself
+.png, for which Pillow would start another program.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import stat
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import import_module
+from urllib.request import Request, urlopen
+
+from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
+
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP")
+"""The formats of Pillow that are opened. Formats of plug-ins, which a program registers with Pillow, are opened too."""
+PLUGINS = {"pillow_heif": "register_heif_opener", "pillow_jxl": None}
+"""Packages that read further formats where they are installed, and the function in them that registers the formats."""
+PLUGIN_STARTS = {b"ftypheic": "HEIC", b"ftypheix": "HEIC", b"ftypmif1": "HEIC", b"ftyphevc": "HEIC", b"JXL \r\n\x87\n": "JPEG XL"}
+"""Bytes 4 to 12 of a file -> its format."""
+PLUGIN_SUFFIXES = (".heic", ".heif", ".hif", ".jxl")
+NO_PICTURES = ("BUFR", "GRIB", "HDF5", "IPTC", "MPEG")
+"""Formats whose files Pillow knows but cannot show; their suffixes mostly mean other things."""
+
+LONGEST_NAME, SECONDS = 200, 60
+"""Characters of an address in messages; and the time that a server may be silent."""
+PIXELS = 89_478_485
+"""Pillow's own default limit, above which it warns. An image of so many pixels takes 0.4 GB."""
+
+
+class ImageError(ValueError):
+    """An image that cannot be read. The message names the file and the reason."""
+
+
+def _from_environment(name: str, otherwise: int) -> int:
+    given = os.environ.get(name, "")
+    if given and not re.fullmatch("[0-9]+", given):
+        raise ValueError(f"the environment variable {name} takes a whole number, got {given!r}")
+    return int(given or otherwise)
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """The sizes up to which images are read. The environment variables MOF_MAX_IMAGE_BYTES and MOF_MAX_IMAGE_PIXELS set the defaults.
+
+    Raises:
+        ValueError: for a limit below 1.
+    """
+
+    max_bytes: int = field(default_factory=lambda: _from_environment("MOF_MAX_IMAGE_BYTES", 2**28))
+    """The size of a file."""
+    max_pixels: int = field(default_factory=lambda: _from_environment("MOF_MAX_IMAGE_PIXELS", PIXELS))
+    """Width times height."""
+
+    def __post_init__(self) -> None:
+        if min(self.max_bytes, self.max_pixels) < 1:
+            raise ValueError(f"limits of images must be at least 1, got {self.max_bytes} bytes and {self.max_pixels} pixels")
+
+    def check_bytes(self, name: str, size: int) -> None:
+        """Raise an ImageError for a file, called `name`, of more bytes than allowed."""
+        if size > self.max_bytes:
+            raise ImageError(
+                f"{name}: its {size:,} bytes are more than the allowed {self.max_bytes:,}; --max-bytes or MOF_MAX_IMAGE_BYTES raises it"
+            )
+
+    def check_pixels(self, name: str, image: Image.Image) -> None:
+        """Raise an ImageError for an image, called `name`, of more pixels than allowed."""
+        if image.width * image.height > self.max_pixels:
+            raise ImageError(
+                f"{name}: its {image.width} x {image.height} pixels are more than the allowed {self.max_pixels:,}; "
+                "--max-pixels or MOF_MAX_IMAGE_PIXELS raises it"
+            )
+
+
+def read_file(path: str | os.PathLike[str], limits: ImageLimits | None = None) -> bytes:
+    """Return the content of a regular file.
+
+    Raises:
+        ImageError: for a file that is missing, too large, unreadable, or no regular file (a folder, a pipe, a device).
+    """
+    limits = limits or ImageLimits()
+    name = os.fspath(path)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # or it would wait for the other end of a pipe
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageError(f"{name}: cannot be read (it is no regular file)")
+            limits.check_bytes(name, status.st_size)
+            content = file.read(limits.max_bytes + 1)  # a file of the system may hold more than its size says
+    except FileNotFoundError:
+        raise ImageError(f"{name}: no such image file") from None
+    except IsADirectoryError:
+        raise ImageError(f"{name}: cannot be read (it is a folder)") from None
+    except OSError as error:
+        raise ImageError(f"{name}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
+        if isinstance(error, ImageError):
+            raise
+        raise ImageError(f"{name}: cannot be read ({error})") from error  # a name with a zero byte
+    limits.check_bytes(name, len(content))
+    return content
+
+
+def read_address(address: str, limits: ImageLimits | None = None) -> bytes:
+    """Return the content of an image at an address that begins with http://, https:// or data:.
+
+    Raises:
+        ImageError: for an address that gives nothing, or too many bytes.
+    """
+    limits, name = limits or ImageLimits(), address if len(address) <= LONGEST_NAME else f"{address[:LONGEST_NAME]}..."
+    try:
+        with urlopen(Request(address, headers={"User-Agent": "mof-vig"}), timeout=SECONDS) as reply:
+            content = reply.read(limits.max_bytes + 1)
+    except Exception as error:  # of sockets, certificates, HTTP and base64
+        raise ImageError(f"{name}: cannot be read ({type(error).__name__})") from error
+    limits.check_bytes(name, len(content))
+    return content
+
+
+def inside(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> str:
+    """Return the path of an image, which a list of images names, in its folder.
+
+    Raises:
+        ImageError: for a path that leads out of the folder: a list that comes from strangers could show any file of this machine.
+    """
+    root, joined = os.path.abspath(folder), os.path.join(folder, path)
+    if os.path.commonpath([root, os.path.abspath(joined)]) != root:
+        raise ImageError(
+            f"the image path {os.fspath(path)!r} leads out of the image folder {os.fspath(folder)}; to allow all absolute paths, give / as "
+            "the folder (--images /)"
+        )
+    return joined
+
+
+def open_image(content: bytes, name: str, limits: ImageLimits | None = None) -> ImageFile:
+    """Return the image in the content of a file, called `name`. Its pixels are decoded when they are needed.
+
+    Raises:
+        ImageError: for no bytes or too many, a format that is not opened, a damaged header, or too many pixels.
+    """
+    limits = limits or ImageLimits()
+    if not content:
+        raise ImageError(f"{name}: the file is empty")
+    limits.check_bytes(name, len(content))
+    if limits.max_pixels > PIXELS and Image.MAX_IMAGE_PIXELS is not None:  # Pillow has a limit of its own, for the whole process
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, limits.max_pixels)
+    try:
+        image = Image.open(io.BytesIO(content), formats=formats())
+    except UnidentifiedImageError:
+        raise ImageError(f"{name}: {_unknown(content)}") from None
+    except Exception as error:  # Pillow's readers raise many kinds (struct.error, KeyError, ...) for bad bytes
+        raise ImageError(f"{name}: cannot be read as an image ({reason(error)})") from error
+    limits.check_pixels(name, image)
+    return image
+
+
+def check_opened(image: Image.Image, name: str, limits: ImageLimits | None = None) -> None:
+    """Raise an ImageError for an image file that was opened elsewhere and is not decoded yet, if `open_image` would refuse it."""
+    if not isinstance(image, ImageFile):
+        return
+    if _is_pillows(type(image)) and image.format not in FORMATS:
+        raise ImageError(f"{name}: {image.format} is none of the formats that are opened: {', '.join(FORMATS)}")
+    (limits or ImageLimits()).check_pixels(name, image)
+
+
+def formats() -> list[str]:
+    """Return the formats that are opened. Formats without a mark at the beginning of their files come last."""
+    _load_plugins()
+    known = [(name, accept) for name, (factory, accept) in Image.OPEN.items() if name in FORMATS or not _is_pillows(factory)]
+    return [name for name, accept in known if accept] + [name for name, accept in known if not accept]
+
+
+def suffixes() -> frozenset[str]:
+    """Return the endings of the names of image files, in lower case: also of images in formats that are not opened, which are failures."""
+    _load_plugins()
+    pictures = {suffix for suffix, name in Image.EXTENSION.items() if name == "MPO" or (name in Image.OPEN and name not in NO_PICTURES)}
+    return frozenset({*pictures, *PLUGIN_SUFFIXES})
+
+
+def reason(error: Exception) -> str:
+    """Return the kind of an error of Pillow, with its text where that cannot hold bytes of the file."""
+    told = isinstance(error, (OSError, MemoryError, Image.DecompressionBombError))
+    return f"{type(error).__name__}: {error}" if told else type(error).__name__
+
+
+@lru_cache
+def _load_plugins() -> None:
+    Image.init()
+    for package, function in PLUGINS.items():
+        with suppress(ImportError):
+            module = import_module(package)
+            if function is not None:
+                getattr(module, function)()
+
+
+def _is_pillows(maker: object) -> bool:
+    return getattr(maker, "__module__", "").startswith("PIL.")
+
+
+def _unknown(content: bytes) -> str:
+    """Return the reason why no reader takes a file, without any of its bytes."""
+    if (kind := PLUGIN_STARTS.get(content[4:12])) is not None:
+        package = "pillow-heif" if kind == "HEIC" else "pillow-jxl-plugin"
+        return f"a {kind} image needs a plug-in: pip install {package}"
+    for name, (_, accept) in Image.OPEN.items():
+        with suppress(Exception):
+            if name not in FORMATS and accept is not None and accept(content[:16]) is True:
+                return f"an image in the format {name}, which is none of those that are opened: {', '.join(FORMATS)}"
+    return "cannot be read as an image"

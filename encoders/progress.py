@@ -1,0 +1,48 @@
+"""Progress that is seen wherever a run may be watched: a bar in a terminal and in a notebook, a line a minute in a log."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+SECONDS, NOTEBOOK_SECONDS = 60.0, 5.0
+"""Time between two lines, where no bar can be shown: in a log, and in a notebook without ipywidgets."""
+
+Advance = Callable[[int, str], None]
+
+
+@contextmanager
+def progress_bar(units: str, total: int | None, shown: bool = True) -> Iterator[Advance]:
+    """Show on stderr how much of the work is done. Yield the function that takes the number of units done so far, and a note.
+
+    Args:
+        units: the name of the things that are counted: "images".
+        total: how many there are; None if nobody knows.
+        shown: False shows nothing.
+    """
+    console, start = Console(stderr=True), time.monotonic()
+    bar_is_possible = console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
+    between, last = NOTEBOOK_SECONDS if console.is_jupyter else SECONDS, start
+    texts = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
+    columns = (texts[0], BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), texts[1])
+    with Progress(*columns, console=console, disable=not (shown and bar_is_possible)) as bar:
+        task = bar.add_task(units, total=total, note="")
+
+        def advance(done: int, note: str) -> None:
+            nonlocal last
+            now = time.monotonic()
+            rate = done / max(now - start, 1e-9)
+            note = f"{rate:.1f} {units}/s{note and ', '}{note}"
+            bar.update(task, completed=done, note=note)
+            if shown and not bar_is_possible and now - last >= between:
+                last = now
+                of_total = "" if total is None else f" of {total:,}"
+                left = "" if total is None or not done else f", {(total - done) / rate / 60:.0f} minutes left"
+                console.print(f"{done:,}{of_total} {units}, {note}{left}", markup=False, highlight=False, soft_wrap=True)
+
+        yield advance
