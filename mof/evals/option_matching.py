@@ -34,6 +34,7 @@ _FILLERS = set(
     )
 )
 """Words that say nothing beside a letter: a clause of these and a letter gives the letter."""
+_BEFORE_YES = {"the", "final", "correct", "my", "answer", "is", "so"}
 _LEADS = {"option", "choice", "answer", "choose", "pick", "select", "with"}
 _FOLLOWERS = {"is", "isn't", "was", "would", "seems", "looks", "appears", "because", "since", "as", "matches", "fits", "describes"}
 """Words that follow a letter and never the article "a"."""
@@ -83,7 +84,7 @@ def yes_or_no(answer: str) -> bool | None:
     """Return True for an answer that begins with yes, ends with a line that does, or says that the answer is yes; False for no."""
     lines = _lines(answer)
     for part in [*lines[:1], *_answer_parts(lines), *lines[-1:]]:
-        said = list(dropwhile(lambda word: word in _FILLERS or not word[0].isalnum(), (token.casefold() for token in part)))
+        said = list(dropwhile(lambda word: word in _BEFORE_YES or not word[0].isalnum(), (token.casefold() for token in part)))
         if said and said[0] in ("yes", "no"):
             hedged = said[1:2] in (["and"], ["or"], ["/"]) and said[2:3] in (["yes"], ["no"])
             return None if hedged else said[0] == "yes"
