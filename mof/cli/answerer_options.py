@@ -38,7 +38,10 @@ class AnswererOptions:
     concurrency: Annotated[int, typer.Option(min=1, help="With --endpoint: prompts at a time.")] = 8
     timeout: Annotated[float, typer.Option(help="With --endpoint: seconds for one attempt.")] = 120.0
     attempts: Annotated[int, typer.Option(min=1, help="With --endpoint: attempts at each prompt.")] = 6
-    key_variable: Annotated[str, typer.Option(help="Environment variable with the endpoint's API key.")] = "OPENAI_API_KEY"
+    key_variable: Annotated[
+        str | None,
+        typer.Option(help="Environment variable with the endpoint's API key. Default: OPENAI_API_KEY for OpenAI's host, else no key."),
+    ] = None
 
     def run(self, max_new_tokens: int) -> Run:
         """Return the run with its answerer. ValueError unless exactly one answerer is named."""
@@ -52,18 +55,18 @@ class AnswererOptions:
         if self.answers is not None:
             answerer = AnswersFile(self.answers)
         elif self.endpoint is not None and self.model_name is not None:
-            answerer = self.endpoint_of(self.endpoint, self.model_name, max_new_tokens)
+            answerer = self.endpoint_of(self.endpoint, self.model_name, max_new_tokens, self.key_variable)
         else:
             assert self.model is not None
             answerer = LocalModel.load(self.model, dtype=self.dtype, batch_size=self.batch_size, max_new_tokens=max_new_tokens)
         return Run(self.output, answerer, self.cache, progress=True, name=self.name, seed=self.seed)
 
-    def endpoint_of(self, url: str, model: str, max_new_tokens: int) -> Endpoint:
+    def endpoint_of(self, url: str, model: str, max_new_tokens: int, key_variable: str | None) -> Endpoint:
         """Return an endpoint that is asked as these options say."""
         from mof.evals.answerers import Endpoint  # optional
 
         return Endpoint(
-            url, model, key_variable=self.key_variable, max_new_tokens=max_new_tokens,
+            url, model, key_variable=key_variable, max_new_tokens=max_new_tokens,
             concurrency=self.concurrency, timeout=self.timeout, attempts=self.attempts,
         )  # fmt: skip
 

@@ -29,6 +29,7 @@ def mmvp(
     patterns: Annotated[Path | None, typer.Option(help="File of ids and patterns, if Questions.csv has no category.")] = None,
     judge_endpoint: Annotated[str | None, typer.Option(help="OpenAI-compatible URL of a judge, beside matching by rule.")] = None,
     judge_model: Annotated[str | None, typer.Option(help="That endpoint's name for the judge.")] = None,
+    judge_key_variable: Annotated[str | None, typer.Option(help="Like --key-variable, for the judge's endpoint.")] = None,
     max_new_tokens: MaxNewTokens = 256,
 ) -> None:
     """Measure the share of MMVP's pairs that are answered rightly, beside published shares; chance is 25 %.
@@ -45,7 +46,7 @@ def mmvp(
     questions = read_mmvp(data, patterns, images=answerer.answers is None)
     judge = None
     if judge_endpoint is not None and judge_model is not None:
-        judge = answerer.endpoint_of(judge_endpoint, judge_model, max_new_tokens=16)
+        judge = answerer.endpoint_of(judge_endpoint, judge_model, 16, judge_key_variable)
     result = eval_mmvp(answerer.run(max_new_tokens), questions, prompt, judge)
     ways = {
         f"{way}, {labels} labels": [by[labels]["pair_accuracy"], by[labels]["question_accuracy"]]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from filelock import FileLock
 from PIL import Image
 from rich.progress import Progress
 
@@ -91,9 +92,10 @@ class Usage:
 
 
 class AnswerCache:
-    """A file of answers by key, one JSON line each. A line is on disk before its answer is used; a torn last line is dropped.
+    """A file of answers by key, one JSON line each. A line is on disk before its answer is used; torn lines are dropped.
 
-    Lines without a format version, which older releases wrote, are read as well. Lines of a later version are left alone.
+    Several runs may share a file. Lines without a format version, which older releases wrote, are read as well. Lines of a later
+    version are left alone.
     """
 
     FORMAT = 1
@@ -101,8 +103,8 @@ class AnswerCache:
     def __init__(self, file: str | Path) -> None:
         self.file = Path(file)
         self._answers: dict[str, Answer] = {}
+        self._lock = FileLock(f"{self.file}.lock", poll_interval=0.005)
         content = self.file.read_bytes() if self.file.exists() else b""
-        self._torn = bool(content) and not content.endswith(b"\n")
         for line in content.split(b"\n"):
             try:
                 entry = json.loads(line)
@@ -117,10 +119,12 @@ class AnswerCache:
     def put(self, key: str, answer: Answer) -> None:
         line = json.dumps({"format": self.FORMAT, "key": key, "answer": dataclasses.asdict(answer)}).encode() + b"\n"
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("ab", buffering=0) as file:
-            file.write(b"\n" + line if self._torn else line)  # one write, so that two runs may share a file
+        with self._lock, self.file.open("a+b") as file:
+            if file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
+                file.write(b"\n")  # after a write that a kill or a full disk cut off
+            file.write(line)
+            file.flush()
             os.fsync(file.fileno())
-        self._torn = False
         self._answers[key] = answer
 
 

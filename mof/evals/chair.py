@@ -14,12 +14,15 @@ Words are split like nltk's `word_tokenize` splits letters and signs; its treatm
 from __future__ import annotations
 
 import json
+import logging
 import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 _TOKEN = re.compile(r"\w+(?:-\w+)*|[^\w\s]")
 _ANIMALS = ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe", "animal", "cub")
@@ -42,7 +45,7 @@ class CocoWords:
     """
 
     def __init__(self, synonyms: str | Path) -> None:
-        lines = Path(synonyms).read_text(encoding="utf-8").splitlines()
+        lines = Path(synonyms).read_text(encoding="utf-8-sig").splitlines()
         rows = [[" ".join(entry.lower().split()) for entry in line.split(",") if entry.strip()] for line in lines if line.strip()]
         if not rows or not all(rows):
             raise ValueError(f"{synonyms}: expected one line per class, of synonyms separated by commas")
@@ -84,7 +87,7 @@ def _plurals(word: str) -> set[str]:
 
 
 def read_objects(words: CocoWords, instances: Sequence[str | Path], captions: Sequence[str | Path]) -> dict[str, set[str]]:
-    """Read COCO's annotation files; return image id -> classes in the image.
+    """Read COCO's annotation files; return image id -> classes in the image. A caption that is no text is left out with a warning.
 
     Raises:
         ValueError: for a file that is not COCO's, or a category that the synonyms file lacks.
@@ -101,15 +104,18 @@ def read_objects(words: CocoWords, instances: Sequence[str | Path], captions: Se
             objects.setdefault(str(annotation["image_id"]), set()).add(words.object_of[name])
     for file in captions:
         for annotation in read_coco(file, "caption")["annotations"]:
-            named = {name for _, name in words.find(annotation["caption"])}
-            objects.setdefault(str(annotation["image_id"]), set()).update(named)
+            id, caption = str(annotation["image_id"]), annotation["caption"]
+            if not isinstance(caption, str):
+                logger.warning("%s: a caption of image %s should be text, got %.100r; it is left out", file, id, caption)
+                caption = ""
+            objects.setdefault(id, set()).update(name for _, name in words.find(caption))
     return objects
 
 
 def read_coco(file: str | Path, field: str) -> dict[str, Any]:
     """Return the content of an annotation file whose annotations have `field`. ValueError for any other file."""
     try:
-        document = json.loads(Path(file).read_text(encoding="utf-8"))
+        document = json.loads(Path(file).read_text(encoding="utf-8-sig"))
         annotations = document["annotations"]
         good = isinstance(annotations, list) and all(field in annotation and "image_id" in annotation for annotation in annotations)
     except (ValueError, KeyError, TypeError):

@@ -1,24 +1,23 @@
 """A language model as judge of answers to MMVP, as in the released grader, and its agreement with matching by rule.
 
 The words are those of the released grader (`gpt_grader.py`). It repeated its question to gpt-4-0314 at temperature 0.2 until it
-got a reply, and counted everything but "yes" and "no" as wrong. Here the temperature is 0, and "Yes." counts as "yes".
+got a reply, and counted everything but "yes" and "no" as wrong. Here the temperature is 0, and "Yes, it does." counts as "yes".
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mof.evals.answering import Answer, Prompt
 from mof.evals.mmvp import Question
+from mof.evals.option_matching import yes_or_no
 
 SYSTEM = "You are a helpful and precise assistant for checking the quality of the answer. Please answer in only yes or no."
 QUESTION = (
     "Given the following question {question}, the correct answer is ({label}). Does the following answer correctly answers the "
     "question, answer:{answer}?"
 )
-_VERDICT = re.compile(r"\W*(yes|no)\W*", re.IGNORECASE)
 
 
 def judge_prompt(question: Question, answer: str, label: str) -> Prompt:
@@ -30,8 +29,7 @@ def judge_prompt(question: Question, answer: str, label: str) -> Prompt:
 
 def verdict(answer: Answer) -> bool | None:
     """Return True for yes, False for no, and None for every other reply, which counts as wrong."""
-    match = _VERDICT.fullmatch(answer.text)
-    return None if match is None else match[1].lower() == "yes"
+    return yes_or_no(answer.text)
 
 
 @dataclass(frozen=True)

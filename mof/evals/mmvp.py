@@ -85,7 +85,7 @@ def read_mmvp(folder: str | Path, patterns: str | Path | None = None, *, images:
 def _read_patterns(file: Path) -> dict[str, str]:
     if file.suffix == ".json":
         try:
-            mapping = json.loads(file.read_text(encoding="utf-8"))
+            mapping = json.loads(file.read_text(encoding="utf-8-sig"))
         except ValueError as error:
             raise ValueError(f"{file}: not JSON ({error})") from None
         if not isinstance(mapping, dict) or not all(isinstance(pattern, str) for pattern in mapping.values()):

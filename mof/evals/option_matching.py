@@ -1,28 +1,47 @@
 """The option that an answer chooses: options are read from `(a) Open (b) Closed`, answers are matched by letter and by text.
 
-An answer that names no option, or several, chooses none. An option shortly after "not" or "never" is not named.
+An answer that names no option, or several, chooses none. An option shortly after "not" or "never" is not named. The time is
+proportional to the answer's length.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Container, Iterator, Mapping, Sequence
+from itertools import dropwhile, takewhile
 
 _OPTION = re.compile(r"\(([A-Za-z])\)")
 _WORD = re.compile(r"\w+(?:'\w+)*|[^\w\s]")
-_CURLY = "\u2019"  # the other apostrophe
 _NEGATIONS = {"not", "never", "cannot", "neither", "nor"}
-_BESIDE_LETTERS = {"and", "or", "both", "either", ".", ",", ";", ":", "!", "/"}
 _NEGATION_REACH = 2  # words: "not open", "not the open"
 
-# A letter counts in brackets; before one of ).:, at the beginning of a line; after a word such as "option"; and where the answer
-# is nothing but letters.
-_LETTER_FORMS = (
-    re.compile(r"\(\s*([a-z])\s*\)", re.IGNORECASE),
-    re.compile(r"^[^\w\n]*([a-z])[^\w\n]*?[).:,](?!\w)", re.IGNORECASE | re.MULTILINE),
-    re.compile(r"\b(?:option|choice|letter)\s*(?:is\s*)?[:\"'*]*\s*([a-z])\b(?!')", re.IGNORECASE),
-    re.compile(r"\b(?i:answer)\s*(?i:is\s*)?[:\"'*]*\s*(?:([A-Z])\b(?!')|([a-z])(?=\s*(?:[).:,;]|$)))"),
+# Letters are looked for in tokens: abbreviations, words with their hyphens, and signs.
+_TOKEN = re.compile(r"(?:\w\.){2,}\w?|\w+(?:['-]\w+)*|[^\w\s]")
+_ANSWER_MARK = re.compile(r"\\boxed|</?answer>", re.IGNORECASE)
+_DECORATION = re.compile(
+    r"\\[a-z]+|</\w{1,20}>|<\w{2,20}>|[*_`$#\"\u2018\u201c\u201d]|(?<!\w)'|'(?!\w)|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]"
 )
+"""LaTeX, tags, Markdown, quotes, and scripts that put no spaces around a letter."""
+_BRACKETS = str.maketrans("[]{}\u3010\u3011", "()()()")
+_TOGETHER = {"and", "or", "both", "either", "/", "&"}
+_FILLERS = set(
+    re.findall(
+        r"\S+",
+        """the final correct best right most likely my answer option choice letter response is be would it it's that that's this
+        i i'd i'll i'm we think believe say guess choose chosen pick select selected go going with so therefore thus hence then ok okay
+        clearly definitely probably to must should will""",
+    )
+)
+"""Words that say nothing beside a letter: a clause of these and a letter gives the letter."""
+_BEFORE_YES = {"the", "final", "correct", "my", "answer", "is", "so"}
+_LEADS = {"option", "choice", "answer", "choose", "pick", "select", "with"}
+_FOLLOWERS = {"is", "isn't", "was", "would", "seems", "looks", "appears", "because", "since", "as", "matches", "fits", "describes"}
+"""Words that follow a letter and never the article "a"."""
+_REASONS = {"because", "since", "as"}
+_DENIALS = {*_NEGATIONS, "wrong", "incorrect", "false"}
+_DENIAL_REACH = 4  # words before a letter: "I do not think it is B"
+_TURNS = {"but", "rather", "instead"}  # end a clause, and the reach of a denial
 
 
 def parse_options(text: str) -> dict[str, str]:
@@ -44,40 +63,130 @@ def parse_options(text: str) -> dict[str, str]:
 
 def match_letter(answer: str, options: Mapping[str, str]) -> str | None:
     """Return the only option whose letter the answer gives, or None."""
-    return _only(_letters(answer, options))
+    return _only(_letters(answer, options)[0])
 
 
 def match_text(answer: str, options: Mapping[str, str]) -> str | None:
     """Return the only option whose words the answer holds, or None. "not visible" is not also "visible"."""
-    return _only(_texts(answer, options))
+    return _only(_texts(_without_thoughts(answer), options))
 
 
 def match_answer(answer: str, options: Mapping[str, str]) -> str | None:
-    """Match by letter, or by text if there is no letter. Return None if letter and text name different options."""
-    letters, texts = _letters(answer, options), _texts(answer, options)
+    """Match by letter, or by text if there is no letter. Return None if letter and text beside it name different options."""
+    letters, beside = _letters(answer, options)
+    texts = _texts(beside, options)
     if not letters:
         return _only(texts)
     return None if len(texts) == 1 and texts != letters else _only(letters)
+
+
+def yes_or_no(answer: str) -> bool | None:
+    """Return True for an answer that begins with yes, ends with a line that does, or says that the answer is yes; False for no."""
+    lines = _lines(answer)
+    for part in [*lines[:1], *_answer_parts(lines), *lines[-1:]]:
+        said = list(dropwhile(lambda word: word in _BEFORE_YES or not word[0].isalnum(), (token.casefold() for token in part)))
+        if said and said[0] in ("yes", "no"):
+            hedged = said[1:2] in (["and"], ["or"], ["/"]) and said[2:3] in (["yes"], ["no"])
+            return None if hedged else said[0] == "yes"
+    return None
 
 
 def _only(letters: set[str]) -> str | None:
     return next(iter(letters)) if len(letters) == 1 else None
 
 
-def _letters(answer: str, options: Mapping[str, str]) -> set[str]:
-    answer = answer.replace(_CURLY, "'")
-    bare = set(_words(answer)) - _BESIDE_LETTERS
-    if bare and bare <= options.keys():
-        return bare
-    named = set()
-    for form in _LETTER_FORMS:
-        for match in form.finditer(answer):
-            letter = next(group for group in match.groups() if group).lower()
-            if letter in options and not _negated(_words(answer[: match.start()])):
-                named.add(letter)
+def _without_thoughts(answer: str) -> str:
+    return answer.rpartition("</think>")[2].replace("\u2019", "'")
+
+
+# --- letters
+def _letters(answer: str, options: Mapping[str, str]) -> tuple[set[str], str]:
+    """Return the options whose letters are given, and the part of the answer that decides it.
+
+    Sentences from the word "answer" on decide, then lines that hold nothing but a letter, or a letter and its option, then the
+    whole answer.
+    """
+    lines = _lines(answer)
+    chosen = [part for part in _answer_parts(lines) if _named(part, options)]
+    if not chosen:
+        single = [(line, letters) for line in lines if len(letters := _named(line, options)) == 1]
+        chosen = [line for line, letters in single if _holds_only(line, letters)]
+        chosen = chosen or [line for line, (letter,) in single if _holds_only(line, {letter, *_words(options[letter])})]
+    letters = set[str]().union(*(_named(part, options) for part in chosen or lines))
+    return letters, "\n".join(" ".join(part) for part in chosen) or _without_thoughts(answer)
+
+
+def _lines(answer: str) -> list[list[str]]:
+    """Return the tokens of each line that has any."""
+    text = unicodedata.normalize("NFKC", _without_thoughts(answer)).translate(_BRACKETS)
+    text = _DECORATION.sub(" ", _ANSWER_MARK.sub(" answer ", text))
+    return [tokens for line in text.splitlines() if (tokens := _TOKEN.findall(line))]
+
+
+def _answer_parts(lines: Sequence[list[str]]) -> Iterator[list[str]]:
+    """Yield the rest of each sentence from the word "answer" on."""
+    for line in lines:
+        ends = [place + 1 for place, token in enumerate(line) if token in ".!?"]
+        for start, end in zip([0, *ends], [*ends, len(line)], strict=True):
+            sentence = line[start:end]
+            place = next((place for place, token in enumerate(sentence) if token.casefold() == "answer"), None)
+            if place is not None:
+                yield sentence[place:]
+
+
+def _holds_only(line: Sequence[str], words: Container[str]) -> bool:
+    """Return whether all words of the line are fillers or among `words`."""
+    return all(word in _FILLERS or word in words or not word[0].isalnum() for word in map(str.casefold, line))
+
+
+def _named(line: Sequence[str], options: Mapping[str, str]) -> set[str]:
+    """Return the options whose letters stand where the article "a" and other words do not."""
+    words = [token.casefold() for token in line]
+    ends = [place for place in range(len(words)) if _ends_clause(words, place)]
+    named = set[str]()
+    for start, end in zip([0, *(place + 1 for place in ends)], [*ends, len(words)], strict=True):
+        clause = words[start:end]
+        places = [] if options.keys().isdisjoint(clause) else _given(line[start:end], clause, options)
+        named |= {words[start + place] for place in places if not _denied(words, start + place)}
     return named
 
 
+def _ends_clause(words: Sequence[str], place: int) -> bool:
+    """Return whether the token ends a clause, as signs do. A bracket after "a" may not: "a (closed) door"."""
+    if words[place] == "(" and place and words[place - 1] == "a":
+        return words[place + 2 : place + 3] == [")"] and len(words[place + 1]) == 1
+    return words[place] in _TURNS or (not words[place][0].isalnum() and words[place] not in _TOGETHER)
+
+
+def _given(clause: Sequence[str], words: Sequence[str], options: Mapping[str, str]) -> list[int]:
+    """Return the places of the letters that the clause gives. `words` are the clause in lower case."""
+    rest = [word for word in words if word not in _FILLERS] or words
+    if all(word in options or word in _TOGETHER for word in rest):
+        return [place for place, word in enumerate(words) if word in options and word in rest]
+    fillers = next((place for place, word in enumerate(words) if word not in _FILLERS or word == "letter"), 0)
+    given = []
+    for place, word in enumerate(words):
+        if word not in options:
+            continue
+        following = words[place + 1] if place + 1 < len(words) else ""
+        before = words[place - 2 : place] if place > 1 else ["", *words[:place]]
+        led = 0 < place <= fillers or before[-1] in _LEADS or (before[-1] == "is" and before[0] in _LEADS)
+        certain = not following or following in _FOLLOWERS or clause[place].isupper() or word not in ("a", "i")  # no other words
+        if (led and certain) or before[-1] in ("option", "choice") or (place == fillers and following in _FOLLOWERS):
+            given.append(place)
+    return given
+
+
+def _denied(words: Sequence[str], place: int) -> bool:
+    """Return whether the words around a letter deny it: "I do not think it is B", "B is wrong"."""
+    following = list(takewhile(lambda word: word[0].isalnum() and word not in _TURNS, words[place + 1 : place + 4]))
+    if following and following[0] not in _REASONS and any(word in _DENIALS or word.endswith("n't") for word in following):
+        return True
+    before = [word for word in words[max(0, place - 2 * _DENIAL_REACH) : place] if word not in "()"]
+    return _negated(before, len(before), _DENIAL_REACH)
+
+
+# --- words
 def _texts(answer: str, options: Mapping[str, str]) -> set[str]:
     """Return the options whose words are in the answer. Longer options come first, and a shorter one may not use their words."""
     words = _words(answer)
@@ -89,16 +198,16 @@ def _texts(answer: str, options: Mapping[str, str]) -> set[str]:
             if words[position : position + len(wanted)] != wanted:
                 position += 1
                 continue
-            if not _negated(words[:position]):
+            if not _negated(words, position):
                 named.add(letter)
             words[position : position + len(wanted)] = ["\0"] * len(wanted)  # taken; as a sign, it also ends a negation's reach
     return named
 
 
-def _negated(before: list[str]) -> bool:
-    """Return whether the last few words deny the next one; a sign in between ends the denial."""
-    for word in reversed(before[-_NEGATION_REACH:]):
-        if not word[0].isalnum():
+def _negated(words: Sequence[str], position: int, reach: int = _NEGATION_REACH) -> bool:
+    """Return whether the last few words deny the word at `position`; a sign in between ends the denial."""
+    for word in reversed(words[max(0, position - reach) : position]):
+        if not word[0].isalnum() or word in _TURNS:
             return False
         if word in _NEGATIONS or word.endswith("n't"):
             return True
@@ -107,5 +216,5 @@ def _negated(before: list[str]) -> bool:
 
 def _words(text: str) -> list[str]:
     """Return words and signs in lower case; brackets and quotes are no signs."""
-    tokens = _WORD.findall(text.casefold().replace(_CURLY, "'"))
+    tokens = _WORD.findall(text.casefold().replace("\u2019", "'"))
     return [token for token in tokens if token[0].isalnum() or token in ".,;:!?/"]

@@ -47,7 +47,7 @@ def read_outcome(place: str | Path) -> Outcome:
     place = Path(place)
     file = place / "result.json" if place.is_dir() else place
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = json.loads(file.read_text(encoding="utf-8-sig"))
         if document.get("format", FORMAT) != FORMAT:  # older releases wrote none
             raise ValueError(f"format {document['format']!r}, this version of mof-vig reads {FORMAT}")
         measured = _READERS[document["benchmark"]](file, document)
@@ -64,7 +64,8 @@ def read_outcome(place: str | Path) -> Outcome:
 
 def _answers(result: Path) -> list[Row]:
     """Return the rows of the answers.jsonl beside a result.json."""
-    return [json.loads(line) for line in result.with_name("answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = result.with_name("answers.jsonl").read_text(encoding="utf-8-sig").split("\n")
+    return [json.loads(line) for line in lines if line.strip()]
 
 
 def _outcome(file: Path, document: Row, basis: str, figures: dict[str, Figure], patterns: dict[str, float] | None = None) -> Outcome:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ def read_pope(folder: str | Path) -> list[PopeQuestion]:
 
 def _read(file: Path, strategy: str) -> list[PopeQuestion]:
     questions = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").split("\n"), start=1):
+    for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -70,6 +71,17 @@ def says_yes(answer: str) -> bool:
     """
     words = answer.split(".")[0].replace(",", "").split(" ")
     return not {"No", "no", "not"} & set(words)
+
+
+def says_neither(answer: str) -> bool:
+    """Return whether an answer, which counts as yes, holds none of yes, no and not as words, in any spelling."""
+    return not {"yes", "no", "not"} & set(re.findall(r"\w+", answer.casefold()))
+
+
+def says_no_unread(answer: str) -> bool:
+    """Return whether an answer counts as yes and says no in a spelling that the released rule does not read: "NO", "no!", "**No**"."""
+    words = re.findall(r"\w+", answer.partition(".")[0].casefold())
+    return says_yes(answer) and "no" in words and "yes" not in words
 
 
 def score_pope(questions: Sequence[PopeQuestion], answers: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -106,6 +106,19 @@ def test_every_cut_of_the_file_keeps_what_was_whole(tmp_path: Path) -> None:
         assert reopened.get("new") == Answer("after the cut") and reopened.get("newer") == Answer("after that")
 
 
+def test_runs_that_share_a_file_end_each_others_torn_lines(tmp_path: Path) -> None:
+    """The disk fills in the middle of a line, or another run is killed there, while this run goes on."""
+    file = tmp_path / "cache.jsonl"
+    ours = AnswerCache(file)
+    ours.put("k1", Answer("first"))
+    with file.open("ab") as torn:
+        torn.write(b'{"format": 1, "key": "lo')
+    ours.put("k2", Answer("second"))
+    AnswerCache(file).put("k3", Answer("third"))
+    kept = AnswerCache(file)
+    assert [kept.get(key) for key in ("k1", "k2", "k3")] == [Answer("first"), Answer("second"), Answer("third")]
+
+
 def test_lines_without_a_format_are_read_and_those_of_a_later_format_are_not(tmp_path: Path) -> None:
     file = tmp_path / "cache.jsonl"
     cache = AnswerCache(file)

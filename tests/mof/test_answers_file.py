@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -48,6 +49,20 @@ def test_a_folder_has_a_file_for_each_part(tmp_path: Path) -> None:
 def test_answers_may_hold_line_breaks_and_be_empty(tmp_path: Path) -> None:
     assert read(tmp_path, "a.csv", 'id,answer\n1,"two\nlines"\n2,""\n') == {"1": "two\nlines", "2": ""}
     assert read(tmp_path, "a.jsonl", '{"id": 1, "answer": "a\\u2028b"}\n{"id": 2, "answer": ""}') == {"1": "a\u2028b", "2": ""}
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\f", "\v", "\x1c", "\x1e", "\n", "\r\n"])
+def test_only_the_csv_module_says_where_a_row_ends(tmp_path: Path, separator: str) -> None:
+    with (tmp_path / "a.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["question_id", "response"], [1, f"(a){separator}Open"], [2, "(b)"]])
+    assert AnswersFile(tmp_path / "a.csv").answers == {"1": f"(a){separator}Open", "2": "(b)"}
+
+
+def test_an_answer_that_is_null_costs_its_own_prompt(tmp_path: Path) -> None:
+    read(tmp_path, "a.json", [{"id": 1, "caption": None}, {"id": 2, "caption": "Nein"}])
+    same = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+    answers, _ = answer_all(AnswersFile(tmp_path / "a.json"), [Prompt("1", same, []), Prompt("2", same, [])])
+    assert [(answer.text, answer.error is None) for answer in answers] == [("", False), ("Nein", True)]
 
 
 @pytest.mark.parametrize(

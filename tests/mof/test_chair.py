@@ -98,7 +98,7 @@ def test_by_hand(words: CocoWords) -> None:
         score_chair(words, objects, {})
 
 
-def test_objects_are_in_instances_or_captions(words: CocoWords, tmp_path: Path) -> None:
+def test_objects_are_in_instances_or_captions(words: CocoWords, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     instances, captions = tmp_path / "instances.json", tmp_path / "captions.json"
     document = {
         "images": [{"id": 1, "file_name": "1.jpg"}, {"id": 2, "file_name": "2.jpg"}],
@@ -108,6 +108,9 @@ def test_objects_are_in_instances_or_captions(words: CocoWords, tmp_path: Path) 
     instances.write_text(json.dumps(document))
     captions.write_text(json.dumps({"annotations": [{"image_id": 1, "caption": "Two puppies"}, {"image_id": 3, "caption": "A jet"}]}))
     assert read_objects(words, [instances], [captions]) == {"1": {"wine glass", "dining table", "dog"}, "2": set(), "3": {"airplane"}}
+    rows = [{"image_id": 1, "caption": None}, {"image_id": 3, "caption": "A jet"}]
+    captions.write_text(json.dumps({"annotations": rows}), encoding="utf-8-sig")
+    assert read_objects(words, [], [captions]) == {"1": set(), "3": {"airplane"}} and "caption of image 1 should be text" in caplog.text
     document["categories"][0]["name"] = "wardrobe"
     instances.write_text(json.dumps(document))
     with pytest.raises(ValueError, match=r"instances\.json.*'wardrobe'"):

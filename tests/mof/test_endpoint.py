@@ -20,9 +20,19 @@ from PIL import Image
 from support.stand_in import Body, completion, question_of, serve
 
 from mof.evals.answerers import Endpoint, endpoint
+from mof.evals.answerers.api_keys import key_for
 from mof.evals.answering import Answer, AnswerCache, Prompt, answer_all
 
 KEY = "sk-very-secret-0123456789"
+ECHOES = [
+    f"bad key {KEY}".encode(),
+    b"x" * 90 + KEY.encode(),
+    b" " * 1990 + KEY.encode(),
+    KEY.upper().encode(),
+    KEY[:12].encode() + b"\n " + KEY[12:].encode(),
+    b"Bearer " + base64.b64encode(KEY.encode()),
+    f'{{"error": {{"message": "Incorrect API key provided: {KEY}"}}}}'.encode(),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -231,25 +241,76 @@ def test_without_a_key_of_its_own_none_is_sent(monkeypatch: pytest.MonkeyPatch) 
 def test_the_key_is_written_nowhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("MY_KEY", KEY)
     caplog.set_level(logging.DEBUG)
 
     def reply(body: Body) -> object:
         return (400, {}, f"bad key {KEY}".encode()) if echo(body) == "0" else echo(body)
 
     with serve(reply) as server:
-        asked = Endpoint(server.url, "m", attempts=2)
+        asked = Endpoint(server.url, "m", attempts=2, key_variable="MY_KEY")
         answers, _ = answer_all(asked, texts(2), AnswerCache(tmp_path / "cache.jsonl"))
         server.reply = lambda body: (500, {}, f"bad key {KEY}".encode())
         with pytest.raises(ValueError, match=r"bad key \*\*\*") as error:
             ask(asked, texts(1))
+        for body in ECHOES:  # in spellings of servers, and cut in the middle of the key
+            for status in (200, 401, 500):
+                server.reply = lambda _, body=body, status=status: (status, {}, body)
+                with pytest.raises(ValueError) as echoed:
+                    ask(asked, texts(1))
+                assert "sk-very-sec" not in str(echoed.value) and KEY.split("-")[-1] not in str(echoed.value), echoed.value
+        server.reply = lambda _: f"Your key is {KEY}."
+        assert ask(asked, texts(1))[0].text == "Your key is ***."
     seen = "".join([str(error.value), str(answers), json.dumps(asked.settings), caplog.text, *capfd.readouterr()])
     seen += (tmp_path / "cache.jsonl").read_text()
     assert KEY not in seen and "bad key" in seen
     monkeypatch.setenv("OPENAI_API_KEY", "sk-\u2019\nx")
     with pytest.raises(ValueError, match="OPENAI_API_KEY") as error:
-        Endpoint("http://localhost/v1", "m")
+        Endpoint("https://api.openai.com/v1", "m")
     assert "sk-" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "variable", "sent"),
+    [
+        ("https://api.openai.com/v1", None, True),
+        ("https://eu.api.openai.com/v1", None, True),
+        ("https://api.openai.com.evil.example/v1", None, False),
+        ("https://notapi.openai.com/v1", None, False),
+        ("http://localhost:8000/v1", None, False),
+        ("http://localhost:8000/v1", "OPENAI_API_KEY", True),
+        ("http://[::1]:8000/v1", "OPENAI_API_KEY", True),
+        ("https://evil.example/v1", "OPENAI_API_KEY", True),
+        ("http://127.0.0.1.evil.example/v1", "OPENAI_API_KEY", None),
+        ("http://10.0.0.7:8000/v1", "OPENAI_API_KEY", None),
+        ("http://api.openai.com/v1", None, None),
+    ],
+)
+def test_a_key_goes_to_its_own_host_and_never_in_the_open(
+    monkeypatch: pytest.MonkeyPatch, url: str, variable: str | None, sent: bool | None
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    if sent is None:
+        with pytest.raises(ValueError, match="OPENAI_API_KEY is not sent over plain http") as refused:
+            key_for(url, variable)
+        assert KEY not in str(refused.value)
+    else:
+        assert key_for(url, variable) == (KEY if sent else "")
+
+
+def test_the_default_key_stays_here_and_the_refusal_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with serve(lambda _: (401, {}, b"who are you?")) as server, pytest.raises(ValueError, match="no key was sent: --key-variable"):
+        ask(Endpoint(server.url, "m"), texts(1))
+    assert KEY not in str(server.requests)
+
+
+def test_an_image_that_cannot_be_read_costs_its_own_prompt(tmp_path: Path, image: Path) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no image")
+    with serve(lambda _: "red") as server:
+        answers = ask(Endpoint(server.url, "m"), [Prompt.about(str(i), str(file), "?") for i, file in enumerate((image, broken))])
+    assert [answer.text for answer in answers] == ["red", ""] and "broken.jpg" in str(answers[1].error)
 
 
 @pytest.mark.parametrize("url", ["localhost:8000/v1", "ftp://host/v1", "http://", "http://user:pa55@host/v1", "https://host/v1?key=pa55"])

@@ -171,6 +171,21 @@ def test_a_folder_of_an_older_release_is_not_filled_but_still_joined(tmp_path: P
     assert joined.exit_code == 0 and "0.0" in joined.output and "50.0" in joined.output
 
 
+def test_two_runs_at_once_do_not_share_a_folder(tmp_path: Path, data: Path) -> None:
+    out, second = tmp_path / "run", []
+
+    def reply(body: Body) -> str:
+        if not second:
+            second.append(run("mmvp", "--data", data, "--endpoint", server.url, "--model-name", "other", "--output", out))
+        return answer_right(body)
+
+    with serve(reply) as server:
+        first = done(run("mmvp", "--data", data, "--endpoint", server.url, "--model-name", "m", "--output", out, "--concurrency", "1"), out)
+        assert len(server.requests) == 2 * PAIRS
+    assert second[0].exit_code == 2 and f"another run is writing to {out}" in second[0].stderr
+    assert first["model"] == "m" and json.loads((out / "settings.json").read_text())["identity"]["answerer"]["model"] == "m"
+
+
 def test_a_run_that_got_no_answer_leaves_the_folder_free(tmp_path: Path, data: Path) -> None:
     out = tmp_path / "run"
     with serve(lambda _: (401, {}, b"wrong key")) as server:
@@ -295,7 +310,13 @@ def test_pope_by_an_endpoint(tmp_path: Path, data: Path) -> None:
     with serve(lambda body: (400, {}, b"no") if "Number 4:" in question_of(body) else "No") as server:
         out = tmp_path / "other"
         result = done(run(*asked, "--endpoint", server.url, "--output", out), out)
-    assert result["yes_ratio"] == 1 / 8 and "1 prompts were refused" in str(result["deviations"])
+    assert result["yes_ratio"] == 1 / 8 and "1 prompts were refused, such as random/4 (HTTP 400: no)" in str(result["deviations"])
+    with serve(lambda body: "A dog!") as server:
+        out = tmp_path / "third"
+        result = done(run(*asked, "--endpoint", server.url, "--output", out), out)
+    assert (
+        result["neither"] == 8 and "8 of 8 answers say neither yes nor no: they count as yes by the released rule" in result["deviations"]
+    )
     (data / "MMVP Images" / "3.jpg").unlink()
     refused = run(*asked, "--endpoint", server.url, "--output", out)
     assert refused.exit_code == 2 and "1 images are missing" in refused.stderr

@@ -26,6 +26,7 @@ def test_the_released_words() -> None:
     [
         ("yes", True),
         ("Yes.", True),
+        ("**Yes**, it does.", True),
         (" NO\n", False),
         ('"no"', False),
         ("yes and no", None),

@@ -72,6 +72,26 @@ def make(request: pytest.FixtureRequest) -> Callable[..., LocalModel]:
     return lambda **options: LocalModel(*parts, "tiny", **{"max_new_tokens": 12} | options)
 
 
+def test_a_broken_image_costs_its_own_prompt(make: Callable[..., LocalModel], prompts: list[Prompt], tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    broken = Prompt.about("broken", str(tmp_path / "broken.png"), "Which?", OPTIONS)
+    asked = make(batch_size=3)
+    answers = answers_of(asked, [prompts[0], broken, prompts[1]])
+    assert answers[1].text == "" and "broken.png" in str(answers[1].error)
+    assert [answers[0].text, answers[2].text] == [answer.text for answer in answers_of(asked, prompts[:2])]
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(
+    tmp_path: Path, tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor
+) -> None:
+    with torch.no_grad():
+        tiny_model.get_output_embeddings().weight[0, 0] = float("nan")
+    tiny_model.save_pretrained(tmp_path)
+    tiny_processor.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"(lm_head|embed_tokens).*not finite"):
+        LocalModel.load(tmp_path)
+
+
 def test_the_batch_size_changes_no_answer(make: Callable[..., LocalModel], prompts: list[Prompt]) -> None:
     alone = answers_of(make(batch_size=1), prompts)
     assert len({answer.text for answer in alone}) > 1  # the model tells the prompts apart

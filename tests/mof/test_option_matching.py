@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mof.evals.option_matching import match_answer, match_letter, match_text, parse_options
+from mof.evals.option_matching import match_answer, match_letter, match_text, parse_options, yes_or_no
 
 OPEN = {"a": "Open", "b": "Closed"}
 YES = {"a": "Yes", "b": "No"}
@@ -116,6 +116,51 @@ def test_answers(answer: str, options: dict[str, str], letter: str | None, text:
     assert match_letter(answer, options) == letter
     assert match_text(answer, options) == text
     assert match_answer(answer, options) == either
+
+
+GIVES_B = r"""(b)|b|B.|b)|**(b)**|Answer: **B**|\boxed{B}|$\boxed{\text{B}}$|<answer>B</answer>|<answer> (B) </answer>|B~~The butterfly rests.|B~~Unlike open
+wings, these touch.|B is the correct answer.|B is correct|The correct option is (b)|I choose b|I think it's B.|**Final Answer:** B|选B|答案：B|Ⓑ|（b）|Ｂ|[b]
+|{b}|<B>|"B"|‘B’|`B`|__B__|### B|- B|1. B|b - closed|Closed - B|closed (b)|The wings touch, so B.|I would go with B.|My answer would be B.
+|The letter is B|Answer → B|Answer = B|The best answer is B because they touch.|B because they touch|B</s>|ASSISTANT: B|The answer is "B".|It is not A, it is B
+|Not A but B|It can't be A, so B.|I don't think it's A. It's B.|A is not correct; B is|A is incorrect. The answer is B.|<think>A or B? maybe A</think>B
+|(a) Open~(b) Closed~~B|Between A and B, the answer is B.|Option A says open. Option B says closed. Therefore, the answer is B.|\(B\)|\textbf{B}|[[B]]
+|Answer: B. Open wings look different.|(b) Closed~~Option (a) does not fit the photo.|B) Closed|It's (b) Closed|Based on it, I would choose option (b).|must be B
+|It is B that fits|Option b shows the wings|B is my answer|Answer:~~**B**|The final answer is $\boxed{B}$.|The answer is B, not A.|{"answer": "B"}|B — they touch"""  # noqa: RUF001
+GIVES_NONE = r"""A door|A man is standing|C|(c)|Option C|A or B|(a) or (b)|both|Neither A nor B|not B|It is not (b)|I don't think it is B|The answer is not B
+|B is wrong|B isn't right|B is not correct|Plan B|Vitamin B|Exhibit A|Type A blood|A-frame house|U.S.A.|at 5 a.m.|B.B. King|B movies are fun|I see a B-52|The
+answer is a door|choose a door|It's a bird|with a hat|The answer is A or B|The answer is A, B|A/B|A & B|A~B|a (red) door|A (red) door|an a la carte|I cannot
+answer. A door is there.|Both A and B|A bird, a tree and a house|such a view|the letter A is on the sign|A man's hat|Is it A or B?|A: no wait, B"""
+
+
+def spellings(text: str) -> list[str]:
+    """The answers between bars; ~ stands for a line's end."""
+    return [answer.replace("~", "\n") for answer in text.replace("\n|", "|").replace("\n", " ").split("|")]
+
+
+@pytest.mark.parametrize(("text", "letter"), [(GIVES_B, "b"), (GIVES_NONE, None)], ids=["a letter", "no letter"])
+def test_plain_ways_to_give_a_letter_and_words_that_only_look_like_it(text: str, letter: str | None) -> None:
+    assert len(spellings(text)) > 40
+    assert {answer: match_answer(answer, OPEN) for answer in spellings(text)} == dict.fromkeys(spellings(text), letter)
+    assert {answer: match_letter(answer, OPEN) for answer in spellings(text)} == dict.fromkeys(spellings(text), letter)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("yes|Yes.|**Yes**|Yes, it does.|Yes~~It fits.|Answer: yes|The answer is yes.|'Yes'|Yes - it does|<answer>Yes</answer>|\\boxed{yes}|It fits.~Yes|"
+         "Yes, there is no doubt|<think>no</think>Yes|Yes, the answer is correct.", True),
+        ("no|No.|NO|nO!|**No**|No, it does not.|No~~It differs|The answer is no.|Final answer: No|(no)|It differs.~~Answer: no", False),
+        ("|maybe|Yes and no|yes or no|Yes/No|Nothing|another|yesterday|There is no error in it|The answer is correct|not sure", None),
+    ],
+)  # fmt: skip
+def test_yes_and_no(text: str, said: bool | None) -> None:
+    assert {answer: yes_or_no(answer) for answer in spellings(text)} == dict.fromkeys(spellings(text), said)
+
+
+@pytest.mark.parametrize("piece", [" ", "(a) ", "open ", "not ", "B.\n"])
+def test_long_answers_take_time_in_proportion(piece: str) -> None:
+    """In quadratic time, this test would take minutes."""
+    match_answer("answer is" + piece * (2**16 // len(piece)) + "B", OPEN)
 
 
 unnegated = plain_words.filter(lambda words: not {"not", "never", "cannot", "neither", "nor"} & set(words.split()))

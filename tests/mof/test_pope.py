@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mof.evals.pope import PopeQuestion, read_pope, says_yes, score_pope
+from mof.evals.pope import PopeQuestion, read_pope, says_neither, says_no_unread, says_yes, score_pope
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,15 @@ from mof.evals.pope import PopeQuestion, read_pope, says_yes, score_pope
 )
 def test_the_released_rule(answer: str, expected: bool) -> None:
     assert says_yes(answer) is expected
+
+
+def test_answers_without_yes_and_no_and_noes_that_the_rule_does_not_read() -> None:
+    assert [answer for answer in ("Yes", "no.", "There is not", "two dogs", "", "There isn't any", "another") if says_neither(answer)] == [
+        "two dogs", "", "There isn't any", "another"
+    ]  # fmt: skip
+    assert [answer for answer in ("No", "NO", "no!", "**No**", "No\nDog", "Yes no!", "A dog. No", "Nothing") if says_no_unread(answer)] == [
+        "NO", "no!", "**No**", "No\nDog"
+    ]  # fmt: skip
 
 
 def questions(strategy: str, labels: str) -> list[PopeQuestion]:
@@ -80,6 +89,9 @@ def test_bad_lines_are_named(tmp_path: Path, content: str) -> None:
 def test_folders(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
         read_pope(tmp_path)
+    (tmp_path / "coco_pope_popular.json").write_text(line(), encoding="utf-8-sig")  # as Windows programs save it
+    assert len(read_pope(tmp_path)) == 1
+    (tmp_path / "coco_pope_popular.json").unlink()
     for strategy in ("adversarial", "random"):
         (tmp_path / f"coco_pope_{strategy}.json").write_text(line() + "\n" + line(question_id=2, label="no") + "\n\n")
     assert [(q.id, q.present) for q in read_pope(tmp_path)] == [

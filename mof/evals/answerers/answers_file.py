@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ class AnswersFile:
     answer, with names of `IDS` and `TEXTS`). Rows without ids are numbered from 1. If `file` is a folder, all these files in it are
     read, and ids begin with the file's name: "random/17" is the answer 17 of `random.jsonl`.
 
+    An answer that is null costs its own prompt only.
+
     Raises:
         ValueError: for a file that is none of these, a row without an answer, or two answers to one prompt.
     """
@@ -32,7 +35,7 @@ class AnswersFile:
     def __init__(self, file: str | Path, name: str | None = None) -> None:
         self.file = Path(file)
         self.name = name or self.file.stem
-        self.answers: dict[str, str] = {}
+        self.answers: dict[str, str | None] = {}
         digest = hashlib.sha256()
         files = sorted(path for path in self.file.iterdir() if path.suffix.lower() in SUFFIXES) if self.file.is_dir() else [self.file]
         for path in files:
@@ -50,10 +53,11 @@ class AnswersFile:
                 f"are like {', '.join(list(self.answers)[:5])}"
             )
         for position, prompt in enumerate(prompts):
-            yield position, Answer(self.answers[prompt.id])
+            text = self.answers[prompt.id]
+            yield position, Answer(text or "", error=f"{self.file} holds null" if text is None else None)
 
 
-def _read(file: Path) -> tuple[dict[str, str], bytes]:
+def _read(file: Path) -> tuple[dict[str, str | None], bytes]:
     """Return the answers and the file's content."""
     try:
         content = file.read_bytes()
@@ -64,14 +68,15 @@ def _read(file: Path) -> tuple[dict[str, str], bytes]:
     except (ValueError, csv.Error) as error:
         raise ValueError(f"{file}: cannot be read as answers ({error})") from None
     answers = rows if isinstance(rows, dict) else _by_id(rows, str(file))
-    if wrong := [id for id, text in answers.items() if not isinstance(text, str)]:
+    if wrong := [id for id, text in answers.items() if not isinstance(text, str | None)]:
         raise ValueError(f"{file}: answers should be text; {wrong[0]} has {answers[wrong[0]]!r}")
     return answers, content
 
 
 def _read_rows(text: str, suffix: str) -> list[Any] | dict[str, Any]:
     if suffix == ".csv":
-        return list(csv.DictReader(text.splitlines(keepends=True), strict=True))
+        rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+        return [{name: cell for name, cell in row.items() if cell is not None} for row in rows]
     if suffix not in SUFFIXES:
         raise ValueError(f"{suffix or 'no suffix'}; expected {', '.join(SUFFIXES)}")
     lines = [line for line in text.split("\n") if line.strip()]
@@ -92,7 +97,7 @@ def _by_id(rows: Sequence[Any], where: str) -> dict[str, Any]:
         raise ValueError(f"{where}: row {with_id.index(False) + 1} has no id, others have; expected one of {', '.join(IDS)} in each")
     for number, row in enumerate(rows, start=1):
         text = _find(row, TEXTS) if isinstance(row, dict) else row
-        if text is None:
+        if text is None and not (isinstance(row, dict) and set(TEXTS) & row.keys()):
             raise ValueError(f"{where}: row {number} has no answer; expected one of {', '.join(TEXTS)}, got {row!r}")
         id = str(_find(row, IDS)) if with_id[number - 1] else str(number)
         if id in answers:

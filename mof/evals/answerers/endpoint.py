@@ -6,19 +6,20 @@ import base64
 import io
 import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import aclosing
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
 
 from PIL import Image
 
-from encoders import read_image
+from encoders import ImageError, read_image
 from encoders.images.opening import open_image, read_file
 from mof.data.records import ImageSource
+from mof.evals.answerers.api_keys import key_for, without_key
 from mof.evals.answering import Answer, Prompt
 
 try:
@@ -50,7 +51,8 @@ class Endpoint:
     Args:
         url: up to and with the version, such as "https://api.openai.com/v1".
         model: the endpoint's name for the model.
-        key_variable: environment variable with the API key; no key is sent if it is unset. The key is never written anywhere.
+        key_variable: environment variable with the API key; no key is sent if it is unset. Without a name, it is OPENAI_API_KEY
+            for OpenAI's own host and no key for any other. The key is never written anywhere.
         concurrency: number of prompts under way at a time.
         timeout: seconds for a whole attempt.
         attempts: number of attempts at each prompt.
@@ -61,7 +63,7 @@ class Endpoint:
         url: str,
         model: str,
         *,
-        key_variable: str = "OPENAI_API_KEY",
+        key_variable: str | None = None,
         max_new_tokens: int = 256,
         concurrency: int = 8,
         timeout: float = 120.0,
@@ -75,9 +77,7 @@ class Endpoint:
             raise ValueError(
                 f"concurrency {concurrency}, attempts {attempts}, max_new_tokens {max_new_tokens} and timeout {timeout} should be positive"
             )
-        self._key = os.environ.get(key_variable, "").strip()
-        if not (self._key.isascii() and self._key.isprintable()):
-            raise ValueError(f"the API key in {key_variable} holds characters that no HTTP header takes")
+        self._key = key_for(url, key_variable)
         self.name, self.concurrency, self.timeout, self.attempts = model, concurrency, timeout, attempts
         self.max_new_tokens = max_new_tokens
         self.settings: dict[str, Any] = {
@@ -122,7 +122,10 @@ class Endpoint:
             )
 
     async def _ask(self, client: openai.AsyncOpenAI, prompt: Prompt) -> Answer:
-        messages: Any = await anyio.to_thread.run_sync(_messages, prompt)
+        try:
+            messages: Any = await anyio.to_thread.run_sync(_messages, prompt)
+        except ImageError as error:  # costs this prompt only
+            return Answer("", error=str(error))
         kept_back = FROM_ENVIRONMENT if self._key else (*FROM_ENVIRONMENT, "Authorization")
         try:
             reply = await client.chat.completions.with_raw_response.create(
@@ -131,21 +134,24 @@ class Endpoint:
             )  # fmt: skip
         except openai.APIStatusError as error:
             status = error.status_code
-            message = f"HTTP {status}: {self._excerpt(error.response.content[:2000].decode(errors='replace'))}"
+            message = f"HTTP {status}: {self._excerpt(error.response.content.decode(errors='replace'))}"
             if status in REFUSALS:
                 return Answer("", error=message)
             if status in TRIED_AGAIN or status >= 500:
                 raise _NoAnswer(message) from None
             # A wrong key, model or address stops all prompts.
-            raise ValueError(f"{self.settings['url']}, model {self.name}: {message}") from None
+            unsent = "" if self._key else "; no key was sent: --key-variable (key_variable) names the variable that holds the key"
+            raise ValueError(f"{self.settings['url']}, model {self.name}: {message}{unsent if status in (401, 403) else ''}") from None
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
             raise _NoAnswer(f"{type(cause).__name__}: {self._excerpt(str(cause))}") from None
-        return _to_answer(reply.content)
+        answer = _to_answer(reply.content)
+        return replace(answer, text=without_key(answer.text, self._key))
 
     def _excerpt(self, text: str) -> str:
-        text = " ".join(text.split())
-        return (text.replace(self._key, "***") if self._key else text)[:300]
+        """Return the beginning of a text in one line, without the key, which some servers echo."""
+        printable = "".join(letter if letter.isprintable() else " " for letter in without_key(text, self._key))
+        return " ".join(printable.split())[:300]
 
 
 class _NoAnswer(Exception):
@@ -192,7 +198,7 @@ def _to_answer(reply: bytes | bytearray) -> Answer:
         if not isinstance(content, str):
             raise TypeError
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
-        raise httpx2.DecodingError(f"the reply is no chat completion: {bytes(reply[:100])!r}") from None
+        raise httpx2.DecodingError(f"the reply is no chat completion: {bytes(reply).decode(errors='replace')}") from None
     usage = document.get("usage")
     counts = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
     used, made = (count if isinstance(count, int) and count > 0 else 0 for count in counts)

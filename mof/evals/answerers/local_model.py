@@ -70,13 +70,18 @@ class LocalModel:
         Its identity is made of the weights in memory, encoders included, and of the folder's other files.
 
         Raises:
-            ValueError: for a folder without config.json.
+            ValueError: for a folder without config.json, or weights that are not finite.
         """
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder} holds no config.json: expected a folder that save_pretrained wrote")
         register_auto_classes()
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
+        for parameter_name, weights in model.named_parameters():
+            if weights.is_floating_point() and not weights.isfinite().all():
+                raise ValueError(
+                    f"{folder}: {parameter_name} holds values that are not finite; its training diverged, or the file is damaged"
+                )
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         identity = f"weights {weights_digest(model)}, files {_files_digest(folder)}"
         return cls(
@@ -85,13 +90,26 @@ class LocalModel:
         )  # fmt: skip
 
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
+        """Yield the answers. A prompt whose image, template or pass raises gets an answer with the error."""
         for start in range(0, len(prompts), self.batch_size):
             batch = prompts[start : start + self.batch_size]
-            with torch.inference_mode():
-                answers = self._generate(batch)
-                likelihoods = [self._option_likelihoods(prompt) for prompt in batch]
-            for offset, ((text, used, made), scores) in enumerate(zip(answers, likelihoods, strict=True)):
-                yield start + offset, Answer(text, scores, used, made)
+            try:
+                answers = self._answers(batch)
+            except Exception:  # of any library; the others of the batch are answered
+                answers = [self._answer_alone(prompt) for prompt in batch]
+            yield from enumerate(answers, start=start)
+
+    def _answer_alone(self, prompt: Prompt) -> Answer:
+        try:
+            return self._answers([prompt])[0]
+        except Exception as error:
+            return Answer("", error=f"{type(error).__name__}: {error}")
+
+    @torch.inference_mode()
+    def _answers(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        made = self._generate(prompts)
+        likelihoods = [self._option_likelihoods(prompt) for prompt in prompts]
+        return [Answer(text, scores, used, written) for (text, used, written), scores in zip(made, likelihoods, strict=True)]
 
     def _generate(self, prompts: Sequence[Prompt]) -> list[tuple[str, int, int]]:
         """Return text, number of tokens read and number of tokens written, per prompt."""

@@ -15,8 +15,9 @@ from typing import Any
 from rich.console import Console
 
 from encoders.runs import versions, write_json, write_text
+from mof.evals.answerers.api_keys import OPENAI_KEY, key_for, without_key
 from mof.evals.measures import MEASURES
-from mof.evals.run import FORMAT, Result, claim_folder
+from mof.evals.run import FORMAT, Result, claimed_folder
 
 SUITES = {
     "vig": (
@@ -59,13 +60,18 @@ def run_suite(suite: str, run: SuiteRun, console: Console) -> Result:
     """
     if find_spec("lmms_eval") is None:
         raise ValueError('suites are run by lmms-eval, which is not installed: pip install "mof-vig[lmms]"')
-    from lmms_eval.tasks import TaskManager
-
     from mof.evals.lmms.model import MofLmms
 
     model = MofLmms(str(run.model), dtype=run.dtype, batch_size=run.batch_size, cache=str(run.out / "cache.jsonl"))
     judge = os.environ.get("MODEL_VERSION", JUDGE)
-    claim_folder(run.out, benchmark="lmms-eval", suite=suite, answerer=model.settings, judge=judge, limit=run.limit)
+    with claimed_folder(run.out, benchmark="lmms-eval", suite=suite, answerer=model.settings, judge=judge, limit=run.limit):
+        return _measure(suite, run, model, judge, console)
+
+
+def _measure(suite: str, run: SuiteRun, model: Any, judge: str, console: Console) -> Result:
+    """Run each task, and write and return the result."""
+    from lmms_eval.tasks import TaskManager
+
     manager = TaskManager("WARNING", include_path=str(files("mof.evals.lmms").joinpath("tasks")), model_name="mof")
     figures: list[Result] = []
     failed: dict[str, str] = {}
@@ -126,13 +132,14 @@ def _check_judge() -> None:
     """Ask the judge before hours of answers: tasks of lmms-eval give 0 points if the judge does not reply."""
     from lmms_eval.llm_judge import Request, ServerConfig, get_server
 
-    if not os.environ.get("OPENAI_API_KEY"):
+    if not os.environ.get(OPENAI_KEY):
         raise ValueError("needs a judge: set OPENAI_API_KEY, and OPENAI_API_URL and MODEL_VERSION for another than OpenAI's")
+    key = key_for(os.environ.get("OPENAI_API_URL", "https://api.openai.com/v1"), OPENAI_KEY)
     config = ServerConfig(model_name=os.environ.get("MODEL_VERSION", JUDGE), max_tokens=8, num_retries=1)
     try:
         get_server(os.environ.get("API_TYPE", "openai"), config).evaluate(Request([{"role": "user", "content": "Say yes."}], config=config))
     except Exception as error:  # whatever the client raises
-        raise ValueError(f"the judge does not reply ({type(error).__name__}: {error})") from None
+        raise ValueError(f"the judge does not reply ({type(error).__name__}: {without_key(str(error), key)})") from None
 
 
 def _plain(answer: str) -> str:
