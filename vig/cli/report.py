@@ -29,7 +29,7 @@ def report(
     source_key: Annotated[
         str | None, typer.Option(help="Key of a record that names its source; 'image' takes the top folder of its image.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=0, help="Number of records shown from either end.")] = 8,
+    samples: Annotated[int, typer.Option(min=0, help="Number of records shown from either end.")] = 25,
 ) -> None:
     """Show the scores on one page: distribution, words, samples with coloured tokens, null images and sparsity.
 
@@ -42,7 +42,7 @@ def report(
     if images is not None and not images.is_dir():
         raise ValueError(f"--images {images} is no folder; leave --images out for a page without images")
     selection = select(runs[0], keep, sources=None if source_key is None else record_sources(raw, source_key))
-    write_report(output, selection, raw, image_folder=images, others=runs[1:], samples=samples, progress=True)
+    write_report(output, selection, raw, image_folder=images, others=runs[1:], samples=samples, records_name=str(records), progress=True)
     typer.echo(f"{output}: {len(runs[0])} records; {selection.summary()}")
 
 

@@ -94,7 +94,8 @@ class Scores(Sequence[Score]):
     Scores of a folder (`load_scores`) keep the columns `LIGHT` in memory and read the others from the folder, shard by shard.
 
     Attributes:
-        manifest: the identity of the run, whether it is complete, and the ids of the records without a score.
+        manifest: the identity of the run, whether it is complete, the ids of the records without a score, and what the run is "about":
+            the name of its model.
         failures: id -> reason, of every record that could not be scored.
     """
 
@@ -167,9 +168,10 @@ class Scores(Sequence[Score]):
         lengths = np.diff(self.bounds)[places]
         return np.arange(lengths.sum()) + np.repeat(self.bounds[places] - (lengths.cumsum() - lengths), lengths)
 
-    def digest_at(self, place: int) -> str:
-        """Return the digest of the record whose score has this index."""
-        return self._light["digest"][place].as_py()
+    @cached_property
+    def digests(self) -> list[str]:
+        """The digest of each record when it was scored."""
+        return self._light["digest"].to_pylist()
 
     @property
     def failures(self) -> dict[str, str]:
@@ -185,7 +187,7 @@ class Scores(Sequence[Score]):
             if held := len(target.read(["id"])):
                 raise ValueError(f"{folder} already holds {held} scores; give an empty folder")
             target.append(self.table())
-            target.finish(self.manifest["text_only"], self.failures)
+            target.finish(self.manifest["text_only"], self.failures, self.manifest.get("about", {}))
 
 
 def to_table(scores: Sequence[Score]) -> pa.Table:
@@ -230,7 +232,7 @@ def load_scores(folder: str | os.PathLike[str]) -> Scores:
     run = run_digest(manifest["identity"])
     parts = [Part(_light_copy(shard, run), partial(read_shard, shard, SCHEMA, run)) for shard in sorted(path.glob(SHARDS))]
     text_only, failures = read_lists(path, manifest.get("files", {})) if manifest["complete"] else ([], {})
-    outcome = {"complete": manifest["complete"], "text_only": text_only, "failures": failures}
+    outcome = {"complete": manifest["complete"], "text_only": text_only, "failures": failures, "about": manifest.get("about", {})}
     scores = Scores([], {**outcome, "identity": manifest["identity"]}, parts=parts)
     if not manifest["complete"]:
         logger.warning("%s: the scoring run did not finish; run it again with this folder to resume it", folder)

@@ -124,7 +124,7 @@ class Selection:
                 self._require_scored(record, id, place)
                 if values.chosen[place]:
                     own = unselected(_as_dict(record, id))
-                    same = self.scores.digest_at(place) if own == record else digest(own)  # a digest takes its time
+                    same = self.scores.digests[place] if own == record else digest(own)  # a digest takes its time
                     yield {**own, key: values[id].tolist(), SCORED: same}
             elif id in text_only or (id not in self.scores.failures and _is_text_only(record)):
                 yield _as_dict(record, id)
@@ -138,7 +138,7 @@ class Selection:
             )
 
     def _require_scored(self, record: Any, id: str, place: int) -> None:
-        if digest(record) != self.scores.digest_at(place):
+        if digest(record) != self.scores.digests[place]:
             raise ValueError(f"record {id!r} is not what was scored; {AS_SCORED}")
 
 

@@ -49,6 +49,8 @@ def parse_arguments(texts: Sequence[str], own: Mapping[str, str]) -> dict[str, A
             raise ValueError(f"--set takes NAME=VALUE, such as weight_decay=0.1; got {text!r}")
         if name in own:
             raise ValueError(f"--set {name}: give {own[name]} instead")
+        if name == "group_by_length":  # its name before transformers 5
+            raise ValueError("--set group_by_length: give --set train_sampling_strategy=group_by_length instead")
         if name not in NAMES:
             near = difflib.get_close_matches(name, NAMES) or ["see transformers.TrainingArguments"]
             raise ValueError(f"--set: there is no {name!r}; {', '.join(near)}?")
