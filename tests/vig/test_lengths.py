@@ -19,10 +19,10 @@ def test_estimated_length() -> None:
 
 
 def test_batches_are_of_like_length(llava, tmp_path) -> None:
-    """Of records of two lengths, at most the batch at the border mixes them."""
+    """Of records of two lengths, at most two batches mix them: the first, which has the longest, and that at the border."""
     data = [of("short" if number % 2 else "a much longer answer than that " * 4) for number in range(16)]
     args = arguments(tmp_path, train_sampling_strategy="group_by_length", gradient_accumulation_steps=1, num_train_epochs=1, max_steps=-1)
     trainer = SelectiveTrainer(llava[0], args, processing_class=llava[1], train_dataset=data, eval_dataset=data)
     for batches in (trainer.get_train_dataloader(), trainer.get_eval_dataloader()):
         padded = [bool((batch["attention_mask"] == 0).any()) for batch in batches]
-        assert len(padded) in (2, 8) and sum(padded) <= 1
+        assert len(padded) in (2, 8) and sum(padded) <= 2

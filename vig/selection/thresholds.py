@@ -74,8 +74,12 @@ class Selection:
         tokens = np.add.reduceat(np.append(self.token_masks.flat, False), self.scores.bounds[:-1], dtype=np.int64) * (lengths > 0)  # [N]
         columns = (self.token_masks.chosen, np.ones(len(codes)), tokens, lengths)  # of [N], in the order of `Counts`
         by_source = [np.bincount(codes, column, len(names)).astype(int).tolist() for column in columns]
+        samples_kept, samples_total, tokens_kept, tokens_total = map(sum, by_source)
         return Summary(
-            *map(sum, by_source),
+            samples_kept,
+            samples_total,
+            tokens_kept,
+            tokens_total,
             threshold=self.threshold,
             failed=len(self.scores.failures),
             text_only=len(self.scores.manifest["text_only"]),

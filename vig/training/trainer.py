@@ -98,6 +98,7 @@ class SelectiveTrainer(Trainer):
         RecordError: for a record in a list that was changed after it was selected.
     """
 
+    data_collator: Any
     _untouched: bool | None = None  # whether the logits are the head's output as it is; known from the first batch
     _wants_logits = False
 
@@ -247,7 +248,7 @@ class SelectiveTrainer(Trainer):
         if self._padding_free and not keeps_records_apart(model, self._head(), inputs):
             raise ValueError(
                 f"{type(self.model).__name__} does not keep the records of a padding-free batch apart, at least not with "
-                "this attention implementation; leave padding_free=False"
+                "this attention implementation; train without padding_free"
             )
         return is_untouched(model, self._head(), inputs)
 
