@@ -23,7 +23,7 @@ from vig import random_selection, select
 from vig.report import page, write_report
 from vig.report.null_comparison import compare_nulls, rank_correlation
 from vig.scoring.scores import Score, Scores
-from vig.selection.thresholds import Selection
+from vig.selection.selected import Selection
 
 TOKENIZER = tiny.build_tokenizer()
 END = TOKENIZER.eos_token_id

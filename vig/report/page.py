@@ -21,7 +21,7 @@ from mof.data.rows import RawRecord, UnreadableRow, id_of, rows
 from vig.report.null_comparison import compare_nulls, null_name, reference_of
 from vig.report.samples import SampleReader
 from vig.scoring.scores import Score, Scores
-from vig.selection.thresholds import Selection, source_codes
+from vig.selection.selected import Selection, source_codes
 from vig.words import Mean, answer_words, can_tag, parts_of_speech, word_class
 
 # Shapes: N = values, A = answer tokens of all records, B = columns of a histogram.

@@ -18,7 +18,7 @@ from mof.data.records import RecordError, digest, images_of, texts_of, to_record
 from mof.data.rows import RawRecord
 from vig.nulls import NULLS, NullImages
 from vig.scoring.scores import Score
-from vig.selection.thresholds import Selection
+from vig.selection.selected import Selection
 from vig.words import token_texts, turns
 
 THUMBNAIL = 320  # pixels of the longer side, at most

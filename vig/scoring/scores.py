@@ -101,9 +101,11 @@ class Scores(Sequence[Score]):
 
     def __init__(self, items: Iterable[Score], manifest: Mapping[str, Any], *, parts: Sequence[Part] = ()) -> None:
         table = to_table(list(items))
-        self._parts = [*parts, Part(table, lambda: table)] if len(table) else list(parts)
-        self._light = pa.concat_tables([SCHEMA.empty_table().select(LIGHT), *(part.light.select(LIGHT) for part in self._parts)])
-        self._starts = np.cumsum([0, *(len(part.light) for part in self._parts)])  # [P + 1] for P parts
+        parts = [*parts, Part(table, lambda: table)] if len(table) else list(parts)
+        tables = [SCHEMA.empty_table().select(LIGHT), *(part.light.select(LIGHT) for part in parts)]
+        self._light = pa.concat_tables(tables).combine_chunks()
+        self._starts = np.cumsum([0, *(len(part.light) for part in parts)])  # [P + 1] for P parts
+        self._readers = [part.read for part in parts]
         self._last: tuple[int, pa.Table] | None = None  # the part that was read last
         self.manifest = dict(manifest)
 
@@ -115,7 +117,7 @@ class Scores(Sequence[Score]):
         return len(self._light)
 
     def __iter__(self) -> Iterator[Score]:
-        for number in range(len(self._parts)):
+        for number in range(len(self._readers)):
             yield from from_table(self._read(number))
 
     def at(self, places: Sequence[int]) -> list[Score]:
@@ -130,7 +132,7 @@ class Scores(Sequence[Score]):
 
     def _read(self, number: int) -> pa.Table:
         if self._last is None or self._last[0] != number:
-            self._last = number, self._parts[number].read()
+            self._last = number, self._readers[number]()
         return self._last[1]
 
     @cached_property
@@ -179,7 +181,7 @@ class Scores(Sequence[Score]):
 
     def table(self) -> pa.Table:
         """N rows with the columns of `SCHEMA`, the fields of `Score`."""
-        return pa.concat_tables([SCHEMA.empty_table(), *(part.read() for part in self._parts)])
+        return pa.concat_tables([SCHEMA.empty_table(), *(read() for read in self._readers)])
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the scores to a new or empty folder, which `load_scores` reads. ValueError if the folder holds anything."""
@@ -212,7 +214,7 @@ def _rows(column: pa.ChunkedArray) -> list[Any]:
 
 def _flat(column: pa.ChunkedArray) -> NDArray[Any]:
     """The values of all rows of a list column, one row after the other."""
-    return pc.list_flatten(column).to_numpy()
+    return pc.list_flatten(column).combine_chunks().to_numpy()  # of a single chunk, without a copy
 
 
 def _bounds(column: pa.ChunkedArray) -> NDArray[np.int64]:
