@@ -130,14 +130,15 @@ class LateGroup(TyperGroup):
 def _with_options(message: str, command: Any) -> str:
     """Return the message with options in place of arguments of Python functions: "--max-length" for "max_length".
 
-    Only names with an underscore are replaced, since other names are words of the language, and only outside of paths.
+    Only names with an underscore are replaced, since other names are words of the language. Paths and the entries of an identity, which
+    a colon follows, stay as they are.
     """
     options = (
         {parameter.name: parameter.opts[0] for parameter in command.params if parameter.param_type_name == "option"} if command else {}
     )
     options |= {old.replace("-", "_"): options[new] for old, new in OLD_SPELLINGS.items() if new in options}
     for name in (name for name in options if "_" in name):
-        message = re.sub(rf"(?<![\w/.-]){name}(?![\w/.-])", options[name], message)
+        message = re.sub(rf"(?<![\w/.-]){name}(?![\w/:-]|\.\w)", options[name], message)
     return message
 
 

@@ -278,10 +278,10 @@ def test_interrupted_before_the_file_is_written(folder: Path, monkeypatch: pytes
 
 def test_errors_name_options_and_leave_paths_alone() -> None:
     def fail(images: Annotated[Path | None, typer.Option()] = None, max_length: Annotated[int, typer.Option()] = 1) -> None:
-        raise RecordError("/data/max_length/image_folder.png: not in image_folder=/data; a larger max_length helps")
+        raise RecordError("/data/max_length/image_folder.png: not in image_folder=/data, max_length: 3; give a larger max_length.")
 
     result = run("fail", app=build_app({"fail": fail}))
-    assert result.stderr == "mof: /data/max_length/image_folder.png: not in --images=/data; a larger --max-length helps\n"
+    assert result.stderr == "mof: /data/max_length/image_folder.png: not in --images=/data, max_length: 3; give a larger --max-length.\n"
 
 
 def test_old_spellings_still_work(folder: Path) -> None:

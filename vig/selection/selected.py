@@ -14,13 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mof.data.records import SCORED, RecordError, digest, to_record, unselected
-from mof.data.rows import RawRecord, id_of, rows
+from mof.data.rows import RawRecord, UnreadableRow, id_of, rows
 from vig.scoring.scores import Scores
 from vig.selection.sources import NO_SOURCE
 from vig.selection.summary import Counts, Summary
 
 # Shapes: N = scored records, T = answer tokens of one record, A = answer tokens of all scored records.
 
+CONTENT = ("id", "image", "images", "conversations", "messages")  # the entries of a record that its scores depend on
+MOST_CHOICES = 256  # of entries that may have been added to a record after it was scored
 AS_SCORED = "give the records as they were scored, or score these"
 logger = logging.getLogger(__name__)
 
@@ -125,11 +127,12 @@ class Selection:
             place = self.scores.places.get(id)
             known += place is not None or id in text_only or id in self.scores.failures
             if place is not None:
-                self._require_scored(record, id, place)
+                given = digest(record)
+                if not was_scored(record, given, self.scores.digests[place]):
+                    raise ValueError(f"record {id!r} is not what was scored; {AS_SCORED}")
                 if values.chosen[place]:
                     own = unselected(_as_dict(record, id))
-                    same = self.scores.digests[place] if own == record else digest(own)  # a digest takes its time
-                    yield {**own, key: values[id].tolist(), SCORED: same}
+                    yield {**own, key: values[id].tolist(), SCORED: given if own == record else digest(own)}  # a digest takes its time
             elif id in text_only or (id not in self.scores.failures and _is_text_only(record)):
                 yield _as_dict(record, id)
             else:
@@ -141,9 +144,18 @@ class Selection:
                 "%d records have no score though they have an image, or cannot be read; they are left out of the training set", unknown
             )
 
-    def _require_scored(self, record: Any, id: str, place: int) -> None:
-        if digest(record) != self.scores.digests[place]:
-            raise ValueError(f"record {id!r} is not what was scored; {AS_SCORED}")
+
+def was_scored(record: RawRecord | UnreadableRow, given: str, scored: str) -> bool:
+    """Return whether a record, whose digest is `given`, is the record that was scored: the digest of that is `scored`.
+
+    It may have more entries now, such as a source or a token mask, but none of those that the scores depend on.
+    """
+    if given == scored or not isinstance(record, Mapping):
+        return given == scored
+    more = [key for key in record if key not in CONTENT]
+    choices = itertools.chain.from_iterable(itertools.combinations(more, count) for count in range(len(more), 0, -1))
+    added = itertools.islice(choices, MOST_CHOICES)
+    return any(digest({key: value for key, value in record.items() if key not in keys}) == scored for keys in added)
 
 
 def source_codes(scores: Scores, sources: Mapping[str, str]) -> tuple[list[str], NDArray[np.int64]]:
