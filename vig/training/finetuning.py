@@ -93,7 +93,8 @@ def finetune(
         trainer.train(resume_from_checkpoint=last_checkpoint(folder / CHECKPOINTS))
     seconds = time.monotonic() - start
     trainer.require_finite()
-    if trainer.eval_dataset is not None and "eval_loss" not in trainer.state.log_history[-2]:  # the last is a summary
+    evaluated = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    if trainer.eval_dataset is not None and trainer.state.global_step not in evaluated:
         trainer.evaluate()
     with writing(folder):
         _save(trainer, processor, own, folder, lora)
