@@ -55,7 +55,7 @@ def make(folder: Path, count: int) -> None:
             records = [record(rng, index) for index in range(start, min(start + SHARD, count))]
             lines += [json.dumps(one) for one in records]
             scores.append(pa.table(columns(rng, records), schema=SCHEMA))
-        scores.finish([], {})
+        scores.finish([], {}, {})
     write_text(folder / "records.jsonl", "\n".join(lines) + "\n")
 
 

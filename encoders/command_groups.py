@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import re
 import sys
 import tempfile
 import traceback
@@ -120,8 +121,25 @@ class LateGroup(TyperGroup):
                 traceback.print_exception(error)
             refused = _is_refusal(error)
             message = " ".join(str(error).split())
+            if refused:
+                message = _with_options(message, self.get_command(ctx, ctx.invoked_subcommand or ""))
             typer.echo(f"mof: {message}" if refused else f"mof: {_bug_report(error, message)}", err=True)
             raise typer.Exit(2 if refused else 1) from None
+
+
+def _with_options(message: str, command: Any) -> str:
+    """Return the message with options in place of arguments of Python functions: "--max-length" for "max_length".
+
+    Only names with an underscore are replaced, since other names are words of the language. Paths and the entries of an identity, which
+    a colon follows, stay as they are.
+    """
+    options = (
+        {parameter.name: parameter.opts[0] for parameter in command.params if parameter.param_type_name == "option"} if command else {}
+    )
+    options |= {old.replace("-", "_"): options[new] for old, new in OLD_SPELLINGS.items() if new in options}
+    for name in (name for name in options if "_" in name):
+        message = re.sub(rf"(?<![\w/.-]){name}(?![\w/:-]|\.\w)", options[name], message)
+    return message
 
 
 def _is_refusal(error: Exception) -> bool:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
+import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,9 +29,15 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     folder that others may write to, they could put a link of that name there, and machines that share the folder write different files.
     """
     temporary = path.with_name(f"{TEMPORARY}{token_hex(8)}-{path.name}")
-    write(temporary)
-    _flush(temporary)  # otherwise a power cut could leave the name without the bytes
-    os.replace(temporary, path)
+    try:
+        write(temporary)
+        _flush(temporary)  # otherwise a power cut could leave the name without the bytes
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)  # a full disk has room again
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk's error names no file
+        raise
     _flush(path.parent)
 
 
@@ -40,6 +49,34 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as JSON, in the same way as `write_text`."""
     write_text(path, json.dumps(content, indent=1))
+
+
+def replace_folder(folder: Path, new: Path) -> None:
+    """Put the folder `new`, of the same disk, in the place of `folder`, if there is one. A killed process leaves the old or the new folder.
+
+    Linux exchanges the two in one step. Elsewhere there is a moment between two steps in which the old folder has only its other name.
+    """
+    if not folder.is_dir():
+        new.rename(folder)
+        return
+    if _exchange(folder, new):
+        old = new
+    else:
+        old = new.with_name(f"{new.name}-before")
+        folder.rename(old)
+        try:
+            new.rename(folder)
+        except BaseException:
+            old.rename(folder)
+            raise
+    shutil.rmtree(old)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange the names of two folders in one step; return whether the system can do this."""
+    exchange = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    here, flag = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of the kernel
+    return exchange is not None and exchange(here, os.fsencode(first), here, os.fsencode(second), flag) == 0
 
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:

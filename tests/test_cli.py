@@ -8,7 +8,7 @@ import subprocess
 import sys
 from importlib.metadata import EntryPoint, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 import torch
@@ -262,6 +262,26 @@ def test_interrupted() -> None:
     assert first.exit_code == second.exit_code == 130
     assert first.stderr != second.stderr and "same command" in second.stderr
     assert len(first.stderr.splitlines()) == len(second.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["select", "report"])
+def test_interrupted_before_the_file_is_written(folder: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"vig.cli.{command}.load_scores", interrupted)
+    scores = ("--scores", folder) if command == "select" else (folder,)
+    result = run("vig", command, *scores, "--records", folder / "records.json", "--output", folder / "x")
+    assert result.exit_code == 130 and "nothing was written; the same command" in result.stderr
+    assert not (folder / "x").exists()
+
+
+def test_errors_name_options_and_leave_paths_alone() -> None:
+    def fail(images: Annotated[Path | None, typer.Option()] = None, max_length: Annotated[int, typer.Option()] = 1) -> None:
+        raise RecordError("/data/max_length/image_folder.png: not in image_folder=/data, max_length: 3; give a larger max_length.")
+
+    result = run("fail", app=build_app({"fail": fail}))
+    assert result.stderr == "mof: /data/max_length/image_folder.png: not in --images=/data, max_length: 3; give a larger --max-length.\n"
 
 
 def test_old_spellings_still_work(folder: Path) -> None:

@@ -1,8 +1,9 @@
 from .scoring.run import score
 from .scoring.scores import Score, Scores, load_scores
 from .selection.random_control import random_selection
+from .selection.selected import Selection
 from .selection.sources import record_sources
-from .selection.thresholds import Selection, select
+from .selection.thresholds import select
 from .training.trainer import SelectiveTrainer
 
 __all__ = [

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from encoders.runs import write_json
+from encoders.runs import replace_folder, write_json
 
 if TYPE_CHECKING:
     from mof.llava.loading import Loaded
@@ -64,9 +63,7 @@ def convert(
         files = [*_files(partial), RECORD]
         record = {"format": 1, "source": str(source), "layout": loaded.layout, "to": to, "unused": loaded.unused, "files": files}
         write_json(partial / RECORD, record)
-        if folder.is_dir():
-            shutil.rmtree(folder)
-        partial.rename(folder)
+        replace_folder(folder, partial)
     typer.echo(f"written: {folder} (layout {to}, {len(files) - 1} files)")
 
 

@@ -172,9 +172,9 @@ def require_unchanged(raw: Any) -> None:
 def digest(value: Any) -> str:
     """Return 16 hex digits of the SHA-256 of a JSON-able value, which may hold PIL images and bytes."""
     try:
-        text = json.dumps(value, sort_keys=True, default=_plain)
+        text = _to_json(value)
     except TypeError:  # keys that JSON does not know, or that cannot be sorted
-        text = json.dumps(_with_text_keys(value), sort_keys=True, default=_plain)
+        text = _to_json(_with_text_keys(value))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -195,6 +195,9 @@ def _plain(value: Any) -> Any:
     except Exception:  # a broken file, opened but not decoded yet; the reader of its pixels reports it
         pixels = b""
     return [value.mode, value.size, hashlib.sha256(pixels).hexdigest()]
+
+
+_to_json = json.JSONEncoder(sort_keys=True, default=_plain).encode  # made once, as millions of records are digested
 
 
 def _messages_of(name: str, raw: Any) -> list[Message]:

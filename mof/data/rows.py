@@ -5,14 +5,17 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from mof.data.records import RecordError, record_id
 
+PIECE = 2**20  # characters of a file that are read at a time
+_COMMA = re.compile(r"[ \t\r\n]*,[ \t\r\n]*")
 RawRecord = Mapping[str, Any] | list[Any]  # as `mof.data.records.to_record` reads it
 
 
@@ -103,3 +106,55 @@ def _parse_json(content: bytes, where: str) -> Any:
         return json.loads(content.removeprefix(codecs.BOM_UTF8).decode())
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         return UnreadableRow(where, f"not JSON ({error})")
+
+
+# --- rows that are read as they are needed
+def stream_rows(path: str | os.PathLike[str]) -> Iterator[Row]:
+    """Yield the records that `read_rows` returns, without holding them in memory; the errors are the same.
+
+    A list in a `.json` file is found to be broken only where it breaks.
+    """
+    path = Path(path)
+    records = _lines(path) if path.suffix == ".jsonl" else _items(path)
+    first = next(records, None)
+    if first is None or isinstance(first, UnreadableRow):
+        yield from read_rows(path)  # an empty list, or the error
+    else:
+        yield first
+        yield from records
+
+
+def _lines(path: Path) -> Iterator[Row]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield _parse_json(line, f"{path.name}, line {number}")
+
+
+def _items(path: Path) -> Iterator[Row]:
+    try:
+        rest = yield from _whole_items(path)
+    except UnicodeDecodeError:
+        rest = ""
+    if not re.fullmatch(r"[ \t\r\n]*\][ \t\r\n]*", rest):
+        read_rows(path)  # raises the error
+
+
+def _whole_items(path: Path) -> Generator[Row, None, str]:
+    """Yield the items of a JSON list, as far as it is sound. Return what is left of the file behind them."""
+    decoder, rest, size = json.JSONDecoder(), "", PIECE
+    before = re.compile(r"[ \t\r\n]*\[[ \t\r\n]*")
+    with path.open(encoding="utf-8-sig") as file:
+        while piece := file.read(size):
+            text, place = rest + piece, 0
+            while match := before.match(text, place):
+                try:
+                    item, end = decoder.raw_decode(text, match.end())
+                except (ValueError, RecursionError):
+                    break
+                if end == len(text):  # a number may go on in the next piece
+                    break
+                yield item
+                place, before = end, _COMMA
+            rest, size = text[place:], PIECE if place else 2 * size  # an item longer than all pieces so far is tried seldom
+    return rest

@@ -55,6 +55,9 @@ def run_recipe(main: Callable[[], None]) -> None:
         main()
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        print("interrupted; a recipe that has --resume goes on with it where it stopped", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def analysis_options(docstring: str | None) -> Options:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from support import launch
 from support.one_step import arguments
+from support.tiny_llava import build_records
 from torch.nn import functional as F
 
 from mof.data.collator import SupervisedCollator
@@ -107,3 +110,42 @@ def test_evaluation_loss_is_the_mean_over_all_tokens_in_any_batches(
     trainer = SelectiveTrainer(model, args, eval_dataset=given, **options)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, abs=1e-5)
     assert trainer.predict(given).metrics["test_loss"] == pytest.approx(expected, abs=1e-5) or padding_free
+
+
+TWO_PROCESSES = """
+import sys, torch
+from pathlib import Path
+from support import launch
+from support.one_step import arguments
+from support.tiny_llava import build_records
+from support.tiny_llava import build_llava, build_records
+from vig import SelectiveTrainer
+torch.set_num_threads(1)
+out, images = Path(sys.argv[1]), Path(sys.argv[2])
+model, processor = build_llava()
+losses = []
+for size, count, padding_free in ((1, 3, False), (2, 5, False), (2, 5, True), (4, 5, False)):
+    args = arguments(out, per_device_eval_batch_size=size)
+    options = {"processing_class": processor, "image_folder": images, "padding_free": padding_free}
+    trainer = SelectiveTrainer(model, args, eval_dataset=build_records(images, count), **options)
+    losses.append(trainer.evaluate()["eval_loss"])
+(out / f"losses-{args.process_index}").write_text(repr(losses))
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_evaluation_loss_on_two_processes(llava, tmp_path) -> None:
+    """The last batches are filled up with records of the first, which count once."""
+    model, processor = llava
+    images = tmp_path / "images"
+    expected = {}
+    for count in (3, 5):
+        trainer = SelectiveTrainer(model, arguments(tmp_path), processing_class=processor, image_folder=images)
+        expected[count] = trainer.evaluate(build_records(images, count))["eval_loss"]
+    launch.run(TWO_PROCESSES, tmp_path, images, count=2)
+    for rank in (0, 1):
+        losses = ast.literal_eval((tmp_path / f"losses-{rank}").read_text())
+        assert losses == pytest.approx([expected[3], expected[5], expected[5], expected[5]], abs=1e-5)

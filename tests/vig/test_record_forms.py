@@ -56,7 +56,7 @@ def test_lists_of_messages(llava, records, image_folder, image) -> None:
     assert scores.ids == [record_id(messages) for messages in conversations]
     assert_same(score(*llava, [{"id": str(i), "messages": messages} for i, messages in enumerate(conversations)]), expected)
     chosen = select(scores, 0.6).apply(conversations)
-    assert [set(record) for record in chosen] == [{"id", "messages", "token_mask"}] * 3
+    assert [set(record) for record in chosen] == [{"id", "messages", "token_mask", "scored_digest"}] * 3
 
 
 def test_messages_are_trained_on_as_they_were_scored(llava, records, image_folder, tmp_path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import os
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,11 @@ from vig import random_selection, select
 from vig.report import page, write_report
 from vig.report.null_comparison import compare_nulls, rank_correlation
 from vig.scoring.scores import Score, Scores
-from vig.selection.thresholds import Selection
+from vig.selection.selected import Selection
 
 TOKENIZER = tiny.build_tokenizer()
 END = TOKENIZER.eos_token_id
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>"
 
 
@@ -182,12 +185,14 @@ def test_nothing_is_loaded_and_nothing_runs(tmp_path: Path, photos: Path) -> Non
     selection = select(scores, keep=0.5, sources={one["id"]: one.get("source", EVIL) for one in records})
     found = write(tmp_path / "x.html", selection, records, image_folder=photos)
     tags = {tag for tag, _ in found.tags}
-    assert not tags & {"script", "link", "iframe", "object", "embed", "base", "form"}
+    assert not tags & {"link", "iframe", "object", "embed", "base", "form"}
     assert not [name for _, attributes in found.tags for name in attributes if name.startswith("on")]
     links = [value for _, found in found.tags for name, value in found.items() if name in ("src", "href", "srcset", "xlink:href", "data")]
     assert links and all(link is not None and link.startswith(("data:image/", "#")) for link in links)
     text = (tmp_path / "x.html").read_text()
-    assert "url(" not in text and "@import" not in text and "<script" not in text
+    assert "url(" not in text and "@import" not in text
+    (script,) = re.findall(r"<script.*?</script>", text, re.DOTALL)  # the search, which holds nothing of the records
+    assert script in Path(page.__file__).with_name("page.html.jinja").read_text()
     assert sum(EVIL in "".join(part for _, part in tokens) for tokens in found.tokens) == 4
     assert "1 of the images shown here could not be read" in found.text
 
@@ -218,6 +223,8 @@ def test_sparsity_by_source(tmp_path: Path) -> None:
         assert row in found.text
     assert "threshold +2.000: 50.0% reach it" in found.text
     assert "threshold +2.000: 25.0% reach it" in found.text  # of the tokens
+    assert "3 of the 12 answer tokens (25.0%) reach the threshold. 0 of these get no loss" in found.text
+    assert "0 tokens below the threshold get a loss" in found.text and "So 3 tokens (25.0%) get a loss" in found.text
     assert "1 text-only records are kept whole" in found.text and "f: broken" in found.text
 
 
@@ -287,3 +294,45 @@ def test_scores_of_another_model_are_refused(records: list[dict[str, Any]]) -> N
         compare_nulls([scores_of(items), scores_of(items, "zero", identity={"weights": "other"})])
     with pytest.raises(ValueError, match="'zero'"):
         compare_nulls([scores_of(items[:1]), scores_of(items[1:], "zero")])
+
+
+def test_tokens_that_reach_the_threshold_and_tokens_with_a_loss_are_explained(tmp_path: Path) -> None:
+    """a is kept with its last token by VIG, and its end by rule; b has a token above the threshold and is not kept."""
+    records = [record_of("a", [("?", "xx")]), record_of("b", [("?", "xx")])]
+    scores = scores_of([score_of(records[0], [0, 6, 0]), score_of(records[1], [4, 0, -4])])
+    found = write(tmp_path / "x.html", select(scores, keep=0.5), records)
+    assert "2 of the 6 answer tokens (33.3%) reach the threshold. 1 of these get no loss" in found.text
+    assert "1 tokens below the threshold get a loss" in found.text and "So 2 tokens (33.3%) get a loss" in found.text
+
+
+def test_model_and_records_are_named(tmp_path: Path, records: list[dict[str, Any]]) -> None:
+    scores = scores_of([score_of(one) for one in records], about={"model": "runs/<mine>"})
+    found = write(tmp_path / "x.html", select(scores), records, records_name="data/train.json")
+    assert "Model model in runs/<mine> , records of data/train.json , null image blur" in found.text
+
+
+def test_labels_of_the_axes_are_whole(tmp_path: Path) -> None:
+    """No text of a chart begins left of it, also where counts are long."""
+    drawn = page._histogram(np.repeat([0.0, 1.0, 1.1], (3_456_789, 2_345_678, 1)), np.array([0.0, 2.0]), 1.0, "record")
+    anchored = re.findall(r'<text style="([^"]*)" (?:x="([-0-9.]+)"|transform="translate\(([-0-9.]+))[^>]*>([^<]*)<', drawn)
+    assert any(text == "3,000,000" for *_, text in anchored)
+    for style, x, moved, text in anchored:
+        size = float(re.search(r"([0-9.]+)px", style)[1])
+        if "text-anchor: end" in style:
+            assert float(x or moved) > 0.5 * size * len(text)
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+def test_search_in_a_browser(tmp_path: Path, records: list[dict[str, Any]]) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    write(tmp_path / "x.html", select(scores_of([score_of(one) for one in records])), records)
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        shown = browser.new_page()
+        shown.goto((tmp_path / "x.html").as_uri())
+        for words, names in (("TWO men", ["b"]), ("it", ["a", "c"]), ("nothing of the kind", [])):
+            shown.fill("#search", words)
+            assert sorted(shown.locator("article:visible header span:first-of-type").all_inner_texts()) == names
+            assert shown.inner_text("#shown") == f"{len(names)} of 4 records"
+        browser.close()

@@ -340,7 +340,7 @@ def test_apply(caplog) -> None:
 def test_other_records_are_refused() -> None:
     selection = select(make_scores([[3.0, 0.0], [-1.0, -1.0]]), 0.5)
     records = [record_of(0), record_of(1)]
-    for changed in (records[0] | {"image": "1.png"}, records[0] | {"conversations": TURNS}, records[0] | {"note": 1}):
+    for changed in (records[0] | {"image": "1.png"}, records[0] | {"conversations": TURNS}, {"id": "s0"}):
         with pytest.raises(ValueError, match="'s0' is not what was scored"):
             selection.apply([changed, records[1]])
     with pytest.raises(ValueError, match="'s1' is not what was scored"):  # though it was not chosen
@@ -356,3 +356,16 @@ def test_a_selection_of_selected_records() -> None:
     item = Score("s0", 1.0, 1.0, 2.0, np.ones(2, np.float32), np.arange(2), np.array([1]), digest(selected))
     again = select(Scores([item], {"identity": {}, "complete": True, "text_only": [], "failures": {}}), 1).apply([selected])
     assert again == [record_of(0) | {"token_mask": [True, True], "scored_digest": digest(record_of(0))}]
+
+
+@pytest.mark.parametrize(
+    "more", [{"source": "ocr"}, {"a": 1, "b": None, "c": [2]}, {"token_mask": [True, True]}, dict.fromkeys("abcdefghijkl")]
+)
+def test_entries_may_be_added_after_scoring(more) -> None:
+    """The digest in the selected record is that of the record with its new entries."""
+    scores = make_scores([[3.0, 0.0]])
+    [chosen] = select(scores, 1).apply([record_of(0) | more])
+    own = record_of(0) | {key: value for key, value in more.items() if key != "token_mask"}
+    assert chosen == own | {"token_mask": [True, True], "scored_digest": digest(own)}
+    with pytest.raises(ValueError, match="'s0'"):
+        select(scores, 1).apply([record_of(0) | more | {"image": "other.png"}])

@@ -9,7 +9,7 @@ import typer
 
 from encoders.command_groups import starts_over
 from encoders.command_options import Records, images_option, output_option
-from mof.data.rows import read_rows
+from mof.data.rows import stream_rows
 from vig.report.page import write_report
 from vig.scoring.scores import Scores, load_scores
 from vig.selection.sources import record_sources
@@ -29,7 +29,7 @@ def report(
     source_key: Annotated[
         str | None, typer.Option(help="Key of a record that names its source; 'image' takes the top folder of its image.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=0, help="Number of records shown from either end.")] = 8,
+    samples: Annotated[int, typer.Option(min=0, help="Number of records shown from either end.")] = 25,
 ) -> None:
     """Show the scores on one page: distribution, words, samples with coloured tokens, null images and sparsity.
 
@@ -38,11 +38,19 @@ def report(
       mof vig report runs/scores --records data/train.json --images data/images --output report.html
     """
     runs = [_load(folder) for folder in scores]
-    raw = read_rows(records)
     if images is not None and not images.is_dir():
         raise ValueError(f"--images {images} is no folder; leave --images out for a page without images")
-    selection = select(runs[0], keep, sources=None if source_key is None else record_sources(raw, source_key))
-    write_report(output, selection, raw, image_folder=images, others=runs[1:], samples=samples, progress=True)
+    selection = select(runs[0], keep, sources=None if source_key is None else record_sources(stream_rows(records), source_key))
+    write_report(
+        output,
+        selection,
+        stream_rows(records),
+        image_folder=images,
+        others=runs[1:],
+        samples=samples,
+        records_name=str(records),
+        progress=True,
+    )
     typer.echo(f"{output}: {len(runs[0])} records; {selection.summary()}")
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +13,7 @@ import typer
 from encoders.command_groups import starts_over
 from encoders.command_options import Records, output_option, seed_option
 from encoders.runs import write_whole
-from mof.data.rows import read_rows
+from mof.data.rows import stream_rows
 from vig.scoring.scores import load_scores
 from vig.selection import thresholds
 from vig.selection.random_control import Level, random_selection
@@ -60,7 +61,6 @@ def select(
     """
     if output.resolve() == records.resolve():
         raise ValueError(f"--output {output} would overwrite the --records; give another file")
-    raw = read_rows(records)
     selection = thresholds.select(
         load_scores(scores),
         keep,
@@ -68,15 +68,22 @@ def select(
         token_keep=token_keep,
         token_threshold=_token_threshold(token_threshold),
         keep_end_of_turn=end_of_turn,
-        sources=None if source_key is None else record_sources(raw, source_key),
+        sources=None if source_key is None else record_sources(stream_rows(records), source_key),
         quota=_quota(quota or [], source_key),
     )
     if random is not None:
         selection = random_selection(selection.scores, selection, seed, random)
     if weights is not None:
         selection = selection.weighted(*weights)
-    kept = write_records(output, selection.applied(raw))
-    typer.echo(f"{selection.summary()}\n{kept} of {len(raw)} records written to {output}")
+    given = Counter[None]()
+    kept = write_records(output, selection.applied(_counted(stream_rows(records), given)))
+    typer.echo(f"{selection.summary()}\n{kept} of {given[None]} records written to {output}")
+
+
+def _counted(records: Iterable[Any], counter: Counter[None]) -> Iterator[Any]:
+    for record in records:
+        counter[None] += 1
+        yield record
 
 
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> int:

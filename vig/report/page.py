@@ -21,7 +21,7 @@ from mof.data.rows import RawRecord, UnreadableRow, id_of, rows
 from vig.report.null_comparison import compare_nulls, null_name, reference_of
 from vig.report.samples import SampleReader
 from vig.scoring.scores import Score, Scores
-from vig.selection.thresholds import Selection, source_codes
+from vig.selection.selected import Selection, source_codes
 from vig.words import Mean, answer_words, can_tag, parts_of_speech, word_class
 
 # Shapes: N = values, A = answer tokens of all records, B = columns of a histogram.
@@ -37,7 +37,8 @@ def write_report(
     *,
     image_folder: str | os.PathLike[str] | None = None,
     others: Sequence[Scores] = (),
-    samples: int = 8,
+    samples: int = 25,
+    records_name: str | None = None,
     progress: bool = False,
 ) -> None:
     """Write one HTML file that needs no other: the distribution of VIG, kinds of words, samples, null images and sparsity.
@@ -49,7 +50,8 @@ def write_report(
         records: the records that were scored; others may be among them.
         image_folder: the folder of the records' relative image paths; None leaves the images out, and the page says so.
         others: scores of the same model and records with other null images.
-        samples: number of records that are shown from either end.
+        samples: number of records that are shown from either end. The page searches them for words.
+        records_name: the records' file, which the page then names.
 
     Raises:
         ValueError: for records that are not the records of the scores, or other scores that cannot be compared.
@@ -74,6 +76,8 @@ def write_report(
         complete=scores.manifest["complete"],
         summary=selection.summary(),
         threshold=threshold,
+        tokens=_tokens(selection, threshold),
+        about={"model": "", **scores.manifest.get("about", {}), "records": records_name or ""},
         every=Mean.of(scores.vig),
         means={source: Mean.of(values) for source, values in sources.items()},
         histogram=_histogram(scores.vig, scores.vig, threshold, "record"),
@@ -88,6 +92,15 @@ def write_report(
         nulls=nulls,
         null_reference=null_name(reference_of(runs)),
     )
+
+
+def _tokens(selection: Selection, threshold: float | None) -> dict[str, int] | None:
+    """Return what becomes of the answer tokens that reach the threshold, and of those below it; None without a threshold."""
+    if threshold is None:
+        return None
+    reach, kept = selection.scores.token_vig >= np.float32(threshold), selection.token_masks.flat  # [A], [A]
+    both = int((reach & kept).sum())
+    return {"reach": int(reach.sum()), "lost": int(reach.sum()) - both, "below": int(kept.sum()) - both}
 
 
 def _ends(scores: Scores, count: int) -> tuple[list[Score], list[Score]]:

@@ -18,7 +18,7 @@ from mof.data.records import RecordError, digest, images_of, texts_of, to_record
 from mof.data.rows import RawRecord
 from vig.nulls import NULLS, NullImages
 from vig.scoring.scores import Score
-from vig.selection.thresholds import Selection
+from vig.selection.selected import Selection, was_scored
 from vig.words import token_texts, turns
 
 THUMBNAIL = 320  # pixels of the longer side, at most
@@ -96,7 +96,7 @@ class SampleReader:
         raw = self._records.get(score.id)
         if raw is None:
             raise ValueError(f"no record has the id {score.id!r}, which is in the scores; give the records that were scored")
-        if digest(raw) != score.digest:
+        if not was_scored(raw, digest(raw), score.digest):
             raise ValueError(f"record {score.id!r} is not what was scored; give the records as they were scored")
         mask, ends = self._selection.token_masks.get(score.id), set(score.turn_ends.tolist())
         supervised = [False] * len(score.token_vig) if mask is None else mask.tolist()

@@ -117,14 +117,18 @@ class ScoreFolder:
         write_table(shard, rows, self._run)
         self._next_number += 1
 
-    def finish(self, text_only: Iterable[str], failures: Mapping[str, str]) -> None:
-        """Mark the run as complete. A single process calls this when all are done."""
+    def finish(self, text_only: Iterable[str], failures: Mapping[str, str], about: Mapping[str, str]) -> None:
+        """Mark the run as complete. A single process calls this when all are done.
+
+        Args:
+            about: names for readers that are no part of the run's identity, such as the folder of the model.
+        """
         text, rejected = [{"id": id} for id in text_only], [{"id": id, "reason": reason} for id, reason in failures.items()]
         self._write_lines(TEXT_ONLY, text)
         self._write_lines(REJECTED, rejected)
         rows = sum(pq.read_metadata(path).num_rows for path in self.path.glob(SHARDS))
         files = {name: file_digest(self.path / name) for name in (TEXT_ONLY, REJECTED)}
-        self._write_manifest(complete=True, scores=rows, rejected=len(rejected), text_only=len(text), files=files)
+        self._write_manifest(complete=True, scores=rows, rejected=len(rejected), text_only=len(text), files=files, about=dict(about))
 
     def _write_manifest(self, **outcome: Any) -> None:
         self._manifest.write(self._manifest.read()["identity"], **outcome)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import pyarrow as pa
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -23,7 +24,7 @@ from vig.scoring.folder import ScoreFolder
 from vig.scoring.identity import scoring_identity
 from vig.scoring.pairs import PairReader
 from vig.scoring.passes import TwoPasses
-from vig.scoring.scores import SCHEMA, Score, Scores, from_table, to_table
+from vig.scoring.scores import SCHEMA, Part, Score, Scores, to_table
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ def score(
             logger.info("%d of %d records are to be scored", len(todo), len(records))
         with evaluating(model):
             passes.run(todo, visible=processes.rank == 0)
-        return _together(processes, folder, fresh, reader, ids, identity)
+        return _together(processes, folder, fresh, reader, ids, {"identity": dict(identity), "about": {"model": model.name_or_path}})
 
 
 def _together(
@@ -121,7 +122,7 @@ def _together(
     fresh: list[Score],
     reader: PairReader,
     ids: Mapping[str, None],
-    identity: Mapping[str, Any],
+    manifest: dict[str, Any],
 ) -> Scores:
     """The scores of all processes, in the order of the records."""
     if processes.count > 1:
@@ -131,11 +132,12 @@ def _together(
     reasons = {id: reason for _, _, failures in parts for id, reason in failures.items()}
     lists = [id for id in ids if id in text_only], {id: reasons[id] for id in ids if id in reasons}
     if folder is not None:
-        processes.on_first(lambda: folder.finish(*lists))
-    scores = from_table(folder.read()) if folder is not None else [score for scored, _, _ in parts for score in scored]
-    by_id = {score.id: score for score in scores}
+        processes.on_first(lambda: folder.finish(*lists, manifest["about"]))
+    table = folder.read() if folder is not None else to_table([score for scored, _, _ in parts for score in scored])
+    places = {id: place for place, id in enumerate(table["id"].to_pylist())}
+    in_order = table.take(pa.array([places[id] for id in ids if id in places], pa.int64()))
     outcome = {"complete": True, "text_only": lists[0], "failures": lists[1]}
-    return Scores((by_id[id] for id in ids if id in by_id), {**outcome, "identity": dict(identity)})
+    return Scores([], {**outcome, **manifest}, parts=[Part(in_order, lambda: in_order)])
 
 
 def _unscored(

@@ -94,15 +94,18 @@ class Scores(Sequence[Score]):
     Scores of a folder (`load_scores`) keep the columns `LIGHT` in memory and read the others from the folder, shard by shard.
 
     Attributes:
-        manifest: the identity of the run, whether it is complete, and the ids of the records without a score.
+        manifest: the identity of the run, whether it is complete, the ids of the records without a score, and what the run is "about":
+            the name of its model.
         failures: id -> reason, of every record that could not be scored.
     """
 
     def __init__(self, items: Iterable[Score], manifest: Mapping[str, Any], *, parts: Sequence[Part] = ()) -> None:
         table = to_table(list(items))
-        self._parts = [*parts, Part(table, lambda: table)] if len(table) else list(parts)
-        self._light = pa.concat_tables([SCHEMA.empty_table().select(LIGHT), *(part.light.select(LIGHT) for part in self._parts)])
-        self._starts = np.cumsum([0, *(len(part.light) for part in self._parts)])  # [P + 1] for P parts
+        parts = [*parts, Part(table, lambda: table)] if len(table) else list(parts)
+        tables = [SCHEMA.empty_table().select(LIGHT), *(part.light.select(LIGHT) for part in parts)]
+        self._light = pa.concat_tables(tables).combine_chunks()
+        self._starts = np.cumsum([0, *(len(part.light) for part in parts)])  # [P + 1] for P parts
+        self._readers = [part.read for part in parts]
         self._last: tuple[int, pa.Table] | None = None  # the part that was read last
         self.manifest = dict(manifest)
 
@@ -114,7 +117,7 @@ class Scores(Sequence[Score]):
         return len(self._light)
 
     def __iter__(self) -> Iterator[Score]:
-        for number in range(len(self._parts)):
+        for number in range(len(self._readers)):
             yield from from_table(self._read(number))
 
     def at(self, places: Sequence[int]) -> list[Score]:
@@ -129,7 +132,7 @@ class Scores(Sequence[Score]):
 
     def _read(self, number: int) -> pa.Table:
         if self._last is None or self._last[0] != number:
-            self._last = number, self._parts[number].read()
+            self._last = number, self._readers[number]()
         return self._last[1]
 
     @cached_property
@@ -167,9 +170,10 @@ class Scores(Sequence[Score]):
         lengths = np.diff(self.bounds)[places]
         return np.arange(lengths.sum()) + np.repeat(self.bounds[places] - (lengths.cumsum() - lengths), lengths)
 
-    def digest_at(self, place: int) -> str:
-        """Return the digest of the record whose score has this index."""
-        return self._light["digest"][place].as_py()
+    @cached_property
+    def digests(self) -> list[str]:
+        """The digest of each record when it was scored."""
+        return self._light["digest"].to_pylist()
 
     @property
     def failures(self) -> dict[str, str]:
@@ -177,7 +181,7 @@ class Scores(Sequence[Score]):
 
     def table(self) -> pa.Table:
         """N rows with the columns of `SCHEMA`, the fields of `Score`."""
-        return pa.concat_tables([SCHEMA.empty_table(), *(part.read() for part in self._parts)])
+        return pa.concat_tables([SCHEMA.empty_table(), *(read() for read in self._readers)])
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the scores to a new or empty folder, which `load_scores` reads. ValueError if the folder holds anything."""
@@ -185,7 +189,7 @@ class Scores(Sequence[Score]):
             if held := len(target.read(["id"])):
                 raise ValueError(f"{folder} already holds {held} scores; give an empty folder")
             target.append(self.table())
-            target.finish(self.manifest["text_only"], self.failures)
+            target.finish(self.manifest["text_only"], self.failures, self.manifest.get("about", {}))
 
 
 def to_table(scores: Sequence[Score]) -> pa.Table:
@@ -210,7 +214,7 @@ def _rows(column: pa.ChunkedArray) -> list[Any]:
 
 def _flat(column: pa.ChunkedArray) -> NDArray[Any]:
     """The values of all rows of a list column, one row after the other."""
-    return pc.list_flatten(column).to_numpy()
+    return pc.list_flatten(column).combine_chunks().to_numpy()  # of a single chunk, without a copy
 
 
 def _bounds(column: pa.ChunkedArray) -> NDArray[np.int64]:
@@ -230,7 +234,7 @@ def load_scores(folder: str | os.PathLike[str]) -> Scores:
     run = run_digest(manifest["identity"])
     parts = [Part(_light_copy(shard, run), partial(read_shard, shard, SCHEMA, run)) for shard in sorted(path.glob(SHARDS))]
     text_only, failures = read_lists(path, manifest.get("files", {})) if manifest["complete"] else ([], {})
-    outcome = {"complete": manifest["complete"], "text_only": text_only, "failures": failures}
+    outcome = {"complete": manifest["complete"], "text_only": text_only, "failures": failures, "about": manifest.get("about", {})}
     scores = Scores([], {**outcome, "identity": manifest["identity"]}, parts=parts)
     if not manifest["complete"]:
         logger.warning("%s: the scoring run did not finish; run it again with this folder to resume it", folder)

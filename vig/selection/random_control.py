@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vig.scoring.scores import Scores
-from vig.selection.thresholds import PerToken, Selection, check_scores
+from vig.selection.selected import PerToken, Selection
+from vig.selection.thresholds import check_scores
 
 # Shapes: N = scored records, A = answer tokens of the drawn records together.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
@@ -29,7 +30,7 @@ def record_sources(records: Iterable[RawRecord], key: str = "source") -> dict[st
 
 def _value(record: Any, key: str) -> str:
     value = record.get(key) if isinstance(record, Mapping) else None
-    return NO_SOURCE if value is None else str(value)
+    return NO_SOURCE if value is None else sys.intern(str(value))
 
 
 def _first_path(record: Any) -> PurePath:

@@ -13,6 +13,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 
+from encoders.runs import read_sealed
 from encoders.saved_folders import DIGESTS, check_folder, record
 
 logger = logging.getLogger(__name__)
@@ -56,8 +57,9 @@ def _require_whole(path: Path) -> None:
         raise ValueError(f"{path / 'trainer_state.json'} cannot be read ({error})") from error
     if (states := len(list(path.glob("rng_state*.pth")))) < PartialState().num_processes:
         raise ValueError(f"{path} has the random states of {states} processes, expected {PartialState().num_processes}")
-    if not (path / DIGESTS).is_file():  # of an earlier release, or a killed process
-        for file in path.iterdir():
+    listed = read_sealed(path / DIGESTS)["files"] if (path / DIGESTS).is_file() else {}
+    for file in path.iterdir():
+        if file.name not in listed:  # of an earlier release, or of a process that was killed before it wrote down all digests
             _require_sound(file)
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.trainer_utils import get_last_checkpoint
 
 from mof.data.records import record_id
+from vig.training.checkpoints import seal, writing
 
 RECORD_IDS = "record_ids"  # the key of a batch under which `NamedBatches` puts the records' ids
 MOST_NAMED = 20  # records in a message
@@ -65,3 +70,72 @@ def not_finite(weights: Iterable[tuple[str, Tensor]]) -> list[str]:
     """Return the names of the weights that hold a number which is not finite."""
     finite = [(name, weight.isfinite().all()) for name, weight in weights]
     return [name for name, good in finite if not bool(good)]
+
+
+class WatchedTrainer(Trainer):
+    """A Trainer that stops at the first loss, gradient or weight that is not finite, and keeps two promises about its checkpoints.
+
+    Their weights are finite, and a list of digests tells whether they are whole (`vig.training.checkpoints`).
+    """
+
+    data_collator: Any
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._watch = Watch()
+        self._step_records: list[str] = []  # of the step under way, in this process
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        own, self.data_collator = self.data_collator, NamedBatches(self.data_collator)
+        try:
+            return super()._get_dataloader(*args, **kwargs)
+        finally:
+            self.data_collator = own
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        records = inputs.pop(RECORD_IDS, [])
+        self._step_records += records
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        self._watch.add(self.state.global_step + 1, "the loss", records, loss)
+        return loss
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        norm = super()._get_grad_norm(*args, **kwargs)
+        if norm is not None and not self.args.fp16:  # with a scale of the loss, a step whose gradients are too large is left out
+            self._watch.add(self.state.global_step + 1, "the norm of the gradient", self._step_records, norm)
+        self._step_records = []
+        return norm
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        if self.control.should_log or self.control.should_evaluate or self.control.should_save:  # which wait for the device anyway
+            self._watch.check(self.last_good)
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self.require_finite()
+        folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
+        with writing(folder):
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # each process writes its random state
+            if self.args.should_save:
+                seal(folder)
+
+    def check_batches_before(self) -> None:
+        """Look at the batches before this one. Call it where the device has been waited for."""
+        self._watch.check(self.last_good)
+
+    def require_finite(self) -> None:
+        """Raise a DivergenceError if a loss, a gradient or a trained weight so far is not finite."""
+        self._watch.check(self.last_good)
+        trained = ((name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad)
+        if bad := not_finite(trained):
+            raise DivergenceError(
+                f"the training diverged: after step {self.state.global_step}, {len(bad)} weights are not finite, the first is {bad[0]}; "
+                + self.last_good()
+            )
+
+    def last_good(self) -> str:
+        """Return the end of a message: what may help, and which checkpoint is the last."""
+        advice = "a smaller learning rate, a longer warm-up or other records may help"
+        last = get_last_checkpoint(self.args.output_dir) if os.path.isdir(self.args.output_dir) else None
+        return f"{advice}. " + ("There is no checkpoint yet" if last is None else f"The last good checkpoint is {last}")

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import PreTrainedModel, ProcessorMixin, TrainingArguments
+from transformers import PreTrainedModel, ProcessorMixin, ProgressCallback, TrainingArguments
 
 from encoders.runs import LOCKS, RunFile, RunLock, remove_unfinished
 from vig.training.checkpoints import last_checkpoint, writing
@@ -89,11 +89,12 @@ def finetune(
     if lora and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         raise ValueError("LoRA is merged into whole weights at the end: leave out FSDP and DeepSpeed, or train without LoRA")
     start = time.monotonic()
-    with _needing_packages():
+    with _needing_packages(), _ended_bar(trainer):
         trainer.train(resume_from_checkpoint=last_checkpoint(folder / CHECKPOINTS))
     seconds = time.monotonic() - start
     trainer.require_finite()
-    if trainer.eval_dataset is not None and "eval_loss" not in trainer.state.log_history[-2]:  # the last is a summary
+    evaluated = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    if trainer.eval_dataset is not None and trainer.state.global_step not in evaluated:
         trainer.evaluate()
     with writing(folder):
         _save(trainer, processor, own, folder, lora)
@@ -106,6 +107,18 @@ def finetune(
         "steps": trainer.state.global_step,
         "left_out": int(trainer.accelerator.reduce(left_out)),
     }
+
+
+@contextmanager
+def _ended_bar(trainer: SelectiveTrainer) -> Iterator[None]:
+    """While open, an error ends the line of the progress bar, so that a message has a line of its own."""
+    try:
+        yield
+    except BaseException:
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, ProgressCallback) and callback.training_bar is not None:
+                callback.training_bar.close()
+        raise
 
 
 @contextmanager

@@ -49,6 +49,8 @@ def parse_arguments(texts: Sequence[str], own: Mapping[str, str]) -> dict[str, A
             raise ValueError(f"--set takes NAME=VALUE, such as weight_decay=0.1; got {text!r}")
         if name in own:
             raise ValueError(f"--set {name}: give {own[name]} instead")
+        if name == "group_by_length":  # its name before transformers 5
+            raise ValueError("--set group_by_length: give --set train_sampling_strategy=group_by_length instead")
         if name not in NAMES:
             near = difflib.get_close_matches(name, NAMES) or ["see transformers.TrainingArguments"]
             raise ValueError(f"--set: there is no {name!r}; {', '.join(near)}?")
@@ -148,13 +150,15 @@ def add_lora(model: PreTrainedModel, rank: int) -> Any:
     linear, own = _matrices(model)
     if not linear:
         raise ValueError(f"{type(model.get_decoder()).__name__} has no linear layer for LoRA to adapt; train without LoRA")
-    largest = max(module.weight.numel() for module in linear.values())
+    largest = max(own_weight.numel() for module in linear.values() for own_weight in module.parameters(recurse=False))
     fused = [name for name, weight in own.items() if weight.ndim == 3 and 4 * weight.numel() >= largest]
     if missed := [name for name, weight in own.items() if weight.ndim == 2 and weight.numel() >= largest]:
         logger.warning("LoRA: %d large matrices get no adapters and stay as they are, the first is %s", len(missed), missed[0])
     transposed = all(isinstance(module, Conv1D) for module in linear.values())
-    options = {"target_modules": list(linear), "target_parameters": fused or None, "fan_in_fan_out": transposed}
-    return get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, **options))
+    targets = LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules=list(linear), target_parameters=fused or None, fan_in_fan_out=transposed
+    )
+    return get_peft_model(model, targets)
 
 
 def _matrices(model: PreTrainedModel) -> tuple[dict[str, nn.Module], dict[str, nn.Parameter]]:

@@ -5,25 +5,23 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedModel, ProcessorMixin, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback, TrainingArguments
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.trainer_callback import ExportableState
-from transformers.trainer_utils import get_last_checkpoint, has_length
+from transformers.trainer_utils import has_length
 
 from encoders import StoredImages
 from mof.data.collator import SupervisedCollator
 from mof.data.records import require_unchanged
 from vig.output_head import IGNORED, HeadPass, is_untouched
-from vig.training.checkpoints import seal, writing
-from vig.training.divergence import RECORD_IDS, DivergenceError, NamedBatches, Watch, named, not_finite
+from vig.training.divergence import RECORD_IDS, DivergenceError, WatchedTrainer, named
 from vig.training.lengths import estimated_length
 from vig.training.padding_free import PaddingFreeCollator, keeps_records_apart, record_rows
 
@@ -63,7 +61,7 @@ class _Count(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": {"tokens": int(self.tokens)}}
 
 
-class SelectiveTrainer(Trainer):
+class SelectiveTrainer(WatchedTrainer):
     """A Trainer for any image-text-to-text model and records whose "token_mask" or "token_weights" say which answer tokens count.
 
     A step follows the gradient of the sum of the supervised tokens' losses, divided by the number of supervised tokens over all
@@ -98,9 +96,6 @@ class SelectiveTrainer(Trainer):
         RecordError: for a record in a list that was changed after it was selected.
     """
 
-    _untouched: bool | None = None  # whether the logits are the head's output as it is; known from the first batch
-    _wants_logits = False
-
     def __init__(
         self,
         model: nn.Module,
@@ -131,8 +126,8 @@ class SelectiveTrainer(Trainer):
         for data in (self.train_dataset, self.eval_dataset):
             for record in data if isinstance(data, list) else ():
                 require_unchanged(record)
-        self._watch = Watch()
-        self._step_records: list[str] = []  # of the step under way, in this process
+        self._untouched: bool | None = None  # whether the logits are the head's output as it is; known from the first batch
+        self._wants_logits = False
         self._evaluated: list[tuple[Sequence[str], Tensor, int]] = []  # records, loss sum and supervised tokens of each batch
         if self._head() is None:
             raise ValueError(f"{type(model).__name__} has no output embeddings: expected a model that predicts tokens")
@@ -172,56 +167,6 @@ class SelectiveTrainer(Trainer):
         name, column = self.processing_class.model_input_names[0], self.args.length_column_name
         return [{name: range(estimated_length(record, column))} for record in dataset]
 
-    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
-        own, self.data_collator = self.data_collator, NamedBatches(self.data_collator)
-        try:
-            return super()._get_dataloader(*args, **kwargs)
-        finally:
-            self.data_collator = own
-
-    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        records = inputs.pop(RECORD_IDS, [])
-        self._step_records += records
-        loss = super().training_step(model, inputs, *args, **kwargs)
-        self._watch.add(self.state.global_step + 1, "the loss", records, loss)
-        return loss
-
-    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
-        norm = super()._get_grad_norm(*args, **kwargs)
-        if norm is not None and not self.args.fp16:  # with a scale of the loss, a step whose gradients are too large is left out
-            self._watch.add(self.state.global_step + 1, "the norm of the gradient", self._step_records, norm)
-        self._step_records = []
-        return norm
-
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        if self.control.should_log or self.control.should_evaluate or self.control.should_save:  # which wait for the device anyway
-            self._watch.check(self._last_good)
-        super()._maybe_log_save_evaluate(*args, **kwargs)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        self.require_finite()
-        folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
-        with writing(folder):
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()  # each process writes its random state
-            if self.args.should_save:
-                seal(folder)
-
-    def require_finite(self) -> None:
-        """Raise a DivergenceError if a loss, a gradient or a trained weight so far is not finite."""
-        self._watch.check(self._last_good)
-        trained = ((name, parameter) for name, parameter in self.model.named_parameters() if parameter.requires_grad)
-        if bad := not_finite(trained):
-            raise DivergenceError(
-                f"the training diverged: after step {self.state.global_step}, {len(bad)} weights are not finite, the first is {bad[0]}; "
-                + self._last_good()
-            )
-
-    def _last_good(self) -> str:
-        advice = "a smaller learning rate, a longer warm-up or other records may help"
-        last = get_last_checkpoint(self.args.output_dir) if os.path.isdir(self.args.output_dir) else None
-        return f"{advice}. " + ("There is no checkpoint yet" if last is None else f"The last good checkpoint is {last}")
-
     def compute_loss(
         self,
         model: nn.Module,
@@ -233,7 +178,7 @@ class SelectiveTrainer(Trainer):
         inputs = {**inputs, "use_cache": False}  # with a cache, positions do not bound the records of a padding-free batch
         self._pass = SupervisedPass(inputs["labels"], inputs.pop("token_weights", None), num_items_in_batch)
         if model.training:  # the pass has waited for the device, so the loss of the batch before is there
-            self._watch.check(self._last_good)
+            self.check_batches_before()
         if self._wants_logits:
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
             return loss, {"logits": outputs.logits}  # the Trainer cannot gather all that a model may add to them
@@ -247,7 +192,7 @@ class SelectiveTrainer(Trainer):
         if self._padding_free and not keeps_records_apart(model, self._head(), inputs):
             raise ValueError(
                 f"{type(self.model).__name__} does not keep the records of a padding-free batch apart, at least not with "
-                "this attention implementation; leave padding_free=False"
+                "this attention implementation; train without padding_free"
             )
         return is_untouched(model, self._head(), inputs)
 
@@ -259,7 +204,7 @@ class SelectiveTrainer(Trainer):
         mine = sum(float(total) for _, total, _ in self._evaluated), sum(count for _, _, count in self._evaluated), bad
         parts = gather_object([mine])  # of all processes
         if bad := next((records for _, _, records in parts if records is not None), None):
-            raise DivergenceError(f"the loss of an evaluation is not finite, {named(bad)}; {self._last_good()}")
+            raise DivergenceError(f"the loss of an evaluation is not finite, {named(bad)}; {self.last_good()}")
         output.metrics[f"{metric_key_prefix}_loss"] = sum(part[0] for part in parts) / max(1, sum(part[1] for part in parts))
         return output
 

@@ -1,0 +1,46 @@
+"""A folder is replaced as a whole, whatever stops the process."""
+
+from pathlib import Path
+
+import pytest
+
+from encoders import runs
+
+
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    return tmp_path / "old", tmp_path / "new"
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_replaced(tmp_path, monkeypatch, exchanges) -> None:
+    if not exchanges:
+        monkeypatch.setattr(runs, "_exchange", lambda *_: False)
+    folder, new = folders(tmp_path)
+    runs.replace_folder(folder, new)
+    assert [path.name for path in tmp_path.iterdir()] == ["old"] and (folder / "file").read_text() == "new"
+    _, new = tmp_path, tmp_path / "first"
+    new.mkdir()
+    runs.replace_folder(tmp_path / "fresh", new)  # where no folder is
+    assert (tmp_path / "fresh").is_dir()
+
+
+def test_stopped_while_the_old_folder_is_deleted(tmp_path, monkeypatch) -> None:
+    folder, new = folders(tmp_path)
+    monkeypatch.setattr(runs.shutil, "rmtree", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        runs.replace_folder(folder, new)
+    assert (folder / "file").read_text() == "new"
+
+
+def test_stopped_between_the_two_names(tmp_path, monkeypatch) -> None:
+    """Where the system cannot exchange names, the old folder comes back."""
+    folder, new = folders(tmp_path)
+    rename = Path.rename
+    monkeypatch.setattr(runs, "_exchange", lambda *_: False)
+    monkeypatch.setattr(Path, "rename", lambda path, to: rename(path, to) if path != new else (_ for _ in ()).throw(OSError("stopped")))
+    with pytest.raises(OSError, match="stopped"):
+        runs.replace_folder(folder, new)
+    assert (folder / "file").read_text() == "old"
