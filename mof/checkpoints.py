@@ -6,8 +6,9 @@ import copy
 import os
 from typing import Any
 
+from accelerate import init_empty_weights
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from encoders import build_encoder
 from encoders.saved_folders import check_folder, recording
@@ -25,7 +26,8 @@ def build_configured_mixer(config: MoFConfig) -> Mixer:
     if not config.encoders:
         raise ValueError("the config names no encoders; make a model with MoFForConditionalGeneration.from_parts")
     encoders = {name: build_encoder(**spec, pretrained=not config.embed_encoders) for name, spec in config.encoders.items()}
-    return build_mixer(config.fusion, encoders, config.get_text_config().hidden_size, **config.fusion_options)
+    width = config.embedding_width or config.get_text_config().hidden_size
+    return build_mixer(config.fusion, encoders, width, **config.fusion_options)
 
 
 class StrictCheckpoints(PreTrainedModel):
@@ -82,6 +84,9 @@ class StrictCheckpoints(PreTrainedModel):
         )
         _refuse_stray_keys(info, path)
         _complete(model.mixer, mixer, config.embed_encoders)
+        with init_empty_weights(include_buffers=False):
+            plain = AutoModelForCausalLM.from_config(config.text_config)
+        _copy_unsaved_buffers(plain, model.language_model)
         model._skip_referred_keys()
         return (model, info) if output_loading_info else model
 
@@ -108,12 +113,17 @@ def _complete(loaded: Mixer, built: Mixer, embedded: bool) -> None:
         adapter = next(loaded.parameters())
         loaded.encoders = built.encoders.to(adapter.device, adapter.dtype)
         return
-    saved = built.encoders.state_dict().keys()
-    for key, buffer in built.encoders.named_buffers():
-        if key not in saved:
-            loaded.encoders.get_buffer(key).copy_(buffer)
+    _copy_unsaved_buffers(built.encoders, loaded.encoders)
     for encoder in loaded.encoders.values():
         encoder.requires_grad_(not encoder.frozen)  # the loader makes every parameter trainable
+
+
+def _copy_unsaved_buffers(built: nn.Module, loaded: nn.Module) -> None:
+    """Copy the buffers that no checkpoint holds from a new module: transformers does not compute all of them again."""
+    saved = built.state_dict().keys()
+    for key, buffer in built.named_buffers():
+        if key not in saved:
+            loaded.get_buffer(key).copy_(buffer)
 
 
 def _refuse_stray_keys(info: dict[str, Any], source: object) -> None:

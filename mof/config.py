@@ -20,6 +20,7 @@ class MoFConfig(PreTrainedConfig):
         image_token_id: the token whose embeddings the image features replace.
         embed_encoders: save the encoders' weights with the model. By default a checkpoint refers to them by their spec.
         encoder_order: the names in the order of fusion, since config.json sorts its keys. By default the order of `encoders`.
+        embedding_width: the width of the language model's token embeddings; None where it is the hidden size.
 
     Raises:
         ValueError: for an unknown fusion, an order that does not name the encoders, or a trainable encoder, whose training
@@ -38,6 +39,7 @@ class MoFConfig(PreTrainedConfig):
         image_token_id: int | None = None,
         embed_encoders: bool = False,
         encoder_order: list[str] | None = None,
+        embedding_width: int | None = None,
         **kwargs: Any,
     ) -> None:
         # This comes first, since it resets the attention of the sub-configs: text_config may belong to a model in use.
@@ -58,7 +60,7 @@ class MoFConfig(PreTrainedConfig):
         self.fusion = fusion
         self.fusion_options = fusion_options or {}
         self.image_token_id = image_token_id
-        self.embed_encoders = embed_encoders
+        self.embed_encoders, self.embedding_width = embed_encoders, embedding_width
         trainable = [name for name, spec in self.encoders.items() if spec.get("trainable")]
         if trainable and not embed_encoders:
             raise ValueError(f"encoders {trainable} are trainable, so a reference cannot restore them: set embed_encoders=True")

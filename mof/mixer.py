@@ -21,7 +21,7 @@ class Mixer(nn.Module):
         encoders: by name; their order is the order of fusion. An encoder whose input size can be chosen (`flexible`) is
             resized to meet the common grid, so that no value is made up; the tokens of the others are interpolated. Mixers of
             different grids therefore need encoders of their own.
-        hidden_size: D, the width of the language model.
+        hidden_size: D, the width of the language model's token embeddings, mostly its hidden size.
         pool: token budget: averages over p x p neighbours, or p x q for a pair, before the adapter. pool=(1, 2) halves the
             tokens, so that two interleaved encoders cost as much as one.
         grid: the common grid (rows, columns); by default that of the first encoder.

@@ -12,6 +12,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mof.checkpoints import StrictCheckpoints, build_configured_mixer
 from mof.config import MoFConfig
+from mof.language_model_fit import refuse_unfit
 from mof.language_models import add_image_token, generation_config
 from mof.llava.parts import Checkpoint, OwnCheckpoint
 from mof.llava.reading import Folder, read_checkpoint
@@ -45,7 +46,8 @@ class MoFForConditionalGeneration(StrictCheckpoints, GenerationMixin):
         self.language_model = language_model
         parameters = inspect.signature(language_model.forward).parameters
         self._llm_takes_positions = "position_ids" in parameters
-        self._cache_name = next((name for name in CACHE_NAMES if name in parameters), "")
+        self.cache_name = next((name for name in CACHE_NAMES if name in parameters), "")  # empty for a model without a cache
+        self._has_layer_tables = "per_layer_inputs" in inspect.signature(language_model.base_model.forward).parameters
         self._is_stateful = language_model._is_stateful  # transformers refuses to roll back a model with a state
         self._recurrent = self._is_stateful and not self._llm_takes_positions  # its cache is a state, which has no length
         self._skip_referred_keys()
@@ -60,13 +62,26 @@ class MoFForConditionalGeneration(StrictCheckpoints, GenerationMixin):
         An `<image>` token is added to the tokenizer, and a row to the embeddings if no row is left for it.
 
         Raises:
-            ValueError: when the adapters do not map to the language model's width.
+            ValueError: when the adapters do not map to the width of the language model's embeddings, and for a language model that
+                cannot read embeddings, padding on the left or its own cache (`mof.language_model_fit`).
         """
-        width = llm.config.get_text_config().hidden_size
+        model = cls._join(mixer, llm, tokenizer, embed_encoders)
+        refuse_unfit(model)
+        return model
+
+    @classmethod
+    def _join(
+        cls, mixer: Mixer, llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, embed_encoders: bool
+    ) -> MoFForConditionalGeneration:
+        width, hidden = llm.get_input_embeddings().weight.shape[1], llm.config.get_text_config().hidden_size
         if mixer.hidden_size != width:
-            raise ValueError(f"the mixer maps to {mixer.hidden_size} channels, the language model has {width}")
+            raise ValueError(
+                f"the mixer maps to {mixer.hidden_size} channels, the token embeddings of {type(llm).__name__} have {width}: "
+                f"make the mixer with hidden_size={width}"
+            )
         image_token_id = add_image_token(tokenizer, llm)
         config = MoFConfig(llm.config, image_token_id=image_token_id, embed_encoders=embed_encoders, **mixer.spec)
+        config.embedding_width = None if width == hidden else width
         config.dtype = llm.dtype
         model = cls(config, mixer.to(llm.device), llm)
         model.generation_config = generation_config(llm, tokenizer, image_token_id)
@@ -84,7 +99,7 @@ class MoFForConditionalGeneration(StrictCheckpoints, GenerationMixin):
             checkpoint = read_checkpoint(checkpoint, **options)
         if isinstance(checkpoint, Checkpoint):
             parts = checkpoint.mixer, checkpoint.language_model, checkpoint.tokenizer
-            return cls.from_parts(*parts, embed_encoders=checkpoint.embed_encoders).eval()
+            return cls._join(*parts, checkpoint.embed_encoders).eval()
         model = cls.from_pretrained(checkpoint.folder)
         return (model if checkpoint.adapter is None else merge_lora(model, checkpoint.adapter)).eval()
 
@@ -109,7 +124,7 @@ class MoFForConditionalGeneration(StrictCheckpoints, GenerationMixin):
             input_ids: [R, L], each image as T image tokens. Records may have one image, several or none.
             pixel_values: [M, 3, S, S] uint8, or float in [0, 1]: all images of the batch, in order.
             encoder_features: [M, F] in place of pixel_values: the encoders' features in a feature store (see `Mixer.unpack`).
-            image_features: [M, T, D] in place of pixel_values: the mixer's output.
+            image_features: [M, T, D] in place of pixel_values: the mixer's output. D is the width of the token embeddings.
             past_key_values, cache: the language model's cache of earlier tokens; both names work with every transformers.
             inputs_embeds: [R, L, D] in place of input_ids; then the images must be in it already.
             labels: [R, L], -100 where no loss is taken.
@@ -125,12 +140,14 @@ class MoFForConditionalGeneration(StrictCheckpoints, GenerationMixin):
         decoding = self._remembers(cache)
         if decoding and self._recurrent:
             attention_mask = None  # the state has left out padding already
-        if self._cache_name:
-            kwargs[self._cache_name] = cache
+        if self.cache_name:
+            kwargs[self.cache_name] = cache
         elif cache is not None:
             raise ValueError(f"{type(self.language_model).__name__} takes none of the caches {', '.join(CACHE_NAMES)}; give none")
         if input_ids is not None:
             inputs_embeds = self._embed(input_ids, pixel_values, encoder_features, image_features, decoding)  # [R, L, D]
+            if self._has_layer_tables:
+                kwargs["per_layer_inputs"] = self._look_up_layers(input_ids)
         assert inputs_embeds is not None
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
             new = inputs_embeds.shape[1]
@@ -146,8 +163,8 @@ class MoFForConditionalGeneration(StrictCheckpoints, GenerationMixin):
             **kwargs,
         )
         # Older transformers reorder beams only in an output of this class.
-        if self._recurrent and self._cache_name and not isinstance(output, tuple):
-            return CausalLMOutputWithPast(output.loss, output.logits, getattr(output, self._cache_name), output.hidden_states)
+        if self._recurrent and self.cache_name and not isinstance(output, tuple):
+            return CausalLMOutputWithPast(output.loss, output.logits, getattr(output, self.cache_name), output.hidden_states)
         return output
 
     def _remembers(self, cache: Any) -> bool:
@@ -172,6 +189,8 @@ class MoFForConditionalGeneration(StrictCheckpoints, GenerationMixin):
         if pixel_values is not None or encoder_features is not None:
             image_features = self.get_image_features(pixel_values, encoder_features)  # [M, T, D]
         if image_features is not None:
+            if image_features.shape[-1] != embeds.shape[-1]:
+                raise ValueError(f"image_features have {image_features.shape[-1]} channels, the token embeddings {embeds.shape[-1]}")
             slots = input_ids == self.config.image_token_id  # [R, L]
             return embeds.masked_scatter(slots.unsqueeze(-1), image_features.to(embeds))  # [R, L, D]
         if not self.training:
@@ -179,6 +198,19 @@ class MoFForConditionalGeneration(StrictCheckpoints, GenerationMixin):
         # Data-parallel training waits for every parameter's gradient, so text-only batches must touch the adapters too.
         blank = torch.zeros(1, 3, self.mixer.image_size, self.mixer.image_size, dtype=torch.uint8, device=embeds.device)
         return embeds + 0 * self.get_image_features(blank).sum()  # [R, L, D]
+
+    def _look_up_layers(self, input_ids: Tensor) -> Tensor | None:
+        """Return what the layers of Gemma 3n and 4 add to each token, [R, L, layers, channels] for input_ids [R, L]; None without tables.
+
+        Image tokens count as padding there, as in transformers.
+        """
+        decoder, config = self.language_model.base_model, self.language_model.config.get_text_config()
+        if not config.hidden_size_per_layer_input:
+            return None
+        padding = config.pad_token_id or 0
+        known = (input_ids != self.config.image_token_id) & (input_ids < config.vocab_size_per_layer_input)  # [R, L]
+        rows = decoder.embed_tokens_per_layer(input_ids.where(known, padding))  # [R, L, layers * channels]
+        return rows.unflatten(-1, (-1, config.hidden_size_per_layer_input))  # [R, L, layers, channels]
 
     def get_image_features(self, pixel_values: Tensor | None = None, encoder_features: Tensor | None = None) -> Tensor:
         """Return the features [M, T, D] that replace the image tokens, for pixel_values [M, 3, S, S] or encoder_features [M, F]."""
@@ -203,7 +235,7 @@ class MoFForConditionalGeneration(StrictCheckpoints, GenerationMixin):
         Raises:
             ValueError: for a language model whose cache has another name (RWKV), unless `use_cache=False`.
         """
-        if not self._cache_name and kwargs.get("use_cache", True):
+        if not self.cache_name and kwargs.get("use_cache", True):
             name = type(self.language_model).__name__
             raise ValueError(f"{name} takes no cache named {', '.join(CACHE_NAMES)}; generate with use_cache=False")
         # A recurrent state bypasses transformers, which would make attention masks for it.
@@ -214,8 +246,8 @@ class MoFForConditionalGeneration(StrictCheckpoints, GenerationMixin):
         return inputs
 
     def _prepare_cache_for_generation(self, *args: Any, **kwargs: Any) -> None:
-        """Make the cache, except for recurrent language models: transformers would ask its length, and they make their own."""
-        if not self._recurrent:
+        """Make the cache, except for language models that make their own: recurrent ones, and those that transformers names."""
+        if not self._recurrent and self.language_model._supports_default_dynamic_cache():
             super()._prepare_cache_for_generation(*args, **kwargs)
 
     def _expand_inputs_for_generation(

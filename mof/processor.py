@@ -23,6 +23,7 @@ from encoders.images.resizing import Centre, Fit, Interpolation
 from encoders.saved_folders import WEIGHTS, check_folder, recording
 from mof.chat_templates import choose_chat_template
 from mof.config import MoFConfig
+from mof.data.prompts import append_nothing
 from mof.data.records import IMAGE_PLACEHOLDER
 
 if TYPE_CHECKING:
@@ -127,6 +128,8 @@ AutoImageProcessor.register(MoFConfig, image_processor_classes=dict.fromkeys(("t
 class MoFProcessor(ProcessorMixin):
     """A tokenizer and an image processor that agree on how many tokens an image takes. Pads on the left.
 
+    The tokenizer is changed to put nothing behind a text (`mof.data.prompts`), so that a model goes on where a prompt ends.
+
     Args:
         tokens_per_image: the number of image tokens that replace a placeholder: the mixer's `tokens_per_image`.
         image_token: the placeholder, one token of the tokenizer.
@@ -143,6 +146,7 @@ class MoFProcessor(ProcessorMixin):
         self.tokens_per_image = tokens_per_image
         self.image_token = image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        append_nothing(tokenizer)
         tokenizer.padding_side = "left"  # generation goes on from the last token; SupervisedCollator pads on the right
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 

@@ -238,11 +238,17 @@ def _to_message(name: str, turn: Any) -> Message:
 
 
 def _split(text: str) -> list[Part]:
-    """Return [image, "What?"] for "<image>\\nWhat?". Text without a placeholder stays as it is, white space included."""
+    """Return [image, "What?"] for "What?\\n<image>": a single image comes first, wherever its placeholder stands, as in LLaVA's loader.
+
+    Several images stay in place. Text without a placeholder stays as it is, white space included.
+    """
     if IMAGE_PLACEHOLDER not in text:
         return [{"type": "text", "text": text}]
+    pieces = text.split(IMAGE_PLACEHOLDER)
+    if len(pieces) == 2:
+        pieces = ["", "".join(pieces)]
     parts: list[Part] = []
-    for index, piece in enumerate(text.split(IMAGE_PLACEHOLDER)):
+    for index, piece in enumerate(pieces):
         if index:
             parts.append({"type": "image"})
         if piece.strip():

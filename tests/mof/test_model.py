@@ -22,8 +22,6 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
-    RwkvConfig,
-    RwkvForCausalLM,
     pipeline,
 )
 
@@ -243,22 +241,6 @@ def test_left_padding_with_a_cache(name: str, tiny_tokenizer: PreTrainedTokenize
         expected = model(input_ids=torch.cat([prompt_ids, new], dim=1), use_cache=False).logits[0, -5:-1]  # [4, V]
         logits = torch.stack(together.logits)[:, row]  # [4, V]
         torch.testing.assert_close(logits.where(logits.isfinite(), expected), expected, rtol=0, atol=1e-4)
-
-
-@torch.no_grad()
-def test_a_cache_of_another_name_is_refused(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
-    """RWKV calls its cache a state. Decoded token by token without it, every answer would be wrong."""
-    config = RwkvConfig(vocab_size=len(tiny_tokenizer), hidden_size=32, num_hidden_layers=2, attention_hidden_size=32, intermediate_size=32)
-    model = build_model(tiny_tokenizer, RwkvForCausalLM(config)).eval()
-    inputs = MoFProcessor.from_parts(model, tiny_tokenizer)(text="Hi", return_tensors="pt")
-    options = {"max_new_tokens": 3, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    with pytest.raises(ValueError, match="RwkvForCausalLM"):
-        model.generate(**inputs, **options)
-    written = model.generate(**inputs, **options, use_cache=False)
-    for length in range(inputs["input_ids"].shape[1], written.shape[1]):
-        logits = model(input_ids=written[:, :length], use_cache=False).logits[0, -1]
-        logits[model.config.image_token_id] = -torch.inf
-        assert int(logits.argmax()) == int(written[0, length])
 
 
 @torch.no_grad()

@@ -11,13 +11,24 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import processors
 from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, PreTrainedTokenizerFast, ProcessorMixin
 
 from mof import MoFForConditionalGeneration, MoFProcessor
 from mof.chat_templates import CHATML, VICUNA, choose_chat_template
+from mof.data.answer_tokens import encode_record
+from mof.data.records import to_record
 from mof.processor import MoFImageProcessor
 
 RED = Image.new("RGB", (40, 20), (200, 0, 0))
+GENERATE = {"tokenize": True, "return_dict": True, "add_generation_prompt": True, "return_tensors": "pt"}
+ENDS = {
+    "template": processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 2)]),
+    "sequence": processors.Sequence(
+        [processors.ByteLevel(), processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])]
+    ),
+    "roberta": processors.RobertaProcessing(("</s>", 2), ("<s>", 1)),
+}
 
 
 def question(image: object = None, text: str = "What?") -> list[dict]:
@@ -179,3 +190,19 @@ def test_errors(tiny_processor: MoFProcessor, tiny_model: MoFForConditionalGener
     tiny_model.config.image_token_id = 5
     with pytest.raises(ValueError, match="259 .*5 "):
         MoFProcessor.from_parts(tiny_model, tiny_tokenizer)
+
+
+@pytest.mark.parametrize("post_processor", ENDS.values(), ids=ENDS)
+def test_a_prompt_ends_where_the_answer_begins(
+    post_processor: processors.PostProcessor, tiny_model: MoFForConditionalGeneration, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Some tokenizers put the end-of-sequence token behind every text; training has none between question and answer."""
+    expected = MoFProcessor.from_parts(tiny_model, tiny_tokenizer).apply_chat_template(question(RED), **GENERATE)["input_ids"][0].tolist()
+    tiny_tokenizer.backend_tokenizer.post_processor = post_processor
+    assert tiny_tokenizer("a")["input_ids"][-1] == tiny_tokenizer.eos_token_id
+    processor = MoFProcessor.from_parts(tiny_model, tiny_tokenizer)
+    ids = processor.apply_chat_template(question(RED), **GENERATE)["input_ids"][0].tolist()
+    assert ids in (expected, [tiny_tokenizer.bos_token_id, *expected])
+    answered = [*question(RED), {"role": "assistant", "content": "Red."}]
+    example = encode_record(processor, to_record({"messages": answered}))
+    assert example.input_ids[: len(ids)].tolist() == ids and int(example.answer_mask.nonzero()[0]) == len(ids)

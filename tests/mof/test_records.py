@@ -50,13 +50,14 @@ def test_llava_record(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "parts"),
     [
-        ("What?\n<image>", [text_part("What?"), image_part()]),
+        ("What?\n<image>", [image_part(), text_part("What?")]),
+        ("Describe <image> it.", [image_part(), text_part("Describe  it.")]),  # two spaces, as LLaVA's loader leaves them
         ("<image>", [image_part()]),
         ("A <image> or <image>?", [text_part("A"), image_part(), text_part("or"), image_part(), text_part("?")]),
         (" kept \n", [text_part(" kept \n")]),
     ],
 )
-def test_placeholders_become_parts_in_place(value: str, parts: list[dict[str, str]]) -> None:
+def test_placeholders_become_parts_and_a_single_image_comes_first(value: str, parts: list[dict[str, str]]) -> None:
     images = [Image.new("RGB", (4, 4))] * value.count("<image>")
     assert to_record(llava(value, "ok", image=images)).messages[0]["content"] == parts
 
@@ -78,7 +79,7 @@ def test_chat_messages(folder: Path) -> None:
 MESSAGES = [
     {"role": "user", "content": [{"type": "image", "image": "cat.png"}, text_part("What is it?")]},
     {"role": "assistant", "content": "A cat."},
-    {"role": "user", "content": [text_part("Like"), {"type": "image", "path": "dog.png", "url": None}, text_part("this?")]},
+    {"role": "user", "content": [{"type": "image", "path": "dog.png", "url": None}, text_part("Like  this?")]},
     {"role": "assistant", "content": [text_part("No.")]},
 ]
 BESIDE = llava("<image>\nWhat is it?", "A cat.", "Like <image> this?", "No.", image=["cat.png", "dog.png"])
@@ -104,7 +105,7 @@ def test_a_conversation_is_the_same_in_every_form(raw: Any, folder: Path) -> Non
     record = to_record(raw, folder)
     assert record.messages == to_record(BESIDE, folder).messages
     assert record.images == [str(folder / name) for name in images_of(raw)] == [str(folder / "cat.png"), str(folder / "dog.png")]
-    assert record.questions == texts_of(raw, "user") == ["What is it?", "Like\nthis?"]
+    assert record.questions == texts_of(raw, "user") == ["What is it?", "Like  this?"]
     assert record.answers == texts_of(raw, "assistant") == ["A cat.", "No."]
     renamed = with_images(raw, ["dog.png", "cat.png"])
     assert images_of(renamed) == ["dog.png", "cat.png"] and to_record(renamed, folder).messages == record.messages

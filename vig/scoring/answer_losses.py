@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from mof.data.answer_tokens import Example
 from mof.data.collator import collate
 from vig.output_head import HeadPass, replaced_forward, target_positions
-from vig.scoring.prefix_cache import CannotShareError, cache_name, image_positions, part, shared_cache
+from vig.scoring.prefix_cache import cache_name, image_positions, part, shared_cache
 
 # Shapes: R = records in a batch, S = padded length, P = tokens of a shared prefix, G = groups that share a prefix, N = answer tokens in a
 # batch, K = positions whose logits are asked for, V = vocabulary of the model.
@@ -87,7 +87,7 @@ class AnswerLosses:
             losses = self._losses(groups, prefix)  # [N]
         except torch.OutOfMemoryError:
             raise
-        except (CannotShareError, ValueError, RuntimeError, TypeError, IndexError) as error:  # the model does not go along
+        except Exception as error:  # the model does not go along, and models raise any kind
             reason = f"{type(error).__name__}: {error}"
         else:
             own = losses.split([int(example.answer_mask.sum()) for example in examples])[shortest]  # [its answer tokens]

@@ -92,7 +92,7 @@ class TwoPasses:
                 return None
             self._reader.fail(pairs[0].id, f"out of memory with this record alone, {batch.tokens} tokens")
             return []
-        except (ValueError, RuntimeError, IndexError) as error:  # say, more image tokens in a record than its image gives
+        except Exception as error:  # say, more image tokens in a record than its image gives; models raise any kind
             if len(pairs) > 1:  # each alone, they show which record is at fault
                 return [score for pair in pairs for score in self._batch(Batch([[pair]], 0)) or []]
             self._refused_in_a_row += 1

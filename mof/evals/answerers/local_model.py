@@ -15,6 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from encoders import read_image
 from encoders.store.fingerprints import weights_digest
 from mof.auto_classes import register_auto_classes
+from mof.data.prompts import append_nothing
 from mof.evals.answering import Answer, Prompt
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")  # suffixes of files that `weights_digest` stands for
@@ -50,6 +51,8 @@ class LocalModel:
         self.model, self.processor, self.name, self.batch_size = model.eval(), processor, name, batch_size
         self._tokenizer = processor.tokenizer
         self._tokenizer.padding_side = "left"
+        if not model.config.is_encoder_decoder:  # an encoder reads whole texts, with their end
+            append_nothing(self._tokenizer)
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         self._generation = copy.deepcopy(model.generation_config)

@@ -1,0 +1,41 @@
+"""Prompts that end where the answer begins, whatever the tokenizer was made for."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+
+def append_nothing(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make a tokenizer put no token behind a text. What it puts in front of a text stays.
+
+    Some tokenizers close every text with the end-of-sequence token. A model that sees the token behind a question takes the
+    conversation for finished. Answers lose nothing: chat templates write the end of a turn themselves.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or backend.post_processor is None:
+        return
+    state = json.loads(backend.post_processor.__getstate__())
+    opened = _without_end(state)
+    if opened != state:
+        whole = json.loads(backend.to_str())
+        whole["post_processor"] = opened
+        backend.post_processor = type(backend).from_str(json.dumps(whole)).post_processor
+
+
+def _without_end(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of a post-processor of `tokenizers` without the pieces that it puts behind a single text."""
+    if state["type"] == "Sequence":
+        return {**state, "processors": [_without_end(inner) for inner in state["processors"]]}
+    if state["type"] == "TemplateProcessing":
+        last = max(index for index, piece in enumerate(state["single"]) if "Sequence" in piece)
+        return {**state, "single": state["single"][: last + 1]}
+    if state["type"] in ("BertProcessing", "RobertaProcessing"):  # a token in front of the text, another behind it
+        name, id = state["cls"]
+        front = {"SpecialToken": {"id": name, "type_id": 0}}
+        first, second = ({"Sequence": {"id": text, "type_id": 0}} for text in "AB")
+        known = {name: {"id": name, "ids": [id], "tokens": [name]}}
+        return {"type": "TemplateProcessing", "single": [front, first], "pair": [front, first, second], "special_tokens": known}
+    return state

@@ -1,0 +1,78 @@
+"""Whether a language model can stand behind a mixer: it is tried out, since nothing in its configuration says so.
+
+Some language models count padding on the left as text, some drop their state between two calls, and some take more from the ids of
+tokens than embeddings can give. With such a model, generation or batches would be wrong without a word.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from mof.model import MoFForConditionalGeneration
+
+# Shapes: R records, L tokens per record, V the vocabulary.
+
+LENGTH, PADDING = 8, 3  # tokens of the text that is tried, and of the padding before it
+MOST_APART = {torch.float32: 1e-3, torch.float64: 1e-3}  # share of the largest logit
+MOST_APART_IN_16_BITS = 0.1
+
+
+@torch.no_grad()
+def refuse_unfit(model: MoFForConditionalGeneration) -> None:
+    """Compare the model on a few tokens of text with its bare language model: from embeddings, padded on the left, with a cache.
+
+    Weights on the meta device are not tried.
+
+    Raises:
+        ValueError: naming the language model, and the way in which it gives other logits or fails.
+    """
+    llm = model.language_model
+    if llm.device.type == "meta":
+        return
+    name, modes = type(llm).__name__, [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        reasons = _misfits(model)
+    except Exception as error:  # models raise any kind
+        raise ValueError(
+            f"{name} cannot be the language model of a MoF: it fails on a few tokens ({type(error).__name__}: {error})"
+        ) from error
+    finally:
+        for module, was_training in modes:
+            module.training = was_training
+    if reasons:
+        raise ValueError(f"{name} cannot be the language model of a MoF: {'; '.join(reasons)}")
+
+
+def _misfits(model: MoFForConditionalGeneration) -> list[str]:
+    """Return what the model does otherwise than its language model."""
+    llm = model.language_model
+    rows = model.get_input_embeddings().weight.shape[0]
+    ids = torch.arange(rows, device=llm.device)
+    ids = ids[(ids != model.config.image_token_id) & (ids != model.generation_config.pad_token_id)]  # [usable tokens]
+    ids = ids[torch.linspace(0, len(ids) - 1, LENGTH).long()][None]  # [1, L]
+    plain = llm(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]  # [L, V]
+    longer = torch.cat([ids.flip(1), ids[:, :PADDING]], dim=1)  # [1, L + PADDING]
+    padded = torch.cat([torch.cat([ids[:, :PADDING], ids], dim=1), longer])  # [2, L + PADDING]
+    mask = torch.ones_like(padded)
+    mask[0, :PADDING] = 0
+    reasons = []
+
+    def compare(logits: Tensor, expected: Tensor, reason: str) -> None:
+        apart = (logits.float() - expected.float()).abs().max() / expected.float().abs().max().clamp(min=1e-30)
+        if not apart <= MOST_APART.get(llm.dtype, MOST_APART_IN_16_BITS):  # NaN is no fit
+            reasons.append(f"{reason} (logits differ by {float(apart):.2g} of their largest value)")
+
+    alone = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]  # [L, V]
+    compare(alone, plain, "it makes more of tokens than of their embeddings")
+    compare(model(input_ids=padded, attention_mask=mask).logits[0, PADDING:], alone, "padding on the left changes its answers")
+    if not reasons and model.cache_name:
+        start = model(input_ids=padded[:, :-1], attention_mask=mask[:, :-1], use_cache=True)
+        cache = {model.cache_name: getattr(start, model.cache_name)}
+        step = model(input_ids=padded[:, -1:], attention_mask=mask, use_cache=True, **cache)
+        compare(step.logits[0, -1:], alone[-1:], "it does not go on from its cache")
+    return reasons
