@@ -77,13 +77,14 @@ def main() -> None:
         return
     if args.quick and setting.data.scenes:
         setting.data.scenes = setting.data.scenes.twentieth()
-    rows = chosen_rows(args, setting)
+    all_rows = COMPARISONS[args.compare](setting) if args.compare else table_rows(setting)
+    rows = chosen_rows(args.rows, all_rows)
     fixed = {name: value for name, value in dataclasses.asdict(setting).items() if name != "strict"}  # a resumed run may change `strict`
     identity = {"setting": fixed, "data_dir": str(args.data_dir.resolve())}
     records = {} if setting.data.scenes else {"finetune": read_run_data(setting.data, args.data_dir)}  # a mistyped path leaves no folder
     folder = RunFolder(args.output or Path("runs") / setting.name, identity, resume=args.resume)
     if setting.data.scenes:
-        records = drawn_records(setting, rows, folder)
+        records = drawn_records(setting, all_rows, folder)
     elif replaced := records["finetune"].mix:
         console.print("detailed descriptions replaced by captions:", replaced)
     results = folder.read("results.json", {"rows": []})["rows"]
@@ -97,7 +98,7 @@ def main() -> None:
 
 
 def drawn_records(setting: Setting, rows: list[Row], folder: RunFolder) -> dict[str, RunData]:
-    """Draw the miniature's pictures and records, unless they are drawn already. Return the records for each mix of the rows."""
+    """Draw the miniature's pictures and records, unless they are drawn already. Return the records for each mix of the study's rows."""
     scenes = dataclasses.asdict(setting.data.scenes)
     noise = scenes.pop("noise")
     mixes = {row.mix: noise if row.noise is None else {"ungrounded": row.noise} for row in rows}
@@ -111,12 +112,11 @@ def drawn_records(setting: Setting, rows: list[Row], folder: RunFolder) -> dict[
     return {mix: read_run_data(dataclasses.replace(setting.data, finetune=[f"{mix}.json"]), folder.path(name)) for mix in mixes}
 
 
-def chosen_rows(args: argparse.Namespace, setting: Setting) -> list[Row]:
+def chosen_rows(names: list[str] | None, rows: list[Row]) -> list[Row]:
     """Return the rows of the run or study, or those of them that --rows names."""
-    rows = COMPARISONS[args.compare](setting) if args.compare else table_rows(setting)
-    if unknown := set(args.rows or []) - {row.name for row in rows}:
+    if unknown := set(names or []) - {row.name for row in rows}:
         raise ValueError(f"no rows {sorted(unknown)}; this run has {', '.join(row.name for row in rows)}")
-    return [row for row in rows if not args.rows or row.name in args.rows]
+    return [row for row in rows if not names or row.name in names]
 
 
 def show(results: list[dict[str, Any]], compare: str | None, folder: RunFolder) -> None:
