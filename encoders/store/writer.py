@@ -253,7 +253,7 @@ class _Run:
         write_view(self.store, sorted(names), self.manifest["store"])
         errors = {job.name: job.writer.errors().summary() for job in self.jobs if job.tokens == "int8"}
         complete(self.store, self.manifest, errors)
-        if self.seen:
+        if self.seen - self.refused.keys():
             join_embeddings(self.store, self.manifest, [job.name for job in self.jobs])
         size = sum(file.stat().st_size for file in self.store.rglob("*") if file.is_file())
         gone = 0 if prune else len(set().union(*(job.writer.claimed for job in self.jobs)) - keys - self.refused.keys())
