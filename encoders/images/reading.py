@@ -69,6 +69,18 @@ def read_image(source: str | os.PathLike[str] | bytes | Image.Image, name: str |
         raise ImageError(f"{name}: cannot be read as an image ({type(error).__name__}: {error})") from error
 
 
+def pixels_of(image: Image.Image) -> tuple[str, tuple[int, int], bytes]:
+    """Return mode, size and pixels of an open image, as `read_image` shows it: palette, transparency and orientation count.
+
+    Two images with equal values are the same image for every encoder. An image that cannot be decoded has no pixels here.
+    """
+    try:
+        seen = read_image(image)
+        return seen.mode, seen.size, seen.tobytes()
+    except ImageError:  # the reader of its pixels reports it
+        return image.mode, image.size, b""
+
+
 def _read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()

@@ -21,7 +21,7 @@ from encoders.images.reading import ImageError, read_image
 from encoders.images.sources import Content, ImageSources, content_key, exists
 from encoders.preprocessing import View
 from encoders.runs import RunLock, remove_unfinished
-from encoders.store.files import TOKEN_FORMATS, ImageIndex, TokenFormat, read_view, write_failures, write_view
+from encoders.store.files import TOKEN_FORMATS, ImageIndex, TokenFormat, file_state, read_view, write_failures, write_view
 from encoders.store.jobs import LANES, Job
 from encoders.store.manifest import complete, declare, run_of
 from encoders.store.view import join_embeddings, prune_store
@@ -170,8 +170,7 @@ class _Run:
                 raise content
             stat, key = None, None
             if isinstance(content, Path):
-                status = _stat(content)
-                stat = status.st_size, status.st_mtime_ns
+                stat = file_state(_stat(content))
                 key = self.index.key_of(name, *stat)
             data = _bytes(content) if key is None or self._lacking(key) else b""
             key = key or content_key(data)
@@ -245,7 +244,7 @@ class _Run:
     def _view(self, sources: ImageSources) -> set[str]:
         """Return the names that are there: those that this run saw and could read, and earlier ones from elsewhere whose file exists."""
         before = read_view(self.store, self.manifest["store"])
-        elsewhere = (self.index.names() if before is None else before) - self.names
+        elsewhere = (self.index.names() if before is None else before & self.index.names()) - self.names
         elsewhere -= set(sources.among(elsewhere))  # not seen, though the run went by
         return self.names - self.failures.keys() | {name for name in elsewhere if exists(name)}
 

@@ -15,6 +15,7 @@ from PIL import Image
 from rich.progress import Progress
 
 from encoders import ImageError
+from encoders.images.reading import pixels_of
 from mof.data.records import ImageSource
 
 
@@ -170,9 +171,10 @@ def cache_key(answerer: Answerer, prompt: Prompt) -> str:
 
 
 def image_hash(image: ImageSource) -> str:
-    """SHA-256 of an image file, or of the pixels of an open image."""
+    """SHA-256 of an image file, or of the pixels of an open image as encoders see them."""
     if isinstance(image, Image.Image):
-        content = f"{image.mode} {image.size}".encode() + image.tobytes()
+        mode, size, pixels = pixels_of(image)
+        content = f"{mode} {size}".encode() + pixels
     else:
         try:
             content = Path(image).read_bytes()
