@@ -47,8 +47,13 @@ def check_folder(folder: str | os.PathLike[str], without: str = "") -> None:
         without: suffix of files that are not read.
     """
     path = Path(folder) / DIGESTS
-    if checks() and path.is_file() and (lines := damaged(Path(folder), read_sealed(path)["files"], without)):
-        raise DamagedError(f"{'; '.join(lines)}. Save the model again, or put back a copy; after changes of your own, delete {path}")
+    if not checks() or not path.is_file():
+        return
+    listed = {name: digest for name, digest in read_sealed(path)["files"].items() if not (without and name.endswith(without))}
+    if faults := damaged(Path(folder), listed):
+        raise DamagedError(
+            f"{'; '.join(faults.values())}. Save the model again, or put back a copy; after changes of your own, delete {path}"
+        )
 
 
 def _states(folder: Path) -> dict[str, tuple[int, int, int]]:

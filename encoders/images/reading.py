@@ -70,6 +70,18 @@ def read_image(
         return _to_rgb(image, name, content)
 
 
+def pixels_of(image: Image.Image) -> tuple[str, tuple[int, int], bytes]:
+    """Return mode, size and pixels of an open image, as `read_image` shows it: palette, transparency and orientation count.
+
+    Two images with equal values are the same image for every encoder. An image that cannot be decoded has no pixels here.
+    """
+    try:
+        seen = read_image(image)
+        return seen.mode, seen.size, seen.tobytes()
+    except ImageError:  # the reader of its pixels reports it
+        return image.mode, image.size, b""
+
+
 def _decode_jpeg(image: Image.Image, content: bytes) -> Image.Image | None:
     """Decode a healthy JPEG with simplejpeg (`pip install mof-vig[fast]`): the same pixels in less time. Return None if Pillow has
     to do it.

@@ -90,7 +90,7 @@ def _as_text(name: str) -> str:
 
 def exists(name: str) -> bool:
     """Return whether the file that `readable` gave this name exists, or the tar of a member with this name."""
-    path = re.sub(rb"\\x([89a-f][0-9a-f])", lambda match: bytes.fromhex(match[1].decode()), name.encode())
+    path = re.sub(rb"\\x(5c|[89a-f][0-9a-f])", lambda match: bytes.fromhex(match[1].decode()), name.encode())
     return os.path.lexists(name) or os.path.lexists(path) or any(_is_tar(parent) for parent in Path(name).parents)
 
 

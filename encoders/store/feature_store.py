@@ -16,11 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from encoders.base import Encoder
-from encoders.digests import DamagedError, checks, damaged
+from encoders.digests import DamagedError, damaged
 from encoders.images.opening import ImageError, read_file
 from encoders.images.sources import content_key, readable
 from encoders.preprocessing import View
-from encoders.store.files import VIEW, numbered, pack_keys, read_index, read_view, unpack, unpack_keys
+from encoders.store.files import VIEW, file_state, numbered, pack_keys, read_index, read_view, unpack, unpack_keys
 from encoders.store.fingerprints import describe, refuse_other
 from encoders.store.manifest import read_manifest, run_of
 from encoders.store.rows import Rows
@@ -65,8 +65,9 @@ class FeatureStore:
         if unknown := [name for name in self.encoders if name not in self.manifest]:
             raise ValueError(f"{path} has no features of {', '.join(unknown)}; it has {', '.join(self.manifest) or 'none'}")
         shards = {name: numbered(self.path / self.manifest[name]["folder"], "features", ".safetensors") for name in self.encoders}
-        if checks() and (lines := damaged(self.path, {name: digest for name, digest in manifest.get("files", {}).items() if name == VIEW})):
-            raise DamagedError(f"{'; '.join(lines)}; the same `mof encode` again writes it anew")
+        listed = manifest.get("files", {})
+        if faults := damaged(self.path, {VIEW: listed[VIEW]} if VIEW in listed else {}):
+            raise DamagedError(f"{'; '.join(faults.values())}; the same `mof encode` again writes it anew")
         keys = {name: [Shard(file, run_of(manifest, name)).keys for file in files] for name, files in shards.items()}
         order = self._read_index([np.concatenate([*parts, pack_keys([])]) for parts in keys.values()])  # [N]
         self._features = {name: Rows(shards[name], keys[name], order, self.names) for name in self.encoders}
@@ -119,9 +120,10 @@ class FeatureStore:
             raise ValueError(f"{self.path} has no embeddings of {encoder}, only its patch tokens")
         return self._features[encoder].embeddings()  # [N, E]
 
-    def join_embeddings(self, encoder: str) -> Path:
-        """Write the embeddings in one piece if they lie in several shards, so that they can be mapped. Return the file's place."""
-        self._features[encoder].join()
+    def joined(self, encoder: str, *, write: bool = False) -> Path:
+        """Return the file that holds the embeddings in one piece when they lie in several shards; `write` makes it where it lacks."""
+        if write:
+            self._features[encoder].join()
         return self._features[encoder].joined
 
     def tokens(self, encoder: str, rows: Any) -> Tensor:
@@ -172,14 +174,14 @@ class FeatureStore:
         name = readable(image)
         size, time, key = self._files.get(name, (None, None, ""))
         try:
-            stat = os.stat(image)
+            state = file_state(os.stat(image))
         except OSError:
             if key:
                 return key
             raise ValueError(f"{image} is neither a file nor a name or content key in the feature store {self.path}") from None
-        if (stat.st_size, stat.st_mtime_ns) != (size, time):
+        if state != (size, time):
             key = content_key(read_file(image))
-            self._files[name] = (stat.st_size, stat.st_mtime_ns, key)
+            self._files[name] = (*state, key)
         return key
 
     def check(self, name: str, encoder: Encoder, view: View | None = None) -> None:

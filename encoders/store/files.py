@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -38,7 +39,7 @@ INDEX_SCHEMA = pa.schema(
         "name": pa.string(),
         "key": pa.string(),
         "bytes": pa.int64(),  # null for members of tars
-        "mtime_ns": pa.int64(),  # null for members of tars
+        "mtime_ns": pa.int64(),  # time of the last change (`file_state`), null for members of tars
         "width": pa.int32(),
         "height": pa.int32(),
     }
@@ -91,6 +92,11 @@ def write_view(store: Path, names: Iterable[str], run: str) -> None:
     write_table(store / VIEW, pa.table({"name": pa.array(names, pa.string())}), run)
 
 
+def file_state(status: os.stat_result) -> tuple[int, int]:
+    """Return a file's size and the time of its last change. A program can set the time of its content, but not of the change of that."""
+    return status.st_size, max(status.st_mtime_ns, status.st_ctime_ns)
+
+
 def pack_keys(keys: list[str]) -> NDArray[np.bytes_]:
     """Content keys in hexadecimal -> [n] of KEY_TYPE."""
     return np.frombuffer(bytes.fromhex("".join(keys)), dtype=KEY_TYPE)  # [n]
@@ -126,7 +132,7 @@ class ImageIndex:
     def __init__(self, store: Path, run: str) -> None:
         self.store, self.run = store, run
         self._number = next_number(index_files(store))
-        for file in index_files(store):
+        for file in (*index_files(store), *store.glob(VIEW)):
             try:
                 _read(file, run)
             except DamagedError as error:

@@ -93,7 +93,7 @@ def row_digests(rows: Tensor, keys: NDArray[np.bytes_]) -> NDArray[np.uint64]:
     """Return the digests [m] of rows [m, ...] of the images with these keys [m]."""
     if not len(rows):
         return np.empty(0, np.uint64)
-    content = memoryview(rows.reshape(len(rows), -1).contiguous().view(torch.uint8).numpy().reshape(-1))
+    content = rows.reshape(len(rows), -1).contiguous().view(torch.uint8).numpy().reshape(-1).data
     size = len(content) // len(rows)
     seeds = np.ascontiguousarray(keys).view("<u8")[::2].tolist()  # half a key each
     parts = (content[start : start + size] for start in range(0, len(content), size))

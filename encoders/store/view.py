@@ -24,7 +24,7 @@ def join_embeddings(store: Path, manifest: Mapping[str, Any], encoders: Iterable
     """Write the embeddings of each encoder in one piece, in the order of the view, and delete those of earlier views."""
     for name in encoders:
         if manifest["encoders"][name]["embeddings"]:
-            joined = FeatureStore(store, [name]).join_embeddings(name)
+            joined = FeatureStore(store, [name]).joined(name, write=True)
             for path in store.glob(f"{manifest['encoders'][name]['folder']}-{'?' * 16}.npy"):
                 if path != joined:
                     path.unlink()

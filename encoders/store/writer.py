@@ -22,7 +22,7 @@ from encoders.images.sources import Content, ImageSources, content_key, exists
 from encoders.preprocessing import View
 from encoders.progress import Advance, progress_bar
 from encoders.runs import RunLock, remove_unfinished
-from encoders.store.files import TOKEN_FORMATS, ImageIndex, TokenFormat, read_view, write_failures, write_view
+from encoders.store.files import TOKEN_FORMATS, ImageIndex, TokenFormat, file_state, read_view, write_failures, write_view
 from encoders.store.jobs import LANES, Job
 from encoders.store.manifest import complete, declare, run_of
 from encoders.store.view import join_embeddings, prune_store
@@ -179,8 +179,7 @@ class _Run:
                 raise content
             stat, key = None, None
             if isinstance(content, Path):
-                status = _stat(content)
-                stat = status.st_size, status.st_mtime_ns
+                stat = file_state(_stat(content))
                 key = self.index.key_of(name, *stat)
             data = b"" if key is not None and not self._lacking(key) else _bytes(content, self.limits)
             key = key or content_key(data)
@@ -263,7 +262,7 @@ class _Run:
     def _view(self, sources: ImageSources) -> set[str]:
         """Return the names that are there: those that this run saw and could read, and earlier ones from elsewhere whose file exists."""
         before = read_view(self.store, self.manifest["store"])
-        elsewhere = (self.index.names() if before is None else before) - self.names.keys()
+        elsewhere = (self.index.names() if before is None else before & self.index.names()) - self.names.keys()
         elsewhere -= set(sources.among(elsewhere))  # not seen, though the run went by
         return self.names.keys() - self._failures().keys() | {name for name in elsewhere if exists(name)}
 

@@ -18,6 +18,7 @@ COMMANDS: dict[str, Target] = {
     "blind-pairs": "mof.cli.blind_pairs:pairs_app",
     "probe": "mof.cli.probe:probe",
     "eval": "mof.cli.eval:evaluate",
+    "verify": "mof.cli.verify:verify",
 }
 
 

@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from encoders.images.opening import ImageError, inside, open_image
+from encoders.images.reading import pixels_of
 
 MOST_MISSING = 20  # image files, the first of all, without any that exists
 IMAGE_PLACEHOLDER = "<image>"
@@ -170,7 +172,7 @@ def require_unchanged(raw: Any) -> None:
 
 
 def digest(value: Any) -> str:
-    """Return 16 hex digits of the SHA-256 of a JSON-able value, which may hold PIL images and bytes."""
+    """Return 16 hex digits of the SHA-256 of a JSON-able value, which may hold PIL images, arrays and bytes."""
     try:
         text = _to_json(value)
     except TypeError:  # keys that JSON does not know, or that cannot be sorted
@@ -185,16 +187,15 @@ def _with_text_keys(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value that JSON can hold: the hash of bytes or of an image's pixels, otherwise the text of the value."""
+    """Return a value that JSON can hold: the hash of bytes or of pixels as encoders see them, otherwise the text of the value."""
     if isinstance(value, bytes):
         return hashlib.sha256(value).hexdigest()
-    if not isinstance(value, Image.Image):
-        return str(value)
-    try:
-        pixels = value.tobytes()
-    except Exception:  # a broken file, opened but not decoded yet; the reader of its pixels reports it
-        pixels = b""
-    return [value.mode, value.size, hashlib.sha256(pixels).hexdigest()]
+    if isinstance(value, Image.Image):
+        mode, size, pixels = pixels_of(value)
+        return [mode, size, hashlib.sha256(pixels).hexdigest()]
+    if isinstance(value, (np.ndarray, np.generic)):  # its text leaves out the middle
+        return [str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).hexdigest()]
+    return str(value)
 
 
 _to_json = json.JSONEncoder(sort_keys=True, default=_plain).encode  # made once, as millions of records are digested

@@ -16,6 +16,7 @@ from PIL import Image
 from rich.progress import Progress
 
 from encoders.images.opening import read_file
+from encoders.images.reading import pixels_of
 from mof.data.records import ImageSource
 
 
@@ -174,9 +175,10 @@ def cache_key(answerer: Answerer, prompt: Prompt) -> str:
 
 
 def image_hash(image: ImageSource) -> str:
-    """SHA-256 of an image file, or of the pixels of an open image."""
+    """SHA-256 of an image file, or of the pixels of an open image as encoders see them."""
     if isinstance(image, Image.Image):
-        content = f"{image.mode} {image.size}".encode() + image.tobytes()
+        mode, size, pixels = pixels_of(image)
+        content = f"{mode} {size}".encode() + pixels
     else:
         content = read_file(image)
     return hashlib.sha256(content).hexdigest()

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from encoders import build_encoder
+from encoders.digests import DamagedError
 from mof import AdditiveMoF, InterleavedMoF, MoFConfig, MoFForConditionalGeneration, MoFProcessor
 
 RED = Image.new("RGB", (32, 32), (200, 0, 0))
@@ -149,6 +150,9 @@ def test_stray_keys_are_listed(tiny_model: MoFForConditionalGeneration, tmp_path
     state = load_file(tmp_path / "model.safetensors")
     state["mixer.dino_mm_projector.0.bias"] = state.pop("mixer.adapters.b.0.bias")
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DamagedError, match=r"model\.safetensors.*delete .*digests\.json"):
+        MoFForConditionalGeneration.from_pretrained(tmp_path)
+    (tmp_path / "digests.json").unlink()
     with pytest.raises(ValueError) as error:
         MoFForConditionalGeneration.from_pretrained(tmp_path)
     assert "1 missing: mixer.adapters.b.0.bias; 1 unexpected: mixer.dino_mm_projector.0.bias" in str(error.value)
@@ -159,6 +163,7 @@ def test_encoder_weights_in_a_checkpoint_that_should_not_have_them(tiny_model: M
     tiny_model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "embed_encoders": False}))
+    (tmp_path / "digests.json").unlink()
     with pytest.raises(ValueError, match=r"4 unexpected: mixer.encoders.a.tower.0.bias, "):
         MoFForConditionalGeneration.from_pretrained(tmp_path)
 

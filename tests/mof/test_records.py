@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
-from PIL import Image
+from PIL import ExifTags, Image
 from support.odd_records import ODD_RECORDS
 
-from mof.data.records import RecordError, images_of, record_id, texts_of, to_record, with_images
+from encoders import read_image
+from mof.data.records import RecordError, digest, images_of, record_id, texts_of, to_record, with_images
 from mof.data.rows import read_records, read_rows
 
 
@@ -246,3 +249,33 @@ def test_real_llava_records(shared_data: Path) -> None:
     records = [to_record(row, shared_data / "coco/train2017") for row in raw]
     assert len(records) == 230 and sum(not record.images for record in records) == 5
     assert all("<image>" not in part.get("text", "") for r in records for m in r.messages for part in m["content"])
+
+
+def test_the_digest_of_an_image_is_that_of_what_encoders_see() -> None:
+    indices = np.arange(64, dtype=np.uint8).reshape(8, 8) % 4
+
+    def paletted(*colours: int, **info: int) -> Image.Image:
+        image = Image.fromarray(indices, "P")
+        image.putpalette(list(colours))
+        image.info |= info
+        return image
+
+    red, negative = paletted(255, 0, 0, 0, 0, 0, 9, 9, 9, 0, 0, 99), paletted(0, 255, 255, 255, 255, 255, 246, 246, 246, 255, 255, 156)
+    turned = Image.new("RGB", (4, 2), "red")
+    turned.putpixel((0, 0), (0, 0, 0))
+    plain = turned.copy()
+    turned.getexif()[ExifTags.Base.Orientation] = 3
+    images = [red, negative, paletted(255, 0, 0, 0, 0, 0, 9, 9, 9, 0, 0, 99, transparency=0), plain, turned]
+    digests = [digest({"image": image}) for image in images]
+    assert len(set(digests)) == len(images)
+    assert [digest({"image": read_image(image)}) for image in images] == digests
+    assert digest({"image": plain}) == digest({"image": ["RGB", [4, 2], hashlib.sha256(plain.tobytes()).hexdigest()]}), (
+        "as in earlier releases"
+    )
+
+
+def test_the_digest_of_an_array_sees_its_middle() -> None:
+    array = np.zeros((40, 40, 3), np.uint8)
+    other = array.copy()
+    other[20, 20, 1] = 1
+    assert str(array) == str(other) and len({digest(array), digest(other), digest(array.reshape(-1)), digest(array.view(np.int8))}) == 4

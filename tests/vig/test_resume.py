@@ -2,6 +2,7 @@
 
 import copy
 import json
+import random
 import time
 from importlib.metadata import version
 
@@ -148,6 +149,45 @@ def test_a_missing_shard_is_not_fewer_scores(llava, records, image_folder, tmp_p
         load_scores(tmp_path)
     assert_same(score(*llava, records, tmp_path, image_folder=image_folder, batch_size=2), whole, atol=1e-5)  # as it says
     assert len(load_scores(tmp_path)) == 5
+
+
+def test_shards_and_lists_of_another_run_are_refused(llava, records, image_folder, text_only, tmp_path) -> None:
+    blur, zero = tmp_path / "blur", tmp_path / "zero"
+    whole = score(*llava, [*records, text_only], blur, image_folder=image_folder, batch_size=2)
+    score(*llava, [*records, text_only], zero, "zero", image_folder=image_folder, batch_size=2)
+    shard = blur / "shard-0000-00001.parquet"
+    sound = shard.read_bytes()
+    shard.write_bytes((zero / shard.name).read_bytes())
+    for use in (lambda: load_scores(blur), lambda: score(*llava, [*records, text_only], blur, image_folder=image_folder)):
+        with pytest.raises(ValueError, match=r"shard-0000-00001\.parquet belongs to another run.*delete it"):
+            use()
+    shard.write_bytes(sound)
+    (blur / "shard-0000-00009.parquet").write_bytes(sound)
+    with pytest.raises(ValueError, match=r"shard-0000-00009\.parquet is a copy of shard-0000-00001\.parquet"):
+        load_scores(blur)
+    (blur / "shard-0000-00009.parquet").unlink()
+    for name in ("text_only.jsonl", "rejected.jsonl"):
+        (blur / name).unlink()
+        with pytest.raises(ValueError, match=rf"{name} is missing; score again"):
+            load_scores(blur)
+        assert_same(score(*llava, [*records, text_only], blur, image_folder=image_folder), whole)
+    assert load_scores(blur).manifest == whole.manifest
+
+
+def test_every_flipped_bit_is_noticed_and_repaired(llava, records, image_folder, text_only, tmp_path) -> None:
+    records[3]["image"] = "missing.png"
+    whole = score(*llava, [*records, text_only], tmp_path, image_folder=image_folder, batch_size=2)
+    rng = random.Random(0)
+    for path in sorted(path for path in tmp_path.iterdir() if path.suffix in (".json", ".jsonl", ".parquet")):
+        sound = path.read_bytes()
+        for _ in range(40):
+            damaged = bytearray(sound)
+            damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+            path.write_bytes(damaged)
+            with pytest.raises(ValueError, match=path.name):
+                load_scores(tmp_path)
+        assert_same(score(*llava, [*records, text_only], tmp_path, image_folder=image_folder, batch_size=2), whole, atol=1e-5)
+        assert load_scores(tmp_path).manifest == whole.manifest
 
 
 def test_another_run_in_the_folder_is_refused(llava, records, image_folder, tmp_path) -> None:

@@ -126,8 +126,9 @@ class ScoreFolder:
         text, rejected = [{"id": id} for id in text_only], [{"id": id, "reason": reason} for id, reason in failures.items()]
         self._write_lines(TEXT_ONLY, text)
         self._write_lines(REJECTED, rejected)
-        rows = sum(pq.read_metadata(path).num_rows for path in self.path.glob(SHARDS))
-        files = {name: file_digest(self.path / name) for name in (TEXT_ONLY, REJECTED)}
+        shards = sorted(self.path.glob(SHARDS))
+        rows = sum(pq.read_metadata(path).num_rows for path in shards)
+        files = {path.name: file_digest(path) for path in (self.path / TEXT_ONLY, self.path / REJECTED, *shards)}
         self._write_manifest(complete=True, scores=rows, rejected=len(rejected), text_only=len(text), files=files, about=dict(about))
 
     def _write_manifest(self, **outcome: Any) -> None:
@@ -146,13 +147,13 @@ def read_lists(folder: Path, listed: Mapping[str, str]) -> tuple[list[str], dict
     """Return the ids of the records without an image, and id -> reason of those that could not be scored.
 
     Args:
-        listed: the digests of both files, out of the manifest.
+        listed: the digests of files, by name, out of the manifest; empty for a folder of an earlier release.
 
     Raises:
         DamagedError: when a file is missing or was changed.
     """
-    if lines := damaged(folder, listed):
-        raise DamagedError(f"{'; '.join(lines)}; score again with this folder to write it anew")
+    if faults := damaged(folder, {name: digest for name, digest in listed.items() if name in (TEXT_ONLY, REJECTED)}):
+        raise DamagedError(f"{'; '.join(faults.values())}; score again with this folder to write it anew")
     text_only, rejected = (
         [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
         for path in (folder / TEXT_ONLY, folder / REJECTED)

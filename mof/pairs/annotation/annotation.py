@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from filelock import FileLock
 
-from encoders.digests import open_json, seal_json
+from encoders.digests import MARK, open_json, seal_json
 from mof.evals.benchmark_folders import options_problem
 from mof.evals.patterns import PATTERNS
 
@@ -162,14 +162,17 @@ class Journal:
             if size > self._read:
                 with self.file.open("rb") as stream:
                     stream.seek(self._read)
-                    for line in stream.read().split(b"\n")[:-1]:
+                    *lines, torn = stream.read().split(b"\n")
+                    for line in lines:
                         self._take(line + b"\n")
+                    if torn.count(MARK) > 1 and not torn.endswith(b"}"):
+                        raise ValueError(f"{self.file}: the end of its last line is damaged; end it with a line feed")
             yield
 
     def _take(self, line: bytes) -> None:
         self._line += 1
         try:
-            entry = open_json(line, "this line")
+            entry = open_json(line[:-1], "this line")
             version = entry.pop("format", FORMAT)
             names = entry.pop("image_i"), entry.pop("image_j")
             del entry["saved"]

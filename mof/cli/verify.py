@@ -1,0 +1,139 @@
+"""`mof verify`: whether the files in a folder are what was written there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RUN_FILES = ("manifest.json", "ledger.json")
+"""Files that name the run of their folder."""
+
+
+def verify(folder: Annotated[Path, typer.Argument(help="Folder that a command of mof wrote, or a folder of several.")]) -> None:
+    """Compare every file in a folder with its digest, and print a line for each file that is damaged, missing or of another run.
+
+    It checks feature stores, scores, pair tables and ledgers, annotations, saved models, checkpoints and results. Files without a
+    digest, which earlier releases or others wrote, are only counted. The exit code is 1 if a file is damaged. The command that
+    wrote a damaged file repairs it when it is called again.
+
+    \b
+    Example:
+      mof verify scores
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder: expected a folder that a command of mof wrote")
+    os.environ.pop("MOF_CHECK", None)
+    check = FolderCheck(folder)
+    for fault in check.faults.values():
+        typer.echo(fault)
+    plain = len(check.files) - len(check.checked & set(check.files))
+    typer.echo(f"{folder}: {len(check.checked):,} files checked, {len(check.faults):,} damaged; {plain:,} files have no digest")
+    if check.faults:
+        raise typer.Exit(1)
+
+
+class FolderCheck:
+    """The check of all files in a folder and its subfolders.
+
+    Attributes:
+        files: all files, except locks and unfinished files.
+        checked: the files that have a digest.
+        faults: damaged, missing or foreign file -> a sentence that says so.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from encoders.runs import LOCKS, TEMPORARY
+
+        found = sorted(path for path in folder.rglob("*") if path.is_file())
+        self.files = [path for path in found if not path.name.startswith(TEMPORARY) and not path.match(LOCKS)]
+        self.checked, self.faults = set[Path](), dict[Path, str]()
+        kinds: dict[str, Callable[[Path], None]] = {
+            ".json": self._json, ".jsonl": self._lines, ".npz": self._square, ".parquet": self._table, ".safetensors": self._shard,
+        }  # fmt: skip
+        for path in self.files:
+            try:
+                kinds.get(path.suffix, lambda path: None)(path)
+            except ValueError as error:
+                self.checked.add(path)
+                self.faults.setdefault(path, str(error))
+        if not self.faults:
+            self._check_stores()
+
+    def _sealed(self, path: Path, content: bytes) -> bool:
+        """Return whether the content of a file has a digest, after comparing both."""
+        from encoders.digests import MARK, check
+
+        check(content, path)
+        if MARK in content:
+            self.checked.add(path)
+        return MARK in content
+
+    def _json(self, path: Path) -> None:
+        """Check a file and the files that it lists."""
+        from encoders.digests import damaged, open_json
+
+        content = path.read_bytes()
+        if not self._sealed(path, content):
+            return
+        if isinstance(listed := open_json(content, path).get("files"), dict):
+            self.checked |= {path.parent / name for name in listed}
+            self.faults |= damaged(path.parent, listed)
+
+    def _check_stores(self) -> None:
+        """Open the feature stores, which compares their files with each other, and read all embeddings."""
+        from encoders.runs import read_sealed
+        from encoders.store.feature_store import FeatureStore
+
+        for manifest in (path for path in self.files if path.name == "manifest.json" and read_sealed(path).get("encoders")):
+            try:
+                store = FeatureStore(manifest.parent)
+                for name in store.encoders:
+                    if store.manifest[name]["embeddings"]:
+                        self.checked.add(store.joined(name))
+                        store.embeddings(name)
+            except ValueError as error:
+                self.faults[manifest] = str(error)
+
+    def _lines(self, path: Path) -> None:
+        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+            try:
+                self._sealed(path, line)
+            except ValueError as error:
+                raise ValueError(f"{error} (line {number})") from error
+
+    def _table(self, path: Path) -> None:
+        from encoders.tables import read_table
+
+        if self._sealed(path, path.read_bytes()):
+            read_table(path, [], run=_run_of(path.parent))
+
+    def _square(self, path: Path) -> None:
+        import numpy as np
+
+        if self._sealed(path, path.read_bytes()):
+            with np.load(path) as square:
+                if (str(square["run"]), str(square["square"])) != (_run_of(path.parent), path.stem):
+                    raise ValueError(f"{path} belongs to another search, or is a copy of the square {square['square']}")
+
+    def _shard(self, path: Path) -> None:
+        from encoders.store.shards import Shard
+
+        if path.name.startswith("features-"):
+            shard = Shard(path)
+            self.checked |= {path} if shard.metadata.get("run") else set()
+            shard.check()
+
+
+def _run_of(folder: Path) -> str | None:
+    """Return the run that the files in a folder should name, or None if the folder says nothing about it, or is damaged itself."""
+    from encoders.runs import read_sealed, run_digest
+
+    try:
+        content = next((read_sealed(folder / name) for name in RUN_FILES if (folder / name).is_file()), {})
+    except ValueError:
+        return None
+    return run_digest(content["identity"]) if "identity" in content else content.get("store")

@@ -1,0 +1,93 @@
+"""`mof verify`: one line for each damaged, missing or foreign file, whatever command wrote it."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.tiny import build_model, build_tokenizer
+from typer.testing import CliRunner
+
+from encoders import Encoder, View, encode_images
+from mof import MoFProcessor
+from mof.cli.app import build_app
+from mof.pairs.annotation.annotation import Annotation, Journal
+from mof.pairs.pair_table import BlindPairs
+
+
+def verify(folder: Path) -> tuple[int, list[str]]:
+    """The exit code and the lines without the summary."""
+    result = CliRunner().invoke(build_app({}), ["verify", str(folder)])
+    return result.exit_code, result.output.splitlines()[:-1]
+
+
+def flip(path: Path) -> bytes:
+    """Flip a bit of the file and return its sound content."""
+    sound = path.read_bytes()
+    damaged = bytearray(sound)
+    damaged[random.Random(len(sound)).randrange(len(sound))] ^= 4
+    path.write_bytes(damaged)
+    return sound
+
+
+def assert_found(folder: Path, files: list[Path]) -> None:
+    assert files and verify(folder) == (0, [])
+    for path in files:
+        sound = flip(path)
+        code, lines = verify(folder)
+        assert code == 1 and len(lines) == 1 and path.name in lines[0], (path, lines)
+        path.write_bytes(sound)
+    assert verify(folder) == (0, [])
+
+
+def test_model_folder(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer)
+    model.save_pretrained(tmp_path)
+    MoFProcessor.from_parts(model, tokenizer).save_pretrained(tmp_path)
+    assert_found(tmp_path, sorted(tmp_path.iterdir()))
+    (tmp_path / "generation_config.json").unlink()
+    code, lines = verify(tmp_path)
+    assert code == 1 and lines == [f"{tmp_path / 'generation_config.json'} is missing"]
+
+
+def test_pairs_and_annotations(tmp_path: Path) -> None:
+    pairs = BlindPairs(np.array([0]), np.array([1]), np.array([0.99], np.float32), np.array([0.25], np.float32), 2, 1)
+    pairs.to_parquet(tmp_path / "pairs.parquet", ["a.png", "b.png"])
+    journal = Journal(tmp_path / "annotations.jsonl")
+    journal.save(("a.png", "b.png"), 0, Annotation(question="Which?"))
+    journal.save(("a.png", "b.png"), 1, Annotation(question="Which one?"))
+    assert_found(tmp_path, [tmp_path / "pairs.parquet", tmp_path / "annotations.jsonl"])
+
+
+@pytest.fixture
+def stores(tmp_path: Path, tiny_encoders: dict[str, Encoder]) -> Path:
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    for name, blurred in (("plain", False), ("blurred", True)):
+        for images in ([tmp_path / "0.png", tmp_path / "1.png"], tmp_path):
+            encode_images(images, tiny_encoders, tmp_path / "stores" / name, tokens="int8", view=View(48, "pad", (1, 2, 3), blurred))
+    return tmp_path / "stores"
+
+
+def test_stores(stores: Path) -> None:
+    files = [path for path in stores.glob("plain/**/*") if path.suffix in (".json", ".parquet", ".safetensors", ".npy")]
+    assert len(files) == 1 + 3 + 4 + 2
+    assert_found(stores, files)
+
+
+def test_swapped_shards(stores: Path) -> None:
+    (shard,) = stores.glob("plain/a-*/features-00000.safetensors")
+    shutil.copy(stores / "blurred" / shard.relative_to(stores / "plain"), shard)
+    code, lines = verify(stores)
+    assert code == 1 and len(lines) == 1 and str(shard) in lines[0]
+
+
+def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
+    result = CliRunner().invoke(build_app({}), ["verify", str(tmp_path / "nowhere")])
+    assert result.exit_code == 2 and "nowhere is no folder" in result.output
