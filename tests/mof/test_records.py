@@ -112,7 +112,6 @@ def test_a_conversation_is_the_same_in_every_form(raw: Any, folder: Path) -> Non
     assert to_record(raw, folder).images == record.images  # what was given is as it was
 
 
-@pytest.mark.parametrize("absent", [{}, {"image": None}, {"image": ""}, {"images": []}])
 @pytest.mark.parametrize("path", ["/etc/hostname", "../other/cat.png", "sub/../../other/cat.png"])
 def test_images_stay_inside_their_folder(path: str, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir(exist_ok=True)
@@ -131,6 +130,7 @@ def test_bytes_of_a_format_that_starts_a_program_are_refused() -> None:
         to_record(llava("<image>", "A cat.", image={"bytes": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "path": None}))
 
 
+@pytest.mark.parametrize("absent", [{}, {"image": None}, {"image": ""}, {"images": []}])
 def test_text_only(absent: dict[str, Any]) -> None:
     assert to_record(llava("Hi", "Ho", **absent)).images == []
 
