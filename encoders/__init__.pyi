@@ -1,6 +1,7 @@
 from .base import Encoder, PatchFeatures
 from .images.loader import ImageLoader
-from .images.reading import ImageError, read_image
+from .images.opening import ImageError, ImageLimits
+from .images.reading import read_image
 from .preprocessing import Preprocessing, View
 from .registry import available_encoders, build_encoder, register_encoder
 from .store.feature_store import FeatureStore, StoredImage, StoredImages
@@ -11,6 +12,7 @@ __all__ = [
     "Encoder",
     "FeatureStore",
     "ImageError",
+    "ImageLimits",
     "ImageLoader",
     "PatchFeatures",
     "Preprocessing",

@@ -170,4 +170,4 @@ def caveat(encoders: Iterable[str]) -> str:
     if not blind:
         return ""
     know = "know" if len(blind) > 1 else "knows"
-    return f"{' and '.join(blind)} {know} only this library's own drawings of 40 x 40 pixels: features of photos mean nothing"
+    return f"{' and '.join(blind)} {know} only the drawings of 40 x 40 pixels that come with this library: features of photos mean nothing"

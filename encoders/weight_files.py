@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,6 +48,19 @@ def refuse_misfit(source: str | Path) -> Iterator[None]:
         yield
     except Exception as error:
         raise WeightsError(f"the weights of {source} cannot be loaded: {error}") from error
+
+
+def warn_of_activation(source: str | Path, quickgelu: str, tagged: str) -> None:
+    """Warn that a weight file does not say its activation, where the architecture exists with GELU and, as `quickgelu`, with QuickGELU.
+
+    Args:
+        tagged: the form of a name that says which weights they are.
+    """
+    warnings.warn(
+        f"{source} does not say which activation its weights were trained with; GELU is used. Weights of OpenAI, DFN and MetaCLIP need "
+        f"QuickGELU, or every feature is wrong: name the model {quickgelu}. To confirm GELU, name the weights' tag: {tagged}",
+        stacklevel=2,
+    )
 
 
 INSTEAD_OF_WEIGHTS = "give a local file with weights=PATH; pretrained=False builds random weights"

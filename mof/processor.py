@@ -17,7 +17,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
 
 from encoders import StoredImage, View
-from encoders.images.opening import read_address
+from encoders.images.opening import ADDRESSES, read_address
 from encoders.images.reading import read_image
 from encoders.images.resizing import Centre, Fit, Interpolation
 from encoders.saved_folders import WEIGHTS, check_folder, recording
@@ -84,7 +84,7 @@ class MoFImageProcessor(BaseImageProcessor):
         """
         if isinstance(images, (list, tuple)):
             return [self.fetch_images(image) for image in images]
-        if isinstance(images, str) and images.startswith(("http://", "https://", "data:")):
+        if isinstance(images, str) and images.startswith(ADDRESSES):
             images = read_image(read_address(images))
         if isinstance(images, (np.ndarray, Tensor)):
             images = _from_array(images)

@@ -195,6 +195,17 @@ def refused(result: Result, *words: str) -> None:
     assert all(word in last for word in words), last
 
 
+def test_scoring_without_any_image_is_refused(folder: Path) -> None:
+    (folder / "empty").mkdir()
+    inputs = ("vig", "score", "--model", folder / "model", "--images", folder / "empty", "--output", folder / "scores")
+    refused(run(*inputs, "--records", folder / "records.json"), f"none of the {len(COLOURS)} records could be scored")
+    records = [{**record, "id": str(i)} for i, record in enumerate(10 * json.loads((folder / "records.json").read_text()))]
+    (folder / "many.json").write_text(json.dumps(records))
+    result = run(*inputs, "--records", folder / "many.json")
+    refused(result, "first 20 images of the records are missing", str(folder / "empty"))
+    assert "not scored" not in result.output, "it stops before the first record"
+
+
 def test_refused_input_is_one_line(folder: Path) -> None:
     refused(score(folder, "--null", "blurr"), "blurr")
     chat = ("chat", "--model", folder / "model", "What?", "--image")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from encoders.weight_files import (
     first_file,
     hub_answers,
     refuse_misfit,
+    warn_of_activation,
 )
 
 # Shapes: B, S, h, w, D, E, T as in base.py; L = 1 + h*w.
@@ -160,12 +160,7 @@ def _create(model_name: str, tag: str | None, weights: str | None, pretrained: b
     declared = open_clip.get_pretrained_cfg(model_name, tag or "")
     path = _locate(model_name, tag, weights, declared) if pretrained else None
     if path is not None and not declared and f"{model_name}-quickgelu" in open_clip.list_models():
-        warnings.warn(
-            f"{path} does not say which activation its weights were trained with; GELU is used. Weights of OpenAI, DFN and MetaCLIP need "
-            f"QuickGELU, without which every feature is wrong: name the model {model_name}-quickgelu. To confirm GELU, name a tag: "
-            f"open_clip:{model_name}/{(open_clip.list_pretrained_tags_by_model(model_name) or ['TAG'])[-1]}",
-            stacklevel=2,
-        )
+        warn_of_activation(path, f"{model_name}-quickgelu", f"open_clip:{model_name}/TAG")
     # Some text towers are defined by a file on the hub, whatever their weights.
     text = open_clip.get_model_config(model_name)["text_cfg"]
     if (source := text.get("hf_model_name")) is not None:

@@ -19,7 +19,16 @@ from encoders.backends.blocks import Positions, block_outputs
 from encoders.base import Encoder
 from encoders.images.resizing import Fit
 from encoders.names import near_names, split_weights
-from encoders.weight_files import WeightsError, cached_instead, explain_download, first_file, load_strict, read_state, refuse_misfit
+from encoders.weight_files import (
+    WeightsError,
+    cached_instead,
+    explain_download,
+    first_file,
+    load_strict,
+    read_state,
+    refuse_misfit,
+    warn_of_activation,
+)
 
 # Shapes: B, S, h, w, D, E as in base.py; C = channels of a feature map, P = prefix tokens (class and register tokens), L = P + h*w.
 
@@ -160,6 +169,9 @@ def build(model: str, *, pretrained: bool, weights: str | None, **options: Any) 
     trunk.reset_classifier(0)  # only now: with another number of classes timm would not load strictly
     encoder = TimmEncoder(trunk, **options)
     if pretrained and file is not None:
+        quick = model_name.replace("_clip_", "_clip_quickgelu_")
+        if quick != model_name and "." not in model_name and timm.is_model(quick):
+            warn_of_activation(file, quick, f"timm:{model_name}.TAG")
         _load(trunk, model_name, file)
     return encoder
 

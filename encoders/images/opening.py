@@ -29,6 +29,7 @@ PLUGIN_SUFFIXES = (".heic", ".heif", ".hif", ".jxl")
 NO_PICTURES = ("BUFR", "GRIB", "HDF5", "IPTC", "MPEG")
 """Formats whose files Pillow knows but cannot show; their suffixes mostly mean other things."""
 
+ADDRESSES = ("http://", "https://", "data:")
 LONGEST_NAME, SECONDS = 200, 60
 """Characters of an address in messages; and the time that a server may be silent."""
 PIXELS = 89_478_485
@@ -85,37 +86,40 @@ def read_file(path: str | os.PathLike[str], limits: ImageLimits | None = None) -
     Raises:
         ImageError: for a file that is missing, too large, unreadable, or no regular file (a folder, a pipe, a device).
     """
-    limits = limits or ImageLimits()
-    name = os.fspath(path)
+    limits, name = limits or ImageLimits(), os.fspath(path)
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # or it would wait for the other end of a pipe
-        with open(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
+        with open(path, "rb", opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise ImageError(f"{name}: cannot be read (it is no regular file)")
             limits.check_bytes(name, status.st_size)
-            content = file.read(limits.max_bytes + 1)  # a file of the system may hold more than its size says
+            content = file.read(status.st_size + 1)
+            if len(content) > status.st_size:  # a file of the system may hold more than its size says
+                content += file.read(limits.max_bytes)
+    except ImageError:
+        raise
     except FileNotFoundError:
         raise ImageError(f"{name}: no such image file") from None
-    except IsADirectoryError:
-        raise ImageError(f"{name}: cannot be read (it is a folder)") from None
-    except OSError as error:
-        raise ImageError(f"{name}: cannot be read ({error.strerror or error})") from error
-    except ValueError as error:
-        if isinstance(error, ImageError):
-            raise
-        raise ImageError(f"{name}: cannot be read ({error})") from error  # a name with a zero byte
+    except (OSError, ValueError) as error:  # a folder, no permission, a name that is too long or has a zero byte
+        raise ImageError(f"{name}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
     limits.check_bytes(name, len(content))
     return content
 
 
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file without waiting for the other end of a pipe."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def read_address(address: str, limits: ImageLimits | None = None) -> bytes:
-    """Return the content of an image at an address that begins with http://, https:// or data:.
+    """Return the content of an image at an address, which begins with one of `ADDRESSES`.
 
     Raises:
-        ImageError: for an address that gives nothing, or too many bytes.
+        ImageError: for another address, or an address that gives nothing or too many bytes.
     """
     limits, name = limits or ImageLimits(), address if len(address) <= LONGEST_NAME else f"{address[:LONGEST_NAME]}..."
+    if not address.startswith(ADDRESSES):
+        raise ImageError(f"{name}: expected an address that begins with {', '.join(ADDRESSES)}")
     try:
         with urlopen(Request(address, headers={"User-Agent": "mof-vig"}), timeout=SECONDS) as reply:
             content = reply.read(limits.max_bytes + 1)

@@ -145,7 +145,7 @@ def _convert(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         return _from_wide_grey(image, name)
     if "transparency" in image.info or image.getbands()[-1] in ("A", "a"):
-        image = image.convert("RGBA")
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image if image.mode == "RGB" and not isinstance(image, ImageFile) else image.convert("RGB")
 
@@ -163,8 +163,10 @@ def _from_wide_grey(image: Image.Image, name: str) -> Image.Image:
     white = next((white for white in whites if high <= white), None)
     if white is None or low < -MOST_BELOW_ZERO * white:
         raise ImageError(f"{name}: its pixels go from {low:g} to {high:g}; expected 0 to {', '.join(map(str, whites))}")
-    grey = np.rint(values.astype(np.float32) * np.float32(255 / white))  # [H, W]
-    grey = np.nan_to_num(grey, copy=False, nan=255, posinf=255, neginf=0).clip(0, 255)
+    grey = values.astype(np.float32)  # [H, W]
+    grey *= np.float32(255 / white)
+    np.nan_to_num(grey, copy=False, nan=255, posinf=255, neginf=0)
+    np.rint(grey.clip(0, 255, out=grey), out=grey)
     if isinstance(transparent := image.info.get("transparency"), int):
         grey[values == transparent] = 255
     return Image.fromarray(grey.astype(np.uint8)).convert("RGB")

@@ -194,6 +194,8 @@ class _Run:
             return _Loaded(name, key, stat, image.size, pixels)
         except ImageError as error:
             return _Loaded(name, error=error)
+        except Exception as error:  # whatever an image of an odd shape meets on its way costs this image alone
+            return _Loaded(name, error=ImageError(f"{name}: cannot be prepared ({type(error).__name__}: {error})"))
 
     def _take(self, loaded: _Loaded) -> None:
         """Take images in the order of the sources, whichever thread was first. So a stopped run goes on as if it had never stopped."""

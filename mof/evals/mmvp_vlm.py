@@ -177,10 +177,12 @@ def probe_mmvp_vlm(
 
 @torch.inference_mode()
 def _embed(encoder: ImageTextEncoder, file: Path) -> Tensor:
-    """Return [1, E] float64 of unit norm: in float32 the order of a sum may decide a near tie."""
-    if isinstance(encoder, Encoder):
-        return _unit(encoder.embed_image(encoder.pixels(file)[None]))
-    return _unit(encoder.embed_image(pil_to_tensor(read_image(file))[None]))
+    """Return [1, E] float64 of unit norm: in float32 the order of a sum may decide a near tie. ValueError where it is not finite."""
+    pixels = encoder.pixels(file) if isinstance(encoder, Encoder) else pil_to_tensor(read_image(file))
+    embedding = _unit(encoder.embed_image(pixels[None]))
+    if not embedding.isfinite().all():
+        raise ValueError(f"{file}: its embedding is not finite")
+    return embedding
 
 
 def _stored(store: FeatureStore, embeddings: NDArray[np.float32], file: Path) -> Tensor:

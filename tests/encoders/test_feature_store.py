@@ -229,6 +229,17 @@ def test_features_that_are_not_finite_are_refused(photos: Path, encoders: dict[s
         encode_images(photos, encoders, tmp_path / "store", tokens="float16", strict=True)
 
 
+def test_an_error_on_the_way_to_pixels_costs_that_image_alone(
+    photos: Path, encoders: dict[str, Encoder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Encoder.pixels
+    odd = Image.open(photos / "04.png").size
+    monkeypatch.setattr(Encoder, "pixels", lambda self, image: 1 / 0 if image.size == odd else original(self, image))
+    report = encode_images(photos, encoders, tmp_path / "store")
+    (failure,) = [json.loads(line) for line in (tmp_path / "store/failures.jsonl").read_text().splitlines()]
+    assert report.images == 11 and failure["name"] == str(photos / "04.png") and "ZeroDivisionError" in failure["reason"]
+
+
 def test_an_image_without_finite_features_costs_itself_alone(photos: Path, encoders: dict[str, Encoder], tmp_path: Path) -> None:
     Image.new("RGB", (20, 20), "white").save(photos / "04.png")
     (photos / "99 copy.png").write_bytes((photos / "04.png").read_bytes())

@@ -213,3 +213,12 @@ def test_hook_is_gone_after_the_forward_pass(hf_folder: Folder) -> None:
     encoder = build_encoder(f"hf:{hf_folder('Dinov2Model')}", layer=1)
     encoder(torch.rand(1, 3, 28, 28))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in encoder.modules())
+
+
+@pytest.mark.parametrize("kind", ["SiglipModel", "CLIPModel"])
+def test_siglip_reads_lower_case_whatever_its_tokenizer_does(kind: str, hf_folder: Folder) -> None:
+    """SigLIP 2 has Gemma's tokenizer, which keeps capitals, and was trained on lower-case texts."""
+    encoder = build_encoder(f"hf:{hf_folder(kind)}")
+    texts = ["A photo of a RED dog </s>", "a photo of a red dog </s>"]
+    one, other = encoder.embed_text(texts) if kind == "SiglipModel" else (encoder.embed_text([text])[0] for text in texts)
+    assert torch.equal(one, other) == (kind == "SiglipModel"), "the tokenizer of these folders keeps capitals"

@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoders import ImageError
-from encoders.images.sources import ImageSources, content_key, tar_images
+from encoders.images.opening import ImageLimits
+from encoders.images.sources import ImageSources, content_key, readable, tar_images
 
 
 def write(folder: Path, *names: str) -> Path:
@@ -78,6 +79,47 @@ def test_file_name_that_is_no_text_can_be_named(tmp_path: Path) -> None:
     assert isinstance(path, Path) and path.read_bytes() == b"x"
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c"])
+def test_only_line_feeds_end_the_lines_of_a_list(separator: str, tmp_path: Path) -> None:
+    odd = f"a{separator}b.png"
+    (tmp_path / "list.txt").write_text(f"\ufeff{odd}\r\nc.png\n{separator}d.png", encoding="utf-8", newline="")
+    write(tmp_path, odd, "c.png")
+    assert names(tmp_path / "list.txt") == [f"{tmp_path}/{name}" for name in (odd, "c.png", f"{separator}d.png")]
+
+
+def test_a_list_that_starts_from_another_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("".join(f"{i}.png\n" for i in range(30)))
+    with pytest.raises(ValueError, match=r"first 20 images are missing, such as .*/0.png"):
+        ImageSources(tmp_path / "list.txt")
+    write(tmp_path, "19.png")
+    assert ImageSources(tmp_path / "list.txt").total == 30
+
+
+def test_no_two_names_are_equal(tmp_path: Path) -> None:
+    files = [b"\xff.png", rb"\xff.png", rb"\x5cxff.png", rb"\xfg.png", b"\\\xff.png", "\u00ff.png".encode(), rb"\\xff.png"]
+    for file in files:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + file)).write_bytes(file)
+    found = list(ImageSources(tmp_path))
+    assert len({name for name, _ in found}) == len(files) == len(found)
+    assert {name: path.read_bytes() for name, path in found if isinstance(path, Path)}[f"{tmp_path}/\\xfg.png"] == rb"\xfg.png"
+
+
+@given(
+    names=st.sets(
+        st.lists(st.sampled_from([b"\\", b"x", b"f", b"5", b"c", b"\xff", b"\xc3\xbf"]), min_size=1, max_size=8).map(b"".join), min_size=2
+    )
+)
+def test_the_texts_of_different_paths_differ(names: set[bytes]) -> None:
+    assert len({readable(os.fsdecode(name)) for name in names}) == len(names)
+
+
+def test_every_image_file_of_a_folder_is_counted(tmp_path: Path) -> None:
+    """Also images in formats that are not opened: they are listed as failures when they are read."""
+    write(tmp_path, "a.jp2", "b.tga", "c.jpe", "d.heic", "e.PSD", "f.txt", "g.h5", "h.mpg", "i.jxl", "j.pbm", "k.eps")
+    (tmp_path / "l.jpg").mkdir()
+    assert [Path(name).name for name in names(tmp_path)] == ["a.jp2", "b.tga", "c.jpe", "d.heic", "e.PSD", "i.jxl", "j.pbm", "k.eps"]
+
+
 def test_several_sources_keep_their_order(tmp_path: Path) -> None:
     write(tmp_path, "b/1.jpg", "a/2.jpg", "3.png")
     assert [Path(name).name for name in names(tmp_path / "b", tmp_path / "a", tmp_path / "3.png")] == ["1.jpg", "2.jpg", "3.png"]
@@ -131,7 +173,9 @@ def test_braces_expand_as_in_bash(tmp_path: Path) -> None:
 # --- tars ---
 
 
-@pytest.mark.parametrize(("name", "mode"), [("t.tar", "w"), ("t.tar.gz", "w:gz"), ("T.TGZ", "w:gz")])
+@pytest.mark.parametrize(
+    ("name", "mode"), [("t.tar", "w"), ("t.tar.gz", "w:gz"), ("T.TGZ", "w:gz"), ("t.tar.bz2", "w:bz2"), ("t.txz", "w:xz")]
+)
 def test_tar_gives_its_images_in_order(name: str, mode: str, tmp_path: Path) -> None:
     tar = make_tar(tmp_path / name, {**MEMBERS, "._0.jpg": b"fork"}, mode)
     assert list(ImageSources(tar)) == [(f"{tar}/{i}.jpg", MEMBERS[f"{i}.jpg"]) for i in range(4)]
@@ -182,6 +226,45 @@ def test_what_is_no_tar_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "t.tar").write_bytes(content)
     ((name, error),) = ImageSources(tmp_path / "t.tar")
     assert name == str(tmp_path / "t.tar") and isinstance(error, ImageError)
+
+
+def tar_of(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    with tarfile.open(path, "w") as archive:
+        for name, data in members:
+            header = tarfile.TarInfo(name)
+            header.size = len(data)
+            archive.addfile(header, io.BytesIO(data))
+    return path
+
+
+def test_members_of_one_name_are_all_read_under_names_of_their_own(tmp_path: Path) -> None:
+    tar = tar_of(
+        tmp_path / "t.tar", [("a.jpg", b"1"), ("a.jpg (2)", b"x"), ("b.jpg", b"2"), ("a.jpg", b"3"), ("a.jpg", b"4"), ("\udcff.jpg", b"5")]
+    )
+    expected = {"a.jpg": b"1", "b.jpg": b"2", "a.jpg (2)": b"3", "a.jpg (3)": b"4", "\\xff.jpg": b"5"}
+    assert dict(ImageSources(tar)) == {f"{tar}/{name}": data for name, data in expected.items()}
+    assert dict(ImageSources(tar)) == dict(ImageSources(tar)), "in each run the same"
+
+
+def test_a_member_that_is_too_large_costs_itself_alone(tmp_path: Path) -> None:
+    tar = make_tar(tmp_path / "t.tar", {"a.jpg": bytes(10), "b.jpg": bytes(2**21), "c.jpg": bytes(20)})
+    found = dict(ImageSources(tar, ImageLimits(max_bytes=2**20)))
+    assert found[f"{tar}/a.jpg"] == bytes(10) and found[f"{tar}/c.jpg"] == bytes(20)
+    assert isinstance(found[f"{tar}/b.jpg"], ImageError) and "2,097,152 bytes" in str(found[f"{tar}/b.jpg"])
+
+
+@pytest.mark.parametrize("kind", [b"S", tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.REGTYPE])
+def test_a_header_that_claims_terabytes_costs_neither_time_nor_memory(kind: bytes, tmp_path: Path) -> None:
+    header = tarfile.TarInfo("a.jpg")
+    header.size, header.type = 2**42, kind
+    (tmp_path / "t.tar").write_bytes(
+        make_tar(tmp_path / "u.tar", {"0.jpg": b"0"}).read_bytes()[:1024] + header.tobuf(tarfile.GNU_FORMAT) + bytes(4096)
+    )
+    tracemalloc.start()
+    (_, first), *rest = ImageSources(tmp_path / "t.tar")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert first == b"0" and rest and all(not data or isinstance(data, ImageError) for _, data in rest) and peak < 2**24
 
 
 def test_tar_without_images_is_named(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 from torchvision.transforms.functional import gaussian_blur, pil_to_tensor, to_pil_image
 
@@ -142,6 +142,59 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 255, 32768, 65535]], np.uint16)).save(tmp_path / "image.png")
     assert np.asarray(read_image(tmp_path / "image.png"))[0, :, 0].tolist() == [0, 1, 128, 255]
     assert np.asarray(read_image(Image.fromarray(np.array([[0, 65535]], np.int32))))[0, :, 0].tolist() == [0, 255]
+
+
+GREY = np.array([[0, 1, 100, 200], [255, 40, 7, 128]], np.uint8)
+WIDE = {
+    "uint16": GREY.astype(np.uint16) * 257,
+    "float of 0 to 1": (GREY / 255).astype(np.float32),
+    "float of 0 to 255": GREY.astype(np.float32),
+    "float of 0 to 65535": (GREY * 257.0).astype(np.float32),
+    "int32 of 0 to 255": GREY.astype(np.int32),
+    "int32 of 0 to 65535": GREY.astype(np.int32) * 257,
+    "int32 of 0 to 2^31": GREY.astype(np.int32) * (2**31 // 255),
+    "noise below black": np.where(GREY == 0, -0.01, GREY / 255).astype(np.float32),
+}
+
+
+@pytest.mark.parametrize("form", ["open", "TIFF"])
+@pytest.mark.parametrize("kind", WIDE)
+def test_wide_grey_keeps_its_values(kind: str, form: str) -> None:
+    image = Image.fromarray(WIDE[kind])
+    assert np.array_equal(np.asarray(read_image(image if form == "open" else encode(image, form)))[..., 1], GREY)
+
+
+def test_missing_pixels_of_floats_are_white_and_the_others_stay() -> None:
+    pixels = (GREY / 255).astype(np.float32)
+    pixels[0, 0], pixels[0, 1], pixels[1, 1] = np.nan, np.inf, -np.inf
+    got = np.asarray(read_image(Image.fromarray(pixels)))[..., 0]
+    assert got.tolist() == [[255, 255, 100, 200], [255, 0, 7, 128]]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [([[-1.0, 1.0]], "from -1 to 1; expected 0 to 1, 255"), ([[0, 1e20]], "to 1e"), ([[np.nan, np.nan]], "none .* finite")],
+)
+def test_floats_of_another_range_are_refused(pixels: list[list[float]], message: str) -> None:
+    with pytest.raises(ImageError, match=f"depth.tiff: .*{message}"):
+        read_image(encode(Image.fromarray(np.array(pixels, np.float32)), "TIFF"), name="depth.tiff")
+
+
+def test_dark_16_bit_files_stay_dark() -> None:
+    """Their format says which value is white."""
+    dark = np.array([[0, 100, 200]], np.uint16)
+    assert np.asarray(read_image(encode(Image.fromarray(dark), "PNG"))).max() == 1
+    assert np.asarray(read_image(b"P5 3 1 65535\n" + dark.astype(">u2").tobytes())).max() == 1
+
+
+def test_an_image_that_was_turned_by_hand_is_not_turned_again() -> None:
+    upright = np.asarray(noise(6, 4))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    opened = Image.open(io.BytesIO(encode(Image.fromarray(lying(upright, 6)), "PNG", exif=exif)))
+    by_hand = (opened.transpose(Image.Transpose.ROTATE_270), opened.rotate(-90, expand=True), ImageOps.exif_transpose(opened))
+    for image in (opened, *by_hand, by_hand[0].copy(), by_hand[0].convert("RGBA")):
+        assert np.array_equal(read_image(image), upright)
 
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])

@@ -213,3 +213,23 @@ def test_failed_download_says_what_and_how(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(open_clip, "download_pretrained", fail)
     with pytest.raises(ValueError, match=r"ViT-B-32-quickgelu/openai.*open_clip_model\.safetensors.*weights=PATH"):
         build_encoder("clip-vit-b32")
+
+
+def test_a_file_that_does_not_say_its_activation_is_warned_of(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """OpenAI's weights under the plain name would run with GELU in place of QuickGELU, and every feature would be wrong."""
+    tower = {"layers": 1, "width": 24, "head_width": 12, "patch_size": 7, "image_size": 28}
+    text = {"context_length": 8, "vocab_size": 10, "width": 16, "heads": 2, "layers": 1}
+    for name in ("tiny-act", "tiny-act-quickgelu"):
+        config = {"embed_dim": 20, "quick_gelu": name.endswith("quickgelu"), "vision_cfg": tower, "text_cfg": text}
+        (tmp_path / f"{name}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path)
+    save_file(open_clip.create_model("tiny-act-quickgelu").state_dict(), tmp_path / "openai.safetensors")
+    build_encoder("open_clip:tiny-act-quickgelu", weights=tmp_path / "openai.safetensors")
+    build_encoder("open_clip:tiny-act", pretrained=False)
+    assert not [warning for warning in recwarn if "activation" in str(warning.message)]
+    for name, options in (
+        (f"open_clip:tiny-act/{tmp_path}/openai.safetensors", {}),
+        ("open_clip:tiny-act", {"weights": tmp_path / "openai.safetensors"}),
+    ):
+        with pytest.warns(UserWarning, match=r"openai.safetensors .*QuickGELU.* tiny-act-quickgelu"):
+            build_encoder(name, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import base64
 import io
 import os
@@ -25,6 +26,7 @@ def encode(image: Image.Image, format: str, **options) -> bytes:
     return buffer.getvalue()
 
 
+ROOT = Path(__file__).parents[2]
 RED = Image.new("RGB", (40, 30), "red")
 EPS = encode(RED, "EPS")
 
@@ -58,6 +60,15 @@ def test_a_file_without_permission_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.png").chmod(0)
     with pytest.raises(ImageError, match="x.png: .*Permission"):
         read_image(tmp_path / "x.png")
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="counts the open files of Linux")
+def test_refused_files_are_closed(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for path in [tmp_path, Path("/dev/zero"), tmp_path / "no"] * 5:
+        with pytest.raises(ImageError):
+            read_file(path)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_file_that_holds_more_than_its_size_says_is_not_read_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +167,15 @@ def test_heic_without_its_plug_in_says_what_to_install() -> None:
         read_image(b"\0\0\0\x18ftypheic" + bytes(40), name="x.heic")
 
 
+def test_no_other_module_opens_images() -> None:
+    """Limits and formats hold wherever an image may come from."""
+    openers = set()
+    for path in (path for package in ("encoders", "mof", "vig", "recipes") for path in (ROOT / package).rglob("*.py")):
+        calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
+        openers |= {str(path.relative_to(ROOT)) for call in calls if call in ("Image.open", "PIL.Image.open", "load_image", "decode_image")}
+    assert openers == {"encoders/images/opening.py"}
+
+
 # --- errors ---
 
 
@@ -210,6 +230,8 @@ def test_addresses() -> None:
         server.shutdown()
         server.server_close()
     assert read_address(f"data:image/png;base64,{base64.b64encode(content).decode()}") == content
+    with pytest.raises(ImageError, match="expected an address"):
+        read_address("file:///etc/hostname")
     with pytest.raises(ImageError) as error:
         read_address("data:image/png;base64," + "A" * 10_001)
     assert len(str(error.value)) < 300

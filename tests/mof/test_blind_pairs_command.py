@@ -240,6 +240,28 @@ def test_mistakes_are_one_line(
     assert re.search(rf"^mof: .*{message}", result.stderr, re.MULTILINE), result.output
 
 
+def test_blank_and_tiny_images_are_left_out_unless_asked_for(photos: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 48), "white").save(photos / "white.png")
+    near = Image.effect_noise((64, 48), 3).convert("RGB")  # noise around grey that nobody sees
+    near.save(photos / "near grey.png")
+    Image.new("RGB", (1, 1), "red").save(photos / "pixel.png")
+    picture("red", "blue", (64, 2)).save(photos / "line.png")
+    result = run("--images", photos, *HALVES, "-o", tmp_path / "out")
+    assert "6 different images" in result.output and "4 blank or tiny images left out (--keep-blank keeps them), such as" in result.output
+    kept = run("--images", photos, *HALVES, "-o", tmp_path / "kept", "--keep-blank")
+    assert "10 different images" in kept.output and "left out" not in kept.output
+    assert run("--images", photos / "white.png", *HALVES, "-o", tmp_path / "no").exit_code == 2
+
+
+def test_mini_encoders_are_said_to_know_no_photos(photos: Path, tmp_path: Path) -> None:
+    result = run(
+        "--images", photos, "--clip", "mini-clip", "--dino", "mini-dino", "--clip-above", "0", "--dino-below", "1", "-o", tmp_path / "out"
+    )
+    warning = "mini-clip and mini-dino know only the drawings of 40 x 40 pixels"
+    assert warning in result.output and warning in (tmp_path / "out/gallery.html").read_text(encoding="utf-8")
+    assert "drawings" not in run("--images", photos, *HALVES, "-o", tmp_path / "halves").output
+
+
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_folder_of_one_image_or_two(count: int, tmp_path: Path) -> None:
     (tmp_path / "few").mkdir()

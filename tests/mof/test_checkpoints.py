@@ -183,3 +183,15 @@ def test_config_round_trip(tiny_model: MoFForConditionalGeneration, tmp_path: Pa
         assert getattr(loaded, name) == getattr(tiny_model.config, name), name
     assert loaded.text_config.to_diff_dict() == tiny_model.config.text_config.to_diff_dict()
     assert loaded.get_text_config() is loaded.text_config
+
+
+def test_one_encoder_under_two_names_is_refused_before_its_weights_would_be_lost(
+    tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    encoder = build_encoder("tiny-a")
+    mixer = AdditiveMoF({"a": encoder, "b": encoder}, 32)
+    model = MoFForConditionalGeneration.from_parts(mixer, build_llm(tiny_tokenizer), tiny_tokenizer)
+    model.save_pretrained(tmp_path)  # by reference, each name builds its own
+    assert list(MoFForConditionalGeneration.from_pretrained(tmp_path).mixer.encoders) == ["a", "b"]
+    with pytest.raises(ValueError, match="'a' and 'b' are the same object"):
+        MoFForConditionalGeneration.from_parts(mixer, build_llm(tiny_tokenizer), tiny_tokenizer, embed_encoders=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tarfile
 from pathlib import Path
@@ -40,6 +41,22 @@ def photos(tmp_path: Path) -> Path:
         Image.fromarray(pixels).resize((64, 50), Image.Resampling.BICUBIC).save(tmp_path / f"photos/{i}.jpg")
     (tmp_path / "photos/6.jpg").write_bytes(b"damaged")
     return tmp_path / "photos"
+
+
+def test_nothing_encoded_is_refused(photos: Path, tmp_path: Path) -> None:
+    os.mkfifo(photos / "pipe.jpg")
+    arguments = ("--images", photos, "--encoder", "tiny-a", "--output", tmp_path / "store", "--max-pixels", "3199")
+    result = run(*arguments)
+    assert result.exit_code == 2 and "none of the images could be read and encoded" in result.output
+    reasons = {Path(entry["name"]).name: entry["reason"] for entry in map(json.loads, (tmp_path / "store/failures.jsonl").open())}
+    assert "no regular file" in reasons["pipe.jpg"] and "64 x 50 pixels" in reasons["0.jpg"] and len(reasons) == 11
+    assert run(*arguments[:-1], "3200").exit_code == 0
+    assert run(*arguments[:-2], "--max-bytes", "10").exit_code == 0, "what the store holds is not read again"
+
+
+def test_mini_encoders_are_said_to_know_no_photos(photos: Path, tmp_path: Path) -> None:
+    assert "mini-dino knows only" in run("--images", photos, "--encoder", "mini-dino", "--output", tmp_path / "store").output
+    assert "mini-clip and mini-dino know only" in run("--list").output
 
 
 def test_two_encoders_over_a_folder(photos: Path, tmp_path: Path) -> None:

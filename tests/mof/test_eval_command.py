@@ -20,8 +20,12 @@ from PIL import Image
 from support.stand_in import Body, question_of, serve
 from typer.testing import CliRunner, Result
 
+from encoders import ImageError
 from mof import MoFForConditionalGeneration, MoFProcessor
 from mof.cli.app import build_app
+from mof.cli.eval import _photos
+from mof.evals.pope import PopeQuestion
+from mof.evals.run import eval_pope
 
 PAIRS = 12
 
@@ -373,3 +377,12 @@ def test_help_loads_no_slow_library(arguments: tuple[str, ...]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 0 and done.stderr.splitlines()[-1] == "set()"
+
+
+def test_photos_stay_inside_their_folder(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "instances.json").write_text(json.dumps({"annotations": [], "images": [{"id": 1, "file_name": "../secret.jpg"}]}))
+    with pytest.raises(ImageError, match="leads out of the image folder"):
+        _photos([tmp_path / "instances.json"], tmp_path / "photos", None)
+    with pytest.raises(ImageError, match="leads out of the image folder"):
+        eval_pope(None, [PopeQuestion("random/1", "random", "/etc/hostname", "Is there a dog?", True)], tmp_path / "photos")

@@ -208,3 +208,18 @@ def test_command(tmp_path: Path) -> None:
     }  # fmt: skip
     outcome = CliRunner().invoke(build_app({}), ["probe", "mmvp-vlm", "--data", str(tmp_path), "--encoder", "mini-clip"])
     assert outcome.exit_code == 2 and "is not MMVP-VLM" in outcome.stderr
+
+
+@pytest.mark.parametrize("type", ["../../secret", "/etc"])
+def test_a_type_that_leads_out_of_the_image_folder_is_refused(type: str, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, TYPES[:1])
+    (folder / "Questions.csv").write_text(f"Question ID,Question Type,Statement\n1,{type},a\n2,{type},b\n")
+    with pytest.raises(ValueError, match="leads out of the image folder"):
+        probe_mmvp_vlm(build_encoder("mini-clip"), folder)
+
+
+def test_an_image_without_a_finite_embedding_is_named(tmp_path: Path) -> None:
+    encoder = build_encoder("mini-clip")
+    encoder.tower.visual.register_forward_hook(lambda *_: torch.full((1, encoder.embed_dim or 0), torch.nan))
+    with pytest.raises(ValueError, match=r"1\.jpg: .*not finite"):
+        probe_mmvp_vlm(encoder, write_folder(tmp_path, TYPES[:1]))

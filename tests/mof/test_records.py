@@ -116,6 +116,24 @@ def test_a_conversation_is_the_same_in_every_form(raw: Any, folder: Path) -> Non
     assert to_record(raw, folder).images == record.images  # what was given is as it was
 
 
+@pytest.mark.parametrize("path", ["/etc/hostname", "../other/cat.png", "sub/../../other/cat.png"])
+def test_images_stay_inside_their_folder(path: str, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir(exist_ok=True)
+    (tmp_path / "other/cat.png").touch()
+    with pytest.raises(RecordError, match="'r1'.*leads out of the image folder"):
+        to_record(llava("<image>", "A cat.", image=path), folder)
+
+
+def test_absolute_paths_are_taken_inside_the_folder_without_a_folder_and_under_the_root(folder: Path) -> None:
+    raw = llava("<image>", "A cat.", image=str(folder / "cat.png"))
+    assert [to_record(raw, place).images for place in (folder, None, "/")] == [[str(folder / "cat.png")]] * 3
+
+
+def test_bytes_of_a_format_that_starts_a_program_are_refused() -> None:
+    with pytest.raises(RecordError, match="'r1'.*EPS"):
+        to_record(llava("<image>", "A cat.", image={"bytes": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "path": None}))
+
+
 @pytest.mark.parametrize("absent", [{}, {"image": None}, {"image": ""}, {"images": []}])
 def test_text_only(absent: dict[str, Any]) -> None:
     assert to_record(llava("Hi", "Ho", **absent)).images == []

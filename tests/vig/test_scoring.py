@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 from torch.nn import functional as F
 
-import vig.scoring.passes
+import encoders.progress
 from encoders.images.reading import blur, read_image
 from mof.data.answer_tokens import encode_record
 from mof.data.records import to_record
@@ -219,7 +219,7 @@ def test_template_without_generation_spans(llava, records, image_folder) -> None
 
 def test_progress_bar(llava, records, image_folder, monkeypatch) -> None:
     screen = io.StringIO()
-    monkeypatch.setattr(vig.scoring.passes, "Console", lambda stderr: Console(file=screen, force_terminal=True, width=120))
+    monkeypatch.setattr(encoders.progress, "Console", lambda stderr: Console(file=screen, force_terminal=True, width=120))
     scores = score(*llava, records, image_folder=image_folder, batch_size=2)
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue())
     last = [line for line in plain.replace("\r", "\n").splitlines() if line.strip()][-1]
@@ -230,7 +230,7 @@ def test_progress_bar(llava, records, image_folder, monkeypatch) -> None:
 
 def test_an_iterator_is_read_once_and_shows_progress_without_a_total(llava, records, image_folder, monkeypatch, tmp_path) -> None:
     screen = io.StringIO()
-    monkeypatch.setattr(vig.scoring.passes, "Console", lambda stderr: Console(file=screen, force_terminal=True, width=120))
+    monkeypatch.setattr(encoders.progress, "Console", lambda stderr: Console(file=screen, force_terminal=True, width=120))
     expected = score(*llava, records, image_folder=image_folder)
     again = copy.deepcopy(records[0])
     scores = score(*llava, (record for record in [*records, again]), tmp_path, image_folder=image_folder)

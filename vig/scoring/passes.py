@@ -51,16 +51,18 @@ class TwoPasses:
         tokens, size = WINDOW_BATCHES * self._batch_tokens, WINDOW_BATCHES * self._batch_size
         try:
             with progress_bar("records", total, visible) as advance:
-                done, scored, sum_of_vig = 0, 0, 0.0
+                done, scored, sum_of_vig, note = 0, 0, 0.0, ""
                 for window in windows(map(self._reader.read, records), tokens, size):
                     done += window.count(None)
+                    advance(done, note)
                     for batch, scores in self._window([pair for pair in window if pair is not None]):
                         self._unsaved += scores
                         if len(self._unsaved) >= SHARD_RECORDS:
                             self._save_all()
                         done, scored = done + len(batch.pairs), scored + len(scores)
                         sum_of_vig += sum(score.vig for score in scores)
-                        advance(done, f"mean VIG {sum_of_vig / max(scored, 1):.3f}")
+                        note = f"mean VIG {sum_of_vig / max(scored, 1):.3f}"
+                        advance(done, note)
         finally:  # an interrupted run loses nothing, a killed run at most SHARD_RECORDS scores
             self._save_all()
 
