@@ -103,7 +103,7 @@ def of_model(folder: Path, blurred: bool = False) -> tuple[dict[str, encoders.En
     if not (folder / "config.json").is_file():  # or transformers takes a mistyped folder for a name on the hub
         raise ValueError(f"{folder} holds no config.json: expected a folder that save_pretrained wrote")
     register_auto_classes()
-    processor = AutoImageProcessor.from_pretrained(folder)
+    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     if not isinstance(processor, MoFImageProcessor):
         raise ValueError(f"the processor in {folder} is a {type(processor).__name__}: expected a model of MoFForConditionalGeneration")
     config = MoFConfig.from_pretrained(folder)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from mof.data.records import RecordError, record_id
+import pyarrow as pa
+
+from mof.data.forms import TURNS, to_mapping
+from mof.data.records import RecordError, record_id, shown
 
 RawRecord = Mapping[str, Any] | list[Any]  # as `mof.data.records.to_record` reads it
 
@@ -72,8 +76,51 @@ def read_rows(path: str | os.PathLike[str]) -> list[Any]:
     return records
 
 
+def opened(records: Any) -> Any:
+    """Return records out of what may hold them: a file's path, a DataFrame, an Arrow table, a `DatasetDict` of a single split.
+
+    Anything else is returned as it is.
+
+    Raises:
+        RecordError: for a dict that is no record or holds several splits, and for a file that cannot be read (`read_rows`).
+    """
+    if isinstance(records, (str, os.PathLike)):
+        return read_rows(records)
+    if isinstance(records, pa.Table):
+        return records.to_pylist()
+    pandas = sys.modules.get("pandas")
+    if pandas is not None and isinstance(records, pandas.DataFrame):
+        try:
+            return pa.Table.from_pandas(records, preserve_index=False).to_pylist()
+        except (pa.ArrowException, TypeError):  # a column of open images
+            return records.to_dict("records")
+    if not isinstance(records, Mapping):
+        return records
+    splits = list(records.values())
+    if len(splits) == 1 and not (records.keys() & {*TURNS} or isinstance(splits[0], Mapping)) and isinstance(splits[0], Table):
+        return splits[0]
+    raise RecordError(f"expected records one after the other, got a dict of {shown(list(records))}: give a list, or a single split")
+
+
 def rows(records: Iterable[RawRecord]) -> Iterator[Row]:
-    """Yield the records in order. A row that a table (a Hugging Face data set) cannot decode becomes an `UnreadableRow`."""
+    """Yield the records in order, each with an id of its own: the second record of the id "7" gets "7#2".
+
+    LLaVA's own files use the id of an image for several records. Scores and selections refer to records by id. A row that a table
+    (a Hugging Face data set) cannot decode becomes an `UnreadableRow`. `opened` says what else may hold records.
+    """
+    times = Counter[str]()
+    for row in _rows(opened(records)):
+        id = id_of(row)
+        times[id] += 1
+        if times[id] > 1:
+            while (numbered := f"{id}#{times[id]}") in times:
+                times[id] += 1
+            times[numbered] += 1
+            row = _renamed(row, numbered)
+        yield row
+
+
+def _rows(records: Any) -> Iterator[Row]:
     if isinstance(records, (Sequence, Iterator)) or not isinstance(records, Table):
         yield from records
         return
@@ -84,18 +131,16 @@ def rows(records: Iterable[RawRecord]) -> Iterator[Row]:
             yield UnreadableRow(f"row {index}", f"{type(error).__name__}: {error}")
 
 
+def _renamed(row: Row, id: str) -> Row:
+    if isinstance(row, UnreadableRow):
+        return replace(row, id=id)
+    row = to_mapping(row)
+    return {**row, "id": id} if isinstance(row, Mapping) else UnreadableRow(id, f"expected a dict, got {shown(row)}")
+
+
 def id_of(raw: Row) -> str:
     """Return the id of a record or of an unreadable row."""
     return raw.id if isinstance(raw, UnreadableRow) else record_id(raw)
-
-
-def unique_ids(records: Sequence[Row]) -> list[str]:
-    """Return the ids of all records. A ValueError names ids that are used twice: scores and selections refer to records by id."""
-    ids = [id_of(record) for record in records]
-    twice = [id for id, count in Counter(ids).items() if count > 1]
-    if twice:
-        raise ValueError(f"record ids must be unique; {len(twice)} used more than once: {', '.join(twice[:10])}")
-    return ids
 
 
 def _parse_json(content: bytes, where: str) -> Any:
