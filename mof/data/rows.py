@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,10 @@ import pyarrow as pa
 
 from mof.data.forms import TURNS, to_mapping
 from mof.data.records import RecordError, record_id, shown
+
+PIECE = 1 << 20  # characters of a file that are read at a time
+SPACE, COMMA, CLOSE = re.compile(r"\s*"), re.compile(r"\s*,\s*"), re.compile(r"\s*\]")
+BEHIND = re.compile(r"[\s,\]]")  # what may stand behind an item of a list
 
 RawRecord = Mapping[str, Any] | list[Any]  # as `mof.data.records.to_record` reads it
 
@@ -60,14 +65,16 @@ def read_rows(path: str | os.PathLike[str]) -> list[Any]:
         RecordError: naming the file, also when its first line is not JSON: the file is then of another kind.
     """
     path = Path(path)
-    content = path.read_bytes()
-    if not content.strip():
-        raise RecordError(f"{path}: the file is empty")
     if path.suffix == ".jsonl":
-        lines = [(number, line) for number, line in enumerate(content.split(b"\n"), start=1) if line.strip()]
-        records = [_parse_json(line, f"{path.name}, line {number}") for number, line in lines]
+        with path.open("rb") as file:
+            records: Any = [_parse(line, f"{path.name}, line {number}") for number, line in enumerate(file, start=1) if line.strip()]
     else:
-        records = _parse_json(content, str(path))
+        try:
+            records = list(_items(path))
+        except (ValueError, RecursionError):  # no list, or a fault, whose place is told by reading the whole
+            records = _parse(path.read_bytes(), str(path))
+    if records == [] and not path.read_bytes().strip():
+        raise RecordError(f"{path}: the file is empty")
     first = records[0] if isinstance(records, list) and records else records
     if isinstance(first, UnreadableRow):
         raise RecordError(f"{first.id}: {first.reason}; expected a .json file of one list, or one dict a line in a .jsonl file")
@@ -143,8 +150,41 @@ def id_of(raw: Row) -> str:
     return raw.id if isinstance(raw, UnreadableRow) else record_id(raw)
 
 
-def _parse_json(content: bytes, where: str) -> Any:
+def _parse(content: bytes, where: str) -> Any:
     try:
-        return json.loads(content.removeprefix(codecs.BOM_UTF8).decode())
+        return json.loads(content.removeprefix(codecs.BOM_UTF8).decode(), object_pairs_hook=_with_shared_keys)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         return UnreadableRow(where, f"not JSON ({error})")
+
+
+def _items(path: Path) -> Iterator[Any]:
+    """Yield the items of a JSON list while the file is read, piece by piece. A ValueError or RecursionError says that it is none."""
+    scan = json.JSONDecoder(object_pairs_hook=_with_shared_keys).raw_decode
+    with path.open(encoding="utf-8-sig") as file:
+        text = file.read(PIECE).lstrip()
+        if not text.startswith("["):
+            raise ValueError("no list")
+        place, gap, size = 1, SPACE, PIECE
+        while True:
+            try:
+                start = gap.match(text, place)
+                item, end = scan(text, start.end() if start else len(text))
+                if not BEHIND.match(text, end):
+                    raise ValueError("the item may go on")
+            except ValueError:
+                if close := CLOSE.match(text, place):
+                    break
+                more = file.read(size)
+                if not more:
+                    raise
+                text, place, size = text[place:] + more, 0, 2 * size  # long items are not tried too often
+                continue
+            yield item
+            place, gap, size = end, COMMA, PIECE
+        if text[close.end() :].strip() or file.read().strip():
+            raise ValueError("text behind the list")
+
+
+def _with_shared_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a dict whose keys are kept once in memory, however many records there are."""
+    return {sys.intern(key): value for key, value in pairs}

@@ -87,10 +87,13 @@ class PairReader:
             return None
         try:
             return self._pair(to_record(raw, self.image_folder), digest(raw))
+        except (RecordError, ImageError) as error:
+            self.fail(id, str(error))
+        except ValueError:  # of the null images or the processor, which are those of every record
+            raise
         except Exception as error:  # a record may hold anything
-            known = isinstance(error, (RecordError, ImageError))
-            self.fail(id, str(error) if known else f"{type(error).__name__}: {error}")
-            return None
+            self.fail(id, f"{type(error).__name__}: {error}")
+        return None
 
     def _pair(self, record: Record, digest: str) -> Pair | None:
         images = self._read_images(record)
