@@ -57,18 +57,20 @@ def collate(
 
 
 def _with_hidden_images(examples: Sequence[Example]) -> Sequence[Example]:
-    """Give records without an image the images of another record, hidden by their mask, where a model attends to images from the side.
+    """Give records without an image a black image, hidden by their mask, where a model attends to images from the side.
 
-    Llama 3.2 Vision takes images and masks for each record of a batch, or for none.
+    Llama 3.2 Vision takes images and masks for each record of a batch, or for none. Its tokens without an image still look evenly
+    at the hidden image, so the loss of a text is not quite its loss in a batch of texts; it does not depend on images of others.
     """
     donor = next((example.images for example in examples if CROSS_MASK in example.images), None)
     if donor is None:
         return examples
+    hidden = {key: torch.zeros_like(value) for key, value in donor.items()}
     shape = donor[CROSS_MASK].shape[2:]
     return [
         example
         if CROSS_MASK in example.images
-        else replace(example, images={**donor, CROSS_MASK: donor[CROSS_MASK].new_zeros(1, len(example.input_ids), *shape)})
+        else replace(example, images={**hidden, CROSS_MASK: hidden[CROSS_MASK].new_zeros(1, len(example.input_ids), *shape)})
         for example in examples
     ]
 
