@@ -9,6 +9,7 @@ from __future__ import annotations
 from transformers import PreTrainedTokenizerBase
 
 from mof.data.records import IMAGE_PLACEHOLDER
+from mof.data.templates import marks_answers
 
 # An image is followed by a line break, as in LLaVA. Content may be a plain string or a list of parts.
 _CONTENT = (
@@ -53,7 +54,7 @@ def choose_chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
         ValueError: for a tokenizer without an end-of-sequence token, with which no answer would ever end.
     """
     own = tokenizer.chat_template
-    if isinstance(own, str) and "generation %}" in own and IMAGE_PLACEHOLDER in own:
+    if isinstance(own, str) and marks_answers(own) and IMAGE_PLACEHOLDER in own:
         return own
     if tokenizer.eos_token is None:
         raise ValueError("the tokenizer has no eos_token, so answers could not end: set one, or give a chat_template")

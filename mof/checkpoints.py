@@ -85,7 +85,7 @@ class StrictCheckpoints(PreTrainedModel):
         _refuse_stray_keys(info, path)
         _complete(model.mixer, mixer, config.embed_encoders)
         with init_empty_weights(include_buffers=False):
-            plain = AutoModelForCausalLM.from_config(config.text_config)
+            plain = AutoModelForCausalLM.from_config(config.text_config, trust_remote_code=False)
         _copy_unsaved_buffers(plain, model.language_model)
         model._skip_referred_keys()
         return (model, info) if output_loading_info else model

@@ -6,7 +6,7 @@ tokens than embeddings can give. With such a model, generation or batches would 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ def refuse_unfit(model: MoFForConditionalGeneration) -> None:
 def _misfits(model: MoFForConditionalGeneration) -> list[str]:
     """Return what the model does otherwise than its language model."""
     llm = model.language_model
-    rows = model.get_input_embeddings().weight.shape[0]
+    rows = cast(Any, model.get_input_embeddings()).weight.shape[0]
     ids = torch.arange(rows, device=llm.device)
     ids = ids[(ids != model.config.image_token_id) & (ids != model.generation_config.pad_token_id)]  # [usable tokens]
     ids = ids[torch.linspace(0, len(ids) - 1, LENGTH).long()][None]  # [1, L]

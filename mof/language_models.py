@@ -46,8 +46,9 @@ def load_language_model(spec: str, dtype: torch.dtype = torch.float32) -> tuple[
 def _load(source: str, dtype: torch.dtype, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
         local = os.path.isdir(source) or not hub_answers()  # transformers would wait for each file
-        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=options.get("gguf_file"), local_files_only=local)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, local_files_only=local, **options)
+        shared = {"local_files_only": local, "trust_remote_code": False}
+        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=options.get("gguf_file"), **shared)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **shared, **options)
     except (OSError, ValueError) as error:
         raise ValueError(
             f"cannot load the language model {source!r}: {error} Expected mini-lm, {', '.join(PACKAGED)}, gguf:FOLDER/FILE, a "
@@ -73,7 +74,7 @@ def _load_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrai
     config._name_or_path = file.stem
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False)
     model.load_state_dict(loaded.state_dict())
     model.generation_config = loaded.generation_config
     return model.eval(), tokenizer

@@ -41,7 +41,7 @@ class MoFForConditionalGeneration(StrictCheckpoints, GenerationMixin):
     def __init__(self, config: MoFConfig, mixer: Mixer | None = None, language_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         if language_model is None:
-            language_model = AutoModelForCausalLM.from_config(config.text_config)
+            language_model = AutoModelForCausalLM.from_config(config.text_config, trust_remote_code=False)
         self.mixer = (build_configured_mixer(config) if mixer is None else mixer).to(language_model.dtype)
         self.language_model = language_model
         parameters = inspect.signature(language_model.forward).parameters

@@ -23,7 +23,7 @@ from encoders.images.resizing import Centre, Fit, Interpolation
 from encoders.saved_folders import WEIGHTS, check_folder, recording
 from mof.chat_templates import choose_chat_template
 from mof.config import MoFConfig
-from mof.data.prompts import append_nothing
+from mof.data.prompts import ready_for_prompts
 from mof.data.records import IMAGE_PLACEHOLDER
 
 if TYPE_CHECKING:
@@ -146,9 +146,9 @@ class MoFProcessor(ProcessorMixin):
         self.tokens_per_image = tokens_per_image
         self.image_token = image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
-        append_nothing(tokenizer)
         tokenizer.padding_side = "left"  # generation goes on from the last token; SupervisedCollator pads on the right
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        ready_for_prompts(self)
 
     @classmethod
     def from_parts(

@@ -229,7 +229,8 @@ def build(setting: Setting, row: Row) -> tuple[MoFForConditionalGeneration, MoFP
 
 def load(folder: Path) -> tuple[MoFForConditionalGeneration, MoFProcessor]:
     """Return a saved model, on the CPU: the trainer moves or shards it."""
-    return AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    safe = {"trust_remote_code": False}
+    return AutoModelForImageTextToText.from_pretrained(folder, **safe), AutoProcessor.from_pretrained(folder, **safe)
 
 
 def train(

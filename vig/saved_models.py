@@ -17,7 +17,7 @@ from encoders.saved_folders import WEIGHTS, check_folder
 
 def load_model(folder: Path, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
     """The model, on the GPU where there is one, with its processor. ValueError for a folder without a model."""
-    processor = load_processor(folder)
+    processor = load_processor(folder, trust_remote_code=options.get("trust_remote_code", False))
     return load_network(folder, **options).to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
 
@@ -30,19 +30,23 @@ def load_network(folder: Path, **options: Any) -> PreTrainedModel:
     """
     check_folder(folder)
     try:
-        return AutoModelForImageTextToText.from_pretrained(folder, **options)
+        return AutoModelForImageTextToText.from_pretrained(folder, **{"trust_remote_code": False, **options})
     except ValueError as error:
         raise ValueError(f"{folder} cannot be loaded as an image-text-to-text model: {error}") from error
 
 
-def load_processor(folder: Path) -> ProcessorMixin:
-    """Load the processor of a saved model. ValueError for a folder without a model, or with damaged files (`encoders.digests`)."""
+def load_processor(folder: Path, *, trust_remote_code: bool = False) -> ProcessorMixin:
+    """Load the processor of a saved model. ValueError for a folder without a model, or with damaged files (`encoders.digests`).
+
+    Args:
+        trust_remote_code: run Python files of the folder; without it, a folder that needs its own files is refused.
+    """
     if not (folder / "config.json").is_file():  # or transformers takes a mistyped folder for a name on the hub
         raise ValueError(f"{folder} holds no config.json: expected a folder that save_pretrained wrote")
     for point in entry_points(group="mof.auto_classes"):
         point.load()()  # transformers' Auto classes learn the models of this package
     check_folder(folder, without=WEIGHTS)
-    return AutoProcessor.from_pretrained(folder)
+    return AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
 def stored_images(model: PreTrainedModel, processor: ProcessorMixin, store: Path, blurred: bool = False) -> StoredImages:

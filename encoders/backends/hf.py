@@ -160,7 +160,9 @@ class HFEncoder(Encoder):
     def text_embedding(self, texts: list[str]) -> Tensor:
         if self._tokenizer is None:
             with explain_download(f"the tokenizer of {self.source}", otherwise=INSTEAD_OF_TOKENIZER):
-                self._tokenizer = AutoTokenizer.from_pretrained(self.source, local_files_only=_only_local(self.source))
+                self._tokenizer = AutoTokenizer.from_pretrained(
+                    self.source, local_files_only=_only_local(self.source), trust_remote_code=False
+                )
         length = self.tower.config.text_config.max_position_embeddings
         texts = [text.lower() for text in texts] if self.family.lower_case else texts
         # SigLIP was trained with texts padded to the full length. CLIP masks the padding.
@@ -204,8 +206,8 @@ def build(model: str, *, config: Mapping[str, Any] | None = None, **options: Any
 def _build(model: str, *, pretrained: bool, weights: str | None, **options: Any) -> HFEncoder:
     with explain_download(f"config.json or preprocessor_config.json of {model}", otherwise=INSTEAD_OF_FOLDER):
         local = _only_local(model)
-        config = AutoConfig.from_pretrained(model, local_files_only=local)
-        processor = AutoImageProcessor.from_pretrained(model, local_files_only=local)
+        config = AutoConfig.from_pretrained(model, local_files_only=local, trust_remote_code=False)
+        processor = AutoImageProcessor.from_pretrained(model, local_files_only=local, trust_remote_code=False)
     if config.model_type not in FAMILIES:
         raise ValueError(f"{model} is a {config.model_type!r} model; the hf backend takes {', '.join(FAMILIES)}")
     kind = getattr(transformers, FAMILIES[config.model_type].model)

@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from encoders import read_image
 from encoders.command_options import Device, MaxNewTokens, Model, usable_device
 from mof.auto_classes import register_auto_classes
-from mof.data.prompts import append_nothing
+from mof.data.prompts import ready_for_prompts
 
 
 def chat(
@@ -36,8 +36,9 @@ def chat(
     content = [{"type": "image", "image": read_image(image)}, {"type": "text", "text": question}]
     options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
     try:
-        network, processor = AutoModelForImageTextToText.from_pretrained(model), AutoProcessor.from_pretrained(model)
-        append_nothing(processor.tokenizer)
+        network = AutoModelForImageTextToText.from_pretrained(model, trust_remote_code=False)
+        processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
+        ready_for_prompts(processor)
         inputs = processor.apply_chat_template([{"role": "user", "content": content}], **options).to(place)
     except ValueError as error:
         raise ValueError(f"{model} cannot be used as an image-text-to-text model with a chat template: {error}") from error

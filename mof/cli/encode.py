@@ -129,7 +129,7 @@ def of_model(folder: Path, blurred: bool = False) -> tuple[dict[str, encoders.En
         raise ValueError(f"{folder} holds no config.json: expected a folder that save_pretrained wrote")
     register_auto_classes()
     check_folder(folder, without=WEIGHTS)
-    processor = AutoImageProcessor.from_pretrained(folder)
+    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     if not isinstance(processor, MoFImageProcessor):
         raise ValueError(f"the processor in {folder} is a {type(processor).__name__}: expected a model of MoFForConditionalGeneration")
     config = MoFConfig.from_pretrained(folder)

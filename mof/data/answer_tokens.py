@@ -9,7 +9,7 @@ answer apart (PaliGemma's) marks the tokens of the answer itself.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -17,18 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import ProcessorMixin
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from encoders import StoredImage, StoredImages
 from encoders.images.reading import ImageError, read_image
 from mof.data.records import ImageSource, Record, RecordError
+from mof.data.templates import Span, marks_answers, render, template_of
 
 # Shapes: T tokens of a record, A answer tokens among them.
 
 # Outputs of some processors that hold one value per token. They are cut and padded with the ids.
 PER_TOKEN = ("token_type_ids", "mm_token_type_ids")
-
-Span = tuple[int, int]  # characters start..end-1
+CROSS_MASK = "cross_attention_mask"  # [1, T, ...]: which tokens of a record see which of its images, in Llama 3.2 Vision
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,8 @@ class Example:
     """The answers of all turns one after the other, as the chat template writes them, end-of-turn marks included."""
     characters: Tensor = field(default_factory=lambda: torch.empty(0, 2, dtype=torch.int64))
     """int64 [A, 2]: each answer token covers characters start..end-1 of `answer`. Two tokens may share a character."""
+    images_end: int = 0
+    """The number of tokens up to the end of the last image, with the marks that the processor puts around it; 0 without images."""
 
 
 def encode_record(
@@ -66,40 +67,65 @@ def encode_record(
 
     Raises:
         ValueError: for a template without generation spans, or a tokenizer without offsets.
-        RecordError: for a record without an answer, tokens that cannot be aligned, or an image that does not fit into
-            `max_length`.
+        RecordError: for a record without an answer, tokens that cannot be aligned, an image that does not fit into
+            `max_length`, and whatever the template or the processor raises.
         ImageError: for an image that cannot be read, naming the record too.
     """
+    refuse_unusable(processor)
     try:
-        read = stored_images or read_image
-        given = record.images if images is None else images
-        images = [image if isinstance(image, StoredImage) else read(image) for image in given]
+        return _encode(processor, record, max_length, record.images if images is None else images, stored_images or read_image)
     except ImageError as error:
         raise ImageError(f"record {record.id!r}: {error}") from error
+    except (RecordError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # templates and processors raise any kind, for odd conversations, images or texts with marks
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise RecordError(f"record {record.id!r}: {kind}{error}") from error
+
+
+def refuse_unusable(processor: ProcessorMixin) -> None:
+    """Raise a ValueError for a processor with which no record can be encoded: no generation spans, or no character offsets."""
+    if not marks_answers(template_of(processor)):
+        raise ValueError(
+            "the chat template does not mark the assistant's words: put {% generation %} and {% endgeneration %} around them, "
+            "the end-of-turn token inside (mof.chat_templates has two that do), and set processor.chat_template, or edit "
+            "chat_template.jinja in the model's folder"
+        )
+    if not processor.tokenizer.is_fast:
+        raise ValueError(f"{type(processor.tokenizer).__name__} gives no character offsets; load the fast tokenizer")
+
+
+def _encode(
+    processor: ProcessorMixin, record: Record, max_length: int, given: Sequence[ImageSource | StoredImage], read: Callable[[Any], Any]
+) -> Example:
+    images = [image if isinstance(image, StoredImage) else read(image) for image in given]
     text, spans = _render(processor, record)
     if "suffix" in inspect.signature(processor.__call__).parameters:
         return _encode_suffix(processor, record, text, spans, images, max_length)
     # A template that writes <s> itself must not get a second <s>; transformers decides it in the same way.
     bos = processor.tokenizer.bos_token
     specials = not (bos and text.startswith(bos))
-    try:
-        nested = [images] if images else None  # a list per conversation: some processors cut an image up only if it is alone
-        outputs = dict(processor(text=[text], images=nested, add_special_tokens=specials, return_tensors="pt"))
-    except Exception as error:
-        raise _refused(record, error) from error
+    nested = [images] if images else None  # a list per conversation: some processors cut an image up only if it is alone
+    outputs = dict(processor(text=[text], images=nested, add_special_tokens=specials, return_tensors="pt"))
     input_ids = outputs.pop("input_ids")[0]  # [T]
     outputs.pop("attention_mask", None)
     plain = processor.tokenizer(text, add_special_tokens=specials, return_offsets_mapping=True)
     answers = _answers(plain["offset_mapping"], spans)
     image_token_id = getattr(processor, "image_token_id", None)  # None: a processor that expands nothing
     placeholder = getattr(processor, "image_token", None)  # the mark of an image in the text; mostly the same token
-    placeholder_id = image_token_id if placeholder is None else processor.tokenizer.convert_tokens_to_ids(placeholder)
+    # BLIP-2 keeps an object in place of the text.
+    placeholder_id = image_token_id if placeholder is None else processor.tokenizer.convert_tokens_to_ids(str(placeholder))
     inside = [characters is not None for characters in answers]
-    texts = _between(plain["input_ids"], inside, placeholder_id)
-    mask = _align(record.id, *texts, input_ids.tolist(), image_token_id)
+    ids, expanded = plain["input_ids"], input_ids.tolist()
+    front = len(expanded) - len(ids)
+    if front >= 0 and expanded[front:] == ids:  # as BLIP-2 does, which puts image tokens before the text
+        places = [front + i + 1 for i, token in enumerate(ids) if token == placeholder_id]
+        mask, images_end = [False] * front + inside, max(places, default=front)
+    else:
+        mask, images_end = _align(record.id, *_between(ids, inside, placeholder_id), expanded, image_token_id)
     answer = "".join(text[start:end] for start, end in spans)
     characters = torch.tensor([span for span in answers if span is not None], dtype=torch.int64).reshape(-1, 2)  # [A, 2]
-    return _cut(Example(record.id, input_ids, torch.tensor(mask), outputs, answer, characters), image_token_id, max_length)
+    return _cut(Example(record.id, input_ids, torch.tensor(mask), outputs, answer, characters, images_end), max_length)
 
 
 def _encode_suffix(
@@ -113,69 +139,46 @@ def _encode_suffix(
     start, end = spans[0]
     answer = text[start:end].removesuffix(processor.tokenizer.eos_token)  # the processor adds it
     question = {"text": [text[:start]], "images": [images] if images else None}
-    try:
-        outputs = dict(processor(**question, suffix=[answer], return_offsets_mapping=True, return_tensors="pt"))
-    except Exception as error:
-        raise _refused(record, error) from error
+    outputs = dict(processor(**question, suffix=[answer], return_offsets_mapping=True, return_tensors="pt"))
     input_ids, types = outputs.pop("input_ids")[0], outputs["token_type_ids"][0]  # [T], [T]
     characters = outputs.pop("offset_mapping")[0][types == 1]  # [A, 2]
     for key in ("attention_mask", "labels"):
         outputs.pop(key, None)
     answer += processor.tokenizer.eos_token
-    return _cut(Example(record.id, input_ids, types == 1, outputs, answer, characters), processor.image_token_id, max_length)
+    places = (input_ids == processor.image_token_id).nonzero().flatten().tolist()
+    images_end = places[-1] + 1 if places else 0
+    return _cut(Example(record.id, input_ids, types == 1, outputs, answer, characters, images_end), max_length)
 
 
-def _refused(record: Record, error: Exception) -> RecordError:
-    """Return the error for a record that a processor refuses: they raise many kinds, for images of odd shapes or texts with marks."""
-    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-    return RecordError(f"record {record.id!r}: {kind}{error}")
-
-
-def _cut(example: Example, image_token_id: int | None, max_length: int) -> Example:
+def _cut(example: Example, max_length: int) -> Example:
     """Return the first `max_length` tokens, and outputs per token without their batch dimension.
 
     The cut may not go through or before an image: its features would have no place.
     """
-    places = [] if image_token_id is None else (example.input_ids == image_token_id).nonzero().flatten().tolist()
-    needed = places[-1] + 1 if places else 0
-    if needed > max_length:
+    if example.images_end > max_length:
         raise RecordError(
-            f"record {example.id!r}: its images end at token {needed}, but max_length is {max_length}; raise max_length or pool"
+            f"record {example.id!r}: its images end at token {example.images_end}, but max_length is {max_length}; raise max_length or pool"
         )
     per_token = {key: example.images[key][0, :max_length] for key in PER_TOKEN if key in example.images}  # [T]
+    if CROSS_MASK in example.images:
+        per_token[CROSS_MASK] = example.images[CROSS_MASK][:, :max_length]
     ids, mask = example.input_ids[:max_length], example.answer_mask[:max_length]  # [T], [T]
     characters = example.characters[: int(mask.sum())]  # [A, 2]
     answer = example.answer[: int(characters[-1, 1]) if len(characters) else 0]
-    return Example(example.id, ids, mask, example.images | per_token, answer, characters)
+    return Example(example.id, ids, mask, example.images | per_token, answer, characters, example.images_end)
 
 
 def _render(processor: ProcessorMixin, record: Record) -> tuple[str, list[Span]]:
     """Return the conversation as text, and the characters of each answer in it."""
-    template = processor.chat_template
-    if isinstance(template, dict):
-        template = template.get("default")
-    if template is None or "generation %}" not in template:
-        raise ValueError(
-            "the chat template does not mark the assistant's words: put {% generation %} and {% endgeneration %} around them, "
-            "the end-of-turn token inside (mof.chat_templates has two that do), and set processor.chat_template, or edit "
-            "chat_template.jinja in the model's folder"
-        )
-    if not processor.tokenizer.is_fast:
-        raise ValueError(f"{type(processor.tokenizer).__name__} gives no character offsets; load the fast tokenizer")
     answers = len(record.answers)
     if not answers:
         raise RecordError(f"record {record.id!r} has no assistant message, so there is nothing to learn or score")
-    texts, spans = render_jinja_template(
-        conversations=[record.messages],
-        chat_template=template,
-        return_assistant_tokens_mask=True,
-        **processor.tokenizer.special_tokens_map,
-    )
-    if len(spans[0]) != answers:
-        raise ValueError(
-            f"record {record.id!r}: {answers} assistant messages, but the chat template marks {len(spans[0])} generation spans"
-        )
-    return texts[0], spans[0]
+    template = template_of(processor)
+    assert template is not None
+    text, spans = render(template, record.messages, **processor.tokenizer.special_tokens_map)
+    if len(spans) != answers:
+        raise RecordError(f"record {record.id!r}: {answers} assistant messages, but the chat template marks {len(spans)} generation spans")
+    return text, spans
 
 
 def _answers(offsets: Sequence[Span], spans: Sequence[Span]) -> list[Span | None]:
@@ -185,18 +188,29 @@ def _answers(offsets: Sequence[Span], spans: Sequence[Span]) -> list[Span | None
     offsets; a token of white space alone is then an empty span at its end.
     """
     answers: list[Span | None] = [None] * len(offsets)
-    before = 0  # characters of the earlier answers
+    before, first = 0, 0  # characters of the earlier answers; the first token that may reach into the answer
     for start, end in spans:
-        inside = [i for i, (left, right) in enumerate(offsets) if right > start and (left < end or left == right == end)]
-        for i in range(inside[0], inside[-1] + 1) if inside else ():
+        while first < len(offsets) and offsets[first][1] <= start:
+            first += 1
+        last = first  # the token behind the answer
+        for i in range(first, len(offsets)):
+            left, right = offsets[i]
+            if left >= end and not left == right == end:
+                break
+            last = i + 1 if right > start else last  # a token that covers nothing, such as a mark at the end, does not count
+        for i in range(first, last):
             left, right = (before + min(max(place, start), end) - start for place in offsets[i])
             answers[i] = (left, right)
         before += end - start
     return answers
 
 
-def _align(record_id: str, texts: list[list[int]], masks: list[list[bool]], expanded: list[int], image_token_id: int | None) -> list[bool]:
-    """Return the answer mask of the expanded tokens, for the texts between placeholders and their masks (`_between`).
+def _align(
+    record_id: str, texts: list[list[int]], masks: list[list[bool]], expanded: list[int], image_token_id: int | None
+) -> tuple[list[bool], int]:
+    """Return the answer mask of the expanded tokens, and the number of tokens up to the end of the last image.
+
+    The texts between placeholders and their masks come from `_between`.
 
     Between the texts lie image tokens, and around them marks of the processor. None of these can be an answer, since images
     belong to the user's messages.
@@ -204,7 +218,9 @@ def _align(record_id: str, texts: list[list[int]], masks: list[list[bool]], expa
     ends = [len(texts[0])] if expanded[: len(texts[0])] == texts[0] else []
     for index, text in enumerate(texts[1:], start=1):
         last = index == len(texts) - 1
-        first = (expanded.index(image_token_id, ends[-1]) + 1) if ends and image_token_id in expanded[ends[-1] :] else len(expanded)
+        before = ends[-1] if ends else len(expanded)
+        # Ovis2 writes other tokens in place of the image token.
+        first = (expanded.index(image_token_id, before) if image_token_id in expanded[before:] else before) + 1
         starts = [len(expanded) - len(text)] if last else range(first, len(expanded) - len(text) + 1)
         start = next((at for at in starts if at >= first and expanded[at : at + len(text)] == text), None)
         if start is None:
@@ -218,7 +234,7 @@ def _align(record_id: str, texts: list[list[int]], masks: list[list[bool]], expa
     mask = [False] * len(expanded)
     for end, inside in zip(ends, masks, strict=True):
         mask[end - len(inside) : end] = inside
-    return mask
+    return mask, len(expanded) - len(texts[-1]) if len(texts) > 1 else 0
 
 
 def _between(ids: list[int], answers: list[bool], placeholder_id: int | None) -> tuple[list[list[int]], list[list[bool]]]:

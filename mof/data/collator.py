@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,8 +17,9 @@ from transformers import ProcessorMixin
 
 from encoders import StoredImages
 from encoders.images.reading import ImageError
-from mof.data.answer_tokens import PER_TOKEN, Example, encode_record
-from mof.data.records import Record, RecordError, to_record
+from mof.data.answer_tokens import CROSS_MASK, PER_TOKEN, Example, encode_record
+from mof.data.forms import to_mapping
+from mof.data.records import Record, RecordError, shown, to_record
 
 # Shapes: R records, T tokens of a record, L tokens of the longest, A answer tokens of a record.
 
@@ -40,6 +42,7 @@ def collate(
         keep: bool [T] for each example, in place of its answer mask: False makes a label -100.
     """
     masks = [example.answer_mask for example in examples] if keep is None else keep
+    examples = _with_hidden_images(examples)
     ids = [example.input_ids for example in examples]  # R of [T]
     labels = [torch.where(mask, tokens, -100) for tokens, mask in zip(ids, masks, strict=True)]  # R of [T]
     batch = {
@@ -51,6 +54,25 @@ def collate(
         values = [example.images[key] for example in examples if key in example.images]
         batch[key] = _pad(values, 0, padding_side) if key in PER_TOKEN else _join(values)  # [M, ...]
     return batch
+
+
+def _with_hidden_images(examples: Sequence[Example]) -> Sequence[Example]:
+    """Give records without an image a black image, hidden by their mask, where a model attends to images from the side.
+
+    Llama 3.2 Vision takes images and masks for each record of a batch, or for none. Its tokens without an image still look evenly
+    at the hidden image, so the loss of a text is not quite its loss in a batch of texts; it does not depend on images of others.
+    """
+    donor = next((example.images for example in examples if CROSS_MASK in example.images), None)
+    if donor is None:
+        return examples
+    hidden = {key: torch.zeros_like(value) for key, value in donor.items()}
+    shape = donor[CROSS_MASK].shape[2:]
+    return [
+        example
+        if CROSS_MASK in example.images
+        else replace(example, images={**hidden, CROSS_MASK: hidden[CROSS_MASK].new_zeros(1, len(example.input_ids), *shape)})
+        for example in examples
+    ]
 
 
 def _join(values: Sequence[Tensor]) -> Tensor:
@@ -79,12 +101,12 @@ class SupervisedCollator:
         max_length: longer conversations are cut at the end, token masks with them.
         image_folder: where relative image paths start.
         stored_images: look the images up there instead of reading them.
-        strict: raise the error of a record whose image cannot be read, does not fit into `max_length` or is refused by the
-            processor. By default, the record is logged and left out, and a batch that loses all of its records gets a record
+        strict: raise the error of a record that cannot be used: its form, its image, its token mask, or whatever the chat template
+            or the processor makes of it. By default, the record is logged and
+            left out, and a batch that loses all of its records gets a record
             without an answer: a damaged file does not end a run of days.
 
     Raises:
-        RecordError: for a record in no known form, and for a mask or weights that do not fit its answers.
         ImageError, RecordError: with `strict`; without it, if none of the first images can be used.
     """
 
@@ -109,17 +131,18 @@ class SupervisedCollator:
     def __call__(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Return the batch of R records, as `collate` makes it."""
         examples, weights, with_image = [], [], False
+        records = [to_mapping(raw) for raw in records]
         for raw in records:
-            record = to_record(raw, self.image_folder)
             try:
+                record = to_record(raw, self.image_folder)
                 example = encode_record(self.processor, record, max_length=self.max_length, stored_images=self.stored_images)
+                weights.append(_token_weights(example, raw))
             except (ImageError, RecordError) as error:
                 self._leave_out(error)
                 continue
             with_image |= bool(record.images)
             self._any_was_used |= with_image
             examples.append(example)
-            weights.append(_token_weights(example, raw))
         if not (with_image or self.stored_images) and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             blank = encode_record(self.processor, Record("blank", BLANK_TURNS, [Image.new("RGB", (64, 64))]), max_length=sys.maxsize)
             examples, weights = [*examples, blank], [*weights, torch.zeros(len(blank.input_ids))]
@@ -127,7 +150,7 @@ class SupervisedCollator:
             examples, weights = [Example("", torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.bool))], [torch.zeros(2)]
         pad_token_id = self.processor.tokenizer.pad_token_id  # without a padding token any id will do: it is masked out
         batch = collate(examples, 0 if pad_token_id is None else pad_token_id, keep=[weight > 0 for weight in weights])
-        if any(raw.get("token_weights") is not None for raw in records):
+        if any(isinstance(raw, Mapping) and raw.get("token_weights") is not None for raw in records):
             batch["token_weights"] = _pad(weights, 0, "right")  # [R, L]
         return batch
 
@@ -147,13 +170,16 @@ def _token_weights(example: Example, raw: Mapping[str, Any]) -> Tensor:
         raise RecordError(f"record {example.id!r} has a token_mask and token_weights; give one of them")
     for key in given:
         answers = int(example.answer_mask.sum())
-        if len(raw[key]) != answers:
+        try:
+            values = torch.as_tensor(raw[key], dtype=torch.float32)  # [A]
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise RecordError(f"record {example.id!r}: {key} must be a list of numbers, got {shown(raw[key])}") from error
+        if values.shape != (answers,):
             raise RecordError(
-                f"record {example.id!r}: {key} has {len(raw[key])} values for {answers} answer tokens; scores made with "
+                f"record {example.id!r}: {key} has {shown(list(values.shape))} values for {answers} answer tokens; scores made with "
                 "another tokenizer, chat template or max_length do not fit"
             )
-        values = torch.as_tensor(raw[key], dtype=torch.float32)  # [A]
         if not ((values >= 0) & values.isfinite()).all():
-            raise RecordError(f"record {example.id!r}: {key} must be finite numbers from 0 up, got {values.tolist()}")
+            raise RecordError(f"record {example.id!r}: {key} must be finite numbers from 0 up, got {shown(values.tolist())}")
         weights[example.answer_mask] = values
     return weights

@@ -5,7 +5,19 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, ProcessorMixin
+
+from mof.data.templates import refuse_endless, template_of
+
+
+def ready_for_prompts(processor: ProcessorMixin) -> None:
+    """Make the processor's tokenizer append nothing, and try its chat template, which comes with a checkpoint.
+
+    Raises:
+        ValueError: for a chat template that does not come to an end (`mof.data.templates`).
+    """
+    append_nothing(processor.tokenizer)
+    refuse_endless(template_of(processor))
 
 
 def append_nothing(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,6 +1,6 @@
 """The only parser of raw records: LLaVA dicts and chat messages in, one checked `Record` out.
 
-Two forms are read, and nothing else about a data set is assumed:
+Two forms are read; `mof.data.forms` brings others to them:
     {"id": "7", "image": "cat.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"}, {"from": "gpt", ...}]}
     {"id": "7", "images": ["cat.jpg"], "messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", ...}]}, ...]}
 Images may also lie in the parts of the messages, {"type": "image", "image": "cat.jpg"}; a record may then be its list of messages.
@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -24,10 +25,13 @@ from PIL import Image
 
 from encoders.images.opening import ImageError, inside, open_image
 from encoders.images.reading import pixels_of
+from mof.data.forms import TEXT_PARTS, first_of, image_of, is_empty, is_image_part, source_of, to_mapping
 
 MOST_MISSING = 20  # image files, the first of all, without any that exists
 IMAGE_PLACEHOLDER = "<image>"
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
+ROLES |= dict.fromkeys(("chatgpt", "bard", "bing", "model"), "assistant")  # of ShareGPT and Gemma
+LONGEST_MESSAGE = 600  # characters of an error; an image may be kilobytes of text
 SCORED = "scored_digest"
 """The key under which a selected record has its digest, without the keys `SELECTED`."""
 SELECTED = ("token_mask", "token_weights", SCORED)
@@ -41,7 +45,27 @@ Message = dict[str, Any]  # {"role": ..., "content": list[Part]}
 
 
 class RecordError(ValueError):
-    """A record that cannot be used. The message names the record and what is wrong with it."""
+    """A record that cannot be used. The message names the record and what is wrong with it; a long message is cut in the middle."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shortened(message))
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 200
+
+
+def shown(value: Any) -> str:
+    """Return a value as text for a message, bounded in length and depth."""
+    return _REPR.repr(value)
+
+
+def shortened(message: str) -> str:
+    """Return a message of at most about `LONGEST_MESSAGE` characters, cut in the middle."""
+    if len(message) <= LONGEST_MESSAGE:
+        return message
+    half = LONGEST_MESSAGE // 2
+    return f"{message[:half]} ... ({len(message) - 2 * half} characters) ... {message[-half:]}"
 
 
 @dataclass(frozen=True)
@@ -85,6 +109,9 @@ def to_record(raw: Any, image_folder: str | os.PathLike[str] | None = None) -> R
     name = record_id(raw)
     messages = _messages_of(name, raw)
     images = [_resolve(name, image, image_folder) for image in images_of(raw)]
+    if images and _holds_plain_chat(raw):  # as TRL reads it
+        question = next(message for message in messages if message["role"] == "user")
+        question["content"] = [*({"type": "image"} for _ in images), *question["content"]]
     placeholders = sum(part["type"] == "image" for message in messages for part in message["content"])
     if placeholders != len(images):
         raise RecordError(
@@ -113,13 +140,12 @@ def images_of(raw: Any) -> list[Any]:
     raw = to_mapping(raw)
     if not isinstance(raw, Mapping):
         return []
-    if not _is_empty(images := _first(raw, "images", "image")):
-        return list(images) if isinstance(images, (list, tuple)) else [images]
-    turns = _first(raw, "conversations", "messages")
-    contents = [_first(turn, "value", "content") for turn in turns if isinstance(turn, Mapping)] if isinstance(turns, list) else []
+    if not is_empty(images := first_of(raw, "images", "image")):
+        return [source_of(image) for image in images] if isinstance(images, (list, tuple)) else [source_of(images)]
+    turns = first_of(raw, "conversations", "messages")
+    contents = [first_of(turn, "value", "content") for turn in turns if isinstance(turn, Mapping)] if isinstance(turns, list) else []
     parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, Mapping)]
-    named = [_first(part, "image", "path", "url") for part in parts if part.get("type") == "image"]
-    return [image for image in named if image is not None]
+    return [image for part in parts if is_image_part(part) and (image := image_of(part)) is not None]
 
 
 def refuse_missing_images(records: Sequence[Any], image_folder: str | os.PathLike[str] | None) -> None:
@@ -139,12 +165,6 @@ def with_images(raw: Any, images: Sequence[Any]) -> dict[str, Any]:
     return {key: value for key, value in to_mapping(raw).items() if key != "image"} | {"images": list(images)}
 
 
-def to_mapping(raw: Any) -> Any:
-    """Return a list of chat messages as a record that holds them; any other value unchanged."""
-    is_messages = isinstance(raw, list) and all(isinstance(turn, Mapping) and "role" in turn for turn in raw)
-    return {"messages": raw} if is_messages else raw
-
-
 def record_id(raw: Any) -> str:
     """Return the id of a raw record, or a digest of its content if it has none.
 
@@ -152,7 +172,7 @@ def record_id(raw: Any) -> str:
     """
     if not isinstance(raw, Mapping):
         return digest(raw)
-    if not _is_empty(raw.get("id")):
+    if not is_empty(raw.get("id")):
         return str(raw["id"])
     return digest(unselected(raw))
 
@@ -172,12 +192,30 @@ def require_unchanged(raw: Any) -> None:
 
 
 def digest(value: Any) -> str:
-    """Return 16 hex digits of the SHA-256 of a JSON-able value, which may hold PIL images, arrays and bytes."""
+    """Return 16 hex digits of the SHA-256 of a JSON-able value, which may hold PIL images, arrays and bytes.
+
+    What is nested too deep for JSON counts by its type only.
+    """
     try:
-        text = _to_json(value)
-    except TypeError:  # keys that JSON does not know, or that cannot be sorted
-        text = _to_json(_with_text_keys(value))
+        text = _as_json(value)
+    except RecursionError:
+        entries = value.items() if isinstance(value, Mapping) else enumerate(value if isinstance(value, (list, tuple)) else ())
+        text = _as_json([type(value).__name__, *((str(key), _shallow_json(entry)) for key, entry in entries)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _as_json(value: Any) -> str:
+    try:
+        return _encode(value)
+    except TypeError:  # keys that JSON does not know, or that cannot be sorted
+        return _encode(_with_text_keys(value))
+
+
+def _shallow_json(value: Any) -> str:
+    try:
+        return _as_json(value)
+    except RecursionError:
+        return type(value).__name__
 
 
 def _with_text_keys(value: Any) -> Any:
@@ -198,7 +236,7 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-_to_json = json.JSONEncoder(sort_keys=True, default=_plain).encode  # made once, as millions of records are digested
+_encode = json.JSONEncoder(sort_keys=True, default=_plain).encode  # made once, as millions of records are digested
 
 
 def _messages_of(name: str, raw: Any) -> list[Message]:
@@ -207,10 +245,10 @@ def _messages_of(name: str, raw: Any) -> list[Message]:
         raise RecordError(f"record {name!r}: the id holds half of a surrogate pair, which no file takes")
     raw = to_mapping(raw)
     if not isinstance(raw, Mapping):
-        raise RecordError(f"record {name!r}: expected a dict, got {raw!r}")
-    turns = _first(raw, "conversations", "messages")
+        raise RecordError(f"record {name!r}: expected a dict, got {shown(raw)}")
+    turns = first_of(raw, "conversations", "messages")
     if not isinstance(turns, list) or not turns:
-        raise RecordError(f"record {name!r}: expected a list under 'conversations' or 'messages', got {turns!r}")
+        raise RecordError(f"record {name!r}: expected a list under 'conversations' or 'messages', got {shown(turns)}")
     messages = [_to_message(name, turn) for turn in turns]
     if messages[0]["role"] == "assistant":
         messages = messages[1:]
@@ -220,19 +258,20 @@ def _messages_of(name: str, raw: Any) -> list[Message]:
 
 def _to_message(name: str, turn: Any) -> Message:
     if not isinstance(turn, Mapping):
-        raise RecordError(f"record {name!r}: expected a dict for each message, got {turn!r}")
-    role = _first(turn, "from", "role")
-    if not isinstance(role, str) or role not in ROLES:
-        raise RecordError(f"record {name!r}: unknown role {role!r}; expected one of {', '.join(ROLES)}")
-    content = _first(turn, "value", "content")
+        raise RecordError(f"record {name!r}: expected a dict for each message, got {shown(turn)}")
+    role = first_of(turn, "from", "role")
+    given, role = role, role.strip().lower() if isinstance(role, str) else None
+    if role not in ROLES:
+        raise RecordError(f"record {name!r}: unknown role {shown(given)}; expected one of {', '.join(ROLES)}")
+    content = first_of(turn, "value", "content")
     if isinstance(content, str):
         parts = _split(content)
     elif isinstance(content, list):
         parts = [_to_part(name, part) for part in content]
     else:
-        raise RecordError(f"record {name!r}: the {role} message must hold text or a list of parts, got {content!r}")
+        raise RecordError(f"record {name!r}: the {role} message must hold text or a list of parts, got {shown(content)}")
     if any(HALF_CHARACTER.search(part.get("text", "")) for part in parts):
-        raise RecordError(f"record {name!r}: the {role} message holds half of a surrogate pair, which no tokenizer takes: {content!r}")
+        raise RecordError(f"record {name!r}: the {role} message holds half of a surrogate pair, which no tokenizer takes: {shown(content)}")
     if ROLES[role] != "user" and any(part["type"] == "image" for part in parts):
         raise RecordError(f"record {name!r}: an image in a {role} message; images belong to the user's messages")
     return {"role": ROLES[role], "content": parts}
@@ -259,11 +298,11 @@ def _split(text: str) -> list[Part]:
 
 def _to_part(name: str, part: Any) -> Part:
     if isinstance(part, Mapping):
-        if part.get("type") == "image":
+        if is_image_part(part):
             return {"type": "image"}
-        if part.get("type") == "text" and isinstance(part.get("text"), str):
+        if part.get("type") in (None, *TEXT_PARTS) and isinstance(part.get("text"), str):
             return {"type": "text", "text": part["text"]}
-    raise RecordError(f"record {name!r}: expected a part of type 'text' or 'image', got {part!r}")
+    raise RecordError(f"record {name!r}: expected a part of type 'text' or 'image', got {shown(part)}")
 
 
 def _check_roles(name: str, messages: list[Message]) -> None:
@@ -281,19 +320,16 @@ def _texts(messages: list[Message], role: str) -> list[str]:
     return ["\n".join(part["text"] for part in content if part["type"] == "text") for content in contents]
 
 
-def _first(raw: Mapping[str, Any], *keys: str) -> Any:
-    """Return the first value under the keys that is not empty; else the first that is not None; else None."""
-    values = [raw[key] for key in keys if raw.get(key) is not None]
-    return next((value for value in values if not _is_empty(value)), values[0] if values else None)
-
-
-def _is_empty(value: Any) -> bool:
-    return value is None or (isinstance(value, (str, bytes, list, tuple)) and not value)
+def _holds_plain_chat(raw: Any) -> bool:
+    """Return whether a raw record is chat messages of plain text, without a mark where its images stand."""
+    turns = first_of(to_mapping(raw), "conversations", "messages")
+    contents = [turn.get("content") if isinstance(turn, Mapping) else None for turn in turns]
+    return all(isinstance(content, str) and IMAGE_PLACEHOLDER not in content for content in contents)
 
 
 def _resolve(name: str, image: Any, folder: str | os.PathLike[str] | None) -> ImageSource:
     if isinstance(image, Mapping) and image.keys() & {"bytes", "path"}:
-        image = _first(image, "bytes", "path")
+        image = first_of(image, "bytes", "path")
     if isinstance(image, bytes):
         try:
             return open_image(image, f"<image of {len(image)} bytes>")  # decoded when its pixels are needed
@@ -302,7 +338,7 @@ def _resolve(name: str, image: Any, folder: str | os.PathLike[str] | None) -> Im
     if isinstance(image, Image.Image):
         return image
     if not isinstance(image, (str, os.PathLike)):
-        raise RecordError(f"record {name!r}: expected a path or an open image, got {image!r}")
+        raise RecordError(f"record {name!r}: expected a path or an open image, got {shown(image)}")
     try:
         path = os.fspath(image) if folder is None else inside(folder, image)
     except ImageError as error:

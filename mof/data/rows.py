@@ -6,16 +6,22 @@ import codecs
 import json
 import os
 import re
+import sys
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from mof.data.records import RecordError, record_id
+import pyarrow as pa
 
-PIECE = 2**20  # characters of a file that are read at a time
-_COMMA = re.compile(r"[ \t\r\n]*,[ \t\r\n]*")
+from mof.data.forms import TURNS, to_mapping
+from mof.data.records import RecordError, record_id, shown
+
+PIECE = 1 << 20  # characters of a file that are read at a time
+SPACE, COMMA, CLOSE = re.compile(r"\s*"), re.compile(r"\s*,\s*"), re.compile(r"\s*\]")
+BEHIND = re.compile(r"[\s,\]]")  # what may stand behind an item of a list
+
 RawRecord = Mapping[str, Any] | list[Any]  # as `mof.data.records.to_record` reads it
 
 
@@ -58,25 +64,70 @@ def read_rows(path: str | os.PathLike[str]) -> list[Any]:
     Raises:
         RecordError: naming the file, also when its first line is not JSON: the file is then of another kind.
     """
+    return list(stream_rows(path))
+
+
+def stream_rows(path: str | os.PathLike[str]) -> Iterator[Any]:
+    """Yield the records that `read_rows` returns without holding them in memory; the errors are the same.
+
+    A list in a `.json` file is found to be broken only where it breaks.
+    """
     path = Path(path)
-    content = path.read_bytes()
-    if not content.strip():
+    empty = True
+    for row in _lines(path) if path.suffix == ".jsonl" else _items(path):
+        if empty and isinstance(row, UnreadableRow):
+            raise RecordError(f"{row.id}: {row.reason}; expected a .json file of one list, or one dict a line in a .jsonl file")
+        empty = False
+        yield row
+    if empty and not path.read_bytes().strip():
         raise RecordError(f"{path}: the file is empty")
-    if path.suffix == ".jsonl":
-        lines = [(number, line) for number, line in enumerate(content.split(b"\n"), start=1) if line.strip()]
-        records = [_parse_json(line, f"{path.name}, line {number}") for number, line in lines]
-    else:
-        records = _parse_json(content, str(path))
-    first = records[0] if isinstance(records, list) and records else records
-    if isinstance(first, UnreadableRow):
-        raise RecordError(f"{first.id}: {first.reason}; expected a .json file of one list, or one dict a line in a .jsonl file")
-    if not isinstance(records, list):
-        raise RecordError(f"{path}: expected a list of records, got a {type(records).__name__}; one dict a line is .jsonl")
-    return records
+
+
+def opened(records: Any) -> Any:
+    """Return records out of what may hold them: a file's path, a DataFrame, an Arrow table, a `DatasetDict` of a single split.
+
+    Anything else is returned as it is.
+
+    Raises:
+        RecordError: for a dict that is no record or holds several splits, and for a file that cannot be read (`read_rows`).
+    """
+    if isinstance(records, (str, os.PathLike)):
+        return read_rows(records)
+    if isinstance(records, pa.Table):
+        return records.to_pylist()
+    pandas = sys.modules.get("pandas")
+    if pandas is not None and isinstance(records, pandas.DataFrame):
+        try:
+            return pa.Table.from_pandas(records, preserve_index=False).to_pylist()
+        except (pa.ArrowException, TypeError):  # a column of open images
+            return records.to_dict("records")
+    if not isinstance(records, Mapping):
+        return records
+    splits = list(records.values())
+    if len(splits) == 1 and not (records.keys() & {*TURNS} or isinstance(splits[0], Mapping)) and isinstance(splits[0], Table):
+        return splits[0]
+    raise RecordError(f"expected records one after the other, got a dict of {shown(list(records))}: give a list, or a single split")
 
 
 def rows(records: Iterable[RawRecord]) -> Iterator[Row]:
-    """Yield the records in order. A row that a table (a Hugging Face data set) cannot decode becomes an `UnreadableRow`."""
+    """Yield the records in order, each with an id of its own: the second record of the id "7" gets "7#2".
+
+    LLaVA's own files use the id of an image for several records. Scores and selections refer to records by id. A row that a table
+    (a Hugging Face data set) cannot decode becomes an `UnreadableRow`. `opened` says what else may hold records.
+    """
+    times = Counter[str]()
+    for row in _rows(opened(records)):
+        id = id_of(row)
+        times[id] += 1
+        if times[id] > 1:
+            while (numbered := f"{id}#{times[id]}") in times:
+                times[id] += 1
+            times[numbered] += 1
+            row = _renamed(row, numbered)
+        yield row
+
+
+def _rows(records: Any) -> Iterator[Row]:
     if isinstance(records, (Sequence, Iterator)) or not isinstance(records, Table):
         yield from records
         return
@@ -87,74 +138,74 @@ def rows(records: Iterable[RawRecord]) -> Iterator[Row]:
             yield UnreadableRow(f"row {index}", f"{type(error).__name__}: {error}")
 
 
+def _renamed(row: Row, id: str) -> Row:
+    if isinstance(row, UnreadableRow):
+        return replace(row, id=id)
+    row = to_mapping(row)
+    return {**row, "id": id} if isinstance(row, Mapping) else UnreadableRow(id, f"expected a dict, got {shown(row)}")
+
+
 def id_of(raw: Row) -> str:
     """Return the id of a record or of an unreadable row."""
     return raw.id if isinstance(raw, UnreadableRow) else record_id(raw)
 
 
-def unique_ids(records: Sequence[Row]) -> list[str]:
-    """Return the ids of all records. A ValueError names ids that are used twice: scores and selections refer to records by id."""
-    ids = [id_of(record) for record in records]
-    twice = [id for id, count in Counter(ids).items() if count > 1]
-    if twice:
-        raise ValueError(f"record ids must be unique; {len(twice)} used more than once: {', '.join(twice[:10])}")
-    return ids
-
-
-def _parse_json(content: bytes, where: str) -> Any:
+def _parse(content: bytes, where: str) -> Any:
     try:
-        return json.loads(content.removeprefix(codecs.BOM_UTF8).decode())
+        return json.loads(content.removeprefix(codecs.BOM_UTF8).decode(), object_pairs_hook=_with_shared_keys)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         return UnreadableRow(where, f"not JSON ({error})")
-
-
-# --- rows that are read as they are needed
-def stream_rows(path: str | os.PathLike[str]) -> Iterator[Row]:
-    """Yield the records that `read_rows` returns, without holding them in memory; the errors are the same.
-
-    A list in a `.json` file is found to be broken only where it breaks.
-    """
-    path = Path(path)
-    records = _lines(path) if path.suffix == ".jsonl" else _items(path)
-    first = next(records, None)
-    if first is None or isinstance(first, UnreadableRow):
-        yield from read_rows(path)  # an empty list, or the error
-    else:
-        yield first
-        yield from records
 
 
 def _lines(path: Path) -> Iterator[Row]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield _parse_json(line, f"{path.name}, line {number}")
+                yield _parse(line, f"{path.name}, line {number}")
 
 
-def _items(path: Path) -> Iterator[Row]:
+def _items(path: Path) -> Iterator[Any]:
+    """Yield the items of a JSON list while the file is read, piece by piece."""
     try:
-        rest = yield from _whole_items(path)
-    except UnicodeDecodeError:
-        rest = ""
-    if not re.fullmatch(r"[ \t\r\n]*\][ \t\r\n]*", rest):
-        read_rows(path)  # raises the error
+        yield from _pieces(path)
+    except (ValueError, RecursionError):  # no list, or a fault, whose place is told by reading the whole
+        content = path.read_bytes()
+        whole = _parse(content, str(path)) if content.strip() else []
+        if isinstance(whole, UnreadableRow):
+            raise RecordError(f"{whole.id}: {whole.reason}; expected a file of one list, or one dict a line in a .jsonl file") from None
+        if not isinstance(whole, list):
+            raise RecordError(f"{path}: expected a list of records, got a {type(whole).__name__}; one dict a line is .jsonl") from None
+        assert not whole, "a sound list is read in pieces"
 
 
-def _whole_items(path: Path) -> Generator[Row, None, str]:
-    """Yield the items of a JSON list, as far as it is sound. Return what is left of the file behind them."""
-    decoder, rest, size = json.JSONDecoder(), "", PIECE
-    before = re.compile(r"[ \t\r\n]*\[[ \t\r\n]*")
+def _pieces(path: Path) -> Iterator[Any]:
+    """Yield the items of a JSON list. A ValueError or RecursionError says that the file is none."""
+    scan = json.JSONDecoder(object_pairs_hook=_with_shared_keys).raw_decode
     with path.open(encoding="utf-8-sig") as file:
-        while piece := file.read(size):
-            text, place = rest + piece, 0
-            while match := before.match(text, place):
-                try:
-                    item, end = decoder.raw_decode(text, match.end())
-                except (ValueError, RecursionError):
+        text = file.read(PIECE).lstrip()
+        if not text.startswith("["):
+            raise ValueError("no list")
+        place, gap, size = 1, SPACE, PIECE
+        while True:
+            try:
+                start = gap.match(text, place)
+                item, end = scan(text, start.end() if start else len(text))
+                if not BEHIND.match(text, end):
+                    raise ValueError("the item may go on")
+            except ValueError:
+                if close := CLOSE.match(text, place):
                     break
-                if end == len(text):  # a number may go on in the next piece
-                    break
-                yield item
-                place, before = end, _COMMA
-            rest, size = text[place:], PIECE if place else 2 * size  # an item longer than all pieces so far is tried seldom
-    return rest
+                more = file.read(size)
+                if not more:
+                    raise
+                text, place, size = text[place:] + more, 0, 2 * size  # long items are not tried too often
+                continue
+            yield item
+            place, gap, size = end, COMMA, PIECE
+        if text[close.end() :].strip() or file.read().strip():
+            raise ValueError("text behind the list")
+
+
+def _with_shared_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a dict whose keys are kept once in memory, however many records there are."""
+    return {sys.intern(key): value for key, value in pairs}

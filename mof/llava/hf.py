@@ -38,9 +38,9 @@ def read_hf_llava(folder: Path, vision_tower: Tower | None) -> Checkpoint:
         raise ValueError(f"{folder} is a Hugging Face LLaVA, whose weights hold the vision tower: leave out vision_tower")
     if read_config(folder).get("model_type") != "llava":
         raise ValueError(f"{folder / 'config.json'}: model_type {read_config(folder).get('model_type')!r}; expected 'llava'")
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     with explain_download(f"the processor of {folder} (preprocessor_config.json, tokenizer files)"):
-        processor = AutoProcessor.from_pretrained(folder)
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
     vision, strategy = config.vision_config, config.vision_feature_select_strategy
     if (vision.model_type, strategy) not in {("clip_vision_model", "default"), ("siglip_vision_model", "full")}:
         raise ValueError(

@@ -163,4 +163,4 @@ def _read_tokenizer(folder: Path, base: Path | None, config: PreTrainedConfig) -
     if model.is_file() and not (homes[0] / "tokenizer.json").is_file() and find_spec("sentencepiece") is None:
         raise ValueError(f"reading {model} needs the package sentencepiece: pip install 'mof-vig[llava]'")
     with explain_download(f"the tokenizer of {homes[0]}"):
-        return AutoTokenizer.from_pretrained(homes[0], config=config)
+        return AutoTokenizer.from_pretrained(homes[0], config=config, trust_remote_code=False)

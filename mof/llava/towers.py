@@ -71,8 +71,8 @@ def _architecture(named: str, given: Tower | None, state: Mapping[str, Tensor]) 
     folder = named if given is None else os.fspath(given)  # type: ignore[arg-type]  # no Encoder comes here
     with explain_download(f"config.json and preprocessor_config.json of the vision tower {folder} (or give vision_tower=FOLDER)"):
         local = os.path.isdir(folder) or not hub_answers()  # transformers would wait for each file
-        config = AutoConfig.from_pretrained(folder, local_files_only=local)
-        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=local)
+        config = AutoConfig.from_pretrained(folder, local_files_only=local, trust_remote_code=False)
+        processor = AutoImageProcessor.from_pretrained(folder, local_files_only=local, trust_remote_code=False)
     config = config.vision_config if config.model_type in ("clip", "siglip") else config
     if config.model_type not in VISION:
         raise ValueError(f"the vision tower {folder} is a {config.model_type!r} model; expected one of {', '.join(VISION)}")
@@ -144,7 +144,8 @@ def _name_of(width: int) -> str:
 def embed(encoder: Encoder) -> None:
     """Make an encoder's spec independent of the files it was built from: its weights will lie in the checkpoint."""
     if isinstance(encoder, HFEncoder) and encoder.config is None:
-        processor = AutoImageProcessor.from_pretrained(encoder.source, local_files_only=True)  # built from it, so it is here
+        # The encoder was built from these files, so they are here.
+        processor = AutoImageProcessor.from_pretrained(encoder.source, local_files_only=True, trust_remote_code=False)
         encoder.config = _inline(encoder.tower.config, processor)
     encoder.weights = None
 

@@ -142,7 +142,7 @@ def _llm_config(setting: Setting) -> PreTrainedConfig:
             f"{setting.name}: the architecture of {setting.llm!r} is not known here; give it as llm_config in the setting, or "
             "give a local folder with a config.json as llm"
         )
-    return AutoConfig.from_pretrained(folder, local_files_only=True)
+    return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 
 
 def _layer(config: Any) -> Layer:

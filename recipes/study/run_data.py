@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from encoders.images.opening import inside
-from mof.data.records import RecordError, images_of, record_id, to_mapping, to_record
+from mof.data.forms import to_mapping
+from mof.data.records import RecordError, images_of, record_id, to_record
 from mof.data.rows import read_records
 from mof.evals.mmvp import Question, read_mmvp
 from study.data_mix import with_captions

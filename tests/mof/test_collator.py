@@ -248,12 +248,12 @@ def test_token_masks_silence_answer_tokens(tiny_processor: MoFProcessor) -> None
     assert torch.equal(labels[labels != -100], answers[::3])
     assert (SupervisedCollator(tiny_processor)([{**raw, "token_mask": [False] * len(keep)}])["labels"] == -100).all()
     with pytest.raises(RecordError, match=f"'r'.*token_mask.*2 .*{len(answers)} "):
-        SupervisedCollator(tiny_processor)([{**raw, "token_mask": [True, False]}])
+        SupervisedCollator(tiny_processor, strict=True)([{**raw, "token_mask": [True, False]}])
 
 
 def test_token_weights_lie_at_their_tokens(tiny_processor: MoFProcessor) -> None:
     raw = conversation("<image>\nWhat?", "A cat.", "Sure?", "Yes.")
-    collator = SupervisedCollator(tiny_processor)
+    collator = SupervisedCollator(tiny_processor, strict=True)
     plain = collator([raw])
     answers = plain["labels"] != -100
     weights = [0.5 * (index % 3) for index in range(int(answers.sum()))]

@@ -222,9 +222,52 @@ def mllama() -> tuple[Any, Any]:
     return tf.MllamaForConditionalGeneration(config), processor
 
 
+def gemma3() -> tuple[Any, Any]:
+    """Its placeholder is one of the marks around the image tokens."""
+    words = tokenizer(image_token="<image_soft>", boi_token="<boi>", eoi_token="<eoi>")
+    images = tf.Gemma3ImageProcessor(size={"height": 28, "width": 28})
+    ids = {f"{name}_token_index": words.convert_tokens_to_ids(f"<{token}>") for name, token in
+           {"boi": "boi", "eoi": "eoi", "image": "image_soft"}.items()}  # fmt: skip
+    layers = {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
+    text = {**TEXT, "vocab_size": len(words), "head_dim": 8, "query_pre_attn_scalar": 8, **layers}
+    vision = {**VISION, "image_size": 28, "patch_size": 14, "vision_use_head": False}
+    config = tf.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, **ids)
+    processor = tf.Gemma3Processor(images, words, image_seq_length=4, chat_template=template("<boi>"))
+    return tf.Gemma3ForConditionalGeneration(config), processor
+
+
+def ovis2() -> tuple[Any, Any]:
+    """It writes several other tokens in place of its placeholder."""
+    names = ("ATOM", "START", "GRID", "COL", "ROW", "END")
+    words = tokenizer(image_token="<image>", **{name.lower(): f"<IMG_{name}>" for name in names})
+    atom, *indicators = (words.convert_tokens_to_ids(f"<IMG_{name}>") for name in names)
+    images = tf.Ovis2ImageProcessor(size={"height": 28, "width": 28}, max_patches=4)
+    vision = {**VISION, "image_size": 28, "patch_size": 14, "hidden_stride": 1, "num_visual_indicator_tokens": 5}
+    text = {**TEXT, "vocab_size": len(words), "model_type": "qwen2"}
+    ids = {"image_token_id": atom, "visual_indicator_token_ids": indicators, "vocab_size": len(words), "hidden_size": 32}
+    config = tf.Ovis2Config(vision_config=vision, text_config=text, **ids)
+    return tf.Ovis2ForConditionalGeneration(config), tf.Ovis2Processor(images, words, image_seq_length=4, chat_template=template("<image>"))
+
+
+def blip2() -> tuple[Any, Any]:
+    """Its processor puts image tokens before the text, and keeps the token as an object."""
+    words = tokenizer()
+    processor = tf.Blip2Processor(tf.BlipImageProcessor(size={"height": 28, "width": 28}), words, num_query_tokens=3)
+    processor.chat_template = template("")
+    qformer = {**VISION, "vocab_size": len(words), "encoder_hidden_size": 32, "pad_token_id": 0}
+    text = {"model_type": "opt", "vocab_size": len(words) + 8, "hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 48}
+    text |= {"num_hidden_layers": 2, "num_attention_heads": 4}
+    vision = {**VISION, "image_size": 28, "patch_size": 14}
+    image_token = words.convert_tokens_to_ids("<image>")
+    config = tf.Blip2Config(
+        vision_config=vision, qformer_config=qformer, text_config=text, num_query_tokens=3, image_token_index=image_token
+    )
+    return tf.Blip2ForConditionalGeneration(config), processor
+
+
 def build(family: str) -> tuple[Any, Any]:
     torch.manual_seed(0)
-    model, processor = (FAMILIES | {"mllama": mllama})[family]()
+    model, processor = (FAMILIES | {"mllama": mllama, "gemma3": gemma3, "ovis2": ovis2, "blip2": blip2})[family]()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:

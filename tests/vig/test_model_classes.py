@@ -14,6 +14,9 @@ from support.families import FAMILIES, build, make_records
 from torch.nn import functional as F
 
 from encoders.images.reading import blur
+from mof.data.answer_tokens import encode_record
+from mof.data.collator import SupervisedCollator
+from mof.data.records import RecordError, to_record
 from vig import score
 from vig.scoring.answer_losses import AnswerLosses
 
@@ -118,3 +121,43 @@ def test_half_precision_moves_scores_a_little(family: str, caplog: pytest.LogCap
         rounded = np.concatenate([s.token_vig for s in score(model.to(torch.bfloat16), processor, records)])
     assert 0 < np.abs(rounded - exact).mean() < 0.1 * np.abs(exact).mean()
     assert not [r for r in caplog.records if r.name.startswith("vig")]
+
+
+@pytest.mark.parametrize("family", ["gemma3", "ovis2", "blip2"])
+def test_a_placeholder_that_is_no_image_token(family: str) -> None:
+    model, processor = build(family)
+    records = make_records(turns=1)
+    scores = score(model, processor, records)
+    assert not scores.failures
+    for record, s in zip(records, scores, strict=True):
+        loss, ids = plain_losses(model, processor, record, record["images"])
+        assert s.token_ids.tolist() == ids and s.loss == pytest.approx(np.mean(loss), abs=1e-4)
+    example = encode_record(processor, to_record(records[0]))
+    assert 0 < example.images_end <= int(example.answer_mask.nonzero()[0])
+    with pytest.raises(RecordError, match=f"'{records[0]['id']}'.*max_length is {example.images_end - 1}"):
+        encode_record(processor, to_record(records[0]), max_length=example.images_end - 1)
+    assert encode_record(processor, to_record(records[0]), max_length=example.images_end).images_end == example.images_end
+
+
+def test_llama_trains_on_records_with_and_without_an_image() -> None:
+    """Records with an image have the loss that they have alone; the loss of a text does not depend on the images of others."""
+    model, processor = build("mllama")
+    for name, gate in model.named_parameters():
+        if "gate" in name:
+            gate.data.fill_(0.7)  # they start closed
+    first, *_, last = make_records(turns=1)
+    text = {"id": "text", "messages": [{"role": "user", "content": "A question?"}, first["messages"][-1]]}
+
+    def losses(chosen: list[dict[str, Any]], max_length: int) -> list[float]:
+        batch = SupervisedCollator(processor, max_length, strict=True)(chosen)
+        labels = batch.pop("labels")
+        with torch.no_grad():
+            logits = model(**batch).logits
+        return [F.cross_entropy(row[:-1], own[1:], ignore_index=-100).item() for row, own in zip(logits, labels, strict=True)]
+
+    for max_length in (2048, len(encode_record(processor, to_record(first)).input_ids) - 3):
+        alone = [losses([record], max_length)[0] for record in (first, last)]
+        together = losses([text, first, last], max_length)
+        assert together[1:] == pytest.approx(alone, abs=1e-4)
+        assert losses([last, text], max_length) == pytest.approx([alone[1], together[0]], abs=1e-4)
+        assert losses([text, first], max_length) == pytest.approx(together[:2], abs=1e-4)

@@ -15,7 +15,7 @@ import encoders.progress
 from encoders.images.reading import blur, read_image
 from mof.data.answer_tokens import encode_record
 from mof.data.records import to_record
-from vig import score, select
+from vig import load_scores, score, select
 
 
 def reference_losses(model, processor, record, image):
@@ -171,9 +171,20 @@ def test_non_finite_loss_is_a_failure(llava, records, image_folder) -> None:
     assert scores.ids == ["r0", "r2"] and "not finite" in scores.failures["r1"]
 
 
-def test_duplicated_ids_and_bad_arguments(llava, records, image_folder) -> None:
-    with pytest.raises(ValueError, match="r1"):
-        score(*llava, [*records, records[1]], image_folder=image_folder)
+def test_equal_ids_are_numbered(llava, records, image_folder, tmp_path) -> None:
+    """LLaVA's own files name several records after their image; every reader of the records gives them the same names."""
+    for record in records:
+        record["id"] = "000000033471"
+    scores = score(*llava, records, tmp_path, image_folder=image_folder)
+    names = ["000000033471", *(f"000000033471#{number}" for number in range(2, 6))]
+    assert scores.ids == names == sorted(load_scores(tmp_path).ids)
+    chosen = select(scores, keep=1.0).apply(records)
+    assert [record["id"] for record in chosen] == names
+    assert [record["conversations"] for record in chosen] == [record["conversations"] for record in records]
+    assert score(*llava, records, tmp_path, image_folder=image_folder).ids == names  # resumed: nothing has changed
+
+
+def test_bad_arguments(llava, records, image_folder) -> None:
     with pytest.raises(ValueError, match="batch_size"):
         score(*llava, records, image_folder=image_folder, batch_size=0)
     with pytest.raises(ValueError, match="'none'"):
@@ -234,10 +245,9 @@ def test_an_iterator_is_read_once_and_shows_progress_without_a_total(llava, reco
     expected = score(*llava, records, image_folder=image_folder)
     again = copy.deepcopy(records[0])
     scores = score(*llava, (record for record in [*records, again]), tmp_path, image_folder=image_folder)
-    assert scores.ids == expected.ids
-    np.testing.assert_allclose(tokens_of(scores), tokens_of(expected), atol=1e-5)
-    assert "same id" in scores.failures["r0"]
-    assert "5/?" in screen.getvalue()
+    assert scores.ids == [*expected.ids, "r0#2"]
+    np.testing.assert_allclose(tokens_of(scores)[: len(tokens_of(expected))], tokens_of(expected), atol=1e-5)
+    assert "6/?" in screen.getvalue()
     assert score(*llava, iter(records), tmp_path, image_folder=image_folder).ids == expected.ids  # nothing left to do
     records[1]["conversations"][1]["value"] = "Something else."
     with pytest.raises(ValueError, match="r1$"):

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from encoders.images.opening import inside
 from encoders.images.reading import read_image
-from mof.data.prompts import append_nothing
+from mof.data.prompts import ready_for_prompts
 from mof.data.records import ImageSource
 
 Question = Mapping[str, Any]
@@ -90,7 +90,7 @@ def _answers(
     model: PreTrainedModel, processor: ProcessorMixin, texts: Sequence[str], images: Sequence[ImageSource], max_new_tokens: int
 ) -> list[str]:
     model.eval()
-    append_nothing(processor.tokenizer)
+    ready_for_prompts(processor)
     messages = [
         [{"role": "user", "content": [{"type": "image", "image": read_image(image)}, {"type": "text", "text": text}]}]
         for text, image in zip(texts, images, strict=True)

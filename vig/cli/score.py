@@ -10,7 +10,7 @@ import typer
 from accelerate import PartialState
 
 from encoders.command_groups import resumes
-from encoders.command_options import Images, Model, Records, output_option, seed_option
+from encoders.command_options import Images, Model, Records, TrustRemoteCode, output_option, seed_option
 from mof.data.rows import read_rows
 from vig.nulls import NULL_NAMES
 from vig.saved_models import load_network, load_processor, stored_images
@@ -34,6 +34,7 @@ def score(
     seed: Annotated[int, seed_option("Seed of the null images 'noise' and 'shuffle'.")] = 0,
     features: Annotated[Path | None, typer.Option(help="Store of `mof encode --model`, read in place of running the encoders.")] = None,
     blurred_features: Annotated[Path | None, typer.Option(help="Store of `mof encode --model --blurred`, with --features.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Measure how much the image helped each answer token of each record.
 
@@ -49,9 +50,9 @@ def score(
         raise ValueError("--features and --blurred-features go together: the score compares the two")
     if not images.is_dir():
         raise ValueError(f"--images {images} is no folder: expected the folder that the records' image paths start from")
-    processor = load_processor(model)
+    processor = load_processor(model, trust_remote_code=trust_remote_code)
     raw = read_rows(records)
-    network = load_network(model)
+    network = load_network(model, trust_remote_code=trust_remote_code)
     process = PartialState(cpu=not torch.accelerator.is_available())
     network.to(process.device)
     stored = None
@@ -77,3 +78,5 @@ def score(
         failed = f"{len(scores.failures)} failed" + (f", listed in {output / REJECTED}" if scores.failures else "")
         texts = f"{len(scores.manifest['text_only'])} without an image, "
         typer.echo(f"{len(scores)} of {len(raw)} records scored in {output}, {texts}{failed}")
+        if scores.failures and not len(scores) and not scores.manifest["text_only"]:
+            raise typer.Exit(1)

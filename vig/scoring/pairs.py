@@ -18,7 +18,7 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from encoders import StoredImages
 from encoders.images.reading import ImageError, read_image
 from mof.data.answer_tokens import Example, encode_record
-from mof.data.records import ImageSource, Record, RecordError, digest, to_record
+from mof.data.records import ImageSource, Record, RecordError, digest, shortened, to_record
 from mof.data.rows import Row, UnreadableRow, id_of
 from vig.nulls import NullImages, pixel_digest
 from vig.scoring.prefix_cache import part
@@ -89,7 +89,11 @@ class PairReader:
             return self._pair(to_record(raw, self.image_folder), digest(raw))
         except (RecordError, ImageError) as error:
             self.fail(id, str(error))
-            return None
+        except ValueError:  # of the null images or the processor, which are those of every record
+            raise
+        except Exception as error:  # a record may hold anything
+            self.fail(id, f"{type(error).__name__}: {error}")
+        return None
 
     def _pair(self, record: Record, digest: str) -> Pair | None:
         images = self._read_images(record)
@@ -143,16 +147,14 @@ class PairReader:
         return part(example, 0, int(places[-1]) + 1)
 
     def _prefix(self, example: Example) -> int:
-        image_token_id = getattr(self.processor, "image_token_id", None)  # None: a processor that expands nothing
         # With token types, all tokens before the answer see each other, so the image's tokens depend on the question.
-        if image_token_id is None or "token_type_ids" in example.images:
+        if "token_type_ids" in example.images or example.answer_mask[: example.images_end + 1].any():
             return 0
-        places = torch.nonzero(example.input_ids == image_token_id)  # [image tokens, 1]
-        prefix = int(places[-1]) + 1 if len(places) else 0
-        return 0 if example.answer_mask[: prefix + 1].any() else prefix
+        return example.images_end
 
     def fail(self, id: str, reason: str) -> None:
-        logger.warning("record %r is not scored: %s", id, reason)
+        reason = shortened(reason)
+        logger.warning("record %s is not scored: %s", shortened(repr(id)), reason)
         self.failures[id] = reason
 
 

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from encoders import StoredImages
 from mof.data.records import ImageSource, RecordError, digest, images_of, refuse_missing_images, to_record
-from mof.data.rows import RawRecord, Row, id_of, rows, unique_ids
+from mof.data.rows import RawRecord, Row, id_of, opened, rows
 from vig.nulls import NullImages
 from vig.output_head import evaluating
 from vig.processes import Processes
@@ -61,7 +61,8 @@ def score(
         model: any image-text-to-text model of transformers. It stays on its device and is used in eval mode.
         processor: its processor, with a chat template that marks the answers by {% generation %}.
         records: LLaVA records {"id", "image", "conversations"}, chat messages {"messages", "images"} or lists of messages, as
-            `mof.data.records.to_record` reads them. In a list, records on the same images are scored together. A generator or a
+            `mof.data.records.to_record` reads them; or a file, a data set or a DataFrame of them (`mof.data.rows.opened`). Records
+            of equal ids are numbered. In a list, records on the same images are scored together. A generator or a
             Hugging Face data set is read once and never held in memory.
         output_dir: the folder of the scores (`vig.scoring.folder`), which all processes see. An interrupted run with the same
             settings is resumed there.
@@ -77,12 +78,13 @@ def score(
         seed: seed of the random null images.
 
     Raises:
-        ValueError: for duplicated ids, a list whose first records all lack their images, an unknown null image, a chat template
-            without generation spans, an output folder that holds another run or to which another run is writing, or a record that
+        ValueError: for a list whose first records all lack their images, an unknown null image, a chat template without
+            generation spans, an output folder that holds another run or to which another run is writing, or a record that
             has changed since it was scored.
     """
     if min(batch_size, batch_tokens) < 1:
         raise ValueError(f"batch_size and batch_tokens must be at least 1, got {batch_size} and {batch_tokens}")
+    records = opened(records)
     if null == "shuffle" and isinstance(records, Iterator):
         raise ValueError("null='shuffle' draws from the images of all records, which an iterator gives only once: give a list")
     nulls = NullImages(null, seed, _donors(records, image_folder) if null == "shuffle" else (), only_image)
@@ -92,8 +94,7 @@ def score(
         nulls.description["stored"] = [store.description for store in stored_images]
     identity = scoring_identity(model, processor, nulls.description, max_length, seed)
     reader = PairReader(processor, image_folder, nulls, max_length, stored_images)
-    if isinstance(records, Sequence):  # then repeated ids and a wrong folder are found before anything is scored
-        unique_ids(records)
+    if isinstance(records, Sequence):  # then a wrong folder is found before anything is scored
         refuse_missing_images(records, image_folder)
     tokenizer = processor.tokenizer
     losses = AnswerLosses(model, 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id)  # masked out: any id will do
@@ -107,7 +108,7 @@ def score(
         passes = TwoPasses(losses, reader, save, batch_tokens, batch_size)
         done = {} if folder is None else folder.digests()
         ids: dict[str, None] = {}  # all ids, in the order of the records; complete when all records are read
-        todo: Iterable[Row] = _unscored(records, done, ids, reader, processes)
+        todo: Iterable[Row] = _unscored(records, done, ids, processes)
         if isinstance(records, Sequence):
             todo = by_image(list(todo))
             logger.info("%d of %d records are to be scored", len(todo), len(records))
@@ -140,9 +141,7 @@ def _together(
     return Scores([], {**outcome, **manifest}, parts=[Part(in_order, lambda: in_order)])
 
 
-def _unscored(
-    records: Iterable[RawRecord], done: Mapping[str, str], ids: dict[str, None], reader: PairReader, processes: Processes
-) -> Iterator[Row]:
+def _unscored(records: Iterable[RawRecord], done: Mapping[str, str], ids: dict[str, None], processes: Processes) -> Iterator[Row]:
     """Yield this process's records that have no score yet, and put the ids of all records into `ids`.
 
     Args:
@@ -153,9 +152,6 @@ def _unscored(
     """
     for raw in rows(records):
         id = id_of(raw)
-        if id in ids:
-            reader.fail(id, "another record before it has the same id")
-            continue
         ids[id] = None
         if id in done:
             if done[id] != digest(raw):

@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from encoders import read_image
 from encoders.store.fingerprints import weights_digest
 from mof.auto_classes import register_auto_classes
-from mof.data.prompts import append_nothing
+from mof.data.prompts import ready_for_prompts
 from mof.evals.answering import Answer, Prompt
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")  # suffixes of files that `weights_digest` stands for
@@ -52,7 +52,7 @@ class LocalModel:
         self._tokenizer = processor.tokenizer
         self._tokenizer.padding_side = "left"
         if not model.config.is_encoder_decoder:  # an encoder reads whole texts, with their end
-            append_nothing(self._tokenizer)
+            ready_for_prompts(processor)
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         self._generation = copy.deepcopy(model.generation_config)
@@ -79,7 +79,7 @@ class LocalModel:
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder} holds no config.json: expected a folder that save_pretrained wrote")
         register_auto_classes()
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
         for parameter_name, weights in model.named_parameters():
             if weights.is_floating_point() and not weights.isfinite().all():
                 raise ValueError(
@@ -88,7 +88,7 @@ class LocalModel:
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         identity = f"weights {weights_digest(model)}, files {_files_digest(folder)}"
         return cls(
-            model, AutoProcessor.from_pretrained(folder), str(folder),
+            model, AutoProcessor.from_pretrained(folder, trust_remote_code=False), str(folder),
             identity=identity, batch_size=batch_size, max_new_tokens=max_new_tokens,
         )  # fmt: skip
 

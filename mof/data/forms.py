@@ -1,0 +1,95 @@
+"""The forms in which records come from elsewhere, brought to two: turns under "messages" or "conversations", images by their source.
+
+Nothing is checked here and nothing raises: what is in no known form stays as it is, and `mof.data.records` says what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+TURNS = ("conversations", "messages", "conversation")
+QUESTION_AND_ANSWER = (("prompt", "completion"), ("query", "response"))  # of TRL, and of ms-swift
+IMAGE_PARTS = ("image", "image_url", "input_image")
+TEXT_PARTS = ("text", "input_text", "output_text")
+
+
+def to_mapping(raw: Any) -> Any:
+    """Return a record whose turns are a list under "conversations" or "messages"; a record in no known form is returned as it is.
+
+    A record may be its list of turns, may hold the list as JSON text, and may hold question and answer under keys of their own.
+    """
+    if isinstance(raw, list) and all(isinstance(turn, Mapping) and ("role" in turn or "from" in turn) for turn in raw):
+        return {"messages": raw}
+    if not isinstance(raw, Mapping):
+        return raw
+    turns = first_of(raw, *TURNS)
+    if isinstance(turns, list) and turns is not raw.get("conversation"):
+        return raw
+    if is_empty(turns):
+        turns = next((_joined(raw[asked], raw[told]) for asked, told in QUESTION_AND_ANSWER if {asked, told} <= raw.keys()), None)
+    elif isinstance(turns, str):
+        turns = _parsed(turns)
+    if not isinstance(turns, (list, tuple)):
+        return raw
+    own = {*TURNS, *(key for pair in QUESTION_AND_ANSWER for key in pair)}
+    return {key: value for key, value in raw.items() if key not in own} | {"messages": list(turns)}
+
+
+def image_of(part: Mapping[str, Any]) -> Any:
+    """Return the image that a part of a message names (a path, bytes, an open image or a mapping of Hugging Face), or None."""
+    image = first_of(part, "image", "path", "url", "image_url", "source")
+    if isinstance(image, Mapping) and not image.keys() & {"bytes", "path"}:
+        image = first_of(image, "url", "data")
+    if is_empty(image) or (isinstance(part.get("source"), Mapping) and isinstance(image, str) and ":" not in image):
+        encoded = image or part.get("base64")
+        image = None if is_empty(encoded) else f"data:;base64,{encoded}"
+    return source_of(image)
+
+
+def source_of(image: Any) -> Any:
+    """Return the bytes of a data: address and the path of a file: address; anything else is returned as it is."""
+    if isinstance(image, str) and image.startswith("data:"):
+        try:
+            return base64.b64decode(image.partition(",")[2], validate=True)
+        except (binascii.Error, ValueError):
+            return image
+    if isinstance(image, str) and image.startswith("file://"):
+        return unquote(urlsplit(image).path)
+    return image
+
+
+def is_image_part(part: Mapping[str, Any]) -> bool:
+    """Return whether a part of a message stands for an image. In a row of a table, the type may be null."""
+    return part.get("type") in IMAGE_PARTS or (part.get("type") is None and is_empty(part.get("text")) and image_of(part) is not None)
+
+
+def first_of(raw: Mapping[str, Any], *keys: str) -> Any:
+    """Return the first value under the keys that is not empty; else the first that is not None; else None."""
+    values = [raw[key] for key in keys if raw.get(key) is not None]
+    return next((value for value in values if not is_empty(value)), values[0] if values else None)
+
+
+def is_empty(value: Any) -> bool:
+    """Return whether a value counts as absent: null, "", [], and NaN, which stands for null in a DataFrame."""
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or (isinstance(value, (str, bytes, list, tuple)) and not value)
+
+
+def _joined(asked: Any, told: Any) -> list[Any]:
+    """Return the turns of question and answer, each a text or a list of turns."""
+    sides = (("user", asked), ("assistant", told))
+    return [turn for role, side in sides for turn in (side if isinstance(side, list) else [{"role": role, "content": side}])]
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None

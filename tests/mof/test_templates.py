@@ -1,0 +1,87 @@
+"""Chat templates: rendered as transformers renders them, in any spelling, and within bounds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from PIL import Image
+from transformers import PreTrainedTokenizerFast
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from mof import MoFForConditionalGeneration, MoFProcessor
+from mof.chat_templates import CHATML, VICUNA
+from mof.data.answer_tokens import encode_record
+from mof.data.collator import SupervisedCollator
+from mof.data.records import RecordError, to_record
+from mof.data.templates import TemplateBoundsError, marks_answers, render
+
+TALK: list[dict[str, Any]] = [
+    {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]},
+    {"role": "assistant", "content": [{"type": "text", "text": "A cat."}]},
+    {"role": "user", "content": [{"type": "text", "text": "Sure?"}]},
+    {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]},
+]
+NESTED = "{% for i in range(99999) %}" * 2 + "TEXT" + "{% endfor %}" * 2
+TRIMMED = "{%- for m in messages -%} {{ m.role }} : {% if m.role == 'assistant' %} {%- generation -%} x {%- endgeneration -%} {% endif %}{% endfor %}"
+
+
+@pytest.mark.parametrize("template", [VICUNA, CHATML, TRIMMED, "{% if tools %}t{% endif %}{{ tools is none }}{{ documents }}{{ 3 * 4 }}"])
+def test_text_and_answers_are_those_of_transformers(template: str) -> None:
+    texts, spans = render_jinja_template(conversations=[TALK], chat_template=template, return_assistant_tokens_mask=True, eos_token="</s>")
+    assert render(template, TALK, eos_token="</s>") == (texts[0], [tuple(span) for span in spans[0]])
+
+
+@pytest.mark.parametrize("left", ["{%", "{%-", "{%+"])
+@pytest.mark.parametrize("right", ["%}", "-%}"])
+@pytest.mark.parametrize("space", ["", " ", "  "])
+def test_every_spelling_of_the_mark(left: str, space: str, right: str) -> None:
+    template = "a" + "b".join(f"{left}{space}{word}{space}{right}" for word in ("generation", "endgeneration")) + "c"
+    assert marks_answers(template) and render(template, []) == ("abc", [(1, 2)])
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        NESTED,
+        NESTED.replace("TEXT", ""),
+        "{{ 'x' * 10**10 }}",
+        "{{ 10**10**9 }}",
+        "{{ [0] * 10**12 }}",
+        "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
+        "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x %}{{ ns.x }}{{ ns.x }}{% endset %}{% endfor %}",
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(50) }}",
+    ],
+)
+def test_a_template_without_end_is_refused(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mof.data.templates.MOST_STEPS", 1000)
+    monkeypatch.setattr("mof.data.templates.MOST_CHARACTERS", 100_000)
+    with pytest.raises(TemplateBoundsError, match="chat template"):
+        render(template, TALK)
+
+
+def test_a_processor_with_a_template_without_end_is_refused(
+    tiny_model: MoFForConditionalGeneration, tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mof.data.templates.MOST_STEPS", 1000)
+    with pytest.raises(TemplateBoundsError, match="1000 steps"):
+        MoFProcessor.from_parts(tiny_model, tiny_tokenizer, chat_template=NESTED)
+
+
+@pytest.mark.parametrize("fault", ["{{ raise_exception('no system turn') }}", "{{ messages.a.b }}", "{{ 1 + 'a' }}", "{{ 1 / 0 }}"])
+def test_what_a_template_raises_costs_the_record(fault: str, tiny_processor: MoFProcessor, caplog: pytest.LogCaptureFixture) -> None:
+    tiny_processor.chat_template = "{% if messages[0].role == 'system' %}" + fault + "{% endif %}" + VICUNA
+    image = Image.new("RGB", (4, 4))
+    records = [{"id": f"r{start}", "images": [image], "messages": TALK[start:]} for start in (0, 1)]
+    with pytest.raises(RecordError, match="'r0'"):
+        encode_record(tiny_processor, to_record(records[0]))
+    collator = SupervisedCollator(tiny_processor)
+    assert len(collator(records)["labels"]) == 1 and collator.left_out == 1 and "'r0'" in caplog.text
+
+
+def test_many_turns_take_time_in_proportion(tiny_processor: MoFProcessor) -> None:
+    """The work is counted: looking at every token for every answer would take 10**9 steps here."""
+    turns = TALK[3:] * 5_000
+    example = encode_record(tiny_processor, to_record({"id": "long", "messages": turns}), max_length=10**9)
+    assert int(example.answer_mask.sum()) == 5_000 * len(" Yes.") + 5_000
