@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -281,8 +282,10 @@ def test_the_digest_of_an_image_is_that_of_what_encoders_see() -> None:
     red, negative = paletted(255, 0, 0, 0, 0, 0, 9, 9, 9, 0, 0, 99), paletted(0, 255, 255, 255, 255, 255, 246, 246, 246, 255, 255, 156)
     turned = Image.new("RGB", (4, 2), "red")
     turned.putpixel((0, 0), (0, 0, 0))
-    plain = turned.copy()
-    turned.getexif()[ExifTags.Base.Orientation] = 3
+    plain, exif, file = turned.copy(), Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = 3
+    turned.save(file, "png", exif=exif)
+    turned = Image.open(file)
     images = [red, negative, paletted(255, 0, 0, 0, 0, 0, 9, 9, 9, 0, 0, 99, transparency=0), plain, turned]
     digests = [digest({"image": image}) for image in images]
     assert len(set(digests)) == len(images)
