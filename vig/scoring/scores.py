@@ -101,7 +101,7 @@ class Scores(Sequence[Score]):
 
     def __init__(self, items: Iterable[Score], manifest: Mapping[str, Any], *, parts: Sequence[Part] = ()) -> None:
         table = to_table(list(items))
-        parts = [*parts, Part(table, lambda: table)] if len(table) else list(parts)
+        parts = [*parts, Part(table, table.slice)] if len(table) else list(parts)
         tables = [SCHEMA.empty_table().select(LIGHT), *(part.light.select(LIGHT) for part in parts)]
         self._light = pa.concat_tables(tables).combine_chunks()
         self._starts = np.cumsum([0, *(len(part.light) for part in parts)])  # [P + 1] for P parts

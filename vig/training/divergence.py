@@ -101,7 +101,7 @@ class WatchedTrainer(Trainer):
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         norm = super()._get_grad_norm(*args, **kwargs)
-        if norm is not None and not self.args.fp16:  # with a scale of the loss, a step whose gradients are too large is left out
+        if norm is not None and not self.args.fp16:  # which scales the loss, and leaves out a step whose gradients are too large
             self._watch.add(self.state.global_step + 1, "the norm of the gradient", self._step_records, norm)
         self._step_records = []
         return norm
@@ -110,6 +110,11 @@ class WatchedTrainer(Trainer):
         if self.control.should_log or self.control.should_evaluate or self.control.should_save:  # which wait for the device anyway
             self._watch.check(self.last_good)
         super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        result = super()._run_epoch(*args, **kwargs)
+        self.require_finite()
+        return result
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.require_finite()
