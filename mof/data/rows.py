@@ -128,7 +128,7 @@ def _lines(path: Path) -> Iterator[Row]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                yield _parse_json(line, f"{path.name}, line {number}")
+                yield _parse_json(line.removesuffix(b"\n"), f"{path.name}, line {number}")
 
 
 def _items(path: Path) -> Iterator[Row]:
@@ -143,7 +143,7 @@ def _items(path: Path) -> Iterator[Row]:
 def _whole_items(path: Path) -> Generator[Row, None, str]:
     """Yield the items of a JSON list, as far as it is sound. Return what is left of the file behind them."""
     decoder, rest, size = json.JSONDecoder(), "", PIECE
-    before = re.compile(r"[ \t\r\n]*\[[ \t\r\n]*")
+    before, behind = re.compile(r"[ \t\r\n]*\[[ \t\r\n]*"), re.compile(r"[ \t\r\n]*[],]")
     with path.open(encoding="utf-8-sig") as file:
         while piece := file.read(size):
             text, place = rest + piece, 0
@@ -152,7 +152,7 @@ def _whole_items(path: Path) -> Generator[Row, None, str]:
                     item, end = decoder.raw_decode(text, match.end())
                 except (ValueError, RecursionError):
                     break
-                if end == len(text):  # a number may go on in the next piece
+                if not behind.match(text, end):  # a number may go on in the next piece
                     break
                 yield item
                 place, before = end, _COMMA
