@@ -109,7 +109,7 @@ def _parse_json(content: bytes, where: str) -> Any:
 
 
 # --- rows that are read as they are needed
-def stream_rows(path: str | os.PathLike[str]) -> Iterator[Row]:
+def stream_rows(path: str | os.PathLike[str]) -> Iterator[Any]:
     """Yield the records that `read_rows` returns, without holding them in memory; the errors are the same.
 
     A list in a `.json` file is found to be broken only where it breaks.
