@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -67,8 +68,9 @@ def named(records: Sequence[str]) -> str:
 
 @torch.no_grad()
 def not_finite(weights: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Return the names of the weights that hold a number which is not finite."""
-    finite = [(name, weight.isfinite().all()) for name, weight in weights]
+    """Return the names of the weights that hold a number which is not finite; of a sharded weight, this process looks at its shard."""
+    own = [(name, weight.to_local() if isinstance(weight, DTensor) else weight) for name, weight in weights]
+    finite = [(name, weight.isfinite().all()) for name, weight in own]
     return [name for name, good in finite if not bool(good)]
 
 
