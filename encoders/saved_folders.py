@@ -40,9 +40,7 @@ def check_folder(folder: str | os.PathLike[str], without: str = "") -> None:
     """
     path = Path(folder) / DIGESTS
     if checks() and path.is_file() and (lines := damaged(Path(folder), read_sealed(path)["files"], without)):
-        raise DamagedError(
-            f"{'; '.join(lines)}. Save the model again, or put back a copy; after changes of your own, delete {path}"
-        )
+        raise DamagedError(f"{'; '.join(lines)}. Save the model again, or put back a copy; after changes of your own, delete {path}")
 
 
 def _states(folder: Path) -> dict[str, tuple[int, int, int]]:
