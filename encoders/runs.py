@@ -35,7 +35,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)  # a full disk has room again
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError) and error.errno is not None and str(error.filename) in ("None", str(temporary)):
             raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk's error names no file
         raise
     _flush(path.parent)

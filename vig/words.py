@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
@@ -128,10 +129,9 @@ class Mean(NamedTuple):
     @classmethod
     def of(cls, values: Sequence[float] | NDArray[np.floating]) -> Mean:
         """Return the mean of at least one value."""
-        from scipy.stats import sem  # slow to import
-
-        array = np.asarray(values, dtype=np.float64)  # [N]
-        return cls(float(array.mean()), len(array), float(sem(array)) if len(array) > 1 else None)
+        array = np.asarray(values)  # [N]
+        error = float(array.std(ddof=1, dtype=np.float64)) / math.sqrt(len(array)) if len(array) > 1 else None
+        return cls(float(array.mean(dtype=np.float64)), len(array), error)
 
     @property
     def interval(self) -> tuple[float, float] | None:

@@ -110,7 +110,7 @@ def column_edges(low: float, high: float, cut: float | None = None, columns: int
 
 def counts_of(values: NDArray[np.floating], edges: NDArray[np.float64]) -> NDArray[np.int64]:
     """Return [B] the number of values in each column; values beyond the ends are counted in the outermost columns."""
-    return np.histogram(values.astype(np.float64).clip(edges[0], edges[-1]), edges)[0]
+    return np.histogram(values, np.array([-np.inf, *edges[1:-1], np.inf]))[0]
 
 
 def histogram(

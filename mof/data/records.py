@@ -179,7 +179,7 @@ def record_id(raw: Any) -> str:
 
 def unselected(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a record without the keys that a selection adds."""
-    return {key: value for key, value in raw.items() if key not in SELECTED} if raw.keys() & set(SELECTED) else raw
+    return {key: value for key, value in raw.items() if key not in SELECTED} if any(key in raw for key in SELECTED) else raw
 
 
 def require_unchanged(raw: Any) -> None:

@@ -1,5 +1,7 @@
-"""A folder is replaced as a whole, whatever stops the process."""
+"""A folder or a file is replaced as a whole, whatever stops the process."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -44,3 +46,19 @@ def test_stopped_between_the_two_names(tmp_path, monkeypatch) -> None:
     with pytest.raises(OSError, match="stopped"):
         runs.replace_folder(folder, new)
     assert (folder / "file").read_text() == "old"
+
+
+def test_a_file_that_cannot_be_written_is_named_and_stays(tmp_path) -> None:
+    """Errors of a full disk name no file. An error about another file, which is read meanwhile, keeps its name."""
+    file = tmp_path / "x.json"
+    file.write_text("old")
+
+    def full(temporary: Path) -> None:
+        temporary.write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for write, named in ((full, file), (lambda _: (tmp_path / "gone").read_text(), tmp_path / "gone")):
+        with pytest.raises(OSError) as refused:
+            runs.write_whole(file, write)
+        assert str(refused.value.filename) == str(named)
+        assert [path.name for path in tmp_path.iterdir()] == ["x.json"] and file.read_text() == "old"

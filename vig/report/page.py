@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,8 +106,11 @@ def _tokens(selection: Selection, threshold: float | None) -> dict[str, int] | N
 def _ends(scores: Scores, count: int) -> tuple[list[Score], list[Score]]:
     """Return `count` scores from each end, the outermost first: the lowest and the highest. No record is in both lists."""
     low = min(count, len(scores) // 2)
-    ranked = list(zip(scores.vig.tolist(), scores.ids, range(len(scores)), strict=True))
-    ends = heapq.nsmallest(low, ranked), heapq.nlargest(min(count, len(ranked) - low), ranked)
+
+    def ranked() -> Iterator[tuple[float, str, int]]:
+        return zip(scores.vig.tolist(), scores.ids, range(len(scores)), strict=True)
+
+    ends = heapq.nsmallest(low, ranked()), heapq.nlargest(min(count, len(scores) - low), ranked())
     lowest, highest = (scores.at([place for _, _, place in end]) for end in ends)
     return lowest, highest
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import PurePath
@@ -12,11 +12,9 @@ from typing import Any
 
 from PIL import Image
 
-from encoders.images.reading import ImageError, read_image
 from encoders.pages import data_uri
 from mof.data.records import RecordError, digest, images_of, texts_of, to_record
 from mof.data.rows import RawRecord
-from vig.nulls import NULLS, NullImages
 from vig.scoring.scores import Score
 from vig.selection.selected import Selection, was_scored
 from vig.words import token_texts, turns
@@ -83,6 +81,11 @@ class SampleReader:
         image_folder: str | os.PathLike[str] | None,
     ) -> None:
         self._selection, self._records, self._folder = selection, records, image_folder
+        self._nulls: Callable[[str, list[Image.Image]], list[Image.Image]] | None = None
+        if image_folder is None:
+            return
+        from vig.nulls import NULLS, NullImages  # slow, and half a gigabyte: torch
+
         null = identity["null"]
         drawable = null["name"] in NULLS and null["name"] != "shuffle"  # which depends on the other records
         self._nulls = NullImages(null["name"], identity["seed"], only_image=null.get("only_image")) if drawable else None
@@ -108,6 +111,8 @@ class SampleReader:
     def _pictures(self, id: str, raw: RawRecord) -> list[Picture]:
         if self._folder is None:
             return []
+        from encoders.images.reading import ImageError, read_image  # slow, as above
+
         try:
             sources = to_record(raw, self._folder).images
             images = [read_image(source) for source in sources]

@@ -138,7 +138,7 @@ def _together(
     places = {id: place for place, id in enumerate(table["id"].to_pylist())}
     in_order = table.take(pa.array([places[id] for id in ids if id in places], pa.int64()))
     outcome = {"complete": True, "text_only": lists[0], "failures": lists[1]}
-    return Scores([], {**outcome, **manifest}, parts=[Part(in_order, lambda: in_order)])
+    return Scores([], {**outcome, **manifest}, parts=[Part(in_order, in_order.slice)])
 
 
 def _unscored(records: Iterable[RawRecord], done: Mapping[str, str], ids: dict[str, None], processes: Processes) -> Iterator[Row]:

@@ -101,7 +101,7 @@ class Scores(Sequence[Score]):
 
     def __init__(self, items: Iterable[Score], manifest: Mapping[str, Any], *, parts: Sequence[Part] = ()) -> None:
         table = to_table(list(items))
-        parts = [*parts, Part(table, lambda: table)] if len(table) else list(parts)
+        parts = [*parts, Part(table, table.slice)] if len(table) else list(parts)
         tables = [SCHEMA.empty_table().select(LIGHT), *(part.light.select(LIGHT) for part in parts)]
         self._light = pa.concat_tables(tables).combine_chunks()
         self._starts = np.cumsum([0, *(len(part.light) for part in parts)])  # [P + 1] for P parts
@@ -232,7 +232,7 @@ def load_scores(folder: str | os.PathLike[str]) -> Scores:
     path = Path(folder)
     manifest = {"complete": False, **manifest_file(path).read()}
     run = run_digest(manifest["identity"])
-    parts = [Part(_light_copy(shard, run), partial(read_shard, shard, SCHEMA, run)) for shard in sorted(path.glob(SHARDS))]
+    parts = [Part(read_shard(shard, SCHEMA, run, LIGHT), partial(read_shard, shard, SCHEMA, run)) for shard in sorted(path.glob(SHARDS))]
     text_only, failures = read_lists(path, manifest.get("files", {})) if manifest["complete"] else ([], {})
     outcome = {"complete": manifest["complete"], "text_only": text_only, "failures": failures, "about": manifest.get("about", {})}
     scores = Scores([], {**outcome, "identity": manifest["identity"]}, parts=parts)
@@ -246,8 +246,3 @@ def load_scores(folder: str | os.PathLike[str]) -> Scores:
     if twice := len(scores) - len(set(scores.ids)):
         raise ValueError(f"{folder}: {twice} records are in the shards more than once; remove copies of shards")
     return scores
-
-
-def _light_copy(shard: Path, run: str) -> pa.Table:
-    """The light columns of a shard, after all of its columns were read and so were checked."""
-    return read_shard(shard, SCHEMA, run).select(LIGHT)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -67,8 +68,9 @@ def named(records: Sequence[str]) -> str:
 
 @torch.no_grad()
 def not_finite(weights: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Return the names of the weights that hold a number which is not finite."""
-    finite = [(name, weight.isfinite().all()) for name, weight in weights]
+    """Return the names of the weights that hold a number which is not finite; of a sharded weight, this process looks at its shard."""
+    own = [(name, weight.to_local() if isinstance(weight, DTensor) else weight) for name, weight in weights]
+    finite = [(name, weight.isfinite().all()) for name, weight in own]
     return [name for name, good in finite if not bool(good)]
 
 
@@ -101,7 +103,7 @@ class WatchedTrainer(Trainer):
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         norm = super()._get_grad_norm(*args, **kwargs)
-        if norm is not None and not self.args.fp16:  # with a scale of the loss, a step whose gradients are too large is left out
+        if norm is not None and not self.args.fp16:  # which scales the loss, and leaves out a step whose gradients are too large
             self._watch.add(self.state.global_step + 1, "the norm of the gradient", self._step_records, norm)
         self._step_records = []
         return norm
@@ -110,6 +112,11 @@ class WatchedTrainer(Trainer):
         if self.control.should_log or self.control.should_evaluate or self.control.should_save:  # which wait for the device anyway
             self._watch.check(self.last_good)
         super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        result = super()._run_epoch(*args, **kwargs)
+        self.require_finite()
+        return result
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self.require_finite()

@@ -92,7 +92,6 @@ def finetune(
     with _needing_packages(), _ended_bar(trainer):
         trainer.train(resume_from_checkpoint=last_checkpoint(folder / CHECKPOINTS))
     seconds = time.monotonic() - start
-    trainer.require_finite()
     evaluated = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
     if trainer.eval_dataset is not None and trainer.state.global_step not in evaluated:
         trainer.evaluate()
