@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.annotation_folder import COMPLETE, EMPTY, ask, port_of, serving, write_folder
 
-from mof.pairs.annotation.annotation import JOURNAL
+from mof.pairs.annotation.journal import JOURNAL
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the page is tested with playwright: pip install playwright")
 BROWSER = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import multiprocessing
@@ -10,12 +11,12 @@ import sys
 
 import pytest
 from PIL import Image
-from support.annotation_folder import COMPLETE, EMPTY, ask, port_of, serving, write_folder
+from support.annotation_folder import COMPLETE, EMPTY, TOKEN, ask, port_of, serving, write_folder
 from typer.testing import CliRunner
 
 from mof.cli.app import build_app
 from mof.pairs.annotation import server as annotation_server
-from mof.pairs.annotation.annotation import JOURNAL
+from mof.pairs.annotation.journal import JOURNAL
 from mof.pairs.annotation.server import LONGEST_REQUEST, AnnotationServer
 
 
@@ -78,14 +79,54 @@ def test_another_host_name_is_refused(server, path):
     """A foreign page can have its own name point to 127.0.0.1, and would then read what this server says."""
     port = port_of(server)
     assert ask(port, path, headers={"Host": f"localhost:{port}"})[0] == 200
-    for host in (f"evil.example:{port}", "127.0.0.1", "127.0.0.1:1", f"127.0.0.1.evil.example:{port}"):
+    assert ask(port, path, headers={"Host": "localhost:9000"})[0] == 200  # a port that was forwarded
+    for host in (f"evil.example:{port}", f"127.0.0.1.evil.example:{port}", f"evil.example:{port}@127.0.0.1", ""):
         assert ask(port, path, headers={"Host": host})[0] == 403
+
+
+@pytest.mark.parametrize("path", ["/", "/api/progress", "/images/0/0", "/api/pairs/0", "/nowhere"])
+def test_nothing_is_shown_without_the_token(server, path):
+    port = port_of(server)
+    for cookie in ("", f"mof-token-{port}=wrong", f"mof-token-1={TOKEN}", f"mof-token-{port}=\u00e9"):
+        status, reply, _ = ask(port, path, headers={"Cookie": cookie})
+        assert status == 403 and "mof blind-pairs annotate" in reply["error"]
+        assert ask(port, f"{path}?token=wrong", headers={"Cookie": cookie})[0] == 403
+    assert ask(port, "/api/pairs/0", {"revision": 0, "annotation": COMPLETE}, {"Cookie": ""})[0] == 403
+    assert ask(port, f"{path}?token={TOKEN}", headers={"Cookie": ""})[0] == (404 if path == "/nowhere" else 200)
+
+
+def test_the_address_holds_the_token_and_the_page_gets_it_as_a_cookie(server):
+    assert server.url == f"http://127.0.0.1:{port_of(server)}/?token={TOKEN}"
+    _, _, reply = ask(port_of(server), f"/?token={TOKEN}", headers={"Cookie": ""})
+    cookie = reply.headers["Set-Cookie"]
+    assert cookie.startswith(f"mof-token-{port_of(server)}={TOKEN};") and "HttpOnly" in cookie and "SameSite=strict" in cookie
+    with serving(server.session.table.folder) as second:
+        assert second.address != server.address
+    assert AnnotationServer(server.session.table.folder).token != AnnotationServer(server.session.table.folder).token
+
+
+def test_hundreds_of_silent_connections_lock_nobody_out(server, monkeypatch):
+    monkeypatch.setattr(annotation_server, "CONNECTIONS", 20)
+    silent = [socket.create_connection(("127.0.0.1", port_of(server)), timeout=30) for _ in range(60)]
+    assert ask(port_of(server), "/api/progress")[0] == 200
+    silent[0].settimeout(30)
+    with contextlib.suppress(ConnectionResetError):
+        assert silent[0].recv(10) == b""  # the oldest was closed
+    for connection in silent:
+        connection.close()
 
 
 def test_a_post_of_a_foreign_page_saves_nothing(server):
     port = port_of(server)
     body = {"revision": 0, "annotation": COMPLETE}
-    origins = ("http://evil.example", "null", f"https://127.0.0.1:{port}", "http://127.0.0.1:1", f"http://127.0.0.1:{port}.evil.example")
+    origins = (
+        "http://evil.example",
+        "null",
+        f"https://127.0.0.1:{port}",
+        "http://127.0.0.1:1",
+        f"http://127.0.0.1:{port}.evil.example",
+        "",
+    )
     for origin in origins:
         assert ask(port, "/api/pairs/0", body, {"Origin": origin})[0] == 403, origin
     assert ask(port, "/api/pairs/0", body, {"Host": "evil.example"})[0] == 403
@@ -138,7 +179,7 @@ def test_a_killed_server_has_lost_nothing_that_it_confirmed(tmp_path):
     receiver, sender = context.Pipe()
 
     def work():
-        server = AnnotationServer(folder)
+        server = AnnotationServer(folder, token=TOKEN)
         sender.send(port_of(server))
         server.serve_forever()
 

@@ -1,0 +1,97 @@
+"""Files that we write and read again carry a digest, so that a damaged, edited or foreign file is noticed when it is read.
+
+A sealed file holds "mof-digest <32 digits> mof-digest": the XXH3 of the whole file with zeros in place of the digits. JSON has it under
+"digest", Parquet in its metadata. The mark is there twice, so that no single damaged byte makes a sealed file look like a file of
+an earlier release, which has no digest and is read as before. Files of other libraries, such as a saved model's, are listed
+with their digests in a sealed JSON file beside them. `MOF_CHECK=off` in the environment skips all checks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+MARK = b"mof-digest"
+BLANK = f"{MARK.decode()} {'0' * 32} {MARK.decode()}"
+PATTERN = re.compile(rb"mof-digest ([0-9a-f]{32}) mof-digest")
+KEY = "digest"
+CHUNK = 2**24  # bytes that are read at a time
+
+
+class DamagedError(ValueError):
+    """A file whose content is not what was written. The message names the file."""
+
+
+def checks() -> bool:
+    """Return whether digests are checked: always, unless the environment has MOF_CHECK=off."""
+    return os.environ.get("MOF_CHECK") != "off"
+
+
+def seal(content: bytes) -> bytes:
+    """Return the content with its digest in place of the last `BLANK`."""
+    start = content.rindex(BLANK.encode()) + len(MARK) + 1
+    return content[:start] + _digest(content).encode() + content[start + 32 :]
+
+
+def check(content: bytes, name: object) -> None:
+    """Raise a DamagedError naming `name` if the content is sealed and was changed since. Content without a mark passes."""
+    place = content.rfind(MARK)
+    if place < 0 or not checks():
+        return
+    match = next(iter(PATTERN.finditer(content, max(0, place - len(BLANK)))), None)
+    if match is None or match[1].decode() != _digest(content[: match.start(1)] + b"0" * 32 + content[match.end(1) :]):
+        raise DamagedError(f"{name} is damaged, or was edited: its digest does not fit its content")
+
+
+def seal_json(content: Mapping[str, Any], indent: int | None = 1) -> bytes:
+    """Return the content as sealed JSON; without indent it is a single line."""
+    return seal(json.dumps({**content, KEY: BLANK}, indent=indent).encode())
+
+
+def open_json(content: bytes, name: object) -> dict[str, Any]:
+    """Return what `seal_json` was given; also for JSON of earlier releases, which is not sealed.
+
+    Raises:
+        DamagedError: for content that was changed, naming `name`.
+        ValueError: for content that is no JSON object.
+    """
+    check(content, name)
+    opened = json.loads(content.decode())
+    if not isinstance(opened, dict):
+        raise ValueError(f"{name}: expected a JSON object, got a {type(opened).__name__}")
+    if MARK.decode() in str(opened.get(KEY)):
+        del opened[KEY]
+    return opened
+
+
+def file_digest(path: Path) -> str:
+    """Return 32 hexadecimal digits of the XXH3 of a file."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def damaged(folder: Path, listed: Mapping[str, str], without: str = "") -> list[str]:
+    """Return a line for each listed file (name -> digest) that is missing or changed, except files that end in `without`."""
+    lines = []
+    for name, digest in listed.items():
+        if without and name.endswith(without):
+            continue
+        path = folder / name
+        if not path.is_file():
+            lines.append(f"{path} is missing")
+        elif file_digest(path) != digest:
+            lines.append(f"{path} is damaged, or was edited: its digest is not the one that was written down")
+    return lines
+
+
+def _digest(content: bytes) -> str:
+    return xxhash.xxh3_128_hexdigest(content)
