@@ -131,7 +131,8 @@ def eval_mmvp(run: Run, questions: Sequence[Question], prompt: str = "official",
         rows: list[Result] = [
             {
                 "id": q.id, "pattern": q.pattern, "prompt": q.text, "labels": q.labels, "answer": a.text, "error": a.error,
-                "log_likelihoods": a.log_likelihoods, "chosen": {name: letters[i] for name, letters in chosen.items()},
+                "image": None if q.image is None else str(q.image.resolve()), "log_likelihoods": a.log_likelihoods,
+                "chosen": {name: letters[i] for name, letters in chosen.items()},
                 "right": {name: {labels: by[labels][i] for labels in LABELS} for name, by in right.items()},
             }
             for i, (q, a) in enumerate(zip(questions, answers, strict=True))

@@ -18,6 +18,7 @@ from support.annotation_folder import COMPLETE, EMPTY, write_folder
 from typer.testing import CliRunner
 
 from encoders import build_encoder
+from encoders.csv_cells import csv_cell, plain_cell
 from mof import probe_mmvp_vlm
 from mof.cli.app import build_app
 from mof.evals.mmvp import read_mmvp
@@ -397,6 +398,35 @@ def test_what_was_annotated_is_what_the_probes_read(tmp_path):
         assert next(csv.reader(file))[:4] == ["lndex", "Question", "Options", "Correct Answer"]
     with (tmp_path / "out/MMVP_VLM/Questions.csv").open() as file:
         assert next(csv.reader(file)) == ["Question ID", "Type", "Statement"]
+
+
+def test_texts_that_spreadsheets_take_for_formulas_are_quoted_in_files_and_read_back(tmp_path):
+    folder = write_folder(tmp_path / "pairs", 1)
+    texts = {"statements": ['=HYPERLINK("http://x")', "+1 apple"], "question": "@SUM or not?", "options": ["'-1", "2"]}
+    Session(folder).save_request(0, {"revision": 0, "annotation": COMPLETE | texts})
+    export_annotations(folder, tmp_path / "out")
+    for file in (tmp_path / "out").rglob("Questions.csv"):
+        with file.open() as stream:
+            assert not [cell for row in csv.reader(stream) for cell in row if cell.startswith(("=", "+", "-", "@"))]
+    assert read_mmvp(tmp_path / "out/MMVP")[0].question == "@SUM or not?"
+    assert [item.statement for item in read_mmvp_vlm(tmp_path / "out/MMVP_VLM")] == texts["statements"]
+
+
+@given(st.text(alphabet="'=+-@\t\ra1", max_size=6))
+def test_cells_are_read_back(text):
+    cell = csv_cell(text)
+    assert plain_cell(cell) == text and not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+
+
+def test_names_of_images_are_no_formulas_in_the_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["=cmd.png", "-b.png"]
+    for name in names:
+        Image.new("RGB", (8, 8)).save(name)
+    pair = BlindPairs(np.array([0]), np.array([1]), np.array([0.9], np.float32), np.array([0.1], np.float32), 2, 1)
+    pair.to_csv("pairs.csv", names)
+    assert Path("pairs.csv").read_text().splitlines()[1].startswith("0,1,'=cmd.png,'-b.png,")
+    assert PairTable(tmp_path).pairs[0].names == ("=cmd.png", "-b.png")
 
 
 def test_an_export_is_refused_where_there_is_nothing_or_something(tmp_path):

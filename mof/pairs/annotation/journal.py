@@ -135,7 +135,7 @@ class Journal:
     def _take(self, line: bytes) -> None:
         self._line += 1
         try:
-            entry = open_json(line, "the line")
+            entry = open_json(line.rstrip(b"\n"), "the line")
             if (version := entry.pop("format", OLD_FORMAT)) not in (FORMAT, OLD_FORMAT):
                 raise ValueError(f"its format is {version}, this version of mof-vig reads {FORMAT}")
             digests = entry.pop("digests", None)
