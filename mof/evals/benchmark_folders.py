@@ -12,7 +12,6 @@ from encoders import read_image
 from encoders.csv_cells import write_csv
 from mof.evals.mmvp import IMAGE_FOLDERS as MMVP_IMAGES
 from mof.evals.mmvp_vlm import IMAGE_FOLDERS as MMVP_VLM_IMAGES
-from mof.evals.mmvp_vlm import OWN_PAIRS
 from mof.evals.option_matching import parse_options
 from mof.evals.patterns import PATTERNS
 
@@ -88,9 +87,6 @@ def write_mmvp_vlm(folder: Path, pairs: Sequence[DescribedPair]) -> None:
         save_image(pair.images[k], place / f"{number}.jpg")
         rows.append((number, pair.pattern, pair.statements[k]))
     write_csv(folder / "Questions.csv", [("Question ID", "Type", "Statement"), *rows])
-    (folder / OWN_PAIRS).write_text(
-        f"{len(ordered)} pairs in the layout of MMVP-VLM, written by mof-vig. They are not the pairs of MMVP-VLM.\n"
-    )
 
 
 def save_image(image: ImageOrFile, file: Path) -> None:

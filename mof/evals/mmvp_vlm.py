@@ -40,7 +40,7 @@ TIE = 1e-9
 """Cosines closer than this are equal: the same image under two names may differ by the rounding of a sum in float64."""
 FORMAT = 1  # of the .json of results
 OWN_PAIRS = "ABOUT.txt"
-"""A file that this library writes beside pairs of its own."""
+"""A file beside pairs that a person described: `mof blind-pairs export` writes it."""
 SMALLEST_PHOTO = 100  # pixels of the shorter side, far below MMVP-VLM's photos
 PROMPT = "a photo of "  # then the statement, without a full stop
 

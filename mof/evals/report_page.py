@@ -25,7 +25,7 @@ WRONG_PAIRS, PHOTO_SIDE = 12, 240  # shown of each run; pixels
 
 def write_html(report: Report, file: Path) -> None:
     """Write the page."""
-    lines = report.encoders | report.patterns
+    lines, published = report.encoders | report.patterns, published_rows(report.columns)
     write_page(
         file,
         Path(__file__).with_name("report.html"),
@@ -37,7 +37,8 @@ def write_html(report: Report, file: Path) -> None:
         charts=list(_charts(report)),
         seeds=any(cell.spread is not None for row in report.rows.values() for cell in row.values()),
         pattern_chart=to_svg(pattern_lines(lines, report.encoders), "right pairs by pattern, %") if lines else None,
-        published=published_rows(report.columns),
+        published=published,
+        published_keys=[key for key in report.columns if any(key in row for models in published.values() for row in models.values())],
         wrong=[_wrong_pairs(outcome) for outcome in report.outcomes if outcome.wrong_pairs],
         published_correlations=MMVP_CORRELATION,
     )

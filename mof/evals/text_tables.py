@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE
-from rich.console import Console, ConsoleOptions
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 
 @dataclass(frozen=True)
@@ -23,20 +24,19 @@ class TextTable:
     ends: Collection[str] = ()
     """Names of rows that a line follows."""
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Table]:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         """Yield the table, or a table for each part of the columns that fits beside the names."""
         widths = [max(_longest_word(text) for text in (column, *cells)) for column, *cells in self._by_column()]
         longest = options.max_width // 2
         left = min(longest, max(map(len, [self.heading, *self.rows]), default=0))
         parts: list[list[int]] = [[]]
         for place in range(len(self.columns)):
-            if parts[-1] and left + sum(widths[other] + 1 for other in [*parts[-1], place]) + 2 > options.max_width:
+            if parts[-1] and left + sum(widths[other] + 2 for other in [*parts[-1], place]) + 3 > options.max_width:
                 parts.append([])
             parts[-1].append(place)
         for number, places in enumerate(parts):
-            table = Table(
-                title=f"{self.title} (continued)" if number else self.title, title_justify="left", box=SIMPLE, padding=(0, 1, 0, 0)
-            )
+            yield Text(f"{self.title} (continued)" if number else self.title, "italic")
+            table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
             table.add_column(self.heading, min_width=left)
             for place in places:
                 table.add_column(self.columns[place], justify="right", min_width=widths[place])

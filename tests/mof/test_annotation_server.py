@@ -160,7 +160,8 @@ def test_a_damaged_journal_is_named(server):
 def test_one_connection_serves_many_requests_refused_ones_among_them(server):
     connection = http.client.HTTPConnection("127.0.0.1", port_of(server), timeout=30)
     for path, headers, status in (("/api/pairs/0", {"Host": "evil"}, 403), ("/nowhere", {}, 404), ("/api/pairs/0", {}, 400)):
-        connection.request("POST", path, b'{"revision": 0}', {"Content-Type": "application/json"} | headers)
+        own = {"Content-Type": "application/json", "Cookie": f"mof-token-{port_of(server)}={TOKEN}"}
+        connection.request("POST", path, b'{"revision": 0}', own | headers)
         reply = connection.getresponse()
         assert reply.status == status and json.loads(reply.read())["error"]
     connection.close()
@@ -237,6 +238,7 @@ def test_a_silent_client_keeps_nobody_waiting_and_is_refused_in_the_end(server, 
         lines = (
             "POST /api/pairs/0 HTTP/1.1",
             f"Host: 127.0.0.1:{port_of(server)}",
+            f"Cookie: mof-token-{port_of(server)}={TOKEN}",
             "Content-Type: application/json",
             "Content-Length: 10",
             "",

@@ -218,7 +218,7 @@ def test_command(tmp_path: Path) -> None:
     assert "published, on MMVP-VLM, which these pairs are not: right pairs, %" in outcome.stdout
     narrow = CliRunner().invoke(build_app({}), arguments[:6], env={"COLUMNS": "60"}).stdout
     words = {word for line in narrow.splitlines() for word in line.split()}
-    assert {"Orientation", "Perspective", "Structural", "(continued)", "14", "378"} <= words and max(map(len, narrow.splitlines())) <= 60
+    assert {"Orientation", "Perspective", "Structural", "(continued)", "378", "Text"} <= words and max(map(len, narrow.splitlines())) <= 60
     assert "right pairs, %; chance 25" in drawn and "cosine of a pair" in drawn  # both tables, as comments beside their outlines
     assert "- not MMVP-VLM (9 of 135 pairs): published figures are of other pairs" in outcome.stdout
     assert {path.name for path in (tmp_path / "out").iterdir()} == {

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import RLock
 
+from encoders import ImageError, read_image
 from encoders.digests import file_digest
 from mof.evals.patterns import PATTERNS
 from mof.pairs.annotation.annotation import Annotation, State
@@ -99,8 +100,8 @@ class AnnotatedPairs:
         """Return the pairs of the table that an annotation of these images belongs to."""
         number = self._by_name.get(frozenset(images.names))
         if number is not None:
-            here = self.images(number)
-            if None in (images.digests, here.digests) or set(images.digests or ()) == set(here.digests or ()):
+            here = self.images(number).digests
+            if None in (images.digests, here) or set(images.digests or ()) == set(here or ()) or not self._readable(number):
                 return [number]
         if images.digests is None:
             return []
@@ -109,6 +110,17 @@ class AnnotatedPairs:
             for key, place in self._keys_by_content():
                 self._by_content.setdefault(key, []).append(place)
         return self._by_content.get(next(images.journal_keys())[0], [])
+
+    def _readable(self, number: int) -> bool:
+        """Return whether both images of a pair can be read. The content of others tells nothing: they may be damaged."""
+        damaged = []
+        for file in (self.table.image(number, side) for side in (0, 1)):
+            try:
+                read_image(file)
+            except ImageError:
+                damaged.append(file)
+        self._digests |= dict.fromkeys(damaged)
+        return not damaged
 
     def _keys_by_content(self) -> Iterator[tuple[tuple[str, str], int]]:
         files = {self.table.image(number, side) for number in range(len(self)) for side in (0, 1)}

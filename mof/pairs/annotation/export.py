@@ -10,7 +10,9 @@ from tempfile import TemporaryDirectory
 from rich.progress import track
 
 from encoders import ImageError, read_image
+from encoders.runs import write_text
 from mof.evals.benchmark_folders import DescribedPair, write_mmvp, write_mmvp_vlm
+from mof.evals.mmvp_vlm import OWN_PAIRS
 from mof.pairs.annotation.annotated_pairs import AnnotatedPairs
 from mof.pairs.annotation.annotation import Annotation
 
@@ -70,6 +72,7 @@ def _write(pairs: list[DescribedPair], out: Path) -> None:
         whole = Path(scratch, "whole")
         write_mmvp(whole / MMVP, pairs)
         write_mmvp_vlm(whole / MMVP_VLM, pairs)
+        write_text(whole / MMVP_VLM / OWN_PAIRS, f"{len(pairs)} pairs in the layout of MMVP-VLM, which a person described with mof-vig.\n")
         if out.exists():
             out.rmdir()
         whole.rename(out)

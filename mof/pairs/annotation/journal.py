@@ -71,6 +71,7 @@ class Journal:
         self.file = Path(file)
         self._lock = FileLock(f"{self.file}.lock", poll_interval=0.005)  # between threads, too
         self._saved: dict[tuple[str, str], Saved] = {}
+        self._keys: dict[tuple[str, str], tuple[tuple[str, str], bool]] = {}
         self._news: list[Images] = []
         self._read = 0  # bytes
         self._line = 0
@@ -87,7 +88,10 @@ class Journal:
             return self._find(images)
 
     def _find(self, images: Images) -> Saved:
-        for key, swap in images.journal_keys():
+        keys = list(images.journal_keys())
+        if images.digests is None:  # cannot be read now, but could when a line was written
+            keys += [(key, swap != line_swap) for names, swap in keys if names in self._keys for key, line_swap in [self._keys[names]]]
+        for key, swap in keys:
             if (saved := self._saved.get(key)) is not None:
                 return dataclasses.replace(saved, annotation=saved.annotation.swapped()) if swap else saved
         return Saved()
@@ -146,5 +150,6 @@ class Journal:
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise ValueError(f"{self.file}, line {self._line}: no annotation ({error}); correct the line, or delete it") from None
         self._saved[key] = Saved(self._find(images).revision + 1, annotation.swapped() if swap else annotation)
+        self._keys[images.names] = key, swap
         self._news.append(images)
         self._read += len(line)
