@@ -98,7 +98,7 @@ def test_two_writers_see_each_other_and_neither_is_overwritten(tmp_path):
     assert mine.save(NAMES, 1, annotation(question="Mine?")).revision == 2
     assert theirs.get(NAMES).annotation.question == "Mine?"
     mine.save(Images(("c.jpg", "d.jpg"), None), 0, annotation())  # another pair
-    assert [images.names[0] for images in theirs.news()] == ["a.jpg", "a.jpg", "c.jpg"] and theirs.news() == []
+    assert [images.names[0] for images, _ in theirs.news()] == ["a.jpg", "a.jpg", "c.jpg"] and theirs.news() == []
 
 
 @settings(max_examples=30, deadline=None)

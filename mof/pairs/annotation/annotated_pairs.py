@@ -45,7 +45,7 @@ class AnnotatedPairs:
         self._by_content: dict[tuple[str, str], list[int]] | None = None
         self._states: list[State] = ["todo"] * len(self.table)
         self._counts = Counter(self._states)
-        self._elsewhere: dict[tuple[str, str], Images] = {}
+        self._elsewhere: dict[tuple[str, str], tuple[tuple[str, str], State]] = {}
         self.refresh()
 
     def __len__(self) -> int:
@@ -70,14 +70,14 @@ class AnnotatedPairs:
     def refresh(self) -> None:
         """Take in what anybody has saved since."""
         with self._lock:
-            for images in {next(images.journal_keys())[0]: images for images in self.journal.news()}.values():
+            for images, state in self.journal.news():
                 numbers = self._numbers(images)
                 for number in numbers:
                     self._counts[self._states[number]] -= 1
-                    self._states[number] = self.saved(number).annotation.state
-                    self._counts[self._states[number]] += 1
+                    self._states[number] = state
+                    self._counts[state] += 1
                 if not numbers:
-                    self._elsewhere[next(images.journal_keys())[0]] = images
+                    self._elsewhere[next(images.journal_keys())[0]] = images.names, state
 
     def count(self, state: State) -> int:
         """Return how many pairs have this state."""
@@ -94,7 +94,7 @@ class AnnotatedPairs:
 
     def elsewhere(self) -> list[tuple[str, str]]:
         """Return the names of the pairs whose annotations are complete, and that are not in the table (any more)."""
-        return [images.names for images in self._elsewhere.values() if self.journal.get(images).annotation.state == "done"]
+        return [names for names, state in self._elsewhere.values() if state == "done"]
 
     def _numbers(self, images: Images) -> list[int]:
         """Return the pairs of the table that an annotation of these images belongs to."""

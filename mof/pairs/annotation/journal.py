@@ -19,7 +19,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from encoders.digests import open_json, seal_json
-from mof.pairs.annotation.annotation import Annotation
+from mof.pairs.annotation.annotation import Annotation, State
 
 JOURNAL = "annotations.jsonl"
 FORMAT, OLD_FORMAT = 2, 1
@@ -72,12 +72,12 @@ class Journal:
         self._lock = FileLock(f"{self.file}.lock", poll_interval=0.005)  # between threads, too
         self._saved: dict[tuple[str, str], Saved] = {}
         self._keys: dict[tuple[str, str], tuple[tuple[str, str], bool]] = {}
-        self._news: list[Images] = []
+        self._news: list[tuple[Images, State]] = []
         self._read = 0  # bytes
         self._line = 0
 
-    def news(self) -> list[Images]:
-        """Return the pairs of all lines that this object, or anybody else, has added since the last call. A pair may occur twice."""
+    def news(self) -> list[tuple[Images, State]]:
+        """Return the pair and the state of each line that this object, or anybody else, has added since the last call, in order."""
         with self._locked():
             news, self._news = self._news, []
             return news
@@ -151,5 +151,5 @@ class Journal:
             raise ValueError(f"{self.file}, line {self._line}: no annotation ({error}); correct the line, or delete it") from None
         self._saved[key] = Saved(self._find(images).revision + 1, annotation.swapped() if swap else annotation)
         self._keys[images.names] = key, swap
-        self._news.append(images)
+        self._news.append((images, annotation.state))
         self._read += len(line)
