@@ -176,9 +176,10 @@ def suite(
 def _photos(instances: Sequence[Path], folder: Path, count: int | None) -> dict[str, Path]:
     """Return image id -> file of the listed photos that are in the folder, or of `count` of them."""
     from mof.evals.chair import read_coco
+    from mof.evals.question_files import inside
 
     listed = [image for file in instances for image in read_coco(file, "category_id").get("images", [])]
-    files = {str(image["id"]): folder / image["file_name"] for image in listed}
+    files = {str(image["id"]): inside(folder, image["file_name"]) for image in listed}
     present = {id: file for id, file in files.items() if file.is_file()}
     if not present or (count is not None and count > len(present)):
         raise ValueError(f"{folder} holds {len(present)} of the {len(files)} photos that {instances[0]} lists; wanted {count or 'some'}")

@@ -28,7 +28,7 @@ from encoders import Encoder, FeatureStore, read_image
 from encoders.csv_cells import write_csv
 from encoders.runs import write_json
 from mof.evals.patterns import PATTERNS, pattern_type
-from mof.evals.question_files import check_pairs, find_files, find_image, read_rows
+from mof.evals.question_files import check_pairs, find_files, find_image, inside, read_rows
 
 # Shapes: H, W = rows and columns of an image, S = side of an encoder's input, E = width of the joint embedding.
 
@@ -233,5 +233,5 @@ def _item(questions: Path, row: Sequence[str], images: Path) -> Item:
         raise ValueError(f"{questions}: expected a number, a type and a statement in each row, got {list(row)}")
     id, type = int(row[0]), row[1].strip()
     spellings = dict.fromkeys((type, type.replace(" ", "_"), type.replace("_", " ")))  # Camera Perspective, Camera_Perspective
-    image = find_image(questions, id, [images / spelling for spelling in spellings])
+    image = find_image(questions, id, [inside(images, spelling) for spelling in spellings])
     return Item(id, type, row[2].strip(), image)

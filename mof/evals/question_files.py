@@ -21,6 +21,13 @@ def read_rows(file: Path) -> list[list[str]]:
         raise ValueError(f"{file}: cannot be read as CSV in UTF-8 ({error})") from None
 
 
+def inside(folder: Path, name: str) -> Path:
+    """Return the path of a file that a benchmark names. ValueError for a name that leads out of the folder."""
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"the name {name!r} leads out of {folder}: expected a path inside it")
+    return folder / name
+
+
 def find_files(folder: Path, benchmark: str, image_folders: Sequence[str], images: bool = True) -> tuple[Path, Path | None]:
     """Return the folder's `Questions.csv` and its image folder, which may lack if `images` is False.
 

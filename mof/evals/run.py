@@ -22,6 +22,7 @@ from mof.evals.chair import CocoWords, score_chair
 from mof.evals.judge import agreement, judge_prompt, verdict
 from mof.evals.mmvp import FIRST_QUESTION, LABELS, MATCHES, Question, score
 from mof.evals.pope import STRATEGIES, PopeQuestion, says_neither, says_no_unread, says_yes, score_pope
+from mof.evals.question_files import inside
 
 Result = dict[str, Any]
 MMVP_QUESTIONS, POPE_QUESTIONS = 300, 3000  # in the whole benchmarks; for POPE per strategy
@@ -115,9 +116,10 @@ def eval_mmvp(run: Run, questions: Sequence[Question], prompt: str = "official",
     images = [q.image for q in questions if q.image is not None]
     with run.claimed("mmvp", data, images, prompt=prompt, judge=None if judge is None else judge.settings):
         answers, usage = run.ask([question.prompt(prompt) for question in questions])
-        matchers = {
-            name: match for name, match in MATCHES.items() if name != "likelihood" or all(answer.log_likelihoods for answer in answers)
-        }
+        likelihoods = any(answer.log_likelihoods for answer in answers) and all(
+            answer.log_likelihoods or answer.error for answer in answers
+        )
+        matchers = {name: match for name, match in MATCHES.items() if name != "likelihood" or likelihoods}
         chosen = {name: [match(q, a) for q, a in zip(questions, answers, strict=True)] for name, match in matchers.items()}
         right = {
             name: {labels: [letter == q.labels[labels] for letter, q in zip(letters, questions, strict=True)] for labels in LABELS}
@@ -193,22 +195,17 @@ def _decoding(answerer: Answerer, official: str) -> str:
 
 def eval_pope(run: Run, questions: Sequence[PopeQuestion], images: Path | None) -> Result:
     """Measure POPE by strategy, and the mean over strategies. `images` is the folder of the photos, None for finished answers."""
-    photos = {} if images is None else {q.id: images / q.image for q in questions}
+    photos = {} if images is None else {q.id: inside(images, q.image) for q in questions}
     with run.claimed("pope", [(q.id, q.image, q.text, q.present) for q in questions], photos.values()):
         answers, usage = run.ask([Prompt.about(q.id, str(photos[q.id]) if photos else None, q.text) for q in questions])
         scores = score_pope(questions, [answer.text for answer in answers])
         rows = [
             {
-                "id": q.id,
-                "image": q.image,
-                "text": q.text,
-                "present": q.present,
-                "answer": a.text,
-                "error": a.error,
-                "yes": says_yes(a.text),
+                "id": q.id, "image": q.image, "text": q.text, "present": q.present,
+                "answer": a.text, "error": a.error, "yes": says_yes(a.text),
             }
             for q, a in zip(questions, answers, strict=True)
-        ]
+        ]  # fmt: skip
         missing = [strategy for strategy in STRATEGIES if strategy not in scores]
         partial = {name: by["questions"] for name, by in scores.items() if name != "mean" and by["questions"] != POPE_QUESTIONS}
         deviations = [_decoding(run.answerer, "POPE prescribes no decoding")]
