@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.box import SIMPLE
@@ -21,14 +21,14 @@ class TextTable:
     """Name -> a text for each column; line ends stay."""
     heading: str = ""
     """Stands above the names."""
-    ends: Collection[str] = ()
-    """Names of rows that a line follows."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         """Yield the table, or a table for each part of the columns that fits beside the names."""
-        widths = [max(_longest_word(text) for text in (column, *cells)) for column, *cells in self._by_column()]
         longest = options.max_width // 2
         left = min(longest, max(map(len, [self.heading, *self.rows]), default=0))
+        words = [max(map(_longest_word, column)) for column in self._by_column()]
+        lines = [max(len(line) for text in column for line in text.splitlines() or [""]) for column in self._by_column()]
+        widths = lines if left + sum(width + 2 for width in lines) + 3 <= options.max_width else words  # headings in several lines
         parts: list[list[int]] = [[]]
         for place in range(len(self.columns)):
             if parts[-1] and left + sum(widths[other] + 2 for other in [*parts[-1], place]) + 3 > options.max_width:
@@ -37,11 +37,11 @@ class TextTable:
         for number, places in enumerate(parts):
             yield Text(f"{self.title} (continued)" if number else self.title, "italic")
             table = Table(box=SIMPLE, padding=(0, 1, 0, 0))
-            table.add_column(self.heading, min_width=left)
+            table.add_column(self.heading, width=left)
             for place in places:
-                table.add_column(self.columns[place], justify="right", min_width=widths[place])
+                table.add_column(self.columns[place], justify="right", width=widths[place])
             for name, cells in self.rows.items():
-                table.add_row(_shown(name, longest), *(cells[place] for place in places), end_section=name in self.ends)
+                table.add_row(_shown(name, longest), *(cells[place] for place in places))
             yield table
 
     def _by_column(self) -> Iterator[tuple[str, ...]]:
