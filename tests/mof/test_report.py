@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,10 +15,14 @@ from support.stand_in import question_of, serve
 from typer.testing import CliRunner, Result
 
 from mof.cli.app import build_app
+from mof.evals.measures import MEASURES
 from mof.evals.mmvp_vlm import MMVPVLMResult, PairResult
 from mof.evals.patterns import PATTERNS
+from mof.evals.report import Cell, Report
+from mof.evals.report_page import write_html
 
 PAIRS = 27
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.fixture(autouse=True)
@@ -244,6 +249,24 @@ def test_wrong_pairs_are_shown_with_both_answers(tmp_path: Path, data: Path) -> 
     (data / "MMVP Images" / "1.jpg").unlink()
     done("report", tmp_path / "run", "-o", tmp_path / "r.html")
     assert (tmp_path / "r.html").read_text().count("no photo") == 1
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+def test_no_table_is_cut_at_1280_pixels(tmp_path: Path) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    cells = {key: Cell(100.0, (91.1, 100.0), 3, 11.1) for key in MEASURES}
+    rows = dict.fromkeys(["llava-1.5-13b-interleaved-vig-selected-70", "runs/a/folder/with/a/long/name/checkpoint-1200"], cells)
+    write_html(Report([], dict(MEASURES), rows, [], [], {}, {}, []), tmp_path / "r.html")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page.goto((tmp_path / "r.html").as_uri())
+        cut = page.evaluate(
+            "[...document.querySelectorAll('table.main')].map((table) => table.parentNode.scrollWidth - table.parentNode.clientWidth)"
+        )
+        browser.close()
+    assert len(cut) > 1 and max(cut) <= 0
 
 
 def test_other_questions_are_told_and_not_compared(tmp_path: Path, data: Path) -> None:
