@@ -36,7 +36,7 @@ def annotate(
     except ModuleNotFoundError as error:
         raise ValueError(str(error)) from error
     server = AnnotationServer(folder, port, ticked)
-    typer.echo(f"{server.url} shows {len(server.session)} pairs; saved in {server.session.journal.file}. Stop with Ctrl-C.")
+    typer.echo(f"{server.url} shows {len(server.session.pairs)} pairs; saved in {server.session.pairs.journal.file}. Stop with Ctrl-C.")
     if browser:
         typer.launch(server.url)
     try:

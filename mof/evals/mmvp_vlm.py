@@ -115,7 +115,8 @@ class MMVPVLMResult:
     @property
     def deviations(self) -> list[str]:
         """Differences from the official protocol."""
-        return [] if self.not_official is None else [f"not MMVP-VLM ({self.not_official}): published figures are of other pairs"]
+        why = self.not_official or (None if len(self.pairs) == PAIRS else f"{len(self.pairs)} of {PAIRS} pairs")
+        return [] if why is None else [f"not MMVP-VLM ({why}): published figures are of other pairs"]
 
     def to_json(self, path: str | Path) -> None:
         """Write the shares and every pair."""

@@ -183,13 +183,13 @@ def test_half_a_surrogate_blocks_no_export(tmp_path, text):
     """Browsers send half a surrogate when an emoji is cut, and older releases kept it."""
     folder = write_folder(tmp_path / "pairs", 1)
     session = Session(folder)
-    session.save_request(0, {"revision": 0, "annotation": COMPLETE | {"question": text}})
+    session.save(0, {"revision": 0, "annotation": COMPLETE | {"question": text}})
     export_annotations(folder, tmp_path / "out")
     question = read_mmvp(tmp_path / "out/MMVP")[0].question
     assert question.isprintable() and ("half" not in text or "\ufffd" in question) and ("whole" not in text or "\U0001f98b" in question)
     old = {
-        "image_i": session.table.pairs[0].names[0],
-        "image_j": session.table.pairs[0].names[1],
+        "image_i": session.pairs.table.pairs[0].names[0],
+        "image_j": session.pairs.table.pairs[0].names[1],
         "saved": "",
         **COMPLETE,
         "question": text,
@@ -209,8 +209,8 @@ def remine(folder, rows):
 def test_annotations_follow_the_content_of_a_pair(tmp_path):
     folder = write_folder(tmp_path / "pairs", 3)
     session = Session(folder)
-    session.save_request(1, {"revision": 0, "annotation": COMPLETE})
-    session.save_request(2, {"revision": 0, "annotation": COMPLETE | {"question": "Third?"}})
+    session.save(1, {"revision": 0, "annotation": COMPLETE})
+    session.save(2, {"revision": 0, "annotation": COMPLETE | {"question": "Third?"}})
     (tmp_path / "moved").mkdir()
     moved = {name: (folder / name).rename(tmp_path / "moved" / f"new-{name}") for name in ("1-left.jpg", "1-right.png")}
     remine(folder, [(moved["1-right.png"], moved["1-left.jpg"]), (folder / "0-left.jpg", folder / "0-right.png")])
@@ -219,22 +219,22 @@ def test_annotations_follow_the_content_of_a_pair(tmp_path):
     shown = again.show(0)
     assert (shown["revision"], shown["state"]) == (1, "done")
     assert shown["annotation"]["statements"] == ("closed wings", "open wings") and shown["annotation"]["right"] == ("b", "a")
-    assert [Path(names[0]).name for names in again.elsewhere()] == ["2-left.jpg"]
+    assert [Path(names[0]).name for names in again.pairs.elsewhere()] == ["2-left.jpg"]
     result = export(folder, tmp_path / "out")
     assert result.exit_code == 0 and "1 complete annotations are of pairs that the table does not hold" in result.output
     assert "2-left.jpg" in result.output and [item.statement for item in read_mmvp_vlm(tmp_path / "out/MMVP_VLM")] == [
         "closed wings",
         "open wings",
     ]
-    assert again.save_request(0, {"revision": 1, "annotation": EMPTY})["revision"] == 2
+    assert again.save(0, {"revision": 1, "annotation": EMPTY})["revision"] == 2
 
 
 def test_another_photo_under_the_same_name_is_another_pair(tmp_path):
     folder = write_folder(tmp_path / "pairs", 1)
-    Session(folder).save_request(0, {"revision": 0, "annotation": COMPLETE})
+    Session(folder).save(0, {"revision": 0, "annotation": COMPLETE})
     Image.new("RGB", (16, 16)).save(folder / "0-right.png")
     again = Session(folder)
-    assert again.progress()["done"] == 0 and again.show(0)["revision"] == 0 and len(again.elsewhere()) == 1
+    assert again.progress()["done"] == 0 and again.show(0)["revision"] == 0 and len(again.pairs.elsewhere()) == 1
 
 
 def test_annotations_of_earlier_releases_are_found_by_name_and_go_on(tmp_path):
@@ -244,7 +244,7 @@ def test_annotations_of_earlier_releases_are_found_by_name_and_go_on(tmp_path):
     remine(folder, [(second, first)])
     session = Session(folder)
     assert session.progress()["done"] == 1 and session.show(0)["annotation"]["right"] == ("b", "a")
-    assert session.save_request(0, {"revision": 1, "annotation": COMPLETE | {"question": "New?"}})["revision"] == 2
+    assert session.save(0, {"revision": 1, "annotation": COMPLETE | {"question": "New?"}})["revision"] == 2
     remine(folder, [(first, second)])
     assert Session(folder).show(0)["annotation"]["question"] == "New?"
 
@@ -252,10 +252,10 @@ def test_annotations_of_earlier_releases_are_found_by_name_and_go_on(tmp_path):
 def test_a_server_sees_what_another_saves_without_reading_all_again(tmp_path):
     folder = write_folder(tmp_path / "pairs", 3)
     mine, theirs = Session(folder), Session(folder)
-    theirs.save_request(0, {"revision": 0, "annotation": COMPLETE})
-    theirs.save_request(1, {"revision": 0, "annotation": COMPLETE | {"mark": "flagged"}})
+    theirs.save(0, {"revision": 0, "annotation": COMPLETE})
+    theirs.save(1, {"revision": 0, "annotation": COMPLETE | {"mark": "flagged"}})
     assert mine.progress() == {"pairs": 3, "done": 1, "skipped": 0, "flagged": 1, "first": 2}
-    theirs.save_request(0, {"revision": 1, "annotation": EMPTY})
+    theirs.save(0, {"revision": 1, "annotation": EMPTY})
     assert mine.progress() == {"pairs": 3, "done": 0, "skipped": 0, "flagged": 1, "first": 0} and mine.show(0)["next_todo"] == 2
 
 
@@ -265,8 +265,8 @@ def test_only_ticked_pairs_are_shown_with_their_tags(tmp_path):
     rows = [{"image_i": names[n][0], "image_j": names[n][1], "pattern": pattern} for n, pattern in ((2, "Text"), (0, None))]
     (tmp_path / "ticked.json").write_text(json.dumps(rows))
     session = Session(folder, tmp_path / "ticked.json")
-    assert len(session) == 2 and [session.show(n)["annotation"]["pattern"] for n in (0, 1)] == [None, "Text"]
-    session.save_request(1, {"revision": 0, "annotation": COMPLETE})
+    assert len(session.pairs) == 2 and [session.show(n)["annotation"]["pattern"] for n in (0, 1)] == [None, "Text"]
+    session.save(1, {"revision": 0, "annotation": COMPLETE})
     assert session.show(1)["annotation"]["pattern"] == "State" and Session(folder).progress()["done"] == 1
     for wrong in ("[]", "{", '[{"image_i": "a"}]', '[{"image_i": "a", "image_j": "b", "pattern": null}]'):
         (tmp_path / "ticked.json").write_text(wrong)
@@ -343,7 +343,7 @@ def test_where_a_session_goes_on(tmp_path):
         (2, COMPLETE | {"question": ""}),
         (3, COMPLETE | {"mark": "flagged"}),
     ):
-        session.save_request(number, {"revision": 0, "annotation": said})
+        session.save(number, {"revision": 0, "annotation": said})
     assert (folder / JOURNAL).is_file()
     again = Session(folder)
     assert again.progress() == {"pairs": 4, "done": 1, "skipped": 1, "flagged": 1, "first": 2}
@@ -367,7 +367,7 @@ def test_what_was_annotated_is_what_the_probes_read(tmp_path):
         3: COMPLETE | {"mark": "flagged"},
     }
     for number, annotation in saved.items():
-        session.save_request(number, {"revision": 0, "annotation": annotation})
+        session.save(number, {"revision": 0, "annotation": annotation})
     result = export(folder, tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert (
@@ -403,7 +403,7 @@ def test_what_was_annotated_is_what_the_probes_read(tmp_path):
 def test_texts_that_spreadsheets_take_for_formulas_are_quoted_in_files_and_read_back(tmp_path):
     folder = write_folder(tmp_path / "pairs", 1)
     texts = {"statements": ['=HYPERLINK("http://x")', "+1 apple"], "question": "@SUM or not?", "options": ["'-1", "2"]}
-    Session(folder).save_request(0, {"revision": 0, "annotation": COMPLETE | texts})
+    Session(folder).save(0, {"revision": 0, "annotation": COMPLETE | texts})
     export_annotations(folder, tmp_path / "out")
     for file in (tmp_path / "out").rglob("Questions.csv"):
         with file.open() as stream:
@@ -433,7 +433,7 @@ def test_an_export_is_refused_where_there_is_nothing_or_something(tmp_path):
     folder = write_folder(tmp_path / "pairs", 1)
     with pytest.raises(ValueError, match="pairs: .*0"):
         export_annotations(folder, tmp_path / "out")
-    Session(folder).save_request(0, {"revision": 0, "annotation": COMPLETE})
+    Session(folder).save(0, {"revision": 0, "annotation": COMPLETE})
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").write_text("x")
     refused = export(folder, tmp_path / "out")
@@ -443,7 +443,7 @@ def test_an_export_is_refused_where_there_is_nothing_or_something(tmp_path):
 def test_a_pair_whose_image_is_gone_is_left_out_and_named(tmp_path):
     folder = write_folder(tmp_path / "pairs", 2)
     for number in (0, 1):
-        Session(folder).save_request(number, {"revision": 0, "annotation": COMPLETE})
+        Session(folder).save(number, {"revision": 0, "annotation": COMPLETE})
     (folder / "1-right.png").write_bytes(b"no image")
     done = export_annotations(folder, tmp_path / "out")
     assert done.by_pattern == {"State": 1} and done.untouched == 0
@@ -458,9 +458,7 @@ def test_any_mix_of_patterns_is_read_back(tmp_path_factory, patterns, random):
     rights = [random.choice((["a", "b"], ["b", "a"])) for _ in patterns]
     for number, (pattern, right) in enumerate(zip(patterns, rights, strict=True)):
         statements = [f"left of {number}", f"right of {number}"]
-        session.save_request(
-            number, {"revision": 0, "annotation": COMPLETE | {"pattern": pattern, "right": right, "statements": statements}}
-        )
+        session.save(number, {"revision": 0, "annotation": COMPLETE | {"pattern": pattern, "right": right, "statements": statements}})
     out = folder.parent / "out"
     export_annotations(folder, out)
     assert [question.labels["corrected"] for question in read_mmvp(out / "MMVP")] == [letter for right in rights for letter in right]
@@ -473,6 +471,6 @@ def test_any_mix_of_patterns_is_read_back(tmp_path_factory, patterns, random):
 def test_the_probe_runs_on_an_export(tmp_path):
     folder = write_folder(tmp_path / "pairs", 2)
     for number in (0, 1):
-        Session(folder).save_request(number, {"revision": 0, "annotation": COMPLETE})
+        Session(folder).save(number, {"revision": 0, "annotation": COMPLETE})
     export_annotations(folder, tmp_path / "out")
     assert list(probe_mmvp_vlm(build_encoder("mini-clip"), tmp_path / "out/MMVP_VLM").by_pattern) == ["State"]

@@ -42,7 +42,7 @@ def test_a_pair_is_shown_saved_and_shown_again(server):
 
 def test_whoever_did_not_see_the_newest_is_refused_and_shown_it(server):
     ask(port_of(server), "/api/pairs/0", {"revision": 0, "annotation": COMPLETE})
-    with serving(server.session.table.folder) as second:  # another server on the same folder
+    with serving(server.session.pairs.table.folder) as second:  # another server on the same folder
         status, reply, _ = ask(port_of(second), "/api/pairs/0", {"revision": 0, "annotation": EMPTY | {"question": "Mine?"}})
         assert status == 409 and reply["annotation"] == COMPLETE and reply["revision"] == 1
         assert ask(port_of(second), "/api/pairs/0", {"revision": 1, "annotation": EMPTY | {"question": "Mine?"}})[0] == 200
@@ -50,7 +50,7 @@ def test_whoever_did_not_see_the_newest_is_refused_and_shown_it(server):
 
 
 def test_only_images_of_pairs_are_served(server):
-    port, folder = port_of(server), server.session.table.folder
+    port, folder = port_of(server), server.session.pairs.table.folder
     (folder / "secret.jpg").write_bytes((folder / "0-left.jpg").read_bytes())
     status, data, reply = ask(port, "/images/0/0")
     assert (status, data, reply.headers["Content-Type"]) == (200, (folder / "0-left.jpg").read_bytes(), "image/jpeg")
@@ -63,7 +63,7 @@ def test_only_images_of_pairs_are_served(server):
 
 
 def test_an_image_that_browsers_cannot_show_comes_as_png_and_a_broken_one_is_named(server):
-    port, folder = port_of(server), server.session.table.folder
+    port, folder = port_of(server), server.session.pairs.table.folder
     Image.new("CMYK", (8, 8)).save(folder / "0-left.jpg", "TIFF")
     status, data, reply = ask(port, "/images/0/0")
     assert status == 200 and reply.headers["Content-Type"] == "image/png" and data.startswith(b"\x89PNG")
@@ -100,9 +100,9 @@ def test_the_address_holds_the_token_and_the_page_gets_it_as_a_cookie(server):
     _, _, reply = ask(port_of(server), f"/?token={TOKEN}", headers={"Cookie": ""})
     cookie = reply.headers["Set-Cookie"]
     assert cookie.startswith(f"mof-token-{port_of(server)}={TOKEN};") and "HttpOnly" in cookie and "SameSite=strict" in cookie
-    with serving(server.session.table.folder) as second:
+    with serving(server.session.pairs.table.folder) as second:
         assert second.address != server.address
-    assert AnnotationServer(server.session.table.folder).token != AnnotationServer(server.session.table.folder).token
+    assert AnnotationServer(server.session.pairs.table.folder).token != AnnotationServer(server.session.pairs.table.folder).token
 
 
 def test_hundreds_of_silent_connections_lock_nobody_out(server, monkeypatch):
@@ -131,7 +131,7 @@ def test_a_post_of_a_foreign_page_saves_nothing(server):
         assert ask(port, "/api/pairs/0", body, {"Origin": origin})[0] == 403, origin
     assert ask(port, "/api/pairs/0", body, {"Host": "evil.example"})[0] == 403
     assert ask(port, "/api/pairs/0", body, {"Content-Type": "text/plain"})[0] == 400  # what a form may send without asking
-    assert not (server.session.table.folder / JOURNAL).exists()
+    assert not (server.session.pairs.table.folder / JOURNAL).exists()
     assert ask(port, "/api/pairs/0", body, {"Origin": f"http://127.0.0.1:{port}"})[0] == 200
 
 
@@ -147,12 +147,12 @@ def test_a_post_of_a_foreign_page_saves_nothing(server):
 def test_what_is_no_annotation_is_refused_in_words(server, body):
     status, reply, _ = ask(port_of(server), "/api/pairs/0", body)
     assert status == 400 and reply["error"]
-    assert not (server.session.table.folder / JOURNAL).exists()
+    assert not (server.session.pairs.table.folder / JOURNAL).exists()
     assert ask(port_of(server), "/api/pairs/0")[0] == 200  # still there
 
 
 def test_a_damaged_journal_is_named(server):
-    (server.session.table.folder / JOURNAL).write_text("nonsense\n")
+    (server.session.pairs.table.folder / JOURNAL).write_text("nonsense\n")
     status, reply, _ = ask(port_of(server), "/api/pairs/0", {"revision": 0, "annotation": COMPLETE})
     assert status == 400 and "line 1" in reply["error"]
 
@@ -170,7 +170,7 @@ def test_one_connection_serves_many_requests_refused_ones_among_them(server):
 def test_it_listens_on_this_machine_only_and_says_when_the_port_is_taken(server):
     assert server.address[0] == "127.0.0.1"
     with pytest.raises(ValueError, match=f"port {port_of(server)}"):
-        AnnotationServer(server.session.table.folder, port_of(server))
+        AnnotationServer(server.session.pairs.table.folder, port_of(server))
 
 
 @pytest.mark.multiprocess

@@ -43,12 +43,13 @@ from encoders import ImageError, read_image
 from encoders.pages import render
 from mof.evals.patterns import PATTERNS
 from mof.pairs.annotation.annotated_pairs import AnnotatedPairs
-from mof.pairs.annotation.annotation import Annotation
+from mof.pairs.annotation.annotation import Annotation, State
 from mof.pairs.annotation.journal import ConflictError, Saved
 
 logger = logging.getLogger(__name__)
 
 ADDRESS = "127.0.0.1"
+MARKED: tuple[State, ...] = ("done", "skipped", "flagged")
 CONNECTIONS = 100  # at a time; a browser opens six
 LONGEST_REQUEST = 100_000  # bytes
 SILENCE = 60  # seconds that a client may be silent within a header, or may take for a body
@@ -65,24 +66,31 @@ REFUSALS = {
 """Error -> status of the reply, whose document is {"error": text for the page}."""
 
 
-class Session(AnnotatedPairs):
-    """The pairs of a folder with their annotations, as the page shows and saves them."""
+class Session:
+    """The pairs of a folder with their annotations, as the page shows and saves them.
+
+    Args:
+        folder, ticked: as `AnnotatedPairs` takes them.
+    """
+
+    def __init__(self, folder: str | Path, ticked: str | Path | None = None) -> None:
+        self.pairs = AnnotatedPairs(folder, ticked)
 
     def progress(self) -> dict[str, Any]:
         """Return how many pairs are done, skipped and flagged, and the number of the first other pair, None if there is none."""
-        self.refresh()
-        counts = {state: self.count(state) for state in ("done", "skipped", "flagged")}
-        return {"pairs": len(self), **counts, "first": self.next_todo(0)}
+        self.pairs.refresh()
+        counts: dict[str, int] = {state: self.pairs.count(state) for state in MARKED}
+        return {"pairs": len(self.pairs), **counts, "first": self.pairs.next_todo(0)}
 
     def show(self, number: int) -> dict[str, Any]:
         """Return a pair, for the page. IndexError for a number without a pair."""
-        self.refresh()
-        pair, saved, todo = self.table.pairs[number], self.saved(number), self.next_todo(number + 1)
+        self.pairs.refresh()
+        pair, saved, todo = self.pairs.table.pairs[number], self.pairs.saved(number), self.pairs.next_todo(number + 1)
         if not saved.revision:
-            saved = Saved(0, Annotation(pattern=self.tags.get(pair.names)))
+            saved = Saved(0, Annotation(pattern=self.pairs.tags.get(pair.names)))
         return dataclasses.asdict(pair) | _shown(saved) | {"number": number, "next_todo": None if todo == number else todo}
 
-    def save_request(self, number: int, request: Any) -> dict[str, Any]:
+    def save(self, number: int, request: Any) -> dict[str, Any]:
         """Save {"revision", "annotation"}, and return the new revision.
 
         Raises:
@@ -92,7 +100,7 @@ class Session(AnnotatedPairs):
         if not isinstance(request, dict) or not isinstance(request.get("revision"), int):
             raise ValueError("expected an object of revision and annotation")
         annotation = Annotation.from_json(request.get("annotation"))
-        return _shown(self.save(number, request["revision"], annotation))
+        return _shown(self.pairs.save(number, request["revision"], annotation))
 
 
 class Connection(H11Protocol):
@@ -177,7 +185,7 @@ def _application(session: Session, token: str, cookie: str) -> Starlette:
         return reply
 
     def show_progress(request: Request) -> Response:
-        return _json(session.progress() | {"patterns": list(PATTERNS), "folder": str(session.table.folder)})
+        return _json(session.progress() | {"patterns": list(PATTERNS), "folder": str(session.pairs.table.folder)})
 
     def show_pair(request: Request) -> Response:
         return _json(session.show(request.path_params["number"]))
@@ -186,10 +194,10 @@ def _application(session: Session, token: str, cookie: str) -> Starlette:
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             raise ValueError("expected JSON")  # a foreign page could send other types without asking first
         content = await asyncio.wait_for(_body(request), SILENCE)
-        return _json(await run_in_threadpool(lambda: session.save_request(request.path_params["number"], json.loads(content))))
+        return _json(await run_in_threadpool(lambda: session.save(request.path_params["number"], json.loads(content))))
 
     def show_image(request: Request) -> Response:
-        return _image(session.table.image(request.path_params["number"], request.path_params["side"]))
+        return _image(session.pairs.table.image(request.path_params["number"], request.path_params["side"]))
 
     routes = [
         Route("/", lambda request: HTMLResponse(page)),
