@@ -79,18 +79,16 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def damaged(folder: Path, listed: Mapping[str, str], without: str = "") -> list[str]:
-    """Return a line for each listed file (name -> digest) that is missing or changed, except files that end in `without`."""
-    lines = []
-    for name, digest in listed.items():
-        if without and name.endswith(without):
-            continue
+def damaged(folder: Path, listed: Mapping[str, str]) -> dict[Path, str]:
+    """Return the listed files (name -> digest) that are missing or changed, each with a sentence that says so."""
+    faults = {}
+    for name, digest in listed.items() if checks() else ():
         path = folder / name
         if not path.is_file():
-            lines.append(f"{path} is missing")
+            faults[path] = f"{path} is missing"
         elif file_digest(path) != digest:
-            lines.append(f"{path} is damaged, or was edited: its digest is not the one that was written down")
-    return lines
+            faults[path] = f"{path} is damaged, or was edited: its digest is not the one that was written down"
+    return faults
 
 
 def _digest(content: bytes) -> str:
