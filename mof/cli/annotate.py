@@ -15,13 +15,17 @@ LISTED = 20  # pairs that are left out
 
 def annotate(
     folder: Folder,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page, for this machine only; 0: any free port.")] = 0,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of the page, for this machine only, and for those who forward it; 0: any free port.")
+    ] = 0,
+    ticked: Annotated[Path | None, typer.Option(help="File of ticked pairs that the gallery saved: only these are shown.")] = None,
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
 ) -> None:
     """Describe pairs of images by keyboard, on a local page: the pattern they differ in, statements, a question with options.
 
-    Every step is saved in annotations.jsonl in the folder. The command goes on with the first pair that is not done when it is called
-    again. Several pages may be open at once.
+    From another machine, forward a port (ssh -L 8000:localhost:8000 HOST mof blind-pairs annotate pairs --port 8000 --no-browser), and
+    open the printed address. Every step is saved in annotations.jsonl in the folder. When it is called again, the command goes on with
+    the first pair that is not done. Several pages may be open at once.
 
     \b
     Example:
@@ -31,8 +35,8 @@ def annotate(
         from mof.pairs.annotation.server import AnnotationServer  # optional libraries
     except ModuleNotFoundError as error:
         raise ValueError(str(error)) from error
-    server = AnnotationServer(folder, port)
-    typer.echo(f"{server.url} shows {len(server.session.table)} pairs; saved in {server.session.journal.file}. Stop with Ctrl-C.")
+    server = AnnotationServer(folder, port, ticked)
+    typer.echo(f"{server.url} shows {len(server.session.pairs)} pairs; saved in {server.session.pairs.journal.file}. Stop with Ctrl-C.")
     if browser:
         typer.launch(server.url)
     try:
@@ -58,6 +62,9 @@ def export(folder: Folder, output: Annotated[Path, output_option("New folder for
         typer.echo(f"... and {len(done.left_out) - LISTED} more")
     if done.untouched:
         typer.echo(f"{done.untouched} pairs were not annotated yet")
+    if done.elsewhere:
+        names = "; ".join(" and ".join(names) for names in done.elsewhere[:LISTED])
+        typer.echo(f"{len(done.elsewhere)} complete annotations are of pairs that the table does not hold (any more), such as {names}")
     for pattern, count in done.by_pattern.items():
         typer.echo(f"{pattern}: {count}")
     count = sum(done.by_pattern.values())

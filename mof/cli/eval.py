@@ -12,8 +12,9 @@ import typer
 from encoders.command_groups import command_group
 from encoders.command_options import MODEL_HELP, DtypeName, MaxNewTokens, images_option, output_option, seed_option
 from mof.cli.answerer_options import AnswererOptions, takes_answerer
-from mof.cli.tables import percent_table, plain_table, show_result
+from mof.cli.tables import percent_table, show_result
 from mof.evals.published import MMVP
+from mof.evals.text_tables import TextTable
 
 PhotoFolder = Annotated[Path | None, images_option("Folder of the photos. Finished answers need none.")]
 
@@ -169,7 +170,7 @@ def suite(
 
     result = run_suite(suite, SuiteRun(model, output, name, seed, dtype, batch_size, limit), Console())
     title = f"{result['model']}, suite {suite} by lmms-eval"
-    show_result(result, output, plain_table(title, ("value", "questions"), rows_of(result["figures"]), heading="benchmark"))
+    show_result(result, output, TextTable(title, ("value", "questions"), rows_of(result["figures"]), "benchmark"))
 
 
 def _photos(instances: Sequence[Path], folder: Path, count: int | None) -> dict[str, Path]:

@@ -10,10 +10,9 @@ import typer
 
 from encoders.command_groups import command_group
 from encoders.command_options import output_option
+from mof.evals.text_tables import TextTable
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from mof.evals.mmvp_vlm import MMVPVLMResult
 
 
@@ -48,35 +47,46 @@ def mmvp_vlm(
             result.to_csv(output / f"{stem}.csv")
     console = Console()
     rows = probe_rows(results)
-    tables = ({"right pairs, %; chance 25": rows} if rows else {}) | {"cosine of a pair's images x 100": similarity_rows(results)}
+    others = "" if results[0].not_official is None else ", on MMVP-VLM, which these pairs are not"
+    tables = {
+        "right pairs, %; chance 25": rows,
+        f"published{others}: right pairs, %": published_rows(results[0]) if rows else {},
+        "cosine of a pair's images x 100": similarity_rows(results),
+    }
+    tables = {title: table for title, table in tables.items() if table}
     for title, table in tables.items():
         console.print(_table(title, table))
     for note in results[0].deviations:
-        console.print(f"- {note}: the published rows are of the whole")
+        console.print(f"- {note}")
     if plot is not None:
-        plot_probe(tables, plot)
+        plot_probe(f"{'MMVP-VLM' if results[0].not_official is None else 'Pairs, not MMVP-VLM'}: {results[0].folder}", tables, plot)
 
 
 probe = command_group({"mmvp-vlm": mmvp_vlm}, help="Measure what encoders are blind to.")
-PUBLISHED = " (published)"
 Rows = dict[str, dict[str, float]]
 """name -> {type: value, ..., "average": value}"""
 
 
 def probe_rows(results: Sequence[MMVPVLMResult]) -> Rows:
-    """Return right pairs in %: the published models if the types are theirs, then the encoders that read texts."""
+    """Return right pairs in %, for the encoders that read texts."""
+    measured = [result for result in results if result.pairs[0].similarities is not None]
+    return {
+        result.encoder: {type: 100 * share for type, share in result.by_pattern.items()} | {"average": 100 * result.average}
+        for result in measured
+    }
+
+
+def published_rows(result: MMVPVLMResult) -> Rows:
+    """Return the published models in %, under the names of the result's types; none for pairs of other types."""
     from mof.evals.patterns import PATTERNS, pattern_type
     from mof.evals.published import MMVP_VLM, mmvp_vlm_average
 
-    measured = [result for result in results if result.pairs[0].similarities is not None]
-    rows: Rows = {}
-    if measured and [pattern_type(type) for type in measured[0].by_pattern] == list(PATTERNS):
-        for name, shares in MMVP_VLM.items():
-            by_pattern = dict(zip(measured[0].by_pattern, shares, strict=True))
-            rows[name + PUBLISHED] = by_pattern | {"average": mmvp_vlm_average(shares)}
-    for result in measured:
-        rows[result.encoder] = {type: 100 * share for type, share in result.by_pattern.items()} | {"average": 100 * result.average}
-    return rows
+    if [pattern_type(type) for type in result.image_similarity] != list(PATTERNS):
+        return {}
+    return {
+        name: dict(zip(result.image_similarity, shares, strict=True)) | {"average": mmvp_vlm_average(shares)}
+        for name, shares in MMVP_VLM.items()
+    }
 
 
 def similarity_rows(results: Sequence[MMVPVLMResult]) -> Rows:
@@ -89,19 +99,6 @@ def similarity_rows(results: Sequence[MMVPVLMResult]) -> Rows:
     return rows
 
 
-def _table(title: str, rows: Rows) -> Table:
-    """Return a table whose headings break rather than names and numbers: many terminals have only 80 columns."""
-    from rich.box import SIMPLE
-    from rich.table import Table
-
-    published = any(name.endswith(PUBLISHED) for name in rows)
-    table = Table(title=f"{title}; above the line: published" if published else title, box=SIMPLE, padding=0)
-    table.add_column("encoder", no_wrap=True)
-    for column in next(iter(rows.values())):
-        table.add_column(column, justify="right", overflow="fold", min_width=4)
-    names = list(rows)
-    for name, following in zip(names, [*names[1:], ""], strict=True):
-        last = name.endswith(PUBLISHED) and not following.endswith(PUBLISHED)
-        values = (f"{value:.1f}" if value < 99.95 else "100" for value in rows[name].values())
-        table.add_row(name.removesuffix(PUBLISHED), *values, end_section=last)
-    return table
+def _table(title: str, rows: Rows) -> TextTable:
+    shown = {name: [f"{value:.1f}" if value < 99.95 else "100" for value in values.values()] for name, values in rows.items()}
+    return TextTable(title, list(next(iter(rows.values()))), shown, "encoder")

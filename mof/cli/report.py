@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,8 +10,9 @@ import typer
 from rich.console import Console
 
 from encoders.command_options import output_option
-from mof.cli.tables import plain_table
+from encoders.runs import write_text
 from mof.evals.published import MMVP_CORRELATION
+from mof.evals.text_tables import TextTable
 
 if TYPE_CHECKING:
     from mof.evals.patterns import Correlation
@@ -20,7 +22,7 @@ Runs = Annotated[list[Path], typer.Argument(help="Folders that `mof eval` wrote,
 
 def report(
     runs: Runs,
-    output: Annotated[Path, output_option("The page. Its table is written beside it as .csv and .txt.")] = Path("report.html"),
+    output: Annotated[Path, output_option("The page. Its table is written beside it as .csv, .md, .tex and .txt.")] = Path("report.html"),
 ) -> None:
     """Join runs into one page: a row per model, a column per measure, with intervals, seeds, differences and deviations.
 
@@ -30,19 +32,21 @@ def report(
     """
     if output.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"--output {output}: expected a name that ends in .html")
-    from mof.evals.report import gather, precision, write_csv
+    from mof.evals.report import gather, precision
+    from mof.evals.report_files import write_files
     from mof.evals.report_page import to_tables, write_html
 
     joined = gather(runs)
     output.parent.mkdir(parents=True, exist_ok=True)
     lines = [*to_tables(joined), *([precision(joined)] if precision(joined) else [])]
     write_html(joined, output)
-    write_csv(joined, output.with_suffix(".csv"))
-    with output.with_suffix(".txt").open("w", encoding="utf-8") as stream:
-        Console(file=stream, width=120).print(*lines)
+    files = write_files(joined, output)
+    text = Console(file=StringIO(), width=120, record=True)
+    text.print(*lines)
+    write_text(output.with_suffix(".txt"), text.export_text())
     console = Console()
     console.print(*lines)
-    console.print(f"written to {output}, {output.with_suffix('.csv').name} and {output.with_suffix('.txt').name}")
+    console.print(f"written to {output}, {', '.join(file.name for file in files)} and {output.with_suffix('.txt').name}")
 
 
 def correlation(
@@ -66,7 +70,7 @@ def correlation(
     rows = {f"{encoder}; {model}": _shown(result) for encoder, model, result in joined.correlations}
     rows |= {f"CLIP (published); {model} (published)": [f"{r:.2f}", "-", "9"] for model, r in MMVP_CORRELATION.items()}
     console = Console()
-    console.print(plain_table("Pearson's r over patterns", ("r", "95 %", "patterns"), rows, heading="encoder; model"))
+    console.print(TextTable("Pearson's r over patterns", ("r", "95 %", "patterns"), rows, "encoder; model"))
     for encoder, model, result in joined.correlations:
         if result.r is None:
             console.print(f"{encoder}, {model}: undefined, since {result.undefined}")

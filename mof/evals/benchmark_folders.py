@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from encoders import read_image
+from encoders.csv_cells import write_csv
 from encoders.images.opening import read_file
 from mof.evals.mmvp import IMAGE_FOLDERS as MMVP_IMAGES
 from mof.evals.mmvp_vlm import IMAGE_FOLDERS as MMVP_VLM_IMAGES
@@ -75,7 +74,7 @@ def write_mmvp(folder: Path, pairs: Iterable[DescribedPair], suffix: str = ".jpg
         answer = f"({pair.right[k]})"
         rows.append((number, pair.question, pair.options_text, answer, pair.pattern, answer))
     header = ("lndex", "Question", "Options", "Correct Answer", "Category", "Corrected Answer")
-    _write_csv(folder / "Questions.csv", header, rows)
+    write_csv(folder / "Questions.csv", [header, *rows])
 
 
 def write_mmvp_vlm(folder: Path, pairs: Sequence[DescribedPair]) -> None:
@@ -88,7 +87,7 @@ def write_mmvp_vlm(folder: Path, pairs: Sequence[DescribedPair]) -> None:
         place.mkdir(parents=True, exist_ok=True)
         save_image(pair.images[k], place / f"{number}.jpg")
         rows.append((number, pair.pattern, pair.statements[k]))
-    _write_csv(folder / "Questions.csv", ("Question ID", "Type", "Statement"), rows)
+    write_csv(folder / "Questions.csv", [("Question ID", "Type", "Statement"), *rows])
 
 
 def save_image(image: ImageOrFile, file: Path) -> None:
@@ -107,9 +106,3 @@ def save_image(image: ImageOrFile, file: Path) -> None:
 
 def _images(pairs: Iterable[DescribedPair]) -> Iterable[tuple[DescribedPair, int]]:
     return ((pair, k) for pair in pairs for k in (0, 1))
-
-
-def _write_csv(file: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream).writerows([header, *rows])

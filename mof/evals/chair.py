@@ -45,7 +45,7 @@ class CocoWords:
     """
 
     def __init__(self, synonyms: str | Path) -> None:
-        lines = Path(synonyms).read_text(encoding="utf-8-sig").splitlines()
+        lines = Path(synonyms).read_text(encoding="utf-8-sig").split("\n")
         rows = [[" ".join(entry.lower().split()) for entry in line.split(",") if entry.strip()] for line in lines if line.strip()]
         if not rows or not all(rows):
             raise ValueError(f"{synonyms}: expected one line per class, of synonyms separated by commas")

@@ -7,9 +7,9 @@ statements find their own.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,13 +19,16 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from rich.progress import track
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from encoders import Encoder, FeatureStore, read_image
+from encoders.csv_cells import write_csv
 from encoders.images.opening import inside
 from encoders.runs import write_json
+from mof.evals.patterns import PATTERNS, pattern_type
 from mof.evals.question_files import check_pairs, find_files, find_image, read_rows
 
 # Shapes: H, W = rows and columns of an image, S = side of an encoder's input, E = width of the joint embedding.
@@ -37,6 +40,9 @@ PAIRS = 135  # of the whole benchmark
 TIE = 1e-9
 """Cosines closer than this are equal: the same image under two names may differ by the rounding of a sum in float64."""
 FORMAT = 1  # of the .json of results
+OWN_PAIRS = "ABOUT.txt"
+"""A file beside pairs that a person described: `mof blind-pairs export` writes it."""
+SMALLEST_PHOTO = 100  # pixels of the shorter side, far below MMVP-VLM's photos
 PROMPT = "a photo of "  # then the statement, without a full stop
 
 
@@ -89,6 +95,8 @@ class MMVPVLMResult:
     pairs: list[PairResult]
     folder: str = ""
     """Name of the pairs' folder."""
+    not_official: str | None = None
+    """Why these are not the pairs of MMVP-VLM, with which the published figures were measured; None if nothing speaks against it."""
 
     @property
     def by_pattern(self) -> dict[str, float]:
@@ -108,7 +116,8 @@ class MMVPVLMResult:
     @property
     def deviations(self) -> list[str]:
         """Differences from the official protocol."""
-        return [] if len(self.pairs) == PAIRS else [f"{len(self.pairs)} of {PAIRS} pairs"]
+        why = self.not_official or (None if len(self.pairs) == PAIRS else f"{len(self.pairs)} of {PAIRS} pairs")
+        return [] if why is None else [f"not MMVP-VLM ({why}): published figures are of other pairs"]
 
     def to_json(self, path: str | Path) -> None:
         """Write the shares and every pair."""
@@ -123,12 +132,12 @@ class MMVPVLMResult:
 
     def to_csv(self, path: str | Path) -> None:
         """Write one row per pair."""
-        with Path(path).open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(("encoder", "type", "id_1", "id_2", "image_similarity", "right"))
-            for pair in self.pairs:
-                right = "" if pair.similarities is None else int(pair.right)
-                writer.writerow((self.encoder, pair.type, *pair.ids, f"{pair.image_similarity:.6f}", right))
+        rights = ["" if pair.similarities is None else int(pair.right) for pair in self.pairs]
+        rows = [
+            (self.encoder, pair.type, *pair.ids, round(pair.image_similarity, 6), right)
+            for pair, right in zip(self.pairs, rights, strict=True)
+        ]
+        write_csv(Path(path), [("encoder", "type", "id_1", "id_2", "image_similarity", "right"), *rows])
 
     def _means(self, value: Callable[[PairResult], float]) -> dict[str, float]:
         types = dict.fromkeys(pair.type for pair in self.pairs)
@@ -172,7 +181,23 @@ def probe_mmvp_vlm(
             similarities = (a, b), (c, d)
         ids, statements = (pair[0].id, pair[1].id), (pair[0].statement, pair[1].statement)
         results.append(PairResult(pair[0].type, ids, statements, float(images[0] @ images[1]), similarities))
-    return MMVPVLMResult(name, results, Path(folder).resolve().name)
+    return MMVPVLMResult(name, results, Path(folder).resolve().name, why_not_official(Path(folder), items))
+
+
+def why_not_official(folder: Path, items: Sequence[Item]) -> str | None:
+    """Return why the folder's content cannot be MMVP-VLM: other numbers of pairs, small drawings, or pairs that this library wrote."""
+    counts = Counter(pattern_type(item.type) for item in items)
+    if len(items) != 2 * PAIRS:
+        return f"{len(items) // 2} of {PAIRS} pairs"
+    if counts != dict.fromkeys(PATTERNS, 2 * PAIRS // len(PATTERNS)):
+        return f"its types are {', '.join(counts)}"
+    if (folder / OWN_PAIRS).is_file():
+        return f"{OWN_PAIRS} says who described the pairs"
+    sides = []
+    for item in items:
+        with Image.open(item.image) as image:
+            sides.append(min(image.size))
+    return f"its images have {min(sides)} pixels" if min(sides) < SMALLEST_PHOTO else None
 
 
 @torch.inference_mode()
@@ -211,7 +236,6 @@ def _item(questions: Path, row: Sequence[str], images: Path) -> Item:
     if len(row) != COLUMNS or not row[0].strip().isdecimal() or not row[2].strip():
         raise ValueError(f"{questions}: expected a number, a type and a statement in each row, got {list(row)}")
     id, type = int(row[0]), row[1].strip()
-    inside(images, type)
     spellings = dict.fromkeys((type, type.replace(" ", "_"), type.replace("_", " ")))  # Camera Perspective, Camera_Perspective
-    image = find_image(questions, id, [images / spelling for spelling in spellings])
+    image = find_image(questions, id, [Path(inside(images, spelling)) for spelling in spellings])
     return Item(id, type, row[2].strip(), image)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ class Outcome:
     deviations: list[str]
     patterns: dict[str, float] = field(default_factory=dict)
     """Pattern, as the questions spell it -> share of right pairs."""
+    wrong_pairs: list[tuple[Row, Row]] = field(default_factory=list)
+    """For MMVP, the two rows of answers.jsonl for each pair that does not count."""
 
 
 def read_outcome(place: str | Path) -> Outcome:
@@ -91,7 +93,8 @@ def _mmvp(file: Path, document: Row) -> Outcome:
             figures[f"{name} questions{suffix}"] = Tally(units, np.array([(sum(two), 2) for two in right], float))  # [U, 2]
     by_pattern = document["scores"][document["matched_by"]][LABELS[0]]["by_pattern"]
     patterns = {name: shares["pair_accuracy"] for name, shares in by_pattern.items()}
-    return _outcome(file, document, f"{len(pairs)} pairs", figures, patterns)
+    wrong = [pair for pair in pairs if not all(row["right"][document["matched_by"]][LABELS[0]] for row in pair)]
+    return replace(_outcome(file, document, f"{len(pairs)} pairs", figures, patterns), wrong_pairs=wrong)
 
 
 def _mmvp_vlm(file: Path, document: Row) -> Outcome:

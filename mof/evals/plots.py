@@ -15,11 +15,16 @@ Rows = Mapping[str, Mapping[str, float]]
 """Name -> {pattern: value}"""
 
 
-def plot_probe(tables: Mapping[str, Rows], path: Path) -> None:
-    """Write a heat map for each label -> name -> {type: value in 0..100}, one below the other, PNG or SVG by the suffix of `path`."""
+def plot_probe(title: str, tables: Mapping[str, Rows], path: Path) -> None:
+    """Write a heat map for each label -> name -> {type: value in 0..100}, one below the other, PNG or SVG by the suffix of `path`.
+
+    Args:
+        title: stands above all. The labels stand above their maps, and beside the colours.
+    """
     heights = [30 * len(rows) + 130 for rows in tables.values()]
     columns = max(len(row) for rows in tables.values() for row in rows.values())
-    with figure(68 * columns + 250, sum(heights)) as drawn:
+    with figure(68 * columns + 250, sum(heights) + 40) as drawn:
+        drawn.suptitle(title, x=0.01, ha="left", fontsize=14)
         panels = drawn.subplots(len(tables), height_ratios=heights, squeeze=False)[:, 0]
         for axes, (label, rows) in zip(panels, tables.items(), strict=True):
             types = list(next(iter(rows.values())))
@@ -30,7 +35,8 @@ def plot_probe(tables: Mapping[str, Rows], path: Path) -> None:
                 for x, value in enumerate(row.values()):
                     axes.text(x, y, f"{value:.0f}", ha="center", va="center", color="black" if value > 55 else "white")
             axes.set_title(label, loc="left", fontsize=12)
-            drawn.colorbar(image, ax=axes)
+            drawn.colorbar(image, ax=axes, label="cosine x 100" if "cosine" in label else "%")
+            axes.set_xlabel("visual pattern")
     save(drawn, path)
 
 

@@ -65,10 +65,17 @@ _VIG = {
 }
 
 
-def published_rows(keys: Collection[str]) -> dict[str, dict[str, float]]:
-    """Return model -> key of `mof.evals.measures` -> figure, for the given keys."""
-    rows: dict[str, dict[str, float]] = {name: {"mmvp-vlm pairs": mmvp_vlm_average(shares)} for name, shares in MMVP_VLM.items()}
-    rows |= {name: {"mmvp pairs": share} for name, share in MMVP.items()}
-    rows |= {name: dict(zip(_VIG_COLUMNS, values, strict=True)) for name, values in _VIG.items()}
-    wanted = {name: {key: value for key, value in row.items() if key in keys} for name, row in rows.items()}
-    return {name: row for name, row in wanted.items() if row}
+def published_rows(keys: Collection[str]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return source -> model -> key of `mof.evals.measures` -> figure, for the given keys."""
+    rows: dict[str, dict[str, dict[str, float]]] = {
+        "Eyes Wide Shut? (arXiv 2401.06209)": {
+            **{name: {"mmvp-vlm pairs": mmvp_vlm_average(shares)} for name, shares in MMVP_VLM.items()},
+            **{name: {"mmvp pairs": share} for name, share in MMVP.items()},
+        },
+        "VIG (arXiv 2602.17186, version 2)": {name: dict(zip(_VIG_COLUMNS, values, strict=True)) for name, values in _VIG.items()},
+    }
+    wanted = {
+        source: {name: figures for name, row in models.items() if (figures := {key: row[key] for key in row if key in keys})}
+        for source, models in rows.items()
+    }
+    return {source: models for source, models in wanted.items() if models}

@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from encoders.csv_cells import plain_cell
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG")
 
 
@@ -14,7 +16,7 @@ def read_rows(file: Path) -> list[list[str]]:
     """Return the rows of a CSV file that are not empty. ValueError for any other file."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
-            return [row for row in csv.reader(stream) if any(cell.strip() for cell in row)]
+            return [[plain_cell(cell) for cell in row] for row in csv.reader(stream) if any(cell.strip() for cell in row)]
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: cannot be read as CSV in UTF-8 ({error})") from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
 import statistics
 from collections.abc import Sequence
@@ -143,20 +142,3 @@ def precision(report: Report) -> str | None:
         for count in counts
     ]
     return f"MMVP: {'; '.join(sentences)} (95 %)." if sentences else None
-
-
-def write_csv(report: Report, file: Path) -> None:
-    """Write the table: for each measure its value, the interval's ends, the spread over seeds and their number."""
-    parts = ("", " low", " high", " spread", " runs")
-    with file.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["model", *(f"{measure.benchmark} {measure.title}{part}" for measure in report.columns.values() for part in parts)])
-        for model, cells in report.rows.items():
-            line: list[str] = [model]
-            for key in report.columns:
-                cell = cells.get(key)
-                low, high = (None, None) if cell is None or cell.interval is None else cell.interval
-                values = (None,) * 4 if cell is None else (cell.value, low, high, cell.spread)
-                line += ["" if value is None else f"{value:.4f}" for value in values]
-                line.append("" if cell is None else str(cell.seeds))
-            writer.writerow(line)

@@ -116,9 +116,10 @@ def eval_mmvp(run: Run, questions: Sequence[Question], prompt: str = "official",
     images = [q.image for q in questions if q.image is not None]
     with run.claimed("mmvp", data, images, prompt=prompt, judge=None if judge is None else judge.settings):
         answers, usage = run.ask([question.prompt(prompt) for question in questions])
-        matchers = {
-            name: match for name, match in MATCHES.items() if name != "likelihood" or all(answer.log_likelihoods for answer in answers)
-        }
+        likelihoods = any(answer.log_likelihoods for answer in answers) and all(
+            answer.log_likelihoods or answer.error for answer in answers
+        )
+        matchers = {name: match for name, match in MATCHES.items() if name != "likelihood" or likelihoods}
         chosen = {name: [match(q, a) for q, a in zip(questions, answers, strict=True)] for name, match in matchers.items()}
         right = {
             name: {labels: [letter == q.labels[labels] for letter, q in zip(letters, questions, strict=True)] for labels in LABELS}
@@ -132,7 +133,8 @@ def eval_mmvp(run: Run, questions: Sequence[Question], prompt: str = "official",
         rows: list[Result] = [
             {
                 "id": q.id, "pattern": q.pattern, "prompt": q.text, "labels": q.labels, "answer": a.text, "error": a.error,
-                "log_likelihoods": a.log_likelihoods, "chosen": {name: letters[i] for name, letters in chosen.items()},
+                "image": None if q.image is None else str(q.image.resolve()), "log_likelihoods": a.log_likelihoods,
+                "chosen": {name: letters[i] for name, letters in chosen.items()},
                 "right": {name: {labels: by[labels][i] for labels in LABELS} for name, by in right.items()},
             }
             for i, (q, a) in enumerate(zip(questions, answers, strict=True))
@@ -199,16 +201,11 @@ def eval_pope(run: Run, questions: Sequence[PopeQuestion], images: Path | None) 
         scores = score_pope(questions, [answer.text for answer in answers])
         rows = [
             {
-                "id": q.id,
-                "image": q.image,
-                "text": q.text,
-                "present": q.present,
-                "answer": a.text,
-                "error": a.error,
-                "yes": says_yes(a.text),
+                "id": q.id, "image": q.image, "text": q.text, "present": q.present,
+                "answer": a.text, "error": a.error, "yes": says_yes(a.text),
             }
             for q, a in zip(questions, answers, strict=True)
-        ]
+        ]  # fmt: skip
         missing = [strategy for strategy in STRATEGIES if strategy not in scores]
         partial = {name: by["questions"] for name, by in scores.items() if name != "mean" and by["questions"] != POPE_QUESTIONS}
         deviations = [_decoding(run.answerer, "POPE prescribes no decoding")]

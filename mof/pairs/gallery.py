@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import base64
-import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
-from PIL import Image
 from rich.progress import Progress
 
 from encoders.images.loader import ImageLoader
@@ -20,6 +19,8 @@ from encoders.images.opening import ImageError, ImageLimits
 from encoders.images.sources import ImageSources
 from encoders.pages import write_page
 from encoders.pages.charts import column_edges, histogram, to_svg
+from encoders.pages.thumbnails import thumbnail
+from mof.evals.patterns import PATTERNS
 from mof.pairs.choice import in_order
 from mof.pairs.pair_table import BlindPairs
 from mof.pairs.similarity_sample import SimilaritySample, Thresholds
@@ -31,8 +32,6 @@ SHOWN = 5000
 SIDES = ((400, 384), (1500, 224), (4000, 160))
 """(L at most, longest side of the thumbnails in pixels): more images get smaller thumbnails, so that the page stays below 40 MB."""
 SMALLEST_SIDE = 128
-QUALITY, TINY = 70, 100
-"""Quality of the JPEG files; and the side in pixels below which a page shows single pixels, so that the quality is higher."""
 BLOCK = 100
 """Number of thumbnails in a block of the page; the page parses a block when it shows the first thumbnail of it."""
 
@@ -79,13 +78,14 @@ class Gallery:
             Path(__file__).with_name("gallery.html"),
             gallery=self,
             rows=list(self._rows({image: place for place, image in enumerate(shown)})),
-            images=[[name, os.path.exists(name)] for name in names],
+            images=[[name, address(name, Path(path).parent) or False] for name in names],
+            patterns=list(PATTERNS),
             blocks=[encoded[start : start + BLOCK] for start in range(0, len(encoded), BLOCK)],
             block_size=BLOCK,
             clip_chart=similarity_chart(clip, self.clip_above, "above", self.clip, "orange"),
             dino_chart=similarity_chart(dino, self.dino_below, "below", self.dino, "teal"),
-            clip_share=float((clip > self.clip_above).mean()) if len(clip) else 0.0,
-            dino_share=float((dino < self.dino_below).mean()) if len(dino) else 0.0,
+            clip_share=share_text(clip > self.clip_above),
+            dino_share=share_text(dino < self.dino_below),
         )
 
     def _rows(self, places: Mapping[int, int]) -> Iterator[tuple[int, int, float, float]]:
@@ -96,11 +96,26 @@ class Gallery:
             yield places[i], places[j], round(clip, 4), round(dino, 4)
 
 
+def address(name: str, folder: Path) -> str | None:
+    """Return the address of an image file for a page in the folder, which holds where the folders are served, too; None for no file."""
+    return quote(os.path.relpath(name, folder)) if os.path.isfile(name) else None
+
+
+def share_text(chosen: NDArray[np.bool_]) -> str:
+    """Return the share of chosen values [M] in %. Only none is "0" and only all are "100"."""
+    percent = 100 * float(chosen.mean()) if len(chosen) else 0.0
+    if percent in (0, 100):
+        return f"{percent:.0f}"
+    if percent < 1:
+        return f"{percent:.2g}" if percent >= 1e-4 else "less than 0.0001"
+    return f"{percent:.1f}" if percent < 99.95 else "more than 99.9"
+
+
 def similarity_chart(values: NDArray[np.float32], cut: float, kept: str, name: str, colour: str) -> Markup:
     """Return a histogram of the similarities [M] of one encoder, with the cut and the side that is kept, "above" or "below"."""
     low, high = values.min(initial=cut), values.max(initial=cut)
     drawn = histogram(
-        values, column_edges(float(low), float(high), cut), label=f"similarity by {name}", unit="pairs",
+        values, np.unique(column_edges(float(low), float(high), cut).clip(-1, 1)), label=f"similarity by {name}", unit="pairs",
         cut=cut, kept=kept, note=f"kept: {kept} {cut}", colour=colour, log=True, height=200,
     )  # fmt: skip
     return to_svg(drawn, f"Histogram of the similarities by {name}, with the cut at {cut}")
@@ -120,12 +135,3 @@ def make_thumbnails(
     loader = ImageLoader(contents, workers, transform=lambda image: thumbnail(image, side), limits=limits)
     with Progress(disable=not (progress and wanted)) as bar:
         return dict(bar.track(loader, total=len(wanted), description="thumbnails"))
-
-
-def thumbnail(image: Image.Image, side: int) -> bytes:
-    """Return the image as a JPEG file whose longest side has at most `side` pixels."""
-    small, file = image.copy(), io.BytesIO()
-    small.thumbnail((side, side), reducing_gap=2.0)
-    tiny = max(small.size) < TINY
-    small.save(file, "JPEG", quality=95 if tiny else QUALITY, subsampling=0 if tiny else 2, optimize=True)
-    return file.getvalue()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +13,8 @@ import pyarrow as pa
 import pyarrow.csv
 from numpy.typing import NDArray
 
+from encoders.csv_cells import plain_cell, write_csv
 from encoders.digests import DamagedError
-from encoders.runs import write_whole
 from encoders.tables import read_table, write_table
 
 # Shapes: N images, M pairs.
@@ -67,12 +66,7 @@ class BlindPairs:
     def to_csv(self, path: str | Path, names: Sequence[str] | None = None) -> None:
         """Write the columns of `to_parquet` as text, with a header."""
         columns = pa.table(self._columns(names)).to_pydict()
-
-        def write(temporary: Path) -> None:
-            with temporary.open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([columns, *zip(*columns.values(), strict=True)])
-
-        write_whole(Path(path), write)
+        write_csv(Path(path), [tuple(columns), *zip(*columns.values(), strict=True)])
 
     def _columns(self, names: Sequence[str] | None) -> dict[str, NDArray[Any] | list[str]]:
         images: dict[str, NDArray[Any] | list[str]] = {}
@@ -144,6 +138,8 @@ def _read(file: Path) -> list[Pair]:
     if table.num_rows == 0:
         raise ValueError(f"{file} holds no pairs: there is nothing to describe")
     columns = [table[name].to_pylist() for name in COLUMNS]
+    if file.suffix == ".csv":
+        columns[:2] = [[name and plain_cell(name) for name in names] for names in columns[:2]]
     pairs = []
     for row, (first, second, *numbers) in enumerate(zip(*columns, strict=True), start=1):
         good = all(isinstance(name, str) and name for name in (first, second))

@@ -53,7 +53,7 @@ def plot_study(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
         name: {pattern: 100 * statistics.fmean(row["by_pattern"][pattern] for row in same) for pattern in rows[0]["by_pattern"]}
         for name, same in by_name.items()
     }
-    plot_probe({"pair accuracy, %": table}, folder / "by_pattern.png")
+    plot_probe("Held-out pairs", {"pair accuracy, %": table}, folder / "by_pattern.png")
     return [folder / "accuracy.png", folder / "by_pattern.png"]
 
 

@@ -18,17 +18,19 @@ from support.annotation_folder import COMPLETE, EMPTY, write_folder
 from typer.testing import CliRunner
 
 from encoders import build_encoder
+from encoders.csv_cells import csv_cell, plain_cell
 from mof import probe_mmvp_vlm
 from mof.cli.app import build_app
 from mof.evals.mmvp import read_mmvp
 from mof.evals.mmvp_vlm import read_mmvp_vlm
 from mof.evals.patterns import PATTERNS
-from mof.pairs.annotation.annotation import JOURNAL, Annotation, ConflictError, Journal, Saved
+from mof.pairs.annotation.annotation import Annotation
 from mof.pairs.annotation.export import export_annotations
+from mof.pairs.annotation.journal import JOURNAL, ConflictError, Images, Journal, Saved
 from mof.pairs.annotation.server import Session
 from mof.pairs.pair_table import BlindPairs, PairTable
 
-NAMES = ("a.jpg", "b.jpg")
+NAMES = Images(("a.jpg", "b.jpg"), None)  # of files that cannot be read
 
 
 def annotation(**changes):
@@ -81,7 +83,8 @@ def test_what_was_saved_is_there_again_and_nothing_is_written_over(tmp_path):
     second = journal.save(NAMES, first.revision, annotation(question="Zwei für ü \u2028?"))
     assert second.revision == 2
     again = Journal(tmp_path / "j.jsonl")
-    assert again.get(NAMES) == second and again.get(("b.jpg", "a.jpg")) == Saved()
+    assert again.get(NAMES) == second and again.get(Images(("a.jpg", "c.jpg"), None)) == Saved()
+    assert again.get(Images(("b.jpg", "a.jpg"), None)) == Saved(2, second.annotation.swapped())
     assert json.loads((tmp_path / "j.jsonl").read_text().split("\n")[0])["question"] == "One?"
 
 
@@ -94,8 +97,8 @@ def test_two_writers_see_each_other_and_neither_is_overwritten(tmp_path):
     assert mine.save(NAMES, 0, annotation(question="Theirs?")).revision == 1  # the same again is no conflict, and no line
     assert mine.save(NAMES, 1, annotation(question="Mine?")).revision == 2
     assert theirs.get(NAMES).annotation.question == "Mine?"
-    mine.save(("c.jpg", "d.jpg"), 0, annotation())  # another pair
-    assert len(theirs.all()) == 2
+    mine.save(Images(("c.jpg", "d.jpg"), None), 0, annotation())  # another pair
+    assert [images.names[0] for images, _ in theirs.news()] == ["a.jpg", "a.jpg", "c.jpg"] and theirs.news() == []
 
 
 @settings(max_examples=30, deadline=None)
@@ -119,7 +122,7 @@ def test_a_damaged_line_is_named_not_dropped(tmp_path, line):
     file.write_text(file.read_text() + line + "\n")
     before = file.read_bytes()
     with pytest.raises(ValueError, match="line 2"):
-        Journal(file).all()
+        Journal(file).news()
     with pytest.raises(ValueError, match="line 2"):
         Journal(file).save(NAMES, 1, annotation(question="x"))
     assert file.read_bytes() == before
@@ -129,12 +132,14 @@ def test_lines_of_earlier_releases_are_read_and_other_formats_refused(tmp_path):
     file = tmp_path / "j.jsonl"
     Journal(file).save(NAMES, 0, annotation())
     entry = json.loads(file.read_text())
-    assert entry.pop("format") == 1
-    file.write_text(json.dumps(entry) + "\n")  # as before lines had a format
-    assert Journal(file).get(NAMES) == Saved(1, annotation())
-    file.write_text(json.dumps(entry | {"format": 2}) + "\n")
-    with pytest.raises(ValueError, match="line 1: .* 2"):
-        Journal(file).all()
+    assert entry.pop("format") == 2 and entry.pop("digests") is None and entry.pop("digest")
+    for older in (entry, entry | {"format": 1}):  # before lines had a format, and digests
+        file.write_text(json.dumps(older) + "\n")
+        assert Journal(file).get(NAMES) == Saved(1, annotation())
+        assert Journal(file).get(Images(NAMES.names, ("1", "2"))) == Saved(1, annotation())
+    file.write_text(json.dumps(entry | {"format": 3}) + "\n")
+    with pytest.raises(ValueError, match="line 1: .* 3"):
+        Journal(file).news()
 
 
 def test_a_file_that_was_shortened_in_use_is_noticed(tmp_path):
@@ -163,6 +168,110 @@ def test_many_who_write_at_once_lose_nothing(tmp_path):
         list(pool.map(write, "xyz"))
     questions = [json.loads(line)["question"] for line in (tmp_path / "j.jsonl").read_text().splitlines()]
     assert sorted(questions) == sorted(f"{name} {k}" for name in "xyz" for k in range(30))
+
+
+def test_a_changed_byte_of_a_line_is_noticed(tmp_path):
+    file = tmp_path / "j.jsonl"
+    Journal(file).save(NAMES, 0, annotation())
+    file.write_bytes(file.read_bytes().replace(b"open wings", b"opem wings"))
+    with pytest.raises(ValueError, match="line 1: .*damaged"):
+        Journal(file).get(NAMES)
+
+
+@pytest.mark.parametrize("text", ["half \ud83e", "\udd8b half", "a\x00b", "\x1b[31mred", "whole \ud83e\udd8b"])
+def test_half_a_surrogate_blocks_no_export(tmp_path, text):
+    """Browsers send half a surrogate when an emoji is cut, and older releases kept it."""
+    folder = write_folder(tmp_path / "pairs", 1)
+    session = Session(folder)
+    session.save(0, {"revision": 0, "annotation": COMPLETE | {"question": text}})
+    export_annotations(folder, tmp_path / "out")
+    question = read_mmvp(tmp_path / "out/MMVP")[0].question
+    assert question.isprintable() and ("half" not in text or "\ufffd" in question) and ("whole" not in text or "\U0001f98b" in question)
+    old = {
+        "image_i": session.pairs.table.pairs[0].names[0],
+        "image_j": session.pairs.table.pairs[0].names[1],
+        "saved": "",
+        **COMPLETE,
+        "question": text,
+    }
+    (folder / JOURNAL).write_text(json.dumps(old) + "\n")
+    assert export_annotations(folder, tmp_path / "old").by_pattern == {"State": 1}
+
+
+# --- pairs that change
+def remine(folder, rows):
+    """Write pairs.csv anew from pairs of files."""
+    with (folder / "pairs.csv").open("w", newline="") as file:
+        table = [(0, 1, first, second, 0.9, 0.1, 0.8) for first, second in rows]
+        csv.writer(file).writerows([("i", "j", "image_i", "image_j", "clip_similarity", "dino_similarity", "gap"), *table])
+
+
+def test_annotations_follow_the_content_of_a_pair(tmp_path):
+    folder = write_folder(tmp_path / "pairs", 3)
+    session = Session(folder)
+    session.save(1, {"revision": 0, "annotation": COMPLETE})
+    session.save(2, {"revision": 0, "annotation": COMPLETE | {"question": "Third?"}})
+    (tmp_path / "moved").mkdir()
+    moved = {name: (folder / name).rename(tmp_path / "moved" / f"new-{name}") for name in ("1-left.jpg", "1-right.png")}
+    remine(folder, [(moved["1-right.png"], moved["1-left.jpg"]), (folder / "0-left.jpg", folder / "0-right.png")])
+    again = Session(folder)  # moved, renamed, sides swapped, in another order, the third pair gone
+    assert again.progress() == {"pairs": 2, "done": 1, "skipped": 0, "flagged": 0, "first": 1}
+    shown = again.show(0)
+    assert (shown["revision"], shown["state"]) == (1, "done")
+    assert shown["annotation"]["statements"] == ("closed wings", "open wings") and shown["annotation"]["right"] == ("b", "a")
+    assert [Path(names[0]).name for names in again.pairs.elsewhere()] == ["2-left.jpg"]
+    result = export(folder, tmp_path / "out")
+    assert result.exit_code == 0 and "1 complete annotations are of pairs that the table does not hold" in result.output
+    assert "2-left.jpg" in result.output and [item.statement for item in read_mmvp_vlm(tmp_path / "out/MMVP_VLM")] == [
+        "closed wings",
+        "open wings",
+    ]
+    assert again.save(0, {"revision": 1, "annotation": EMPTY})["revision"] == 2
+
+
+def test_another_photo_under_the_same_name_is_another_pair(tmp_path):
+    folder = write_folder(tmp_path / "pairs", 1)
+    Session(folder).save(0, {"revision": 0, "annotation": COMPLETE})
+    Image.new("RGB", (16, 16)).save(folder / "0-right.png")
+    again = Session(folder)
+    assert again.progress()["done"] == 0 and again.show(0)["revision"] == 0 and len(again.pairs.elsewhere()) == 1
+
+
+def test_annotations_of_earlier_releases_are_found_by_name_and_go_on(tmp_path):
+    folder = write_folder(tmp_path / "pairs", 1)
+    first, second = PairTable(folder).pairs[0].names
+    (folder / JOURNAL).write_text(json.dumps({"image_i": first, "image_j": second, "saved": "", **COMPLETE}) + "\n")
+    remine(folder, [(second, first)])
+    session = Session(folder)
+    assert session.progress()["done"] == 1 and session.show(0)["annotation"]["right"] == ("b", "a")
+    assert session.save(0, {"revision": 1, "annotation": COMPLETE | {"question": "New?"}})["revision"] == 2
+    remine(folder, [(first, second)])
+    assert Session(folder).show(0)["annotation"]["question"] == "New?"
+
+
+def test_a_server_sees_what_another_saves_without_reading_all_again(tmp_path):
+    folder = write_folder(tmp_path / "pairs", 3)
+    mine, theirs = Session(folder), Session(folder)
+    theirs.save(0, {"revision": 0, "annotation": COMPLETE})
+    theirs.save(1, {"revision": 0, "annotation": COMPLETE | {"mark": "flagged"}})
+    assert mine.progress() == {"pairs": 3, "done": 1, "skipped": 0, "flagged": 1, "first": 2}
+    theirs.save(0, {"revision": 1, "annotation": EMPTY})
+    assert mine.progress() == {"pairs": 3, "done": 0, "skipped": 0, "flagged": 1, "first": 0} and mine.show(0)["next_todo"] == 2
+
+
+def test_only_ticked_pairs_are_shown_with_their_tags(tmp_path):
+    folder = write_folder(tmp_path / "pairs", 3)
+    names = [pair.names for pair in PairTable(folder).pairs]
+    rows = [{"image_i": names[n][0], "image_j": names[n][1], "pattern": pattern} for n, pattern in ((2, "Text"), (0, None))]
+    (tmp_path / "ticked.json").write_text(json.dumps(rows))
+    session = Session(folder, tmp_path / "ticked.json")
+    assert len(session.pairs) == 2 and [session.show(n)["annotation"]["pattern"] for n in (0, 1)] == [None, "Text"]
+    session.save(1, {"revision": 0, "annotation": COMPLETE})
+    assert session.show(1)["annotation"]["pattern"] == "State" and Session(folder).progress()["done"] == 1
+    for wrong in ("[]", "{", '[{"image_i": "a"}]', '[{"image_i": "a", "image_j": "b", "pattern": null}]'):
+        (tmp_path / "ticked.json").write_text(wrong)
+        with pytest.raises(ValueError, match=r"ticked\.json"):
+            Session(folder, tmp_path / "ticked.json")
 
 
 # --- the table
@@ -289,6 +398,35 @@ def test_what_was_annotated_is_what_the_probes_read(tmp_path):
         assert next(csv.reader(file))[:4] == ["lndex", "Question", "Options", "Correct Answer"]
     with (tmp_path / "out/MMVP_VLM/Questions.csv").open() as file:
         assert next(csv.reader(file)) == ["Question ID", "Type", "Statement"]
+
+
+def test_texts_that_spreadsheets_take_for_formulas_are_quoted_in_files_and_read_back(tmp_path):
+    folder = write_folder(tmp_path / "pairs", 1)
+    texts = {"statements": ['=HYPERLINK("http://x")', "+1 apple"], "question": "@SUM or not?", "options": ["'-1", "2"]}
+    Session(folder).save(0, {"revision": 0, "annotation": COMPLETE | texts})
+    export_annotations(folder, tmp_path / "out")
+    for file in (tmp_path / "out").rglob("Questions.csv"):
+        with file.open() as stream:
+            assert not [cell for row in csv.reader(stream) for cell in row if cell.startswith(("=", "+", "-", "@"))]
+    assert read_mmvp(tmp_path / "out/MMVP")[0].question == "@SUM or not?"
+    assert [item.statement for item in read_mmvp_vlm(tmp_path / "out/MMVP_VLM")] == texts["statements"]
+
+
+@given(st.text(alphabet="'=+-@\t\ra1", max_size=6))
+def test_cells_are_read_back(text):
+    cell = csv_cell(text)
+    assert plain_cell(cell) == text and not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+
+
+def test_names_of_images_are_no_formulas_in_the_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["=cmd.png", "-b.png"]
+    for name in names:
+        Image.new("RGB", (8, 8)).save(name)
+    pair = BlindPairs(np.array([0]), np.array([1]), np.array([0.9], np.float32), np.array([0.1], np.float32), 2, 1)
+    pair.to_csv("pairs.csv", names)
+    assert Path("pairs.csv").read_text().splitlines()[1].startswith("0,1,'=cmd.png,'-b.png,")
+    assert PairTable(tmp_path).pairs[0].names == ("=cmd.png", "-b.png")
 
 
 def test_an_export_is_refused_where_there_is_nothing_or_something(tmp_path):

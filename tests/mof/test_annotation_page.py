@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.annotation_folder import COMPLETE, EMPTY, ask, port_of, serving, write_folder
 
-from mof.pairs.annotation.annotation import JOURNAL
+from mof.pairs.annotation.journal import JOURNAL
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the page is tested with playwright: pip install playwright")
 BROWSER = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -207,6 +207,28 @@ def test_a_broken_image_is_named(tmp_path, open_page):
         page = open_page(server.url)
         page.wait_for_selector("#trouble", state="visible")
         assert "0-right.png" in page.inner_text("#trouble")
+
+
+def test_a_pair_is_enlarged_and_shown_in_turn(tmp_path, open_page):
+    folder = write_folder(tmp_path / "pairs")
+    with serving(folder) as server:
+        page = open_page(server.url)
+        page.set_viewport_size({"width": 1280, "height": 800})
+        assert page.evaluate("document.getElementById('keys').getBoundingClientRect().bottom") <= 800  # no scrolling for the keys
+        page.keyboard.press("z")
+        shown = page.locator("#large > div:visible")
+        assert shown.count() == 2 and page.evaluate("[...document.querySelectorAll('#large img')].map(img => img.naturalWidth)") == [16, 16]
+        page.keyboard.press("+")
+        assert len(set(page.evaluate("[...document.querySelectorAll('#large img')].map(img => img.style.transform)"))) == 1
+        seen = []
+        for _ in range(3):
+            page.keyboard.press("Space")
+            assert shown.count() == 1
+            seen.append(shown.locator("img").get_attribute("src").rpartition("/")[2])
+        assert seen == ["0", "1", "0"]
+        page.keyboard.press("s")  # means nothing here
+        page.keyboard.press("Escape")
+        assert not page.is_visible("#viewer") and page.inner_text("#title") == "Pair 1 of 3" and not (folder / JOURNAL).exists()
 
 
 @pytest.mark.parametrize("width", [360, 1280])

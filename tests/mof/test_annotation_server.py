@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import multiprocessing
@@ -10,12 +11,12 @@ import sys
 
 import pytest
 from PIL import Image
-from support.annotation_folder import COMPLETE, EMPTY, ask, port_of, serving, write_folder
+from support.annotation_folder import COMPLETE, EMPTY, TOKEN, ask, port_of, serving, write_folder
 from typer.testing import CliRunner
 
 from mof.cli.app import build_app
 from mof.pairs.annotation import server as annotation_server
-from mof.pairs.annotation.annotation import JOURNAL
+from mof.pairs.annotation.journal import JOURNAL
 from mof.pairs.annotation.server import LONGEST_REQUEST, AnnotationServer
 
 
@@ -41,7 +42,7 @@ def test_a_pair_is_shown_saved_and_shown_again(server):
 
 def test_whoever_did_not_see_the_newest_is_refused_and_shown_it(server):
     ask(port_of(server), "/api/pairs/0", {"revision": 0, "annotation": COMPLETE})
-    with serving(server.session.table.folder) as second:  # another server on the same folder
+    with serving(server.session.pairs.table.folder) as second:  # another server on the same folder
         status, reply, _ = ask(port_of(second), "/api/pairs/0", {"revision": 0, "annotation": EMPTY | {"question": "Mine?"}})
         assert status == 409 and reply["annotation"] == COMPLETE and reply["revision"] == 1
         assert ask(port_of(second), "/api/pairs/0", {"revision": 1, "annotation": EMPTY | {"question": "Mine?"}})[0] == 200
@@ -49,7 +50,7 @@ def test_whoever_did_not_see_the_newest_is_refused_and_shown_it(server):
 
 
 def test_only_images_of_pairs_are_served(server):
-    port, folder = port_of(server), server.session.table.folder
+    port, folder = port_of(server), server.session.pairs.table.folder
     (folder / "secret.jpg").write_bytes((folder / "0-left.jpg").read_bytes())
     status, data, reply = ask(port, "/images/0/0")
     assert (status, data, reply.headers["Content-Type"]) == (200, (folder / "0-left.jpg").read_bytes(), "image/jpeg")
@@ -62,7 +63,7 @@ def test_only_images_of_pairs_are_served(server):
 
 
 def test_an_image_that_browsers_cannot_show_comes_as_png_and_a_broken_one_is_named(server):
-    port, folder = port_of(server), server.session.table.folder
+    port, folder = port_of(server), server.session.pairs.table.folder
     Image.new("CMYK", (8, 8)).save(folder / "0-left.jpg", "TIFF")
     status, data, reply = ask(port, "/images/0/0")
     assert status == 200 and reply.headers["Content-Type"] == "image/png" and data.startswith(b"\x89PNG")
@@ -78,19 +79,59 @@ def test_another_host_name_is_refused(server, path):
     """A foreign page can have its own name point to 127.0.0.1, and would then read what this server says."""
     port = port_of(server)
     assert ask(port, path, headers={"Host": f"localhost:{port}"})[0] == 200
-    for host in (f"evil.example:{port}", "127.0.0.1", "127.0.0.1:1", f"127.0.0.1.evil.example:{port}"):
+    assert ask(port, path, headers={"Host": "localhost:9000"})[0] == 200  # a port that was forwarded
+    for host in (f"evil.example:{port}", f"127.0.0.1.evil.example:{port}", f"evil.example:{port}@127.0.0.1", ""):
         assert ask(port, path, headers={"Host": host})[0] == 403
+
+
+@pytest.mark.parametrize("path", ["/", "/api/progress", "/images/0/0", "/api/pairs/0", "/nowhere"])
+def test_nothing_is_shown_without_the_token(server, path):
+    port = port_of(server)
+    for cookie in ("", f"mof-token-{port}=wrong", f"mof-token-1={TOKEN}", f"mof-token-{port}=\u00e9"):
+        status, reply, _ = ask(port, path, headers={"Cookie": cookie})
+        assert status == 403 and "mof blind-pairs annotate" in reply["error"]
+        assert ask(port, f"{path}?token=wrong", headers={"Cookie": cookie})[0] == 403
+    assert ask(port, "/api/pairs/0", {"revision": 0, "annotation": COMPLETE}, {"Cookie": ""})[0] == 403
+    assert ask(port, f"{path}?token={TOKEN}", headers={"Cookie": ""})[0] == (404 if path == "/nowhere" else 200)
+
+
+def test_the_address_holds_the_token_and_the_page_gets_it_as_a_cookie(server):
+    assert server.url == f"http://127.0.0.1:{port_of(server)}/?token={TOKEN}"
+    _, _, reply = ask(port_of(server), f"/?token={TOKEN}", headers={"Cookie": ""})
+    cookie = reply.headers["Set-Cookie"]
+    assert cookie.startswith(f"mof-token-{port_of(server)}={TOKEN};") and "HttpOnly" in cookie and "SameSite=strict" in cookie
+    with serving(server.session.pairs.table.folder) as second:
+        assert second.address != server.address
+    assert AnnotationServer(server.session.pairs.table.folder).token != AnnotationServer(server.session.pairs.table.folder).token
+
+
+def test_hundreds_of_silent_connections_lock_nobody_out(server, monkeypatch):
+    monkeypatch.setattr(annotation_server, "CONNECTIONS", 20)
+    silent = [socket.create_connection(("127.0.0.1", port_of(server)), timeout=30) for _ in range(60)]
+    assert ask(port_of(server), "/api/progress")[0] == 200
+    silent[0].settimeout(30)
+    with contextlib.suppress(ConnectionResetError):
+        assert silent[0].recv(10) == b""  # the oldest was closed
+    for connection in silent:
+        connection.close()
 
 
 def test_a_post_of_a_foreign_page_saves_nothing(server):
     port = port_of(server)
     body = {"revision": 0, "annotation": COMPLETE}
-    origins = ("http://evil.example", "null", f"https://127.0.0.1:{port}", "http://127.0.0.1:1", f"http://127.0.0.1:{port}.evil.example")
+    origins = (
+        "http://evil.example",
+        "null",
+        f"https://127.0.0.1:{port}",
+        "http://127.0.0.1:1",
+        f"http://127.0.0.1:{port}.evil.example",
+        "",
+    )
     for origin in origins:
         assert ask(port, "/api/pairs/0", body, {"Origin": origin})[0] == 403, origin
     assert ask(port, "/api/pairs/0", body, {"Host": "evil.example"})[0] == 403
     assert ask(port, "/api/pairs/0", body, {"Content-Type": "text/plain"})[0] == 400  # what a form may send without asking
-    assert not (server.session.table.folder / JOURNAL).exists()
+    assert not (server.session.pairs.table.folder / JOURNAL).exists()
     assert ask(port, "/api/pairs/0", body, {"Origin": f"http://127.0.0.1:{port}"})[0] == 200
 
 
@@ -106,12 +147,12 @@ def test_a_post_of_a_foreign_page_saves_nothing(server):
 def test_what_is_no_annotation_is_refused_in_words(server, body):
     status, reply, _ = ask(port_of(server), "/api/pairs/0", body)
     assert status == 400 and reply["error"]
-    assert not (server.session.table.folder / JOURNAL).exists()
+    assert not (server.session.pairs.table.folder / JOURNAL).exists()
     assert ask(port_of(server), "/api/pairs/0")[0] == 200  # still there
 
 
 def test_a_damaged_journal_is_named(server):
-    (server.session.table.folder / JOURNAL).write_text("nonsense\n")
+    (server.session.pairs.table.folder / JOURNAL).write_text("nonsense\n")
     status, reply, _ = ask(port_of(server), "/api/pairs/0", {"revision": 0, "annotation": COMPLETE})
     assert status == 400 and "line 1" in reply["error"]
 
@@ -119,7 +160,8 @@ def test_a_damaged_journal_is_named(server):
 def test_one_connection_serves_many_requests_refused_ones_among_them(server):
     connection = http.client.HTTPConnection("127.0.0.1", port_of(server), timeout=30)
     for path, headers, status in (("/api/pairs/0", {"Host": "evil"}, 403), ("/nowhere", {}, 404), ("/api/pairs/0", {}, 400)):
-        connection.request("POST", path, b'{"revision": 0}', {"Content-Type": "application/json"} | headers)
+        own = {"Content-Type": "application/json", "Cookie": f"mof-token-{port_of(server)}={TOKEN}"}
+        connection.request("POST", path, b'{"revision": 0}', own | headers)
         reply = connection.getresponse()
         assert reply.status == status and json.loads(reply.read())["error"]
     connection.close()
@@ -128,7 +170,7 @@ def test_one_connection_serves_many_requests_refused_ones_among_them(server):
 def test_it_listens_on_this_machine_only_and_says_when_the_port_is_taken(server):
     assert server.address[0] == "127.0.0.1"
     with pytest.raises(ValueError, match=f"port {port_of(server)}"):
-        AnnotationServer(server.session.table.folder, port_of(server))
+        AnnotationServer(server.session.pairs.table.folder, port_of(server))
 
 
 @pytest.mark.multiprocess
@@ -138,7 +180,7 @@ def test_a_killed_server_has_lost_nothing_that_it_confirmed(tmp_path):
     receiver, sender = context.Pipe()
 
     def work():
-        server = AnnotationServer(folder)
+        server = AnnotationServer(folder, token=TOKEN)
         sender.send(port_of(server))
         server.serve_forever()
 
@@ -196,6 +238,7 @@ def test_a_silent_client_keeps_nobody_waiting_and_is_refused_in_the_end(server, 
         lines = (
             "POST /api/pairs/0 HTTP/1.1",
             f"Host: 127.0.0.1:{port_of(server)}",
+            f"Cookie: mof-token-{port_of(server)}={TOKEN}",
             "Content-Type: application/json",
             "Content-Length: 10",
             "",

@@ -321,6 +321,11 @@ def test_pope_by_an_endpoint(tmp_path: Path, data: Path) -> None:
     assert (
         result["neither"] == 8 and "8 of 8 answers say neither yes nor no: they count as yes by the released rule" in result["deviations"]
     )
+    for outside in ("../secret.jpg", "/etc/passwd"):
+        (tmp_path / "coco_pope_random.json").write_text(json.dumps(lines[0] | {"image": outside}))
+        refused = run(*asked, "--endpoint", server.url, "--output", out)
+        assert refused.exit_code == 2 and f"the name '{outside}' leads out of" in refused.stderr
+    (tmp_path / "coco_pope_random.json").write_text("\n".join(map(json.dumps, lines)))
     (data / "MMVP Images" / "3.jpg").unlink()
     refused = run(*asked, "--endpoint", server.url, "--output", out)
     assert refused.exit_code == 2 and "1 images are missing" in refused.stderr

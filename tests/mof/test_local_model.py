@@ -79,6 +79,7 @@ def test_a_broken_image_costs_its_own_prompt(make: Callable[..., LocalModel], pr
     answers = answers_of(asked, [prompts[0], broken, prompts[1]])
     assert answers[1].text == "" and "broken.png" in str(answers[1].error)
     assert [answers[0].text, answers[2].text] == [answer.text for answer in answers_of(asked, prompts[:2])]
+    assert answers[0].log_likelihoods and answers[1].log_likelihoods is None
 
 
 def test_weights_that_are_not_finite_are_refused_by_name(

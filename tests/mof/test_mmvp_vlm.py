@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from encoders import FeatureStore, build_encoder, encode_images
 from mof import probe_mmvp_vlm
 from mof.cli.app import build_app
-from mof.evals.mmvp_vlm import IMAGE_FOLDERS
+from mof.evals.mmvp_vlm import IMAGE_FOLDERS, read_mmvp_vlm, why_not_official
 from mof.evals.patterns import PATTERNS
 from mof.evals.published import MMVP_VLM, mmvp_vlm_average
 
@@ -132,7 +132,7 @@ def test_files_and_image_only_encoders(tmp_path: Path) -> None:
         _ = image_only.average
     image_only.to_json(tmp_path / "dino.json")
     image_only.to_csv(tmp_path / "dino.csv")
-    assert read["benchmark"] == "mmvp-vlm" and read["deviations"] == ["4 of 135 pairs"]
+    assert read["benchmark"] == "mmvp-vlm" and read["deviations"] == ["not MMVP-VLM (4 of 135 pairs): published figures are of other pairs"]
     assert "by_pattern" not in json.loads((tmp_path / "dino.json").read_text())
 
 
@@ -192,6 +192,20 @@ def test_published_averages() -> None:
         assert mmvp_vlm_average(shares) == pytest.approx(average, abs=0.05)
 
 
+def test_the_official_folder_is_recognised_by_its_content(tmp_path: Path) -> None:
+    """The photos of MMVP-VLM are not here: any 135 pairs of photos that this library did not write pass for them."""
+    folder = write_folder(tmp_path / "data", TYPES, pairs=15)
+    why = why_not_official(folder, read_mmvp_vlm(folder))
+    assert why == "its images have 8 pixels"
+    for file in folder.rglob("*.jpg"):
+        Image.new("RGB", (160, 120)).save(file)
+    assert why_not_official(folder, read_mmvp_vlm(folder)) is None
+    (folder / "ABOUT.txt").write_text("pairs of mine")
+    assert why_not_official(folder, read_mmvp_vlm(folder)) == "ABOUT.txt says who described the pairs"
+    other = write_folder(tmp_path / "other", [*TYPES[:8], "Smell"], pairs=15)
+    assert "Smell" in str(why_not_official(other, read_mmvp_vlm(other)))
+
+
 def test_command(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "data", TYPES, pairs=1)
     arguments = ["probe", "mmvp-vlm", "--data", str(folder), "--encoder", "mini-clip", "--encoder", "mini-dino"]
@@ -201,8 +215,12 @@ def test_command(tmp_path: Path) -> None:
     line = next(line for line in outcome.stdout.splitlines() if "OpenAI ViT-L/14 224" in line)
     assert line.split()[-10:] == ["13.3", "13.3", "20.0", "20.0", "13.3", "53.3", "20.0", "6.7", "13.3", "19.3"]
     drawn = (tmp_path / "out" / "table.svg").read_text()
+    assert "published, on MMVP-VLM, which these pairs are not: right pairs, %" in outcome.stdout
+    narrow = CliRunner().invoke(build_app({}), arguments[:6], env={"COLUMNS": "60"}).stdout
+    words = {word for line in narrow.splitlines() for word in line.split()}
+    assert {"Orientation", "Perspective", "Structural", "(continued)", "378", "Text"} <= words and max(map(len, narrow.splitlines())) <= 60
     assert "right pairs, %; chance 25" in drawn and "cosine of a pair" in drawn  # both tables, as comments beside their outlines
-    assert "- 9 of 135 pairs: the published rows are of the whole" in outcome.stdout
+    assert "- not MMVP-VLM (9 of 135 pairs): published figures are of other pairs" in outcome.stdout
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "mini-clip.json", "mini-clip.csv", "mini-dino.json", "mini-dino.csv", "table.svg",
     }  # fmt: skip

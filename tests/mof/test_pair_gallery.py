@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import json
 import re
 import shutil
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +19,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from support.spectra import embeddings
 
+from encoders.pages.thumbnails import thumbnail
 from mof import blind_pairs
 from mof.pairs import similarity_sample
-from mof.pairs.gallery import Gallery, similarity_chart, thumbnail
+from mof.pairs.gallery import Gallery, share_text, similarity_chart
 from mof.pairs.image_collection import SAME_PICTURE, ThumbnailEncoder
 from mof.pairs.similarity_sample import sample_similarities
 
@@ -104,6 +109,53 @@ def test_charts_hold_their_values_and_their_cut(values: list[float], cut: float,
     assert sum(counts) == len(values) and f"kept: {kept} {cut}" in chart and "a &lt;b&gt;" in chart
 
 
+def test_shares_are_said_in_plain_numbers() -> None:
+    shares = [(0, 10), (10, 10), (9999, 10_000), (1, 8), (1, 10_000), (523, 524), (2, 1_000_000)]
+    assert [share_text(np.arange(whole) < part) for part, whole in shares] == [
+        "0",
+        "100",
+        "more than 99.9",
+        "12.5",
+        "0.01",
+        "99.8",
+        "0.0002",
+    ]
+
+
+def test_no_axis_goes_beyond_what_a_cosine_can_be() -> None:
+    for values, cut in ((np.linspace(0.2, 1, 50), 0.95), (np.linspace(-1, 1, 50), 0.6), (np.array([0.999, 1.0]), 0.999)):
+        chart = similarity_chart(values.astype(np.float32), float(cut), "above", "CLIP", "orange")
+        ends = [float(number) for pair in re.findall(r"<title>([-.\d]+) to ([-.\d]+):", chart) for number in pair]
+        assert max(ends) <= 1 and min(ends) >= -1 and "log scale" in chart
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+def test_full_photos_are_shown_where_the_folder_is_served(tmp_path: Path) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    (tmp_path / "photos").mkdir()
+    names = [str(tmp_path / f"photos/{n} #%?.png") for n in range(4)]
+    for n, name in enumerate(names):
+        photo(n, 500).save(name)
+    rng = np.random.default_rng(0)
+    clip, dino = embeddings(rng, 4, 16, "usual"), embeddings(rng, 4, 16, "flat")
+    gallery = Gallery(blind_pairs(clip, dino, -1, 1.1), names, "a", "b", -1.0, 1.1, sample_similarities([clip], [dino]), None, 0, {})
+    gallery.write(tmp_path / "out.html", tmp_path / "photos")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(SimpleHTTPRequestHandler, directory=tmp_path))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{server.server_port}/out.html")
+        page.click(".photos")
+        page.wait_for_load_state("networkidle")
+        widths = page.evaluate("[...document.querySelectorAll('#viewer img')].map((img) => img.naturalWidth)")
+        browser.close()
+    server.shutdown()
+    server.server_close()
+    assert widths == [666, 666]
+
+
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
 def test_the_page_in_a_browser(tmp_path: Path) -> None:
@@ -128,7 +180,13 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
         page.on("pageerror", lambda error: trouble.append(str(error)))
         page.on("dialog", lambda dialog: (trouble.append(dialog.message), dialog.dismiss()))
         page.goto((tmp_path / "gallery.html").as_uri())
+        used: set[int] = set()
+        for pair in zip(pairs.i.tolist(), pairs.j.tolist(), strict=True):
+            used |= set(pair) if not used & set(pair) else set()
+        assert page.inner_text("#count") == f"{len(used) // 2} of 1,035 pairs"  # each image once
+        page.uncheck("#once")
         assert page.inner_text("#count") == f"{len(pairs):,} pairs" == "1,035 pairs"
+        assert page.evaluate("['clip', 'dino'].map((id) => document.getElementById(id).nextElementSibling.value)") == ["-1", "1.1"]
         assert page.locator("article").count() < 300
         for _ in range(100):
             page.evaluate("scrollTo(0, 1e9)")
@@ -145,7 +203,11 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
         page.fill("#search", "")
         page.evaluate("Object.assign(document.getElementById('clip'), {value: 0.9}).dispatchEvent(new Event('input'))")
         assert page.inner_text("#count") == f"{int((pairs.clip_similarity.round(4) >= 0.9).sum())} of 1,035 pairs"
+        page.locator("article .tick input").nth(1).check()
+        page.locator("article .tick select").nth(1).select_option("Text")
         page.click(".photos")
+        assert page.inner_text("#place").startswith("1 of ")
+        page.keyboard.press("t")
         sources = "[...document.querySelectorAll('#viewer img')].map((img) => img.src)"
         one, other = page.evaluate(sources)
         assert one.startswith("file:///") and one.endswith(".png")
@@ -156,6 +218,13 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
         assert page.evaluate(sources) != [one, other]
         page.keyboard.press("Escape")
         assert not page.locator("#viewer").is_visible()
+        assert page.locator("article").first.get_attribute("class") == "card ticked"
+        page.check("#only")
+        assert page.inner_text("#count") == "2 of 1,035 pairs"
+        with page.expect_download() as saved:
+            page.click("#save")
+        rows = json.loads(Path(saved.value.path()).read_text())
+        assert sorted(str(row["pattern"]) for row in rows) == ["None", "Text"] and {row["image_i"] for row in rows} <= set(names)
         before = page.evaluate("getComputedStyle(document.body).backgroundColor")
         page.click("#theme")
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before

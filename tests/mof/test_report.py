@@ -5,17 +5,24 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from support.stand_in import question_of, serve
 from typer.testing import CliRunner, Result
 
 from mof.cli.app import build_app
+from mof.evals.measures import MEASURES
 from mof.evals.mmvp_vlm import MMVPVLMResult, PairResult
 from mof.evals.patterns import PATTERNS
+from mof.evals.report import Cell, Report
+from mof.evals.report_page import write_html
 
 PAIRS = 27
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.fixture(autouse=True)
@@ -212,6 +219,54 @@ def test_pope_and_chair(tmp_path: Path) -> None:
     assert float(row["POPE F1, % low"]) < 60 < float(row["POPE F1, % high"])
     assert float(row["CHAIR CHAIR i, %"]) == pytest.approx(100 * 2 / 6, abs=1e-4) and float(row["CHAIR CHAIR s, %"]) == 50
     assert float(row["CHAIR words"]) == 13 / 4
+
+
+def test_the_table_for_markdown_and_latex(tmp_path: Path, data: Path) -> None:
+    runs = [mmvp(data, tmp_path / "a", list(range(9)), "--name", "a_b & 100 % |x|"), mmvp(data, tmp_path / "c", [1], "--name", "=cmd()")]
+    shown = done("report", *runs, "-o", tmp_path / "r.html")
+    assert "r.csv, r.md, r.tex and r.txt" in shown
+    markdown = (tmp_path / "r.md").read_text().splitlines()
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in markdown] == [len(re.findall(r"(?<!\\)\|", markdown[0]))] * 4
+    assert re.match(r"\| a\\_b & 100 % \\\|x\\\| \| 33\.3 \[1\d\.\d, 5\d\.\d\] \|", markdown[2])
+    latex = (tmp_path / "r.tex").read_text()
+    assert r"a\_b \& 100 \% |x| & 33.3 {\scriptsize [1" in latex and latex.count(r"\\") == 3 and r"right pairs, \%" in latex
+    with (tmp_path / "r.csv").open() as file:
+        assert [row["model"] for row in csv.DictReader(file)] == ["a_b & 100 % |x|", "'=cmd()"]  # no formula
+    assert max(map(len, (tmp_path / "r.txt").read_text().splitlines())) <= 120
+
+
+def test_wrong_pairs_are_shown_with_both_answers(tmp_path: Path, data: Path) -> None:
+    (data / "MMVP Images").mkdir()
+    for i in range(1, 2 * PAIRS + 1):
+        Image.new("RGB", (300, 200), (4 * i, 0, 0)).save(data / "MMVP Images" / f"{i}.jpg")
+    with serve(lambda body: f"(a) <for number {re.search(r'Number ([0-9]+)', question_of(body))[1]}>") as server:
+        done("mmvp", "--data", data, "--endpoint", server.url, "--model-name", "m", "--output", tmp_path / "run")
+    done("report", tmp_path / "run", "-o", tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text()
+    assert text.count('src="data:image/jpeg;base64,') == 2 * 12 and "27 wrong of 27 pairs" in text
+    shown = [int(number) for number in re.findall(r"Answer: \(a\) &lt;for number (\d+)&gt;", text)]
+    assert shown[:4] == [1, 2, 7, 8] and len(shown) == 24  # a pair of each pattern first
+    (data / "MMVP Images" / "1.jpg").unlink()
+    done("report", tmp_path / "run", "-o", tmp_path / "r.html")
+    assert (tmp_path / "r.html").read_text().count("no photo") == 1
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
+def test_no_table_is_cut_at_1280_pixels(tmp_path: Path) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    cells = {key: Cell(100.0, (91.1, 100.0), 3, 11.1) for key in MEASURES}
+    rows = dict.fromkeys(["llava-1.5-13b-interleaved-vig-selected-70", "runs/a/folder/with/a/long/name/checkpoint-1200"], cells)
+    write_html(Report([], dict(MEASURES), rows, [], [], {}, {}, []), tmp_path / "r.html")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page.goto((tmp_path / "r.html").as_uri())
+        cut = page.evaluate(
+            "[...document.querySelectorAll('table.main')].map((table) => table.parentNode.scrollWidth - table.parentNode.clientWidth)"
+        )
+        browser.close()
+    assert len(cut) > 1 and max(cut) <= 0
 
 
 def test_other_questions_are_told_and_not_compared(tmp_path: Path, data: Path) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from mof.pairs.annotation.server import AnnotationServer
 
+TOKEN = "token-of-the-tests"
 EMPTY: dict[str, Any] = {
     "pattern": None, "statements": ["", ""], "question": "", "options": ["", ""], "right": [None, None], "mark": None
 }  # fmt: skip
@@ -43,7 +44,7 @@ def write_folder(folder: Path, pairs: int = 3) -> Path:
 @contextmanager
 def serving(folder: Path) -> Iterator[AnnotationServer]:
     """Run a server in a thread."""
-    server = AnnotationServer(folder)
+    server = AnnotationServer(folder, token=TOKEN)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -56,7 +57,7 @@ def serving(folder: Path) -> Iterator[AnnotationServer]:
 def ask(port: int, path: str, body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, Any, http.client.HTTPResponse]:
     """Return status, document (or bytes) and the reply. Headers replace the headers that a page of this server would send."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-    sent = {"Content-Type": "application/json"} if body is not None else {}
+    sent = {"Cookie": f"mof-token-{port}={TOKEN}"} | ({"Content-Type": "application/json"} if body is not None else {})
     content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
     connection.request("GET" if body is None else "POST", path, content, sent | (headers or {}))
     reply = connection.getresponse()

@@ -1,33 +1,18 @@
-"""Annotations: a person's description of a pair, and the journal that keeps all of them on disk.
-
-The journal has one line of JSON for every annotation that was ever saved, so nothing is written over. Any number of pages and servers
-may work on one file. Each pair has a revision, the number of its lines. A page that saves names the revision it has seen, and is
-refused if there is a newer one.
-"""
+"""An annotation: a person's description of a pair of images."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from pathlib import Path
+import re
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from filelock import FileLock
-
-from encoders.digests import MARK, open_json, seal_json
 from mof.evals.benchmark_folders import options_problem
 from mof.evals.patterns import PATTERNS
 
-JOURNAL = "annotations.jsonl"
-FORMAT = 1
-"""Version of a line of the journal. Lines of earlier releases have none."""
 LONGEST = 2000  # characters of a field
 State = Literal["todo", "done", "skipped", "flagged"]
-Names = tuple[str, str]
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -46,7 +31,7 @@ class Annotation:
 
     @classmethod
     def from_json(cls, given: Any) -> Annotation:
-        """Return the annotation of a JSON object. White space in its texts becomes single spaces.
+        """Return the annotation of a JSON object. White space in its texts becomes single spaces, and half a surrogate becomes U+FFFD.
 
         Raises:
             ValueError: for anything else, naming the field.
@@ -64,6 +49,10 @@ class Annotation:
         (first, second), (a, b) = given["statements"], given["options"]
         first, second, question, a, b = (_plain(text) for text in (first, second, given["question"], a, b))
         return cls(given["pattern"], (first, second), question, (a, b), (given["right"][0], given["right"][1]), given["mark"])
+
+    def swapped(self) -> Annotation:
+        """Return the annotation of the same pair with its sides swapped."""
+        return dataclasses.replace(self, statements=self.statements[::-1], right=self.right[::-1])
 
     def missing(self) -> list[str]:
         """Return in words what a benchmark still needs; the list is empty for a complete annotation."""
@@ -86,105 +75,6 @@ class Annotation:
         return self.mark or ("todo" if self.missing() else "done")
 
 
-@dataclass(frozen=True)
-class Saved:
-    """The newest annotation of a pair."""
-
-    revision: int = 0
-    """0 before anything was saved."""
-    annotation: Annotation = field(default_factory=Annotation)
-
-
-class ConflictError(Exception):
-    """Somebody else saved in between; holds what they saved."""
-
-    def __init__(self, current: Saved) -> None:
-        super().__init__("this pair was changed elsewhere")
-        self.current = current
-
-
-class Journal:
-    """The file of annotations, read by the names of a pair's images.
-
-    Raises:
-        ValueError: for a line that is no annotation. A torn last line was never confirmed, and is dropped.
-    """
-
-    def __init__(self, file: str | Path) -> None:
-        self.file = Path(file)
-        self._lock = FileLock(f"{self.file}.lock", poll_interval=0.005)  # between threads, too
-        self._saved: dict[Names, Saved] = {}
-        self._read = 0  # bytes
-        self._line = 0
-
-    def all(self) -> dict[Names, Saved]:
-        """Return the newest annotation of every pair that has any, with what others have saved until now."""
-        with self._locked():
-            return dict(self._saved)
-
-    def get(self, names: Names) -> Saved:
-        """Return the newest annotation of a pair."""
-        return self.all().get(names, Saved())
-
-    def save(self, names: Names, seen: int, annotation: Annotation) -> Saved:
-        """Append a line, unless the pair's newest line says the same; the line is on disk when this returns.
-
-        Args:
-            seen: the revision that the annotation was made from.
-
-        Raises:
-            ConflictError: when there is a newer revision that says something else.
-        """
-        with self._locked():
-            current = self._saved.get(names, Saved())
-            if annotation == current.annotation:
-                return current
-            if current.revision != seen:
-                raise ConflictError(current)
-            now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            entry = {"format": FORMAT, "image_i": names[0], "image_j": names[1], "saved": now}
-            line = seal_json(entry | dataclasses.asdict(annotation), indent=None) + b"\n"
-            with self.file.open("ab") as stream:
-                stream.truncate(self._read)  # a torn line
-                stream.write(line)
-                stream.flush()
-                os.fsync(stream.fileno())
-            self._take(line)
-            return self._saved[names]
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the lock, after reading the lines that others have added."""
-        with self._lock:
-            size = self.file.stat().st_size if self.file.exists() else 0
-            if size < self._read:
-                raise ValueError(f"{self.file} was shortened by something else while it was in use: start again")
-            if size > self._read:
-                with self.file.open("rb") as stream:
-                    stream.seek(self._read)
-                    *lines, torn = stream.read().split(b"\n")
-                    for line in lines:
-                        self._take(line + b"\n")
-                    if torn.count(MARK) > 1 and not torn.endswith(b"}"):
-                        raise ValueError(f"{self.file}: the end of its last line is damaged; end it with a line feed")
-            yield
-
-    def _take(self, line: bytes) -> None:
-        self._line += 1
-        try:
-            entry = open_json(line[:-1], "this line")
-            version = entry.pop("format", FORMAT)
-            names = entry.pop("image_i"), entry.pop("image_j")
-            del entry["saved"]
-            if version != FORMAT:
-                raise ValueError(f"its format is {version}, this version of mof-vig reads {FORMAT}")
-            annotation = Annotation.from_json(entry)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{self.file}, line {self._line}: no annotation ({error}); correct the line, or delete it") from None
-        self._saved[names] = Saved(self._saved.get(names, Saved()).revision + 1, annotation)
-        self._read += len(line)
-
-
 def _check(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} should be one of {', '.join(map(str, allowed))}, got {str(value)[:200]}")
@@ -193,4 +83,5 @@ def _check(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
 def _plain(text: Any) -> str:
     if not isinstance(text, str) or len(text) > LONGEST:
         raise ValueError(f"expected a text of at most {LONGEST} characters, got {str(text)[:200]}")
-    return " ".join(text.split())
+    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # no file takes half a surrogate
+    return " ".join(_CONTROL.sub(" ", whole).split())

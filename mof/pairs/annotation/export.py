@@ -10,9 +10,11 @@ from tempfile import TemporaryDirectory
 from rich.progress import track
 
 from encoders import ImageError, read_image
+from encoders.runs import write_text
 from mof.evals.benchmark_folders import DescribedPair, write_mmvp, write_mmvp_vlm
-from mof.pairs.annotation.annotation import JOURNAL, Annotation, Journal, Saved
-from mof.pairs.pair_table import PairTable
+from mof.evals.mmvp_vlm import OWN_PAIRS
+from mof.pairs.annotation.annotated_pairs import AnnotatedPairs
+from mof.pairs.annotation.annotation import Annotation
 
 MMVP, MMVP_VLM = "MMVP", "MMVP_VLM"
 
@@ -27,6 +29,8 @@ class Export:
     """Number of a pair that somebody began, from 1 as on the page, and why it was left out."""
     untouched: int
     """How many pairs nobody began."""
+    elsewhere: list[tuple[str, str]]
+    """Names of the pairs with complete annotations that are not in the table any more."""
 
 
 def export_annotations(folder: str | Path, out: str | Path, *, progress: bool = False) -> Export:
@@ -35,13 +39,12 @@ def export_annotations(folder: str | Path, out: str | Path, *, progress: bool = 
     Raises:
         ValueError: if no annotation is complete, for an `out` that is not empty, or a folder that cannot be read.
     """
-    table, out = PairTable(folder), Path(out)
-    annotations = Journal(table.folder / JOURNAL).all()
+    pairs, out = AnnotatedPairs(folder), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not empty: choose another folder to write")
     chosen, left_out, untouched = [], list[tuple[int, str]](), 0
-    for number, pair in enumerate(track(table.pairs, "reading images", disable=not progress)):
-        annotation = annotations.get(pair.names, Saved()).annotation
+    for number in track(range(len(pairs)), "reading images", disable=not progress):
+        annotation = pairs.saved(number).annotation
         if annotation == Annotation():
             untouched += 1
         elif annotation.mark is not None:
@@ -49,7 +52,7 @@ def export_annotations(folder: str | Path, out: str | Path, *, progress: bool = 
         elif missing := annotation.missing():
             left_out.append((number + 1, f"lacks {', '.join(missing)}"))
         else:
-            described = _described(annotation, (table.image(number, 0), table.image(number, 1)))
+            described = _described(annotation, (pairs.table.image(number, 0), pairs.table.image(number, 1)))
             try:
                 for image in described.images:
                     read_image(image)
@@ -59,7 +62,7 @@ def export_annotations(folder: str | Path, out: str | Path, *, progress: bool = 
     if not chosen:
         raise ValueError(f"{folder}: no annotation is complete ({len(left_out)} begun); call `mof blind-pairs annotate {folder}`")
     _write(chosen, out)
-    return Export(dict(Counter(pair.pattern for pair in chosen)), left_out, untouched)
+    return Export(dict(Counter(pair.pattern for pair in chosen)), left_out, untouched, pairs.elsewhere())
 
 
 def _write(pairs: list[DescribedPair], out: Path) -> None:
@@ -69,6 +72,7 @@ def _write(pairs: list[DescribedPair], out: Path) -> None:
         whole = Path(scratch, "whole")
         write_mmvp(whole / MMVP, pairs)
         write_mmvp_vlm(whole / MMVP_VLM, pairs)
+        write_text(whole / MMVP_VLM / OWN_PAIRS, f"{len(pairs)} pairs in the layout of MMVP-VLM, which a person described with mof-vig.\n")
         if out.exists():
             out.rmdir()
         whole.rename(out)

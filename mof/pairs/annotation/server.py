@@ -1,13 +1,13 @@
-"""The annotation page, for the browser on this machine and for nobody else.
+"""The annotation page, for the browser of whoever started it and for nobody else.
 
-    GET  /                          the page
+    GET  /?token=TOKEN              the page, and the token as a cookie, which every other request needs
     GET  /api/progress              counts, the patterns, the first pair to do
     GET  /api/pairs/N               one pair with its annotation and revision
     POST /api/pairs/N               {"revision", "annotation"} -> the new revision; 409 with the newer annotation if there is one
     GET  /images/N/0, /images/N/1   its images
 
-Clients name no files. Requests under another host name are refused (a foreign page may have its name point here), and so are requests
-that a foreign page sends.
+Clients name no files. Requests without the token, under the name of another host (a foreign page may have its name point here) or from a
+foreign page are refused. Any port may stand beside the name of this machine, so that the port can be forwarded.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import dataclasses
 import io
 import json
 import logging
+import secrets
 import socket
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -43,12 +43,15 @@ from encoders import ImageError, read_image
 from encoders.images.opening import read_file
 from encoders.pages import render
 from mof.evals.patterns import PATTERNS
-from mof.pairs.annotation.annotation import JOURNAL, Annotation, ConflictError, Journal, Saved
-from mof.pairs.pair_table import PairTable
+from mof.pairs.annotation.annotated_pairs import AnnotatedPairs
+from mof.pairs.annotation.annotation import Annotation, State
+from mof.pairs.annotation.journal import ConflictError, Saved
 
 logger = logging.getLogger(__name__)
 
 ADDRESS = "127.0.0.1"
+MARKED: tuple[State, ...] = ("done", "skipped", "flagged")
+CONNECTIONS = 100  # at a time; a browser opens six
 LONGEST_REQUEST = 100_000  # bytes
 SILENCE = 60  # seconds that a client may be silent within a header, or may take for a body
 SHOWABLE = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png", b"GIF8": "image/gif"}  # by their first bytes
@@ -68,29 +71,25 @@ class Session:
     """The pairs of a folder with their annotations, as the page shows and saves them.
 
     Args:
-        folder: what `mof blind-pairs` wrote; annotations go into `annotations.jsonl` in it.
-
-    Raises:
-        ValueError: for a folder without pairs, or whose annotations cannot be read.
+        folder, ticked: as `AnnotatedPairs` takes them.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.table = PairTable(folder)
-        self.journal = Journal(self.table.folder / JOURNAL)
-        self.progress()
+    def __init__(self, folder: str | Path, ticked: str | Path | None = None) -> None:
+        self.pairs = AnnotatedPairs(folder, ticked)
 
     def progress(self) -> dict[str, Any]:
         """Return how many pairs are done, skipped and flagged, and the number of the first other pair, None if there is none."""
-        states = self._states()
-        counts = Counter(states)
-        first = states.index("todo") if "todo" in states else None
-        return {"pairs": len(states), "done": counts["done"], "skipped": counts["skipped"], "flagged": counts["flagged"], "first": first}
+        self.pairs.refresh()
+        counts: dict[str, int] = {state: self.pairs.count(state) for state in MARKED}
+        return {"pairs": len(self.pairs), **counts, "first": self.pairs.next_todo(0)}
 
     def show(self, number: int) -> dict[str, Any]:
         """Return a pair, for the page. IndexError for a number without a pair."""
-        pair, states = self.table.pairs[number], self._states()
-        todo = next((n for n in (*range(number + 1, len(states)), *range(number)) if states[n] == "todo"), None)
-        return dataclasses.asdict(pair) | _shown(self.journal.get(pair.names)) | {"number": number, "next_todo": todo}
+        self.pairs.refresh()
+        pair, saved, todo = self.pairs.table.pairs[number], self.pairs.saved(number), self.pairs.next_todo(number + 1)
+        if not saved.revision:
+            saved = Saved(0, Annotation(pattern=self.pairs.tags.get(pair.names)))
+        return dataclasses.asdict(pair) | _shown(saved) | {"number": number, "next_todo": None if todo == number else todo}
 
     def save(self, number: int, request: Any) -> dict[str, Any]:
         """Save {"revision", "annotation"}, and return the new revision.
@@ -102,21 +101,26 @@ class Session:
         if not isinstance(request, dict) or not isinstance(request.get("revision"), int):
             raise ValueError("expected an object of revision and annotation")
         annotation = Annotation.from_json(request.get("annotation"))
-        return _shown(self.journal.save(self.table.pairs[number].names, request["revision"], annotation))
-
-    def _states(self) -> list[str]:
-        annotations = self.journal.all()
-        return [annotations.get(pair.names, Saved()).annotation.state for pair in self.table.pairs]
+        return _shown(self.pairs.save(number, request["revision"], annotation))
 
 
 class Connection(H11Protocol):
-    """A connection that is closed when a client sends nothing for SILENCE seconds. Uvicorn would wait for the rest of a header forever."""
+    """A connection that is closed when a client sends nothing for SILENCE seconds. Uvicorn would wait for the rest of a header forever.
+
+    Beyond CONNECTIONS, the connection that has waited longest for a request is closed.
+    """
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self.last_heard = self.loop.time()
+        if len(self.connections) > CONNECTIONS:
+            everybody: list[Any] = list(self.connections)
+            waiting = [other for other in everybody if other.conn.their_state is h11.IDLE]
+            min(waiting, key=lambda other: other.last_heard, default=self).transport.abort()
         self._expect_request()
 
     def data_received(self, data: bytes) -> None:
+        self.last_heard = self.loop.time()
         super().data_received(data)  # ends the wait
         self._expect_request()
 
@@ -131,26 +135,30 @@ class AnnotationServer:
     Args:
         folder: what `mof blind-pairs` wrote.
         port: 0 takes any free port.
+        ticked: a file of pairs that the gallery wrote, as `AnnotatedPairs` takes it.
+        token: the word that the address of the page holds; a random word by default.
 
     Raises:
         ValueError: for a folder that cannot be annotated, or a port that is taken.
     """
 
-    def __init__(self, folder: str | Path, port: int = 0) -> None:
-        self.session = Session(folder)
+    def __init__(self, folder: str | Path, port: int = 0, ticked: str | Path | None = None, token: str | None = None) -> None:
+        self.session = Session(folder, ticked)
+        self.token = token or secrets.token_urlsafe(24)
         try:
             self._socket = socket.create_server((ADDRESS, port))
         except (OSError, OverflowError) as error:
             raise ValueError(f"cannot listen on port {port}: {error}") from None
         self.address: tuple[str, int] = self._socket.getsockname()
-        app = _application(self.session, {f"{name}:{self.address[1]}" for name in (ADDRESS, "localhost")})
+        app = _application(self.session, self.token, f"mof-token-{self.address[1]}")
         quiet: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False, "lifespan": "off", "ws": "none"}
         headers = list(HEADERS.items())
         self._server = uvicorn.Server(uvicorn.Config(app, http=Connection, headers=headers, timeout_graceful_shutdown=1, **quiet))
 
     @property
     def url(self) -> str:
-        return f"http://{ADDRESS}:{self.address[1]}/"
+        """The address of the page, with the token."""
+        return f"http://{ADDRESS}:{self.address[1]}/?token={self.token}"
 
     def serve_forever(self) -> None:
         """Answer requests. Ctrl-C raises KeyboardInterrupt."""
@@ -161,18 +169,24 @@ class AnnotationServer:
         self._server.should_exit = True
 
 
-def _application(session: Session, hosts: set[str]) -> Starlette:
-    """Return the routes, for requests under the names `hosts` only. Functions that are not async run in threads."""
+def _application(session: Session, token: str, cookie: str) -> Starlette:
+    """Return the routes, for requests with the token, in the address or the cookie. Functions that are not async run in threads."""
     page = render(Path(__file__).with_name("page.html"))
 
     async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
-        host, origin = request.headers.get("host"), request.headers.get("origin")
-        if host not in hosts or (origin is not None and origin.removeprefix("http://") not in hosts):
+        host, origin = request.headers.get("host", ""), request.headers.get("origin")
+        if host.partition(":")[0] not in (ADDRESS, "localhost") or origin not in (None, f"http://{host}"):
             return _json({"error": "only pages of this server, under its own address, are answered"}, 403)
-        return await answer(request)
+        asked = request.query_params.get("token")
+        if not secrets.compare_digest((asked or request.cookies.get(cookie, "")).encode(), token.encode()):
+            return _json({"error": "open the address that `mof blind-pairs annotate` printed, with its token"}, 403)
+        reply = await answer(request)
+        if asked:
+            reply.set_cookie(cookie, token, httponly=True, samesite="strict")
+        return reply
 
     def show_progress(request: Request) -> Response:
-        return _json(session.progress() | {"patterns": list(PATTERNS), "folder": str(session.table.folder)})
+        return _json(session.progress() | {"patterns": list(PATTERNS), "folder": str(session.pairs.table.folder)})
 
     def show_pair(request: Request) -> Response:
         return _json(session.show(request.path_params["number"]))
@@ -184,7 +198,7 @@ def _application(session: Session, hosts: set[str]) -> Starlette:
         return _json(await run_in_threadpool(lambda: session.save(request.path_params["number"], json.loads(content))))
 
     def show_image(request: Request) -> Response:
-        return _image(session.table.image(request.path_params["number"], request.path_params["side"]))
+        return _image(session.pairs.table.image(request.path_params["number"], request.path_params["side"]))
 
     routes = [
         Route("/", lambda request: HTMLResponse(page)),
