@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -141,7 +141,7 @@ class Journal:
                 return current
             if current.revision != seen:
                 raise ConflictError(current)
-            now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            now = datetime.now(UTC).isoformat(timespec="seconds")
             entry = {"format": FORMAT, "image_i": names[0], "image_j": names[1], "saved": now}
             line = json.dumps(entry | dataclasses.asdict(annotation)).encode() + b"\n"
             with self.file.open("ab") as stream:
