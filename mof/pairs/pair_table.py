@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,19 @@ FORMAT, FORMAT_KEY = b"1", b"blind_pairs_format"
 """Version of the table, and its key in the metadata of the Parquet file. Tables of earlier releases have none."""
 NUMBERS = ("clip_similarity", "dino_similarity", "gap")
 COLUMNS = ("image_i", "image_j", *NUMBERS)
+
+
+class BlindPair(NamedTuple):
+    """A pair of images."""
+
+    i: int
+    j: int
+    clip_similarity: float
+    dino_similarity: float
+
+    @property
+    def gap(self) -> float:
+        return self.clip_similarity - self.dino_similarity
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,16 @@ class BlindPairs:
     def __len__(self) -> int:
         return len(self.i)
 
+    def __getitem__(self, index: Any) -> Any:  # a BlindPair, or BlindPairs for a slice, a mask or indices
+        columns = [values[index] for values in (self.i, self.j, self.clip_similarity, self.dino_similarity)]
+        return BlindPairs(*columns, self.images, self.total) if columns[0].ndim else BlindPair(*(value.item() for value in columns))
+
+    def __repr__(self) -> str:
+        head = "{:>9} {:>9} {:>8} {:>8} {:>8}".format("i", "j", "CLIP", "DINO", "gap")
+        rows = [f"{i:>9} {j:>9} {clip:8.3f} {dino:8.3f} {clip - dino:8.3f}" for i, j, clip, dino in self[:5]]
+        more = [f"{'...':>9}"] if len(self) > 5 else []
+        return "\n".join([self.summary(), head, *rows, *more])
+
     @property
     def gap(self) -> NDArray[np.float32]:
         """[M], what the pairs are sorted by"""
@@ -60,18 +83,21 @@ class BlindPairs:
 
     def to_parquet(self, path: str | Path, names: Sequence[str] | None = None) -> None:
         """Write columns i, j, clip_similarity, dino_similarity, gap; with the `names` [N] of the images also image_i, image_j."""
-        table = pa.table(self._columns(names), metadata={FORMAT_KEY: FORMAT})
-        write_whole(Path(path), lambda temporary: pq.write_table(table, temporary))
+        write_whole(Path(path), lambda temporary: pq.write_table(self.table(names), temporary))
 
     def to_csv(self, path: str | Path, names: Sequence[str] | None = None) -> None:
         """Write the columns of `to_parquet` as text, with a header."""
-        columns = pa.table(self._columns(names)).to_pydict()
+        columns = self.table(names).to_pydict()
 
         def write(temporary: Path) -> None:
             with temporary.open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows([columns, *zip(*columns.values(), strict=True)])
 
         write_whole(Path(path), write)
+
+    def table(self, names: Sequence[str] | None = None) -> pa.Table:
+        """Return the columns of `to_parquet` as an Arrow table with M rows."""
+        return pa.table(self._columns(names), metadata={FORMAT_KEY: FORMAT})
 
     def _columns(self, names: Sequence[str] | None) -> dict[str, NDArray[Any] | list[str]]:
         images: dict[str, NDArray[Any] | list[str]] = {}

@@ -70,6 +70,10 @@ class Score:
     """[T] where each token ends: token t is answer[token_starts[t]:token_ends[t]]. If the bytes of a character are several tokens,
     all of them have this character. Some tokenizers count the space before a word to the word, others to no token."""
 
+    def __repr__(self) -> str:
+        losses = f"loss {self.loss:.3f} with the image, {self.null_loss:.3f} with the null image"
+        return f"Score of record {self.id!r}: VIG {self.vig:.3f} nats; {losses}; {len(self.token_vig)} answer tokens"
+
 
 class Scores(Sequence[Score]):
     """Scores in the order of the records.
@@ -82,12 +86,31 @@ class Scores(Sequence[Score]):
     def __init__(self, items: Iterable[Score], manifest: Mapping[str, Any]) -> None:
         self._items = list(items)
         self.manifest = dict(manifest)
+        self._numbers: dict[str, int] | None = None  # by id; made on first use
 
-    def __getitem__(self, index: Any) -> Any:  # a Score, or a list of them for a slice
-        return self._items[index]
+    def __getitem__(self, index: Any) -> Any:  # a Score by its number or its id, or a list of them for a slice
+        if not isinstance(index, str):
+            return self._items[index]
+        if self._numbers is None:
+            self._numbers = {score.id: number for number, score in enumerate(self._items)}
+        if index not in self._numbers:
+            raise KeyError(f"no score of record {index!r}: {self.failures.get(index, 'it was not scored')}")
+        return self._items[self._numbers[index]]
 
     def __len__(self) -> int:
         return len(self._items)
+
+    def __repr__(self) -> str:
+        tokens = sum(len(score.token_vig) for score in self._items)
+        state = "" if self.manifest["complete"] else "; the run did not finish"
+        lines = [
+            f"Scores of {len(self):,} records with {tokens:,} answer tokens{state}",
+            f"  {len(self.manifest['text_only']):,} records without an image, {len(self.failures):,} that could not be scored",
+        ]
+        if len(self):
+            low, middle, high = np.quantile(self.vig, [0, 0.5, 1])
+            lines.append(f"  VIG in nats: mean {self.vig.mean():.3f}, median {middle:.3f}, from {low:.3f} to {high:.3f}")
+        return "\n".join(lines)
 
     @property
     def ids(self) -> list[str]:
