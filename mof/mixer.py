@@ -62,9 +62,10 @@ class Mixer(nn.Module):
 
     def __repr__(self) -> str:
         adapters = sum(parameter.numel() for name, parameter in self.named_parameters() if not name.startswith("encoders."))
+        name, grid, pool = type(self).__name__, " x ".join(map(str, self.grid)), " x ".join(map(str, self.pool))
         lines = [
-            f"{type(self).__name__}: {self.tokens_per_image} tokens of {self.hidden_size} channels for an image of {self.image_size} pixels",
-            f"  {self.grid[0]} x {self.grid[1]} grid, pooled {self.pool[0]} x {self.pool[1]}; {self.projector}, {adapters / 1e6:,.2f} M parameters",
+            f"{name}: {self.tokens_per_image} tokens of {self.hidden_size} channels for an image of {self.image_size} pixels",
+            f"  {grid} grid, pooled {pool}; adapters {self.projector}, {adapters / 1e6:,.2f} M parameters",
         ]
         for name, encoder in self.encoders.items():
             grid, state = " x ".join(map(str, encoder.grid)), "frozen" if encoder.frozen else "trainable"

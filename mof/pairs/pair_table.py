@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,8 +60,9 @@ class BlindPairs:
         return len(self.i)
 
     def __getitem__(self, index: Any) -> Any:  # a BlindPair, or BlindPairs for a slice, a mask or indices
-        columns = [values[index] for values in (self.i, self.j, self.clip_similarity, self.dino_similarity)]
-        return BlindPairs(*columns, self.images, self.total) if columns[0].ndim else BlindPair(*(value.item() for value in columns))
+        names = BlindPair._fields
+        columns = {name: getattr(self, name)[index] for name in names}
+        return replace(self, **columns) if columns["i"].ndim else BlindPair(**{name: columns[name].item() for name in names})
 
     def __repr__(self) -> str:
         head = "{:>9} {:>9} {:>8} {:>8} {:>8}".format("i", "j", "CLIP", "DINO", "gap")
