@@ -98,6 +98,19 @@ class Encoder(nn.Module, ABC):
         self.tower = tower.requires_grad_(trainable)
         self.eval()
 
+    def __repr__(self) -> str:
+        parameters = list(self.parameters())
+        layers = ", ".join(map(str, self.layers))
+        embedding = f"embedding of {self.embed_dim} numbers" if self.embed_dim else "no embedding"
+        count = sum(parameter.numel() for parameter in parameters)
+        place = f", {parameters[0].dtype}, {parameters[0].device}" if parameters else ""
+        return (
+            f"{type(self).__name__} {self.name}\n"
+            f"  {self.image_size} x {self.image_size} pixels -> {self.grid[0]} x {self.grid[1]} tokens of {self.width} channels\n"
+            f"  tokens after block {layers}{', normed' if self.norm else ''}; {embedding}; {'' if self.has_text else 'no '}text tower\n"
+            f"  {count / 1e6:,.1f} M parameters, {'frozen' if self.frozen else 'trainable'}{place}"
+        )
+
     @property
     def image_size(self) -> int:
         """S, in pixels."""

@@ -6,6 +6,7 @@ import copy
 import os
 from typing import Any
 
+import torch
 from accelerate import init_empty_weights
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -16,6 +17,7 @@ from mof.adapter import build_mixer
 from mof.config import MoFConfig
 from mof.llava.weights import list_faults
 from mof.mixer import Mixer
+from mof.quantization import language_model_only
 
 ENCODERS_PREFIX = "mixer.encoders."  # keys of the encoders' weights in a state dict
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
@@ -79,6 +81,9 @@ class StrictCheckpoints(PreTrainedModel):
             config, kwargs = cls.config_class.from_pretrained(path, return_unused_kwargs=True, **hub, **kwargs)
         # Encoders come from several libraries, few of which can be built inside transformers' meta-device context.
         mixer = build_configured_mixer(config)
+        if (quantization := kwargs.get("quantization_config")) is not None:
+            with torch.device("meta"):
+                kwargs["quantization_config"] = language_model_only(quantization, cls(config, _shell_of(mixer, config.embed_encoders)))
         model, info = super().from_pretrained(
             path, *args, config=config, mixer=_shell_of(mixer, config.embed_encoders), output_loading_info=True, **hub, **kwargs
         )

@@ -60,6 +60,18 @@ class Mixer(nn.Module):
         self.encoders = nn.ModuleDict(encoders)
         self._grids = {name: encoder.grid for name, encoder in encoders.items()}  # at the time this mixer is made
 
+    def __repr__(self) -> str:
+        adapters = sum(parameter.numel() for name, parameter in self.named_parameters() if not name.startswith("encoders."))
+        name, grid, pool = type(self).__name__, " x ".join(map(str, self.grid)), " x ".join(map(str, self.pool))
+        lines = [
+            f"{name}: {self.tokens_per_image} tokens of {self.hidden_size} channels for an image of {self.image_size} pixels",
+            f"  {grid} grid, pooled {pool}; adapters {self.projector}, {adapters / 1e6:,.2f} M parameters",
+        ]
+        for name, encoder in self.encoders.items():
+            grid, state = " x ".join(map(str, encoder.grid)), "frozen" if encoder.frozen else "trainable"
+            lines.append(f"  {name}: {encoder.name}, {encoder.image_size} pixels, {grid} tokens of {encoder.width} channels, {state}")
+        return "\n".join(lines)
+
     @property
     def positions(self) -> int:
         """P, the positions of the common grid after pooling."""

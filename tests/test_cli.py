@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import EntryPoint, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -87,7 +88,6 @@ def test_group_shows_the_first_line_of_each_command(tmp_path: Path, monkeypatch:
 
 
 def test_declared_sub_commands_exist() -> None:
-    tomllib = pytest.importorskip("tomllib")  # Python 3.11
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["mof.commands"]
     for name, value in declared.items():
         command = EntryPoint(name, value, "mof.commands").load()

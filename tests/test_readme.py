@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def check_install(words: list[str]) -> None:
     assert words[:3] == ["pip", "install", "-e"]
-    tomllib = pytest.importorskip("tomllib")  # Python 3.11
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     asked = re.fullmatch(r"\.(?:\[(.*)\])?", words[3])
     assert asked is not None and set((asked[1] or "").split(",")) <= {"", *extras}

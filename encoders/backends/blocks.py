@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from encoders.base import Encoder
 
 Grid = tuple[int, int]
 
@@ -51,6 +53,41 @@ def block_outputs(blocks: nn.ModuleList, layers: Iterable[int], leave: bool = Fa
         for hook in hooks:
             hook.remove()
     assert outputs.keys() == wanted, "the tower never ran the block"
+
+
+class BlockEncoder(Encoder):
+    """An encoder whose tower runs blocks that take and give tokens [B, L, D], prefix tokens first.
+
+    The tower runs its blocks itself, because only the tower knows their arguments (masks, rotary positions). A subclass implements
+    `blocks_and_norm` and `image_embedding`.
+    """
+
+    def blocks_and_norm(self) -> tuple[nn.ModuleList, nn.Module] | None:
+        """Return the blocks of the tower and its final norm, or None for a tower without equal blocks, which `stage_tokens` reads."""
+        raise NotImplementedError
+
+    def stage_tokens(self, x: Tensor) -> Tensor:
+        """Return `patch_tokens` of a tower without equal blocks."""
+        raise NotImplementedError
+
+    def patch_tokens(self, x: Tensor) -> Tensor:
+        if (parts := self.blocks_and_norm()) is None:
+            return self.stage_tokens(x)  # [B, h*w, D]
+        with block_outputs(parts[0], self.layers, leave=True) as outputs:  # [B, L, D] each
+            self.image_embedding(x)
+        return self._patches(outputs, parts[1])  # [B, h*w, D]
+
+    def embedding_and_tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if (parts := self.blocks_and_norm()) is None:
+            return super().embedding_and_tokens(x)
+        with block_outputs(parts[0], self.layers) as outputs:  # [B, L, D] each
+            embedding = self.image_embedding(x)  # [B, E]
+        return embedding, self._patches(outputs, parts[1])  # [B, h*w, D]
+
+    def _patches(self, outputs: Mapping[int, Tensor], norm: nn.Module) -> Tensor:
+        """Return the outputs [B, L, D] of `layers` side by side, without prefix tokens: [B, h*w, D]."""
+        after = norm if self.norm else nn.Identity()
+        return torch.cat([after(outputs[layer])[:, self.prefix_tokens :] for layer in self.layers], dim=-1)
 
 
 class Positions:

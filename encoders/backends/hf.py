@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,8 +15,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PretrainedConfig
 
-from encoders.backends.blocks import block_outputs
-from encoders.base import Encoder
+from encoders.backends.blocks import BlockEncoder
 from encoders.images.resizing import Interpolation
 from encoders.weight_files import (
     INSTEAD_OF_FOLDER,
@@ -94,7 +92,7 @@ FAMILIES = {
 }
 
 
-class HFEncoder(Encoder):
+class HFEncoder(BlockEncoder):
     """A model of transformers. `embed_image` is its pooled output, projected for CLIP (class token, attention pool)."""
 
     def __init__(self, model: nn.Module, source: str, processor: Any, **options: Any) -> None:
@@ -125,25 +123,8 @@ class HFEncoder(Encoder):
     def _vision(self) -> Any:
         return self.tower.get_submodule(self.family.tower)
 
-    def patch_tokens(self, x: Tensor) -> Tensor:
-        """The tower runs its blocks, because only the tower knows their arguments (masks, rotary positions)."""
-        with self._outputs(leave=True) as hidden:  # [B, L, D] each
-            self._run(self._vision, x)
-        return self._patches(hidden)  # [B, h*w, D]
-
-    def embedding_and_tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        with self._outputs() as hidden:  # [B, L, D] each
-            embedding = self.image_embedding(x)  # [B, E]
-        return embedding, self._patches(hidden)  # [B, h*w, D]
-
-    def _outputs(self, leave: bool = False) -> AbstractContextManager[dict[int, Tensor]]:
-        return block_outputs(self._vision.get_submodule(self.family.blocks), self.layers, leave)
-
-    def _patches(self, hidden: Mapping[int, Tensor]) -> Tensor:
-        """[B, L, D] by layer -> [B, h*w, D], side by side, without the prefix tokens, which come first."""
-        norm = self._vision.get_submodule(self.family.norm) if self.norm else nn.Identity()
-        count = self.grid[0] * self.grid[1]
-        return torch.cat([norm(hidden[layer])[:, -count:] for layer in self.layers], dim=-1)  # [B, h*w, D]
+    def blocks_and_norm(self) -> tuple[nn.ModuleList, nn.Module]:
+        return self._vision.get_submodule(self.family.blocks), self._vision.get_submodule(self.family.norm)
 
     def _run(self, tower: nn.Module, x: Tensor) -> Any:
         options: dict[str, Any] = {"interpolate_pos_encoding": True} if self.family.positions else {}

@@ -14,8 +14,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from encoders.backends import timm as timm_backend
-from encoders.backends.blocks import Positions, block_outputs
-from encoders.base import Encoder
+from encoders.backends.blocks import BlockEncoder, Positions
 from encoders.images.resizing import Fit
 from encoders.names import near_names, split_weights
 from encoders.weight_files import (
@@ -35,7 +34,7 @@ from encoders.weight_files import (
 FITS: dict[str, Fit] = {"shortest": "crop", "squash": "squash", "longest": "pad"}  # open_clip's resize_mode
 
 
-class OpenClipEncoder(Encoder):
+class OpenClipEncoder(BlockEncoder):
     """An image-text model of open_clip. `tower` is the whole model, `tower.visual` its vision tower."""
 
     has_text = True
@@ -67,35 +66,24 @@ class OpenClipEncoder(Encoder):
         self._offline = offline
         self._tokenizer: Any = None  # made on first use: some come from the hub
 
-    def patch_tokens(self, x: Tensor) -> Tensor:
+    def blocks_and_norm(self) -> tuple[nn.ModuleList, nn.Module] | None:
         visual = self.tower.visual
         if isinstance(visual, TimmModel):
-            return timm_backend.read_layers(visual.trunk, x, self.layers, self.norm)
-        outputs: dict[int, Tensor] = {}
-        if 0 in self.layers:
-            x0 = visual._embeds(x)[:, 1:]  # [B, h*w, D]: without the class token
-            outputs[0] = visual.ln_post(x0) if self.norm else x0
-        if blocks := sorted(set(self.layers) - {0}):
-            options = {"stop_early": True, "normalize_intermediates": self.norm, "intermediates_only": True}
-            read = visual.forward_intermediates(x, indices=[block - 1 for block in blocks], **options)["image_intermediates"]
-            outputs |= zip(blocks, [maps.flatten(2).transpose(1, 2) for maps in read], strict=True)  # [B, h*w, D] each
-        return torch.cat([outputs[layer] for layer in self.layers], dim=-1)  # [B, h*w, D]
+            return timm_backend.blocks_and_norm(visual.trunk)
+        return (visual.transformer.resblocks, visual.ln_post) if isinstance(visual, VisionTransformer) else None
+
+    def stage_tokens(self, x: Tensor) -> Tensor:
+        visual = self.tower.visual
+        if isinstance(visual, TimmModel):
+            return timm_backend.read_stages(visual.trunk, x, self.layers, self.norm)
+        stages = sorted(set(self.layers))
+        options = {"stop_early": True, "intermediates_only": True}
+        maps = visual.forward_intermediates(x, indices=[stage - 1 for stage in stages], **options)["image_intermediates"]
+        outputs = dict(zip(stages, maps, strict=True))  # [B, C, h, w] each
+        return torch.cat([outputs[layer].flatten(2).transpose(1, 2) for layer in self.layers], dim=-1)  # [B, h*w, D]
 
     def image_embedding(self, x: Tensor) -> Tensor:
         return self.tower.encode_image(x)  # [B, E]
-
-    def embedding_and_tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        visual = self.tower.visual
-        trunk = visual.trunk if isinstance(visual, TimmModel) else None
-        if not isinstance(trunk or visual, (VisionTransformer, *timm_backend.TRANSFORMERS)):
-            return super().embedding_and_tokens(x)
-        blocks = visual.transformer.resblocks if trunk is None else trunk.blocks
-        with block_outputs(blocks, self.layers) as outputs:  # [B, L, D] each
-            embedding = self.image_embedding(x)  # [B, E]
-        if trunk is not None:
-            return embedding, timm_backend.patches(trunk, outputs, self.layers, self.norm)
-        after = visual.ln_post if self.norm else nn.Identity()
-        return embedding, torch.cat([after(outputs[layer])[:, 1:] for layer in self.layers], dim=-1)  # [B, h*w, D]
 
     def text_embedding(self, texts: list[str]) -> Tensor:
         if self._tokenizer is None:

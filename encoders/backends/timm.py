@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 import encoders.backends.moco_v3  # registers its networks with timm
 import encoders.miniature  # noqa: F401  likewise
-from encoders.backends.blocks import Positions, block_outputs
-from encoders.base import Encoder
+from encoders.backends.blocks import BlockEncoder, Positions
 from encoders.images.resizing import Fit
 from encoders.names import near_names, split_weights
 from encoders.weight_files import (
@@ -34,13 +33,11 @@ from encoders.weight_files import (
 
 # All blocks of these networks have the same width and grid, and the final norm fits every block.
 TRANSFORMERS: tuple[Any, ...] = (vision_transformer.VisionTransformer, eva.Eva, beit.Beit)
-# The embeddings of these networks can be computed without running a block.
-EMBEDDING: tuple[Any, ...] = (vision_transformer.VisionTransformer, eva.Eva)
 
 FITS: dict[str, Fit] = {"center": "crop", "squash": "squash", "border": "pad"}  # timm's crop_mode
 
 
-class TimmEncoder(Encoder):
+class TimmEncoder(BlockEncoder):
     """A network of timm without its classifier. `embed_image` gives the output that timm pools."""
 
     def __init__(self, trunk: Any, *, norm: bool | None = None, **options: Any) -> None:
@@ -62,15 +59,11 @@ class TimmEncoder(Encoder):
         self.prefix_tokens, self.flexible = prefix_tokens(trunk), takes_any_size(trunk)
         self._positions = Positions()
 
-    def patch_tokens(self, x: Tensor) -> Tensor:
-        return read_layers(self.tower, x, self.layers, self.norm)  # [B, h*w, D]
+    def blocks_and_norm(self) -> tuple[nn.ModuleList, nn.Module] | None:
+        return blocks_and_norm(self.tower)
 
-    def embedding_and_tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if not isinstance(self.tower, TRANSFORMERS):
-            return super().embedding_and_tokens(x)
-        with block_outputs(self.tower.blocks, self.layers) as outputs:  # [B, L, D] each
-            embedding = self.image_embedding(x)  # [B, E]
-        return embedding, patches(self.tower, outputs, self.layers, self.norm)
+    def stage_tokens(self, x: Tensor) -> Tensor:
+        return read_stages(self.tower, x, self.layers, self.norm)  # [B, h*w, D]
 
     def image_embedding(self, x: Tensor) -> Tensor:
         return self.tower(x)  # [B, E]
@@ -90,7 +83,7 @@ def sizes(trunk: Any, norm: bool) -> dict[str, Any]:
     stages = trunk.feature_info
     width = {layer: stage["num_chs"] for layer, stage in enumerate(stages, start=1)}
     stride = {layer: stage["reduction"] for layer, stage in enumerate(stages, start=1)}
-    if isinstance(trunk, EMBEDDING):
+    if isinstance(trunk, TRANSFORMERS):
         width[0], stride[0] = width[1], stride[1]
     if norm and not isinstance(trunk, TRANSFORMERS):
         width = {len(stages): trunk.num_features}  # the input of its own head: after the last norm or convolution
@@ -117,34 +110,24 @@ def resize(trunk: Any, image_size: int, positions: Positions) -> None:
         trunk.pos_embed = positions.resampled(table, grid, trunk.patch_embed.grid_size, prefix)
 
 
-def read_layers(trunk: Any, x: Tensor, layers: Sequence[int], norm: bool) -> Tensor:
-    """[B, 3, S, S] -> [B, h*w, D]: the outputs of `layers` side by side, without prefix tokens. No deeper block runs."""
-    transformer = isinstance(trunk, TRANSFORMERS)
-    if norm and not transformer:
+def blocks_and_norm(trunk: Any) -> tuple[nn.ModuleList, nn.Module] | None:
+    """Return the blocks and the final norm of a transformer, or None for other networks."""
+    return (trunk.blocks, trunk.norm) if isinstance(trunk, TRANSFORMERS) else None
+
+
+def read_stages(trunk: Any, x: Tensor, layers: Sequence[int], norm: bool) -> Tensor:
+    """[B, 3, S, S] -> [B, h*w, D]: the outputs of stages side by side. No deeper stage runs."""
+    if norm:
         return _head_input(trunk, x)
-    outputs: dict[int, Tensor] = {0: _embeddings(trunk, x, norm)} if 0 in layers else {}
-    if blocks := sorted(set(layers) - {0}):
-        options = {"norm": norm, "stop_early": True, "intermediates_only": True, "output_fmt": "NLC" if transformer else "NCHW"}
-        read = trunk.forward_intermediates(x, indices=[block - 1 for block in blocks], **options)
-        outputs |= zip(blocks, read, strict=True)
-    return torch.cat([outputs[layer] if transformer else _rows(outputs[layer]) for layer in layers], dim=-1)  # [B, h*w, D]
-
-
-def patches(trunk: Any, outputs: Mapping[int, Tensor], layers: Sequence[int], norm: bool) -> Tensor:
-    """A transformer's outputs [B, L, D] by layer -> [B, h*w, D], side by side and without prefix tokens."""
-    after = trunk.norm if norm else nn.Identity()
-    return torch.cat([after(outputs[layer])[:, prefix_tokens(trunk) :] for layer in layers], dim=-1)  # [B, h*w, D]
+    stages = sorted(set(layers))
+    options = {"stop_early": True, "intermediates_only": True, "output_fmt": "NCHW"}
+    maps = trunk.forward_intermediates(x, indices=[stage - 1 for stage in stages], **options)  # [B, C, h, w] each
+    outputs = dict(zip(stages, maps, strict=True))
+    return torch.cat([_rows(outputs[layer]) for layer in layers], dim=-1)  # [B, h*w, D]
 
 
 def _rows(maps: Tensor) -> Tensor:
     return maps.flatten(2).transpose(1, 2)  # [B, C, h, w] -> [B, h*w, C]
-
-
-def _embeddings(trunk: Any, x: Tensor, norm: bool) -> Tensor:
-    """Return layer 0 [B, h*w, D]: the patches with their positions, before any block."""
-    x = trunk._pos_embed(trunk.patch_embed(x))  # [B, L, D]
-    x = trunk.norm_pre(x[0] if isinstance(trunk, eva.Eva) else x)  # Eva gives rotary positions too
-    return (trunk.norm(x) if norm else x)[:, trunk.num_prefix_tokens :]  # [B, h*w, D]
 
 
 def _head_input(trunk: Any, x: Tensor) -> Tensor:

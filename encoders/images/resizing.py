@@ -15,7 +15,6 @@ from types import ModuleType
 from typing import Literal, NamedTuple
 
 import numpy as np
-import PIL
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
@@ -30,7 +29,6 @@ Centre = Literal["round", "floor"]
 Colour = tuple[int, int, int]  # RGB in 0..255
 
 FILTERS = {name: Image.Resampling[name.upper()] for name in ("bicubic", "bilinear", "lanczos")}
-PILLOW = int(PIL.__version__.split(".")[0])
 LARGEST = 2**27  # pixels between the two passes of a resize
 
 logger = logging.getLogger(__name__)
@@ -138,7 +136,7 @@ def _columns_first(across: Axis, down: Axis, size: int) -> bool:
     """
     if max(across.padded, size) * down.length > LARGEST:
         return True
-    return PILLOW >= 13 and down.padded - down.scaled > max(0, 2 * (across.padded - across.scaled))
+    return down.padded - down.scaled > max(0, 2 * (across.padded - across.scaled))
 
 
 def _by_pillow(image: Image.Image, across: Axis, down: Axis, size: int, background: Colour, interpolation: str) -> Tensor:
@@ -197,9 +195,7 @@ _room = _Room()
 
 def _pixels_of(image: Image.Image) -> NDArray[np.uint32]:
     """Return the pixels as [H, W], four bytes a pixel. Pillow's own memory is used where it is in one piece."""
-    if PILLOW >= 13:  # earlier versions crash when several threads read their memory
-        try:
-            return pa.array(image).values.to_numpy().view(np.uint32).reshape(image.height, image.width)  # [4*H*W] -> [H, W]
-        except ValueError:  # a large image, whose memory lies in several pieces
-            pass
-    return np.asarray(image.convert("RGBA")).reshape(-1).view(np.uint32).reshape(image.height, image.width)  # [4*H*W] -> [H, W]
+    try:
+        return pa.array(image).values.to_numpy().view(np.uint32).reshape(image.height, image.width)  # [4*H*W] -> [H, W]
+    except ValueError:  # a large image, whose memory lies in several pieces
+        return np.asarray(image.convert("RGBA")).reshape(-1).view(np.uint32).reshape(image.height, image.width)  # [4*H*W] -> [H, W]

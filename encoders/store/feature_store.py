@@ -104,6 +104,15 @@ class FeatureStore:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def __repr__(self) -> str:
+        lines = [f"FeatureStore {self.path}: {len(self):,} images"]
+        for name in self.encoders[:8]:
+            entry = self.manifest[name]
+            embeddings = f"embeddings of {entry['embed_dim']} numbers" if entry["embeddings"] else "no embeddings"
+            tokens = f"{' x '.join(map(str, entry['grid']))} tokens of {entry['width']} channels in {entry['tokens']}"
+            lines.append(f"  {name}: {embeddings}, {tokens if entry['tokens'] else 'no patch tokens'}")
+        return "\n".join(lines + [f"  and {len(self.encoders) - 8} more encoders"] * (len(self.encoders) > 8))
+
     def grid(self, encoder: str) -> tuple[int, int]:
         """Return (h, w) of the encoder's patch tokens."""
         height, width = self._entry(encoder)["grid"]

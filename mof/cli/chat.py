@@ -1,12 +1,15 @@
-"""`mof chat`: a question about an image."""
+"""`mof chat`: a question about an image, or a conversation."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, TextStreamer
 
 from encoders import read_image
 from encoders.command_options import Device, MaxNewTokens, Model, usable_device
@@ -15,34 +18,86 @@ from mof.data.prompts import ready_for_prompts
 
 
 def chat(
-    question: Annotated[str, typer.Argument(help="The question about the image.")],
     model: Model,
-    image: Annotated[Path, typer.Option(help="Image file.")],
+    question: Annotated[str | None, typer.Argument(help="The question. Without it, questions are read from the terminal.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Image file that the conversation is about.")] = None,
     max_new_tokens: MaxNewTokens = 128,
     device: Device = None,
 ) -> None:
-    """Ask any saved image-text-to-text model about an image.
+    """Talk to any saved image-text-to-text model, with or without an image.
 
-    The answer is decoded greedily.
+    The answers are decoded greedily and printed word by word. Without a question, each line that you type is the next question
+    of a conversation, which Ctrl-D ends.
 
     \b
     Example:
       mof chat --model runs/mof --image photo.jpg "Is the door open?"
+      mof chat --model runs/mof --image photo.jpg
     """
     if not (model / "config.json").is_file():  # or transformers takes a mistyped folder for the name of a model on the hub
         raise ValueError(f"{model} holds no config.json: expected a folder that save_pretrained wrote")
     place = usable_device(device)
     register_auto_classes()
-    content = [{"type": "image", "image": read_image(image)}, {"type": "text", "text": question}]
-    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    try:
+    pictures = [] if image is None else [{"type": "image", "image": read_image(image)}]
+    with _named(model):
         network = AutoModelForImageTextToText.from_pretrained(model, trust_remote_code=False)
         processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
         ready_for_prompts(processor)
-        inputs = processor.apply_chat_template([{"role": "user", "content": content}], **options).to(place)
+    network = network.eval().to(place)
+    messages: list[dict[str, Any]] = []
+    for text in _questions() if question is None else [question]:
+        content = [*([] if messages else pictures), {"type": "text", "text": text}]
+        messages.append({"role": "user", "content": content})
+        with _named(model):
+            inputs = _inputs(processor, messages, network)
+        answer = _answer(network, processor, inputs, max_new_tokens)
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+
+
+@contextmanager
+def _named(model: Path) -> Iterator[None]:
+    """Name the model in errors of transformers."""
+    try:
+        yield
     except ValueError as error:
         raise ValueError(f"{model} cannot be used as an image-text-to-text model with a chat template: {error}") from error
-    network = network.eval().to(place)
-    tokens = network.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)  # [1, prompt + answer]
-    answer = tokens[0, inputs["input_ids"].shape[1] :]  # [answer]
-    typer.echo(processor.decode(answer, skip_special_tokens=True).strip())
+
+
+def _questions() -> Iterator[str]:
+    """Yield the lines of the standard input that are not empty."""
+    prompt = ""
+    if sys.stdin.isatty():
+        typer.echo("Type a question; Ctrl-D ends the conversation.", err=True)
+        prompt = "> "
+    while True:
+        try:
+            line = input(prompt).strip()
+        except EOFError:
+            return
+        if line:
+            yield line
+
+
+def _inputs(processor: Any, messages: list[dict[str, Any]], network: Any) -> dict[str, Any]:
+    """Return the model's inputs on its device, and floats (pixels) in its dtype."""
+    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+    inputs = processor.apply_chat_template(messages, **options)
+    return {name: x.to(network.device, network.dtype if x.is_floating_point() else None) for name, x in inputs.items()}
+
+
+def _answer(network: Any, processor: Any, inputs: dict[str, Any], max_new_tokens: int) -> str:
+    """Print the answer while the model gives it, and return it."""
+    streamer = _Printed(processor, skip_prompt=True, skip_special_tokens=True)
+    tokens = network.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, streamer=streamer)
+    return processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()  # [prompt + answer]
+
+
+class _Printed(TextStreamer):
+    """Prints an answer without white space before its first word."""
+
+    begun = False
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        text = text if self.begun else text.lstrip()
+        self.begun |= bool(text)
+        super().on_finalized_text(text, stream_end)

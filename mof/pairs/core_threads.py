@@ -6,11 +6,13 @@ above all on a machine that runs other programs too: there, the search takes ten
 
 from __future__ import annotations
 
+import ctypes
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Thread
-from typing import TypeVar
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
@@ -28,7 +30,7 @@ def on_each_core(work: Callable[[Item], Result], items: Iterable[Item], device: 
         yield from map(work, items)
         return
     ahead: deque[Future[Result]] = deque()
-    pool = ThreadPoolExecutor(cores, initializer=_use_one_core, initargs=(cores,))
+    pool = ThreadPoolExecutor(cores, initializer=_use_one_core)
     try:
         for item in items:
             ahead.append(pool.submit(work, item))
@@ -46,13 +48,20 @@ def on_one_core(work: Callable[[], Result], device: torch.device) -> Result:
     return result
 
 
-def _use_one_core(cores: int) -> None:
-    """Let this thread run its operations alone.
-
-    Torch notes the number for threads that begin later, too. A thread that ends at once sets that number back.
-    """
+def _use_one_core() -> None:
+    """Let this thread run its operations alone. `torch.set_num_threads` would set the number of the program's later threads, too."""
     torch.get_num_threads()  # otherwise torch would set the number of this thread again at its first operation
-    torch.set_num_threads(1)
-    reset = Thread(target=torch.set_num_threads, args=[cores])
-    reset.start()
-    reset.join()
+    for set_number in _setters():
+        set_number(1)
+
+
+@cache
+def _setters() -> list[Callable[[int], Any]]:
+    """Return the functions of OpenMP and of torch's matrix library that set the number of the calling thread alone.
+
+    If torch was built without them, its operations take all cores: the search is slower, and its result is the same.
+    """
+    files = [file for file in Path(torch.__file__).parent.glob("lib/*torch_cpu.*") if file.suffix in (".so", ".dylib", ".dll")]
+    libraries = [ctypes.CDLL(str(file)) for file in files]
+    names = ("omp_set_num_threads", "MKL_Set_Num_Threads_Local")
+    return [getattr(library, name) for library in libraries for name in names if hasattr(library, name)]

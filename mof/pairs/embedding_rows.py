@@ -75,8 +75,9 @@ class EmbeddingRows:
         return torch.cat(parts).cpu() if parts else torch.empty(0)
 
     def project(self, directions: Tensor) -> Tensor:
-        """Return the rows times `directions` [D, K], shape [N, K]."""
-        parts = self._in_chunks(lambda rows: self.read(rows) @ directions)
+        """Return the rows times `directions` [D, K], shape [N, K]. The products are in float64, which torch never rounds to TF32."""
+        wide = directions.double()  # [D, K]
+        parts = self._in_chunks(lambda rows: (self.read(rows).double() @ wide).float())
         return torch.cat([directions.new_empty(0, directions.shape[1]), *parts])
 
     def digest(self) -> str:

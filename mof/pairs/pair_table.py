@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,19 @@ FORMAT, FORMAT_KEY = b"1", b"blind_pairs_format"
 """Version of the table, and its key in the metadata of the Parquet file. Tables of earlier releases have none."""
 NUMBERS = ("clip_similarity", "dino_similarity", "gap")
 COLUMNS = ("image_i", "image_j", *NUMBERS)
+
+
+class BlindPair(NamedTuple):
+    """A pair of images."""
+
+    i: int
+    j: int
+    clip_similarity: float
+    dino_similarity: float
+
+    @property
+    def gap(self) -> float:
+        return self.clip_similarity - self.dino_similarity
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,17 @@ class BlindPairs:
     def __len__(self) -> int:
         return len(self.i)
 
+    def __getitem__(self, index: Any) -> Any:  # a BlindPair, or BlindPairs for a slice, a mask or indices
+        names = BlindPair._fields
+        columns = {name: getattr(self, name)[index] for name in names}
+        return replace(self, **columns) if columns["i"].ndim else BlindPair(**{name: columns[name].item() for name in names})
+
+    def __repr__(self) -> str:
+        head = "{:>9} {:>9} {:>8} {:>8} {:>8}".format("i", "j", "CLIP", "DINO", "gap")
+        rows = [f"{i:>9} {j:>9} {clip:8.3f} {dino:8.3f} {clip - dino:8.3f}" for i, j, clip, dino in self[:5]]
+        more = [f"{'...':>9}"] if len(self) > 5 else []
+        return "\n".join([self.summary(), head, *rows, *more])
+
     @property
     def gap(self) -> NDArray[np.float32]:
         """[M], what the pairs are sorted by"""
@@ -60,13 +84,16 @@ class BlindPairs:
 
     def to_parquet(self, path: str | Path, names: Sequence[str] | None = None) -> None:
         """Write columns i, j, clip_similarity, dino_similarity, gap; with the `names` [N] of the images also image_i, image_j."""
-        table = pa.table(self._columns(names), metadata={FORMAT_KEY: FORMAT})
-        write_table(Path(path), table)
+        write_table(Path(path), self.table(names))
 
     def to_csv(self, path: str | Path, names: Sequence[str] | None = None) -> None:
         """Write the columns of `to_parquet` as text, with a header."""
-        columns = pa.table(self._columns(names)).to_pydict()
+        columns = self.table(names).to_pydict()
         write_csv(Path(path), [tuple(columns), *zip(*columns.values(), strict=True)])
+
+    def table(self, names: Sequence[str] | None = None) -> pa.Table:
+        """Return the columns of `to_parquet` as an Arrow table with M rows."""
+        return pa.table(self._columns(names), metadata={FORMAT_KEY: FORMAT})
 
     def _columns(self, names: Sequence[str] | None) -> dict[str, NDArray[Any] | list[str]]:
         images: dict[str, NDArray[Any] | list[str]] = {}

@@ -38,7 +38,7 @@ def sieve(clips: list[EmbeddingRows], above: float, dino: EmbeddingRows | None =
 def build_sieve(x: EmbeddingRows, directions: Tensor, above: float) -> Sieve:
     """Return the sieve of one projection [D, K]."""
     projected = x.project(directions)  # [N, K]
-    return on_one_core(lambda: _from_projected(projected, x.width, above), x.device)
+    return on_one_core(lambda: _from_projected(projected, above), x.device)
 
 
 def _best_projection(clips: list[EmbeddingRows], above: float, least: float) -> tuple[EmbeddingRows, Tensor] | None:
@@ -79,21 +79,21 @@ def _rotated(directions: Tensor) -> Tensor:
 
 def _survival(rows: Tensor, directions: Tensor, above: float) -> float:
     """Return the share of the pairs of these rows that a sieve would let through."""
-    trial = _from_projected(rows @ directions, rows.shape[1], above)
+    trial = _from_projected(rows @ directions, above)
     survivors = torch.count_nonzero(multiply(trial.left, trial.right) >= trial.bounds[:, None]).item() - len(rows)
     return survivors / (len(rows) * (len(rows) - 1))
 
 
-def _slack(dimensions: int, width: int) -> float:
-    """Return the largest error of a float32 projection of a unit row.
+def _slack(width: int) -> float:
+    """Return the largest error of a projected and centred unit row.
 
-    It is D 2^-24 in each of K coordinates (the standard bound for a sum of D products, both factors of unit length), and a little
-    for lengths and directions that are not quite 1.
+    It is at most 2^-22 in each of K coordinates, which are rounded to float32 and centred, and a little for lengths and directions
+    that are not quite 1.
     """
-    return (dimensions + 16) * width**0.5 * 2**-24 + 4e-6
+    return width**0.5 * 2**-22 + 4e-6
 
 
-def _from_projected(projected: Tensor, dimensions: int, above: float) -> Sieve:
+def _from_projected(projected: Tensor, above: float) -> Sieve:
     """Return the sieve of projected rows [N, K], which are centred in place."""
     count, width = projected.shape  # [N, K]
     projected -= projected.mean(0)
@@ -108,7 +108,7 @@ def _from_projected(projected: Tensor, dimensions: int, above: float) -> Sieve:
         q[start : start + len(part)] = rounded.clamp_(-127, 127)
         error = max(error, torch.linalg.vector_norm(part - rounded, dim=1).max().item() * scale)
     # 1e-5: the error of a cosine of the full comparison, which is in float32, too.
-    radius = max(2 - 2 * above + 1e-5, 0) ** 0.5 + 2 * (error * (1 + 1e-5) + _slack(dimensions, width))
+    radius = max(2 - 2 * above + 1e-5, 0) ** 0.5 + 2 * (error * (1 + 1e-5) + _slack(width))
     return _with_squares(q, int((radius / scale) ** 2) + 1, count)
 
 

@@ -7,8 +7,6 @@ are found (`mof.pairs.choice`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +80,7 @@ def blind_pairs(
         if len(rows) != len(clips[0]):
             raise ValueError(f"clip has {len(clips[0])} rows, {rows.name} {len(rows)}: all must be of the same images, in the same order")
     comparison = PairComparison(clips, dinos, clip_above, dino_below)
-    with _full_precision():
+    with torch.autocast(comparison.device.type, enabled=False):
         found = comparison.found if ledger is None else PairLedger(ledger, comparison, rules.most_per_tile).found
         pairs, total = choose(lambda: found(progress), rules, clips, alike, clip_above)
     i, j, clip_similarity, dino_similarity = (np.ascontiguousarray(pairs[name]) for name in ("i", "j", "clip", "dino"))
@@ -107,14 +105,3 @@ def _refuse_different_images(clip: Any, dino: Any) -> None:
             f"{clip.path} ({', '.join(clip.encoders)}) and {dino.path} ({', '.join(dino.encoders)}) hold different images, or in "
             "another order: encode the same images with both encoders into one store"
         )
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """Compute matrix products in true float32, whatever the program allows: TF32 errs by far more than the sieve makes room for."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

@@ -6,7 +6,8 @@ of s, q(x) in -127..127; with e the largest rounding error of a row, the triangl
 
     s |q(x) - q(y)| <= d + 2e =: R,    that is    |q(x)|^2 + |q(y)|^2 - 2 q(x)q(y) <= (R / s)^2,
 
-integers, which int8 products compute without error. The error of Px in float32 is added to e: see `mof.pairs.projection`.
+integers, which int8 products compute without error, and so do float32 products, even if the program lets torch round their factors to
+bfloat16. The error of Px in float32 is added to e: see `mof.pairs.projection`.
 The row's own |q(y)|^2 rides along in further columns of the product, so that the largest product of a row says whether the row holds
 a survivor: a tile is written once and read once.
 """
@@ -93,9 +94,10 @@ class Sieve:
 
 @dataclass(frozen=True)
 class FullComparison:
-    """The comparison where a sieve would not pay: both products in full, with room for float32's rounding.
+    """The comparison where a sieve would not pay: both products in full, with room for their rounding.
 
-    A sum of D products errs by at most D 2^-24 of the product of the lengths, which are 1.
+    A sum of D products errs by at most D 2^-24 of the product of the lengths, which are 1. A program may also let torch round the
+    factors of float32 products to TF32 or bfloat16: 2^-8 of each factor.
     """
 
     clip: EmbeddingRows
@@ -145,4 +147,4 @@ def whole(part: slice) -> slice:
 
 
 def _room(x: EmbeddingRows) -> float:
-    return (x.width + 16) * 2**-24 + 4e-6
+    return 2**-7 + 2**-16 + (x.width + 16) * 2**-24 + 4e-6

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from support.spectra import SPECTRA, clustered, embeddings
+from torch.overrides import TorchFunctionMode
 
 from encoders import FeatureStore, build_encoder, encode_images
 from mof import blind_pairs
@@ -36,6 +37,15 @@ def sieved():
     return mock.patch.multiple(projection, SAMPLE=4, SURVIVOR=0.0, TILE_COST=0)
 
 
+class RoundedFactors(TorchFunctionMode):
+    """Products of float32 with factors in bfloat16, as processors compute them after `torch.set_float32_matmul_precision("medium")`."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function in (torch.Tensor.matmul, torch.Tensor.__matmul__) and args[0].dtype == torch.float32:
+            args = [factor.bfloat16().float() for factor in args]
+        return function(*args, **(kwargs or {}))
+
+
 def brute_force(clip: np.ndarray, dino: np.ndarray, above: float, below: float) -> tuple[set, set]:
     """Return the pairs that must be found, and the pairs that may be found."""
     a, b = clip.astype(np.float64) @ clip.T.astype(np.float64), dino.astype(np.float64) @ dino.T.astype(np.float64)
@@ -54,12 +64,13 @@ def brute_force(clip: np.ndarray, dino: np.ndarray, above: float, below: float) 
     below=st.sampled_from([-1.0, 0.0, 0.6, 0.95, 1.0]),
     tile=st.sampled_from([32, 64, 1024, 2048]),
     forced=st.booleans(),
+    rounded=st.booleans(),
 )
-def test_the_same_pairs_as_brute_force(seed, count, spectra, above, below, tile, forced):
+def test_the_same_pairs_as_brute_force(seed, count, spectra, above, below, tile, forced, rounded):
     rng = np.random.default_rng(seed)
     clip, dino = embeddings(rng, count, 48, spectra[0], above), embeddings(rng, count, 40, spectra[1], below)
     warned = pytest.warns(UserWarning) if "zeros" in spectra and count // 3 else nullcontext()
-    with warned, sieved() if forced else nullcontext(), tiles_of(tile):
+    with warned, sieved() if forced else nullcontext(), tiles_of(tile), RoundedFactors() if rounded else nullcontext():
         pairs = blind_pairs(clip, dino, above, below)
     must, may = brute_force(clip, dino, above, below)
     found = set(zip(pairs.i.tolist(), pairs.j.tolist(), strict=True))
@@ -231,6 +242,12 @@ def test_rules_on_tiny_collections(count):
     assert (len(pairs), pairs.total, pairs.images) == (count // 2, count // 2, count)
 
 
+def test_the_precision_of_the_program_is_not_touched():
+    with mock.patch.object(torch, "set_float32_matmul_precision") as for_all_threads, torch.autocast("cpu", torch.bfloat16):
+        pairs = blind_pairs(np.eye(2), np.eye(2), -0.5, 0.5)
+    assert len(pairs) == 1 and pairs.clip_similarity.dtype == np.float32 and not for_all_threads.called
+
+
 def test_each_worker_has_one_thread_and_the_program_keeps_its_number():
     """The matrix library, too: it takes the program's number when that was set."""
 
@@ -241,7 +258,9 @@ def test_each_worker_has_one_thread_and_the_program_keeps_its_number():
     torch.set_num_threads(3)
     try:
         program = numbers(None)
-        seen = list(on_each_core(numbers, range(20), torch.device("cpu")))
+        with mock.patch.object(torch, "set_num_threads") as for_all_threads:
+            seen = list(on_each_core(numbers, range(20), torch.device("cpu")))
+        assert not for_all_threads.called
         assert all(set(worker) == {"1"} for worker in seen)
         with ThreadPoolExecutor(1) as pool:
             assert pool.submit(torch.get_num_threads).result() == 3

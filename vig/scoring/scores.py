@@ -78,6 +78,10 @@ class Score:
     """[T] where each token ends: token t is answer[token_starts[t]:token_ends[t]]. If the bytes of a character are several tokens,
     all of them have this character. Some tokenizers count the space before a word to the word, others to no token."""
 
+    def __repr__(self) -> str:
+        losses = f"loss {self.loss:.3f} with the image, {self.null_loss:.3f} with the null image"
+        return f"Score of record {self.id!r}: VIG {self.vig:.3f} nats; {losses}; {len(self.token_vig)} answer tokens"
+
 
 @dataclass(frozen=True)
 class Part:
@@ -109,7 +113,11 @@ class Scores(Sequence[Score]):
         self._last: tuple[int, pa.Table] | None = None  # the part that was read last
         self.manifest = dict(manifest)
 
-    def __getitem__(self, index: Any) -> Any:  # a Score, or a list of them for a slice
+    def __getitem__(self, index: Any) -> Any:  # a Score by its number or its id, or a list of them for a slice
+        if isinstance(index, str):
+            if index not in self.places:
+                raise KeyError(f"no score of record {index!r}: {self.failures.get(index, 'it was not scored')}")
+            index = self.places[index]
         places = range(len(self))[index]
         return self.at(places) if isinstance(places, range) else self.at([places])[0]
 
@@ -135,7 +143,18 @@ class Scores(Sequence[Score]):
             self._last = number, self._readers[number]()
         return self._last[1]
 
-    @cached_property
+    def __repr__(self) -> str:
+        state = "" if self.manifest["complete"] else "; the run did not finish"
+        lines = [
+            f"Scores of {len(self):,} records with {len(self.token_vig):,} answer tokens{state}",
+            f"  {len(self.manifest['text_only']):,} records without an image, {len(self.failures):,} that could not be scored",
+        ]
+        if len(self):
+            low, middle, high = np.quantile(self.vig, [0, 0.5, 1])
+            lines.append(f"  VIG in nats: mean {self.vig.mean():.3f}, median {middle:.3f}, from {low:.3f} to {high:.3f}")
+        return "\n".join(lines)
+
+    @property
     def ids(self) -> list[str]:
         return self._light["id"].to_pylist()
 

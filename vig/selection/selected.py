@@ -65,6 +65,10 @@ class Selection:
     token_weights: PerToken | None = None
     """id -> [T], 0 where the mask is False; None for a hard mask (see `weighted`)."""
 
+    def __repr__(self) -> str:
+        lines = [f"Selection from {len(self.scores):,} scored records", *str(self.summary()).splitlines()]
+        return "\n".join(lines if len(lines) <= 10 else [*lines[:9], f"  and {len(lines) - 9} more sources; summary() shows all"])
+
     @property
     def sample_ids(self) -> list[str]:
         return list(self.token_masks)

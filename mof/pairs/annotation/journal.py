@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from filelock import FileLock
@@ -111,7 +111,7 @@ class Journal:
                 return current
             if current.revision != seen:
                 raise ConflictError(current)
-            now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            now = datetime.now(UTC).isoformat(timespec="seconds")
             entry = {"format": FORMAT, "image_i": images.names[0], "image_j": images.names[1], "digests": images.digests, "saved": now}
             line = seal_json(entry | dataclasses.asdict(annotation), indent=None) + b"\n"
             with self.file.open("ab") as stream:

@@ -1,0 +1,29 @@
+"""Loading in 8 or 4 bits: a quantizer changes the language model only."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.quantizers.auto import AutoQuantizationConfig
+from transformers.quantizers.base import get_keys_to_not_convert
+
+LEFT_OUT = ("llm_int8_skip_modules", "modules_to_not_convert")  # of BitsAndBytesConfig; of the other configs
+
+
+def language_model_only(quantization: Any, model: PreTrainedModel) -> Any:
+    """Return a copy of a quantization config that leaves out the mixer: adapters and encoders are small, and sensitive.
+
+    Unless the config lists modules to leave out, the copy also leaves out what transformers does by default: the output head, and
+    the embeddings that are tied to it.
+
+    Args:
+        quantization: the argument `quantization_config` of `from_pretrained`, such as a `BitsAndBytesConfig`, or its dict.
+        model: a model of the same modules, which may lie on the meta device.
+    """
+    config = AutoQuantizationConfig.from_dict(dict(quantization)) if isinstance(quantization, dict) else copy.deepcopy(quantization)
+    if name := next((name for name in LEFT_OUT if hasattr(config, name)), None):
+        given = getattr(config, name)
+        setattr(config, name, sorted({"mixer", *(get_keys_to_not_convert(model) if given is None else given)}))
+    return config

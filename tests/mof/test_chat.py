@@ -1,0 +1,68 @@
+"""`mof chat`: one question or a conversation, with an image or without, also for models in half precision."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from support.families import build
+from typer.testing import CliRunner, Result
+
+from mof import MoFForConditionalGeneration, MoFProcessor
+from mof.cli.app import build_app
+
+
+def chat(model: Path, *arguments: str | Path, typed: str | None = None) -> Result:
+    words = ("chat", "--model", model, "--max-new-tokens", "5", *arguments)
+    return CliRunner().invoke(build_app({}), [str(word) for word in words], input=typed)
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
+    return tmp_path / "red.png"
+
+
+@pytest.mark.parametrize("with_image", [True, False])
+def test_a_conversation(
+    with_image: bool,
+    image: Path,
+    tiny_model: MoFForConditionalGeneration,
+    tiny_processor: MoFProcessor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tiny_model.save_pretrained(tmp_path / "model")
+    tiny_processor.save_pretrained(tmp_path / "model")
+    asked: list[Any] = []
+    original = MoFProcessor.apply_chat_template
+
+    def keep(self: MoFProcessor, messages: list[dict[str, Any]], **options: Any) -> Any:
+        asked.append(copy.deepcopy(messages))
+        return original(self, messages, **options)
+
+    monkeypatch.setattr(MoFProcessor, "apply_chat_template", keep)
+    arguments = ("--image", image) if with_image else ()
+    single = chat(tmp_path / "model", *arguments, "Colour?")
+    talk = chat(tmp_path / "model", *arguments, typed="Colour?\n\nAnd now?\n")
+    assert single.exit_code == talk.exit_code == 0, talk.output
+    assert talk.stdout.startswith(single.stdout)  # greedy, and nothing but the answers
+    first, again, second = asked
+    assert first == again and [part["type"] for part in first[0]["content"]] == ["image", "text"][not with_image :]
+    question, answer, further = second
+    assert [question] == first and further == {"role": "user", "content": [{"type": "text", "text": "And now?"}]}
+    assert answer == {"role": "assistant", "content": [{"type": "text", "text": single.stdout.strip()}]}
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "idefics3"])
+def test_half_precision(family: str, image: Path, tmp_path: Path) -> None:
+    """The processors of other models give float32 pixels."""
+    model, processor = build(family)
+    model.bfloat16().save_pretrained(tmp_path / "half")
+    processor.chat_template += "{{ 'assistant:' if add_generation_prompt else '' }}"
+    processor.save_pretrained(tmp_path / "half")
+    result = chat(tmp_path / "half", "--image", image, "What?")
+    assert result.exit_code == 0, result.output
