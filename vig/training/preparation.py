@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from torch import nn
 from transformers import HfArgumentParser, PreTrainedModel, ProcessorMixin, TrainingArguments
 
+from encoders.images.reading import ImageError
 from mof.data.collator import SupervisedCollator
 from mof.data.records import RecordError, to_record
 from mof.data.rows import read_records
@@ -78,10 +79,14 @@ def read_training_records(path: Path, processor: ProcessorMixin, image_folder: P
             f"{path}: {len(problems)} of {len(raw)} records cannot be used; correct them or take them out: {'; '.join(problems[:NAMED])}"
         )
     longest = sorted(range(len(raw)), key=lambda index: lengths[index])[-TRIED:]
-    collator = SupervisedCollator(processor, max_length, image_folder)
-    collator([raw[index] for index in longest])
-    if collator.left_out == len(longest):
-        raise RecordError(f"{path}: none of the {len(longest)} longest records can be used; the warnings above say why")
+    collator, errors = SupervisedCollator(processor, max_length, image_folder, strict=True), []
+    for index in longest:
+        try:
+            collator([raw[index]])
+        except (RecordError, ImageError) as error:
+            errors.append(str(error))
+    if len(errors) == len(longest):
+        raise RecordError(f"{path}: none of the {len(longest)} longest records can be used, the first because: {errors[0]}")
     return [dict(record) for record in raw]
 
 
