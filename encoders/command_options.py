@@ -41,7 +41,9 @@ TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python files that come with the model. They can do whatever you can.")
 ]
 Models = Annotated[list[Path], typer.Option("--model", help=f"{MODEL_HELP} Can be given several times.")]
-Records = Annotated[Path, typer.Option("--records", help="Records in LLaVA's form or chat messages, .json or .jsonl.")]
+Records = Annotated[
+    Path, typer.Option("--records", help="Records in LLaVA's form or chat messages, .json or .jsonl. Equal ids are numbered.")
+]
 Images = Annotated[Path, images_option()]
 ImageSources = Annotated[
     list[str] | None,

@@ -49,7 +49,7 @@ def refuse_unfit(model: MoFForConditionalGeneration) -> None:
 
 
 def _misfits(model: MoFForConditionalGeneration) -> list[str]:
-    """Return what the model does otherwise than its language model."""
+    """Return the ways in which the model gives other logits than its language model."""
     llm = model.language_model
     rows = cast(Any, model.get_input_embeddings()).weight.shape[0]
     ids = torch.arange(rows, device=llm.device)

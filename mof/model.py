@@ -200,7 +200,9 @@ class MoFForConditionalGeneration(StrictCheckpoints, GenerationMixin):
         return embeds + 0 * self.get_image_features(blank).sum()  # [R, L, D]
 
     def _look_up_layers(self, input_ids: Tensor) -> Tensor | None:
-        """Return what the layers of Gemma 3n and 4 add to each token, [R, L, layers, channels] for input_ids [R, L]; None without tables.
+        """Return the rows that the layers of Gemma 3n and 4 add to each token, [R, L, layers, channels] for input_ids [R, L].
+
+        The result is None for a language model without such tables.
 
         Image tokens count as padding there, as in transformers.
         """

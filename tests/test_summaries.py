@@ -45,7 +45,7 @@ def test_scores(scores: Scores) -> None:
     assert vig == "  VIG in nats: mean 0.417, median 0.250, from 0.000 to 1.000"
     assert len(lines(Scores([], scores.manifest))) == 2
     assert "did not finish" in str(Scores([], {**scores.manifest, "complete": False}))
-    assert scores["b"] is scores[1] and scores[1:] == [scores["b"], scores["c"]]
+    assert scores["b"].id == scores[1].id == "b" and [score.id for score in scores[1:]] == ["b", "c"]
     assert str(scores["a"]) == "Score of record 'a': VIG 1.000 nats; loss 1.000 with the image, 2.000 with the null image; 2 answer tokens"
     with pytest.raises(KeyError, match=r"'f'.*no image f\.png"):
         scores["f"]

@@ -1,4 +1,5 @@
-"""The way of a record to a batch: `rows` reads raw records, `records` parses them, `answer_tokens` finds answers, `collator` pads.
+"""The way of a record to a batch: `rows` reads raw records, `forms` and `records` parse them, `templates` renders, `answer_tokens`
+finds answers, `collator` pads.
 
 `vig` imports only this part of `mof`. It knows no model.
 """

@@ -8,49 +8,36 @@ the first conversation is the answers. Both texts must agree to the last charact
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from mof.data.records import Message, Record, RecordError
+from mof.data.templates import Span, marks_answers, render, template_of
 
-Span = tuple[int, int]  # characters start..end-1
-MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _SENTINEL = re.compile("\ue000([0-9]+)\ue001")  # characters that Unicode gives no meaning, so no text of a template holds them
 
 
 def render_answers(processor: ProcessorMixin, record: Record) -> tuple[str, list[Span]]:
     """Return the conversation as the processor's chat template writes it, and the characters of each answer.
 
-    An answer includes the special token that ends its turn, where the template writes such a token after it.
+    Where a template without marks writes a special token after an answer, the answer includes this token: it ends the turn.
 
     Raises:
-        ValueError: for a processor without a chat template.
         RecordError: for a record without an answer, or in which the template does not write each answer once and unchanged.
     """
-    template = processor.chat_template
-    if isinstance(template, dict):
-        template = template.get("default")
-    if template is None:
-        raise ValueError("the processor has no chat template: set processor.chat_template (mof.chat_templates has two)")
-    if not record.answers:
+    answers = len(record.answers)
+    if not answers:
         raise RecordError(f"record {record.id!r} has no assistant message, so there is nothing to learn or score")
-
-    def render(messages: list[Message], **options: bool) -> tuple[list[str], Any]:
-        specials = processor.tokenizer.special_tokens_map
-        return render_jinja_template(conversations=[messages], chat_template=template, **options, **specials)
-
-    if MARK.search(template):
-        texts, marked = render(record.messages, return_assistant_tokens_mask=True)
-        if len(marked[0]) != len(record.answers):
-            raise RecordError(
-                f"record {record.id!r}: {len(record.answers)} assistant messages, but the chat template marks {len(marked[0])} answers"
-            )
-        return texts[0], marked[0]
-    text = render(record.messages)[0][0]
-    return text, list(_between_sentinels(record, text, lambda messages: render(messages)[0][0], end_of_turn(processor.tokenizer)))
+    template, specials = template_of(processor), processor.tokenizer.special_tokens_map
+    assert template is not None
+    text, spans = render(template, record.messages, **specials)
+    if not marks_answers(template):
+        again = _with_sentinels(record.messages)
+        spans = list(_between_sentinels(record, text, render(template, again, **specials)[0], end_of_turn(processor.tokenizer)))
+    if len(spans) != answers:
+        raise RecordError(f"record {record.id!r}: {answers} assistant messages, but the chat template marks {len(spans)} answers")
+    return text, spans
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
@@ -61,10 +48,10 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
     return re.compile(rf"(?:\s*(?:{'|'.join(longest_first)}))?") if longest_first else re.compile("")
 
 
-def _between_sentinels(record: Record, text: str, render: Callable[[list[Message]], str], ending: re.Pattern[str]) -> Iterator[Span]:
-    """Yield the characters of each answer in `text`, which `render` made of the record's messages."""
-    rendered = _SENTINEL.split(render(_with_sentinels(record.messages)))  # words of the template, number of a sentinel, words, ...
-    words, numbers = rendered[0::2], rendered[1::2]
+def _between_sentinels(record: Record, text: str, with_sentinels: str, ending: re.Pattern[str]) -> Iterator[Span]:
+    """Yield the characters of each answer in `text`, by the text `with_sentinels` of the same record."""
+    pieces = _SENTINEL.split(with_sentinels)  # words of the template, number of a sentinel, words, ...
+    words, numbers = pieces[0::2], pieces[1::2]
     start, answers = len(words[0]), [message for message in record.messages if message["role"] == "assistant"]
     whole = text.startswith(words[0]) and numbers == [str(number) for number in range(len(answers))]
     for message, after in zip(answers, words[1:], strict=False):

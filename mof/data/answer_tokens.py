@@ -1,6 +1,6 @@
 """The tokens of a record and which of them are answers: the same code for training and scoring, for any chat template.
 
-The chat template says in characters where the assistant speaks (`{% generation %}`). The tokenizer says in characters where
+`mof.data.answer_spans` says in characters where the assistant speaks. The tokenizer says in characters where
 tokens lie. The processor then makes many tokens of one image placeholder, which shifts the tokens behind it; so the tokens of the
 plain text are aligned with the processor's one by one, and only tokens of images may differ. A processor that takes question and
 answer apart (PaliGemma's) marks the tokens of the answer itself.
@@ -21,7 +21,8 @@ from transformers import ProcessorMixin
 from encoders import StoredImage, StoredImages
 from encoders.images.reading import ImageError, read_image
 from mof.data.records import ImageSource, Record, RecordError
-from mof.data.templates import Span, marks_answers, render, template_of
+from mof.data.answer_spans import render_answers
+from mof.data.templates import Span, template_of
 
 # Shapes: T tokens of a record, A answer tokens among them.
 
@@ -66,7 +67,7 @@ def encode_record(
         stored_images: look the images up there instead of reading them, for a processor that takes stored images (`MoFProcessor`).
 
     Raises:
-        ValueError: for a template without generation spans, or a tokenizer without offsets.
+        ValueError: for a processor without a chat template, or a tokenizer without offsets.
         RecordError: for a record without an answer, tokens that cannot be aligned, an image that does not fit into
             `max_length`, and whatever the template or the processor raises.
         ImageError: for an image that cannot be read, naming the record too.
@@ -84,13 +85,9 @@ def encode_record(
 
 
 def refuse_unusable(processor: ProcessorMixin) -> None:
-    """Raise a ValueError for a processor with which no record can be encoded: no generation spans, or no character offsets."""
-    if not marks_answers(template_of(processor)):
-        raise ValueError(
-            "the chat template does not mark the assistant's words: put {% generation %} and {% endgeneration %} around them, "
-            "the end-of-turn token inside (mof.chat_templates has two that do), and set processor.chat_template, or edit "
-            "chat_template.jinja in the model's folder"
-        )
+    """Raise a ValueError for a processor with which no record can be encoded: no chat template, or no character offsets."""
+    if template_of(processor) is None:
+        raise ValueError("the processor has no chat template: set processor.chat_template (mof.chat_templates has two)")
     if not processor.tokenizer.is_fast:
         raise ValueError(f"{type(processor.tokenizer).__name__} gives no character offsets; load the fast tokenizer")
 
@@ -99,7 +96,7 @@ def _encode(
     processor: ProcessorMixin, record: Record, max_length: int, given: Sequence[ImageSource | StoredImage], read: Callable[[Any], Any]
 ) -> Example:
     images = [image if isinstance(image, StoredImage) else read(image) for image in given]
-    text, spans = _render(processor, record)
+    text, spans = render_answers(processor, record)
     if "suffix" in inspect.signature(processor.__call__).parameters:
         return _encode_suffix(processor, record, text, spans, images, max_length)
     # A template that writes <s> itself must not get a second <s>; transformers decides it in the same way.
@@ -166,19 +163,6 @@ def _cut(example: Example, max_length: int) -> Example:
     characters = example.characters[: int(mask.sum())]  # [A, 2]
     answer = example.answer[: int(characters[-1, 1]) if len(characters) else 0]
     return Example(example.id, ids, mask, example.images | per_token, answer, characters, example.images_end)
-
-
-def _render(processor: ProcessorMixin, record: Record) -> tuple[str, list[Span]]:
-    """Return the conversation as text, and the characters of each answer in it."""
-    answers = len(record.answers)
-    if not answers:
-        raise RecordError(f"record {record.id!r} has no assistant message, so there is nothing to learn or score")
-    template = template_of(processor)
-    assert template is not None
-    text, spans = render(template, record.messages, **processor.tokenizer.special_tokens_map)
-    if len(spans) != answers:
-        raise RecordError(f"record {record.id!r}: {answers} assistant messages, but the chat template marks {len(spans)} generation spans")
-    return text, spans
 
 
 def _answers(offsets: Sequence[Span], spans: Sequence[Span]) -> list[Span | None]:

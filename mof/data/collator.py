@@ -176,8 +176,8 @@ def _token_weights(example: Example, raw: Mapping[str, Any]) -> Tensor:
             raise RecordError(f"record {example.id!r}: {key} must be a list of numbers, got {shown(raw[key])}") from error
         if values.shape != (answers,):
             raise RecordError(
-                f"record {example.id!r}: {key} has {shown(list(values.shape))} values for {answers} answer tokens; scores made with "
-                "another tokenizer, chat template or max_length do not fit"
+                f"record {example.id!r}: {key} has {' x '.join(map(str, values.shape)) or 1} values for {answers} answer tokens; "
+                "scores made with another tokenizer, chat template or max_length do not fit"
             )
         if not ((values >= 0) & values.isfinite()).all():
             raise RecordError(f"record {example.id!r}: {key} must be finite numbers from 0 up, got {shown(values.tolist())}")

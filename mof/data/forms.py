@@ -1,6 +1,6 @@
 """The forms in which records come from elsewhere, brought to two: turns under "messages" or "conversations", images by their source.
 
-Nothing is checked here and nothing raises: what is in no known form stays as it is, and `mof.data.records` says what is wrong with it.
+Nothing is checked here and nothing raises: a value in no known form stays as it is, and `mof.data.records` names its fault.
 """
 
 from __future__ import annotations

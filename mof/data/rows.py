@@ -84,7 +84,7 @@ def stream_rows(path: str | os.PathLike[str]) -> Iterator[Any]:
 
 
 def opened(records: Any) -> Any:
-    """Return records out of what may hold them: a file's path, a DataFrame, an Arrow table, a `DatasetDict` of a single split.
+    """Return the records that a file (given by its path), a DataFrame, an Arrow table or a `DatasetDict` of a single split holds.
 
     Anything else is returned as it is.
 

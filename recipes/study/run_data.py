@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from encoders.images.opening import inside
 from mof.data.forms import to_mapping
 from mof.data.records import RecordError, images_of, record_id, to_record
-from mof.data.rows import read_records
+from mof.data.rows import read_records, rows
 from mof.evals.mmvp import Question, read_mmvp
 from study.data_mix import with_captions
 from study.settings import Data
@@ -72,8 +71,8 @@ def read_truth(records: Path) -> dict[str, dict[str, Any]]:
 
 def _checked(records: Sequence[Any], folders: Sequence[Path]) -> list[dict[str, Any]]:
     """Return the records with paths of their images and with unequal ids. Refuse records that would end training hours later."""
-    checked, problems, times = [], [], Counter[str]()
-    for raw in records:
+    checked, problems = [], []
+    for raw in rows(records):  # it numbers equal ids, which scores could not tell apart
         try:
             record = _with_paths(raw, folders)
             parsed = to_record(record)
@@ -82,8 +81,7 @@ def _checked(records: Sequence[Any], folders: Sequence[Path]) -> list[dict[str, 
         except RecordError as error:
             problems.append(str(error))
             continue
-        times[parsed.id] += 1  # LLaVA's mix uses an image's id for several records; scores need a name for each
-        record["id"] = parsed.id if times[parsed.id] == 1 else f"{parsed.id}#{times[parsed.id]}"
+        record["id"] = parsed.id
         checked.append(record)
     if problems:
         raise RecordError(f"{len(problems)} of {len(records)} records cannot be used: " + "; ".join(problems[:3]))

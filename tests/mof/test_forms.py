@@ -94,7 +94,7 @@ def test_a_record_that_is_nested_deep_costs_itself(depth: int) -> None:
 
 
 def test_records_of_equal_ids_are_numbered() -> None:
-    """As in LLaVA's own files, which use the id of the image; the order decides, so every reader gives the same ids."""
+    """LLaVA's own files use the id of the image for several records. The order decides, so every reader gives the same ids."""
     same = [{"id": "7", "conversations": TURNS}, {"id": "7", "conversations": TURNS[:1]}, {"id": "7#2", "conversations": []}, {"id": 7}]
     assert [id_of(row) for row in rows(same)] == ["7", "7#2", "7#2#2", "7#3"]
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]

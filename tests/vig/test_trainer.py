@@ -211,9 +211,9 @@ def test_a_record_that_cannot_be_used_costs_itself_only(llava, records, image_fo
     """Batches of the bad record alone, of it and another, and of all: the step is that of the sound records."""
     (tmp_path / "damaged.jpg").write_bytes(b"no picture")
     damaged = records[2] | {"id": "damaged", "image": str(tmp_path / "damaged.jpg")}
-    if kind == "no room":  # before its image there are more tokens than max_length
-        question = {"from": "human", "value": "cat " * 3000 + "\n<image>"}
-        damaged = records[2] | {"id": "long", "conversations": [question, {"from": "gpt", "value": "dog"}]}
+    if kind == "no room":  # before its second image there are more tokens than max_length
+        turns = [{"from": "human", "value": "<image>\n" + "cat " * 3000 + "\n<image>"}, {"from": "gpt", "value": "dog"}]
+        damaged = records[2] | {"id": "long", "image": [records[2]["image"]] * 2, "conversations": turns}
     sound = [records[0], records[1], records[3]]
     model, processor = copy.deepcopy(llava[0]), llava[1]
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}

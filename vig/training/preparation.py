@@ -16,6 +16,7 @@ from transformers import HfArgumentParser, PreTrainedModel, ProcessorMixin, Trai
 from transformers.integrations import get_available_reporting_integrations
 from transformers.pytorch_utils import Conv1D
 
+from encoders.images.reading import ImageError
 from mof.data.collator import SupervisedCollator
 from mof.data.records import RecordError, digest, record_id, require_unchanged, to_record, unselected
 from mof.data.rows import read_records
@@ -100,10 +101,14 @@ def read_training_records(path: Path, processor: ProcessorMixin, image_folder: P
             f"{path}: {len(problems)} of {len(raw)} records cannot be used; correct them or take them out: {'; '.join(problems[:NAMED])}"
         )
     longest = sorted(range(len(raw)), key=lambda index: lengths[index])[-TRIED:]
-    collator = SupervisedCollator(processor, max_length, image_folder)
-    collator([raw[index] for index in longest])
-    if collator.left_out == len(longest):
-        raise RecordError(f"{path}: none of the {len(longest)} longest records can be used; the warnings above say why")
+    collator, errors = SupervisedCollator(processor, max_length, image_folder, strict=True), []
+    for index in longest:
+        try:
+            collator([raw[index]])
+        except (RecordError, ImageError) as error:
+            errors.append(str(error))
+    if len(errors) == len(longest):
+        raise RecordError(f"{path}: none of the {len(longest)} longest records can be used, the first because: {errors[0]}")
     return [dict(record) for record in raw]
 
 
