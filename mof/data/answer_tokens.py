@@ -20,8 +20,8 @@ from transformers import ProcessorMixin
 
 from encoders import StoredImage, StoredImages
 from encoders.images.reading import ImageError, read_image
-from mof.data.records import ImageSource, Record, RecordError
 from mof.data.answer_spans import render_answers
+from mof.data.records import ImageSource, Record, RecordError
 from mof.data.templates import Span, template_of
 
 # Shapes: T tokens of a record, A answer tokens among them.
