@@ -6,6 +6,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, ProcessorMixin, TrainingArguments
 
 from encoders.runs import LOCKS, RunFile, RunLock, remove_unfinished
+from encoders.saved_folders import recording
 from vig.training.trainer import SelectiveTrainer
 
 CHECKPOINTS = "checkpoints"
@@ -81,7 +83,8 @@ def finetune(
     start = time.monotonic()
     trainer.train(resume_from_checkpoint=last_checkpoint(folder / CHECKPOINTS))
     seconds = time.monotonic() - start
-    _save(trainer, processor, own, folder, lora)
+    with recording(folder) if PartialState().is_main_process else nullcontext():
+        _save(trainer, processor, own, folder, lora)
     left_out = torch.tensor(trainer.data_collator.left_out, device=args.device)
     return {
         "seconds": seconds,
