@@ -16,7 +16,7 @@ RUN_FILES = ("manifest.json", "ledger.json")
 def verify(folder: Annotated[Path, typer.Argument(help="Folder that a command of mof wrote, or a folder of several.")]) -> None:
     """Compare every file in a folder with its digest, and print a line for each file that is damaged, missing or of another run.
 
-    It checks feature stores, scores, pair tables and ledgers, annotations, saved models, checkpoints and results. Files without a
+    It checks feature stores, scores, pair tables and ledgers, annotations, saved models and checkpoints. Files without a
     digest, which earlier releases or others wrote, are only counted. The exit code is 1 if a file is damaged. The command that
     wrote a damaged file repairs it when it is called again.
 
@@ -93,7 +93,7 @@ class FolderCheck:
                 store = FeatureStore(manifest.parent)
                 for name in store.encoders:
                     if store.manifest[name]["embeddings"]:
-                        self.checked.add(store.joined(name))
+                        self.checked |= {store.joined(name)} & set(self.files)  # it is there only if shards are several
                         store.embeddings(name)
             except ValueError as error:
                 self.faults[manifest] = str(error)

@@ -160,7 +160,9 @@ def test_a_saved_model_is_loaded_and_known_by_its_weights_and_files(
     assert loaded.settings == LocalModel.load(tmp_path / "model", batch_size=3, max_new_tokens=12).settings
     folder = shutil.copytree(tmp_path / "model", tmp_path / "moved")
     assert loaded.settings == LocalModel.load(folder, max_new_tokens=12).settings
-    (folder / "chat_template.jinja").write_text("another template")
+    edited = MoFProcessor.from_pretrained(folder)
+    edited.chat_template += " "
+    edited.save_pretrained(folder)
     assert loaded.settings != LocalModel.load(folder, max_new_tokens=12).settings
     with torch.no_grad():
         tiny_model.get_output_embeddings().weight[0, 0] += 1

@@ -13,9 +13,9 @@ from support.tiny import build_model, build_tokenizer
 from typer.testing import CliRunner
 
 from encoders import Encoder, View, encode_images
+from encoders.digests import seal_json
 from mof import MoFProcessor
 from mof.cli.app import build_app
-from mof.pairs.annotation.annotation import Annotation, Journal
 from mof.pairs.pair_table import BlindPairs
 
 
@@ -55,12 +55,11 @@ def test_model_folder(tmp_path: Path) -> None:
     assert code == 1 and lines == [f"{tmp_path / 'generation_config.json'} is missing"]
 
 
-def test_pairs_and_annotations(tmp_path: Path) -> None:
+def test_pairs_and_sealed_lines(tmp_path: Path) -> None:
     pairs = BlindPairs(np.array([0]), np.array([1]), np.array([0.99], np.float32), np.array([0.25], np.float32), 2, 1)
     pairs.to_parquet(tmp_path / "pairs.parquet", ["a.png", "b.png"])
-    journal = Journal(tmp_path / "annotations.jsonl")
-    journal.save(("a.png", "b.png"), 0, Annotation(question="Which?"))
-    journal.save(("a.png", "b.png"), 1, Annotation(question="Which one?"))
+    lines = [seal_json({"image_i": "a.png", "question": question}, indent=None) + b"\n" for question in ("Which?", "Which one?")]
+    (tmp_path / "annotations.jsonl").write_bytes(b"".join(lines))
     assert_found(tmp_path, [tmp_path / "pairs.parquet", tmp_path / "annotations.jsonl"])
 
 

@@ -221,11 +221,16 @@ def test_training_modes_are_restored(llava, records, image_folder) -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_template_without_generation_spans(llava, records, image_folder) -> None:
+def test_a_template_without_marks_gives_the_same_scores(llava, records, image_folder) -> None:
     processor = copy.deepcopy(llava[1])
+    processor.chat_template = processor.chat_template.replace("{% generation %} ", " {% generation %}")  # the space is no answer
+    marked = score(llava[0], processor, records, image_folder=image_folder)
     processor.chat_template = processor.chat_template.replace("{% generation %}", "").replace("{% endgeneration %}", "")
-    with pytest.raises(ValueError, match="generation"):
-        score(llava[0], processor, records, image_folder=image_folder)
+    plain = score(llava[0], processor, records, image_folder=image_folder)
+    assert len(plain) and plain.ids == marked.ids
+    for one, other in zip(plain, marked, strict=True):
+        assert one.answer == other.answer and one.token_ids.tolist() == other.token_ids.tolist()
+        np.testing.assert_array_equal(one.token_vig, other.token_vig)
 
 
 def test_progress_bar(llava, records, image_folder, monkeypatch) -> None:

@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from encoders import read_image
+from encoders.saved_folders import check_folder
 from encoders.store.fingerprints import weights_digest
 from mof.auto_classes import register_auto_classes
 from mof.data.prompts import ready_for_prompts
@@ -73,11 +74,12 @@ class LocalModel:
         Its identity is made of the weights in memory, encoders included, and of the folder's other files.
 
         Raises:
-            ValueError: for a folder without config.json, or weights that are not finite.
+            ValueError: for a folder without config.json, weights that are not finite, or a file that was changed since it was saved.
         """
         folder = Path(folder)
         if not (folder / "config.json").is_file():
             raise ValueError(f"{folder} holds no config.json: expected a folder that save_pretrained wrote")
+        check_folder(folder)
         register_auto_classes()
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
         for parameter_name, weights in model.named_parameters():
