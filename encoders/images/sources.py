@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import lzma
 import os
 import re
 import tarfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -180,28 +177,31 @@ def tar_images(path: Path, limits: ImageLimits | None = None) -> Iterator[tuple[
     """Yield the images of a tar in its order, and (name of the tar, ImageError) for a part that cannot be read."""
     limits, endings = limits or ImageLimits(), tuple(suffixes())
     tar, last = readable(path), "its beginning"
-    names = set[str]()
+    names = dict[str, int]()
     try:
         with tarfile.open(path, "r|*", tarinfo=_StrictHeader) as archive:
             for member in archive:
                 base = os.path.basename(member.name)
                 if member.isreg() and base.lower().endswith(endings) and not base.startswith("."):
                     name = _unused(f"{tar}/{_as_text(member.name)}", names)
-                    names.add(name)
                     yield name, _member(archive, member, name, limits)
                 _skip_rest(archive)
-                last = member.name
-    except (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+                last = _as_text(member.name)
+    except Exception as error:  # of tarfile and the decompressors, which raise many kinds (ValueError, EOFError, ...) for bad bytes
         yield tar, ImageError(f"{tar}: cannot be read on after {last}, what follows is lost ({error})")
     else:
         if not names:
             yield tar, ImageError(f"{tar}: holds no images")
 
 
-def _unused(name: str, used: set[str]) -> str:
-    """Return the name, with a number behind it if it is used already."""
-    numbered = (f"{name} ({number})" for number in count(2))
-    return name if name not in used else next(other for other in numbered if other not in used)
+def _unused(name: str, used: dict[str, int]) -> str:
+    """Return the name, with a number behind it if it is used already. `used` holds the last number of each name."""
+    unused = name
+    while unused in used:
+        used[name] += 1
+        unused = f"{name} ({used[name]})"
+    used[unused] = 1
+    return unused
 
 
 def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, name: str, limits: ImageLimits) -> bytes | ImageError:

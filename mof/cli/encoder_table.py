@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -25,9 +26,9 @@ def print_encoders() -> None:
     sizes = json.loads(SIZES.read_text(encoding="utf-8"))
     for name in available_encoders():
         table.add_row(name, *(_row(sizes[name], PRESETS[name].licence) if name in PRESETS else _measured(name)))
-    console = Console(width=120)
-    console.print(table)
-    console.print(caveat(available_encoders()), soft_wrap=True)
+    Console(width=120).print(table)
+    if note := caveat(available_encoders()):
+        print(note, file=sys.stderr)  # so that the output is a table
 
 
 def _measured(name: str) -> list[str]:

@@ -267,6 +267,28 @@ def test_a_header_that_claims_terabytes_costs_neither_time_nor_memory(kind: byte
     assert first == b"0" and rest and all(not data or isinstance(data, ImageError) for _, data in rest) and peak < 2**24
 
 
+@given(place=st.integers(0, 6000), value=st.integers(0, 255), cut=st.none() | st.integers(0, 9000))
+@settings(max_examples=150, deadline=None)
+def test_a_changed_byte_of_a_tar_ends_in_no_other_error(
+    place: int, value: int, cut: int | None, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Headers have valid checksums, so that a change reaches the code behind: names, sizes, holes, further headers."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name in ("a.jpg", "ü" * 60 + ".jpg", "c.json", "d.png"):
+            header = tarfile.TarInfo(name)
+            header.size, header.pax_headers = 600, {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "900"}
+            archive.addfile(header, io.BytesIO(b"3\n1\n2\n" * 100))
+    data = bytearray(buffer.getvalue())
+    data[place] = value
+    for start in range(0, 6144, 512):
+        header_bytes = data[start : start + 148] + b" " * 8 + data[start + 156 : start + 512]
+        data[start + 148 : start + 156] = b"%06o\0 " % sum(header_bytes)
+    file = tmp_path_factory.getbasetemp() / "changed.tar"
+    file.write_bytes(data[:cut])
+    assert all(isinstance(content, bytes | ImageError) for _, content in ImageSources(file))
+
+
 def test_tar_without_images_is_named(tmp_path: Path) -> None:
     ((_, error),) = ImageSources(make_tar(tmp_path / "t.tar", {"a.json": b"{}"}))
     assert isinstance(error, ImageError) and "holds no images" in str(error)
