@@ -70,7 +70,7 @@ def test_gradient_checkpointing(frozen_llm: bool, tiny_model: MoFForConditionalG
     tiny_model.zero_grad()
     calls: list[int] = []
     tiny_model.language_model.model.layers[0].self_attn.register_forward_hook(lambda *_: calls.append(1))
-    tiny_model.gradient_checkpointing_enable()
+    tiny_model.activation_checkpointing_enable()
     tiny_model(**batch).loss.backward()
     assert len(calls) == 2  # once forward, once again backward
     checkpointed = gradients(tiny_model)

@@ -97,7 +97,7 @@ def train(case: str, images: Path, folder: Path, resume: bool) -> SelectiveTrain
     find_state(case)
     model, processor = build(case)
     if case == "llava":
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False})
     args = TrainingArguments(
         str(folder),
         per_device_train_batch_size=SIZE,

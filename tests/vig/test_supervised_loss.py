@@ -105,7 +105,7 @@ def test_autocast_and_gradient_checkpointing(monkeypatch) -> None:
     monkeypatch.setattr(output_head, "GRADIENT_CHUNK", 4)
     model, (inputs, labels) = build("Llava"), batch()
     exact = gradients(model, plainly(model, inputs, labels))
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.activation_checkpointing_enable({"use_reentrant": False})
     assert_same(model, inputs, labels)
     with torch.autocast("cpu", torch.bfloat16):
         losses = plainly(model, inputs, labels), gathered(model, inputs, labels)
