@@ -209,8 +209,8 @@ def test_gradient_on_two_processes(llava, records, image_folder, text_only, tmp_
 @pytest.mark.parametrize("kind", ["no picture", "no room"])
 def test_a_record_that_cannot_be_used_costs_itself_only(llava, records, image_folder, tmp_path, size, kind) -> None:
     """Batches of the bad record alone, of it and another, and of all: the step is that of the sound records."""
-    (tmp_path / "damaged.jpg").write_bytes(b"no picture")
-    damaged = records[2] | {"id": "damaged", "image": str(tmp_path / "damaged.jpg")}
+    (image_folder / "damaged.jpg").write_bytes(b"no picture")
+    damaged = records[2] | {"id": "damaged", "image": "damaged.jpg"}
     if kind == "no room":  # before its second image there are more tokens than max_length
         turns = [{"from": "human", "value": "<image>\n" + "cat " * 3000 + "\n<image>"}, {"from": "gpt", "value": "dog"}]
         damaged = records[2] | {"id": "long", "image": [records[2]["image"]] * 2, "conversations": turns}
@@ -228,8 +228,8 @@ def test_a_record_that_cannot_be_used_costs_itself_only(llava, records, image_fo
 
 
 def test_a_damaged_image_ends_a_strict_training(llava, records, image_folder, tmp_path) -> None:
-    (tmp_path / "damaged.jpg").write_bytes(b"no picture")
-    damaged = records[2] | {"id": "damaged", "image": str(tmp_path / "damaged.jpg")}
+    (image_folder / "damaged.jpg").write_bytes(b"no picture")
+    damaged = records[2] | {"id": "damaged", "image": "damaged.jpg"}
     trainer = SelectiveTrainer(
         llava[0], arguments(tmp_path), processing_class=llava[1], image_folder=image_folder, train_dataset=[damaged], strict=True
     )
