@@ -43,11 +43,13 @@ from encoders import build_encoder
 from mof import MoFForConditionalGeneration, MoFProcessor
 from mof.adapter import build_mixer
 from mof.evals.answerers import LocalModel
+from mof.evals.answering import answer_all
 from mof.evals.mmvp import measure
 from mof.language_models import load_language_model
 from mof.miniature import write_dataset
 from mof.miniature.misleading import misleading_questions
 from study.command import Options, run_recipe
+from study.page import example_pairs, write_run_page
 from study.plan import plan
 from study.plan_tables import plan_tables
 from study.plots import plot_noise, plot_selection, plot_study
@@ -95,6 +97,10 @@ def main() -> None:
             results.append(RowRun(row, setting, records[row.mix], folder, seed)())
             folder.write("results.json", {"rows": results})
     show(results, args.compare, folder)
+    if not args.compare and records["finetune"].pairs and PartialState().is_main_process:
+        page = folder.path("run.html")
+        write_run_page(page, results, records["finetune"].pairs, sorted(folder.folder.glob("seed-*/vig-*.html")))
+        console.print(f"all of this on a page: {page}", soft_wrap=True)
 
 
 def drawn_records(setting: Setting, rows: list[Row], folder: RunFolder) -> dict[str, RunData]:
@@ -196,7 +202,8 @@ class RowRun:
         self.folder.write(f"{self.row.mix}.json", records)  # as they were scored, for `mof vig report`
         if PartialState().is_main_process:
             page = self.folder.path(f"seed-{self.seed}/vig-{self.scored}.html")
-            write_report(page, select(load_scores(folder), keep=setting.keep), records, image_folder="/")
+            selection, named = select(load_scores(folder), keep=setting.keep), str(self.folder.path(f"{self.row.mix}.json"))
+            write_report(page, selection, records, image_folder="/", records_name=named)
             console.print(f"the scored records on a page: {page}")
         return facts
 
@@ -276,6 +283,9 @@ def evaluate(model: MoFForConditionalGeneration, processor: MoFProcessor, record
         result = measure(answerer, records.pairs, prompt="question", progress=True)  # the questions name their options
         accuracy = {"pair_accuracy": result.pair_accuracy, "question_accuracy": result.question_accuracy}
         accuracy["by_pattern"] = {pattern: shares["pair_accuracy"] for pattern, shares in result.by_pattern.items()}
+        shown = [question for pair in example_pairs(records.pairs) for question in pair]
+        answers, _ = answer_all(answerer, [dataclasses.replace(question.prompt("question"), options=()) for question in shown])
+        accuracy["examples"] = {str(question.id): answer.text for question, answer in zip(shown, answers, strict=True)}
     return accuracy | held_out_vig(model, processor, records, setting)
 
 

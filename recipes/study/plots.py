@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from encoders.pages.charts import COLOURS, LINES, figure, save
 from mof.evals.plots import plot_probe
+from study.rows import grouped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,13 +27,21 @@ CHANCE = {"pair_accuracy": 25, "question_accuracy": 50, "misled_accuracy": 50}
 
 
 def plot_study(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
-    """Write accuracy.png and by_pattern.png into `folder` from the rows of results.json; return their paths.
+    """Write accuracy.png and by_pattern.png into `folder` from the rows of results.json; return their paths."""
+    save(accuracy_bars(rows), folder / "accuracy.png")
+    table = {
+        name: {pattern: 100 * statistics.fmean(row["by_pattern"][pattern] for row in same) for pattern in rows[0]["by_pattern"]}
+        for name, same in grouped(rows, "name").items()
+    }
+    plot_probe("Held-out pairs", {"pair accuracy, %": table}, folder / "by_pattern.png")
+    return [folder / "accuracy.png", folder / "by_pattern.png"]
 
-    The first picture has a bar for each row: of right pairs, and of right questions after a false statement where these were asked.
-    """
-    by_name = _grouped(rows, "name")
+
+def accuracy_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Return a bar for each row: of right pairs, and of right questions after a false statement where these were asked."""
+    by_name = grouped(rows, "name")
     measures = [measure for measure in ("pair_accuracy", "misled_accuracy") if all(row.get(measure) is not None for row in rows)]
-    with figure(160 + 400 * len(measures), 30 * len(by_name) + 100) as drawn:
+    with figure(160 + 400 * len(measures), 34 * len(by_name) + 100) as drawn:
         panels = drawn.subplots(1, len(measures), sharey=True, squeeze=False)[0]
         for axes, measure in zip(panels, measures, strict=True):
             for place, same in enumerate(by_name.values()):
@@ -46,15 +55,13 @@ def plot_study(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
             axes.annotate("chance", (CHANCE[measure], 1), (0, 2), axes.get_xaxis_transform(), "offset points", ha="center", va="bottom")
             axes.set_xlim(0, 100)
             axes.set_xlabel(MEASURES[measure])
-        panels[0].set_yticks(range(len(by_name)), [_label(name, same[0]) for name, same in by_name.items()], color=COLOURS["text"])
+        labels = [
+            f"{name}\n{same[0]['visual_tokens']} visual, {same[0]['active_tokens'] / 1000:.0f}k active tokens"
+            for name, same in by_name.items()
+        ]
+        panels[0].set_yticks(range(len(by_name)), labels, color=COLOURS["text"])
         panels[0].invert_yaxis()
-    save(drawn, folder / "accuracy.png")
-    table = {
-        name: {pattern: 100 * statistics.fmean(row["by_pattern"][pattern] for row in same) for pattern in rows[0]["by_pattern"]}
-        for name, same in by_name.items()
-    }
-    plot_probe("Held-out pairs", {"pair accuracy, %": table}, folder / "by_pattern.png")
-    return [folder / "accuracy.png", folder / "by_pattern.png"]
+    return drawn
 
 
 def plot_selection(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
@@ -82,8 +89,8 @@ def _lines(rows: list[dict[str, Any]], key: str, x: Callable[[dict[str, Any]], f
     """Yield a figure with a panel for each of MEASURES and a line for each selection. Rows with equal values of `key` make a point."""
     with figure(330 * len(MEASURES), 330) as drawn:
         for axes, (measure, title) in zip(drawn.subplots(1, len(MEASURES)), MEASURES.items(), strict=True):
-            for number, (selection, same) in enumerate(_grouped(rows, "selection").items()):
-                points = {value: [(x(row), 100 * row[measure]) for row in seeds] for value, seeds in _grouped(same, key).items()}
+            for number, (selection, same) in enumerate(grouped(rows, "selection").items()):
+                points = {value: [(x(row), 100 * row[measure]) for row in seeds] for value, seeds in grouped(same, key).items()}
                 means = [
                     [statistics.fmean(values) for values in zip(*points[value], strict=True)]
                     for value in sorted(points, key=lambda value: value or 0)
@@ -96,15 +103,3 @@ def _lines(rows: list[dict[str, Any]], key: str, x: Callable[[dict[str, Any]], f
             axes.set_ylim(0, 100)
         drawn.legend(*drawn.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=6)
         yield drawn
-
-
-def _label(name: str, row: dict[str, Any]) -> str:
-    return f"{name}\n{row['visual_tokens']} visual, {row['active_tokens'] / 1000:.0f}k active tokens"
-
-
-def _grouped(rows: list[dict[str, Any]], key: str) -> dict[Any, list[dict[str, Any]]]:
-    """Return the rows by their value of `key`, in the order in which the values first appear."""
-    groups: dict[Any, list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault(row[key], []).append(row)
-    return groups

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from scipy.stats import ttest_1samp
 
 from encoders import build_encoder
 from mof.adapter import SSL_RATIOS
+from mof.evals.text_tables import TextTable
 from study.settings import Setting
 
 KEEPS = (0.3, 0.5, 0.7, 0.9)
@@ -143,43 +144,35 @@ def _fused(setting: Setting, study: str) -> Row:
 COMPARISONS = {"fusion": fusion_rows, "selection": selection_rows, "noise": noise_rows}
 
 
-def study_tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
+def study_tables(rows: Sequence[dict[str, Any]]) -> list[TextTable]:
     """Return a table of accuracies and costs from the rows of results.json, with a line per name: mean and spread over seeds.
     A second table shows pair accuracy by pattern, where pairs were asked.
 
     The column "misled" is the accuracy of questions after a false statement, where that was measured.
     """
-    by_name: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        by_name.setdefault(row["name"], []).append(row)
-    misled = any("misled_accuracy" in row for row in rows)
-    table = Table(title="held-out scenes, right in %; a pair is two questions, by chance 25", box=SIMPLE, padding=0)
-    headings = ["pairs", "questions", *(["misled"] if misled else []), "visual tokens", "active tokens", "seconds", "seeds"]
-    table.add_column("row", no_wrap=True)
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=" " not in heading)
-    for name, same in by_name.items():
-        table.add_row(
-            name,
-            spread([row["pair_accuracy"] for row in same]),
-            spread([row["question_accuracy"] for row in same]),
-            *([spread([row.get("misled_accuracy") for row in same])] if misled else []),
+    by_name = grouped(rows, "name")
+    shares = {"pairs": "pair_accuracy", "questions": "question_accuracy", "misled": "misled_accuracy"}
+    if not any("misled_accuracy" in row for row in rows):
+        del shares["misled"]
+    cells = {
+        name: [
+            *(spread([row.get(key) for row in same]) for key in shares.values()),
             str(same[0]["visual_tokens"]),
             f"{statistics.fmean(row['active_tokens'] for row in same):,.0f}",
             f"{statistics.fmean(row['seconds'] for row in same):.0f}",
             str(len(same)),
-        )
-    patterns = list(rows[-1]["by_pattern"])
-    if not patterns:
-        return [table]
-    detail = Table(title="pair accuracy by pattern, mean over seeds, %", box=SIMPLE, padding=(0, 1, 0, 0))
-    detail.add_column("row", no_wrap=True)
-    for pattern in patterns:  # headings break rather than names of rows, because many terminals have only 80 columns
-        detail.add_column(pattern, justify="right", overflow="fold")
-    for name, same in by_name.items():
-        means = [statistics.fmean(row["by_pattern"][pattern] for row in same) for pattern in patterns]
-        detail.add_row(name, *(f"{100 * mean:.0f}" for mean in means))
-    return [table, detail]
+        ]
+        for name, same in by_name.items()
+    }
+    headings = [*shares, "visual tokens", "active tokens", "seconds", "seeds"]
+    tables = [TextTable("held-out scenes, right in %; a pair is two questions, by chance 25", headings, cells, "row")]
+    if patterns := list(rows[-1]["by_pattern"]):
+        means = {
+            name: [statistics.fmean(row["by_pattern"][pattern] for row in same) for pattern in patterns] for name, same in by_name.items()
+        }
+        shown = {name: [f"{100 * mean:.0f}" for mean in row] for name, row in means.items()}
+        tables.append(TextTable("pair accuracy by pattern, mean over seeds, %", patterns, shown, "row"))
+    return tables
 
 
 def bars(rows: Sequence[dict[str, Any]]) -> Table:
@@ -227,6 +220,14 @@ def _paired(differences: Sequence[float]) -> str:
         return f"{mean:+.1f}"
     low, high = ttest_1samp(differences, 0).confidence_interval(0.95)
     return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def grouped(rows: Sequence[Mapping[str, Any]], key: str) -> dict[Any, list[Mapping[str, Any]]]:
+    """Return the rows of results.json by their value of `key`, in the order in which the values first appear."""
+    groups: dict[Any, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row[key], []).append(row)
+    return groups
 
 
 def spread(shares: Sequence[float | None]) -> str:

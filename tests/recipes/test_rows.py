@@ -75,8 +75,8 @@ def test_mean_and_spread_over_seeds():
 
 def test_one_line_per_name_and_a_table_of_patterns():
     tables = study_tables([row("clip", 0.1, 0), row("interleaved", 0.2, 0), row("clip", 0.3, 1)])
-    assert [table.row_count for table in tables] == [2, 2]
-    assert list(tables[0].columns[1].cells) == ["20.0 ±14.1", "20.0"]
+    assert [list(table.rows) for table in tables] == [["clip", "interleaved"]] * 2
+    assert [cells[0] for cells in tables[0].rows.values()] == ["20.0 ±14.1", "20.0"]
     assert list(tables[1].columns[1].cells) == ["20", "20"]
 
 

@@ -75,6 +75,9 @@ def test_the_default_rows_are_measured_and_printed(finished):
     assert all(set(row["by_pattern"]) == set(rows[0]["by_pattern"]) and len(row["by_pattern"]) == 9 for row in rows)
     assert all(name in printed for name in ("clip", "interleaved+vig", "held-out scenes", "ungrounded"))
     assert (folder / "plots/accuracy.png").stat().st_size > 10_000
+    shown = (folder / "run.html").read_text()
+    assert str(folder / "run.html") in printed and 'href="seed-0/vig-interleaved.html"' in shown
+    assert shown.count("data:image/jpeg") == 18 and shown.count("interleaved+random:") == 18
     page = (folder / "seed-0/vig-interleaved.html").read_text()
     assert "data:image/" in page and re.search(r"talk-\d+", page)
 
