@@ -23,7 +23,7 @@ from study.command import Options, run_recipe
 from study.run_data import read_truth
 from study.separation import separation, separation_tables
 from vig import score
-from vig.nulls import NULLS
+from vig.nulls import NULL_NAMES
 
 console = Console()
 
@@ -31,7 +31,7 @@ console = Console()
 def main() -> None:
     options = Options(__doc__)
     options.add_argument("models", type=Path, nargs="+", help="folders of saved models")
-    options.add_argument("--nulls", nargs="+", choices=NULLS, default=["blur"], help="null images")
+    options.add_argument("--nulls", nargs="+", choices=NULL_NAMES, default=["blur"], help="null images")
     options.add_argument("--records", type=int, default=2000, help="records to draw; a tenth of them is text only")
     options.add_argument("--seed", type=int, default=2, help="seed of the records; the recipe of training uses 0 and 1")
     options.output("JSON file for the figures")
