@@ -55,10 +55,8 @@ def accuracy_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
             axes.annotate("chance", (CHANCE[measure], 1), (0, 2), axes.get_xaxis_transform(), "offset points", ha="center", va="bottom")
             axes.set_xlim(0, 100)
             axes.set_xlabel(MEASURES[measure])
-        labels = [
-            f"{name}\n{same[0]['visual_tokens']} visual, {same[0]['active_tokens'] / 1000:.0f}k active tokens"
-            for name, same in by_name.items()
-        ]
+        tokens = {name: statistics.fmean(row["active_tokens"] for row in same) / 1000 for name, same in by_name.items()}
+        labels = [f"{name}\n{by_name[name][0]['visual_tokens']} visual, {tokens[name]:.0f}k active tokens" for name in by_name]
         panels[0].set_yticks(range(len(by_name)), labels, color=COLOURS["text"])
         panels[0].invert_yaxis()
     return drawn
