@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from secrets import token_hex
@@ -93,6 +93,23 @@ def read_sealed(path: Path) -> dict[str, Any]:
         ValueError: for a file that holds no JSON object.
     """
     return open_json(path.read_bytes(), path)
+
+
+def write_sealed_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON-able rows, whole, a line with a digest for each."""
+    sealed = b"".join(seal_json(row, indent=None) + b"\n" for row in rows)
+    write_whole(path, lambda temporary: temporary.write_bytes(sealed))
+
+
+def read_sealed_lines(path: Path) -> list[dict[str, Any]]:
+    """Return what `write_sealed_lines` wrote, or the JSON objects of an earlier release. DamagedError naming the file and the line."""
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        try:
+            rows += [open_json(line, path)] if line.strip() else []
+        except ValueError as error:
+            raise DamagedError(f"{path}, line {number}: {error}") from error
+    return rows
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -81,7 +81,7 @@ class FolderCheck:
             return
         if isinstance(listed := open_json(content, path).get("files"), dict):
             self.checked |= {path.parent / name for name in listed}
-            self.faults |= damaged(path.parent, listed)
+            self.faults = damaged(path.parent, listed) | self.faults
 
     def _check_stores(self) -> None:
         """Open the feature stores, which compares their files with each other, and read all embeddings."""
