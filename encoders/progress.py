@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,6 +15,7 @@ SECONDS, NOTEBOOK_SECONDS = 60.0, 5.0
 """Time between two lines, where no bar can be shown: in a log, and in a notebook without ipywidgets."""
 
 Advance = Callable[[int, str], None]
+T = TypeVar("T")
 
 
 @contextmanager
@@ -37,7 +39,7 @@ def progress_bar(units: str, total: int | None, shown: bool = True) -> Iterator[
             nonlocal last
             now = time.monotonic()
             rate = done / max(now - start, 1e-9)
-            note = f"{rate:.1f} {units}/s{note and ', '}{note}"
+            note = f"{rate:,.1f} {units}/s{note and ', '}{note}"
             bar.update(task, completed=done, note=note)
             if shown and not bar_is_possible and now - last >= between:
                 last = now
@@ -46,3 +48,11 @@ def progress_bar(units: str, total: int | None, shown: bool = True) -> Iterator[
                 console.print(f"{done:,}{of_total} {units}, {note}{left}", markup=False, highlight=False, soft_wrap=True)
 
         yield advance
+
+
+def tracked(things: Iterable[T], units: str, total: int | None, shown: bool = True) -> Iterator[T]:
+    """Yield the things, and show how many are done, as `progress_bar` does."""
+    with progress_bar(units, total, shown) as advance:
+        for done, thing in enumerate(things, 1):
+            yield thing
+            advance(done, "")

@@ -14,11 +14,11 @@ from typing import Any, Protocol
 
 from filelock import FileLock
 from PIL import Image
-from rich.progress import Progress
 
 from encoders.digests import open_json, seal_json
 from encoders.images.opening import read_file
 from encoders.images.reading import pixels_of
+from encoders.progress import progress_bar
 from mof.data.records import ImageSource
 
 logger = logging.getLogger(__name__)
@@ -110,9 +110,9 @@ class AnswerCache:
         self._answers: dict[str, Answer] = {}
         self._lock = FileLock(f"{self.file}.lock", poll_interval=0.005)
         content = self.file.read_bytes() if self.file.exists() else b""
-        for number, line in enumerate(content.split(b"\n"), 1):
+        for number, line in ((number, line) for number, line in enumerate(content.split(b"\n"), 1) if line):
             try:
-                entry = open_json(line, "the line") if line else {"format": None}
+                entry = open_json(line, "the line")
                 if entry.get("format", self.FORMAT) == self.FORMAT:
                     self._answers[entry["key"]] = _to_answer(entry["answer"])
             except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -152,15 +152,14 @@ def answer_all(
     answers = {key: answer for key in keys if cache is not None and (answer := cache.get(key)) is not None}
     todo = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in answers}
     fresh: list[Answer] = []
-    with Progress(disable=not progress) as bar:
-        task = bar.add_task(f"asking {answerer.name}", total=len(keys), completed=len(keys) - len(todo))
+    with progress_bar("answers", len(todo), progress) as advance:
         waiting = list(todo)
         for position, answer in answerer.answer(list(todo.values())):
             if cache is not None and answer.error is None:
                 cache.put(waiting[position], answer)
             answers[waiting[position]] = answer
             fresh.append(answer)
-            bar.advance(task)
+            advance(len(fresh), answerer.name)
     ordered = [answers[key] for key in keys]
     if ordered and all(answer.error is not None for answer in ordered):
         raise ValueError(f"{answerer.name} refused all {len(ordered)} prompts, the first with: {ordered[0].error}")

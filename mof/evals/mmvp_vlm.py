@@ -19,13 +19,13 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from encoders import Encoder, FeatureStore, read_image
 from encoders.csv_cells import write_csv
 from encoders.images.opening import inside, open_image, read_file
+from encoders.progress import tracked
 from encoders.runs import write_sealed
 from mof.evals.patterns import PATTERNS, pattern_type
 from mof.evals.question_files import check_pairs, find_files, find_image, read_rows
@@ -170,7 +170,7 @@ def probe_mmvp_vlm(
         embed = partial(_stored, store, store.embeddings(name))
     with_text = encoder.has_text if isinstance(encoder, Encoder) else True
     results = []
-    for index in track(range(0, len(items), 2), name, disable=not progress):
+    for index in tracked(range(0, len(items), 2), "pairs", len(items) // 2, progress):
         pair = items[index], items[index + 1]
         images = torch.cat([embed(item.image) for item in pair])  # [2, E]
         similarities = None

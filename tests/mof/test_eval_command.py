@@ -325,7 +325,7 @@ def test_pope_by_an_endpoint(tmp_path: Path, data: Path) -> None:
     for outside in ("../secret.jpg", "/etc/passwd"):
         (tmp_path / "coco_pope_random.json").write_text(json.dumps(lines[0] | {"image": outside}))
         refused = run(*asked, "--endpoint", server.url, "--output", out)
-        assert refused.exit_code == 2 and f"the name '{outside}' leads out of" in refused.stderr
+        assert refused.exit_code == 2 and f"the image path '{outside}' leads out of the image folder" in refused.stderr
     (tmp_path / "coco_pope_random.json").write_text("\n".join(map(json.dumps, lines)))
     (data / "MMVP Images" / "3.jpg").unlink()
     refused = run(*asked, "--endpoint", server.url, "--output", out)
