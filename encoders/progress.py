@@ -1,4 +1,4 @@
-"""Progress that is seen wherever a run may be watched: a bar in a terminal and in a notebook, a line a minute in a log."""
+"""Progress of a run: a bar in a terminal and in a notebook, a line a minute in a log."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ T = TypeVar("T")
 
 @contextmanager
 def progress_bar(units: str, total: int | None, shown: bool = True) -> Iterator[Advance]:
-    """Show on stderr how much of the work is done. Yield the function that takes the number of units done so far, and a note.
+    """Show the progress of a run on stderr. Yield the function that takes the number of units done so far, and a note.
 
     Args:
         units: the name of the things that are counted: "images".
-        total: how many there are; None if nobody knows.
+        total: their number; None if nobody knows it.
         shown: False shows nothing.
     """
     console, start = Console(stderr=True), time.monotonic()
@@ -51,7 +51,7 @@ def progress_bar(units: str, total: int | None, shown: bool = True) -> Iterator[
 
 
 def tracked(things: Iterable[T], units: str, total: int | None, shown: bool = True) -> Iterator[T]:
-    """Yield the things, and show how many are done, as `progress_bar` does."""
+    """Yield the things, and show as `progress_bar` does the number of things that are done."""
     with progress_bar(units, total, shown) as advance:
         for done, thing in enumerate(things, 1):
             yield thing

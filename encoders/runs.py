@@ -52,8 +52,9 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def replace_folder(folder: Path, new: Path) -> None:
-    """Put the folder `new`, of the same disk, in the place of `folder`, if there is one. A killed process leaves the old or the new folder.
+    """Put the folder `new` in the place of `folder`, which may be missing, on the same disk.
 
+    A killed process leaves the old or the new folder.
     Linux exchanges the two in one step. Elsewhere there is a moment between two steps in which the old folder has only its other name.
     """
     if not folder.is_dir():
@@ -86,7 +87,7 @@ def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """Return what `write_sealed` wrote, or the JSON object of an earlier release, without a digest.
+    """Return the content that `write_sealed` wrote, or the JSON object of an earlier release, without a digest.
 
     Raises:
         DamagedError: for a file that was changed since, naming the file.
@@ -102,7 +103,7 @@ def write_sealed_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_sealed_lines(path: Path) -> list[dict[str, Any]]:
-    """Return what `write_sealed_lines` wrote, or the JSON objects of an earlier release. DamagedError naming the file and the line."""
+    """Return the rows that `write_sealed_lines` wrote, or the JSON objects of an earlier release. DamagedError naming file and line."""
     rows = []
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         try:

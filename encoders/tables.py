@@ -22,7 +22,7 @@ def write_table(path: Path, table: pa.Table, run: str = "") -> None:
     """Write the table whole, as Parquet.
 
     Args:
-        run: what tells the run of the folder from other runs; with it, the file is refused elsewhere and under another name.
+        run: the name of the folder's run, which no other run has. With it, the file is refused in other folders and under another name.
     """
     place = {RUN: run.encode(), FILE: path.name.encode()} if run else {}
     buffer = pa.BufferOutputStream()

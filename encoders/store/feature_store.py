@@ -138,7 +138,7 @@ class FeatureStore:
         return self._features[encoder].embeddings()  # [N, E]
 
     def joined(self, encoder: str, *, write: bool = False) -> Path:
-        """Return the file that holds the embeddings in one piece when they lie in several shards; `write` makes it where it lacks."""
+        """Return the file that holds the embeddings of several shards in a single piece; `write` makes the file if it is missing."""
         if write:
             self._features[encoder].join()
         return self._features[encoder].joined

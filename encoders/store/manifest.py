@@ -87,7 +87,7 @@ def declare(
 
 
 def _manifest_to_fill(store: Path) -> dict[str, Any]:
-    """Return the manifest of a store, old or new, without what only a complete run knows. A damaged manifest is begun anew."""
+    """Return the manifest of a store, old or new, without the entries of a complete run. A damaged manifest is begun anew."""
     manifest: dict[str, Any] = {"format": FORMAT, "version": versions("mof-vig")["mof-vig"], "store": "", "encoders": {}}
     try:
         if (store / MANIFEST).is_file():
@@ -103,7 +103,7 @@ def _manifest_to_fill(store: Path) -> dict[str, Any]:
 
 
 def run_of(manifest: Mapping[str, Any], name: str) -> str:
-    """Return the run that the shards of an encoder name; it changes with the store, the encoder and the kinds of features."""
+    """Return the run that the shards of an encoder name. It changes with the store, the encoder and the kinds of features."""
     entry = manifest["encoders"][name]
     return run_digest({"store": manifest["store"], **{key: entry[key] for key in ("fingerprint", *KINDS)}})
 

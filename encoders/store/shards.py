@@ -79,7 +79,7 @@ def write_shard(path: Path, keys: list[str], features: dict[str, Tensor], metada
     """Write rows of features [n, ...] by kind, with their n content keys.
 
     Args:
-        run: what tells the store and the encoder from others.
+        run: the name of the store and the encoder, which no other store and encoder have.
     """
     packed = pack_keys(keys)  # [n]
     rows = {ROWS + kind: row_digests(values, packed).astype("<u8").tobytes().hex() for kind, values in features.items()}
@@ -126,7 +126,7 @@ class ShardWriter:
     """The features of one encoder. Damaged shards are deleted first, so that their images count as not encoded.
 
     Args:
-        run: what tells the store and the encoder from others.
+        run: as for `write_shard`.
 
     Attributes:
         claimed: keys of the images that are encoded, or about to be in this run.

@@ -1,4 +1,4 @@
-"""The end of a run: embeddings in one piece for the rows of the view, and the deletion of rows that the run has not seen."""
+"""The end of a run: embeddings in a single piece for the rows of the view, and the deletion of rows that the run has not seen."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from encoders.tables import write_table
 
 
 def join_embeddings(store: Path, manifest: Mapping[str, Any], encoders: Iterable[str]) -> None:
-    """Write the embeddings of each encoder in one piece, in the order of the view, and delete those of earlier views."""
+    """Write the embeddings of each encoder in a single piece, in the order of the view, and delete the files of earlier views."""
     for name in encoders:
         if manifest["encoders"][name]["embeddings"]:
             joined = FeatureStore(store, [name]).joined(name, write=True)

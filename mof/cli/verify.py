@@ -1,4 +1,4 @@
-"""`mof verify`: whether the files in a folder are what was written there."""
+"""`mof verify` tells whether the files in a folder were changed since they were written."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ RUN_FILES = ("manifest.json", "ledger.json")
 def verify(folder: Annotated[Path, typer.Argument(help="Folder that a command of mof wrote, or a folder of several.")]) -> None:
     """Compare every file in a folder with its digest, and print a line for each file that is damaged, missing or of another run.
 
-    It checks feature stores, scores, pair tables and ledgers, annotations, saved models and checkpoints. Files without a
-    digest, which earlier releases or others wrote, are only counted. The exit code is 1 if a file is damaged. The command that
-    wrote a damaged file repairs it when it is called again.
+    It checks feature stores, scores, pair tables and ledgers, annotations, evaluations, probes, saved models and checkpoints. Files
+    without a digest, which earlier releases or others wrote, are only counted. The exit code is 1 if a file is damaged. The
+    command that wrote a damaged file repairs it when it is called again.
 
     \b
     Example:
@@ -49,7 +49,7 @@ class FolderCheck:
         from encoders.runs import LOCKS, TEMPORARY
 
         found = sorted(path for path in folder.rglob("*") if path.is_file())
-        self.files = [path for path in found if not path.name.startswith(TEMPORARY) and not path.match(LOCKS)]
+        self.files = [path for path in found if not (path.name.startswith(TEMPORARY) or path.match(LOCKS) or path.suffix == ".lock")]
         self.checked, self.faults = set[Path](), dict[Path, str]()
         kinds: dict[str, Callable[[Path], None]] = {
             ".json": self._json, ".jsonl": self._lines, ".npz": self._square, ".parquet": self._table, ".safetensors": self._shard,

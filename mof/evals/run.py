@@ -32,7 +32,7 @@ FORMAT = 1  # version of everything in the folder of an evaluation
 
 @contextmanager
 def claimed_folder(folder: Path, **identity: Any) -> Iterator[None]:
-    """Give the folder to one evaluation in one process: its identity and the versions of packages are in settings.json.
+    """Give the folder to a single evaluation in a single process: its identity and the versions of packages are in settings.json.
 
     Versions are no part of the identity: an evaluation that takes days may go on after an update.
 

@@ -28,7 +28,7 @@ TILE, GPU_TILE = 1024, 16384
 GROUP, GPU_GROUP = 4, 16
 """Tiles that a thread, or a GPU, compares at a time."""
 Count = Callable[[int, int], None]
-"""Takes how many pairs were compared, and how many were found, since its last call."""
+"""A function that takes the numbers of pairs that were compared and found since its last call."""
 
 
 class PairComparison:
@@ -95,7 +95,7 @@ def pairs_in(rows: slice, columns: slice) -> int:
 
 @contextmanager
 def pair_progress(images: int, shown: bool) -> Iterator[Count]:
-    """Show how many pairs were compared and found; yield the function that counts them."""
+    """Show the numbers of pairs that were compared and found; yield the function that counts them."""
     compared = found = 0
     with progress_bar("pairs", images * (images - 1) // 2, shown) as advance:
 
