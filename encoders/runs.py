@@ -41,9 +41,14 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     _flush(path.parent)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to the file. After a crash the file still has its content of before."""
+    write_whole(path, lambda temporary: temporary.write_bytes(content))
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to the file. After a crash the file still has its content of before."""
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    """Write `text` in UTF-8, in the same way as `write_bytes`."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -54,8 +59,8 @@ def write_json(path: Path, content: Any) -> None:
 def replace_folder(folder: Path, new: Path) -> None:
     """Put the folder `new` in the place of `folder`, which may be missing, on the same disk.
 
-    A killed process leaves the old or the new folder.
-    Linux exchanges the two in one step. Elsewhere there is a moment between two steps in which the old folder has only its other name.
+    A killed process leaves the old or the new folder. Linux exchanges the two in a single step. Elsewhere there is a moment between two
+    steps in which the old folder has only its other name.
     """
     if not folder.is_dir():
         new.rename(folder)
@@ -82,8 +87,7 @@ def _exchange(first: Path, second: Path) -> bool:
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON-able `content` with its digest (`encoders.digests`), whole."""
-    sealed = seal_json(content)
-    write_whole(path, lambda temporary: temporary.write_bytes(sealed))
+    write_bytes(path, seal_json(content))
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
@@ -98,8 +102,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 def write_sealed_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write JSON-able rows, whole, a line with a digest for each."""
-    sealed = b"".join(seal_json(row, indent=None) + b"\n" for row in rows)
-    write_whole(path, lambda temporary: temporary.write_bytes(sealed))
+    write_bytes(path, b"".join(seal_json(row, indent=None) + b"\n" for row in rows))
 
 
 def read_sealed_lines(path: Path) -> list[dict[str, Any]]:

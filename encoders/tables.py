@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from encoders.digests import BLANK, DamagedError, check, seal
-from encoders.runs import write_whole
+from encoders.runs import write_bytes
 
 RUN, FILE, DIGEST = b"mof_run", b"mof_file", b"mof_digest"
 
@@ -27,8 +27,7 @@ def write_table(path: Path, table: pa.Table, run: str = "") -> None:
     place = {RUN: run.encode(), FILE: path.name.encode()} if run else {}
     buffer = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **place, DIGEST: BLANK.encode()}), buffer)
-    sealed = seal(buffer.getvalue().to_pybytes())
-    write_whole(path, lambda temporary: temporary.write_bytes(sealed))
+    write_bytes(path, seal(buffer.getvalue().to_pybytes()))
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None, run: str | None = None) -> pa.Table:

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from encoders.digests import DamagedError, checks
-from encoders.runs import remove_unfinished, write_whole
+from encoders.runs import remove_unfinished, write_bytes
 from encoders.store.files import KEY_TYPE, next_number, numbered, pack_keys, unpack_keys
 from encoders.tables import refuse_foreign
 
@@ -86,7 +86,7 @@ def write_shard(path: Path, keys: list[str], features: dict[str, Tensor], metada
     metadata = {**metadata, **rows, "run": run, "file": path.name}
     metadata[DIGEST] = _header_digest(packed, features, metadata)
     tensors = {"keys": torch.from_numpy(packed.view(np.uint8).reshape(-1, KEY_TYPE.itemsize).copy()), **features}  # [n, 16]
-    write_whole(path, lambda temporary: temporary.write_bytes(save(tensors, metadata)))
+    write_bytes(path, save(tensors, metadata))
 
 
 def row_digests(rows: Tensor, keys: NDArray[np.bytes_]) -> NDArray[np.uint64]:

@@ -22,7 +22,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from encoders.digests import BLANK, DamagedError, check, seal
-from encoders.runs import RunFile, run_digest, write_text, write_whole
+from encoders.runs import RunFile, run_digest, write_bytes, write_text
 from mof.pairs.choice import BestPairs
 from mof.pairs.comparison import Count, PairComparison, pair_progress, pairs_in
 from mof.pairs.sieve import tiles
@@ -114,8 +114,7 @@ class PairLedger:
         np.savez(buffer, pairs=best.ranked(), total=best.total, run=self._run, square=name)
         with ZipFile(buffer, "a") as archive:
             archive.comment = BLANK.encode()
-        sealed = seal(buffer.getvalue())
-        write_whole(self._result(name), lambda temporary: temporary.write_bytes(sealed))
+        write_bytes(self._result(name), seal(buffer.getvalue()))
         self._claim_file(name).unlink(missing_ok=True)
 
     def _is_done(self, name: str) -> bool:
