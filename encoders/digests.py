@@ -25,7 +25,7 @@ CHUNK = 2**24  # bytes that are read at a time
 
 
 class DamagedError(ValueError):
-    """A file whose content is not what was written. The message names the file."""
+    """A file whose content was changed since it was written. The message names the file."""
 
 
 def checks() -> bool:
@@ -55,14 +55,14 @@ def seal_json(content: Mapping[str, Any], indent: int | None = 1) -> bytes:
 
 
 def open_json(content: bytes, name: object) -> dict[str, Any]:
-    """Return what `seal_json` was given; also for JSON of earlier releases, which is not sealed.
+    """Return the mapping that `seal_json` was given. JSON of earlier releases, which is not sealed, is read too.
 
     Raises:
         DamagedError: for content that was changed, naming `name`.
         ValueError: for content that is no JSON object.
     """
     check(content, name)
-    opened = json.loads(content.decode())
+    opened = json.loads(content.decode("utf-8-sig"))
     if not isinstance(opened, dict):
         raise ValueError(f"{name}: expected a JSON object, got a {type(opened).__name__}")
     if MARK.decode() in str(opened.get(KEY)):
@@ -87,7 +87,7 @@ def damaged(folder: Path, listed: Mapping[str, str]) -> dict[Path, str]:
         if not path.is_file():
             faults[path] = f"{path} is missing"
         elif file_digest(path) != digest:
-            faults[path] = f"{path} is damaged, or was edited: its digest is not the one that was written down"
+            faults[path] = f"{path} is damaged, or was edited: its digest is not the digest that was noted"
     return faults
 
 

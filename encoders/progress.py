@@ -1,11 +1,12 @@
-"""Progress that is seen wherever a run may be watched: a bar in a terminal and in a notebook, a line a minute in a log."""
+"""Progress of a run: a bar in a terminal and in a notebook, a line a minute in a log."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -14,15 +15,16 @@ SECONDS, NOTEBOOK_SECONDS = 60.0, 5.0
 """Time between two lines, where no bar can be shown: in a log, and in a notebook without ipywidgets."""
 
 Advance = Callable[[int, str], None]
+T = TypeVar("T")
 
 
 @contextmanager
 def progress_bar(units: str, total: int | None, shown: bool = True) -> Iterator[Advance]:
-    """Show on stderr how much of the work is done. Yield the function that takes the number of units done so far, and a note.
+    """Show the progress of a run on stderr. Yield the function that takes the number of units done so far, and a note.
 
     Args:
         units: the name of the things that are counted: "images".
-        total: how many there are; None if nobody knows.
+        total: their number; None if nobody knows it.
         shown: False shows nothing.
     """
     console, start = Console(stderr=True), time.monotonic()
@@ -37,7 +39,7 @@ def progress_bar(units: str, total: int | None, shown: bool = True) -> Iterator[
             nonlocal last
             now = time.monotonic()
             rate = done / max(now - start, 1e-9)
-            note = f"{rate:.1f} {units}/s{note and ', '}{note}"
+            note = f"{rate:,.1f} {units}/s{note and ', '}{note}"
             bar.update(task, completed=done, note=note)
             if shown and not bar_is_possible and now - last >= between:
                 last = now
@@ -46,3 +48,11 @@ def progress_bar(units: str, total: int | None, shown: bool = True) -> Iterator[
                 console.print(f"{done:,}{of_total} {units}, {note}{left}", markup=False, highlight=False, soft_wrap=True)
 
         yield advance
+
+
+def tracked(things: Iterable[T], units: str, total: int | None, shown: bool = True) -> Iterator[T]:
+    """Yield the things, and show as `progress_bar` does the number of things that are done."""
+    with progress_bar(units, total, shown) as advance:
+        for done, thing in enumerate(things, 1):
+            yield thing
+            advance(done, "")

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from secrets import token_hex
@@ -41,9 +41,14 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     _flush(path.parent)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to the file. After a crash the file still has its content of before."""
+    write_whole(path, lambda temporary: temporary.write_bytes(content))
+
+
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to the file. After a crash the file still has its content of before."""
-    write_whole(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    """Write `text` in UTF-8, in the same way as `write_bytes`."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -52,9 +57,10 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def replace_folder(folder: Path, new: Path) -> None:
-    """Put the folder `new`, of the same disk, in the place of `folder`, if there is one. A killed process leaves the old or the new folder.
+    """Put the folder `new` in the place of `folder`, which may be missing, on the same disk.
 
-    Linux exchanges the two in one step. Elsewhere there is a moment between two steps in which the old folder has only its other name.
+    A killed process leaves the old or the new folder. Linux exchanges the two in a single step. Elsewhere there is a moment between two
+    steps in which the old folder has only its other name.
     """
     if not folder.is_dir():
         new.rename(folder)
@@ -81,18 +87,33 @@ def _exchange(first: Path, second: Path) -> bool:
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON-able `content` with its digest (`encoders.digests`), whole."""
-    sealed = seal_json(content)
-    write_whole(path, lambda temporary: temporary.write_bytes(sealed))
+    write_bytes(path, seal_json(content))
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """Return what `write_sealed` wrote, or the JSON object of an earlier release, without a digest.
+    """Return the content that `write_sealed` wrote, or the JSON object of an earlier release, without a digest.
 
     Raises:
         DamagedError: for a file that was changed since, naming the file.
         ValueError: for a file that holds no JSON object.
     """
     return open_json(path.read_bytes(), path)
+
+
+def write_sealed_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON-able rows, whole, a line with a digest for each."""
+    write_bytes(path, b"".join(seal_json(row, indent=None) + b"\n" for row in rows))
+
+
+def read_sealed_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the rows that `write_sealed_lines` wrote, or the JSON objects of an earlier release. DamagedError naming file and line."""
+    rows = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        try:
+            rows += [open_json(line, path)] if line.strip() else []
+        except ValueError as error:
+            raise DamagedError(f"{path}, line {number}: {error}") from error
+    return rows
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Folders whose files other libraries write, such as saved models and checkpoints, hold a sealed list of the files' digests."""
+"""Folders with files of other libraries, such as saved models and checkpoints, hold a sealed list of the files' digests."""
 
 from __future__ import annotations
 

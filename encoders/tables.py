@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from encoders.digests import BLANK, DamagedError, check, seal
-from encoders.runs import write_whole
+from encoders.runs import write_bytes
 
 RUN, FILE, DIGEST = b"mof_run", b"mof_file", b"mof_digest"
 
@@ -22,13 +22,12 @@ def write_table(path: Path, table: pa.Table, run: str = "") -> None:
     """Write the table whole, as Parquet.
 
     Args:
-        run: what tells the run of the folder from other runs; with it, the file is refused elsewhere and under another name.
+        run: the name of the folder's run, which no other run has. With it, the file is refused in other folders and under another name.
     """
     place = {RUN: run.encode(), FILE: path.name.encode()} if run else {}
     buffer = pa.BufferOutputStream()
     pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **place, DIGEST: BLANK.encode()}), buffer)
-    sealed = seal(buffer.getvalue().to_pybytes())
-    write_whole(path, lambda temporary: temporary.write_bytes(sealed))
+    write_bytes(path, seal(buffer.getvalue().to_pybytes()))
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None, run: str | None = None) -> pa.Table:

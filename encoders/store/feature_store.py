@@ -20,11 +20,11 @@ from encoders.digests import DamagedError, damaged
 from encoders.images.opening import ImageError, read_file
 from encoders.images.sources import content_key, readable
 from encoders.preprocessing import View
-from encoders.store.files import VIEW, file_state, numbered, pack_keys, read_index, read_view, unpack, unpack_keys
+from encoders.store.files import VIEW, file_state, pack_keys, read_index, read_view, unpack, unpack_keys
 from encoders.store.fingerprints import describe, refuse_other
-from encoders.store.manifest import read_manifest, run_of
+from encoders.store.manifest import read_manifest, run_of, shards_of
 from encoders.store.rows import Rows
-from encoders.store.shards import Shard
+from encoders.store.shards import AGAIN, Shard
 
 # Shapes: N = images of the store, n = rows asked for, E = width of an embedding, T = h*w patch tokens, D = their width,
 # F = h*w*D added up over the encoders.
@@ -64,7 +64,8 @@ class FeatureStore:
         self.encoders = list(self.manifest if encoders is None else encoders)
         if unknown := [name for name in self.encoders if name not in self.manifest]:
             raise ValueError(f"{path} has no features of {', '.join(unknown)}; it has {', '.join(self.manifest) or 'none'}")
-        shards = {name: numbered(self.path / self.manifest[name]["folder"], "features", ".safetensors") for name in self.encoders}
+        shards = {name: shards_of(self.path, self.manifest[name]) for name in self.encoders}
+        self._refuse_missing(shards, manifest.get("shards", {}))
         listed = manifest.get("files", {})
         if faults := damaged(self.path, {VIEW: listed[VIEW]} if VIEW in listed else {}):
             raise DamagedError(f"{'; '.join(faults.values())}; the same `mof encode` again writes it anew")
@@ -74,6 +75,13 @@ class FeatureStore:
         self.keys = unpack_keys(order)
         self._row_of_key = {key: row for row, key in enumerate(self.keys)}
         self._files: dict[str, tuple[int, int, str]] | None = None  # name -> size, time, key; filled on first use
+
+    def _refuse_missing(self, shards: Mapping[str, list[Path]], listed: Mapping[str, list[str]]) -> None:
+        """Raise a DamagedError for shards that the last complete run listed and that are not there any more."""
+        for name, there in shards.items():
+            if lost := sorted(set(listed.get(name, ())) - {shard.name for shard in there}):
+                missing = self.path / self.manifest[name]["folder"] / lost[0]
+                raise DamagedError(f"{missing} is missing{f', with {len(lost) - 1} more' if lost[1:] else ''}: {AGAIN}")
 
     def _read_index(self, encoded: list[NDArray[np.bytes_]]) -> NDArray[np.bytes_]:
         """Set `names`; return the keys [N] that all encoders have, in the order in which they came into the index."""
@@ -130,7 +138,7 @@ class FeatureStore:
         return self._features[encoder].embeddings()  # [N, E]
 
     def joined(self, encoder: str, *, write: bool = False) -> Path:
-        """Return the file that holds the embeddings in one piece when they lie in several shards; `write` makes it where it lacks."""
+        """Return the file that holds the embeddings of several shards in a single piece; `write` makes the file if it is missing."""
         if write:
             self._features[encoder].join()
         return self._features[encoder].joined

@@ -3,7 +3,7 @@
     manifest.json                              the store's identity, the description of each encoder's features
     images-00000.parquet, ...                  name, content key, size, time, width, height: one row per name
     view.parquet                               the names whose files the last run found
-    <encoder>-<order>.npy                      embeddings in one piece, in the order of the view; can be deleted
+    <encoder>-<order>.npy                      embeddings in a single piece, in the order of the view; can be deleted
     <encoder>/features-00000.safetensors, ...  content keys, embeddings, tokens, scales: one row per content
 
 Every file is written whole under a temporary name and then renamed, and carries a digest and the store's identity. An image
@@ -83,17 +83,20 @@ def _read(path: Path, run: str | None) -> pa.Table:
 
 
 def read_view(store: Path, run: str | None = None) -> set[str] | None:
-    """Return the names whose files the last complete run found, or None if no run is complete, or of an earlier release."""
+    """Return the names of the files that the last complete run found; None if no run is complete, or for a store of an earlier release."""
     return set(_read(store / VIEW, run)["name"].to_pylist()) if (store / VIEW).is_file() else None
 
 
 def write_view(store: Path, names: Iterable[str], run: str) -> None:
-    """Write the names whose files a run found and could read."""
+    """Write the names of the files that a run found and could read."""
     write_table(store / VIEW, pa.table({"name": pa.array(names, pa.string())}), run)
 
 
 def file_state(status: os.stat_result) -> tuple[int, int]:
-    """Return a file's size and the time of its last change. A program can set the time of its content, but not of the change of that."""
+    """Return a file's size and the time of its last change.
+
+    Programs can set the time at which the content was changed, but not the time at which anything else of the file was.
+    """
     return status.st_size, max(status.st_mtime_ns, status.st_ctime_ns)
 
 

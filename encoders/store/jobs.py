@@ -29,7 +29,7 @@ class Job:
         name: the encoder's name in the store.
         encoder: a copy of it is used where device, dtype or mode must change, because casting back would not restore it.
         entry: the encoder's entry in the manifest.
-        run: what the encoder's shards name as their run (`encoders.store.manifest.run_of`).
+        run: the run that the encoder's shards name (`encoders.store.manifest.run_of`).
         store: the store's folder.
         pool: `LANES` threads, each of which encodes a batch.
     """
@@ -71,7 +71,7 @@ class Job:
         """
         if wait and self._keys:
             self._send()
-        most = 0 if wait else 2 * LANES  # as many wait as run: more would only take memory
+        most = 0 if wait else 2 * LANES  # as many wait as run; more would only take memory
         while self._running and (len(self._running) > most or self._running[0][1].done()):
             keys, running = self._running.popleft()
             features = running.result()

@@ -16,7 +16,7 @@ from encoders.base import Encoder
 from encoders.digests import DamagedError, file_digest
 from encoders.preprocessing import View
 from encoders.runs import read_sealed, run_digest, versions, write_sealed
-from encoders.store.files import FAILURES, VIEW, TokenFormat, index_files
+from encoders.store.files import FAILURES, VIEW, TokenFormat, index_files, numbered
 from encoders.store.fingerprints import describe, refuse_other
 from encoders.tables import run_of as table_run
 
@@ -87,7 +87,7 @@ def declare(
 
 
 def _manifest_to_fill(store: Path) -> dict[str, Any]:
-    """Return the manifest of a store, old or new, without what only a complete run knows. A damaged manifest is begun anew."""
+    """Return the manifest of a store, old or new, without the entries of a complete run. A damaged manifest is begun anew."""
     manifest: dict[str, Any] = {"format": FORMAT, "version": versions("mof-vig")["mof-vig"], "store": "", "encoders": {}}
     try:
         if (store / MANIFEST).is_file():
@@ -99,20 +99,26 @@ def _manifest_to_fill(store: Path) -> dict[str, Any]:
         logger.warning("%s; it is written anew for the encoders of this run; `mof encode` with the others enters them again", error)
         manifest["store"] = identities.pop()
     manifest["store"] = manifest["store"] or secrets.token_hex(16)
-    return {key: value for key, value in manifest.items() if key != "files"}
+    return {key: value for key, value in manifest.items() if key not in ("files", "shards")}
 
 
 def run_of(manifest: Mapping[str, Any], name: str) -> str:
-    """Return the run that the shards of an encoder name; it changes with the store, the encoder and the kinds of features."""
+    """Return the run that the shards of an encoder name. It changes with the store, the encoder and the kinds of features."""
     entry = manifest["encoders"][name]
     return run_digest({"store": manifest["store"], **{key: entry[key] for key in ("fingerprint", *KINDS)}})
 
 
+def shards_of(store: Path, entry: Mapping[str, Any]) -> list[Path]:
+    """Return the shards of an encoder, given its entry in the manifest, in order."""
+    return numbered(store / entry["folder"], "features", ".safetensors")
+
+
 def complete(store: Path, manifest: Mapping[str, Any], errors: Mapping[str, dict[str, float]]) -> None:
-    """Note that a run is complete: the digests of its lists, and the measured int8 errors of encoders, by name."""
+    """Note that a run is complete: the digests of its lists, the names of all shards, and the measured int8 errors of encoders, by name."""
     entries = {name: entry | ({"int8_error": errors[name]} if name in errors else {}) for name, entry in manifest["encoders"].items()}
     files = {name: file_digest(store / name) for name in (FAILURES, VIEW)}
-    write_sealed(store / MANIFEST, {**manifest, "encoders": entries, "files": files})
+    shards = {name: [shard.name for shard in shards_of(store, entry)] for name, entry in entries.items()}
+    write_sealed(store / MANIFEST, {**manifest, "encoders": entries, "files": files, "shards": shards})
 
 
 def _folder(name: str) -> str:

@@ -56,7 +56,7 @@ class Rows:
         return gathered
 
     def embeddings(self) -> NDArray[np.float32]:
-        """Return all embeddings [N, E], mapped if they lie in one piece."""
+        """Return all embeddings [N, E], mapped if they lie in a single piece."""
         if self.sound is None:
             self.sound = self._whole_shard()
         if self.sound is None:
@@ -64,7 +64,7 @@ class Rows:
         return self.sound
 
     def join(self) -> None:
-        """Write the embeddings [N, E] in one piece, to be mapped, unless they lie so in a shard, or in a sound file."""
+        """Write the embeddings [N, E] in a single piece, to be mapped, unless a shard or a sound file holds them so already."""
         try:
             if self._whole_shard() is not None or (self.joined.is_file() and self._joined() is not None):
                 return
@@ -81,7 +81,7 @@ class Rows:
         write_whole(self.joined, write)
 
     def _whole_shard(self) -> NDArray[np.float32] | None:
-        """Return the embeddings if they are those of a whole shard, in its order."""
+        """Return the embeddings if a single shard holds exactly these rows, in this order."""
         if (self.shard != self.shard[0]).any() or len(self.shard) != len(self._open(int(self.shard[0])).keys):
             return None
         if (np.diff(self.within) != 1).any():
@@ -118,7 +118,7 @@ class Rows:
         """Return pairs (shard, positions among `rows` that lie in it)."""
         by_shard = np.argsort(self.shard[rows], kind="stable")  # [n]
         present, starts = np.unique(self.shard[rows][by_shard], return_index=True)
-        return list(zip(present.tolist(), np.split(by_shard, starts[1:]), strict=False))  # no row: one empty part, no shard
+        return list(zip(present.tolist(), np.split(by_shard, starts[1:]), strict=False))  # no row: a single empty part, no shard
 
     def _open(self, number: int) -> Shard:
         if number not in self.shards:

@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from encoders.digests import DamagedError, checks
-from encoders.runs import remove_unfinished, write_whole
+from encoders.runs import remove_unfinished, write_bytes
 from encoders.store.files import KEY_TYPE, next_number, numbered, pack_keys, unpack_keys
 from encoders.tables import refuse_foreign
 
@@ -79,14 +79,14 @@ def write_shard(path: Path, keys: list[str], features: dict[str, Tensor], metada
     """Write rows of features [n, ...] by kind, with their n content keys.
 
     Args:
-        run: what tells the store and the encoder from others.
+        run: the name of the store and the encoder, which no other store and encoder have.
     """
     packed = pack_keys(keys)  # [n]
     rows = {ROWS + kind: row_digests(values, packed).astype("<u8").tobytes().hex() for kind, values in features.items()}
     metadata = {**metadata, **rows, "run": run, "file": path.name}
     metadata[DIGEST] = _header_digest(packed, features, metadata)
     tensors = {"keys": torch.from_numpy(packed.view(np.uint8).reshape(-1, KEY_TYPE.itemsize).copy()), **features}  # [n, 16]
-    write_whole(path, lambda temporary: temporary.write_bytes(save(tensors, metadata)))
+    write_bytes(path, save(tensors, metadata))
 
 
 def row_digests(rows: Tensor, keys: NDArray[np.bytes_]) -> NDArray[np.uint64]:
@@ -126,7 +126,7 @@ class ShardWriter:
     """The features of one encoder. Damaged shards are deleted first, so that their images count as not encoded.
 
     Args:
-        run: what tells the store and the encoder from others.
+        run: as for `write_shard`.
 
     Attributes:
         claimed: keys of the images that are encoded, or about to be in this run.

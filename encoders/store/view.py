@@ -1,4 +1,4 @@
-"""The end of a run: embeddings in one piece for the rows of the view, and the deletion of rows that the run has not seen."""
+"""The end of a run: embeddings in a single piece for the rows of the view, and the deletion of rows that the run has not seen."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 import torch
 
 from encoders.store.feature_store import FeatureStore
-from encoders.store.files import index_files, next_number, numbered, pack_keys, read_index, unpack_keys
-from encoders.store.manifest import run_of
+from encoders.store.files import index_files, next_number, pack_keys, read_index, unpack_keys
+from encoders.store.manifest import run_of, shards_of
 from encoders.store.shards import Shard, write_shard
 from encoders.tables import write_table
 
@@ -21,7 +21,7 @@ from encoders.tables import write_table
 
 
 def join_embeddings(store: Path, manifest: Mapping[str, Any], encoders: Iterable[str]) -> None:
-    """Write the embeddings of each encoder in one piece, in the order of the view, and delete those of earlier views."""
+    """Write the embeddings of each encoder in a single piece, in the order of the view, and delete the files of earlier views."""
     for name in encoders:
         if manifest["encoders"][name]["embeddings"]:
             joined = FeatureStore(store, [name]).joined(name, write=True)
@@ -33,7 +33,7 @@ def join_embeddings(store: Path, manifest: Mapping[str, Any], encoders: Iterable
 def prune_store(store: Path, manifest: Mapping[str, Any], names: Set[str], keys: Set[str]) -> None:
     """Delete all names and all contents but these. The errors of int8 tokens, as measured, still count the deleted images."""
     for encoder, entry in manifest["encoders"].items():
-        for file in numbered(store / entry["folder"], "features", ".safetensors"):
+        for file in shards_of(store, entry):
             _prune_shard(file, keys, run_of(manifest, encoder))
     index = read_index(store)
     files = index_files(store)

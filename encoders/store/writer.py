@@ -46,8 +46,7 @@ class EncodeReport:
     duplicates: int
     """Further names of contents that were seen in this run."""
     unreadable: int
-    """Names listed in `failures.jsonl` in the store: unreadable, or with features that are not finite. A tar that is cut off counts as
-    one."""
+    """Names listed in `failures.jsonl` in the store: unreadable, or with features that are not finite. A cut tar counts once."""
     bytes: int
     """Size of the whole store on disk."""
     int8_error: dict[str, dict[str, float]]
@@ -194,7 +193,7 @@ class _Run:
             return _Loaded(name, key, stat, image.size, pixels)
         except ImageError as error:
             return _Loaded(name, error=error)
-        except Exception as error:  # whatever an image of an odd shape meets on its way costs this image alone
+        except Exception as error:  # of any library: an image of an odd shape costs this image alone
             return _Loaded(name, error=ImageError(f"{name}: cannot be prepared ({type(error).__name__}: {error})"))
 
     def _take(self, loaded: _Loaded) -> None:
@@ -262,7 +261,7 @@ class _Run:
         return EncodeReport(images, encoded, self.duplicates, len(self._failures()), size, errors, gone)
 
     def _view(self, sources: ImageSources) -> set[str]:
-        """Return the names that are there: those that this run saw and could read, and earlier ones from elsewhere whose file exists."""
+        """Return the names of this run's images that could be read, and of earlier images from other sources that still exist."""
         before = read_view(self.store, self.manifest["store"])
         elsewhere = (self.index.names() if before is None else before & self.index.names()) - self.names.keys()
         elsewhere -= set(sources.among(elsewhere))  # not seen, though the run went by

@@ -1,4 +1,4 @@
-"""`mof verify`: whether the files in a folder are what was written there."""
+"""`mof verify` tells whether the files in a folder were changed since they were written."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Annotated
 
 import typer
 
+from encoders.digests import MARK, check, damaged, open_json
+from encoders.runs import LOCKS, TEMPORARY, read_sealed, run_digest
+
 RUN_FILES = ("manifest.json", "ledger.json")
 """Files that name the run of their folder."""
 
@@ -16,9 +19,9 @@ RUN_FILES = ("manifest.json", "ledger.json")
 def verify(folder: Annotated[Path, typer.Argument(help="Folder that a command of mof wrote, or a folder of several.")]) -> None:
     """Compare every file in a folder with its digest, and print a line for each file that is damaged, missing or of another run.
 
-    It checks feature stores, scores, pair tables and ledgers, annotations, saved models and checkpoints. Files without a
-    digest, which earlier releases or others wrote, are only counted. The exit code is 1 if a file is damaged. The command that
-    wrote a damaged file repairs it when it is called again.
+    It checks feature stores, scores, pair tables and ledgers, annotations, evaluations, probes, saved models and checkpoints. Files
+    without a digest, which earlier releases or others wrote, are only counted. The exit code is 1 if a file is damaged. The
+    command that wrote a damaged file repairs it when it is called again.
 
     \b
     Example:
@@ -27,12 +30,12 @@ def verify(folder: Annotated[Path, typer.Argument(help="Folder that a command of
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder: expected a folder that a command of mof wrote")
     os.environ.pop("MOF_CHECK", None)
-    check = FolderCheck(folder)
-    for fault in check.faults.values():
+    done = FolderCheck(folder)
+    for fault in done.faults.values():
         typer.echo(fault)
-    plain = len(check.files) - len(check.checked & set(check.files))
-    typer.echo(f"{folder}: {len(check.checked):,} files checked, {len(check.faults):,} damaged; {plain:,} files have no digest")
-    if check.faults:
+    plain = len(done.files) - len(done.checked & set(done.files))
+    typer.echo(f"{folder}: {len(done.checked):,} files checked, {len(done.faults):,} damaged; {plain:,} files have no digest")
+    if done.faults:
         raise typer.Exit(1)
 
 
@@ -46,10 +49,8 @@ class FolderCheck:
     """
 
     def __init__(self, folder: Path) -> None:
-        from encoders.runs import LOCKS, TEMPORARY
-
-        found = sorted(path for path in folder.rglob("*") if path.is_file())
-        self.files = [path for path in found if not path.name.startswith(TEMPORARY) and not path.match(LOCKS)]
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        self.files = [path for path in paths if not (path.name.startswith(TEMPORARY) or path.match(LOCKS) or path.suffix == ".lock")]
         self.checked, self.faults = set[Path](), dict[Path, str]()
         kinds: dict[str, Callable[[Path], None]] = {
             ".json": self._json, ".jsonl": self._lines, ".npz": self._square, ".parquet": self._table, ".safetensors": self._shard,
@@ -65,8 +66,6 @@ class FolderCheck:
 
     def _sealed(self, path: Path, content: bytes) -> bool:
         """Return whether the content of a file has a digest, after comparing both."""
-        from encoders.digests import MARK, check
-
         check(content, path)
         if MARK in content:
             self.checked.add(path)
@@ -74,18 +73,15 @@ class FolderCheck:
 
     def _json(self, path: Path) -> None:
         """Check a file and the files that it lists."""
-        from encoders.digests import damaged, open_json
-
         content = path.read_bytes()
         if not self._sealed(path, content):
             return
         if isinstance(listed := open_json(content, path).get("files"), dict):
             self.checked |= {path.parent / name for name in listed}
-            self.faults |= damaged(path.parent, listed)
+            self.faults = damaged(path.parent, listed) | self.faults
 
     def _check_stores(self) -> None:
         """Open the feature stores, which compares their files with each other, and read all embeddings."""
-        from encoders.runs import read_sealed
         from encoders.store.feature_store import FeatureStore
 
         for manifest in (path for path in self.files if path.name == "manifest.json" and read_sealed(path).get("encoders")):
@@ -130,8 +126,6 @@ class FolderCheck:
 
 def _run_of(folder: Path) -> str | None:
     """Return the run that the files in a folder should name, or None if the folder says nothing about it, or is damaged itself."""
-    from encoders.runs import read_sealed, run_digest
-
     try:
         content = next((read_sealed(folder / name) for name in RUN_FILES if (folder / name).is_file()), {})
     except ValueError:

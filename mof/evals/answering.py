@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,11 +14,14 @@ from typing import Any, Protocol
 
 from filelock import FileLock
 from PIL import Image
-from rich.progress import Progress
 
+from encoders.digests import open_json, seal_json
 from encoders.images.opening import read_file
 from encoders.images.reading import pixels_of
+from encoders.progress import progress_bar
 from mof.data.records import ImageSource
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -93,10 +97,10 @@ class Usage:
 
 
 class AnswerCache:
-    """A file of answers by key, one JSON line each. A line is on disk before its answer is used; torn lines are dropped.
+    """A file of answers by key, a JSON line with a digest for each. A line is on disk before its answer is used.
 
-    Several runs may share a file. Lines without a format version, which older releases wrote, are read as well. Lines of a later
-    version are left alone.
+    Damaged and torn lines are left out, with a warning. Several runs may share a file. Lines without a digest or a format version,
+    which older releases wrote, are read as well. Lines of a later version are left alone.
     """
 
     FORMAT = 1
@@ -106,19 +110,19 @@ class AnswerCache:
         self._answers: dict[str, Answer] = {}
         self._lock = FileLock(f"{self.file}.lock", poll_interval=0.005)
         content = self.file.read_bytes() if self.file.exists() else b""
-        for line in content.split(b"\n"):
+        for number, line in ((number, line) for number, line in enumerate(content.split(b"\n"), 1) if line):
             try:
-                entry = json.loads(line)
+                entry = open_json(line, "the line")
                 if entry.get("format", self.FORMAT) == self.FORMAT:
                     self._answers[entry["key"]] = _to_answer(entry["answer"])
-            except (ValueError, KeyError, TypeError, AttributeError):  # torn or empty
-                continue
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                logger.warning("%s, line %d holds no whole answer, which will be asked for again: %s", self.file, number, error)
 
     def get(self, key: str) -> Answer | None:
         return self._answers.get(key)
 
     def put(self, key: str, answer: Answer) -> None:
-        line = json.dumps({"format": self.FORMAT, "key": key, "answer": dataclasses.asdict(answer)}).encode() + b"\n"
+        line = seal_json({"format": self.FORMAT, "key": key, "answer": dataclasses.asdict(answer)}, indent=None) + b"\n"
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self._lock, self.file.open("a+b") as file:
             if file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
@@ -148,15 +152,14 @@ def answer_all(
     answers = {key: answer for key in keys if cache is not None and (answer := cache.get(key)) is not None}
     todo = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in answers}
     fresh: list[Answer] = []
-    with Progress(disable=not progress) as bar:
-        task = bar.add_task(f"asking {answerer.name}", total=len(keys), completed=len(keys) - len(todo))
+    with progress_bar("answers", len(todo), progress) as advance:
         waiting = list(todo)
         for position, answer in answerer.answer(list(todo.values())):
             if cache is not None and answer.error is None:
                 cache.put(waiting[position], answer)
             answers[waiting[position]] = answer
             fresh.append(answer)
-            bar.advance(task)
+            advance(len(fresh), answerer.name)
     ordered = [answers[key] for key in keys]
     if ordered and all(answer.error is not None for answer in ordered):
         raise ValueError(f"{answerer.name} refused all {len(ordered)} prompts, the first with: {ordered[0].error}")

@@ -19,15 +19,14 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
-from rich.progress import track
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
 from encoders import Encoder, FeatureStore, read_image
 from encoders.csv_cells import write_csv
-from encoders.images.opening import inside
-from encoders.runs import write_json
+from encoders.images.opening import inside, open_image, read_file
+from encoders.progress import tracked
+from encoders.runs import write_sealed
 from mof.evals.patterns import PATTERNS, pattern_type
 from mof.evals.question_files import check_pairs, find_files, find_image, read_rows
 
@@ -128,7 +127,7 @@ class MMVPVLMResult:
             "format": FORMAT, "benchmark": "mmvp-vlm", "encoder": self.encoder, "folder": self.folder, **shares,
             "image_similarity": self.image_similarity, "pairs": pairs, "deviations": self.deviations,
         }  # fmt: skip
-        write_json(Path(path), document)
+        write_sealed(Path(path), document)
 
     def to_csv(self, path: str | Path) -> None:
         """Write one row per pair."""
@@ -171,7 +170,7 @@ def probe_mmvp_vlm(
         embed = partial(_stored, store, store.embeddings(name))
     with_text = encoder.has_text if isinstance(encoder, Encoder) else True
     results = []
-    for index in track(range(0, len(items), 2), name, disable=not progress):
+    for index in tracked(range(0, len(items), 2), "pairs", len(items) // 2, progress):
         pair = items[index], items[index + 1]
         images = torch.cat([embed(item.image) for item in pair])  # [2, E]
         similarities = None
@@ -195,7 +194,7 @@ def why_not_official(folder: Path, items: Sequence[Item]) -> str | None:
         return f"{OWN_PAIRS} says who described the pairs"
     sides = []
     for item in items:
-        with Image.open(item.image) as image:
+        with open_image(read_file(item.image), str(item.image)) as image:
             sides.append(min(image.size))
     return f"its images have {min(sides)} pixels" if min(sides) < SMALLEST_PHOTO else None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -11,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from encoders.digests import DamagedError, damaged
+from encoders.runs import read_sealed, read_sealed_lines
 from mof.evals.intervals import Counts, Figure, Given, Tally
 from mof.evals.mmvp import LABELS
 from mof.evals.pope import RATES, outcome
@@ -44,12 +45,18 @@ def read_outcome(place: str | Path) -> Outcome:
     """Read a folder that `mof eval` wrote, or a .json that `mof probe mmvp-vlm` wrote.
 
     Raises:
+        DamagedError: for a file that was changed since, naming the file, and the line of an answer.
         ValueError: for any other place, a run that has not ended, or files that contradict each other.
     """
     place = Path(place)
     file = place / "result.json" if place.is_dir() else place
     try:
-        document = json.loads(file.read_text(encoding="utf-8-sig"))
+        document = read_sealed(file)
+        if faults := damaged(file.parent, document.pop("files", {})):
+            answers = file.with_name("answers.jsonl")
+            if answers in faults and answers.is_file():
+                _answers(file)  # names the line
+            raise DamagedError("; ".join(faults.values()))
         if document.get("format", FORMAT) != FORMAT:  # older releases wrote none
             raise ValueError(f"format {document['format']!r}, this version of mof-vig reads {FORMAT}")
         measured = _READERS[document["benchmark"]](file, document)
@@ -58,6 +65,8 @@ def read_outcome(place: str | Path) -> Outcome:
             f"{error.filename}: cannot be read ({error.strerror}); expected a folder that `mof eval` wrote to its end, or a .json "
             "of `mof probe mmvp-vlm`"
         ) from None
+    except DamagedError as error:
+        raise DamagedError(f"{error}; the same `mof eval` or `mof probe` again writes it anew, and asks no question again") from error
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise ValueError(f"{file} is no result of `mof eval` or `mof probe mmvp-vlm` ({type(error).__name__}: {error})") from None
     _check(file, document, measured)
@@ -66,8 +75,7 @@ def read_outcome(place: str | Path) -> Outcome:
 
 def _answers(result: Path) -> list[Row]:
     """Return the rows of the answers.jsonl beside a result.json."""
-    lines = result.with_name("answers.jsonl").read_text(encoding="utf-8-sig").split("\n")
-    return [json.loads(line) for line in lines if line.strip()]
+    return read_sealed_lines(result.with_name("answers.jsonl"))
 
 
 def _outcome(file: Path, document: Row, basis: str, figures: dict[str, Figure], patterns: dict[str, float] | None = None) -> Outcome:

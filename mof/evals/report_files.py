@@ -38,7 +38,7 @@ def _csv_rows(report: Report) -> Iterator[list[Any]]:
 
 
 def _rows(report: Report, shown: Callable[[Cell], str], text: Callable[[str], str]) -> Iterator[list[str]]:
-    """Yield the heading and a row per model; a dash stands for what was not measured."""
+    """Yield the heading and a row per model; a dash stands for a figure that was not measured."""
     yield ["model", *(text(f"{measure.benchmark}, {measure.title}") for measure in report.columns.values())]
     for model, cells in report.rows.items():
         yield [text(model), *(shown(cells[key]) if key in cells else "-" for key in report.columns)]

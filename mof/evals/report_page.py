@@ -19,7 +19,7 @@ from mof.evals.published import MMVP_CORRELATION, published_rows
 from mof.evals.report import Report, precision
 from mof.evals.text_tables import TextTable
 
-MOST_COLUMNS = 8  # of one table
+MOST_COLUMNS = 8  # of a table
 WRONG_PAIRS, PHOTO_SIDE = 12, 240  # shown of each run; pixels
 
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from encoders.digests import file_digest
 from encoders.images.opening import inside
-from encoders.runs import LOCKS, RunFile, RunLock, remove_unfinished, versions, write_json, write_text
+from encoders.runs import LOCKS, RunFile, RunLock, remove_unfinished, versions, write_sealed, write_sealed_lines
 from mof.evals.answerers import AnswersFile
 from mof.evals.answering import Answer, AnswerCache, Answerer, Prompt, Usage, answer_all, image_hash
 from mof.evals.chair import CocoWords, score_chair
@@ -31,7 +32,7 @@ FORMAT = 1  # version of everything in the folder of an evaluation
 
 @contextmanager
 def claimed_folder(folder: Path, **identity: Any) -> Iterator[None]:
-    """Give the folder to one evaluation in one process: its identity and the versions of packages are in settings.json.
+    """Give the folder to a single evaluation in a single process: its identity and the versions of packages are in settings.json.
 
     Versions are no part of the identity: an evaluation that takes days may go on after an update.
 
@@ -105,9 +106,15 @@ class Run:
             "format": FORMAT, "benchmark": benchmark, "model": self.name or self.answerer.name, "seed": self.seed,
             **figures, "deviations": deviations, "usage": dataclasses.asdict(usage),
         }  # fmt: skip
-        write_text(self.folder / "answers.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        write_json(self.folder / "result.json", result)
+        write_sealed_lines(self.folder / "answers.jsonl", rows)
+        write_result(self.folder, result)
         return result
+
+
+def write_result(folder: Path, result: Result) -> None:
+    """Write result.json, with the digests of the files of answers, which are written before."""
+    files = [*folder.glob("answers.jsonl"), *folder.glob("answers/*.jsonl")]
+    write_sealed(folder / "result.json", result | {"files": {str(file.relative_to(folder)): file_digest(file) for file in files}})
 
 
 def eval_mmvp(run: Run, questions: Sequence[Question], prompt: str = "official", judge: Answerer | None = None) -> Result:

@@ -54,5 +54,5 @@ def _longest_word(text: str) -> int:
 
 
 def _shown(name: str, longest: int) -> str:
-    """Return the name; of a word that is too long, such as a path, the end."""
+    """Return the name, with the end alone of each word that is too long, such as a path."""
     return " ".join(word if len(word) <= longest else "\u2026" + word[1 - longest :] for word in name.split(" "))

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import islice
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 from torch import Tensor
 
+from encoders.progress import progress_bar
 from mof.pairs.choice import PAIR
 from mof.pairs.core_threads import on_each_core
 from mof.pairs.embedding_rows import EmbeddingRows
@@ -27,6 +27,8 @@ TILE, GPU_TILE = 1024, 16384
 """Number of rows that are compared at a time: a multiple of 32, see the sieve."""
 GROUP, GPU_GROUP = 4, 16
 """Tiles that a thread, or a GPU, compares at a time."""
+Count = Callable[[int, int], None]
+"""A function that takes the numbers of pairs that were compared and found since its last call."""
 
 
 class PairComparison:
@@ -44,21 +46,21 @@ class PairComparison:
 
     def found(self, progress: bool = False) -> Iterator[tuple[NDArray, int]]:
         """Yield parts of the pairs, in any order: the best pairs of a part, [M] PAIR (here: all), and how many pairs it has."""
-        with PairProgress(self.images, progress) as bar:
-            yield from self.within(range(self.images), range(self.images), bar.add)
+        with pair_progress(self.images, progress) as count:
+            yield from self.within(range(self.images), range(self.images), count)
 
-    def within(self, rows: range, columns: range, advance: Callable[[int, int], None]) -> Iterator[tuple[NDArray, int]]:
+    def within(self, rows: range, columns: range, count: Count) -> Iterator[tuple[NDArray, int]]:
         """Yield the pairs with i in `rows` and j in `columns`, as `found` does.
 
         Args:
-            advance: is called with the numbers of pairs that were compared and found since the last call.
+            count: is called after each part.
         """
         assert self.sieve is not None  # made before threads would ask for it
         squares = tiles(rows, columns, self.tile)
         size = GROUP if self.device.type == "cpu" else GPU_GROUP
         groups = iter(lambda: list(islice(squares, size)), [])
         for pairs, compared in on_each_core(self._compare, groups, self.device):
-            advance(compared, len(pairs))
+            count(compared, len(pairs))
             yield pairs, len(pairs)
 
     def _compare(self, squares: list[tuple[slice, slice]]) -> tuple[NDArray, int]:
@@ -91,21 +93,15 @@ def pairs_in(rows: slice, columns: slice) -> int:
     return height * (height - 1) // 2 if rows == columns else height * width
 
 
-class PairProgress(Progress):
-    """A bar with pairs per second, time left, and how many pairs were found so far."""
+@contextmanager
+def pair_progress(images: int, shown: bool) -> Iterator[Count]:
+    """Show the numbers of pairs that were compared and found; yield the function that counts them."""
+    compared = found = 0
+    with progress_bar("pairs", images * (images - 1) // 2, shown) as advance:
 
-    def __init__(self, images: int, shown: bool) -> None:
-        found = TextColumn("{task.fields[found]:,} found")
-        super().__init__(TextColumn("comparing"), BarColumn(), _PairsPerSecond(), found, TimeRemainingColumn(), disable=not shown)
-        self._task = self.add_task("", total=images * (images - 1) // 2, found=0)
-        self._found = 0
+        def count(more_compared: int, more_found: int) -> None:
+            nonlocal compared, found
+            compared, found = compared + more_compared, found + more_found
+            advance(compared, f"{found:,} found")
 
-    def add(self, compared: int, found: int) -> None:
-        """Count further pairs that were compared and found."""
-        self._found += found
-        self.update(self._task, advance=compared, found=self._found)
-
-
-class _PairsPerSecond(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.3g} pairs/s" if task.speed else "", style="progress.data.speed")
+        yield count

@@ -12,7 +12,6 @@ from urllib.parse import quote
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
-from rich.progress import Progress
 
 from encoders.images.loader import ImageLoader
 from encoders.images.opening import ImageError, ImageLimits
@@ -20,6 +19,7 @@ from encoders.images.sources import ImageSources
 from encoders.pages import write_page
 from encoders.pages.charts import column_edges, histogram, to_svg
 from encoders.pages.thumbnails import thumbnail
+from encoders.progress import tracked
 from mof.evals.patterns import PATTERNS
 from mof.pairs.choice import in_order
 from mof.pairs.pair_table import BlindPairs
@@ -133,5 +133,4 @@ def make_thumbnails(
     wanted = set(names)
     contents = ((name, content) for name, content in ImageSources(images, limits) if name in wanted and not isinstance(content, ImageError))
     loader = ImageLoader(contents, workers, transform=lambda image: thumbnail(image, side), limits=limits)
-    with Progress(disable=not (progress and wanted)) as bar:
-        return dict(bar.track(loader, total=len(wanted), description="thumbnails"))
+    return dict(tracked(loader, "thumbnails", len(wanted), progress and bool(wanted)))

@@ -29,7 +29,7 @@ SAME_PICTURE = 0.9997
 third or twice the side, stay above it; a square of a tenth of the side that is made half as bright or dark again falls below."""
 
 BLANK = 0.02
-"""Images whose thumbnails' pixels (of 0 to 1) deviate by less from their mean are blank: 5 of 255 levels."""
+"""An image is blank if its thumbnail's pixels (0 to 1) have a smaller standard deviation: 5 of 255 levels."""
 TINY = 8
 """Images with fewer pixels along a side are tiny."""
 

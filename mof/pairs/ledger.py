@@ -22,9 +22,9 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from encoders.digests import BLANK, DamagedError, check, seal
-from encoders.runs import RunFile, run_digest, write_text, write_whole
+from encoders.runs import RunFile, run_digest, write_bytes, write_text
 from mof.pairs.choice import BestPairs
-from mof.pairs.comparison import PairComparison, PairProgress, pairs_in
+from mof.pairs.comparison import Count, PairComparison, pair_progress, pairs_in
 from mof.pairs.sieve import tiles
 
 logger = logging.getLogger(__name__)
@@ -74,12 +74,12 @@ class PairLedger:
 
     def found(self, progress: bool = False) -> Iterator[tuple[NDArray, int]]:
         """Yield what `PairComparison.found` yields, square by square, once all squares are done, by this process or by others."""
-        with PairProgress(self._comparison.images, progress) as bar:
-            self._work(bar)
+        with pair_progress(self._comparison.images, progress) as count:
+            self._work(count)
         for name in self._squares:
             yield self._read(name)
 
-    def _work(self, bar: PairProgress) -> None:
+    def _work(self, count: Count) -> None:
         """Compare squares, or wait for other processes, until every square is done."""
         names = list(self._squares)
         first = os.getpid() % max(len(names), 1)  # so that processes begin with different squares
@@ -87,35 +87,34 @@ class PairLedger:
         while left:
             for name in left.copy():
                 if self._is_done(name):
-                    bar.add(pairs_in(*self._squares[name]), 0)
+                    count(pairs_in(*self._squares[name]), 0)
                 elif self._claim(name):
-                    self._compare(name, bar)
+                    self._compare(name, count)
                 else:
                     continue
                 left.remove(name)
             if left:
                 time.sleep(POLL)
 
-    def _compare(self, name: str, bar: PairProgress) -> None:
+    def _compare(self, name: str, count: Count) -> None:
         """Store the pairs of a claimed square."""
         best, renewed = BestPairs(self._most), time.monotonic()
 
-        def advance(compared: int, found: int) -> None:
+        def renew(compared: int, found: int) -> None:
             nonlocal renewed
-            bar.add(compared, found)
+            count(compared, found)
             if time.monotonic() - renewed > RENEWAL:
                 write_text(self._claim_file(name), _owner())
                 renewed = time.monotonic()
 
         rows, columns = self._squares[name]
-        for pairs, total in self._comparison.within(range(rows.start, rows.stop), range(columns.start, columns.stop), advance):
+        for pairs, total in self._comparison.within(range(rows.start, rows.stop), range(columns.start, columns.stop), renew):
             best.add(pairs, total)
         buffer = io.BytesIO()
         np.savez(buffer, pairs=best.ranked(), total=best.total, run=self._run, square=name)
         with ZipFile(buffer, "a") as archive:
             archive.comment = BLANK.encode()
-        sealed = seal(buffer.getvalue())
-        write_whole(self._result(name), lambda temporary: temporary.write_bytes(sealed))
+        write_bytes(self._result(name), seal(buffer.getvalue()))
         self._claim_file(name).unlink(missing_ok=True)
 
     def _is_done(self, name: str) -> bool:

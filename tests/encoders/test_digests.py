@@ -303,3 +303,13 @@ def test_a_deleted_list_is_missed(photos: Path, tmp_path: Path, tiny_encoders: d
     with pytest.raises(DamagedError, match=r"(view\.parquet is missing|the index lacks \d images).*mof encode"):
         FeatureStore(tmp_path / "store")
     assert len(encode(photos, tmp_path / "store", tiny_encoders)) == 9
+
+
+def test_a_deleted_shard_is_missed(photos: Path, tmp_path: Path, tiny_encoders: dict[str, Encoder]) -> None:
+    store = encode(photos, tmp_path / "store", tiny_encoders)
+    shard = tmp_path / "store" / store.manifest["a"]["folder"] / "features-00001.safetensors"
+    shard.unlink()
+    with pytest.raises(DamagedError, match=r"features-00001\.safetensors is missing: the same `mof encode` again"):
+        FeatureStore(tmp_path / "store")
+    assert len(FeatureStore(tmp_path / "store", ["b"])) == 9
+    assert len(encode(photos, tmp_path / "store", tiny_encoders)) == 9

@@ -208,8 +208,8 @@ def test_every_preset_has_its_row_in_the_printed_table(capsys: pytest.CaptureFix
     monkeypatch.setattr(encoder_table, "available_encoders", lambda: shown)
     encoder_table.print_encoders()
     printed = capsys.readouterr()
-    assert "mini-clip" in printed.err and "drawings" in printed.err
     header, *lines = [line.split() for line in printed.out.splitlines()]
+    assert printed.err.startswith("mini-clip") and "drawings" in printed.err
     assert header == ["name", "width", "patch", "pixels", "tokens", "params", "(M)", "text", "licence", "of", "the", "weights"]
     assert lines == [
         ["clip-vit-l14-336", "1024", "14", "336", "576", "427.9", "yes", "mit"],

@@ -125,11 +125,27 @@ def test_lines_without_a_format_are_read_and_those_of_a_later_format_are_not(tmp
     cache.put("key", Answer("new"))
     (line,) = file.read_text().splitlines()
     entry = json.loads(line)
-    assert entry.pop("format") == 1
+    assert entry.pop("format") == 1 and entry.pop("digest")
     later = entry | {"format": 2, "key": "later"}
     file.write_text("".join(json.dumps(row) + "\n" for row in (entry | {"key": "old"}, later)))
     cache = AnswerCache(file)
     assert cache.get("old") == Answer("new") and cache.get("later") is None
+
+
+def test_a_damaged_line_is_named_and_its_prompt_asked_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "cache.jsonl"
+    for key in ("k1", "k2"):
+        AnswerCache(file).put(key, Answer("yes"))
+    sound = file.read_bytes()
+    second = sound.index(b"\n") + 1
+    for place in range(second, len(sound), 7):
+        damaged = bytearray(sound)
+        damaged[place] ^= 1
+        file.write_bytes(damaged)
+        caplog.clear()
+        cache = AnswerCache(file)
+        assert cache.get("k1") == Answer("yes") and cache.get("k2") is None
+        assert f"{file}, line 2 holds no whole answer" in caplog.text
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

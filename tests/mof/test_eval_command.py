@@ -21,6 +21,7 @@ from support.stand_in import Body, question_of, serve
 from typer.testing import CliRunner, Result
 
 from encoders import ImageError
+from encoders.runs import read_sealed, read_sealed_lines
 from mof import MoFForConditionalGeneration, MoFProcessor
 from mof.cli.app import build_app
 from mof.cli.eval import _photos
@@ -58,7 +59,7 @@ def run(*arguments: str | Path) -> Result:
 
 def done(result: Result, out: Path) -> Any:
     assert result.exit_code == 0, result.output
-    return json.loads((out / "result.json").read_text())
+    return read_sealed(out / "result.json")
 
 
 def answer_right(body: Body) -> str:
@@ -74,7 +75,7 @@ def test_a_model(tmp_path: Path, tiny_model: MoFForConditionalGeneration, tiny_p
     assert first["usage"]["asked"] == first["questions"] == 2 * PAIRS and first["pairs"] == PAIRS
     assert list(first["scores"]) == ["letter or text", "letter", "text", "likelihood"]
     assert len(first["unmatched"]) > 0  # a random model talks nonsense
-    rows = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+    rows = read_sealed_lines(out / "answers.jsonl")
     for row in rows:
         a, b = row["log_likelihoods"]
         assert row["chosen"]["likelihood"] == ("a" if a > b else "b")
@@ -166,7 +167,7 @@ def test_a_folder_of_an_older_release_is_not_filled_but_still_joined(tmp_path: P
     identity = json.loads((out / "settings.json").read_text())["identity"]
     old = {"benchmark": "mmvp", "answerer": identity["answerer"], "prompt": "official", "judge": None, "versions": {}}
     (out / "settings.json").write_text(json.dumps(old))
-    (out / "result.json").write_text(json.dumps({name: value for name, value in result.items() if name != "format"}))
+    (out / "result.json").write_text(json.dumps({name: value for name, value in result.items() if name not in ("format", "files")}))
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     refused = run(*arguments)
     assert refused.exit_code == 2 and all(words in refused.stderr for words in (str(out), "--output", "mof eval report"))
@@ -298,7 +299,7 @@ def test_captions_of_real_photos_by_an_endpoint(tmp_path: Path, shared_data: Pat
     with serve(lambda _: "A zebra rides a bus.") as server:
         result = done(run("chair", *files, *rest, "--endpoint", server.url, "--model-name", "m"), out)
         assert len(server.requests) == 7
-    rows = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+    rows = read_sealed_lines(out / "answers.jsonl")
     wrong = sum(name not in row["in_image"] for row in rows for name in ("zebra", "bus"))
     assert result["chair_i"] == wrong / 14 and result["mean_length"] == 5 and result["captions"] == 7
 
@@ -324,7 +325,7 @@ def test_pope_by_an_endpoint(tmp_path: Path, data: Path) -> None:
     for outside in ("../secret.jpg", "/etc/passwd"):
         (tmp_path / "coco_pope_random.json").write_text(json.dumps(lines[0] | {"image": outside}))
         refused = run(*asked, "--endpoint", server.url, "--output", out)
-        assert refused.exit_code == 2 and f"the name '{outside}' leads out of" in refused.stderr
+        assert refused.exit_code == 2 and f"the image path '{outside}' leads out of the image folder" in refused.stderr
     (tmp_path / "coco_pope_random.json").write_text("\n".join(map(json.dumps, lines)))
     (data / "MMVP Images" / "3.jpg").unlink()
     refused = run(*asked, "--endpoint", server.url, "--output", out)

@@ -82,6 +82,31 @@ def test_a_broken_image_costs_its_own_prompt(make: Callable[..., LocalModel], pr
     assert answers[0].log_likelihoods and answers[1].log_likelihoods is None
 
 
+def test_a_template_or_processor_that_raises_costs_its_own_prompt(
+    make: Callable[..., LocalModel], prompts: list[Prompt], monkeypatch
+) -> None:
+    asked = make(batch_size=4)
+    expected = answers_of(asked, [prompts[0], prompts[3]])
+    processor = asked.processor
+    template = processor.chat_template
+    processor.chat_template = (
+        "{% for message in messages %}{% for part in message.content %}{% if 'really really' in (part.text or '') and "
+        "'really really really' not in part.text %}{{ raise_exception('no twice') }}{% endif %}{% endfor %}{% endfor %}" + template
+    )
+    image_processor, refused = type(processor.image_processor), prompts[1].images[0].size
+    sound = image_processor.__call__
+
+    def call(self, images, *args, **options):
+        if "size={}x{} ".format(*refused) in repr(images):
+            raise OverflowError("no such size")
+        return sound(self, images, *args, **options)
+
+    monkeypatch.setattr(image_processor, "__call__", call)
+    answers = answers_of(asked, prompts[:4])
+    assert [answers[0], answers[3]] == expected
+    assert "no such size" in str(answers[1].error) and "no twice" in str(answers[2].error)
+
+
 def test_weights_that_are_not_finite_are_refused_by_name(
     tmp_path: Path, tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor
 ) -> None:

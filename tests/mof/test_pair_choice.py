@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.spectra import embeddings
 
+from encoders import progress
 from mof import blind_pairs
 from mof.pairs import choice as pair_choice
 from mof.pairs import comparison as pair_comparison
@@ -134,11 +135,14 @@ def test_leaders_of_many_copies_across_tiles(monkeypatch):
     assert len(set(expected.values())) < 10
 
 
-def test_a_bar_tells_what_was_found(capsys):
+def test_progress_tells_what_was_found(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS", 0)
     rng = np.random.default_rng(0)
     blind_pairs(embeddings(rng, 30, 8, "rank 1"), embeddings(rng, 30, 8, "flat"), 0.9, 0.6, progress=True)
-    assert "found" in capsys.readouterr().out
-    with pair_comparison.PairProgress(30, True) as bar:
-        bar.add(100, 3)
-        bar.add(200, 4)
-        assert (bar.tasks[0].completed, bar.tasks[0].total, bar.tasks[0].fields["found"]) == (300, 435, 7)
+    assert "435 of 435 pairs" in (last := capsys.readouterr().err.splitlines()[-1]) and " found" in last
+    with pair_comparison.pair_progress(30, True) as count:
+        count(100, 3)
+        count(200, 4)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("100 of 435 pairs") and "3 found" in first
+    assert second.startswith("300 of 435 pairs") and "7 found" in second

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from pathlib import Path
@@ -13,9 +14,15 @@ from support.tiny import build_model, build_tokenizer
 from typer.testing import CliRunner
 
 from encoders import Encoder, View, encode_images
-from encoders.digests import seal_json
+from encoders.digests import DamagedError, seal_json
 from mof import MoFProcessor
 from mof.cli.app import build_app
+from mof.evals.answerers import AnswersFile
+from mof.evals.answering import Answer, AnswerCache
+from mof.evals.mmvp_vlm import MMVPVLMResult, PairResult
+from mof.evals.outcomes import read_outcome
+from mof.evals.pope import PopeQuestion
+from mof.evals.run import Run, eval_pope
 from mof.pairs.pair_table import BlindPairs
 
 
@@ -61,6 +68,27 @@ def test_pairs_and_sealed_lines(tmp_path: Path) -> None:
     lines = [seal_json({"image_i": "a.png", "question": question}, indent=None) + b"\n" for question in ("Which?", "Which one?")]
     (tmp_path / "annotations.jsonl").write_bytes(b"".join(lines))
     assert_found(tmp_path, [tmp_path / "pairs.parquet", tmp_path / "annotations.jsonl"])
+
+
+def test_evaluation(tmp_path: Path) -> None:
+    replies = {f"random/{i}": "yes" if i % 2 else "no" for i in range(4)}
+    (tmp_path / "replies.json").write_text(json.dumps(replies))
+    questions = [PopeQuestion(id, "random", f"{id[-1]}.jpg", "Is there a dog?", reply == "yes") for id, reply in replies.items()]
+    run = Run(tmp_path / "run", AnswersFile(tmp_path / "replies.json"))
+    eval_pope(run, questions, None)
+    AnswerCache(run.folder / "cache.jsonl").put("key", Answer("yes"))
+    probe = tmp_path / "run/probe.json"
+    MMVPVLMResult("encoder", [PairResult("Text", (1, 2), ("a", "b"), 0.9, ((0.2, 0.1), (0.1, 0.2)))]).to_json(probe)
+    assert_found(run.folder, [run.folder / name for name in ("settings.json", "answers.jsonl", "result.json", "cache.jsonl", "probe.json")])
+    for place, file in ((run.folder, "answers.jsonl"), (run.folder, "result.json"), (probe, "probe.json")):
+        sound = flip(run.folder / file)
+        with pytest.raises(DamagedError, match=rf"{file}(, line \d: .*)? is damaged.*again writes it anew"):
+            read_outcome(place)
+        (run.folder / file).write_bytes(sound)
+        assert read_outcome(place).figures
+    (run.folder / "answers.jsonl").write_bytes(b"".join((run.folder / "answers.jsonl").read_bytes().splitlines(True)[:2]))
+    with pytest.raises(DamagedError, match=r"answers\.jsonl is damaged"):  # though each line is sound
+        read_outcome(run.folder)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Which API key goes to which endpoint, and how a key stays out of messages."""
+"""API keys: each goes to its own endpoint only, and into no message."""
 
 from __future__ import annotations
 

@@ -217,7 +217,7 @@ def _messages(prompt: Prompt) -> list[dict[str, Any]]:
 def data_url(image: ImageSource) -> str:
     """Return the data URL of an image: the file itself if it is upright and of a known kind, else the decoded image as PNG."""
     content = image if isinstance(image, Image.Image) else read_file(image)
-    upright = read_image(content, None if isinstance(image, Image.Image) else str(image))  # also refuses what is no image
+    upright = read_image(content, None if isinstance(image, Image.Image) else str(image))  # refuses a file that is no image, too
     if isinstance(content, bytes):
         with open_image(content, str(image)) as file:
             mime = MIME.get(file.format or "")

@@ -12,8 +12,8 @@ import torch
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from PIL import Image
-from rich.progress import track
 
+from encoders.progress import tracked
 from mof.evals.answerers import LocalModel
 from mof.evals.answering import Answer, AnswerCache, Prompt, answer_all
 
@@ -62,7 +62,7 @@ class MofLmms(lmms):
         """Answer prompts that are made a batch at a time: their images would not all fit into memory."""
         answerer, size = self._answerer(max_new_tokens), self._loaded.batch_size
         answers: list[Answer] = []
-        for start in track(range(0, len(prompts), size), f"answers of at most {max_new_tokens} tokens"):
+        for start in tracked(range(0, len(prompts), size), "batches", -(-len(prompts) // size)):
             answers += answer_all(answerer, [make() for make in prompts[start : start + size]], self._cache)[0]
         return answers
 

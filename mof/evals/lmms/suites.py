@@ -14,10 +14,10 @@ from typing import Any
 
 from rich.console import Console
 
-from encoders.runs import versions, write_json, write_text
+from encoders.runs import versions, write_sealed_lines
 from mof.evals.answerers.api_keys import OPENAI_KEY, key_for, without_key
 from mof.evals.measures import MEASURES
-from mof.evals.run import FORMAT, Result, claimed_folder
+from mof.evals.run import FORMAT, Result, claimed_folder, write_result
 
 SUITES = {
     "vig": (
@@ -93,7 +93,7 @@ def _measure(suite: str, run: SuiteRun, model: Any, judge: str, console: Console
         "format": FORMAT, "benchmark": "lmms-eval", "suite": suite, "model": run.name or str(run.model), "seed": run.seed,
         "figures": figures, "failed": failed, "deviations": deviations,
     }  # fmt: skip
-    write_json(run.out / "result.json", result)
+    write_result(run.out, result)
     if not figures:
         raise ValueError(f"no task of the suite {suite} could be run; {run.out / 'result.json'} tells why, task by task")
     return result
@@ -114,7 +114,7 @@ def _run_task(task: str, model: Any, run: SuiteRun, manager: Any) -> list[Result
     folder = run.out / "answers"
     folder.mkdir(exist_ok=True)
     rows = [{"id": sample["doc_id"], "target": sample["target"], "answer": sample["filtered_resps"][0]} for sample in samples]
-    write_text(folder / f"{task}.jsonl", "".join(json.dumps(row, default=str) + "\n" for row in rows))
+    write_sealed_lines(folder / f"{task}.jsonl", json.loads(json.dumps(rows, default=str)))
     values = {key.partition(",")[0]: value for key, value in measured["results"][task].items() if isinstance(value, (int, float))}
     if task == "docvqa_val":
         right = [_plain(row["answer"]) in {_plain(target) for target in row["target"]} for row in rows]

@@ -20,11 +20,11 @@ from mof.pairs.pair_table import PairTable
 class AnnotatedPairs:
     """The pairs of a folder, by number, and their newest annotations. Threads may share it.
 
-    The content of an image is read when its pair is asked for, and that of all images only if the journal has annotations of pairs
-    that are not found by name: after photos were moved or renamed, or pairs mined again.
+    The content of an image is read when its pair is asked for. The content of all images is read only if the journal has annotations
+    of pairs that are not found by name: after photos were moved or renamed, or pairs mined again.
 
     Args:
-        folder: what `mof blind-pairs` wrote; annotations go into `annotations.jsonl` in it.
+        folder: a folder that `mof blind-pairs` wrote; annotations go into `annotations.jsonl` in it.
         ticked: a file of pairs that the gallery wrote; the other pairs of the folder are left out.
 
     Raises:
@@ -68,7 +68,7 @@ class AnnotatedPairs:
         return saved
 
     def refresh(self) -> None:
-        """Take in what anybody has saved since."""
+        """Take in the annotations that anybody has saved since."""
         with self._lock:
             for images, state in self.journal.news():
                 numbers = self._numbers(images)
@@ -80,7 +80,7 @@ class AnnotatedPairs:
                     self._elsewhere[next(images.journal_keys())[0]] = images.names, state
 
     def count(self, state: State) -> int:
-        """Return how many pairs have this state."""
+        """Return the number of pairs with this state."""
         return self._counts[state]
 
     def next_todo(self, start: int) -> int | None:
@@ -93,7 +93,7 @@ class AnnotatedPairs:
         return None
 
     def elsewhere(self) -> list[tuple[str, str]]:
-        """Return the names of the pairs whose annotations are complete, and that are not in the table (any more)."""
+        """Return the names of the pairs with complete annotations that are not in the table (any more)."""
         return [names for names, state in self._elsewhere.values() if state == "done"]
 
     def _numbers(self, images: Images) -> list[int]:

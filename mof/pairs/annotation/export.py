@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from rich.progress import track
-
 from encoders import ImageError, read_image
+from encoders.progress import tracked
 from encoders.runs import write_text
 from mof.evals.benchmark_folders import DescribedPair, write_mmvp, write_mmvp_vlm
 from mof.evals.mmvp_vlm import OWN_PAIRS
@@ -43,7 +42,7 @@ def export_annotations(folder: str | Path, out: str | Path, *, progress: bool = 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not empty: choose another folder to write")
     chosen, left_out, untouched = [], list[tuple[int, str]](), 0
-    for number in track(range(len(pairs)), "reading images", disable=not progress):
+    for number in tracked(range(len(pairs)), "pairs", len(pairs), progress):
         annotation = pairs.saved(number).annotation
         if annotation == Annotation():
             untouched += 1

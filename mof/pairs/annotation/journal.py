@@ -53,7 +53,7 @@ class Saved:
 
 
 class ConflictError(Exception):
-    """Somebody else saved in between; holds what they saved."""
+    """Somebody else has saved in between; `current` is their annotation."""
 
     def __init__(self, current: Saved) -> None:
         super().__init__("this pair was changed elsewhere")

@@ -1,4 +1,4 @@
-"""The annotation page, for the browser of whoever started it and for nobody else.
+"""The annotation page, for the browser of the person who started it and for nobody else.
 
     GET  /?token=TOKEN              the page, and the token as a cookie, which every other request needs
     GET  /api/progress              counts, the patterns, the first pair to do
@@ -133,7 +133,7 @@ class AnnotationServer:
     """A server of one folder, which runs until Ctrl-C or `shutdown`.
 
     Args:
-        folder: what `mof blind-pairs` wrote.
+        folder: a folder that `mof blind-pairs` wrote.
         port: 0 takes any free port.
         ticked: a file of pairs that the gallery wrote, as `AnnotatedPairs` takes it.
         token: the word that the address of the page holds; a random word by default.
