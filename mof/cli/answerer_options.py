@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from encoders.command_groups import resumes
-from encoders.command_options import MODEL_HELP, DtypeName, output_option, seed_option
+from encoders.command_options import MODEL_HELP, DtypeName, TrustRemoteCode, output_option, seed_option
 
 if TYPE_CHECKING:
     from mof.evals.answerers import Endpoint
@@ -35,6 +35,7 @@ class AnswererOptions:
     cache: Annotated[Path | None, typer.Option(help="File that keeps answers. Default: cache.jsonl in the folder --output.")] = None
     batch_size: Annotated[int, typer.Option(min=1, help="With --model: prompts at a time.")] = 8
     dtype: Annotated[DtypeName, typer.Option(help="With --model: precision. In 16 bits, the batch size may change answers.")] = "float32"
+    trust_remote_code: TrustRemoteCode = False
     concurrency: Annotated[int, typer.Option(min=1, help="With --endpoint: prompts at a time.")] = 8
     timeout: Annotated[float, typer.Option(help="With --endpoint: seconds for one attempt.")] = 120.0
     attempts: Annotated[int, typer.Option(min=1, help="With --endpoint: attempts at each prompt.")] = 6
@@ -58,7 +59,10 @@ class AnswererOptions:
             answerer = self.endpoint_of(self.endpoint, self.model_name, max_new_tokens, self.key_variable)
         else:
             assert self.model is not None
-            answerer = LocalModel.load(self.model, dtype=self.dtype, batch_size=self.batch_size, max_new_tokens=max_new_tokens)
+            answerer = LocalModel.load(
+                self.model, dtype=self.dtype, batch_size=self.batch_size, max_new_tokens=max_new_tokens,
+                trust_remote_code=self.trust_remote_code,
+            )  # fmt: skip
         return Run(self.output, answerer, self.cache, progress=True, name=self.name, seed=self.seed)
 
     def endpoint_of(self, url: str, model: str, max_new_tokens: int, key_variable: str | None) -> Endpoint:

@@ -12,7 +12,7 @@ import typer
 from transformers import AutoModelForImageTextToText, AutoProcessor, TextStreamer
 
 from encoders import read_image
-from encoders.command_options import Device, MaxNewTokens, Model, usable_device
+from encoders.command_options import Device, MaxNewTokens, Model, TrustRemoteCode, usable_device
 from mof.auto_classes import register_auto_classes
 from mof.data.prompts import ready_for_prompts
 
@@ -23,6 +23,7 @@ def chat(
     image: Annotated[Path | None, typer.Option(help="Image file that the conversation is about.")] = None,
     max_new_tokens: MaxNewTokens = 128,
     device: Device = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Talk to any saved image-text-to-text model, with or without an image.
 
@@ -40,8 +41,8 @@ def chat(
     register_auto_classes()
     pictures = [] if image is None else [{"type": "image", "image": read_image(image)}]
     with _named(model):
-        network = AutoModelForImageTextToText.from_pretrained(model, trust_remote_code=False)
-        processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
+        network = AutoModelForImageTextToText.from_pretrained(model, trust_remote_code=trust_remote_code)
+        processor = AutoProcessor.from_pretrained(model, trust_remote_code=trust_remote_code)
         ready_for_prompts(processor)
     network = network.eval().to(place)
     messages: list[dict[str, Any]] = []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from encoders.command_groups import starts_over
 from encoders.runs import replace_folder, write_json
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ RECORD = "conversion.json"
 """File beside a converted model that names its source, and the files that the next conversion may overwrite."""
 
 
+@starts_over
 def convert(
     source: Annotated[Path, typer.Argument(help="Folder of LLaVA-1.5 (whole, stage 1, LoRA), MoF, Hugging Face LLaVA, or ours.")],
     out: Annotated[Path | None, typer.Argument(hidden=True)] = None,

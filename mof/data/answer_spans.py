@@ -8,12 +8,13 @@ the first conversation is the answers. Both texts must agree to the last charact
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers import ProcessorMixin
 
 from mof.data.records import Message, Record, RecordError
-from mof.data.templates import Span, marks_answers, render, template_of
+from mof.data.templates import Span, TemplateBoundsError, marks_answers, render, template_of
 
 _SENTINEL = re.compile("\ue000([0-9]+)\ue001")  # characters that Unicode gives no meaning, so no text of a template holds them
 
@@ -21,7 +22,8 @@ _SENTINEL = re.compile("\ue000([0-9]+)\ue001")  # characters that Unicode gives 
 def render_answers(processor: ProcessorMixin, record: Record) -> tuple[str, list[Span]]:
     """Return the conversation as the processor's chat template writes it, and the characters of each answer.
 
-    Where a template without marks writes a special token after an answer, the answer includes this token: it ends the turn.
+    Where a template without marks writes special tokens after an answer, the answer includes them up to the end-of-sequence token,
+    or else the first of them: it ends the turn.
 
     Raises:
         RecordError: for a record without an answer, or in which the template does not write each answer once and unchanged.
@@ -31,21 +33,64 @@ def render_answers(processor: ProcessorMixin, record: Record) -> tuple[str, list
         raise RecordError(f"record {record.id!r} has no assistant message, so there is nothing to learn or score")
     template, specials = template_of(processor), processor.tokenizer.special_tokens_map
     assert template is not None
-    text, spans = render(template, record.messages, **specials)
+    text, spans = _render(template, record.messages, specials)
+    if _writes_lists(text, record.messages):
+        raise RecordError(
+            f"record {record.id!r}: the chat template writes the parts of a message as a Python list: it knows no images; set another "
+            "processor.chat_template (mof.chat_templates has two)"
+        )
     if not marks_answers(template):
-        again = _with_sentinels(record.messages)
-        spans = list(_between_sentinels(record, text, render(template, again, **specials)[0], end_of_turn(processor.tokenizer)))
+        again, _ = _render(template, _with_sentinels(record.messages), specials)
+        spans = list(_between_sentinels(record, text, again, _end_of_turn(processor)))
+    if len(spans) > answers:  # marks around each part of an answer
+        spans = _joined(spans)
     if len(spans) != answers:
         raise RecordError(f"record {record.id!r}: {answers} assistant messages, but the chat template marks {len(spans)} answers")
     return text, spans
 
 
-def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
-    """Return a pattern for a special token that can end a turn, with white space before it; it matches the empty text too."""
+def _render(template: str, messages: Sequence[Message], specials: Mapping[str, Any]) -> tuple[str, list[Span]]:
+    """Return the conversation as text with its spans. A template that cannot take texts as lists of parts gets them as strings."""
+    try:
+        text, spans = render(template, messages, **specials)
+        if not _writes_lists(text, messages):
+            return text, spans
+    except TemplateBoundsError:
+        raise
+    except Exception:  # a list is added to a string; what else a template raises, it raises again
+        pass
+    strings = [{**m, "content": "\n".join(part.get("text", "") for part in m["content"])} if _is_text(m) else m for m in messages]
+    return render(template, strings, **specials)
+
+
+def _writes_lists(text: str, messages: Sequence[Message]) -> bool:
+    """Return whether the text holds the parts of a message as Python writes a list."""
+    return "[{'type': '" in text and any(str(message["content"]) in text for message in messages)
+
+
+def _is_text(message: Message) -> bool:
+    return all(part["type"] == "text" for part in message["content"])
+
+
+def _joined(spans: Sequence[Span]) -> list[Span]:
+    """Return the spans, those that touch joined to a single span."""
+    joined = list(spans[:1])
+    for start, end in spans[1:]:
+        if start == joined[-1][1]:
+            joined[-1] = joined[-1][0], end
+        else:
+            joined.append((start, end))
+    return joined
+
+
+def _end_of_turn(processor: ProcessorMixin) -> re.Pattern[str]:
+    """Return a pattern for the special tokens that end a turn, with white space before them; it matches the empty text too."""
+    tokenizer, eos = processor.tokenizer, processor.tokenizer.eos_token
     added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    specials = ({*tokenizer.all_special_tokens, *added} - {tokenizer.bos_token}) | {tokenizer.eos_token}
-    longest_first = sorted((re.escape(token) for token in specials if token), key=len, reverse=True)
-    return re.compile(rf"(?:\s*(?:{'|'.join(longest_first)}))?") if longest_first else re.compile("")
+    others = {*tokenizer.all_special_tokens, *added} - {tokenizer.bos_token, eos, str(getattr(processor, "image_token", ""))}
+    longest_first = sorted((re.escape(token) for token in others if token), key=len, reverse=True)
+    special = rf"\s*(?:{'|'.join(longest_first)})" if longest_first else "(?!)"
+    return re.compile(rf"(?:(?:{special})*?\s*{re.escape(eos)}|{special})?" if eos else f"(?:{special})?")
 
 
 def _between_sentinels(record: Record, text: str, with_sentinels: str, ending: re.Pattern[str]) -> Iterator[Span]:

@@ -9,6 +9,7 @@ answer apart (PaliGemma's) marks the tokens of the answer itself.
 from __future__ import annotations
 
 import inspect
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -107,7 +108,7 @@ def _encode(
     input_ids = outputs.pop("input_ids")[0]  # [T]
     outputs.pop("attention_mask", None)
     plain = processor.tokenizer(text, add_special_tokens=specials, return_offsets_mapping=True)
-    answers = _answers(plain["offset_mapping"], spans)
+    answers = _answers(text, plain["offset_mapping"], spans)
     image_token_id = getattr(processor, "image_token_id", None)  # None: a processor that expands nothing
     placeholder = getattr(processor, "image_token", None)  # the mark of an image in the text; mostly the same token
     # BLIP-2 keeps an object in place of the text.
@@ -150,7 +151,7 @@ def _encode_suffix(
 def _cut(example: Example, max_length: int) -> Example:
     """Return the first `max_length` tokens, and outputs per token without their batch dimension.
 
-    The cut may not go through or before an image: its features would have no place.
+    The cut may not go through or before an image, whose features would have no place, or leave no answer.
     """
     if example.images_end > max_length:
         raise RecordError(
@@ -160,16 +161,22 @@ def _cut(example: Example, max_length: int) -> Example:
     if CROSS_MASK in example.images:
         per_token[CROSS_MASK] = example.images[CROSS_MASK][:, :max_length]
     ids, mask = example.input_ids[:max_length], example.answer_mask[:max_length]  # [T], [T]
+    if not mask.any():
+        raise RecordError(
+            f"record {example.id!r}: none of its {int(example.answer_mask.sum())} answer tokens lies within max_length={max_length}; "
+            "raise max_length, or take the record out"
+        )
     characters = example.characters[: int(mask.sum())]  # [A, 2]
     answer = example.answer[: int(characters[-1, 1]) if len(characters) else 0]
     return Example(example.id, ids, mask, example.images | per_token, answer, characters, example.images_end)
 
 
-def _answers(offsets: Sequence[Span], spans: Sequence[Span]) -> list[Span | None]:
+def _answers(text: str, offsets: Sequence[Span], spans: Sequence[Span]) -> list[Span | None]:
     """Return the characters of each token in all answers put together; None for tokens outside.
 
     An answer's tokens reach from the first to the last that overlaps its span. Some tokenizers trim white space off their
-    offsets; a token of white space alone is then an empty span at its end.
+    offsets; a token of white space alone is then an empty span at its end. A token such as " USER", which shares only white space
+    at the end of a span with the answer, is a word of the template.
     """
     answers: list[Span | None] = [None] * len(offsets)
     before, first = 0, 0  # characters of the earlier answers; the first token that may reach into the answer
@@ -179,7 +186,7 @@ def _answers(offsets: Sequence[Span], spans: Sequence[Span]) -> list[Span | None
         last = first  # the token behind the answer
         for i in range(first, len(offsets)):
             left, right = offsets[i]
-            if left >= end and not left == right == end:
+            if (left >= end and not left == right == end) or (right > end and text[left:end].isspace()):
                 break
             last = i + 1 if right > start else last  # a token that covers nothing, such as a mark at the end, does not count
         for i in range(first, last):
@@ -200,11 +207,12 @@ def _align(
     belong to the user's messages.
     """
     ends = [len(texts[0])] if expanded[: len(texts[0])] == texts[0] else []
+    places = [place for place, token in enumerate(expanded) if token == image_token_id]
     for index, text in enumerate(texts[1:], start=1):
         last = index == len(texts) - 1
         before = ends[-1] if ends else len(expanded)
-        # Ovis2 writes other tokens in place of the image token.
-        first = (expanded.index(image_token_id, before) if image_token_id in expanded[before:] else before) + 1
+        following = bisect_left(places, before)
+        first = (places[following] if following < len(places) else before) + 1  # Ovis2 writes other tokens than the image token
         starts = [len(expanded) - len(text)] if last else range(first, len(expanded) - len(text) + 1)
         start = next((at for at in starts if at >= first and expanded[at : at + len(text)] == text), None)
         if start is None:

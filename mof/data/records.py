@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from encoders.images.opening import ImageError, inside, open_image
+from encoders.images.opening import ADDRESSES, ImageError, inside, open_image
 from encoders.images.reading import pixels_of
 from mof.data.forms import TEXT_PARTS, first_of, image_of, is_empty, is_image_part, source_of, to_mapping
 
@@ -31,11 +31,13 @@ MOST_MISSING = 20  # image files, the first of all, without any that exists
 IMAGE_PLACEHOLDER = "<image>"
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 ROLES |= dict.fromkeys(("chatgpt", "bard", "bing", "model"), "assistant")  # of ShareGPT and Gemma
+TOOL_ROLES = ("tool", "function", "function_call", "function_response", "observation", "ipython")
 LONGEST_MESSAGE = 600  # characters of an error; an image may be kilobytes of text
 SCORED = "scored_digest"
 """The key under which a selected record has its digest, without the keys `SELECTED`."""
 SELECTED = ("token_mask", "token_weights", SCORED)
 """The keys that a selection adds to a record."""
+BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4}\s*){32,}(?:[A-Za-z0-9+/]{2,3}={1,2}\s*)?")
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # a lone surrogate: JSON can write it, UTF-8 cannot
 
 
@@ -150,7 +152,7 @@ def images_of(raw: Any) -> list[Any]:
 
 def refuse_missing_images(records: Sequence[Any], image_folder: str | os.PathLike[str] | None) -> None:
     """Raise a ValueError when the image files of the first records are all missing: then the folder is wrong, not a record."""
-    named = (image for raw in records for image in images_of(raw) if isinstance(image, str))
+    named = (image for raw in records for image in images_of(raw) if isinstance(image, str) and not image.startswith(ADDRESSES))
     paths = [os.path.join(image_folder or "", image) for image in islice(named, MOST_MISSING)]
     if len(paths) == MOST_MISSING and not any(map(os.path.lexists, paths)):
         raise ValueError(
@@ -261,6 +263,8 @@ def _to_message(name: str, turn: Any) -> Message:
         raise RecordError(f"record {name!r}: expected a dict for each message, got {shown(turn)}")
     role = first_of(turn, "from", "role")
     given, role = role, role.strip().lower() if isinstance(role, str) else None
+    if role in TOOL_ROLES or turn.get("tool_calls"):
+        raise RecordError(f"record {name!r}: calls of tools and their results are not supported; take the record out ({shown(given)} turn)")
     if role not in ROLES:
         raise RecordError(f"record {name!r}: unknown role {shown(given)}; expected one of {', '.join(ROLES)}")
     content = first_of(turn, "value", "content")
@@ -339,10 +343,21 @@ def _resolve(name: str, image: Any, folder: str | os.PathLike[str] | None) -> Im
         return image
     if not isinstance(image, (str, os.PathLike)):
         raise RecordError(f"record {name!r}: expected a path or an open image, got {shown(image)}")
+    if isinstance(image, str) and image.startswith(ADDRESSES):
+        advice = "what follows the comma is not base64" if image.startswith("data:") else "download it and name the file"
+        raise RecordError(f"record {name!r}: the image is an address, {shown(image)}: {advice}")
     try:
         path = os.fspath(image) if folder is None else inside(folder, image)
     except ImageError as error:
-        raise RecordError(f"record {name!r}: {error}") from error
+        raise RecordError(f"record {name!r}: {_not_base64(image) or error}") from error
     if not os.path.isfile(path):
-        raise RecordError(f"record {name!r}: no image file {path}; relative paths are looked up in image_folder={folder}")
+        reason = f"no image file {path}; relative paths are looked up in image_folder={folder}"
+        raise RecordError(f"record {name!r}: {_not_base64(image) or reason}")
     return path
+
+
+def _not_base64(image: str | os.PathLike[str]) -> str | None:
+    """Return what to do about a path that is an image in base64; None for any other path."""
+    if BASE64.fullmatch(os.fspath(image)) is None:
+        return None
+    return f"the image looks like base64, {shown(image)}; write 'data:image/png;base64,' in front of it"

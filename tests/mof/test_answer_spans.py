@@ -41,7 +41,9 @@ TEMPLATES = {
     "pixtral": (turns(f"[INST]{PARTS}[/INST]", f"#({FIRST}</s>#)", "", before="<s>"), "</s>"),
     "llama 3.2 vision": (turns(f"<|start_header_id|>user<|end_header_id|>\n\n{PARTS}<|eot_id|>", f"<|start_header_id|>assistant<|end_header_id|>\n\n#({TRIMMED}<|eot_id|>#)", "", before="<s><|start_header_id|>system<|end_header_id|>\n\nToday Date: {{ strftime_now('%d %b %Y') }}\n\n<|eot_id|>"), "<|eot_id|>"),
     "phi-4-multimodal": (turns(f"<|user|>{PARTS}<|end|>", f"<|assistant|>#({FIRST}<|end|>#)", "", after="<|endoftext|>"), "<|end|>"),
-    "aya vision": (turns(f"<|START_OF_TURN_TOKEN|><|USER_TOKEN|>{PARTS}<|END_OF_TURN_TOKEN|>", f"<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>#({FIRST}<|END_RESPONSE|>#)<|END_OF_TURN_TOKEN|>", "", before="<s>"), "<|END_RESPONSE|>"),
+    "aya vision": (turns(f"<|START_OF_TURN_TOKEN|><|USER_TOKEN|>{PARTS}<|END_OF_TURN_TOKEN|>", f"<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>#({FIRST}<|END_RESPONSE|><|END_OF_TURN_TOKEN|></s>#)", "", before="<s>"), "</s>"),
+    "glm-4.1v, a turn ends where the next begins": (turns(f"<|user|>\n{PARTS}", f"<|assistant|>\n#({FIRST}{{% if not loop.last %}}<|user|>{{% endif %}}#)", "", before="[gMASK]<sop>").replace("<|user|>\n", "{% if loop.first or messages[loop.index0 - 1].role == 'system' %}<|user|>{% endif %}\n"), ("<|user|>", "Question 1?")),
+    "the end of the conversation closes the last answer": (turns(f"Q: {PARTS} ", f"A: #({FIRST}{{% if loop.last %}}</s>{{% endif %}}#) ", ""), ("A cat.", "</s>")),
     "lfm2-vl": (turns(im("user", PARTS + "<|im_end|>\n"), im("assistant", f"#({FIRST}<|im_end|>#){{ '\n' }}"), "", before="<s>"), "<|im_end|>"),
     "a space before the end": (turns(f"USER: {PARTS} ", f"ASSISTANT: #({FIRST} </s>#)", ""), "</s>"),
     "llama 2, <s> for each turn": (turns(f"<s>[INST] {PARTS} [/INST] ", f"#({TRIMMED} </s>#)", ""), "</s>"),
@@ -126,6 +128,45 @@ def test_any_texts_are_found_or_refused(tokenizer, answers, name):
 def test_a_template_that_rewrites_answers_costs_the_record(tokenizer, template):
     with pytest.raises(RecordError, match="'x'"):
         render_answers(SimpleNamespace(tokenizer=tokenizer, chat_template=template), talk(["a cat", "b"]))
+
+
+STRINGS = {
+    "mistral: a system text is added to a string": "{% set system = messages[0].content if messages[0].role == 'system' else '' %}[INST]" + turns("{% if loop.last %}{{ system + 'x' }}{% else %}{{ system ~ 'y' }}{% endif %}" + PARTS, f"[/INST]#({FIRST}</s>#)", "", system=""),
+    "text only": turns("USER: {{ m.content }} ", "ASSISTANT: #({{ m.content }}</s>#)", "", system="{{ m.content }} "),
+    "text only, trimmed": turns("USER: {{ m.content | trim }} ", "ASSISTANT: #({{ m.content | trim }}</s>#)", "", system="{{ m.content | trim }} "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRINGS)
+def test_a_template_that_wants_strings_gets_strings(tokenizer, name):
+    own = processor(tokenizer, STRINGS[name].replace("m.content[0].text", "(m.content if m.content is string else m.content[0].text)"))
+    text, spans = render_answers(own, talk(["A cat.", "No."], "Be brief.", image=name.startswith("mistral")))
+    assert [text[start:stop] for start, stop in spans] == ["A cat.</s>", "No.</s>"]
+    assert "Be brief." in text and "type" not in text
+
+
+def test_a_template_that_knows_no_images_is_refused(tokenizer):
+    """Its prompts would hold "[{'type': 'image'}, ...]", with or without marks around the answers."""
+    for make in (processor, marked):
+        with pytest.raises(RecordError, match=r"'x'.*knows no images"):
+            render_answers(make(tokenizer, STRINGS["text only"]), talk(["A cat."]))
+
+
+def test_the_token_of_an_image_is_no_end_of_a_turn(tokenizer):
+    own = processor(tokenizer, "{% for m in messages %}" + PARTS + "{% endfor %}")
+    own.image_token = "<image>"
+    images = [Image.new("RGB", (2, 2))] * 2
+    turns = [{"role": "user", "content": "<image>\nWhat?"}, {"role": "assistant", "content": "A cat."}] * 2
+    text, spans = render_answers(own, to_record({"id": "x", "messages": turns, "images": images}))
+    assert [text[start:stop] for start, stop in spans] == ["A cat.", "A cat."]
+
+
+def test_marks_around_each_part_of_an_answer_are_one_answer(tokenizer):
+    template = turns(PARTS + "|", "{% for c in m.content %}#({{ c.text }} #){% endfor %}", "|")
+    parts = [{"type": "text", "text": text} for text in ("A", "cat.")]
+    messages = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": parts}] * 2
+    text, spans = render_answers(marked(tokenizer, template), to_record({"id": "x", "messages": messages}))
+    assert [text[start:stop] for start, stop in spans] == ["A cat. ", "A cat. "]
 
 
 def test_a_record_without_an_answer_is_refused(tokenizer):

@@ -112,6 +112,24 @@ def test_answers_are_spelled_exactly(kind: str, tokenizer: PreTrainedTokenizerFa
     assert len(example.images["pixel_values"]) == 2
 
 
+def test_the_first_word_of_a_turn_is_no_answer(kind: str, tokenizer: PreTrainedTokenizerFast) -> None:
+    """LLaVA-1.5's own template marks the space behind an answer, which shares a token with the next word."""
+    answer = "{% generation %}{{ m.content[0].text + ' ' }}{% endgeneration %}"
+    user = "{{ 'USER: ' }}{% for c in m.content %}{{ '<image>' if c.type == 'image' else c.text + ' ' }}{% endfor %}"
+    template = (
+        "{% for m in messages %}{% if m.role == 'user' %}" + user + "{% else %}{{ 'ASSISTANT: ' }}" + answer + "{% endif %}{% endfor %}"
+    )
+    raw = conversation("<image>\nWhat is it?", "A cat.", "Sure?", "Yes")
+    answers = spell(tokenizer, answers_of(encode_record(build_processor(kind, tokenizer, template), to_record(raw))))
+    assert "US" not in answers and "".join(answers.split()) == "Acat.Yes"
+
+
+def test_an_answer_behind_max_length_is_left_out(kind: str, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture) -> None:
+    collator = SupervisedCollator(build_processor(kind, tokenizer, VICUNA), max_length=40)
+    batch = collator([conversation("<image>\nIs it?", "A"), conversation("<image>\n" + "What is it? " * 40, "A cat.") | {"id": "long"}])
+    assert len(batch["labels"]) == 1 and collator.left_out == 1 and "'long'" in caplog.text and "max_length=40" in caplog.text
+
+
 @pytest.mark.parametrize("trimmed", [True, False])
 def test_ids_are_the_concatenated_pieces(kind: str, trimmed: bool) -> None:
     """Special tokens part the pieces, so each can be tokenised alone."""
@@ -198,7 +216,8 @@ def test_long_conversations_are_cut(tiny_processor: MoFProcessor) -> None:
     cut = encode_record(tiny_processor, record, max_length=60)
     assert torch.equal(cut.input_ids, whole.input_ids[:60]) and torch.equal(cut.answer_mask, whole.answer_mask[:60])
     images_end = 6 + 32
-    assert len(encode_record(tiny_processor, record, max_length=images_end).input_ids) == images_end
+    with pytest.raises(RecordError, match=f"'r'.*answer tokens.*max_length={images_end}"):
+        encode_record(tiny_processor, record, max_length=images_end)
     with pytest.raises(RecordError, match=f"'r'.*{images_end}.*{images_end - 1}"):
         encode_record(tiny_processor, record, max_length=images_end - 1)
 

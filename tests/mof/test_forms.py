@@ -67,6 +67,33 @@ def test_a_form_from_elsewhere(name: str, tmp_path: Path) -> None:
     assert (record.questions, record.answers) == (texts_of(raw, "user"), texts_of(raw, "assistant")) == (["q"], ["a"])
 
 
+LARGE = io.BytesIO()
+Image.effect_noise((16, 16), 50).save(LARGE, "JPEG")  # its base64 begins with a slash, like an absolute path
+BARE = base64.b64encode(LARGE.getvalue()).decode()
+TOLD: dict[str, tuple[Any, str]] = {
+    "base64": ({"image": BARE, "conversations": TURNS}, "looks like base64.*data:image"),
+    "base64, in lines": ({"image": base64.encodebytes(LARGE.getvalue()).decode(), "conversations": TURNS}, "looks like base64"),
+    "address": ({"image": "https://example.org/a.png", "conversations": TURNS}, "https://example.org/a.png.*download"),
+    "damaged data address": ({"image": "data:image/png;base64,#", "conversations": TURNS}, "not base64"),
+    "address in a part": (chat({"type": "image_url", "image_url": {"url": "http://example.org/a.png"}}), "download"),
+    "result of a tool": ({"messages": [{"role": "user", "content": "q"}, {"role": "tool", "content": "5"}]}, "tools.*'tool'"),
+    "function of ShareGPT": ({"conversations": [TURNS[0], {"from": "function_call", "value": "f"}]}, "tools.*'function_call'"),
+    "call of a tool": (
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "tool_calls": [{"function": {}}]}]},
+        "tools",
+    ),
+}
+
+
+@pytest.mark.parametrize("folder", [True, False])
+@pytest.mark.parametrize("name", TOLD)
+def test_what_is_not_read_is_named_with_advice(name: str, folder: bool, tmp_path: Path) -> None:
+    raw, words = TOLD[name]
+    with pytest.raises(RecordError, match=f"(?s)'r'.*{words}") as caught:
+        to_record({"id": "r", **raw}, tmp_path if folder else None)
+    assert len(str(caught.value)) < 1000
+
+
 @pytest.mark.parametrize(
     "raw", [{"image": "x" * 10**6, "conversations": TURNS}, {"image": "a.png", "conversations": "y" * 10**6}, chat({"type": "z" * 10**6})]
 )

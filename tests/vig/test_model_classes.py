@@ -136,7 +136,8 @@ def test_a_placeholder_that_is_no_image_token(family: str) -> None:
     assert 0 < example.images_end <= int(example.answer_mask.nonzero()[0])
     with pytest.raises(RecordError, match=f"'{records[0]['id']}'.*max_length is {example.images_end - 1}"):
         encode_record(processor, to_record(records[0]), max_length=example.images_end - 1)
-    assert encode_record(processor, to_record(records[0]), max_length=example.images_end).images_end == example.images_end
+    with pytest.raises(RecordError, match=f"answer tokens lies within max_length={example.images_end}"):
+        encode_record(processor, to_record(records[0]), max_length=example.images_end)
 
 
 def test_llama_trains_on_records_with_and_without_an_image() -> None:

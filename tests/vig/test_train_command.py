@@ -365,7 +365,7 @@ def test_records_that_cannot_be_trained_on_are_named_at_once(folder, tmp_path, c
 
 def test_a_selection_that_does_not_fit_is_refused_at_once(folder, tmp_path) -> None:
     selected = select(folder, tmp_path)
-    refused(run(*arguments(folder, tmp_path / "out", "--max-length", 14, records=selected)), "token_mask", "max_length")
+    refused(run(*arguments(folder, tmp_path / "out", "--max-length", 14, records=selected)), "answer tokens", "--max-length")
     records = json.loads(selected.read_text())
     for record in records:
         record["token_mask"].append(True)

@@ -227,11 +227,20 @@ def test_a_record_that_cannot_be_used_costs_itself_only(llava, records, image_fo
     assert trainer.data_collator.left_out == 1
 
 
+@pytest.mark.parametrize("padding_free", [False, True])
+def test_a_training_on_nothing_is_no_success(llava, records, image_folder, tmp_path, padding_free) -> None:
+    missing = [record | {"image": "gone.jpg"} for record in records[:2]]
+    options = {"processing_class": llava[1], "image_folder": image_folder, "padding_free": padding_free}
+    trainer = SelectiveTrainer(copy.deepcopy(llava[0]), arguments(tmp_path), train_dataset=missing, **options)
+    with pytest.raises(ValueError, match=f"no record can be trained on.*'{records[0]['id']}'.*gone.jpg"):
+        trainer.train()
+
+
 def test_a_damaged_image_ends_a_strict_training(llava, records, image_folder, tmp_path) -> None:
     (image_folder / "damaged.jpg").write_bytes(b"no picture")
     damaged = records[2] | {"id": "damaged", "image": "damaged.jpg"}
     trainer = SelectiveTrainer(
-        llava[0], arguments(tmp_path), processing_class=llava[1], image_folder=image_folder, train_dataset=[damaged], strict=True
+        llava[0], arguments(tmp_path), processing_class=llava[1], image_folder=tmp_path, train_dataset=[damaged], strict=True
     )
     with pytest.raises(ImageError, match="'damaged': .*damaged.jpg"):
         trainer.train()

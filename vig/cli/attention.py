@@ -9,7 +9,7 @@ from typing import Annotated
 from rich.console import Console
 
 from encoders.command_groups import starts_over
-from encoders.command_options import Images, Limit, Models, Records, evenly, output_option
+from encoders.command_options import Images, Limit, Models, Records, TrustRemoteCode, evenly, output_option
 from encoders.runs import write_json
 from mof.data.rows import read_records
 from vig.analyses.comparison import attention_table
@@ -24,6 +24,7 @@ def attention(
     images: Images,
     limit: Limit = 200,
     output: Annotated[Path | None, output_option("JSON file for the figures.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Measure the share of attention that goes from the answers to the image, layer by layer; two models are also compared.
 
@@ -34,7 +35,7 @@ def attention(
     chosen = evenly(read_records(records), limit)
     shares = {}
     for name, folder in model_names(model).items():
-        network, processor = load_model(folder, attn_implementation="eager")
+        network, processor = load_model(folder, attn_implementation="eager", trust_remote_code=trust_remote_code)
         shares[name] = image_attention(network, processor, chosen, image_folder=images, progress=True)
     if output is not None:
         write_json(output, {name: asdict(share) for name, share in shares.items()})

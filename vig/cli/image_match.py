@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from encoders.command_options import Images, Limit, Model, Records, evenly, output_option, seed_option
+from encoders.command_groups import resumes, starts_over
+from encoders.command_options import Images, Limit, Model, Records, TrustRemoteCode, evenly, output_option, seed_option
 from encoders.runs import write_json
 from mof.data.rows import read_records
 from vig.analyses import image_match as analysis
@@ -28,6 +29,7 @@ def image_match(
     seed: Annotated[int, seed_option("Seed of the drawn images.")] = 0,
     score_dir: Annotated[Path | None, typer.Option(help="Folder that keeps the scores. A run that was stopped there is resumed.")] = None,
     output: Annotated[Path | None, output_option("JSON file for the figures.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Compare the mean VIG of answers with their own image, with an image that fits in part, and with a conflicting image.
 
@@ -45,10 +47,14 @@ def image_match(
     else:
         files = {"matching": records, "partly matching": partly, "conflicting": conflicting}
         groups = {name: read_records(file) for name, file in files.items()}
-    network, processor = load_model(model)
     chosen = {name: evenly(group, limit) for name, group in groups.items()}
-    rows = analysis.image_match(network, processor, chosen, score_dir, null=null, image_folder=images, seed=seed)
-    if output is not None:
-        figures = {name: {**row.vig._asdict(), "positive": row.positive} for name, row in rows.items()}
-        write_json(output, {"model": model.name, "null": null, "seed": seed, "groups": figures})
-    Console().print(match_table(rows, model.name))
+
+    def measure() -> None:
+        network, processor = load_model(model, trust_remote_code=trust_remote_code)
+        rows = analysis.image_match(network, processor, chosen, score_dir, null=null, image_folder=images, seed=seed)
+        if output is not None:
+            figures = {name: {**row.vig._asdict(), "positive": row.positive} for name, row in rows.items()}
+            write_json(output, {"model": model.name, "null": null, "seed": seed, "groups": figures})
+        Console().print(match_table(rows, model.name))
+
+    (starts_over if score_dir is None else resumes)(measure)()

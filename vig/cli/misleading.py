@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from encoders.command_groups import starts_over
-from encoders.command_options import Images, Models, output_option
+from encoders.command_options import Images, Models, TrustRemoteCode, output_option
 from encoders.runs import write_json
 from mof.data.rows import read_records
 from vig.analyses.comparison import misleading_table
@@ -26,6 +26,7 @@ def misleading(
     ],
     images: Images,
     output: Annotated[Path | None, output_option("JSON file for the figures.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Measure the accuracy of greedy answers, with the question alone and with a false statement before it.
 
@@ -38,7 +39,7 @@ def misleading(
     asked = read_records(questions)
     results = {}
     for name, folder in model_names(model).items():
-        network, processor = load_model(folder)
+        network, processor = load_model(folder, trust_remote_code=trust_remote_code)
         results[name] = misleading_text(network, processor, asked, image_folder=images, progress=True)
     if output is not None:
         figures = {name: {way: asdict(result) for way, result in by_way.items()} for name, by_way in results.items()}

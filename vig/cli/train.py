@@ -14,7 +14,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, set_seed
 
 from encoders.command_groups import resumes
-from encoders.command_options import Images, Model, Records, output_option
+from encoders.command_options import Images, Model, Records, TrustRemoteCode, output_option
 from encoders.runs import RunLock
 from encoders.store.fingerprints import weights_digest
 from mof.data.records import digest
@@ -66,6 +66,7 @@ def train(
             "--set", metavar="NAME=VALUE", help="Another argument of transformers.TrainingArguments, as weight_decay=0.1. Several."
         ),
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Fine-tune a saved model on records, or on the answer tokens that VIG selected. Its image encoders stay as they are.
 
@@ -89,7 +90,7 @@ def train(
     arguments = {"warmup_steps": 0.03, "num_train_epochs": epochs, "learning_rate": peak, **parse_arguments(more or [], OWN)}
     arguments |= {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulate}
     process = PartialState(cpu=not torch.accelerator.is_available())  # or processes on CPUs would not find each other
-    processor = load_processor(model)
+    processor = load_processor(model, trust_remote_code=trust_remote_code)
     raw = read_training_records(records, processor, images, max_length)
     evaluation = None if eval_records is None else read_training_records(eval_records, processor, images, max_length)
     if evaluation is not None:
@@ -98,7 +99,7 @@ def train(
         arguments = {"eval_strategy": "steps", "eval_steps": every, "per_device_eval_batch_size": batch_size, **arguments}
     elif arguments.get("eval_strategy", "no") != "no":
         raise ValueError(f"--set eval_strategy={arguments['eval_strategy']} needs --eval-records")
-    network = _load(model)
+    network = _load(model, trust_remote_code)
     arguments["bf16"] = bf16 or network.dtype == torch.bfloat16
     options: dict[str, Any] = {"image_folder": images, "max_length": max_length, "padding_free": padding_free}
     options["eval_dataset"] = evaluation
@@ -131,9 +132,9 @@ def train(
         lock.release()
 
 
-def _load(folder: Path) -> PreTrainedModel:
+def _load(folder: Path, trust_remote_code: bool) -> PreTrainedModel:
     """Return the model on the CPU, a float16 model in bfloat16: autocast refuses to mix the two."""
-    model = load_network(folder)
+    model = load_network(folder, trust_remote_code=trust_remote_code)
     for parameter in model.parameters():
         if parameter.dtype == torch.float16:
             parameter.data = parameter.data.bfloat16()

@@ -98,8 +98,6 @@ class PairReader:
     def _pair(self, record: Record, digest: str) -> Pair | None:
         images = self._read_images(record)
         clean = encode_record(self._processor, record, max_length=self.max_length, images=images.shown)
-        if not clean.answer_mask.any():
-            raise RecordError(f"no answer token within max_length={self.max_length}")
         if not record.images:  # only now: training takes text-only records unscored, so they must have passed the checks
             self.text_only.append(record.id)
             return None

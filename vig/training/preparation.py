@@ -23,7 +23,6 @@ from mof.data.rows import read_records
 
 NAMES = sorted(field.name for field in dataclasses.fields(TrainingArguments) if field.init)
 logger = logging.getLogger(__name__)
-TRIED = 3  # records that are made a batch of
 NAMED = 3  # problems in a message
 
 
@@ -78,12 +77,12 @@ def require_apart(training: Sequence[Mapping[str, Any]], evaluation: Sequence[Ma
 def read_training_records(path: Path, processor: ProcessorMixin, image_folder: Path, max_length: int) -> list[dict[str, Any]]:
     """The raw records of a file, each with an answer and with images that exist.
 
-    The longest records are tried in a batch. So a selection for another tokenizer or length, a chat template that does not mark
-    the answers, and a `max_length` that leaves no room for an image are found now and not hours later.
+    The shortest, a middle and the longest record are tried. So a selection for another tokenizer, a chat template that changes the
+    answers, and a `max_length` that leaves no room for an image are found now and not hours later.
 
     Raises:
         RecordError: naming the first records that cannot be used, with the reason, and how many there are.
-        ValueError: for no records, a folder that does not exist, or a chat template that does not mark the answers.
+        ValueError: for no records, or a folder that does not exist.
     """
     if not image_folder.is_dir():
         raise ValueError(f"{image_folder} is no folder: --images is the folder that relative image paths of the records start from")
@@ -100,15 +99,16 @@ def read_training_records(path: Path, processor: ProcessorMixin, image_folder: P
         raise RecordError(
             f"{path}: {len(problems)} of {len(raw)} records cannot be used; correct them or take them out: {'; '.join(problems[:NAMED])}"
         )
-    longest = sorted(range(len(raw)), key=lambda index: lengths[index])[-TRIED:]
+    by_length = sorted(range(len(raw)), key=lambda index: lengths[index])
+    tried = {by_length[place] for place in (0, len(raw) // 2, -1)}
     collator, errors = SupervisedCollator(processor, max_length, image_folder, strict=True), []
-    for index in longest:
+    for index in tried:
         try:
             collator([raw[index]])
         except (RecordError, ImageError) as error:
             errors.append(str(error))
-    if len(errors) == len(longest):
-        raise RecordError(f"{path}: none of the {len(longest)} longest records can be used, the first because: {errors[0]}")
+    if len(errors) == len(tried):
+        raise RecordError(f"{path}: none of the {len(tried)} records that were tried can be used, the first because: {errors[0]}")
     return [dict(record) for record in raw]
 
 

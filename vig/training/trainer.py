@@ -18,8 +18,9 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import has_length
 
 from encoders import StoredImages
+from encoders.images.reading import ImageError
 from mof.data.collator import SupervisedCollator
-from mof.data.records import require_unchanged
+from mof.data.records import RecordError, require_unchanged
 from vig.output_head import IGNORED, HeadPass, is_untouched
 from vig.training.divergence import RECORD_IDS, DivergenceError, WatchedTrainer, named
 from vig.training.lengths import estimated_length
@@ -92,7 +93,8 @@ class SelectiveTrainer(WatchedTrainer):
         **options: arguments of `transformers.Trainer`; train_dataset and eval_dataset are lists of records.
 
     Raises:
-        ValueError: for arguments under which the loss would not be divided as described.
+        ValueError: for arguments under which the loss would not be divided as described; while it trains, when no record of an epoch
+            can be used, with the first reason.
         RecordError: for a record in a list that was changed after it was selected.
     """
 
@@ -152,7 +154,20 @@ class SelectiveTrainer(WatchedTrainer):
         if self.state.global_step >= self.state.max_steps:  # resumed from the last step: transformers would do another step
             self.control.should_training_stop = True
             return None
-        return super()._run_epoch(*args, **kwargs)
+        result = super()._run_epoch(*args, **kwargs)
+        if not self.supervised_tokens:
+            self._refuse_unusable_records()
+        return result
+
+    def _refuse_unusable_records(self) -> None:
+        """Raise the error of the first record that cannot be used, where an epoch had no supervised token."""
+        collator = copy.copy(getattr(self.data_collator, "collator", self.data_collator))
+        collator.strict = True
+        for record in self.train_dataset:
+            try:
+                collator([record])
+            except (ImageError, RecordError) as error:
+                raise ValueError(f"no record can be trained on; the first reason: {error}") from error
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return super()._get_train_sampler(self._with_lengths(self.train_dataset if train_dataset is None else train_dataset))

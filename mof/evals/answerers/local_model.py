@@ -68,10 +68,15 @@ class LocalModel:
         }  # fmt: skip
 
     @classmethod
-    def load(cls, folder: str | Path, *, dtype: str = "float32", batch_size: int = 8, max_new_tokens: int = 256) -> LocalModel:
+    def load(
+        cls, folder: str | Path, *, dtype: str = "float32", batch_size: int = 8, max_new_tokens: int = 256, trust_remote_code: bool = False
+    ) -> LocalModel:
         """Load a folder that `save_pretrained` wrote, onto the GPU if there is one.
 
         Its identity is made of the weights in memory, encoders included, and of the folder's other files.
+
+        Args:
+            trust_remote_code: run Python files of the folder; without it, a folder that needs its own files is refused.
 
         Raises:
             ValueError: for a folder without config.json, weights that are not finite, or a file that was changed since it was saved.
@@ -81,7 +86,7 @@ class LocalModel:
             raise ValueError(f"{folder} holds no config.json: expected a folder that save_pretrained wrote")
         check_folder(folder)
         register_auto_classes()
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code)
         for parameter_name, weights in model.named_parameters():
             if weights.is_floating_point() and not weights.isfinite().all():
                 raise ValueError(
@@ -90,7 +95,7 @@ class LocalModel:
         model.to("cuda" if torch.cuda.is_available() else "cpu")
         identity = f"weights {weights_digest(model)}, files {_files_digest(folder)}"
         return cls(
-            model, AutoProcessor.from_pretrained(folder, trust_remote_code=False), str(folder),
+            model, AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code), str(folder),
             identity=identity, batch_size=batch_size, max_new_tokens=max_new_tokens,
         )  # fmt: skip
 
