@@ -26,6 +26,7 @@ CHUNK = 256  # positions whose logits exist at a time
 GRADIENT_CHUNK = 1024  # the same where gradients are wanted: more positions than these are computed twice
 
 Forward = Callable[[Tensor], Tensor]
+Values = Callable[[Tensor, Tensor], Tensor]  # float32 logits [C, V] and targets [C] -> values of each target [C, ...]
 
 
 class HeadPass:
@@ -33,9 +34,10 @@ class HeadPass:
 
     Args:
         labels: [B, S], -100 for a token without loss. A batch without any other label gets a single loss of 0 with a gradient of 0.
+        values: what is computed of each chunk of logits, in place of the losses.
     """
 
-    def __init__(self, labels: Tensor) -> None:
+    def __init__(self, labels: Tensor, values: Values | None = None) -> None:
         # Not inside of the head: `nonzero` waits for the device, which is not yet busy with this batch.
         positions, targets = target_positions(labels)  # [N], [N]
         self.count = len(positions)
@@ -44,9 +46,10 @@ class HeadPass:
             positions, targets = positions.new_zeros(1), targets.new_full((1,), IGNORED)  # [1], [1]
         self.positions, self._targets, self._shape = positions, targets, labels.shape
         self._result: Tensor | None = None
+        self._values = values or cross_entropy
 
     def reduce(self, losses: Tensor) -> Tensor:
-        """The result of the pass from the losses of the N tokens, float32 [N]: the losses as they are."""
+        """The result of the pass from the losses (or values) of the N tokens, float32 [N, ...]: they stay as they are."""
         return losses
 
     @contextmanager
@@ -62,7 +65,7 @@ class HeadPass:
             rows = self._gather(hidden)  # [N, D]
             if not untouched:
                 return own(rows[None])  # [1, N, V]
-            self._result = self.reduce(token_losses(rows, self._targets, own))
+            self._result = self.reduce(token_losses(rows, self._targets, own, self._values))
             return self._result.repeat(1, 1, 1)  # not a view, which FSDP2 warns of
 
         with replaced_forward(head, forward):
@@ -74,8 +77,8 @@ class HeadPass:
             carried = logits.view_as(self._result)  # mixed precision may have rounded it; its gradient is 1 either way
             return carried + (self._result.to(carried.device) - carried).detach()
         if logits.shape[:2] == (1, len(self.positions)) != self._shape:
-            return self.reduce(token_losses(logits[0], self._targets))
-        return self.reduce(token_losses(self._gather(logits), self._targets))
+            return self.reduce(token_losses(logits[0], self._targets, None, self._values))
+        return self.reduce(token_losses(self._gather(logits), self._targets, None, self._values))
 
     def _gather(self, x: Tensor) -> Tensor:
         """The entries [N, ...] of x [B, S, ...] at the N positions."""
@@ -94,24 +97,40 @@ def target_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
     return positions, targets[positions]
 
 
-def token_losses(rows: Tensor, targets: Tensor, logits_of: Forward | None = None) -> Tensor:
-    """The cross-entropy of each target, float32 [N].
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The loss of each target, [C]."""
+    return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
+
+
+def loss_logit_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """The loss and the logit of each target, and the entropy of its distribution over the vocabulary, in nats: [C, 3]. No gradient."""
+    logit = logits.gather(1, targets[:, None])[:, 0]  # [C]
+    log_probabilities = logits.log_softmax(-1)  # [C, V]
+    loss = -log_probabilities.gather(1, targets[:, None])[:, 0]  # [C]
+    log_probabilities.clamp_min_(torch.finfo(logits.dtype).min)  # a model may mask tokens with -inf, and 0 * -inf is no number
+    entropy = -torch.linalg.vecdot(log_probabilities.exp(), log_probabilities)  # [C]
+    return torch.stack([loss, logit, entropy], dim=1)
+
+
+def token_losses(rows: Tensor, targets: Tensor, logits_of: Forward | None = None, values: Values = cross_entropy) -> Tensor:
+    """The cross-entropy of each target, float32 [N], or other values of it, [N, ...].
 
     Args:
         rows: hidden states [N, D] for `logits_of`, or logits [N, V].
         targets: [N] tokens.
         logits_of: the head's own forward.
+        values: what is computed of a chunk.
     """
 
     def chunk_losses(rows: Tensor, targets: Tensor) -> Tensor:
         logits = rows if logits_of is None else logits_of(rows[None])[0]  # [CHUNK, V]
-        return F.cross_entropy(logits.float(), targets.to(logits.device), ignore_index=IGNORED, reduction="none")
+        return values(logits.float(), targets.to(logits.device))
 
     gradient = torch.is_grad_enabled()
     size = GRADIENT_CHUNK if gradient else CHUNK
     losses_of = partial(checkpoint, chunk_losses, use_reentrant=False) if gradient and len(rows) > size else chunk_losses
     chunks = zip(rows.split(size), targets.split(size), strict=True)
-    return torch.cat([losses_of(*chunk) for chunk in chunks])  # [N]
+    return torch.cat([losses_of(*chunk) for chunk in chunks])  # [N, ...]
 
 
 def is_untouched(model: nn.Module, head: nn.Module, inputs: Mapping[str, Any]) -> bool:

@@ -45,13 +45,22 @@ def answer_words(score: Score) -> list[list[Word]]:
     return [_words(score, turn[~np.isin(turn, score.turn_ends)]) for turn in turns(score)]
 
 
+def word_places(score: Score) -> list[tuple[str, NDArray[np.int64]]]:
+    """Return each word of the answers with the indices of the answer tokens that hold a part of it."""
+    return [word for turn in turns(score) for word in _places(score, turn[~np.isin(turn, score.turn_ends)])]
+
+
 def _words(score: Score, places: NDArray[np.int64]) -> list[Word]:
+    vig = score.token_vig.astype(np.float64)  # [T]
+    return [Word(text, float(vig[tokens].sum())) for text, tokens in _places(score, places)]
+
+
+def _places(score: Score, places: NDArray[np.int64]) -> list[tuple[str, NDArray[np.int64]]]:
     if not len(places):
         return []
     starts, ends = score.token_starts[places], score.token_ends[places]  # [T] each, of this turn
-    vig = score.token_vig[places].astype(np.float64)  # [T]
     matches = re.compile(r"\w+").finditer(score.answer, int(starts.min()), int(ends.max()))
-    return [Word(match.group(), float(vig[(starts < match.end()) & (ends > match.start())].sum())) for match in matches]
+    return [(match.group(), places[(starts < match.end()) & (ends > match.start())]) for match in matches]
 
 
 # --- kinds of words

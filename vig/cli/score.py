@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import typer
@@ -16,6 +16,8 @@ from vig.nulls import NULL_NAMES
 from vig.saved_models import load_network, load_processor, stored_images
 from vig.scoring import run
 from vig.scoring.folder import REJECTED
+
+Measure = Literal["loss", "logit", "entropy"]
 
 
 @resumes
@@ -32,6 +34,10 @@ def score(
         int | None, typer.Option(min=0, help="Replace only this image of a record, counted from 0. Default: all its images together.")
     ] = None,
     seed: Annotated[int, seed_option("Seed of the null images 'noise' and 'shuffle'.")] = 0,
+    measures: Annotated[
+        list[Measure] | None,
+        typer.Option(help="Save this value of every answer token too, in both passes; `mof vig select --by` needs it. Repeatable."),
+    ] = None,
     features: Annotated[Path | None, typer.Option(help="Store of `mof encode --model`, read in place of running the encoders.")] = None,
     blurred_features: Annotated[Path | None, typer.Option(help="Store of `mof encode --model --blurred`, with --features.")] = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -71,6 +77,7 @@ def score(
         only_image=only_image,
         stored_images=stored,
         seed=seed,
+        measures=measures or (),
     )
     if raw and len(scores.failures) == len(raw):
         raise ValueError(f"none of the {len(raw)} records could be scored; {output / REJECTED} says why")

@@ -16,6 +16,7 @@ from encoders.runs import write_whole
 from mof.data.rows import stream_rows
 from vig.scoring.scores import load_scores
 from vig.selection import thresholds
+from vig.selection.measures import MEASURES
 from vig.selection.random_control import Level, random_selection
 from vig.selection.sources import record_sources
 
@@ -27,6 +28,13 @@ def select(
     output: Annotated[Path, output_option("JSON file (or .jsonl, a record a line) for the selected records, each with its token_mask.")],
     keep: Annotated[float, typer.Option(help="Share of the samples to keep, in [0, 1].")] = 0.7,
     threshold: Annotated[float | None, typer.Option(help="Keep samples from this VIG on, in place of --keep.")] = None,
+    floor: Annotated[
+        bool, typer.Option("--floor", help="Drop only the samples and tokens with a negative VIG, in place of --keep and --threshold.")
+    ] = False,
+    by: Annotated[str, typer.Option(help=f"Measure to choose by: {', '.join(MEASURES)}.")] = "vig",
+    reference: Annotated[
+        Path | None, typer.Option(help="Scores of the same records by another model: choose by the loss minus the loss there (RHO-1).")
+    ] = None,
     token_threshold: Annotated[
         str,
         typer.Option(help="Supervise tokens from this VIG on: a number, 'shared' (the threshold of the samples) or 'none' (all tokens)."),
@@ -70,6 +78,9 @@ def select(
         keep_end_of_turn=end_of_turn,
         sources=None if source_key is None else record_sources(stream_rows(records), source_key),
         quota=_quota(quota or [], source_key),
+        by=by,
+        reference=None if reference is None else load_scores(reference),
+        floor=floor,
     )
     if random is not None:
         selection = random_selection(selection.scores, selection, seed, random)

@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from mof.data.answer_tokens import Example
 from mof.data.collator import collate
-from vig.output_head import HeadPass, replaced_forward, target_positions
+from vig.output_head import HeadPass, Values, cross_entropy, replaced_forward, target_positions
 from vig.scoring.prefix_cache import cache_name, image_positions, part, shared_cache
 
 # Shapes: R = records in a batch, S = padded length, P = tokens of a shared prefix, G = groups that share a prefix, N = answer tokens in a
@@ -30,10 +29,13 @@ class AnswerLosses:
 
     The first batch of each kind is compared with a plain forward pass. A way that gives other losses is not used in this run, and
     the log says so once.
+
+    Args:
+        values: what is computed of the logits of an answer token, [N, ...]: the loss, or several values with the loss first.
     """
 
-    def __init__(self, model: PreTrainedModel, pad_token_id: int) -> None:
-        self._model, self._pad_token_id = model, pad_token_id
+    def __init__(self, model: PreTrainedModel, pad_token_id: int, values: Values = cross_entropy) -> None:
+        self._model, self._pad_token_id, self._values = model, pad_token_id, values
         self._head: nn.Module | None = model.get_output_embeddings()
         self._untouched = False  # whether the logits are the head's output as it is; known after the first check
         self._may_share = True
@@ -42,6 +44,8 @@ class AnswerLosses:
     @torch.inference_mode()
     def __call__(self, groups: Groups, prefix: int) -> Tensor:
         """Return -log q(answer token | all tokens before it) for each answer token, [N] in the order of the examples, float32.
+
+        With `values` of several columns, these are returned, [N, columns].
 
         Args:
             groups: examples; those of a group have the same images and the same first `prefix` tokens.
@@ -91,7 +95,8 @@ class AnswerLosses:
             reason = f"{type(error).__name__}: {error}"
         else:
             own = losses.split([int(example.answer_mask.sum()) for example in examples])[shortest]  # [its answer tokens]
-            difference = (own - plain).abs().where(plain.isfinite(), 0)  # [its answer tokens]
+            difference = (own - plain).abs().where(plain.isfinite(), 0)  # [its answer tokens, ...]
+            difference = difference if difference.dim() == 1 else difference[:, 0]  # [its answer tokens] of the losses
             # in half precision two right ways differ by a few hundredths of a nat, and a wrong way by much more on average
             exact = self._model.dtype in (torch.float32, torch.float64)
             apart = float(difference.max() if exact else difference.mean())
@@ -130,7 +135,7 @@ class AnswerLosses:
     def _head_losses(self, batch: Mapping[str, Tensor], options: Mapping[str, Any]) -> Tensor:
         """[N] with the head at the answer positions only."""
         assert self._head is not None
-        head_pass = HeadPass(batch["labels"])
+        head_pass = HeadPass(batch["labels"], self._values)
         with head_pass.at(self._head, untouched=self._untouched):
             logits = self._model(**self._inputs(batch), **options).logits
         return head_pass.result(logits)  # [N]
@@ -150,7 +155,7 @@ class AnswerLosses:
                 f"{len(kept)} positions: processor and model must agree on the number of tokens per image"
             )
         answers = logits[rows.to(logits.device), columns.to(logits.device)].float()  # [N, V]
-        return F.cross_entropy(answers, targets.to(logits.device), reduction="none")  # [N]
+        return self._values(answers, targets.to(logits.device))  # [N, ...]
 
     def _collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         # padding goes right whatever the tokenizer prefers: then no position moves and a causal model never sees it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
@@ -18,7 +18,12 @@ _LABELS |= {"bos_token_id", "eos_token_id", "pad_token_id"}
 
 
 def scoring_identity(
-    model: PreTrainedModel, processor: ProcessorMixin, null: Mapping[str, Any], max_length: int, seed: int
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    null: Mapping[str, Any],
+    max_length: int,
+    seed: int,
+    measures: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The part of the manifest that must be equal when a run is resumed (JSON-able)."""
     return {
@@ -29,6 +34,7 @@ def scoring_identity(
         "null": dict(null),
         "max_length": max_length,
         "seed": seed,
+        **({"measures": list(measures)} if measures else {}),  # a folder without them is that of earlier releases
         "versions": versions("mof-vig", "torch", "transformers"),
     }
 

@@ -14,9 +14,9 @@ from mof.data.rows import Row
 from vig.scoring.answer_losses import AnswerLosses
 from vig.scoring.batches import Batch, make_batches, windows
 from vig.scoring.pairs import Pair, PairReader
-from vig.scoring.scores import Score
+from vig.scoring.scores import MEASURES, Score, columns_of
 
-# Shapes: N = answer tokens in a batch, T = answer tokens of one record.
+# Shapes: N = answer tokens in a batch, T = answer tokens of one record, M = measures of a token, the loss first.
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +30,19 @@ class TwoPasses:
 
     Args:
         save: takes the next scores, at most `SHARD_RECORDS` and a batch more; also when the run is interrupted.
-        batch_tokens, batch_size: see `vig.score`.
+        batch_tokens, batch_size, measures: see `vig.score`. With measures, `losses` gives all of `MEASURES`.
     """
 
     def __init__(
-        self, losses: AnswerLosses, reader: PairReader, save: Callable[[list[Score]], None], batch_tokens: int, batch_size: int
+        self,
+        losses: AnswerLosses,
+        reader: PairReader,
+        save: Callable[[list[Score]], None],
+        batch_tokens: int,
+        batch_size: int,
+        measures: Sequence[str] = (),
     ) -> None:
+        self._measures = measures
         self._losses, self._reader, self._save = losses, reader, save
         self._batch_tokens, self._batch_size = batch_tokens, batch_size
         self._unsaved: list[Score] = []
@@ -87,7 +94,7 @@ class TwoPasses:
         """The scores of a batch, without the records that the model refuses; None if memory ran out."""
         pairs = batch.pairs
         try:
-            both = self._both_losses(batch)  # [2, N]
+            both = self._both_losses(batch)  # [2, N, M]
         except torch.OutOfMemoryError:
             if len(pairs) > 1:
                 logger.warning("out of memory with %d records of %d tokens in all; going on with half as many", len(pairs), batch.tokens)
@@ -105,27 +112,30 @@ class TwoPasses:
         self._refused_in_a_row = 0
         ends = np.cumsum([int(pair.clean.answer_mask.sum()) for pair in pairs])
         scores = []
-        for pair, (loss, null_loss) in zip(pairs, np.split(both, ends[:-1], axis=1), strict=True):  # [T], [T]
-            if np.isfinite(null_loss - loss).all():
-                scores.append(_to_score(pair, loss, null_loss))
+        for pair, (clean, null) in zip(pairs, np.split(both, ends[:-1], axis=1), strict=True):  # [T, M], [T, M]
+            if np.isfinite(null[:, 0] - clean[:, 0]).all():
+                scores.append(_to_score(pair, clean, null, self._measures))
             else:  # say, an overflow in half precision
                 self._reader.fail(pair.id, "the model's loss on it is not finite")
         return scores
 
     def _both_losses(self, batch: Batch) -> NDArray[np.float32]:
-        """The losses of all answer tokens with the images and with the null images, [2, N]."""
-        clean = self._losses([[pair.clean for pair in group] for group in batch.groups], batch.prefix)  # [N]
+        """The losses (and other measures) of all answer tokens with the images and with the null images, [2, N, M]."""
+        clean = self._losses([[pair.clean for pair in group] for group in batch.groups], batch.prefix)  # [N] or [N, M]
         # without an image there is nothing before the question that would be worth sharing
         prefix = 0 if self._reader.nulls.drops else batch.prefix
-        null = self._losses([[pair.null for pair in group] for group in batch.groups], prefix)  # [N]
-        return torch.stack([clean, null]).cpu().numpy()  # the only wait for the device in a batch
+        null = self._losses([[pair.null for pair in group] for group in batch.groups], prefix)  # [N] or [N, M]
+        return torch.stack([clean, null]).view(2, len(clean), -1).cpu().numpy()  # the only wait for the device in a batch
 
 
-def _to_score(pair: Pair, loss: NDArray[np.float32], null_loss: NDArray[np.float32]) -> Score:
+def _to_score(pair: Pair, clean: NDArray[np.float32], null: NDArray[np.float32], measures: Sequence[str]) -> Score:
+    loss, null_loss = clean[:, 0], null[:, 0]  # [T], [T]
+    kept = [values[:, MEASURES.index(name)] for name in measures for values in (clean, null)]  # of [T]
+    extra = dict(zip(columns_of(measures), kept, strict=True))
     token_vig = null_loss - loss  # [T]
     # rounded to float32, a mean never exceeds the largest of its values, so a selected sample has a token to select
     vig, mean_loss, mean_null = (float(np.float32(x.mean(dtype=np.float64))) for x in (token_vig, loss, null_loss))
     token_ids = pair.clean.input_ids[pair.clean.answer_mask].numpy()  # [T]
     starts, ends = pair.clean.characters.numpy().T  # [T], [T]
     rest = (pair.clean.answer, starts, ends)
-    return Score(pair.id, vig, mean_loss, mean_null, token_vig, token_ids, pair.turn_ends, pair.digest, *rest)
+    return Score(pair.id, vig, mean_loss, mean_null, token_vig, token_ids, pair.turn_ends, pair.digest, *rest, **extra)

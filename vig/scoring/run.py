@@ -16,7 +16,7 @@ from encoders import StoredImages
 from mof.data.records import ImageSource, RecordError, digest, images_of, refuse_missing_images, to_record
 from mof.data.rows import RawRecord, Row, id_of, opened, rows
 from vig.nulls import NullImages
-from vig.output_head import evaluating
+from vig.output_head import cross_entropy, evaluating, loss_logit_entropy
 from vig.processes import Processes
 from vig.scoring.answer_losses import AnswerLosses
 from vig.scoring.batches import by_image
@@ -24,7 +24,7 @@ from vig.scoring.folder import ScoreFolder
 from vig.scoring.identity import scoring_identity
 from vig.scoring.pairs import PairReader
 from vig.scoring.passes import TwoPasses
-from vig.scoring.scores import SCHEMA, Part, Score, Scores, to_table
+from vig.scoring.scores import MEASURES, Part, Score, Scores, schema_of, to_table
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,7 @@ def score(
     only_image: int | None = None,
     stored_images: tuple[StoredImages, StoredImages] | None = None,
     seed: int = 0,
+    measures: Sequence[str] = (),
 ) -> Scores:
     """Measure the visual information gain (VIG) of every answer token of every record that has an image (arXiv 2602.17186).
 
@@ -76,6 +77,8 @@ def score(
         stored_images: features out of two stores instead of running the encoders: the images, and the blurred images
             (`mof encode --model`, without and with `--blurred`). With null="blur" only.
         seed: seed of the random null images.
+        measures: "loss", "logit" and "entropy" save this value of every answer token too, with the image and with the null image
+            (`vig.selection.measures` needs them).
 
     Raises:
         ValueError: for a list whose first records all lack their images, an unknown null image, a chat template without
@@ -84,6 +87,9 @@ def score(
     """
     if min(batch_size, batch_tokens) < 1:
         raise ValueError(f"batch_size and batch_tokens must be at least 1, got {batch_size} and {batch_tokens}")
+    if unknown := sorted(set(measures) - set(MEASURES)):
+        raise ValueError(f"unknown measures {', '.join(unknown)}; expected some of {', '.join(MEASURES)}")
+    measures = [name for name in MEASURES if name in measures]
     records = opened(records)
     if null == "shuffle" and isinstance(records, Iterator):
         raise ValueError("null='shuffle' draws from the images of all records, which an iterator gives only once: give a list")
@@ -92,20 +98,22 @@ def score(
         if null != "blur" or only_image is not None or [store.view.blurred for store in stored_images] != [False, True]:
             raise ValueError("stored_images are those of the images and of all of them blurred, in this order, for null='blur'")
         nulls.description["stored"] = [store.description for store in stored_images]
-    identity = scoring_identity(model, processor, nulls.description, max_length, seed)
+    identity = scoring_identity(model, processor, nulls.description, max_length, seed, measures)
+    schema = schema_of(identity)
     reader = PairReader(processor, image_folder, nulls, max_length, stored_images)
     if isinstance(records, Sequence):  # then a wrong folder is found before anything is scored
         refuse_missing_images(records, image_folder)
     tokenizer = processor.tokenizer
-    losses = AnswerLosses(model, 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id)  # masked out: any id will do
+    padding = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id  # masked out: any id will do
+    losses = AnswerLosses(model, padding, loss_logit_entropy if measures else cross_entropy)
     processes = Processes.all()
     with ExitStack() as stack:
         stack.callback(processes.close)
         processes.require_equal(identity, "model, processor and settings")
-        folder = None if output_dir is None else stack.enter_context(ScoreFolder(output_dir, identity, SCHEMA, processes))
+        folder = None if output_dir is None else stack.enter_context(ScoreFolder(output_dir, identity, schema, processes))
         fresh: list[Score] = []
-        save = fresh.extend if folder is None else lambda scores: folder.append(to_table(scores))
-        passes = TwoPasses(losses, reader, save, batch_tokens, batch_size)
+        save = fresh.extend if folder is None else lambda scores: folder.append(to_table(scores, schema))
+        passes = TwoPasses(losses, reader, save, batch_tokens, batch_size, measures)
         done = {} if folder is None else folder.digests()
         ids: dict[str, None] = {}  # all ids, in the order of the records; complete when all records are read
         todo: Iterable[Row] = _unscored(records, done, ids, processes)
@@ -134,7 +142,8 @@ def _together(
     lists = [id for id in ids if id in text_only], {id: reasons[id] for id in ids if id in reasons}
     if folder is not None:
         processes.on_first(lambda: folder.finish(*lists, manifest["about"]))
-    table = folder.read() if folder is not None else to_table([score for scored, _, _ in parts for score in scored])
+    schema = schema_of(manifest["identity"])
+    table = folder.read() if folder is not None else to_table([score for scored, _, _ in parts for score in scored], schema)
     places = {id: place for place, id in enumerate(table["id"].to_pylist())}
     in_order = table.take(pa.array([places[id] for id in ids if id in places], pa.int64()))
     outcome = {"complete": True, "text_only": lists[0], "failures": lists[1]}

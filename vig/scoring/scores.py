@@ -42,6 +42,21 @@ SCHEMA = pa.schema(
 )
 
 
+MEASURES = ("loss", "logit", "entropy")
+"""The further values of each answer token that a run can save, each with the image and with the null image."""
+
+
+def columns_of(measures: Sequence[str]) -> list[str]:
+    """Return the names of the columns of these measures, fields of `Score`."""
+    return [f"{start}token_{measure}" for measure in measures for start in ("", "null_")]
+
+
+def schema_of(identity: Mapping[str, Any]) -> pa.Schema:
+    """Return the columns that a run of this identity writes: `SCHEMA`, and those of its measures."""
+    extra = [pa.field(name, pa.list_(pa.float32())) for name in columns_of(identity.get("measures", ()))]
+    return pa.schema([*SCHEMA, *extra])
+
+
 LIGHT = ["id", "digest", "vig", "token_vig", "turn_ends"]
 """The columns that selections and distributions need."""
 
@@ -77,6 +92,18 @@ class Score:
     token_ends: NDArray[np.int64] = field(default_factory=_no_tokens)
     """[T] where each token ends: token t is answer[token_starts[t]:token_ends[t]]. If the bytes of a character are several tokens,
     all of them have this character. Some tokenizers count the space before a word to the word, others to no token."""
+    token_loss: NDArray[np.float32] | None = None
+    """[T] negative log-likelihood with the image. This and the fields below are None unless the run had the measure."""
+    null_token_loss: NDArray[np.float32] | None = None
+    """[T] negative log-likelihood with the null image."""
+    token_logit: NDArray[np.float32] | None = None
+    """[T] the logit of the answer token with the image, as the model gives it."""
+    null_token_logit: NDArray[np.float32] | None = None
+    """[T] the logit of the answer token with the null image."""
+    token_entropy: NDArray[np.float32] | None = None
+    """[T] entropy over the vocabulary with the image, in nats."""
+    null_token_entropy: NDArray[np.float32] | None = None
+    """[T] entropy over the vocabulary with the null image."""
 
     def __repr__(self) -> str:
         losses = f"loss {self.loss:.3f} with the image, {self.null_loss:.3f} with the null image"
@@ -89,7 +116,7 @@ class Part:
 
     light: pa.Table
     read: Callable[[], pa.Table]
-    """Gives the same rows with all columns of `SCHEMA`."""
+    """Gives the same rows with all columns."""
 
 
 class Scores(Sequence[Score]):
@@ -100,11 +127,13 @@ class Scores(Sequence[Score]):
     Attributes:
         manifest: the identity of the run, whether it is complete, the ids of the records without a score, and what the run is "about":
             the name of its model.
+        schema: the columns of all scores.
         failures: id -> reason, of every record that could not be scored.
     """
 
     def __init__(self, items: Iterable[Score], manifest: Mapping[str, Any], *, parts: Sequence[Part] = ()) -> None:
-        table = to_table(list(items))
+        self.schema = schema_of(manifest["identity"])
+        table = to_table(list(items), self.schema)
         parts = [*parts, Part(table, table.slice)] if len(table) else list(parts)
         tables = [SCHEMA.empty_table().select(LIGHT), *(part.light.select(LIGHT) for part in parts)]
         self._light = pa.concat_tables(tables).combine_chunks()
@@ -184,6 +213,20 @@ class Scores(Sequence[Score]):
         ends = self._light["turn_ends"]
         return _flat(ends) + np.repeat(self.bounds[:-1], np.diff(_bounds(ends)))
 
+    def column(self, name: str) -> NDArray[np.float32]:
+        """Return [A], a column of values of all answer tokens, such as "null_token_logit", in the order of `token_vig`.
+
+        Raises:
+            ValueError: for scores without this column, saying how it is made.
+        """
+        if name not in self.schema.names:
+            measure = name.rpartition("_")[2]
+            raise ValueError(
+                f"these scores have no column {name!r}; score again into a new folder with measures=({measure!r},) "
+                f"(mof vig score --measures {measure})"
+            )
+        return np.concatenate([np.empty(0, np.float32), *(_flat(read()[name]) for read in self._readers)])
+
     def tokens_of(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the indices into `token_vig` of all answer tokens of the scores with these indices, score by score."""
         lengths = np.diff(self.bounds)[places]
@@ -199,25 +242,25 @@ class Scores(Sequence[Score]):
         return self.manifest["failures"]
 
     def table(self) -> pa.Table:
-        """N rows with the columns of `SCHEMA`, the fields of `Score`."""
-        return pa.concat_tables([SCHEMA.empty_table(), *(read() for read in self._readers)])
+        """N rows with the columns of `schema`, the fields of `Score`."""
+        return pa.concat_tables([self.schema.empty_table(), *(read() for read in self._readers)])
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the scores to a new or empty folder, which `load_scores` reads. ValueError if the folder holds anything."""
-        with ScoreFolder(folder, self.manifest["identity"], SCHEMA, Processes()) as target:
+        with ScoreFolder(folder, self.manifest["identity"], self.schema, Processes()) as target:
             if held := len(target.read(["id"])):
                 raise ValueError(f"{folder} already holds {held} scores; give an empty folder")
             target.append(self.table())
             target.finish(self.manifest["text_only"], self.failures, self.manifest.get("about", {}))
 
 
-def to_table(scores: Sequence[Score]) -> pa.Table:
-    return pa.table({name: [getattr(score, name) for score in scores] for name in SCHEMA.names}, schema=SCHEMA)
+def to_table(scores: Sequence[Score], schema: pa.Schema = SCHEMA) -> pa.Table:
+    return pa.table({name: [getattr(score, name) for score in scores] for name in schema.names}, schema=schema)
 
 
 def from_table(table: pa.Table) -> list[Score]:
-    columns = [_rows(table[name]) for name in SCHEMA.names]
-    return [Score(**dict(zip(SCHEMA.names, row, strict=True))) for row in zip(*columns, strict=True)]
+    columns = [_rows(column) for column in table.columns]
+    return [Score(**dict(zip(table.column_names, row, strict=True))) for row in zip(*columns, strict=True)]
 
 
 def _rows(column: pa.ChunkedArray) -> list[Any]:
@@ -251,7 +294,8 @@ def load_scores(folder: str | os.PathLike[str]) -> Scores:
     path = Path(folder)
     manifest = {"complete": False, **manifest_file(path).read()}
     run = run_digest(manifest["identity"])
-    parts = [Part(read_shard(shard, SCHEMA, run, LIGHT), partial(read_shard, shard, SCHEMA, run)) for shard in sorted(path.glob(SHARDS))]
+    schema = schema_of(manifest["identity"])
+    parts = [Part(read_shard(shard, schema, run, LIGHT), partial(read_shard, shard, schema, run)) for shard in sorted(path.glob(SHARDS))]
     text_only, failures = read_lists(path, manifest.get("files", {})) if manifest["complete"] else ([], {})
     outcome = {"complete": manifest["complete"], "text_only": text_only, "failures": failures, "about": manifest.get("about", {})}
     scores = Scores([], {**outcome, "identity": manifest["identity"]}, parts=parts)

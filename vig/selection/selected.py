@@ -64,6 +64,10 @@ class Selection:
     """id -> source, for the summary."""
     token_weights: PerToken | None = None
     """id -> [T], 0 where the mask is False; None for a hard mask (see `weighted`)."""
+    by: str = "vig"
+    """The measure by which it was selected."""
+    values: NDArray[np.float32] | None = None
+    """[A] the measure of every answer token; None for VIG."""
 
     def __repr__(self) -> str:
         lines = [f"Selection from {len(self.scores):,} scored records", *str(self.summary()).splitlines()]
@@ -87,16 +91,18 @@ class Selection:
             tokens_kept,
             tokens_total,
             threshold=self.threshold,
+            measure="VIG" if self.by == "vig" else self.by,
             failed=len(self.scores.failures),
             text_only=len(self.scores.manifest["text_only"]),
             sources={name: Counts(*row) for name, *row in zip(names, *by_source, strict=True)} if self.sources else {},
         )
 
     def weighted(self, low: float, high: float) -> Selection:
-        """Return this selection with token weights in place of a hard mask: each token counts by its VIG.
+        """Return this selection with token weights in place of a hard mask: each token counts by its VIG, or by the measure `by`.
 
-        The weight of a supervised token is its VIG, clamped to `low` and `high`, divided by the mean of all clamped VIGs. So a
-        weight is 1 on average. End-of-turn tokens weigh 1: the model learns when to stop as in plain training.
+        The weight of a supervised token is its value, clamped to `low` and `high`, divided by the mean of all clamped values. So a
+        weight is 1 on average. The values of "cal" lie between 1/3 and 5, so that these two leave them as they are. End-of-turn
+        tokens weigh 1: the model learns when to stop as in plain training.
 
         Raises:
             ValueError: unless 0 < low <= high < infinity.
@@ -105,7 +111,7 @@ class Selection:
             raise ValueError(f"token weights are clamped to 0 < low <= high; got {low} and {high}")
         inner = self.token_masks.flat.copy()  # [A]
         inner[self.scores.turn_ends] = False
-        clamped = self.scores.token_vig.clip(low, high)  # [A]
+        clamped = (self.scores.token_vig if self.values is None else self.values).clip(low, high)  # [A]
         mean = clamped[inner].mean(dtype=np.float64) if inner.any() else 1.0
         weights = np.where(inner, clamped / mean, self.token_masks.flat).astype(np.float32)  # [A]
         return dataclasses.replace(self, token_weights=PerToken(self.scores, self.token_masks.chosen, weights))

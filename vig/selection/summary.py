@@ -25,16 +25,18 @@ class Summary(Counts):
     """The counts of a selection. They do not include text-only records, which are kept whole."""
 
     threshold: float | None
-    """The threshold of the samples, in nats; None for a random selection."""
+    """The threshold of the samples, in nats for VIG; None for a random selection."""
     failed: int
     """Records that could not be scored; training leaves them out."""
     text_only: int
     """Records without an image that the scoring run met."""
+    measure: str = "VIG"
+    """The measure that the threshold is of."""
     sources: dict[str, Counts] = field(default_factory=dict)
     """The counts by source, if the selection has sources."""
 
     def __str__(self) -> str:
-        rule = "at random" if self.threshold is None else f"with VIG >= {self.threshold:.4f}"
+        rule = "at random" if self.threshold is None else f"with {self.measure} >= {self.threshold:.4f}"
         text = (
             f"{self.samples_kept} of {self.samples_total} samples and {self.tokens_kept} of {self.tokens_total} answer "
             f"tokens {rule}, sparsity {self.sparsity:.1%}"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vig.scoring.scores import Scores
+from vig.selection.measures import Measure, excess_loss, measure_named
 from vig.selection.selected import PerToken, Selection, source_codes
 
 # Shapes: N = scored records, A = answer tokens of all scored records.
@@ -25,6 +27,9 @@ def select(
     keep_end_of_turn: bool = True,
     sources: Mapping[str, str] | None = None,
     quota: float | Mapping[str, float] = 0.0,
+    by: str = "vig",
+    reference: Scores | None = None,
+    floor: bool = False,
 ) -> Selection:
     """Keep the samples that the image helped most and, inside them, the tokens that it helped.
 
@@ -47,29 +52,46 @@ def select(
         sources: id -> source of each record (`vig.record_sources`). A record that is missing here has the source "(none)".
         quota: the smallest share to keep of every source, or a dict from sources to their smallest shares, in [0, 1].
 
+        by: the measure in place of VIG (`vig.selection.measures`): "vig", "cal", "visnec", "vic", "entropy" or "vppo". All thresholds
+            are of this measure. "visnec" and "vic" choose whole records: all their tokens are supervised.
+        reference: scores of the same records by another model. The measure is then the loss minus the reference's loss (RHO-1).
+        floor: keep everything but the samples and tokens that the image harmed: the threshold is the value of an image that changes
+            nothing, 0 for VIG. `keep` and `threshold` do not matter then. A quota would bring harmed samples back.
+
     Raises:
-        ValueError: for no scores, scores that are not finite, a share or threshold out of range, or a quota for a source
-            that no scored record has.
+        ValueError: for no scores, scores that are not finite, a share or threshold out of range, a quota for a source that no
+            scored record has, or a measure that the scores do not have.
     """
     check_scores(scores)
+    measure = measure_named(by, scores) if reference is None else Measure(partial(excess_loss, reference=reference))
+    name = by if reference is None else "excess loss"
+    if floor:
+        if measure.neutral is None:
+            raise ValueError(f"floor drops what the image harmed, which {name} does not tell; take vig, visnec, vic or entropy")
+        threshold = measure.neutral
     _check_share("keep", keep)
     if threshold is not None and not math.isfinite(threshold):
         raise ValueError(f"threshold is None or a finite number of nats; got {threshold}")
     if token_threshold != "shared" and token_threshold is not None and not math.isfinite(token_threshold):
         raise ValueError(f"token_threshold is 'shared', None or a finite number; got {token_threshold}")
     names, codes = source_codes(scores, sources or {})
-    taus = np.array(_thresholds(scores.vig, keep, threshold, codes, _quotas(quota, names)), np.float32)  # of each source
+    tokens, values = measure.of(scores)  # [A] or None, [N]
+    if tokens is None and (token_keep is not None or token_threshold not in ("shared", None)):
+        raise ValueError(f"{name} chooses whole records; leave token_keep and token_threshold out")
+    taus = np.array(_thresholds(values, keep, threshold, codes, _quotas(quota, names)), np.float32)  # of each source
     lengths = np.diff(scores.bounds)  # [N]
-    chosen = scores.vig >= taus[codes]  # [N]
+    chosen = values >= taus[codes]  # [N]
     in_chosen = np.repeat(chosen, lengths)  # [A]
-    if token_keep is not None:
+    if tokens is None:
+        tokens, token_threshold = np.zeros(len(scores.token_vig), np.float32), None
+    elif token_keep is not None:
         _check_share("token_keep", token_keep)
-        token_threshold = _threshold(scores.token_vig[in_chosen], token_keep)
+        token_threshold = _threshold(tokens[in_chosen], token_keep)
     floors = taus[codes] if token_threshold == "shared" else -math.inf if token_threshold is None else token_threshold
-    mask = scores.token_vig >= np.repeat(np.broadcast_to(np.float32(floors), len(scores)), lengths)  # [A]
+    mask = tokens >= np.repeat(np.broadcast_to(np.float32(floors), len(scores)), lengths)  # [A]
     if keep_end_of_turn:
         mask[scores.turn_ends] = True
-    return Selection(float(taus.max()), PerToken(scores, chosen, mask & in_chosen), scores, sources or {})
+    return Selection(float(taus.max()), PerToken(scores, chosen, mask & in_chosen), scores, sources or {}, None, name, tokens)
 
 
 def check_scores(scores: Scores) -> None:
