@@ -14,6 +14,7 @@ import typer
 
 from encoders.command_groups import resumes
 from encoders.command_options import MODEL_HELP, DtypeName, output_option, seed_option
+from mof.evals.decoding import DecodingName, load_decoding
 
 if TYPE_CHECKING:
     from mof.evals.answerers import Endpoint
@@ -35,6 +36,7 @@ class AnswererOptions:
     cache: Annotated[Path | None, typer.Option(help="File that keeps answers. Default: cache.jsonl in the folder --output.")] = None
     batch_size: Annotated[int, typer.Option(min=1, help="With --model: prompts at a time.")] = 8
     dtype: Annotated[DtypeName, typer.Option(help="With --model: precision. In 16 bits, the batch size may change answers.")] = "float32"
+    decoding: DecodingName = None
     concurrency: Annotated[int, typer.Option(min=1, help="With --endpoint: prompts at a time.")] = 8
     timeout: Annotated[float, typer.Option(help="With --endpoint: seconds for one attempt.")] = 120.0
     attempts: Annotated[int, typer.Option(min=1, help="With --endpoint: attempts at each prompt.")] = 6
@@ -51,6 +53,8 @@ class AnswererOptions:
         given = [name for name in ("model", "endpoint", "answers") if getattr(self, name) is not None]
         if len(given) != 1 or (self.endpoint is None) != (self.model_name is None):
             raise ValueError("give one of --model FOLDER, --endpoint URL with --model-name NAME, and --answers FILE")
+        if self.decoding is not None and self.model is None:
+            raise ValueError("--decoding is for --model: finished answers and endpoints are decoded elsewhere")
         answerer: Answerer
         if self.answers is not None:
             answerer = AnswersFile(self.answers)
@@ -58,7 +62,8 @@ class AnswererOptions:
             answerer = self.endpoint_of(self.endpoint, self.model_name, max_new_tokens, self.key_variable)
         else:
             assert self.model is not None
-            answerer = LocalModel.load(self.model, dtype=self.dtype, batch_size=self.batch_size, max_new_tokens=max_new_tokens)
+            options: dict[str, Any] = {"batch_size": self.batch_size, "max_new_tokens": max_new_tokens}
+            answerer = LocalModel.load(self.model, dtype=self.dtype, decoding=load_decoding(self.decoding), **options)
         return Run(self.output, answerer, self.cache, progress=True, name=self.name, seed=self.seed)
 
     def endpoint_of(self, url: str, model: str, max_new_tokens: int, key_variable: str | None) -> Endpoint:

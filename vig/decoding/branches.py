@@ -25,9 +25,7 @@ class NullBranch:
         ValueError: when null inputs and inputs differ in their number of records.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, inputs: Mapping[str, Any], generation_config: GenerationConfig, input_ids: Tensor
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, inputs: Mapping[str, Any], generation_config: GenerationConfig, input_ids: Tensor) -> None:
         own = copy.deepcopy(generation_config)
         own.update(max_new_tokens=generation_config.max_length - input_ids.shape[1], max_length=None, min_length=0, stop_strings=None)
         self.ids, self.kwargs, self.config = model.generate(**inputs, generation_config=own, custom_generate=_prepared)  # ids [R, P]

@@ -47,4 +47,3 @@ def _parts(message: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 
 def _is_image(part: Mapping[str, Any]) -> bool:
     return part["type"] == "image"
-
