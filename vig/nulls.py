@@ -19,6 +19,7 @@ from encoders.images.reading import BLUR_KERNELS, ImageError, blur, read_image
 from mof.data.records import ImageSource, Record, RecordError
 
 Donors = Sequence[ImageSource]  # one image of every record
+CLIP_MEAN, CLIP_STD = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
 Maker = Callable[[Image.Image, np.random.Generator, Donors], Image.Image]
 
 
@@ -33,6 +34,22 @@ def _mean(image: Image.Image, rng: np.random.Generator, donors: Donors) -> Image
 
 def _noise(image: Image.Image, rng: np.random.Generator, donors: Donors) -> Image.Image:
     return Image.fromarray(rng.integers(0, 256, size=(image.height, image.width, 3), dtype=np.uint8))
+
+
+def _diffusion(image: Image.Image, rng: np.random.Generator, donors: Donors) -> Image.Image:
+    """The noise of VCD (arXiv 2311.16922): step 500 of 1000 of a diffusion, on pixels as CLIP normalises them.
+
+    The noise has a grain of 1/336 of the longer side, so that it survives the resizing to a model's input.
+    """
+    betas = (0.5e-2 - 1e-5) / (1 + np.exp(-np.linspace(-6, 6, 1000))) + 1e-5
+    kept = np.prod(1 - betas[:501])  # steps count from 0
+    grain = min(1.0, 336 / max(image.size))
+    rows, columns = (max(1, round(side * grain)) for side in (image.height, image.width))
+    noise = rng.standard_normal((rows, columns, 3))
+    down, across = (np.arange(side) * cells // side for side, cells in ((image.height, rows), (image.width, columns)))
+    pixels = (np.asarray(image) / 255 - CLIP_MEAN) / CLIP_STD  # [H, W, 3]
+    noisy = np.sqrt(kept) * pixels + np.sqrt(1 - kept) * noise[down][:, across]
+    return Image.fromarray((255 * (noisy * CLIP_STD + CLIP_MEAN)).round().clip(0, 255).astype(np.uint8))
 
 
 def _shuffle(image: Image.Image, rng: np.random.Generator, donors: Donors) -> Image.Image:
@@ -53,6 +70,7 @@ NULLS: dict[str, Maker] = {
     "zero": _zero,  # black
     "mean": _mean,  # the image's mean colour
     "noise": _noise,  # uniform noise, seeded by the image
+    "diffusion": _diffusion,  # the image under strong noise, seeded by the image
     "shuffle": _shuffle,  # another record's image, seeded by the image
 }
 DROP = "drop"  # no visual tokens: the image's placeholder leaves the conversation
@@ -64,7 +82,7 @@ class NullImages:
 
     Args:
         null: a name in `NULL_NAMES`, or a function from an RGB image to an RGB image of the same size.
-        seed: it seeds "noise" and "shuffle", together with the image's pixels, so no score depends on the order of scoring.
+        seed: it seeds "noise", "diffusion" and "shuffle", together with the image's pixels, so no score depends on the order of scoring.
         donors: the images from which "shuffle" draws.
         only_image: the index of the single image in each record that is replaced; None replaces all.
 
@@ -140,7 +158,7 @@ def _describe(null: str | Callable[[Image.Image], Image.Image], donors: Donors, 
         description["kernel_by_width"] = [list(row) for row in BLUR_KERNELS]
     if null == "shuffle":
         description["donors"] = len(donors)
-    if null in ("noise", "shuffle"):
+    if null in ("noise", "diffusion", "shuffle"):
         description["seeded_by"] = "image"
     if only_image is not None:
         description["only_image"] = only_image

@@ -14,6 +14,7 @@ import typer
 
 from encoders.command_groups import resumes
 from encoders.command_options import MODEL_HELP, DtypeName, TrustRemoteCode, output_option, seed_option
+from mof.evals.decoding import DecodingName, load_decoding
 
 if TYPE_CHECKING:
     from mof.evals.answerers import Endpoint
@@ -36,6 +37,7 @@ class AnswererOptions:
     batch_size: Annotated[int, typer.Option(min=1, help="With --model: prompts at a time.")] = 8
     dtype: Annotated[DtypeName, typer.Option(help="With --model: precision. In 16 bits, the batch size may change answers.")] = "float32"
     trust_remote_code: TrustRemoteCode = False
+    decoding: DecodingName = None
     concurrency: Annotated[int, typer.Option(min=1, help="With --endpoint: prompts at a time.")] = 8
     timeout: Annotated[float, typer.Option(help="With --endpoint: seconds for one attempt.")] = 120.0
     attempts: Annotated[int, typer.Option(min=1, help="With --endpoint: attempts at each prompt.")] = 6
@@ -52,6 +54,8 @@ class AnswererOptions:
         given = [name for name in ("model", "endpoint", "answers") if getattr(self, name) is not None]
         if len(given) != 1 or (self.endpoint is None) != (self.model_name is None):
             raise ValueError("give one of --model FOLDER, --endpoint URL with --model-name NAME, and --answers FILE")
+        if self.decoding is not None and self.model is None:
+            raise ValueError("--decoding is for --model: finished answers and endpoints are decoded elsewhere")
         answerer: Answerer
         if self.answers is not None:
             answerer = AnswersFile(self.answers)
@@ -59,10 +63,12 @@ class AnswererOptions:
             answerer = self.endpoint_of(self.endpoint, self.model_name, max_new_tokens, self.key_variable)
         else:
             assert self.model is not None
-            answerer = LocalModel.load(
-                self.model, dtype=self.dtype, batch_size=self.batch_size, max_new_tokens=max_new_tokens,
-                trust_remote_code=self.trust_remote_code,
-            )  # fmt: skip
+            options: dict[str, Any] = {
+                "batch_size": self.batch_size,
+                "max_new_tokens": max_new_tokens,
+                "decoding": load_decoding(self.decoding),
+            }
+            answerer = LocalModel.load(self.model, dtype=self.dtype, trust_remote_code=self.trust_remote_code, **options)
         return Run(self.output, answerer, self.cache, progress=True, name=self.name, seed=self.seed)
 
     def endpoint_of(self, url: str, model: str, max_new_tokens: int, key_variable: str | None) -> Endpoint:

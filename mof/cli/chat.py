@@ -15,6 +15,7 @@ from encoders import read_image
 from encoders.command_options import Device, MaxNewTokens, Model, TrustRemoteCode, usable_device
 from mof.auto_classes import register_auto_classes
 from mof.data.prompts import ready_for_prompts
+from mof.evals.decoding import Decoding, DecodingName, load_decoding
 
 
 def chat(
@@ -24,6 +25,7 @@ def chat(
     max_new_tokens: MaxNewTokens = 128,
     device: Device = None,
     trust_remote_code: TrustRemoteCode = False,
+    decoding: DecodingName = None,
 ) -> None:
     """Talk to any saved image-text-to-text model, with or without an image.
 
@@ -34,7 +36,9 @@ def chat(
     Example:
       mof chat --model runs/mof --image photo.jpg "Is the door open?"
       mof chat --model runs/mof --image photo.jpg
+      mof chat --model runs/mof --image photo.jpg --decoding vcd "Is the door open?"
     """
+    method = load_decoding(decoding)
     if not (model / "config.json").is_file():  # or transformers takes a mistyped folder for the name of a model on the hub
         raise ValueError(f"{model} holds no config.json: expected a folder that save_pretrained wrote")
     place = usable_device(device)
@@ -50,8 +54,8 @@ def chat(
         content = [*([] if messages else pictures), {"type": "text", "text": text}]
         messages.append({"role": "user", "content": content})
         with _named(model):
-            inputs = _inputs(processor, messages, network)
-        answer = _answer(network, processor, inputs, max_new_tokens)
+            inputs = _inputs(processor, [messages], network)
+        answer = _answer(network, processor, inputs, max_new_tokens, _further(method, processor, messages, network))
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
 
 
@@ -79,17 +83,24 @@ def _questions() -> Iterator[str]:
             yield line
 
 
-def _inputs(processor: Any, messages: list[dict[str, Any]], network: Any) -> dict[str, Any]:
+def _further(method: Decoding | None, processor: Any, messages: list[dict[str, Any]], network: Any) -> dict[str, Any]:
+    """Return the arguments of `generate` for a decoding method, none for plain decoding."""
+    return {} if method is None else method.options([messages], lambda chats: _inputs(processor, chats, network))
+
+
+def _inputs(processor: Any, chats: list[list[dict[str, Any]]], network: Any) -> dict[str, Any]:
     """Return the model's inputs on its device, and floats (pixels) in its dtype."""
     options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    inputs = processor.apply_chat_template(messages, **options)
+    inputs = processor.apply_chat_template(chats, **options)
     return {name: x.to(network.device, network.dtype if x.is_floating_point() else None) for name, x in inputs.items()}
 
 
-def _answer(network: Any, processor: Any, inputs: dict[str, Any], max_new_tokens: int) -> str:
+def _answer(network: Any, processor: Any, inputs: dict[str, Any], max_new_tokens: int, further: dict[str, Any]) -> str:
     """Print the answer while the model gives it, and return it."""
     streamer = _Printed(processor, skip_prompt=True, skip_special_tokens=True)
-    tokens = network.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, streamer=streamer)
+    if further:
+        further["token_streamer"] = streamer  # transformers shows the prompt to `streamer` and the answer to nobody
+    tokens = network.generate(**inputs, **further, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, streamer=streamer)
     return processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()  # [prompt + answer]
 
 

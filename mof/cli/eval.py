@@ -13,6 +13,7 @@ from encoders.command_groups import command_group
 from encoders.command_options import MODEL_HELP, DtypeName, MaxNewTokens, images_option, output_option, seed_option
 from mof.cli.answerer_options import AnswererOptions, takes_answerer
 from mof.cli.tables import percent_table, show_result
+from mof.evals.decoding import DecodingName
 from mof.evals.published import MMVP
 from mof.evals.text_tables import TextTable
 
@@ -148,6 +149,7 @@ def suite(
     batch_size: Annotated[int, typer.Option(min=1, help="With --suite: prompts at a time.")] = 8,
     dtype: Annotated[DtypeName, typer.Option(help="With --suite: precision of the model.")] = "float32",
     limit: Annotated[int | None, typer.Option(min=1, help="With --suite: only this many questions per benchmark, for a trial.")] = None,
+    decoding: DecodingName = None,
 ) -> None:
     """Measure models, endpoints or finished answers: by a command below, or by a suite that lmms-eval runs.
 
@@ -168,7 +170,7 @@ def suite(
 
     from mof.evals.lmms.suites import SuiteRun, rows_of, run_suite
 
-    result = run_suite(suite, SuiteRun(model, output, name, seed, dtype, batch_size, limit), Console())
+    result = run_suite(suite, SuiteRun(model, output, name, seed, dtype, batch_size, limit, decoding), Console())
     title = f"{result['model']}, suite {suite} by lmms-eval"
     show_result(result, output, TextTable(title, ("value", "questions"), rows_of(result["figures"]), "benchmark"))
 

@@ -66,6 +66,11 @@ def _is_older(settings: Path) -> bool:
     return isinstance(content, dict) and "benchmark" in content
 
 
+def row_name(model: str, decoding: str | None) -> str:
+    """Return the name of a run's row in tables: the model, with its decoding unless that is plain."""
+    return model if decoding in (None, "greedy") else f"{model} ({decoding})"
+
+
 @dataclass(frozen=True)
 class Run:
     """Where a run is written and how its questions are asked."""
@@ -102,8 +107,10 @@ class Run:
 
     def end(self, benchmark: str, rows: Sequence[Result], figures: Result, deviations: Sequence[str], usage: Usage) -> Result:
         """Write answers.jsonl and result.json; return the result."""
+        decoding = self.answerer.settings.get("decoding")  # None for answerers that do not tell
         result = {
-            "format": FORMAT, "benchmark": benchmark, "model": self.name or self.answerer.name, "seed": self.seed,
+            "format": FORMAT, "benchmark": benchmark, "model": row_name(self.name or self.answerer.name, decoding), "seed": self.seed,
+            "decoding": decoding,
             **figures, "deviations": deviations, "usage": dataclasses.asdict(usage),
         }  # fmt: skip
         write_sealed_lines(self.folder / "answers.jsonl", rows)
@@ -197,7 +204,8 @@ def _refusals(rows: Sequence[Result], consequence: str) -> list[str]:
 def _decoding(answerer: Answerer, official: str) -> str:
     if isinstance(answerer, AnswersFile):
         return "finished answers: how they were made is not known"
-    return f"greedy decoding; {official}"
+    decoding = answerer.settings.get("decoding", "greedy")
+    return f"{'greedy decoding' if decoding == 'greedy' else f'decoding {decoding}, greedily'}; {official}"
 
 
 def eval_pope(run: Run, questions: Sequence[PopeQuestion], images: Path | None) -> Result:

@@ -18,6 +18,7 @@ from encoders.store.fingerprints import weights_digest
 from mof.auto_classes import register_auto_classes
 from mof.data.prompts import ready_for_prompts
 from mof.evals.answering import Answer, Prompt
+from mof.evals.decoding import Decoding
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")  # suffixes of files that `weights_digest` stands for
 
@@ -35,6 +36,7 @@ class LocalModel:
         processor: has a chat template, or else (InstructBLIP's) is given the bare text.
         name: the model's name in tables.
         identity: text that differs between models, for the cache and the folder of an evaluation.
+        decoding: a decoding method in place of plain decoding. There are no log-likelihoods then, as they would be plain.
     """
 
     def __init__(
@@ -46,11 +48,12 @@ class LocalModel:
         identity: str = "",
         batch_size: int = 8,
         max_new_tokens: int = 256,
+        decoding: Decoding | None = None,
     ) -> None:
         if batch_size < 1 or max_new_tokens < 1:
             raise ValueError(f"batch_size and max_new_tokens should be at least 1, got {batch_size} and {max_new_tokens}")
         self.model, self.processor, self.name, self.batch_size = model.eval(), processor, name, batch_size
-        self._tokenizer = processor.tokenizer
+        self._tokenizer, self.decoding = processor.tokenizer, decoding
         self._tokenizer.padding_side = "left"
         if not model.config.is_encoder_decoder:  # an encoder reads whole texts, with their end
             ready_for_prompts(processor)
@@ -64,13 +67,11 @@ class LocalModel:
         )  # fmt: skip
         self.settings: dict[str, Any] = {
             "kind": "model", "identity": identity, "dtype": str(model.dtype).removeprefix("torch."),
-            "max_new_tokens": max_new_tokens, "decoding": "greedy",
+            "max_new_tokens": max_new_tokens, "decoding": "greedy" if decoding is None else str(decoding),
         }  # fmt: skip
 
     @classmethod
-    def load(
-        cls, folder: str | Path, *, dtype: str = "float32", batch_size: int = 8, max_new_tokens: int = 256, trust_remote_code: bool = False
-    ) -> LocalModel:
+    def load(cls, folder: str | Path, *, dtype: str = "float32", trust_remote_code: bool = False, **options: Any) -> LocalModel:
         """Load a folder that `save_pretrained` wrote, onto the GPU if there is one.
 
         Its identity is made of the weights in memory, encoders included, and of the folder's other files.
@@ -96,7 +97,7 @@ class LocalModel:
         identity = f"weights {weights_digest(model)}, files {_files_digest(folder)}"
         return cls(
             model, AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code), str(folder),
-            identity=identity, batch_size=batch_size, max_new_tokens=max_new_tokens,
+            identity=identity, **options,
         )  # fmt: skip
 
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
@@ -123,9 +124,11 @@ class LocalModel:
 
     def _generate(self, prompts: Sequence[Prompt]) -> list[tuple[str, int, int]]:
         """Return text, number of tokens read and number of tokens written, per prompt."""
-        inputs = self._encode([(prompt, None) for prompt in prompts])
+        chats = [_chat(prompt, None) for prompt in prompts]
+        inputs = self._encode(chats)
+        further = {} if self.decoding is None else self.decoding.options(chats, self._encode)
         ids = inputs["input_ids"]  # [B, L]
-        tokens = self.model.generate(**inputs, generation_config=self._generation)
+        tokens = self.model.generate(**inputs, **further, generation_config=self._generation)
         if tokens.shape[1] >= ids.shape[1] and torch.equal(tokens[:, : ids.shape[1]], ids):  # some models give the prompt back
             tokens = tokens[:, ids.shape[1] :]  # [B, new]
         texts = self._tokenizer.batch_decode(tokens, skip_special_tokens=True)
@@ -135,10 +138,10 @@ class LocalModel:
 
     def _option_likelihoods(self, prompt: Prompt) -> tuple[float, ...] | None:
         """Return the log-likelihood of each option's tokens after the prompt."""
-        if not prompt.options or self.model.config.is_encoder_decoder:
+        if not prompt.options or self.decoding is not None or self.model.config.is_encoder_decoder:
             return None
-        alone = self._encode([(prompt, None)])["input_ids"][0].tolist()
-        inputs = self._encode([(prompt, option) for option in prompt.options])
+        alone = self._encode([_chat(prompt, None)])["input_ids"][0].tolist()
+        inputs = self._encode([_chat(prompt, option) for option in prompt.options])
         ids, mask = inputs["input_ids"], inputs["attention_mask"]  # [B, L]
         lengths = [len(row) - _common(alone, row) for row in (row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True))]
         longest = max(lengths)  # N
@@ -149,15 +152,14 @@ class LocalModel:
         scores = logits.log_softmax(dim=-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)  # [B, N]
         return tuple(float(row[longest - length :].double().sum()) for row, length in zip(scores, lengths, strict=True))
 
-    def _encode(self, rows: Sequence[tuple[Prompt, str | None]]) -> Any:
-        """Return the model's inputs for prompts, each with the beginning of an answer or none."""
+    def _encode(self, chats: Sequence[Any]) -> Any:
+        """Return the model's inputs for conversations, all with the beginning of an answer or all without."""
         if self.processor.chat_template is None:
-            texts = [_bare_text(prompt) + (f" {option}" if option else "") for prompt, option in rows]
-            images = [read_image(image) for prompt, _ in rows for image in prompt.images]
+            texts = [_bare_text(chat) for chat in chats]
+            images = [part["image"] for chat in chats for message in chat for part in message["content"] if part["type"] == "image"]
             inputs = self.processor(images=images or None, text=texts, padding=True, return_tensors="pt")
             return inputs.to(self.model.device, self.model.dtype)
-        chats = [_chat(prompt, option) for prompt, option in rows]
-        continues = rows[0][1] is not None
+        continues = chats[0][-1]["role"] == "assistant"
         inputs = self.processor.apply_chat_template(
             chats, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=not continues,
             continue_final_message=continues, processor_kwargs={"padding": True},
@@ -171,8 +173,11 @@ def _chat(prompt: Prompt, option: str | None) -> list[dict[str, Any]]:
     return chat if option is None else [*chat, {"role": "assistant", "content": [{"type": "text", "text": option}]}]
 
 
-def _bare_text(prompt: Prompt) -> str:
-    return "\n".join(part["text"] for message in prompt.messages for part in message["content"] if part["type"] == "text")
+def _bare_text(chat: Sequence[dict[str, Any]]) -> str:
+    """Return the texts of a conversation, a line each, with the beginning of the answer in the last line."""
+    parts = [(message["role"], part["text"]) for message in chat for part in message["content"] if part["type"] == "text"]
+    lines = "\n".join(text for role, text in parts if role != "assistant")
+    return " ".join([lines, *(text for role, text in parts if role == "assistant")])
 
 
 def _common(first: Sequence[int], second: Sequence[int]) -> int:

@@ -16,6 +16,7 @@ from PIL import Image
 from encoders.progress import tracked
 from mof.evals.answerers import LocalModel
 from mof.evals.answering import Answer, AnswerCache, Prompt, answer_all
+from mof.evals.decoding import load_decoding
 
 LONGEST_ANSWER = 1024  # tokens, if a task sets no limit
 
@@ -27,6 +28,7 @@ class MofLmms(lmms):
         pretrained: folder of a saved model with its processor.
         cache: file that keeps answers, so that a run that was cut off goes on where it stopped.
         device: by default the GPU, if there is one.
+        decoding: a decoding method, NAME[:OPTION=VALUE...]. There are no log-likelihoods then.
 
     Raises:
         ValueError: for a folder without a model, or several processes.
@@ -35,12 +37,19 @@ class MofLmms(lmms):
     is_simple = True  # lmms-eval's word for: takes an image and a text, not messages
 
     def __init__(
-        self, pretrained: str, *, dtype: str = "float32", batch_size: int | str = 8, cache: str | None = None, device: str | None = None
+        self,
+        pretrained: str,
+        *,
+        dtype: str = "float32",
+        batch_size: int | str = 8,
+        cache: str | None = None,
+        device: str | None = None,
+        decoding: str | None = None,
     ) -> None:
         super().__init__()
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("mof runs in one process: start lmms-eval without accelerate or torchrun")
-        self._loaded = LocalModel.load(pretrained, dtype=dtype, batch_size=int(batch_size))
+        self._loaded = LocalModel.load(pretrained, dtype=dtype, batch_size=int(batch_size), decoding=load_decoding(decoding))
         if device is not None:
             self._loaded.model.to(torch.device(device))
         self._cache = None if cache is None else AnswerCache(Path(cache))
@@ -55,7 +64,7 @@ class MofLmms(lmms):
         loaded = self._loaded
         return LocalModel(
             loaded.model, loaded.processor, loaded.name, identity=loaded.settings["identity"], batch_size=loaded.batch_size,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=max_new_tokens, decoding=loaded.decoding,
         )  # fmt: skip
 
     def _answer(self, prompts: Sequence[Callable[[], Prompt]], max_new_tokens: int) -> list[Answer]:

@@ -17,7 +17,7 @@ from rich.console import Console
 from encoders.runs import versions, write_sealed_lines
 from mof.evals.answerers.api_keys import OPENAI_KEY, key_for, without_key
 from mof.evals.measures import MEASURES
-from mof.evals.run import FORMAT, Result, claimed_folder, write_result
+from mof.evals.run import FORMAT, Result, claimed_folder, row_name, write_result
 
 SUITES = {
     "vig": (
@@ -47,6 +47,8 @@ class SuiteRun:
     batch_size: int = 8
     limit: int | None = None
     """Number of documents per task, for a trial."""
+    decoding: str | None = None
+    """NAME[:OPTION=VALUE...] of a decoding method; None is plain decoding."""
 
 
 def run_suite(suite: str, run: SuiteRun, console: Console) -> Result:
@@ -62,7 +64,8 @@ def run_suite(suite: str, run: SuiteRun, console: Console) -> Result:
         raise ValueError('suites are run by lmms-eval, which is not installed: pip install "mof-vig[lmms]"')
     from mof.evals.lmms.model import MofLmms
 
-    model = MofLmms(str(run.model), dtype=run.dtype, batch_size=run.batch_size, cache=str(run.out / "cache.jsonl"))
+    options = {"dtype": run.dtype, "batch_size": run.batch_size, "decoding": run.decoding}
+    model = MofLmms(str(run.model), cache=str(run.out / "cache.jsonl"), **options)
     judge = os.environ.get("MODEL_VERSION", JUDGE)
     with claimed_folder(run.out, benchmark="lmms-eval", suite=suite, answerer=model.settings, judge=judge, limit=run.limit):
         return _measure(suite, run, model, judge, console)
@@ -90,7 +93,8 @@ def _measure(suite: str, run: SuiteRun, model: Any, judge: str, console: Console
     deviations += [f"the first {run.limit} questions of each"] if run.limit is not None else []
     deviations += [f"not run: {', '.join(failed)}"] if failed else []
     result = {
-        "format": FORMAT, "benchmark": "lmms-eval", "suite": suite, "model": run.name or str(run.model), "seed": run.seed,
+        "format": FORMAT, "benchmark": "lmms-eval", "suite": suite, "seed": run.seed,
+        "model": row_name(run.name or str(run.model), model.settings["decoding"]), "decoding": model.settings["decoding"],
         "figures": figures, "failed": failed, "deviations": deviations,
     }  # fmt: skip
     write_result(run.out, result)

@@ -1,0 +1,5 @@
+"""Decoding that looks at the image: contrasts with a null image, and edited attention, for any image-text-to-text model."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

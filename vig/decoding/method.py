@@ -1,0 +1,101 @@
+"""What a decoding method is: a formula of two logits, an edit of attention, or both, given to `model.generate(custom_generate=...)`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from vig.decoding.branches import Branches, NullBranch, kept_offsets
+from vig.decoding.null_chats import Chat, has_image
+
+if TYPE_CHECKING:
+    from vig.decoding.attention import EditedAttention
+
+# Shapes: R rows of a batch (records times beams), P tokens of a prompt, V the vocabulary.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """A decoding method. Its options are the fields of the class.
+
+    `model.generate(**inputs, custom_generate=method, null_inputs=null)` decodes with it: greedily, by sampling or with beams, as the
+    other arguments of `generate` say. A method that contrasts needs `null_inputs`, the model's inputs for the same conversations
+    without the right images; `options` makes them. `token_streamer` takes the place of `streamer`, which transformers does not hand
+    on. A method of strength 0 is plain decoding, bit for bit.
+    """
+
+    name: ClassVar[str]
+
+    @property
+    def contrasts(self) -> bool:
+        """Whether the method needs a second pass with null inputs."""
+        return False
+
+    def attention(self, model: PreTrainedModel, input_ids: Tensor, model_kwargs: Mapping[str, Any]) -> EditedAttention | None:
+        """Return the edited attention for prompts [R, P], given the model's other inputs; None for a method without."""
+        return None
+
+    def combine(self, logits: Tensor, null_logits: Tensor, step: int) -> Tensor:
+        """Return the logits [R, V] to decode from, given both passes' logits [R, V] and the number of the token, from 1 on."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        """Return the name with all options, as `build_decoding` reads it."""
+        return ":".join([self.name, *(f"{field.name}={getattr(self, field.name)}" for field in fields(self))])
+
+    def null_chat(self, chat: Chat) -> Chat:
+        """Return the conversation of the null branch."""
+        return chat
+
+    def options(self, chats: Sequence[Chat], encode: Callable[[list[Chat]], Mapping[str, Any]]) -> dict[str, Any]:
+        """Return the further arguments of `model.generate` for conversations; none for conversations without images.
+
+        Args:
+            encode: makes the model's inputs of conversations, as for the conversations themselves.
+        """
+        if not any(map(has_image, chats)):
+            return {}
+        null = {"null_inputs": encode([self.null_chat(chat) for chat in chats])} if self.contrasts else {}
+        return {"custom_generate": self, **null}
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: Any,
+        generation_config: GenerationConfig,
+        null_inputs: Mapping[str, Any] | None = None,
+        token_streamer: Any = None,
+        **model_kwargs: Any,
+    ) -> Any:
+        """Return what `generate` returns. transformers calls this with its prepared arguments.
+
+        Raises:
+            ValueError: for a contrast without null inputs, for another search than greedy, sampling and beams, and for a model whose
+                attention cannot be edited.
+        """
+        mode = generation_config.get_generation_mode().value
+        loop = {"greedy_search": "_sample", "sample": "_sample", "beam_search": "_beam_search", "beam_sample": "_beam_search"}.get(mode)
+        if loop is None:
+            raise ValueError(f"{self.name} decodes greedily, by sampling or with beams; got {mode}")
+        arguments = {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria, "generation_config": generation_config}
+        if loop == "_sample":
+            arguments["streamer"] = token_streamer
+        attention = self.attention(model, input_ids, model_kwargs)
+        if not self.contrasts and attention is None:
+            return getattr(model, loop)(input_ids, **arguments, **model_kwargs)
+        with kept_offsets(model):
+            null = None
+            if self.contrasts:
+                if null_inputs is None:
+                    raise ValueError(f"{self.name} contrasts with a null image: give null_inputs, as {type(self).__name__}.options does")
+                null = NullBranch(model, null_inputs, generation_config, input_ids)
+            branches = Branches(model, self, input_ids.shape[1], null, attention)
+            return getattr(type(model), loop)(branches, input_ids, **arguments, **model_kwargs)
