@@ -112,7 +112,8 @@ def select(folder: Path, tmp_path: Path, *more: str) -> Path:
     inputs = ("--records", folder / "records.json")
     if not (folder / "scores").exists():
         score = ("vig", "score", "--model", folder / "model", "--images", folder / "images", "--output", folder / "scores")
-        assert run(*score, *inputs).exit_code == 0
+        result = run(*score, *inputs)
+        assert result.exit_code == 0, (result.output, result.exception)
     result = run("vig", "select", "--scores", folder / "scores", *inputs, *more, "--output", tmp_path / "selected.json")
     assert result.exit_code == 0, result.output
     return tmp_path / "selected.json"
