@@ -82,6 +82,7 @@ def declare(
             raise ValueError(
                 f"{store} holds features of {name!r} with {', '.join(different)}: ask for the same, or use another name or store"
             )
+    manifest["shards"] = {name: shards for name, shards in manifest.get("shards", {}).items() if name not in encoders}
     write_sealed(store / MANIFEST, manifest)
     return manifest
 
@@ -99,7 +100,7 @@ def _manifest_to_fill(store: Path) -> dict[str, Any]:
         logger.warning("%s; it is written anew for the encoders of this run; `mof encode` with the others enters them again", error)
         manifest["store"] = identities.pop()
     manifest["store"] = manifest["store"] or secrets.token_hex(16)
-    return {key: value for key, value in manifest.items() if key not in ("files", "shards")}
+    return {key: value for key, value in manifest.items() if key != "files"}
 
 
 def run_of(manifest: Mapping[str, Any], name: str) -> str:
@@ -114,10 +115,13 @@ def shards_of(store: Path, entry: Mapping[str, Any]) -> list[Path]:
 
 
 def complete(store: Path, manifest: Mapping[str, Any], errors: Mapping[str, dict[str, float]]) -> None:
-    """Note that a run is complete: the digests of its lists, the names of all shards, and the measured int8 errors of encoders, by name."""
+    """Note that a run is complete: the digests of its lists, the names of its shards, and the measured int8 errors of encoders, by name.
+
+    Shards of other encoders stay as the manifest lists them, so that a missing shard is still missed.
+    """
     entries = {name: entry | ({"int8_error": errors[name]} if name in errors else {}) for name, entry in manifest["encoders"].items()}
     files = {name: file_digest(store / name) for name in (FAILURES, VIEW)}
-    shards = {name: [shard.name for shard in shards_of(store, entry)] for name, entry in entries.items()}
+    shards = {name: [shard.name for shard in shards_of(store, entry)] for name, entry in entries.items()} | manifest["shards"]
     write_sealed(store / MANIFEST, {**manifest, "encoders": entries, "files": files, "shards": shards})
 
 

@@ -158,11 +158,11 @@ class ShardWriter:
         return unpack_keys(shard.keys)
 
     def __len__(self) -> int:
-        """Rows that wait to be written."""
+        """Return the number of rows that wait to be written."""
         return len(self._keys)
 
     def add(self, keys: list[str], features: dict[str, Tensor]) -> None:
-        """Features [B, ...] by kind of the images with these keys."""
+        """Take features [B, ...] by kind of the images with these keys."""
         self._keys += keys
         self._rows.append(features)
         self.pending += sum(value.nbytes for value in features.values())

@@ -148,7 +148,7 @@ class _Run:
     """One call of `encode_images`. `_load` runs in threads, all else in one."""
 
     def __init__(
-        self, store: Path, manifest: Mapping[str, Any], jobs: list[Job], view: View | None, strict: bool, limits: ImageLimits
+        self, store: Path, manifest: dict[str, Any], jobs: list[Job], view: View | None, strict: bool, limits: ImageLimits
     ) -> None:
         self.store, self.manifest, self.jobs, self.view, self.strict, self.limits = store, manifest, jobs, view, strict, limits
         self.index, self.unreadable = ImageIndex(store, manifest["store"]), dict[str, str]()  # name -> reason
@@ -250,6 +250,7 @@ class _Run:
         keys = self.index.keys(names)
         if prune:
             prune_store(self.store, self.manifest, names, keys)
+            self.manifest["shards"].clear()  # those of other encoders have changed, too
         write_view(self.store, sorted(names), self.manifest["store"])
         errors = {job.name: job.writer.errors().summary() for job in self.jobs if job.tokens == "int8"}
         complete(self.store, self.manifest, errors)

@@ -16,7 +16,7 @@ from filelock import FileLock
 from PIL import Image
 
 from encoders.digests import open_json, seal_json
-from encoders.images.opening import read_file
+from encoders.images.opening import ImageError, read_file
 from encoders.images.reading import pixels_of
 from encoders.progress import progress_bar
 from mof.data.records import ImageSource
@@ -148,8 +148,15 @@ def answer_all(
     Raises:
         ValueError: if some prompts got no answer (the other answers are in the cache), or if all were refused.
     """
-    keys = [str(i) if cache is None else cache_key(answerer, prompt) for i, prompt in enumerate(prompts)]
-    answers = {key: answer for key in keys if cache is not None and (answer := cache.get(key)) is not None}
+    keys, answers = [], dict[str, Answer]()
+    for number, prompt in enumerate(prompts):
+        key = f"prompt {number}"
+        try:
+            if cache is not None and (known := cache.get(key := cache_key(answerer, prompt))) is not None:
+                answers[key] = known
+        except ImageError as error:  # costs this prompt only
+            answers[key] = Answer("", error=str(error))
+        keys.append(key)
     todo = {key: prompt for key, prompt in zip(keys, prompts, strict=True) if key not in answers}
     fresh: list[Answer] = []
     with progress_bar("answers", len(todo), progress) as advance:
@@ -178,7 +185,7 @@ def cache_key(answerer: Answerer, prompt: Prompt) -> str:
 
 
 def image_hash(image: ImageSource) -> str:
-    """SHA-256 of an image file, or of the pixels of an open image as encoders see them."""
+    """Return the SHA-256 of an image file, or of the pixels of an open image as encoders see them. ImageError for an unreadable file."""
     if isinstance(image, Image.Image):
         mode, size, pixels = pixels_of(image)
         content = f"{mode} {size}".encode() + pixels

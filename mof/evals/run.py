@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from encoders.digests import file_digest
-from encoders.images.opening import inside
+from encoders.images.opening import ImageError, inside
 from encoders.runs import LOCKS, RunFile, RunLock, remove_unfinished, versions, write_sealed, write_sealed_lines
 from mof.evals.answerers import AnswersFile
 from mof.evals.answering import Answer, AnswerCache, Answerer, Prompt, Usage, answer_all, image_hash
@@ -100,7 +100,7 @@ class Run:
         files = sorted({str(file) for file in images})
         if missing := [file for file in files if not Path(file).is_file()]:
             raise ValueError(f"{len(missing)} images are missing, such as {missing[0]}")
-        content = json.dumps([data, *map(image_hash, files)], sort_keys=True)
+        content = json.dumps([data, *map(_content, files)], sort_keys=True)
         digest = hashlib.sha256(content.encode()).hexdigest()[:32]
         with claimed_folder(self.folder, benchmark=benchmark, answerer=self.answerer.settings, data=digest, **settings):
             yield
@@ -122,6 +122,14 @@ def write_result(folder: Path, result: Result) -> None:
     """Write result.json, with the digests of the files of answers, which are written before."""
     files = [*folder.glob("answers.jsonl"), *folder.glob("answers/*.jsonl")]
     write_sealed(folder / "result.json", result | {"files": {str(file.relative_to(folder)): file_digest(file) for file in files}})
+
+
+def _content(file: str) -> str:
+    """Return the digest of an image file, or the reason why it is not read, which costs its own prompts only."""
+    try:
+        return image_hash(file)
+    except ImageError as error:
+        return str(error)
 
 
 def eval_mmvp(run: Run, questions: Sequence[Question], prompt: str = "official", judge: Answerer | None = None) -> Result:

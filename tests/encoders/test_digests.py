@@ -312,4 +312,7 @@ def test_a_deleted_shard_is_missed(photos: Path, tmp_path: Path, tiny_encoders: 
     with pytest.raises(DamagedError, match=r"features-00001\.safetensors is missing: the same `mof encode` again"):
         FeatureStore(tmp_path / "store")
     assert len(FeatureStore(tmp_path / "store", ["b"])) == 9
+    encode_images(photos, {"b": tiny_encoders["b"]}, tmp_path / "store", tokens="int8")
+    with pytest.raises(DamagedError, match=r"features-00001\.safetensors is missing"):
+        FeatureStore(tmp_path / "store")
     assert len(encode(photos, tmp_path / "store", tiny_encoders)) == 9

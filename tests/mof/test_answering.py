@@ -15,6 +15,7 @@ from PIL import Image
 
 from encoders import ImageError
 from mof.evals.answering import Answer, AnswerCache, Prompt, answer_all, cache_key
+from mof.evals.run import Run
 
 
 class Counting:
@@ -154,6 +155,18 @@ def test_any_file_opens(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "cache.jsonl"
     file.write_bytes(content)
     assert AnswerCache(file).get("k") is None
+
+
+def test_an_image_that_is_not_read_costs_its_own_prompts(tmp_path: Path, images: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path(images[0]).open("ab") as file:
+        file.truncate(5000)
+    monkeypatch.setenv("MOF_MAX_IMAGE_BYTES", "4000")
+    prompts = [Prompt.about(str(i), image, "what?") for i, image in enumerate(images)]
+    answers, usage = answer_all(Counting(), prompts, AnswerCache(tmp_path / "cache.jsonl"))
+    assert "red.png" in str(answers[0].error) and "5,000 bytes" in str(answers[0].error)
+    assert answers[1].text == "what?" and usage.asked == 1
+    with Run(tmp_path / "run", Counting()).claimed("pope", [], map(Path, images)):
+        pass
 
 
 def test_an_answer_is_on_disk_before_it_is_used(tmp_path: Path) -> None:
