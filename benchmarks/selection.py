@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from encoders.runs import write_text
-from mof.data.records import digest
+from mof.data.digests import digest
 from vig.processes import Processes
 from vig.scoring.folder import ScoreFolder
 from vig.scoring.scores import SCHEMA

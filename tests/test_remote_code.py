@@ -5,18 +5,22 @@ from __future__ import annotations
 import builtins
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from encoders import build_encoder
 from mof import MoFConfig
 from mof.checkpoints import build_configured_mixer
+from mof.cli.app import build_app
 from mof.evals.answerers import LocalModel
 from mof.language_models import load_language_model
 from vig.saved_models import load_network, load_processor
 
+APP = build_app({"train": "vig.cli.train:train"})
 CODE = """
 from pathlib import Path
 Path(__file__).with_name("ran").touch()
@@ -64,6 +68,18 @@ def test_no_code_of_the_folder_runs(name: str, folder: Path) -> None:
     assert not (folder.parent / "ran").exists()
 
 
-def test_it_runs_where_the_user_wants_it(folder: Path) -> None:
-    load_network(folder, trust_remote_code=True)
+TRUSTING: dict[str, Callable[[Path], Any]] = {
+    "network": lambda folder: load_network(folder, trust_remote_code=True),
+    "evaluation": lambda folder: LocalModel.load(folder, trust_remote_code=True),
+    "mof chat": lambda folder: CliRunner().invoke(APP, ["chat", "--model", str(folder), "Hi", "--trust-remote-code"]),
+    "mof train": lambda folder: CliRunner().invoke(
+        APP, ["train", "--model", str(folder), "--records", "r.json", "--images", ".", "--output", str(folder / "o"), "--trust-remote-code"]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TRUSTING)
+def test_it_runs_where_the_user_wants_it(name: str, folder: Path) -> None:
+    with suppress(Exception):  # the file holds a configuration and no model
+        TRUSTING[name](folder)
     assert (folder.parent / "ran").exists()

@@ -102,9 +102,8 @@ class SupervisedCollator:
         image_folder: where relative image paths start.
         stored_images: look the images up there instead of reading them.
         strict: raise the error of a record that cannot be used: its form, its image, its token mask, or whatever the chat template
-            or the processor makes of it. By default, the record is logged and
-            left out, and a batch that loses all of its records gets a record
-            without an answer: a damaged file does not end a run of days.
+            or the processor makes of it. By default, the record is logged and left out, and a batch that loses all of its records
+            gets a record without an answer: a damaged file does not end a run of days.
 
     Raises:
         ImageError, RecordError: with `strict`; without it, if none of the first images can be used.

@@ -10,8 +10,6 @@ Each error in a record is a `RecordError` that names the record.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import reprlib
@@ -20,11 +18,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from encoders.images.opening import ADDRESSES, ImageError, inside, open_image
-from encoders.images.reading import pixels_of
+from mof.data.digests import SCORED, digest, record_id, unselected
 from mof.data.forms import TEXT_PARTS, first_of, image_of, is_empty, is_image_part, source_of, to_mapping
 
 MOST_MISSING = 20  # image files, the first of all, without any that exists
@@ -33,10 +30,6 @@ ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assi
 ROLES |= dict.fromkeys(("chatgpt", "bard", "bing", "model"), "assistant")  # of ShareGPT and Gemma
 TOOL_ROLES = ("tool", "function", "function_call", "function_response", "observation", "ipython")
 LONGEST_MESSAGE = 600  # characters of an error; an image may be kilobytes of text
-SCORED = "scored_digest"
-"""The key under which a selected record has its digest, without the keys `SELECTED`."""
-SELECTED = ("token_mask", "token_weights", SCORED)
-"""The keys that a selection adds to a record."""
 BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4}\s*){32,}(?:[A-Za-z0-9+/]{2,3}={1,2}\s*)?")
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # a lone surrogate: JSON can write it, UTF-8 cannot
 
@@ -167,23 +160,6 @@ def with_images(raw: Any, images: Sequence[Any]) -> dict[str, Any]:
     return {key: value for key, value in to_mapping(raw).items() if key != "image"} | {"images": list(images)}
 
 
-def record_id(raw: Any) -> str:
-    """Return the id of a raw record, or a digest of its content if it has none.
-
-    The digest leaves out the keys `SELECTED`, so that a record is trained under the id that it was scored under.
-    """
-    if not isinstance(raw, Mapping):
-        return digest(raw)
-    if not is_empty(raw.get("id")):
-        return str(raw["id"])
-    return digest(unselected(raw))
-
-
-def unselected(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a record without the keys that a selection adds."""
-    return {key: value for key, value in raw.items() if key not in SELECTED} if any(key in raw for key in SELECTED) else raw
-
-
 def require_unchanged(raw: Any) -> None:
     """Raise a RecordError for a selected record that was changed later: its mask, and the scores behind it, belong to another record."""
     if isinstance(raw, Mapping) and raw.get(SCORED) is not None and digest(unselected(raw)) != raw[SCORED]:
@@ -191,54 +167,6 @@ def require_unchanged(raw: Any) -> None:
             f"record {record_id(raw)!r} has changed since it was scored and selected; select from the records as they were scored, "
             "or score the new records"
         )
-
-
-def digest(value: Any) -> str:
-    """Return 16 hex digits of the SHA-256 of a JSON-able value, which may hold PIL images, arrays and bytes.
-
-    What is nested too deep for JSON counts by its type only.
-    """
-    try:
-        text = _as_json(value)
-    except RecursionError:
-        entries = value.items() if isinstance(value, Mapping) else enumerate(value if isinstance(value, (list, tuple)) else ())
-        text = _as_json([type(value).__name__, *((str(key), _shallow_json(entry)) for key, entry in entries)])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _as_json(value: Any) -> str:
-    try:
-        return _encode(value)
-    except TypeError:  # keys that JSON does not know, or that cannot be sorted
-        return _encode(_with_text_keys(value))
-
-
-def _shallow_json(value: Any) -> str:
-    try:
-        return _as_json(value)
-    except RecursionError:
-        return type(value).__name__
-
-
-def _with_text_keys(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {f"{type(key).__name__} {key}": _with_text_keys(item) for key, item in value.items()}
-    return [_with_text_keys(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _plain(value: Any) -> Any:
-    """Return a value that JSON can hold: the hash of bytes or of pixels as encoders see them, otherwise the text of the value."""
-    if isinstance(value, bytes):
-        return hashlib.sha256(value).hexdigest()
-    if isinstance(value, Image.Image):
-        mode, size, pixels = pixels_of(value)
-        return [mode, size, hashlib.sha256(pixels).hexdigest()]
-    if isinstance(value, (np.ndarray, np.generic)):  # its text leaves out the middle
-        return [str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).hexdigest()]
-    return str(value)
-
-
-_encode = json.JSONEncoder(sort_keys=True, default=_plain).encode  # made once, as millions of records are digested
 
 
 def _messages_of(name: str, raw: Any) -> list[Message]:

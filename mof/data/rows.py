@@ -15,8 +15,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 
+from mof.data.digests import record_id
 from mof.data.forms import TURNS, to_mapping
-from mof.data.records import RecordError, record_id, shown
+from mof.data.records import RecordError, shown
 
 PIECE = 1 << 20  # characters of a file that are read at a time
 SPACE, COMMA, CLOSE = re.compile(r"\s*"), re.compile(r"\s*,\s*"), re.compile(r"\s*\]")

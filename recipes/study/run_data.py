@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from encoders.images.opening import inside
+from mof.data.digests import record_id
 from mof.data.forms import to_mapping
-from mof.data.records import RecordError, images_of, record_id, to_record
+from mof.data.records import RecordError, images_of, to_record
 from mof.data.rows import read_records, rows
 from mof.evals.mmvp import Question, read_mmvp
 from study.data_mix import with_captions

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from mof.data.collator import SupervisedCollator
-from mof.data.records import RecordError, digest, images_of, record_id, texts_of, to_record
+from mof.data.digests import digest, record_id
+from mof.data.records import RecordError, images_of, texts_of, to_record
 from mof.data.rows import UnreadableRow, id_of, rows
 from mof.processor import MoFProcessor
 

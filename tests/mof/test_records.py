@@ -16,7 +16,8 @@ from PIL import ExifTags, Image
 from support.odd_records import ODD_RECORDS
 
 from encoders import read_image
-from mof.data.records import RecordError, digest, images_of, record_id, texts_of, to_record, with_images
+from mof.data.digests import digest, record_id
+from mof.data.records import RecordError, images_of, texts_of, to_record, with_images
 from mof.data.rows import _items, read_records, read_rows
 
 

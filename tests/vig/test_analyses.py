@@ -13,7 +13,8 @@ from PIL import Image
 from torch import nn
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from mof.data.records import images_of, record_id, to_record
+from mof.data.digests import record_id
+from mof.data.records import images_of, to_record
 from vig import score
 from vig.analyses.comparison import attention_table, match_table, misleading_table
 from vig.analyses.image_attention import image_attention

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from encoders.images.reading import read_image
-from mof.data.records import record_id
+from mof.data.digests import record_id
 from mof.data.rows import read_records
 from vig import SelectiveTrainer, record_sources, score, select
 from vig.scoring.pairs import RememberedImages

@@ -18,7 +18,7 @@ from PIL import Image
 from support import tiny
 
 from encoders.images.reading import blur
-from mof.data.records import digest, record_id
+from mof.data.digests import digest, record_id
 from vig import random_selection, select
 from vig.report import page, write_report
 from vig.report.null_comparison import compare_nulls, rank_correlation

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mof.data.records import digest
+from mof.data.digests import digest
 from vig import Score, Scores, random_selection, record_sources, select
 
 VALUES = st.sampled_from([-2.0, -0.5, 0.0, 0.25, 0.3, 1.0, 1.1, 4.0])  # few, so that ties are common

@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
+from mof.data.digests import digest, record_id
 from mof.data.forms import to_mapping
-from mof.data.records import RecordError, digest, images_of, record_id, texts_of
+from mof.data.records import RecordError, images_of, texts_of
 from mof.data.rows import RawRecord
 from vig.scoring.run import score
 from vig.words import Mean, vig_by_word_class, word_class

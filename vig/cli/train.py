@@ -17,7 +17,7 @@ from encoders.command_groups import resumes
 from encoders.command_options import Images, Model, Records, TrustRemoteCode, output_option
 from encoders.runs import RunLock
 from encoders.store.fingerprints import weights_digest
-from mof.data.records import digest
+from mof.data.digests import digest
 from vig.processes import Processes
 from vig.saved_models import load_network, load_processor, stored_images
 from vig.scoring.identity import processor_identity

@@ -13,7 +13,8 @@ from typing import Any
 from PIL import Image
 
 from encoders.pages import data_uri
-from mof.data.records import RecordError, digest, images_of, texts_of, to_record
+from mof.data.digests import digest
+from mof.data.records import RecordError, images_of, texts_of, to_record
 from mof.data.rows import RawRecord
 from vig.scoring.scores import Score
 from vig.selection.selected import Selection, was_scored

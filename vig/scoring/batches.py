@@ -9,7 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from mof.data.records import digest, images_of
+from mof.data.digests import digest
+from mof.data.records import images_of
 from mof.data.rows import Row
 from vig.scoring.pairs import Pair
 

@@ -18,7 +18,8 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from encoders import StoredImages
 from encoders.images.reading import ImageError, read_image
 from mof.data.answer_tokens import Example, encode_record
-from mof.data.records import ImageSource, Record, RecordError, digest, shortened, to_record
+from mof.data.digests import digest
+from mof.data.records import ImageSource, Record, RecordError, shortened, to_record
 from mof.data.rows import Row, UnreadableRow, id_of
 from vig.nulls import NullImages, pixel_digest
 from vig.scoring.prefix_cache import part

@@ -13,7 +13,8 @@ from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
 from encoders import StoredImages
-from mof.data.records import ImageSource, RecordError, digest, images_of, refuse_missing_images, to_record
+from mof.data.digests import digest
+from mof.data.records import ImageSource, RecordError, images_of, refuse_missing_images, to_record
 from mof.data.rows import RawRecord, Row, id_of, opened, rows
 from vig.nulls import NullImages
 from vig.output_head import cross_entropy, evaluating, loss_logit_entropy

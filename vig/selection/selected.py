@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mof.data.records import SCORED, RecordError, digest, to_record, unselected
+from mof.data.digests import SCORED, digest, unselected
+from mof.data.records import RecordError, to_record
 from mof.data.rows import RawRecord, UnreadableRow, id_of, rows
 from vig.scoring.scores import Scores
 from vig.selection.sources import NO_SOURCE

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
-from mof.data.records import record_id
+from mof.data.digests import record_id
 from vig.training.checkpoints import seal, writing
 
 RECORD_IDS = "record_ids"  # the key of a batch under which `NamedBatches` puts the records' ids

@@ -18,7 +18,8 @@ from transformers.pytorch_utils import Conv1D
 
 from encoders.images.reading import ImageError
 from mof.data.collator import SupervisedCollator
-from mof.data.records import RecordError, digest, record_id, require_unchanged, to_record, unselected
+from mof.data.digests import digest, record_id, unselected
+from mof.data.records import RecordError, require_unchanged, to_record
 from mof.data.rows import read_records
 
 NAMES = sorted(field.name for field in dataclasses.fields(TrainingArguments) if field.init)

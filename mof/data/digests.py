@@ -1,0 +1,84 @@
+"""The id and the digest of a raw record, by which scores, selections and trainings know it again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from encoders.images.reading import pixels_of
+from mof.data.forms import is_empty
+
+SCORED = "scored_digest"
+"""The key under which a selected record has its digest, without the keys `SELECTED`."""
+SELECTED = ("token_mask", "token_weights", SCORED)
+"""The keys that a selection adds to a record."""
+
+
+def record_id(raw: Any) -> str:
+    """Return the id of a raw record, or a digest of its content if it has none.
+
+    The digest leaves out the keys `SELECTED`, so that a record is trained under the id that it was scored under.
+    """
+    if not isinstance(raw, Mapping):
+        return digest(raw)
+    if not is_empty(raw.get("id")):
+        return str(raw["id"])
+    return digest(unselected(raw))
+
+
+def unselected(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a record without the keys that a selection adds."""
+    return {key: value for key, value in raw.items() if key not in SELECTED} if any(key in raw for key in SELECTED) else raw
+
+
+def digest(value: Any) -> str:
+    """Return 16 hex digits of the SHA-256 of a JSON-able value, which may hold PIL images, arrays and bytes.
+
+    What is nested too deep for JSON counts by its type only.
+    """
+    try:
+        text = _as_json(value)
+    except RecursionError:
+        entries = value.items() if isinstance(value, Mapping) else enumerate(value if isinstance(value, (list, tuple)) else ())
+        text = _as_json([type(value).__name__, *((str(key), _shallow_json(entry)) for key, entry in entries)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _as_json(value: Any) -> str:
+    try:
+        return _encode(value)
+    except TypeError:  # keys that JSON does not know, or that cannot be sorted
+        return _encode(_with_text_keys(value))
+
+
+def _shallow_json(value: Any) -> str:
+    try:
+        return _as_json(value)
+    except RecursionError:
+        return type(value).__name__
+
+
+def _with_text_keys(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {f"{type(key).__name__} {key}": _with_text_keys(item) for key, item in value.items()}
+    return [_with_text_keys(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _plain(value: Any) -> Any:
+    """Return a value that JSON can hold: the hash of bytes or of pixels as encoders see them, otherwise the text of the value."""
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).hexdigest()
+    if isinstance(value, Image.Image):
+        mode, size, pixels = pixels_of(value)
+        return [mode, size, hashlib.sha256(pixels).hexdigest()]
+    if isinstance(value, (np.ndarray, np.generic)):  # its text leaves out the middle
+        return [str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).hexdigest()]
+    return str(value)
+
+
+_encode = json.JSONEncoder(sort_keys=True, default=_plain).encode  # made once, as millions of records are digested
