@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+import xxhash
 from PIL import Image
 from typer.testing import CliRunner, Result
 
 import vig.cli.app
 from mof import MoFForConditionalGeneration, MoFProcessor
 from mof.cli.app import build_app
+from vig import load_scores
 
 APP = build_app({"vig": vig.cli.app.app})
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -131,3 +133,55 @@ def test_misleading(folder: Path) -> None:
     assert figures["model"]["alone"]["questions"] == 3 and figures["model"]["misled"]["pair_accuracy"] is None
     refused(run(*inputs, folder / "records.json"), "question 1 has no 'question'")
     refused(run(*inputs, folder / "none.json"), "none.json")
+
+
+def test_calibration_floor_and_card(folder: Path) -> None:
+    output = folder / "scores"
+    inputs = ("--records", folder / "records.json")
+    said = run("score", "--model", folder / "model", *inputs, "--images", folder, "--output", output, "--measures", "logit").stdout
+    assert "right against swapped images (3 records)" in said
+    assert "right against swapped images (3 records)" in _report(folder, output, *inputs)
+    result = run("select", "--scores", output, *inputs, "--by", "vig", "--floor", "--source-key", "id", "--output", folder / "chosen.json")
+    assert result.exit_code == 0, result.output
+    card, chosen = json.loads((folder / "chosen.card.json").read_text()), json.loads((folder / "chosen.json").read_text())
+    scores = load_scores(output)
+    assert [record["id"] for record in chosen] == [s.id for s in scores if s.vig >= 0]
+    assert (card["threshold"], card["measure"], card["null"]["name"]) == (0, "vig", "blur")
+    assert card["model"]["name"] == str(folder / "model") and card["settings"]["floor"]
+    assert card["counts"]["samples_kept"] == len(chosen) == card["data"]["records"]
+    assert {name: row["samples_kept"] for name, row in card["counts"]["sources"].items()} == {s.id: int(s.vig >= 0) for s in scores}
+    assert card["data"]["xxh3"] == xxhash.xxh3_128_hexdigest((folder / "chosen.json").read_bytes())
+    for record in chosen:  # what LLaVA's trainer reads
+        assert (folder / record["image"]).is_file() and [turn["from"] for turn in record["conversations"]] == ["human", "gpt"]
+    refused(run("select", "--scores", output, *inputs, "--by", "entropy", "--output", folder / "x.json"), "--measures entropy")
+
+
+def test_a_share_of_each_cluster_of_questions(folder: Path) -> None:
+    raws = json.loads((folder / "records.json").read_text())
+    many = [
+        {**raw, "id": f"{raw['id']}{place}", "conversations": [{"from": "human", "value": f"<image>\n{question}"}, raw["conversations"][1]]}
+        for raw in raws
+        for place, question in enumerate(("Colour?", "How many are there now?"))
+    ]
+    (folder / "many.json").write_text(json.dumps(many))
+    scores = load_scores(score(folder, "blur", "many.json"))
+    inputs = ("--scores", folder / "scores-blur-many.json", "--records", folder / "many.json", "--output", folder / "out.json")
+    result = run("select", *inputs, "--clusters", "2", "--keep", "0.3")
+    assert result.exit_code == 0, result.output
+    best = {max((s for s in scores if s.id.endswith(place)), key=lambda s: s.vig).id for place in "01"}
+    assert {record["id"] for record in json.loads((folder / "out.json").read_text())} == best
+    assert set(json.loads((folder / "out.card.json").read_text())["counts"]["sources"]) == {"cluster 0", "cluster 1"}
+    refused(run("select", *inputs, "--clusters", "3"), "3 clusters need as many different instructions", "have 2")
+
+
+def _report(folder: Path, scores: Path, *inputs: str | Path) -> str:
+    result = run("report", scores, *inputs, "--images", folder, "-o", folder / "x.html")
+    assert result.exit_code == 0, result.output
+    return (folder / "x.html").read_text()
+
+
+def test_calibration_can_be_turned_off(folder: Path) -> None:
+    inputs = ("--model", folder / "model", "--records", folder / "records.json", "--images", folder, "--output", folder / "off")
+    result = run("score", *inputs, "--no-calibrate")
+    assert result.exit_code == 0 and "swapped" not in result.output
+    assert load_scores(folder / "off").manifest["calibration"] == {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import typer
@@ -15,9 +15,9 @@ from mof.data.rows import read_rows
 from vig.nulls import NULL_NAMES
 from vig.saved_models import load_network, load_processor, stored_images
 from vig.scoring import run
+from vig.scoring.calibration import diagnosis
 from vig.scoring.folder import REJECTED
-
-Measure = Literal["loss", "logit", "entropy"]
+from vig.scoring.scores import MEASURES
 
 
 @resumes
@@ -35,9 +35,12 @@ def score(
     ] = None,
     seed: Annotated[int, seed_option("Seed of the null images 'noise' and 'shuffle'.")] = 0,
     measures: Annotated[
-        list[Measure] | None,
-        typer.Option(help="Save this value of every answer token too, in both passes; `mof vig select --by` needs it. Repeatable."),
+        list[str] | None,
+        typer.Option(help=f"Save this value of every answer token too, in both passes: {', '.join(MEASURES)}. Can be given several times."),
     ] = None,
+    calibrate: Annotated[
+        bool, typer.Option(help="Score 1 % of the records with swapped images too (50 to 1,000), and say whether the scorer is fit.")
+    ] = True,
     features: Annotated[Path | None, typer.Option(help="Store of `mof encode --model`, read in place of running the encoders.")] = None,
     blurred_features: Annotated[Path | None, typer.Option(help="Store of `mof encode --model --blurred`, with --features.")] = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -78,6 +81,7 @@ def score(
         stored_images=stored,
         seed=seed,
         measures=measures or (),
+        calibrate=calibrate,
     )
     if raw and len(scores.failures) == len(raw):
         raise ValueError(f"none of the {len(raw)} records could be scored; {output / REJECTED} says why")
@@ -85,5 +89,7 @@ def score(
         failed = f"{len(scores.failures)} failed" + (f", listed in {output / REJECTED}" if scores.failures else "")
         texts = f"{len(scores.manifest['text_only'])} without an image, "
         typer.echo(f"{len(scores)} of {len(raw)} records scored in {output}, {texts}{failed}")
+        if said := diagnosis(scores.manifest["calibration"]):
+            typer.echo(said)
         if scores.failures and not len(scores) and not scores.manifest["text_only"]:
             raise typer.Exit(1)

@@ -14,8 +14,11 @@ from encoders.command_groups import starts_over
 from encoders.command_options import Records, output_option, seed_option
 from encoders.runs import write_whole
 from mof.data.rows import stream_rows
-from vig.scoring.scores import load_scores
+from vig.saved_models import load_network, load_processor
+from vig.scoring.scores import Scores, load_scores
 from vig.selection import thresholds
+from vig.selection.card import card_path, write_card
+from vig.selection.clusters import instruction_clusters
 from vig.selection.measures import MEASURES
 from vig.selection.random_control import Level, random_selection
 from vig.selection.sources import record_sources
@@ -50,10 +53,14 @@ def select(
         list[str] | None,
         typer.Option(help="Smallest share to keep of every source (0.3) or of a single source (ocr_vqa=0.5). Can be given several times."),
     ] = None,
+    clusters: Annotated[
+        int | None,
+        typer.Option(min=1, help="Keep the share --keep of each of so many clusters of the first question (k-means), not with --quota."),
+    ] = None,
     random: Annotated[
         Level | None, typer.Option(help="Draw as many tokens at random instead: whole samples, tokens of all samples, or both.")
     ] = None,
-    seed: Annotated[int, seed_option("Seed of --random.")] = 0,
+    seed: Annotated[int, seed_option("Seed of --random and --clusters.")] = 0,
     weights: Annotated[
         tuple[float, float] | None, typer.Option(help="Weigh tokens by their VIG between these two, in place of a hard mask.")
     ] = None,
@@ -69,15 +76,23 @@ def select(
     """
     if output.resolve() == records.resolve():
         raise ValueError(f"--output {output} would overwrite the --records; give another file")
+    loaded = load_scores(scores)
+    if clusters is not None:
+        if source_key is not None or quota or threshold is not None or floor:
+            raise ValueError("--clusters has a quota of its own; leave out --source-key, --quota, --threshold and --floor")
+        sources, quotas = _clusters(loaded, records, clusters, seed), _quota([str(keep)], "clusters")
+    else:
+        sources = {} if source_key is None else record_sources(stream_rows(records), source_key)
+        quotas = _quota(quota or [], source_key)
     selection = thresholds.select(
-        load_scores(scores),
+        loaded,
         keep,
         threshold=threshold,
         token_keep=token_keep,
         token_threshold=_token_threshold(token_threshold),
         keep_end_of_turn=end_of_turn,
-        sources=None if source_key is None else record_sources(stream_rows(records), source_key),
-        quota=_quota(quota or [], source_key),
+        sources=sources,
+        quota=quotas,
         by=by,
         reference=None if reference is None else load_scores(reference),
         floor=floor,
@@ -88,7 +103,23 @@ def select(
         selection = selection.weighted(*weights)
     given = Counter[None]()
     kept = write_records(output, selection.applied(_counted(stream_rows(records), given)))
-    typer.echo(f"{selection.summary()}\n{kept} of {given[None]} records written to {output}")
+    settings = {
+        "keep": keep, "threshold": threshold, "floor": floor, "token_threshold": token_threshold, "token_keep": token_keep,
+        "end_of_turn": end_of_turn, "source_key": source_key, "quota": quota or [], "clusters": clusters, "random": random,
+        "seed": seed, "weights": weights,
+        "reference": None if reference is None else str(reference),
+    }  # fmt: skip
+    write_card(output, selection, settings, kept)
+    typer.echo(f"{selection.summary()}\n{kept} of {given[None]} records written to {output}, their card to {card_path(output)}")
+
+
+def _clusters(scores: Scores, records: Path, count: int, seed: int) -> dict[str, str]:
+    """Return id -> cluster, by the embeddings of the model that made the scores."""
+    folder = Path(scores.manifest["about"].get("model", ""))
+    if not folder.is_dir() or not folder.name:
+        raise ValueError(f"--clusters needs the model of the scores, which was in {str(folder)!r}; put it back there")
+    processor = load_processor(folder)
+    return instruction_clusters(load_network(folder), processor, lambda: stream_rows(records), count, seed)
 
 
 def _counted(records: Iterable[Any], counter: Counter[None]) -> Iterator[Any]:

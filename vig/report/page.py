@@ -20,6 +20,7 @@ from encoders.pages.charts import Bar, column_edges, histogram, interval_bars, t
 from mof.data.rows import RawRecord, UnreadableRow, id_of, rows
 from vig.report.null_comparison import compare_nulls, null_name, reference_of
 from vig.report.samples import SampleReader
+from vig.scoring.calibration import diagnosis
 from vig.scoring.scores import Score, Scores
 from vig.selection.selected import Selection, source_codes
 from vig.words import Mean, answer_words, can_tag, parts_of_speech, word_class
@@ -77,6 +78,8 @@ def write_report(
         summary=selection.summary(),
         threshold=threshold,
         tokens=_tokens(selection, threshold),
+        sides=_sides(selection, threshold),
+        diagnosis=diagnosis(scores.manifest.get("calibration", {})),
         about={"model": "", **scores.manifest.get("about", {}), "records": records_name or ""},
         every=Mean.of(scores.vig),
         means={source: Mean.of(values) for source, values in sources.items()},
@@ -101,6 +104,18 @@ def _tokens(selection: Selection, threshold: float | None) -> dict[str, int] | N
     reach, kept = selection.scores.token_vig >= np.float32(threshold), selection.token_masks.flat  # [A], [A]
     both = int((reach & kept).sum())
     return {"reach": int(reach.sum()), "lost": int(reach.sum()) - both, "below": int(kept.sum()) - both}
+
+
+def _sides(selection: Selection, threshold: float | None) -> list[dict[str, float]]:
+    """Return what lies on either side of the threshold, above it first: records, their tokens, and their mean VIG."""
+    if threshold is None:
+        return []
+    scores = selection.scores
+    above, lengths = scores.vig >= np.float32(threshold), np.diff(scores.bounds)  # [N], [N]
+    return [
+        {"records": int(side.sum()), "tokens": int(lengths[side].sum()), "mean": float(scores.vig[side].mean()) if side.any() else 0.0}
+        for side in (above, ~above)
+    ]
 
 
 def _ends(scores: Scores, count: int) -> tuple[list[Score], list[Score]]:

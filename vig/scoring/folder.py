@@ -54,6 +54,8 @@ class ScoreFolder:
                 self._lock.take()
             manifest = self._manifest.read()
             self._complete: bool = manifest.get("complete", False)
+            self.calibration: dict[str, Any] = manifest.get("calibration", {})
+            """The calibration of an earlier run here (`vig.scoring.calibration`), with the digest of its records' ids."""
             self._run = run_digest(manifest["identity"])
         except BaseException:
             self._lock.release()
@@ -117,11 +119,14 @@ class ScoreFolder:
         write_table(shard, rows, self._run)
         self._next_number += 1
 
-    def finish(self, text_only: Iterable[str], failures: Mapping[str, str], about: Mapping[str, str]) -> None:
+    def finish(
+        self, text_only: Iterable[str], failures: Mapping[str, str], about: Mapping[str, str], calibration: Mapping[str, Any] | None = None
+    ) -> None:
         """Mark the run as complete. A single process calls this when all are done.
 
         Args:
             about: names for readers that are no part of the run's identity, such as the folder of the model.
+            calibration: see `vig.scoring.calibration`.
         """
         text, rejected = [{"id": id} for id in text_only], [{"id": id, "reason": reason} for id, reason in failures.items()]
         self._write_lines(TEXT_ONLY, text)
@@ -129,7 +134,15 @@ class ScoreFolder:
         shards = sorted(self.path.glob(SHARDS))
         rows = sum(pq.read_metadata(path).num_rows for path in shards)
         files = {path.name: file_digest(path) for path in (self.path / TEXT_ONLY, self.path / REJECTED, *shards)}
-        self._write_manifest(complete=True, scores=rows, rejected=len(rejected), text_only=len(text), files=files, about=dict(about))
+        self._write_manifest(
+            complete=True,
+            scores=rows,
+            rejected=len(rejected),
+            text_only=len(text),
+            files=files,
+            about=dict(about),
+            calibration=dict(calibration or {}),
+        )
 
     def _write_manifest(self, **outcome: Any) -> None:
         self._manifest.write(self._manifest.read()["identity"], **outcome)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from typing import Any
 
 import numpy as np
 import torch
@@ -131,7 +132,7 @@ class TwoPasses:
 def _to_score(pair: Pair, clean: NDArray[np.float32], null: NDArray[np.float32], measures: Sequence[str]) -> Score:
     loss, null_loss = clean[:, 0], null[:, 0]  # [T], [T]
     kept = [values[:, MEASURES.index(name)] for name in measures for values in (clean, null)]  # of [T]
-    extra = dict(zip(columns_of(measures), kept, strict=True))
+    extra: dict[str, Any] = dict(zip(columns_of(measures), kept, strict=True))
     token_vig = null_loss - loss  # [T]
     # rounded to float32, a mean never exceeds the largest of its values, so a selected sample has a token to select
     vig, mean_loss, mean_null = (float(np.float32(x.mean(dtype=np.float64))) for x in (token_vig, loss, null_loss))

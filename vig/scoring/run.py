@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +22,7 @@ from vig.output_head import cross_entropy, evaluating, loss_logit_entropy
 from vig.processes import Processes
 from vig.scoring.answer_losses import AnswerLosses
 from vig.scoring.batches import by_image
+from vig.scoring.calibration import Sample, calibration, with_swapped_images
 from vig.scoring.folder import ScoreFolder
 from vig.scoring.identity import scoring_identity
 from vig.scoring.pairs import PairReader
@@ -45,6 +47,7 @@ def score(
     stored_images: tuple[StoredImages, StoredImages] | None = None,
     seed: int = 0,
     measures: Sequence[str] = (),
+    calibrate: bool = False,
 ) -> Scores:
     """Measure the visual information gain (VIG) of every answer token of every record that has an image (arXiv 2602.17186).
 
@@ -80,6 +83,8 @@ def score(
         seed: seed of the random null images.
         measures: "loss", "logit" and "entropy" save this value of every answer token too, with the image and with the null image
             (`vig.selection.measures` needs them).
+        calibrate: score 1 % of the records (50 to 1,000) with swapped images too, and keep in the manifest how well VIG tells them
+            apart (`vig.scoring.calibration`).
 
     Raises:
         ValueError: for a list whose first records all lack their images, an unknown null image, a chat template without
@@ -117,19 +122,29 @@ def score(
         passes = TwoPasses(losses, reader, save, batch_tokens, batch_size, measures)
         done = {} if folder is None else folder.digests()
         ids: dict[str, None] = {}  # all ids, in the order of the records; complete when all records are read
-        todo: Iterable[Row] = _unscored(records, done, ids, processes)
+        sample = Sample()
+        todo: Iterable[Row] = _unscored(records, done, ids, processes, sample)
         if isinstance(records, Sequence):
             todo = by_image(list(todo))
             logger.info("%d of %d records are to be scored", len(todo), len(records))
         with evaluating(model):
             passes.run(todo, visible=processes.rank == 0)
-        return _together(processes, folder, fresh, reader, ids, {"identity": dict(identity), "about": {"model": model.name_or_path}})
+            known = folder.calibration if folder is not None and folder.calibration.get("digest") == sample.digest else {}
+            swapped: list[Score] = []
+            if calibrate and not known:
+                other = replace(reader, text_only=[], failures={})
+                mine = with_swapped_images(sample.records, image_folder)[processes.rank :: processes.count]
+                TwoPasses(losses, other, swapped.extend, batch_tokens, batch_size).run(mine, visible=processes.rank == 0)
+                known = {"digest": sample.digest}
+        manifest = {"identity": dict(identity), "about": {"model": model.name_or_path}, "calibration": known}
+        return _together(processes, folder, fresh, swapped, reader, ids, manifest)
 
 
 def _together(
     processes: Processes,
     folder: ScoreFolder | None,
     fresh: list[Score],
+    swapped: list[Score],
     reader: PairReader,
     ids: Mapping[str, None],
     manifest: dict[str, Any],
@@ -137,22 +152,28 @@ def _together(
     """The scores of all processes, in the order of the records."""
     if processes.count > 1:
         processes.require_equal(digest(sorted(ids)), "the records")
-    parts = processes.gather((fresh, reader.text_only, reader.failures))
-    text_only = {id for _, ids_without, _ in parts for id in ids_without}
-    reasons = {id: reason for _, _, failures in parts for id, reason in failures.items()}
+    parts = processes.gather((fresh, swapped, reader.text_only, reader.failures))
+    text_only = {id for _, _, ids_without, _ in parts for id in ids_without}
+    reasons = {id: reason for _, _, _, failures in parts for id, reason in failures.items()}
     lists = [id for id in ids if id in text_only], {id: reasons[id] for id in ids if id in reasons}
-    if folder is not None:
-        processes.on_first(lambda: folder.finish(*lists, manifest["about"]))
     schema = schema_of(manifest["identity"])
-    table = folder.read() if folder is not None else to_table([score for scored, _, _ in parts for score in scored], schema)
+    table = folder.read() if folder is not None else to_table([score for scored, *_ in parts for score in scored], schema)
     places = {id: place for place, id in enumerate(table["id"].to_pylist())}
     in_order = table.take(pa.array([places[id] for id in ids if id in places], pa.int64()))
     outcome = {"complete": True, "text_only": lists[0], "failures": lists[1]}
-    return Scores([], {**outcome, **manifest}, parts=[Part(in_order, in_order.slice)])
+    scores = Scores([], {**outcome, **manifest}, parts=[Part(in_order, in_order.slice)])
+    if scores.manifest["calibration"].keys() == {"digest"}:  # new: all its records have their scores now
+        others = [score for _, mine, *_ in parts for score in mine if score.id in scores.places]
+        scores.manifest["calibration"] |= calibration([scores[score.id] for score in others], others)
+    if folder is not None:
+        processes.on_first(lambda: folder.finish(*lists, manifest["about"], scores.manifest["calibration"]))
+    return scores
 
 
-def _unscored(records: Iterable[RawRecord], done: Mapping[str, str], ids: dict[str, None], processes: Processes) -> Iterator[Row]:
-    """Yield this process's records that have no score yet, and put the ids of all records into `ids`.
+def _unscored(
+    records: Iterable[RawRecord], done: Mapping[str, str], ids: dict[str, None], processes: Processes, sample: Sample
+) -> Iterator[Row]:
+    """Yield this process's records that have no score yet. The ids of all records go into `ids`, all records are offered to `sample`.
 
     Args:
         done: id -> digest of the records that have a score.
@@ -163,6 +184,7 @@ def _unscored(records: Iterable[RawRecord], done: Mapping[str, str], ids: dict[s
     for raw in rows(records):
         id = id_of(raw)
         ids[id] = None
+        sample.add(id, raw)
         if id in done:
             if done[id] != digest(raw):
                 raise ValueError(f"the folder holds scores of other records under the same ids; give a new folder. Changed: {id}")

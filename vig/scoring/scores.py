@@ -126,7 +126,7 @@ class Scores(Sequence[Score]):
 
     Attributes:
         manifest: the identity of the run, whether it is complete, the ids of the records without a score, and what the run is "about":
-            the name of its model.
+            the name of its model; and its "calibration" (`vig.scoring.calibration`), empty without it.
         schema: the columns of all scores.
         failures: id -> reason, of every record that could not be scored.
     """
@@ -251,7 +251,7 @@ class Scores(Sequence[Score]):
             if held := len(target.read(["id"])):
                 raise ValueError(f"{folder} already holds {held} scores; give an empty folder")
             target.append(self.table())
-            target.finish(self.manifest["text_only"], self.failures, self.manifest.get("about", {}))
+            target.finish(self.manifest["text_only"], self.failures, self.manifest.get("about", {}), self.manifest.get("calibration"))
 
 
 def to_table(scores: Sequence[Score], schema: pa.Schema = SCHEMA) -> pa.Table:
@@ -298,6 +298,7 @@ def load_scores(folder: str | os.PathLike[str]) -> Scores:
     parts = [Part(read_shard(shard, schema, run, LIGHT), partial(read_shard, shard, schema, run)) for shard in sorted(path.glob(SHARDS))]
     text_only, failures = read_lists(path, manifest.get("files", {})) if manifest["complete"] else ([], {})
     outcome = {"complete": manifest["complete"], "text_only": text_only, "failures": failures, "about": manifest.get("about", {})}
+    outcome["calibration"] = manifest.get("calibration", {})
     scores = Scores([], {**outcome, "identity": manifest["identity"]}, parts=parts)
     if not manifest["complete"]:
         logger.warning("%s: the scoring run did not finish; run it again with this folder to resume it", folder)

@@ -1,0 +1,77 @@
+"""The calibration of a scoring run: right against swapped images, without labels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.stats import mannwhitneyu
+from support.tiny_llava import build_records
+
+from mof.data.records import to_record
+from vig import load_scores, score
+from vig.scoring import run
+from vig.scoring.calibration import Sample, calibration, diagnosis, with_swapped_images
+
+
+def test_sample_is_one_per_cent_of_the_records_with_images() -> None:
+    for count, expected in ((20, 20), (3_000, 50), (20_000, 200), (150_000, 1_000)):
+        sample, again = Sample(), Sample()
+        for index in range(count):
+            sample.add(str(index), {"image": "a.png"})
+            again.add(str(index), {"image": "a.png"})
+        assert len(sample.records) == expected and sample.digest == again.digest
+    sample.add("text", {})
+    assert len(sample.records) == 1_000
+
+
+def test_swapped_records_keep_their_words_and_get_other_images(image_folder) -> None:
+    raws = [raw | {"image": f"{place // 2}.png"} for place, raw in enumerate(build_records(image_folder))]  # neighbours share images
+    swapped = with_swapped_images([*raws, {"id": "broken"}], image_folder)
+    assert [row["id"] for row in swapped] == [raw["id"] for raw in raws]
+    for raw, row in zip(raws, swapped, strict=True):
+        own, other = to_record(raw, image_folder), to_record(row, image_folder)
+        assert other.messages == own.messages and len(other.images) == 1 and other.images != own.images
+    assert with_swapped_images(raws[:2], image_folder) == []  # both are on one image
+
+
+def test_auroc_is_that_of_records_scored_with_other_images(llava, records, image_folder, tmp_path, monkeypatch) -> None:
+    scores = score(*llava, records, tmp_path, image_folder=image_folder, calibrate=True)
+    swapped = [raw | {"image": records[(place + 1) % 5]["image"]} for place, raw in enumerate(records)]
+    other = score(*llava, swapped, image_folder=image_folder)
+    found = scores.manifest["calibration"]
+    assert found["records"] == 5
+    assert found["auroc"] == pytest.approx(mannwhitneyu(scores.vig, other.vig).statistic / 25)
+    assert found == load_scores(tmp_path).manifest["calibration"]
+    monkeypatch.setattr(run, "with_swapped_images", lambda *_: pytest.fail("it is calibrated already"))
+    assert score(*llava, records, tmp_path, image_folder=image_folder, calibrate=True).manifest["calibration"] == found
+    assert score(*llava, records, image_folder=image_folder).manifest["calibration"] == {}
+
+
+def made(vig: list[float], word: str) -> list:
+    from vig import Score
+
+    ids, none = np.zeros(1, np.int64), np.empty(0, np.int64)
+    ends = np.array([len(word)])
+    return [Score(str(i), v, 1.0, 1.0 + v, np.array([v], np.float32), ids, none, "", word, ids, ends) for i, v in enumerate(vig)]
+
+
+def test_diagnosis_names_what_the_model_reads() -> None:
+    right = made([1, 2, 3, 4, 5, 6, 7, 8], "red") + made([0, 1, 0, 1, 0, 1], "two")
+    swapped = made([-1, 0, -1, 0, -1, 0, 0, 0], "red") + made([1, 0, 1, 0, 1, 0], "two")
+    found = calibration(right, swapped)
+    assert found["classes"]["colour"] == {"auroc": 1.0, "words": 8, "reads": True}
+    assert found["classes"]["number"] == {"auroc": 0.5, "words": 6, "reads": False}
+    said = diagnosis(found)
+    assert "it reads: colour; does not read: number" in said and "miniature study" in said
+    assert [
+        word in diagnosis({**found, "auroc": auroc}) for auroc, word in ((0.9, "to help"), (0.8, "uncertain"), (0.6, "or to hurt"))
+    ] == [True] * 3
+    assert diagnosis({}) == ""
+
+
+def test_one_image_cannot_be_swapped(llava, tmp_path) -> None:
+    Image.new("RGB", (28, 28), "red").save(tmp_path / "a.png")
+    turns = [{"from": "human", "value": "<image>\nColour?"}, {"from": "gpt", "value": "Red."}]
+    scores = score(*llava, [{"id": "a", "image": "a.png", "conversations": turns}], image_folder=tmp_path, calibrate=True)
+    assert "fewer than two" in diagnosis(scores.manifest["calibration"])

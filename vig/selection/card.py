@@ -1,0 +1,40 @@
+"""The card of a selected data set: a small JSON file beside the records that says how they were chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from encoders.digests import file_digest
+from encoders.runs import versions, write_json
+from vig.selection.selected import Selection
+
+
+def card_path(output: Path) -> Path:
+    """Return the path of the card of a file of selected records: selected.card.json beside selected.json."""
+    return output.with_name(f"{output.stem}.card.json")
+
+
+def write_card(output: Path, selection: Selection, settings: Mapping[str, Any], records: int) -> None:
+    """Write the card of the records in `output`.
+
+    Args:
+        settings: the options of the selection, as they were given.
+        records: how many records the file holds, text-only records among them.
+    """
+    manifest, summary = selection.scores.manifest, selection.summary()
+    identity = manifest["identity"]
+    content = {
+        "data": {"file": output.name, "records": records, "xxh3": file_digest(output)},
+        "model": {"name": manifest.get("about", {}).get("model"), "class": identity.get("model"), "weights": identity.get("weights")},
+        "null": identity.get("null"),
+        "measure": selection.by,
+        "threshold": selection.threshold,
+        "settings": dict(settings),
+        "counts": {**asdict(summary), "sparsity": summary.sparsity},
+        "calibration": manifest.get("calibration", {}),
+        "versions": versions("mof-vig"),
+    }
+    write_json(card_path(output), content)
