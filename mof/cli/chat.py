@@ -54,7 +54,7 @@ def chat(
         content = [*([] if messages else pictures), {"type": "text", "text": text}]
         messages.append({"role": "user", "content": content})
         with _named(model):
-            inputs = _inputs(processor, [messages], network)
+            inputs = _inputs(processor, messages, network)
         answer = _answer(network, processor, inputs, max_new_tokens, _further(method, processor, messages, network))
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
 
@@ -85,13 +85,13 @@ def _questions() -> Iterator[str]:
 
 def _further(method: Decoding | None, processor: Any, messages: list[dict[str, Any]], network: Any) -> dict[str, Any]:
     """Return the arguments of `generate` for a decoding method, none for plain decoding."""
-    return {} if method is None else method.options([messages], lambda chats: _inputs(processor, chats, network))
+    return {} if method is None else method.options([messages], lambda chats: _inputs(processor, chats[0], network))
 
 
-def _inputs(processor: Any, chats: list[list[dict[str, Any]]], network: Any) -> dict[str, Any]:
+def _inputs(processor: Any, messages: list[dict[str, Any]], network: Any) -> dict[str, Any]:
     """Return the model's inputs on its device, and floats (pixels) in its dtype."""
     options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    inputs = processor.apply_chat_template(chats, **options)
+    inputs = processor.apply_chat_template(messages, **options)
     return {name: x.to(network.device, network.dtype if x.is_floating_point() else None) for name, x in inputs.items()}
 
 

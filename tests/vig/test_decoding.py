@@ -129,8 +129,7 @@ def test_sampling_is_seeded_and_draws_from_the_contrast(tiny_model: Any, tiny_pr
         assert scores.gather(1, tokens[:, None]).isfinite().all()  # no token below the cut
 
 
-def test_a_conversation_that_goes_on_with_its_cache(tiny_model: Any, tiny_processor: Any) -> None:
-    """Qwen's kind of models is below: this is about the cache of the first branch."""
+def test_several_turns(tiny_model: Any, tiny_processor: Any) -> None:
     encode, (asked, _), (method, _) = encoder(tiny_processor), chats(), METHODS["vcd"]
     first = tiny_model.generate(**encode([asked]), **settings(tiny_processor), **method.options([asked], encode))
     answer = tiny_processor.decode(first.sequences[0, -TOKENS:])
@@ -163,5 +162,9 @@ def test_refusals(tiny_model: Any, tiny_processor: Any) -> None:
             build_decoding(text)
     assert str(build_decoding("vcd:alpha=0.5")) == "vcd:null=diffusion:seed=0:alpha=0.5:beta=0.1"
     assert build_decoding(str(M3ID(decay=0.1))) == M3ID(decay=0.1)
+    blip2, processor = build("blip2")
+    inputs = encoder(processor)(asked[:1])
+    with pytest.raises(ValueError, match="OPTForCausalLM does not take pixel_values"):
+        blip2.generate(**inputs, max_new_tokens=2, custom_generate=VCD(), null_inputs=inputs)
     text_only = [{"role": "user", "content": [{"type": "text", "text": "Which?"}]}]
     assert VCD().options([text_only], encode) == {}

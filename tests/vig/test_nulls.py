@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from encoders.images.reading import blur
@@ -29,7 +30,21 @@ def test_null_images_by_name() -> None:
     assert blurred == blur(image)
 
 
-@pytest.mark.parametrize("null", ["noise", "shuffle"])
+def test_diffusion_is_the_noise_of_vcd() -> None:
+    """Mean and spread after step 500 of 1000: sqrt(a) x + sqrt(1 - a) noise, by torch as in the released code."""
+    steps = torch.sigmoid(torch.linspace(-6, 6, 1000)) * (0.5e-2 - 1e-5) + 1e-5
+    kept = float((1 - steps).cumprod(0)[500])
+    grey = Image.new("RGB", (1200, 900), (128, 128, 128))
+    noisy = np.asarray(NullImages("diffusion", 0)("a", [grey])[0], dtype=float)
+    mean = np.array([0.48145466, 0.4578275, 0.40821073]) * 255
+    spread = np.array([0.26862954, 0.26130258, 0.27577711]) * 255
+    np.testing.assert_allclose(noisy.mean(axis=(0, 1)), mean + kept**0.5 * (128 - mean), atol=0.7)
+    np.testing.assert_allclose(noisy.std(axis=(0, 1)), (1 - kept) ** 0.5 * spread, rtol=0.02)
+    seen = np.asarray(Image.fromarray(noisy.astype(np.uint8)).resize((336, 252), Image.Resampling.BICUBIC), dtype=float)
+    assert (seen.std(axis=(0, 1)) > 0.7 * noisy.std(axis=(0, 1))).all()  # it survives resizing to a model's input
+
+
+@pytest.mark.parametrize("null", ["noise", "diffusion", "shuffle"])
 def test_random_nulls_differ_by_image_and_seed_alone(null: str) -> None:
     donors = [picture(seed) for seed in range(50)]
     makers = [NullImages(null, seed, donors) for seed in (0, 1)]

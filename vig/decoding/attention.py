@@ -71,7 +71,7 @@ class EditedAttention:
         token = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
         image = input_ids == (-1 if token is None else token)  # [R, P]
         aside = config.is_encoder_decoder or hasattr(config.get_text_config(decoder=True), "cross_attention_layers")
-        if aside or (inputs.get("pixel_values") is not None and not image.any()):
+        if aside or token is None or inputs.get("inputs_embeds") is not None:
             raise ValueError(f"{edit.name} needs image tokens between the tokens of the text, which {type(model).__name__} has not")
         mask = inputs.get("attention_mask")
         text = ~image if mask is None else ~image & mask.bool()
@@ -102,7 +102,7 @@ class EditedAttention:
         if not self.edit.needs_sinks:
             return
         for name, module in self.model.named_modules():
-            layer, config = getattr(module, "layer_idx", None), getattr(module, "config", None)
+            layer, config = getattr(module, "layer_idx", -1), getattr(module, "config", None)
             if layer in self._layers and any(config is own for own in self._configs) and "Attention" in type(module).__name__:
                 yield self.model.get_submodule(name.rpartition(".")[0]), self._finder(layer)
 
@@ -155,9 +155,10 @@ class EditedAttention:
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
         weights = F.softmax(scores, dim=-1, dtype=torch.float32)
         if edited and self.edit.needs_sinks:
-            if module.layer_idx not in self._sinks:
+            sinks = self._sinks.get(int(module.layer_idx))
+            if sinks is None:
                 raise ValueError(f"{self.edit.name} looks for sinks in the prompt, so it cannot go on from a cache: give the whole prompt")
-            weights = self.edit.edit_weights(weights, image, self._at_keys(self._sinks[module.layer_idx], keys) & image)
+            weights = self.edit.edit_weights(weights, image, self._at_keys(sinks, keys) & image)
         return (_by_group(weights.to(value), key) @ value).view(*query.shape[:3], -1).transpose(1, 2)
 
     def _padded(self, marks: Tensor, length: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -22,10 +23,15 @@ class NullBranch:
     """The second branch, with a prompt and a cache of its own. transformers prepares both, so every model gets what it needs.
 
     Raises:
-        ValueError: when null inputs and inputs differ in their number of records.
+        ValueError: for null inputs that the model does not take, and when null inputs and inputs differ in their number of records.
     """
 
     def __init__(self, model: PreTrainedModel, inputs: Mapping[str, Any], generation_config: GenerationConfig, input_ids: Tensor) -> None:
+        if unknown := set(inputs) - set(inspect.signature(model.forward).parameters):
+            raise ValueError(
+                f"{type(model).__name__} does not take {', '.join(sorted(unknown))} of null_inputs: "
+                "a model that hands its images to a language model of its own before it generates cannot contrast them"
+            )
         own = copy.deepcopy(generation_config)
         own.update(max_new_tokens=generation_config.max_length - input_ids.shape[1], max_length=None, min_length=0, stop_strings=None)
         self.ids, self.kwargs, self.config = model.generate(**inputs, generation_config=own, custom_generate=_prepared)  # ids [R, P]

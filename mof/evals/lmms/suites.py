@@ -64,7 +64,7 @@ def run_suite(suite: str, run: SuiteRun, console: Console) -> Result:
         raise ValueError('suites are run by lmms-eval, which is not installed: pip install "mof-vig[lmms]"')
     from mof.evals.lmms.model import MofLmms
 
-    options = {"dtype": run.dtype, "batch_size": run.batch_size, "decoding": run.decoding}
+    options: dict[str, Any] = {"dtype": run.dtype, "batch_size": run.batch_size, "decoding": run.decoding}
     model = MofLmms(str(run.model), cache=str(run.out / "cache.jsonl"), **options)
     judge = os.environ.get("MODEL_VERSION", JUDGE)
     with claimed_folder(run.out, benchmark="lmms-eval", suite=suite, answerer=model.settings, judge=judge, limit=run.limit):
