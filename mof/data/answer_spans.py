@@ -23,7 +23,7 @@ def render_answers(processor: ProcessorMixin, record: Record) -> tuple[str, list
     """Return the conversation as the processor's chat template writes it, and the characters of each answer.
 
     Where a template without marks writes special tokens after an answer, the answer includes them up to the end-of-sequence token,
-    or else the first of them: it ends the turn.
+    or else the first of them: it ends the turn, even where it also opens the next turn (GLM-4V).
 
     Raises:
         RecordError: for a record without an answer, or in which the template does not write each answer once and unchanged.
@@ -47,7 +47,7 @@ def render_answers(processor: ProcessorMixin, record: Record) -> tuple[str, list
 def _render(record: Record, template: str, messages: Sequence[Message], specials: Mapping[str, Any]) -> tuple[str, list[Span]]:
     """Return the conversation of a record as text, with the marked answers.
 
-    Some templates raise at a text that is a list of parts, or write the list as Python does. They get the texts as strings.
+    Some templates raise at a text that is a list of parts, or write the list as Python does. These templates get the texts as strings.
     """
     errors: list[Exception] = []
     for roles in ((), ("system", "assistant"), ("system", "assistant", "user")):
