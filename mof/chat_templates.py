@@ -1,7 +1,7 @@
 """Two chat templates that mark the assistant's words, for tokenizers whose own template does not.
 
-Published language models come with templates that expect plain strings and lack `{% generation %}`, from which training
-takes its answer tokens. Both templates here render images in place and put the end-of-turn token into the answer.
+The templates of published language models expect plain strings and know no images. Both templates here render images in place and
+put the end-of-turn token into the answer.
 """
 
 from __future__ import annotations

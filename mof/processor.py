@@ -157,7 +157,7 @@ class MoFProcessor(ProcessorMixin):
         """Return the processor of a model. A tokenizer without padding token pads with its end-of-sequence token.
 
         Args:
-            chat_template: Jinja; by default `mof.chat_templates` chooses. Training needs `{% generation %}` around answers.
+            chat_template: Jinja; by default `mof.chat_templates` chooses.
 
         Raises:
             ValueError: for another tokenizer than the model was made with.

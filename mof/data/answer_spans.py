@@ -23,7 +23,7 @@ def render_answers(processor: ProcessorMixin, record: Record) -> tuple[str, list
     """Return the conversation as the processor's chat template writes it, and the characters of each answer.
 
     Where a template without marks writes special tokens after an answer, the answer includes them up to the end-of-sequence token,
-    or else the first of them: it ends the turn.
+    or else the first of them: it ends the turn, even where it also opens the next turn (GLM-4V).
 
     Raises:
         RecordError: for a record without an answer, or in which the template does not write each answer once and unchanged.
@@ -33,14 +33,9 @@ def render_answers(processor: ProcessorMixin, record: Record) -> tuple[str, list
         raise RecordError(f"record {record.id!r} has no assistant message, so there is nothing to learn or score")
     template, specials = template_of(processor), processor.tokenizer.special_tokens_map
     assert template is not None
-    text, spans = _render(template, record.messages, specials)
-    if _writes_lists(text, record.messages):
-        raise RecordError(
-            f"record {record.id!r}: the chat template writes the parts of a message as a Python list: it knows no images; set another "
-            "processor.chat_template (mof.chat_templates has two)"
-        )
+    text, spans = _render(record, template, record.messages, specials)
     if not marks_answers(template):
-        again, _ = _render(template, _with_sentinels(record.messages), specials)
+        again, _ = _render(record, template, _with_sentinels(record.messages), specials)
         spans = list(_between_sentinels(record, text, again, _end_of_turn(processor)))
     if len(spans) > answers:  # marks around each part of an answer
         spans = _joined(spans)
@@ -49,27 +44,45 @@ def render_answers(processor: ProcessorMixin, record: Record) -> tuple[str, list
     return text, spans
 
 
-def _render(template: str, messages: Sequence[Message], specials: Mapping[str, Any]) -> tuple[str, list[Span]]:
-    """Return the conversation as text with its spans. A template that cannot take texts as lists of parts gets them as strings."""
-    try:
-        text, spans = render(template, messages, **specials)
-        if not _writes_lists(text, messages):
+def _render(record: Record, template: str, messages: Sequence[Message], specials: Mapping[str, Any]) -> tuple[str, list[Span]]:
+    """Return the conversation of a record as text, with the marked answers.
+
+    Some templates raise at a text that is a list of parts, or write the list as Python does. These templates get the texts as strings.
+    """
+    errors: list[Exception] = []
+    for roles in ((), ("system", "assistant"), ("system", "assistant", "user")):
+        given = [_as_string(message) if message["role"] in roles else message for message in messages]
+        try:
+            text, spans = render(template, given, **specials)
+        except TemplateBoundsError:
+            raise
+        except Exception as error:  # templates raise any kind
+            errors.append(error)
+            continue
+        if not _writes_lists(text, given) and all(message["content"].strip() in text for message in given if _is_string(message)):
             return text, spans
-    except TemplateBoundsError:
-        raise
-    except Exception:  # a list is added to a string; what else a template raises, it raises again
-        pass
-    strings = [{**m, "content": "\n".join(part.get("text", "") for part in m["content"])} if _is_text(m) else m for m in messages]
-    return render(template, strings, **specials)
+    if errors:
+        raise errors[0]
+    raise RecordError(
+        f"record {record.id!r}: the chat template writes the parts of a message as a Python list: it knows no images; set another "
+        "processor.chat_template (mof.chat_templates has two)"
+    )
+
+
+def _as_string(message: Message) -> Message:
+    """Return a message of text with a string in place of its parts; another message is returned as it is."""
+    if any(part["type"] != "text" for part in message["content"]):
+        return message
+    return {**message, "content": "\n".join(part["text"] for part in message["content"])}
+
+
+def _is_string(message: Message) -> bool:
+    return isinstance(message["content"], str)
 
 
 def _writes_lists(text: str, messages: Sequence[Message]) -> bool:
     """Return whether the text holds the parts of a message as Python writes a list."""
-    return "[{'type': '" in text and any(str(message["content"]) in text for message in messages)
-
-
-def _is_text(message: Message) -> bool:
-    return all(part["type"] == "text" for part in message["content"])
+    return "[{'type': '" in text and any(str(message["content"]) in text for message in messages if not _is_string(message))
 
 
 def _joined(spans: Sequence[Span]) -> list[Span]:

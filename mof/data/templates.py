@@ -51,10 +51,11 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], **context: Any)
         TemplateBoundsError: for a template that takes too many steps or characters.
         Exception: whatever the template raises.
     """
+    context = {"tools": _no_tools(), "documents": None, "add_generation_prompt": False, **context}  # what transformers gives
     token = _steps.set(0)
     try:
         pieces, length = [], 0
-        for piece in _compiled(template).generate(messages=messages, tools=_no_tools(), documents=None, **context):
+        for piece in _compiled(template).generate(messages=messages, **context):
             pieces.append(piece)
             length += len(piece)
             if length > MOST_CHARACTERS:

@@ -130,8 +130,10 @@ def test_a_template_that_rewrites_answers_costs_the_record(tokenizer, template):
         render_answers(SimpleNamespace(tokenizer=tokenizer, chat_template=template), talk(["a cat", "b"]))
 
 
+LAST = "{% if loop.last or loop.index0 == messages | length - 2 %}"
 STRINGS = {
-    "mistral: a system text is added to a string": "{% set system = messages[0].content if messages[0].role == 'system' else '' %}[INST]" + turns("{% if loop.last %}{{ system + 'x' }}{% else %}{{ system ~ 'y' }}{% endif %}" + PARTS, f"[/INST]#({FIRST}</s>#)", "", system=""),
+    "pixtral: system text and answers are added to strings": turns(LAST + "{{ messages[0].content + '|' }}{% endif %}" + f"[INST]{PARTS}[/INST]", "#({{ m.content + '</s>' }}#)", "", system=""),
+    "llama 3.2: the system text is trimmed": turns(f"USER: {PARTS} ", f"ASSISTANT: #({FIRST}</s>#)", "", system="").replace("{% for m", "{{ messages[0].content | trim }}{% for m", 1).replace(FIRST, "{{ m.content if m.content is string else m.content[0].text }}"),
     "text only": turns("USER: {{ m.content }} ", "ASSISTANT: #({{ m.content }}</s>#)", "", system="{{ m.content }} "),
     "text only, trimmed": turns("USER: {{ m.content | trim }} ", "ASSISTANT: #({{ m.content | trim }}</s>#)", "", system="{{ m.content | trim }} "),
 }  # fmt: skip
@@ -139,10 +141,11 @@ STRINGS = {
 
 @pytest.mark.parametrize("name", STRINGS)
 def test_a_template_that_wants_strings_gets_strings(tokenizer, name):
-    own = processor(tokenizer, STRINGS[name].replace("m.content[0].text", "(m.content if m.content is string else m.content[0].text)"))
-    text, spans = render_answers(own, talk(["A cat.", "No."], "Be brief.", image=name.startswith("mistral")))
-    assert [text[start:stop] for start, stop in spans] == ["A cat.</s>", "No.</s>"]
-    assert "Be brief." in text and "type" not in text
+    record = talk(["A cat.", "No."], "Be brief.", image="text only" not in name)
+    for make in (processor, marked):
+        text, spans = render_answers(make(tokenizer, STRINGS[name]), record)
+        assert [text[start:stop] for start, stop in spans] == ["A cat.</s>", "No.</s>"]
+        assert all(words in text for words in ("Be brief.", "Question 0?", "Question 1?")) and "type" not in text
 
 
 def test_a_template_that_knows_no_images_is_refused(tokenizer):

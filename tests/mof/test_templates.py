@@ -27,7 +27,15 @@ NESTED = "{% for i in range(99999) %}" * 2 + "TEXT" + "{% endfor %}" * 2
 TRIMMED = "{%- for m in messages -%} {{ m.role }} : {% if m.role == 'assistant' %} {%- generation -%} x {%- endgeneration -%} {% endif %}{% endfor %}"
 
 
-@pytest.mark.parametrize("template", [VICUNA, CHATML, TRIMMED, "{% if tools %}t{% endif %}{{ tools is none }}{{ documents }}{{ 3 * 4 }}"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        VICUNA,
+        CHATML,
+        TRIMMED,
+        "{% if tools %}t{% endif %}{{ tools is none }}{{ documents }}{{ 3 * 4 }}{{ add_generation_prompt == false }}",
+    ],
+)
 def test_text_and_answers_are_those_of_transformers(template: str) -> None:
     texts, spans = render_jinja_template(conversations=[TALK], chat_template=template, return_assistant_tokens_mask=True, eos_token="</s>")
     assert render(template, TALK, eos_token="</s>") == (texts[0], [tuple(span) for span in spans[0]])

@@ -64,7 +64,7 @@ def score(
 
     Args:
         model: any image-text-to-text model of transformers. It stays on its device and is used in eval mode.
-        processor: its processor, with a chat template that marks the answers by {% generation %}.
+        processor: its processor, with a chat template.
         records: LLaVA records {"id", "image", "conversations"}, chat messages {"messages", "images"} or lists of messages, as
             `mof.data.records.to_record` reads them; or a file, a data set or a DataFrame of them (`mof.data.rows.opened`). Records
             of equal ids are numbered. In a list, records on the same images are scored together. A generator or a
