@@ -149,7 +149,7 @@ def test_a_damaged_line_is_named_and_its_prompt_asked_again(tmp_path: Path, capl
         assert f"{file}, line 2 holds no whole answer" in caplog.text
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.binary(max_size=200) | st.sampled_from([b"{}\n", b"[]\n", b'{"key": [], "answer": {}}', b'{"key": "x", "answer": {"text": 1}}']))
 def test_any_file_opens(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "cache.jsonl"
