@@ -4,7 +4,7 @@ import re
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from support.tiny import build_tokenizer
@@ -99,6 +99,7 @@ def test_marks_are_used_in_any_spelling(tokenizer, style):
 plain = st.text(st.characters(codec="utf-8", exclude_characters="\ue000\ue001"), min_size=1, max_size=12)
 
 
+@settings(deadline=None)
 @given(st.lists(plain, min_size=1, max_size=4), st.sampled_from([name for name in TEMPLATES if "thoughts" not in name]))
 def test_any_texts_are_found_or_refused(tokenizer, answers, name):
     """White space at the ends is the template's matter; everything between it is the answer, to the last character."""
