@@ -76,14 +76,13 @@ def select(
     """
     if output.resolve() == records.resolve():
         raise ValueError(f"--output {output} would overwrite the --records; give another file")
-    loaded = load_scores(scores)
+    loaded, quotas = load_scores(scores), _quota(quota or [], source_key)
     if clusters is not None:
         if source_key is not None or quota or threshold is not None or floor:
             raise ValueError("--clusters has a quota of its own; leave out --source-key, --quota, --threshold and --floor")
-        sources, quotas = _clusters(loaded, records, clusters, seed), _quota([str(keep)], "clusters")
+        sources = _clusters(loaded, records, clusters, seed)
     else:
         sources = {} if source_key is None else record_sources(stream_rows(records), source_key)
-        quotas = _quota(quota or [], source_key)
     selection = thresholds.select(
         loaded,
         keep,
@@ -92,7 +91,7 @@ def select(
         token_threshold=_token_threshold(token_threshold),
         keep_end_of_turn=end_of_turn,
         sources=sources,
-        quota=quotas,
+        quota=quotas if clusters is None else keep,
         by=by,
         reference=None if reference is None else load_scores(reference),
         floor=floor,
