@@ -55,6 +55,7 @@ class Reference:
         length, heads, layer = query.shape[2], query.shape[1], module.layer_idx
         group = heads // key.shape[1]
         images = self.image.nonzero().flatten().tolist()
+        sinks = self.sinks(layer) if isinstance(self.method, VAR) else []
         output = torch.zeros(1, length, heads, value.shape[-1])
         for head in range(heads):
             for i in range(length):
@@ -64,7 +65,7 @@ class Reference:
                 allowed = torch.arange(length) <= i if mask is None else (mask[0, 0, i] if mask.dtype == torch.bool else mask[0, 0, i] > -1)
                 p = torch.where(allowed, w, -torch.inf).softmax(-1)
                 if isinstance(self.method, VAR) and i > images[-1] and layer < self.layers - 1:
-                    p = self.moved(p, images, self.sinks(layer))
+                    p = self.moved(p, images, sinks)
                 output[0, i, head] = (p @ value[0, head // group].double()).float()
         return output, None
 
