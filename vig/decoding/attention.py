@@ -161,7 +161,7 @@ class EditedAttention:
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
         weights = F.softmax(scores, dim=-1, dtype=torch.float32)
         if edited and self.edit.needs_sinks:
-            sinks = self._sinks.get(int(module.layer_idx))
+            sinks = self._sinks.get(getattr(module, "layer_idx", -1))
             if sinks is None:
                 raise ValueError(f"{self.edit.name} looks for sinks in the prompt, so it cannot go on from a cache: give the whole prompt")
             weights = self.edit.edit_weights(weights, image, self._at_keys(sinks, keys) & image)
