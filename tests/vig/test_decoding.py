@@ -74,6 +74,10 @@ def test_each_method_in_our_model(method: str, cached: bool, tiny_model: Any, ti
     check(tiny_model, tiny_processor, *METHODS[method], chats((1, 2)), use_cache=cached)
 
 
+def test_a_static_cache(tiny_model: Any, tiny_processor: Any) -> None:
+    check(tiny_model, tiny_processor, *METHODS["icd"], chats((1, 2)), cache_implementation="static")
+
+
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
 @pytest.mark.parametrize("method", ["icd", "pai"])
 def test_null_prompts_of_another_length(family: str, method: str) -> None:

@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from support.families import build
+from support.families import TEXT, build
+from support.tiny import build_model, build_tokenizer
 from support.two_passes import TOKENS, chats, encoder, next_logits, settings
 from torch import Tensor
+from transformers import AutoModelForCausalLM, Gemma2Config, MambaConfig
 
+from mof import MoFProcessor
+from mof.chat_templates import VICUNA
 from vig.decoding import PAI, VAR, Decoding
 
 ATTENTION_ONLY = PAI(alpha=0.7, gamma=1, first_layer=0)
@@ -51,6 +55,7 @@ class Reference:
         length, heads, layer = query.shape[2], query.shape[1], module.layer_idx
         group = heads // key.shape[1]
         images = self.image.nonzero().flatten().tolist()
+        sinks = self.sinks(layer) if isinstance(self.method, VAR) else []
         output = torch.zeros(1, length, heads, value.shape[-1])
         for head in range(heads):
             for i in range(length):
@@ -60,7 +65,7 @@ class Reference:
                 allowed = torch.arange(length) <= i if mask is None else (mask[0, 0, i] if mask.dtype == torch.bool else mask[0, 0, i] > -1)
                 p = torch.where(allowed, w, -torch.inf).softmax(-1)
                 if isinstance(self.method, VAR) and i > images[-1] and layer < self.layers - 1:
-                    p = self.moved(p, images, self.sinks(layer))
+                    p = self.moved(p, images, sinks)
                 output[0, i, head] = (p @ value[0, head // group].double()).float()
         return output, None
 
@@ -149,6 +154,40 @@ def test_attention_in_beams_equals_the_uncached_search(tiny_model: Any, tiny_pro
     ]
     assert torch.equal(made[0].sequences, made[1].sequences)
     torch.testing.assert_close(made[0].sequences_scores, made[1].sequences_scores, atol=1e-4, rtol=1e-4)
+
+
+def joined(config: Any) -> tuple[Any, Any]:
+    """Our model with a language model of transformers."""
+    words = build_tokenizer()
+    model = build_model(words, AutoModelForCausalLM.from_config(config).eval())
+    return model, MoFProcessor.from_parts(model, words, chat_template=VICUNA)
+
+
+def mamba() -> tuple[Any, Any]:
+    return joined(MambaConfig(vocab_size=300, hidden_size=32, state_size=8, num_hidden_layers=2, pad_token_id=0, initializer_range=0.3))
+
+
+@pytest.mark.parametrize("cap", [None, 1.0])
+def test_caps_and_static_caches(cap: float | None) -> None:
+    """Gemma 2's capped scores, and sliding windows in every other layer."""
+    sizes = {**TEXT, "head_dim": 8, "query_pre_attn_scalar": 8, "vocab_size": 300, "pad_token_id": 0, "initializer_range": 0.3}
+    model, processor = joined(Gemma2Config(**sizes, attn_logit_softcapping=cap, sliding_window=16, attn_implementation="eager"))
+    encode, asked = encoder(processor), chats((1, 2))
+    made = [
+        model.generate(**encode(asked), **settings(processor), **ATTENTION_ONLY.options(asked, encode), **options).logits
+        for options in ({}, {"cache_implementation": "static"}, {"use_cache": False})
+    ]
+    plain = model.generate(**encode(asked), **settings(processor)).logits
+    assert not torch.allclose(made[0][0], plain[0])
+    for step in zip(*made, strict=True):
+        torch.testing.assert_close(step[0], step[1], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(step[0], step[2], atol=1e-4, rtol=1e-4)
+
+
+def test_a_recurrent_model_is_refused() -> None:
+    model, processor = mamba()
+    with pytest.raises(ValueError, match="pai.*MoF.*mamba"):
+        model.generate(**encoder(processor)(chats((1,))), max_new_tokens=2, custom_generate=ATTENTION_ONLY)
 
 
 @pytest.mark.parametrize("family", ["mllama", "blip2"])

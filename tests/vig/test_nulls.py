@@ -76,5 +76,5 @@ def test_callable_null() -> None:
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="'blurr'.*blur, same, zero, mean, noise, shuffle, drop"):
+    with pytest.raises(ValueError, match="'blurr'.*blur, same, zero, mean, noise, diffusion, shuffle, drop"):
         NullImages("blurr", 0)

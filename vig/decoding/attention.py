@@ -95,7 +95,10 @@ class EditedAttention:
             for hook in hooks:
                 hook.remove()
         if not self._called:
-            raise ValueError(f"{self.edit.name} edits attention, but {type(self.model).__name__} takes none of transformers' interface")
+            raise ValueError(
+                f"{self.edit.name} edits attention, but the language model of {type(self.model).__name__} ({self._configs[0].model_type}) "
+                "does not take its attention from transformers' AttentionInterface; choose a contrast such as vcd"
+            )
 
     def _watched(self) -> Iterator[tuple[nn.Module, Any]]:
         """Yield the edited layers, each with a hook that finds its sinks."""
@@ -120,7 +123,10 @@ class EditedAttention:
         """Attend as transformers asks: query [R, H, S, E], key and value [R, G, K, E]; the result is [R, S, H, E]."""
         self._called = True
         if unknown := [name for name in ("s_aux", "position_bias") if options.get(name) is not None]:
-            raise ValueError(f"{self.edit.name} cannot edit the attention of {type(self.model).__name__}, which has {', '.join(unknown)}")
+            raise ValueError(
+                f"{self.edit.name} cannot edit the attention of {type(self.model).__name__} ({self._configs[0].model_type}), "
+                f"which has {', '.join(unknown)}"
+            )
         edited = min(query.shape[2], self.length - self._first) if module.layer_idx in self._layers else 0
         dense = query.shape[2] if options.get("softcap") else max(edited, 0)
         output = query.new_empty(len(query), 0, query.shape[1], value.shape[-1])
@@ -155,7 +161,7 @@ class EditedAttention:
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
         weights = F.softmax(scores, dim=-1, dtype=torch.float32)
         if edited and self.edit.needs_sinks:
-            sinks = self._sinks.get(int(module.layer_idx))  # type: ignore[arg-type]
+            sinks = self._sinks.get(getattr(module, "layer_idx", -1))
             if sinks is None:
                 raise ValueError(f"{self.edit.name} looks for sinks in the prompt, so it cannot go on from a cache: give the whole prompt")
             weights = self.edit.edit_weights(weights, image, self._at_keys(sinks, keys) & image)
