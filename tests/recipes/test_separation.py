@@ -7,6 +7,7 @@ from study.separation import auroc, separation
 from vig import Score, Scores
 
 rng = np.random.default_rng(0)
+MANIFEST = {"identity": {}, "complete": True, "text_only": [], "failures": {}}
 
 
 def test_auroc_counts_pairs():
@@ -62,7 +63,7 @@ def test_each_kind_is_compared_with_what_the_picture_decides():
     ]
     records = [record(id, said) for id, _, said, *_ in rows]
     truth = {id: {"noise": kind, "words": words, "grounded": grounded} for id, kind, _, grounded, *_ in rows}
-    table = separation(Scores(scores, {}), records, truth)
+    table = separation(Scores(scores, MANIFEST), records, truth)
     assert list(table) == ["swapped", "span", "boilerplate"]
     assert table["swapped"] == {"vig": 1.0, "lowest loss": 1.0, "highest null loss": 0.0, "token vig": 0.75}
     assert table["span"]["token vig"] == 1.0 and table["span"]["lowest loss"] == 0.5
@@ -70,4 +71,4 @@ def test_each_kind_is_compared_with_what_the_picture_decides():
 
 
 def test_without_the_truth_there_is_nothing_to_compare():
-    assert separation(Scores([], {}), [], {}) == {}
+    assert separation(Scores([], MANIFEST), [], {}) == {}

@@ -240,7 +240,7 @@ def test_a_damaged_image_ends_a_strict_training(llava, records, image_folder, tm
     (image_folder / "damaged.jpg").write_bytes(b"no picture")
     damaged = records[2] | {"id": "damaged", "image": "damaged.jpg"}
     trainer = SelectiveTrainer(
-        llava[0], arguments(tmp_path), processing_class=llava[1], image_folder=tmp_path, train_dataset=[damaged], strict=True
+        llava[0], arguments(tmp_path), processing_class=llava[1], image_folder=image_folder, train_dataset=[damaged], strict=True
     )
     with pytest.raises(ImageError, match="'damaged': .*damaged.jpg"):
         trainer.train()
