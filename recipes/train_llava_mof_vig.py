@@ -134,8 +134,8 @@ def show(results: list[dict[str, Any]], compare: str | None, folder: RunFolder) 
         console.print(contrasts(results) if compare == "noise" else bars(results))
         if PartialState().is_main_process:
             plot = {"selection": plot_selection, "noise": plot_noise}.get(compare or "", plot_study)
-            console.print("picture:", *plot(results, folder.path("plots")))
-    console.print(f"results: {folder.path('results.json')}")
+            console.print("picture:", *plot(results, folder.path("plots")), soft_wrap=True)
+    console.print(f"results: {folder.path('results.json')}", soft_wrap=True)
 
 
 # --- a row: its stages. Each stage fills its own folder and is not done again on --resume.
