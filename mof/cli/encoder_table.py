@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -28,7 +28,7 @@ def print_encoders() -> None:
         table.add_row(name, *(_row(sizes[name], PRESETS[name].licence) if name in PRESETS else _measured(name)))
     Console(width=120).print(table)
     if note := caveat(available_encoders()):
-        print(note, file=sys.stderr)  # so that the output is a table
+        typer.echo(note, err=True)  # so that the output is a table
 
 
 def _measured(name: str) -> list[str]:
