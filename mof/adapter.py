@@ -36,6 +36,10 @@ class InterleavedMoF(Mixer):
     def tokens_per_image(self) -> int:
         return len(self.encoders) * self.positions
 
+    @property
+    def token_places(self) -> dict[str, range]:
+        return {name: range(k, self.tokens_per_image, len(self.encoders)) for k, name in enumerate(self.encoders)}
+
     def fuse(self, features: Mapping[str, Tensor]) -> Tensor:
         tokens = self._ordered(features)  # N of [B, P, C]
         adapted = [adapter(t) for adapter, t in zip(self.adapters.values(), tokens, strict=True)]  # N of [B, P, D]

@@ -83,6 +83,11 @@ class Mixer(nn.Module):
         return self.positions
 
     @property
+    def token_places(self) -> dict[str, range]:
+        """Each encoder's tokens among the T of an image, by its name; encoders whose features share their tokens share a name."""
+        return {" + ".join(self.encoders): range(self.tokens_per_image)}
+
+    @property
     def image_size(self) -> int:
         """The side of the square images to feed: the largest side that an encoder looks at."""
         return max(encoder.image_size for encoder in self.encoders.values())

@@ -268,6 +268,12 @@ class MoFForConditionalGeneration(StrictCheckpoints, GenerationMixin):
         )
         return input_ids, kwargs | images
 
+    @property
+    def image_layout(self) -> tuple[tuple[int, int], dict[str, range]]:
+        """The rows and columns of an image's tokens, and each encoder's tokens among the T of an image, for drawings of attention."""
+        (rows, columns), (down, across) = self.mixer.grid, self.mixer.pool
+        return (rows // down, columns // across), self.mixer.token_places
+
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
 
