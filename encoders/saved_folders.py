@@ -1,4 +1,4 @@
-"""Folders with files of other libraries, such as saved models and checkpoints, hold a sealed list of the files' digests."""
+"""Files that cannot hold a digest themselves, such as saved models, CSV and plain JSON, have it in a sealed JSON file beside them."""
 
 from __future__ import annotations
 
@@ -54,6 +54,24 @@ def check_folder(folder: str | os.PathLike[str], without: str = "") -> None:
         raise DamagedError(
             f"{'; '.join(faults.values())}. Save the model again, or put back a copy; after changes of your own, delete {path}"
         )
+
+
+def card_path(file: Path) -> Path:
+    """Return the path of the card of a data file, which lists the file's digest: selected.card.json beside selected.json."""
+    return file.with_name(f"{file.stem}.card.json")
+
+
+def check_listed(file: Path, listing: Path, remedy: str) -> None:
+    """Raise a DamagedError if the sealed JSON `listing` names another digest of the file. A file in no listing passes.
+
+    Args:
+        remedy: the advice to a user of a damaged file, for the message.
+    """
+    if not checks() or not listing.is_file():
+        return
+    listed = read_sealed(listing).get("files", {})
+    if faults := damaged(file.parent, {name: digest for name, digest in listed.items() if name == file.name}):
+        raise DamagedError(f"{'; '.join(faults.values())}; {remedy}. After changes of your own, delete {listing}")
 
 
 def _states(folder: Path) -> dict[str, tuple[int, int, int]]:

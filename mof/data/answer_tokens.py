@@ -28,7 +28,9 @@ from mof.data.templates import Span, template_of
 # Shapes: T tokens of a record, A answer tokens among them.
 
 # Outputs of some processors that hold one value per token. They are cut and padded with the ids.
-PER_TOKEN = ("token_type_ids", "mm_token_type_ids")
+ATTENTION_MASK = "attention_mask"
+"""Where an example has it: int64 [T], 0 for tokens that no token may attend to."""
+PER_TOKEN = ("token_type_ids", "mm_token_type_ids", ATTENTION_MASK)
 CROSS_MASK = "cross_attention_mask"  # [1, T, ...]: which tokens of a record see which of its images, in Llama 3.2 Vision
 
 
