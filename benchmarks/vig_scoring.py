@@ -124,6 +124,7 @@ def main() -> None:
     parser.add_argument("--vocabularies", type=int, nargs="+", default=[32_000, 128_000])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--measures", action="store_true", help="measure vig.score with all measures of a token, too")
+    parser.add_argument("--no-memory", action="store_true", help="measure the time only, without further processes")
     parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)  # a measurement in a process of its own
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -141,8 +142,8 @@ def main() -> None:
                 least[name] = min(least[name], time.perf_counter() - start)
         reference, *fast = results.values()
         apart = max(float(np.abs(result[id] - reference[id]).max()) for result in fast for id in reference)
-        memory = {}
-        for name in methods:
+        memory = dict.fromkeys(methods, float("nan"))
+        for name in () if arguments.no_memory else methods:
             command = [sys.executable, __file__, "--memory", name, str(vocabulary)]
             at_once = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**18)}  # what is freed is given back
             memory[name] = float(subprocess.run(command, check=True, capture_output=True, text=True, env=at_once).stdout.splitlines()[-1])

@@ -62,7 +62,9 @@ def card_path(file: Path) -> Path:
 
 
 def check_listed(file: Path, listing: Path, remedy: str) -> None:
-    """Raise a DamagedError if the sealed JSON `listing` names another digest of the file. A file in no listing passes.
+    """Raise a DamagedError if the sealed JSON `listing` has another digest of the file. A file in no listing passes.
+
+    A listing of a single file is compared whatever that file's name is: both may have been renamed, or belong to different files.
 
     Args:
         remedy: the advice to a user of a damaged file, for the message.
@@ -70,8 +72,11 @@ def check_listed(file: Path, listing: Path, remedy: str) -> None:
     if not checks() or not listing.is_file():
         return
     listed = read_sealed(listing).get("files", {})
-    if faults := damaged(file.parent, {name: digest for name, digest in listed.items() if name == file.name}):
-        raise DamagedError(f"{'; '.join(faults.values())}; {remedy}. After changes of your own, delete {listing}")
+    noted = next(iter(listed.values())) if len(listed) == 1 else listed.get(file.name)
+    if noted is not None and file_digest(file) != noted:
+        raise DamagedError(
+            f"{file} is damaged, or was edited: {listing} has another digest; {remedy}. After changes of your own, delete that file"
+        )
 
 
 def _states(folder: Path) -> dict[str, tuple[int, int, int]]:
