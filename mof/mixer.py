@@ -134,6 +134,14 @@ class Mixer(nn.Module):
         """Return the image tokens [B, T, D] for each encoder's tokens [B, P, C]."""
         raise NotImplementedError
 
+    def slots(self, encoder: str) -> slice:
+        """Return the slots of the T image tokens that hold the tokens of one encoder, in row-major order.
+
+        Raises:
+            ValueError: for a fusion in which each token holds all encoders.
+        """
+        raise ValueError(f"in fusion {self.fusion!r} each token holds all encoders, so no token is of {encoder!r} alone")
+
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the image tokens [B, T, D] of pixels [B, 3, H, W]."""
         return self.fuse(self.encode(pixels))
