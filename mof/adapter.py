@@ -30,7 +30,7 @@ class AdaptedMixer(Mixer):
 
     def __init__(self, encoders: Mapping[str, Encoder], hidden_size: int, **options: Any) -> None:
         super().__init__(encoders, hidden_size, **options)
-        self.adapters = nn.ModuleDict({name: build_projector(self.projector, e.width, hidden_size) for name, e in encoders.items()})
+        self.adapters = nn.ModuleDict({name: build_projector(self.projector, width, hidden_size) for name, width in self.widths.items()})
 
     def adapt(self, features: Mapping[str, Tensor]) -> list[Tensor]:
         """Return the N encoders' tokens [B, P, D], each mapped by its own adapter, for each encoder's tokens [B, P, C]."""
@@ -87,14 +87,13 @@ class AdditiveMoF(Mixer):
         self, encoders: Mapping[str, Encoder], hidden_size: int, *, weights: Mapping[str, float] | None = None, **options: Any
     ) -> None:
         super().__init__(encoders, hidden_size, **options)
-        widths = {name: encoder.width for name, encoder in encoders.items()}
-        if len(set(widths.values())) > 1:
-            raise ValueError(f"features of different widths cannot be added: {widths}; use interleaved or concat")
+        if len(set(self.widths.values())) > 1:
+            raise ValueError(f"features of different widths cannot be added: {self.widths}; use interleaved or concat")
         weights = dict.fromkeys(encoders, 1 / len(encoders)) if weights is None else weights
         if set(weights) != set(encoders):
             raise ValueError(f"expected one weight for each of {list(encoders)}, got {dict(weights)}")
         self.weights = {name: float(weights[name]) for name in encoders}
-        self.adapter = build_projector(self.projector, next(iter(widths.values())), hidden_size)
+        self.adapter = build_projector(self.projector, next(iter(self.widths.values())), hidden_size)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -113,7 +112,7 @@ class ConcatMoF(Mixer):
 
     def __init__(self, encoders: Mapping[str, Encoder], hidden_size: int, **options: Any) -> None:
         super().__init__(encoders, hidden_size, **options)
-        self.adapter = build_projector(self.projector, sum(encoder.width for encoder in encoders.values()), hidden_size)
+        self.adapter = build_projector(self.projector, sum(self.widths.values()), hidden_size)
 
     def fuse(self, features: Mapping[str, Tensor]) -> Tensor:
         return self.adapter(torch.cat(self._ordered(features), dim=-1))  # [B, P, N*C] -> [B, P, D]
@@ -129,7 +128,7 @@ class GatedMoF(AdaptedMixer):
 
     def __init__(self, encoders: Mapping[str, Encoder], hidden_size: int, **options: Any) -> None:
         super().__init__(encoders, hidden_size, **options)
-        self.gate = nn.Linear(sum(encoder.width for encoder in encoders.values()), len(encoders))
+        self.gate = nn.Linear(sum(self.widths.values()), len(encoders))
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
 

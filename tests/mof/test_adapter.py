@@ -242,7 +242,7 @@ def test_trainable_encoder_gets_gradient(pixels: Tensor) -> None:
         ("interleaved", {"grid": (8, 8), "pool": (2, 4)}),
         ("additive", {"weights": {"a": 0.375, "c": 0.625}}),
         ("concat", {}),
-        ("sequence", {}),
+        ("sequence", {"weigh_layers": True}),
         ("gated", {"pool": 2}),
         ("cross_attention", {"grid": (8, 8), "pool": 2, "window": (1, 2), "heads": 5}),
     ],
@@ -308,6 +308,30 @@ def test_encoder_resized_by_another_mixer_is_refused(tiny_encoders: dict[str, En
         with pytest.raises(ValueError, match="'b'.*4 x 4.*6 x 6"):
             resized(pixels)
     assert torch.equal(clone(pixels), expected)  # it has an encoder of its own
+
+
+@pytest.mark.parametrize("fusion", ["interleaved", "concat", "gated"])
+def test_layers_are_added_with_learnt_weights(fusion: str, pixels: Tensor) -> None:
+    deep, last = FixedEncoder(32, 4, seed=1), FixedEncoder(16, 4, seed=2)
+    deep.layers, deep.layer_widths = (1, 0), (16, 16)
+    encoders = {"deep": deep, "last": last}
+    mixer = build_mixer(fusion, encoders, HIDDEN, weigh_layers=True)
+    plain = build_mixer(fusion, encoders, HIDDEN, weigh_layers=False)
+    assert mixer.widths == {"deep": 16, "last": 16} and plain.widths == {"deep": 32, "last": 16}
+    with torch.no_grad():
+        mixer.layer_weights["deep"].copy_(torch.tensor([0.0, 3.0]).log1p())  # weights 1/5 and 4/5
+    upper, lower = deep(pixels).tokens.chunk(2, dim=-1)
+    single = build_mixer(fusion, {"deep": FixedEncoder(16, 4, seed=1), "last": last}, HIDDEN)
+    single.load_state_dict({key: value for key, value in mixer.state_dict().items() if not key.startswith("layer_weights")})
+    features = {"deep": 0.2 * upper + 0.8 * lower, "last": last(pixels).tokens}
+    torch.testing.assert_close(mixer(pixels), single.fuse(features))
+
+
+def test_layers_of_different_widths_cannot_be_weighed() -> None:
+    encoder = FixedEncoder(9, 4, seed=1)
+    encoder.layer, encoder.layers, encoder.layer_widths = [-1, 0], (1, 0), (4, 5)
+    with pytest.raises(ValueError, match=r"\[-1, 0\].*'odd'"):
+        InterleavedMoF({"odd": encoder}, HIDDEN, weigh_layers=True)
 
 
 def test_encoder_contract_is_all_that_is_used(pixels: Tensor) -> None:
