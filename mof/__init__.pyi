@@ -1,4 +1,4 @@
-from .adapter import AdditiveMoF, ConcatMoF, InterleavedMoF
+from .adapter import AdditiveMoF, ConcatMoF, CrossAttentionMoF, GatedMoF, InterleavedMoF, SequenceMoF
 from .auto_classes import MoFConfig, MoFForConditionalGeneration, MoFProcessor, register_auto_classes
 from .evals.mmvp_vlm import probe_mmvp_vlm
 from .pairs.search import blind_pairs
@@ -6,10 +6,13 @@ from .pairs.search import blind_pairs
 __all__ = [
     "AdditiveMoF",
     "ConcatMoF",
+    "CrossAttentionMoF",
+    "GatedMoF",
     "InterleavedMoF",
     "MoFConfig",
     "MoFForConditionalGeneration",
     "MoFProcessor",
+    "SequenceMoF",
     "blind_pairs",
     "probe_mmvp_vlm",
     "register_auto_classes",

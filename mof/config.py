@@ -15,8 +15,8 @@ class MoFConfig(PreTrainedConfig):
     Args:
         text_config: the configuration of any causal language model of transformers (or its dict). A default Llama if None.
         encoders: name -> `spec`, from which `encoders.build_encoder` rebuilds the encoder; in the order of fusion.
-        fusion: "interleaved", "additive" or "concat".
-        fusion_options: further arguments of the fusion: pool, grid, weights.
+        fusion: a key of `mof.adapter.FUSIONS`, such as "interleaved".
+        fusion_options: further arguments of the fusion: pool, grid, weights, window.
         image_token_id: the token whose embeddings the image features replace.
         embed_encoders: save the encoders' weights with the model. By default a checkpoint refers to them by their spec.
         encoder_order: the names in the order of fusion, since config.json sorts its keys. By default the order of `encoders`.
