@@ -1,5 +1,5 @@
 from .adapter import AdditiveMoF, ConcatMoF, InterleavedMoF
-from .auto_classes import MoFConfig, MoFForConditionalGeneration, MoFProcessor, register_auto_classes
+from .auto_classes import MoFConfig, MoFForConditionalGeneration, MoFModel, MoFProcessor, register_auto_classes
 from .evals.mmvp_vlm import probe_mmvp_vlm
 from .pairs.search import blind_pairs
 
@@ -9,6 +9,7 @@ __all__ = [
     "InterleavedMoF",
     "MoFConfig",
     "MoFForConditionalGeneration",
+    "MoFModel",
     "MoFProcessor",
     "blind_pairs",
     "probe_mmvp_vlm",
