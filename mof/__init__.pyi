@@ -1,5 +1,5 @@
 from .adapter import AdditiveMoF, ConcatMoF, CrossAttentionMoF, GatedMoF, InterleavedMoF, SequenceMoF
-from .auto_classes import MoFConfig, MoFForConditionalGeneration, MoFProcessor, register_auto_classes
+from .auto_classes import MoFConfig, MoFForConditionalGeneration, MoFModel, MoFProcessor, register_auto_classes
 from .evals.mmvp_vlm import probe_mmvp_vlm
 from .pairs.search import blind_pairs
 
@@ -11,6 +11,7 @@ __all__ = [
     "InterleavedMoF",
     "MoFConfig",
     "MoFForConditionalGeneration",
+    "MoFModel",
     "MoFProcessor",
     "SequenceMoF",
     "blind_pairs",

@@ -66,4 +66,21 @@ class MoFConfig(PreTrainedConfig):
             raise ValueError(f"encoders {trainable} are trainable, so a reference cannot restore them: set embed_encoders=True")
 
 
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens that the language model knows. Trainers look for it here."""
+        return self.text_config.vocab_size
+
+    @property
+    def tie_word_embeddings(self) -> bool:
+        """Whether the language model's head shares the weights of its embeddings."""
+        return self.text_config.tie_word_embeddings
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the contents of config.json, which hold no path of the machine that the language model came from."""
+        contents = super().to_dict()
+        contents["text_config"].pop("_name_or_path", None)
+        return contents
+
+
 AutoConfig.register(MoFConfig.model_type, MoFConfig, exist_ok=True)
