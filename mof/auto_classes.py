@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from mof.config import MoFConfig
 from mof.model import MoFForConditionalGeneration
-from mof.processor import MoFProcessor
+from mof.processor import MoFImageProcessor, MoFProcessor
 
-__all__ = ["MoFConfig", "MoFForConditionalGeneration", "MoFProcessor", "register_auto_classes"]
+__all__ = ["MoFConfig", "MoFForConditionalGeneration", "MoFImageProcessor", "MoFProcessor", "register_auto_classes"]
 
 
 def register_auto_classes() -> None:
-    """Make AutoConfig, AutoModelForImageTextToText, AutoImageProcessor and AutoProcessor open our models.
+    """Make AutoConfig, AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoImageProcessor and AutoProcessor open our models.
 
     The import of this module has done it already. Call this function to say so in the code.
     """

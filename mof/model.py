@@ -7,8 +7,16 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    GenerationMixin,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
 from mof.checkpoints import StrictCheckpoints, build_configured_mixer
 from mof.config import MoFConfig
@@ -285,3 +293,6 @@ class MoFForConditionalGeneration(StrictCheckpoints, GenerationMixin):
 
 
 AutoModelForImageTextToText.register(MoFConfig, MoFForConditionalGeneration, exist_ok=True)
+AutoModelForMultimodalLM.register(MoFConfig, MoFForConditionalGeneration, exist_ok=True)
+# `transformers serve` and the pipeline "any-to-any" look for models by these names.
+MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[MoFConfig.model_type] = MoFForConditionalGeneration.__name__
