@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from encoders import build_encoder
 from encoders.saved_folders import check_folder, recording
 from mof.adapter import build_mixer
+from mof.auto_map import OpenedByCode
 from mof.config import MoFConfig
 from mof.llava.weights import list_faults
 from mof.mixer import Mixer
@@ -32,7 +33,7 @@ def build_configured_mixer(config: MoFConfig) -> Mixer:
     return build_mixer(config.fusion, encoders, width, **config.fusion_options)
 
 
-class StrictCheckpoints(PreTrainedModel):
+class StrictCheckpoints(OpenedByCode, PreTrainedModel):
     """A model with a `mixer`. Its checkpoints hold the encoders' weights or refer to them, and fit key by key."""
 
     config_class = MoFConfig

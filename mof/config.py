@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PreTrainedConfig
 
 from mof.adapter import FUSIONS
+from mof.auto_map import NamesCode
 
 
-class MoFConfig(PreTrainedConfig):
+class MoFConfig(NamesCode, PreTrainedConfig):
     """Configuration of `MoFForConditionalGeneration`.
 
     Args:

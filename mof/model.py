@@ -5,8 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
 from mof.base_model import MoFModel
 from mof.config import MoFConfig
@@ -137,3 +144,6 @@ class MoFForConditionalGeneration(MoFModel, ImageGenerationMixin):
 
 
 AutoModelForImageTextToText.register(MoFConfig, MoFForConditionalGeneration, exist_ok=True)
+AutoModelForMultimodalLM.register(MoFConfig, MoFForConditionalGeneration, exist_ok=True)
+# `transformers serve` and the pipeline "any-to-any" look for models by these names.
+MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[MoFConfig.model_type] = MoFForConditionalGeneration.__name__

@@ -21,6 +21,7 @@ from encoders.images.opening import ADDRESSES, read_address
 from encoders.images.reading import read_image
 from encoders.images.resizing import Centre, Fit, Interpolation
 from encoders.saved_folders import WEIGHTS, check_folder, recording
+from mof.auto_map import NamesCode
 from mof.chat_templates import choose_chat_template
 from mof.config import MoFConfig
 from mof.data.prompts import ready_for_prompts
@@ -41,7 +42,7 @@ class MoFImagesKwargs(TypedDict, total=False):
     return_tensors: str | None
 
 
-class MoFImageProcessor(BaseImageProcessor):
+class MoFImageProcessor(NamesCode, BaseImageProcessor):
     """Turns images into uint8 pixels of one size, without normalisation: each encoder does its own.
 
     Args:
@@ -125,7 +126,7 @@ class MoFImageProcessor(BaseImageProcessor):
 AutoImageProcessor.register(MoFConfig, image_processor_classes=dict.fromkeys(("torchvision", "pil"), MoFImageProcessor), exist_ok=True)
 
 
-class MoFProcessor(ProcessorMixin):
+class MoFProcessor(NamesCode, ProcessorMixin):
     """A tokenizer and an image processor that agree on how many tokens an image takes. Pads on the left.
 
     The tokenizer is changed to put nothing behind a text (`mof.data.prompts`), so that a model goes on where a prompt ends.
