@@ -200,7 +200,14 @@ def _agreement(judge: dict[str, Any]) -> str:
 
 
 evaluate = command_group(
-    {"mmvp": mmvp, "pope": pope, "chair": chair, "report": "mof.cli.report:report", "correlation": "mof.cli.report:correlation"},
+    {
+        "mmvp": mmvp,
+        "pope": pope,
+        "chair": chair,
+        "encoders": "mof.cli.encoder_worth:encoders",
+        "report": "mof.cli.report:report",
+        "correlation": "mof.cli.report:correlation",
+    },
     callback=suite,
     alone=True,
 )

@@ -125,8 +125,8 @@ class LocalModel:
     def _generate(self, prompts: Sequence[Prompt]) -> list[tuple[str, int, int]]:
         """Return text, number of tokens read and number of tokens written, per prompt."""
         chats = [_chat(prompt, None) for prompt in prompts]
-        inputs = self._encode(chats)
-        further = {} if self.decoding is None else self.decoding.options(chats, self._encode)
+        inputs = self.encode(chats)
+        further = {} if self.decoding is None else self.decoding.options(chats, self.encode)
         ids = inputs["input_ids"]  # [B, L]
         tokens = self.model.generate(**inputs, **further, generation_config=self._generation)
         if tokens.shape[1] >= ids.shape[1] and torch.equal(tokens[:, : ids.shape[1]], ids):  # some models give the prompt back
@@ -140,8 +140,8 @@ class LocalModel:
         """Return the log-likelihood of each option's tokens after the prompt."""
         if not prompt.options or self.decoding is not None or self.model.config.is_encoder_decoder:
             return None
-        alone = self._encode([_chat(prompt, None)])["input_ids"][0].tolist()
-        inputs = self._encode([_chat(prompt, option) for option in prompt.options])
+        alone = self.encode([_chat(prompt, None)])["input_ids"][0].tolist()
+        inputs = self.encode([_chat(prompt, option) for option in prompt.options])
         ids, mask = inputs["input_ids"], inputs["attention_mask"]  # [B, L]
         lengths = [len(row) - _common(alone, row) for row in (row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True))]
         longest = max(lengths)  # N
@@ -152,7 +152,7 @@ class LocalModel:
         scores = logits.log_softmax(dim=-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)  # [B, N]
         return tuple(float(row[longest - length :].double().sum()) for row, length in zip(scores, lengths, strict=True))
 
-    def _encode(self, chats: Sequence[Any]) -> Any:
+    def encode(self, chats: Sequence[Any]) -> Any:
         """Return the model's inputs for conversations, all with the beginning of an answer or all without."""
         if self.processor.chat_template is None:
             texts = [_bare_text(chat) for chat in chats]
