@@ -1,4 +1,4 @@
-"""Any network of timm that gives intermediate features: vision transformers, windowed and convolutional networks."""
+"""This backend builds networks of timm with intermediate features: vision transformers, windowed and convolutional networks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from timm.models import beit, eva, vision_transformer
 from torch import Tensor, nn
 
 import encoders.backends.moco_v3  # registers its networks with timm
-import encoders.miniature  # noqa: F401  likewise
+import encoders.miniature  # noqa: F401  registers its network with timm
 from encoders.backends.blocks import BlockEncoder, Positions
 from encoders.images.resizing import Fit
 from encoders.names import near_names, split_weights
@@ -31,14 +31,14 @@ from encoders.weight_files import (
 
 # Shapes: B, S, h, w, D, E as in base.py; C = channels of a feature map, P = prefix tokens (class and register tokens), L = P + h*w.
 
-# All blocks of these networks have the same width and grid, and the final norm fits every block.
+# In these networks all blocks have the same width and grid, and the final norm fits every block.
 TRANSFORMERS: tuple[Any, ...] = (vision_transformer.VisionTransformer, eva.Eva, beit.Beit)
 
 FITS: dict[str, Fit] = {"center": "crop", "squash": "squash", "border": "pad"}  # timm's crop_mode
 
 
 class TimmEncoder(BlockEncoder):
-    """A network of timm without its classifier. `embed_image` gives the output that timm pools."""
+    """TimmEncoder is a network of timm without its classifier. `embed_image` returns timm's pooled output, with unit norm."""
 
     def __init__(self, trunk: Any, *, norm: bool | None = None, **options: Any) -> None:
         config = resolve_data_config(model=trunk)
@@ -73,10 +73,10 @@ class TimmEncoder(BlockEncoder):
 
 
 def sizes(trunk: Any, norm: bool) -> dict[str, Any]:
-    """Return width and stride by layer and the depth of a timm model.
+    """Return the arguments width, patch_size (both by layer) and depth of `Encoder` for a timm model.
 
     Raises:
-        ValueError: for a model whose intermediate features timm does not give.
+        ValueError: for a model without intermediate features in timm.
     """
     if not callable(getattr(trunk, "forward_intermediates", None)):
         raise ValueError(f"timm's {type(trunk).__name__} gives no intermediate features (forward_intermediates), so no patch tokens")
@@ -86,7 +86,7 @@ def sizes(trunk: Any, norm: bool) -> dict[str, Any]:
     if isinstance(trunk, TRANSFORMERS):
         width[0], stride[0] = width[1], stride[1]
     if norm and not isinstance(trunk, TRANSFORMERS):
-        width = {len(stages): trunk.num_features}  # the input of its own head: after the last norm or convolution
+        width = {len(stages): trunk.num_features}  # width of the input of the network's head, after the last norm or convolution
     return {"width": width, "patch_size": stride, "depth": len(stages)}
 
 
@@ -99,7 +99,7 @@ def takes_any_size(trunk: Any) -> bool:
 
 
 def resize(trunk: Any, image_size: int, positions: Positions) -> None:
-    """Make a timm model take square inputs of `image_size` pixels. A model without positions takes any size as it is."""
+    """Make a timm model take square inputs of `image_size` pixels. A model without positions needs no change."""
     if not callable(getattr(trunk, "set_input_size", None)):
         return
     transformer = isinstance(trunk, TRANSFORMERS)
@@ -116,7 +116,7 @@ def blocks_and_norm(trunk: Any) -> tuple[nn.ModuleList, nn.Module] | None:
 
 
 def read_stages(trunk: Any, x: Tensor, layers: Sequence[int], norm: bool) -> Tensor:
-    """[B, 3, S, S] -> [B, h*w, D]: the outputs of stages side by side. No deeper stage runs."""
+    """Return the outputs of stages side by side: [B, 3, S, S] -> [B, h*w, D]. No deeper stage runs."""
     if norm:
         return _head_input(trunk, x)
     stages = sorted(set(layers))
@@ -131,7 +131,7 @@ def _rows(maps: Tensor) -> Tensor:
 
 
 def _head_input(trunk: Any, x: Tensor) -> Tensor:
-    """Return the last stage's map [B, h*w, C], as it enters the network's own head."""
+    """Return the features of the last stage [B, h*w, C], as they enter the network's head."""
     maps = trunk.forward_features(x)  # [B, C, h, w] or [B, h, w, C]
     if maps.ndim != 4:
         raise ValueError(f"timm's {type(trunk).__name__} gives no map of features after its final norm; use norm=False")
@@ -149,7 +149,7 @@ def build(model: str, *, pretrained: bool, weights: str | None, **options: Any) 
         trunk = _from_hub(model_name) if own else timm.create_model(model_name)
     if not callable(getattr(trunk, "reset_classifier", None)):
         raise ValueError(f"timm's {type(trunk).__name__} has no classifier to leave out, hence no pooled output that this backend knows")
-    trunk.reset_classifier(0)  # only now: with another number of classes timm would not load strictly
+    trunk.reset_classifier(0)  # not earlier, because timm does not load strictly with another number of classes
     encoder = TimmEncoder(trunk, **options)
     if pretrained and file is not None:
         quick = model_name.replace("_clip_", "_clip_quickgelu_")
@@ -160,7 +160,7 @@ def build(model: str, *, pretrained: bool, weights: str | None, **options: Any) 
 
 
 def _from_hub(model_name: str) -> Any:
-    """Return a model with its own weights. They are read from the cache where the hub does not answer."""
+    """Return a model with its own weights. If the hub does not answer, they are read from the cache."""
     scheme, colon, path = model_name.partition(":")
     config = None if colon else timm.get_pretrained_cfg(model_name, allow_unregistered=True)
     repository = path if scheme == "hf-hub" else config.hf_hub_id if config else None
@@ -174,9 +174,9 @@ def _from_hub(model_name: str) -> Any:
 
 
 def _check_name(model_name: str) -> None:
-    """Refuse a name that timm does not know, with a ValueError that lists near models or tags."""
+    """Raise a ValueError for a name that timm does not know. The message lists similar models, or the tags."""
     if ":" in model_name:
-        return  # on the hub or in a folder
+        return  # the model is on the hub or in a folder
     architecture, _, tag = model_name.partition(".")
     if not timm.is_model(architecture):
         raise ValueError(f"timm has no model {architecture!r}.{near_names(architecture, timm.list_models())}")
@@ -186,7 +186,7 @@ def _check_name(model_name: str) -> None:
 
 
 def _source(model_name: str) -> str:
-    """Return, for messages, the place from which timm gets the weights of a model."""
+    """Return a text for messages that names the place from which timm gets the weights of a model."""
     config = timm.get_pretrained_cfg(model_name, allow_unregistered=True) if ":" not in model_name else None
     if config and config.hf_hub_id:
         return f" (model.safetensors of {config.hf_hub_id} on the hub)"
@@ -194,7 +194,7 @@ def _source(model_name: str) -> str:
 
 
 def _load(trunk: Any, model_name: str, file: str) -> None:
-    """Load a local file. Other keys than timm's own (Meta's DINOv2, OpenAI's CLIP) go through timm's converter."""
+    """Load a local file. If its keys are not timm's (Meta's DINOv2, OpenAI's CLIP), timm's converter renames them."""
     state = _without_classifier(trunk, read_state(file))
     wanted = {key: value.shape for key, value in trunk.state_dict().items()}
     if {key: getattr(value, "shape", None) for key, value in state.items()} != wanted and (convert := _converter(model_name)):
@@ -204,7 +204,7 @@ def _load(trunk: Any, model_name: str, file: str) -> None:
 
 
 def _converter(model_name: str) -> Any:
-    """Return timm's converter from the authors' own keys, which the architecture's module may hold, or None."""
+    """Return timm's converter from the authors' keys to timm's keys, or None if the architecture's module has no converter."""
     if ":" in model_name:
         return None
     module = timm.model_entrypoint(model_name.partition(".")[0]).__module__
