@@ -1,7 +1,7 @@
-"""Mixture of features: the tokens of several encoders become one token sequence for the language model.
+"""A fusion joins the tokens of several encoders to a token sequence for the language model.
 
-Each fusion is a `Mixer`, whose `encode` brings the encoders' tokens to one common grid. Its own `fuse` puts them together and
-maps them to the width of the language model.
+Each fusion is a `Mixer`, whose `encode` brings the encoders' tokens to a common grid. The fusion's `fuse` joins them and maps them to
+the width of the language model.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from mof.mixer import Mixer
 # Shapes: B images, N encoders, P patch positions of the common grid, C = width of an encoder, D = width of the language model.
 
 SSL_RATIOS = (0.0, 0.25, 0.5, 0.625, 0.75, 0.875, 1.0)
-"""The share of the self-supervised encoder in the paper's additive sweep (arXiv 2401.06209, table 2)."""
+"""Shares of the self-supervised encoder in the paper's additive sweep (arXiv 2401.06209, table 2)."""
 
 
 class InterleavedMoF(Mixer):
-    """One adapter per encoder; their tokens then stand side by side in space: token i of encoder k lands in slot N*i + k."""
+    """InterleavedMoF has an adapter for each encoder and interleaves their tokens: token i of encoder k gets slot N*i + k."""
 
     fusion = "interleaved"
 
@@ -43,10 +43,10 @@ class InterleavedMoF(Mixer):
 
 
 class AdditiveMoF(Mixer):
-    """The weighted sum of the features, then one adapter: `a * DINOv2 + (1 - a) * CLIP` for a in `SSL_RATIOS`.
+    """AdditiveMoF adds the weighted features before a single adapter: `a * DINOv2 + (1 - a) * CLIP` for a in `SSL_RATIOS`.
 
     Args:
-        weights: by encoder; equal shares by default.
+        weights: encoder -> weight; by default all weights are equal and have the sum 1.
 
     Raises:
         ValueError: for encoders of different width, or weights that do not name exactly the encoders.
@@ -78,7 +78,7 @@ class AdditiveMoF(Mixer):
 
 
 class ConcatMoF(Mixer):
-    """The channels of all encoders stand side by side; one adapter maps them."""
+    """ConcatMoF puts the channels of all encoders side by side before a single adapter."""
 
     fusion = "concat"
 
@@ -94,7 +94,7 @@ FUSIONS: dict[str, type[Mixer]] = {mixer.fusion: mixer for mixer in (Interleaved
 
 
 def build_mixer(fusion: str, encoders: Mapping[str, Encoder], hidden_size: int, **options: Any) -> Mixer:
-    """Return the mixer called `fusion` ("interleaved", "additive" or "concat"), built with the options of its constructor.
+    """Return the mixer for a fusion ("interleaved", "additive" or "concat"), built with the options of its constructor.
 
     Raises:
         ValueError: for an unknown fusion.
@@ -105,9 +105,9 @@ def build_mixer(fusion: str, encoders: Mapping[str, Encoder], hidden_size: int, 
 
 
 def build_projector(kind: str, width: int, hidden_size: int) -> nn.Module:
-    """Return the adapter called `kind`, as LLaVA names them: "linear", or "mlp2x_gelu", which is linear, GELU, linear.
+    """Return an adapter by LLaVA's name: "linear", or "mlp2x_gelu", which is linear, GELU, linear.
 
-    "mlp3x_silu" has three linears and another activation, by the name that transformers gives it.
+    "mlp3x_silu" has three linear layers and another activation, which has its name in transformers.
 
     Raises:
         ValueError: for an unknown name.

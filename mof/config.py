@@ -1,4 +1,4 @@
-"""The configuration of a multimodal model: its language model, its encoders, and their fusion."""
+"""MoFConfig is the configuration of a multimodal model: its language model, its encoders, and their fusion."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from mof.adapter import FUSIONS
 
 
 class MoFConfig(PreTrainedConfig):
-    """Configuration of `MoFForConditionalGeneration`.
+    """MoFConfig is the configuration of `MoFForConditionalGeneration`.
 
     Args:
-        text_config: the configuration of any causal language model of transformers (or its dict). A default Llama if None.
+        text_config: the configuration of any causal language model of transformers (or its dict). None is a default Llama.
         encoders: name -> `spec`, from which `encoders.build_encoder` rebuilds the encoder; in the order of fusion.
         fusion: "interleaved", "additive" or "concat".
         fusion_options: further arguments of the fusion: pool, grid, weights.
         image_token_id: the token whose embeddings the image features replace.
-        embed_encoders: save the encoders' weights with the model. By default a checkpoint refers to them by their spec.
-        encoder_order: the names in the order of fusion, since config.json sorts its keys. By default the order of `encoders`.
-        embedding_width: the width of the language model's token embeddings; None where it is the hidden size.
+        embed_encoders: save the encoders' weights with the model. By default a checkpoint refers to the encoders by their spec.
+        encoder_order: the names in the order of fusion, because config.json sorts its keys. By default the order of `encoders`.
+        embedding_width: the width of the language model's token embeddings; None if it is the hidden size.
 
     Raises:
         ValueError: for an unknown fusion, an order that does not name the encoders, or a trainable encoder, whose training
@@ -42,7 +42,7 @@ class MoFConfig(PreTrainedConfig):
         embedding_width: int | None = None,
         **kwargs: Any,
     ) -> None:
-        # This comes first, since it resets the attention of the sub-configs: text_config may belong to a model in use.
+        # This comes first, because it resets the attention of the sub-configs, and text_config may belong to a model in use.
         super().__init__(**kwargs)
         if not isinstance(text_config, PreTrainedConfig):
             text_config = dict(text_config or {})
@@ -51,7 +51,7 @@ class MoFConfig(PreTrainedConfig):
             raise ValueError(f"unknown fusion {fusion!r}; expected one of {', '.join(FUSIONS)}")
         self.text_config = text_config
         if kwargs.get("attn_implementation") is not None:
-            self._attn_implementation = kwargs["attn_implementation"]  # asked for, so handed down
+            self._attn_implementation = kwargs["attn_implementation"]  # the setter also sets it for the language model
         encoders = encoders or {}
         self.encoder_order = list(encoders) if encoder_order is None else encoder_order
         if sorted(self.encoder_order) != sorted(encoders):
