@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from encoders import build_encoder
 from encoders.saved_folders import check_folder, recording
 from mof.adapter import build_mixer
+from mof.auto_map import OpenedByCode
 from mof.config import MoFConfig
 from mof.llava.weights import list_faults
 from mof.mixer import Mixer
@@ -35,7 +36,7 @@ def build_configured_mixer(config: MoFConfig) -> Mixer:
     return build_mixer(config.fusion, encoders, width, **config.fusion_options)
 
 
-class StrictCheckpoints(PreTrainedModel):
+class StrictCheckpoints(OpenedByCode, PreTrainedModel):
     """StrictCheckpoints is a model with a `mixer`, whose checkpoints hold the encoders' weights or refer to them. All keys must fit."""
 
     config_class = MoFConfig
@@ -87,14 +88,19 @@ class StrictCheckpoints(PreTrainedModel):
         if (quantization := kwargs.get("quantization_config")) is not None:
             with torch.device("meta"):
                 kwargs["quantization_config"] = language_model_only(quantization, cls(config, _shell_of(mixer, config.embed_encoders)))
+        with init_empty_weights(include_buffers=False):
+            plain = AutoModelForCausalLM.from_config(config.text_config, trust_remote_code=False)
+        inner = f"{plain.base_model_prefix}."  # the checkpoint holds a language model with a head, in which the decoder has this name
+        if not cls.can_generate() and inner != "model.":  # `mof.base_model` has told transformers about "model."
+            kwargs["key_mapping"] = {f"^language_model.{inner}": "language_model."}
         model, info = super().from_pretrained(
             path, *args, config=config, mixer=_shell_of(mixer, config.embed_encoders), output_loading_info=True, **hub, **kwargs
         )
+        if not cls.can_generate():
+            info["unexpected_keys"] -= {f"language_model.{key}" for key in plain.state_dict() if not key.startswith(inner)}
         _refuse_stray_keys(info, path)
         _complete(model.mixer, mixer, config.embed_encoders)
-        with init_empty_weights(include_buffers=False):
-            plain = AutoModelForCausalLM.from_config(config.text_config, trust_remote_code=False)
-        _copy_unsaved_buffers(plain, model.language_model)
+        _copy_unsaved_buffers(plain.base_model, model.language_model.base_model)
         model._skip_referred_keys()
         return (model, info) if output_loading_info else model
 

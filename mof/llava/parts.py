@@ -28,7 +28,7 @@ from mof.llava.weights import merge_lora
 
 @dataclass
 class Checkpoint:
-    """A checkpoint holds the parts of a checkpoint that LLaVA's, MoF's or transformers' code wrote."""
+    """Checkpoint holds the parts that were read from a folder of LLaVA's, MoF's or transformers' code."""
 
     mixer: InterleavedMoF
     language_model: PreTrainedModel

@@ -36,7 +36,9 @@ OPEN_CLIP_NAMES = {
 
 
 def refuse_pooled(mixer: Mixer) -> None:
-    """Raise a ValueError if the mixer pools or interpolates the tokens of an encoder."""
+    """Raise a ValueError if the mixer pools or interpolates the tokens of an encoder, or weighs its layers."""
+    if mixer.layer_weights:
+        raise ValueError(f"layers of {', '.join(mixer.layer_weights)} are added with learnt weights: no published layout says so")
     for name, encoder in mixer.encoders.items():
         if mixer.pool != (1, 1) or encoder.grid != mixer.grid:
             raise ValueError(
