@@ -1,6 +1,6 @@
 """Compare time per token and memory of each decoding method with plain greedy decoding.
 
-    python benchmarks/decoding.py                          # on the GPU if the machine has one
+    python benchmarks/decoding.py                          # on the GPU if there is a GPU
     python benchmarks/decoding.py --batch-size 4 --tokens 64
 
 The model is a LLaVA with a Llama of 8 layers and width 512, and a small vision tower. A prompt has 576 image tokens and 40 tokens of

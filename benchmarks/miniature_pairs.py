@@ -66,17 +66,17 @@ def block(number: int, encoders: dict[str, Encoder], folder: Path) -> dict[str, 
         return dict(arrays)
 
 
-def write_gallery(folder: Path, found: BlindPairs, clip: NDArray, dino: NDArray, above: float, below: float) -> None:
+def write_gallery(folder: Path, pairs: BlindPairs, clip: NDArray, dino: NDArray, above: float, below: float) -> None:
     """Write gallery.html with the pairs of the largest gap, whose scenes are drawn again."""
     folder.mkdir(exist_ok=True)
     names = [str((folder / f"scene-{i:06d}.png").resolve()) for i in range(len(clip))]
-    shown = np.unique(np.concatenate([found.i[:SHOWN], found.j[:SHOWN]]))
+    shown = np.unique(np.concatenate([pairs.i[:SHOWN], pairs.j[:SHOWN]]))
     for number in track(np.unique(shown // BLOCK).tolist(), "drawing pairs"):
         _, images = draw(number)
         for i in shown[shown // BLOCK == number].tolist():
             images[i % BLOCK].save(names[i])
     sample = sample_similarities([clip], [dino])
-    Gallery(found, names, "mini-clip", "mini-dino", above, below, sample, None, 0, {}).write(folder.parent / "gallery.html", folder)
+    Gallery(pairs, names, "mini-clip", "mini-dino", above, below, sample, None, 0, {}).write(folder.parent / "gallery.html", folder)
 
 
 def differing(fields: NDArray[np.int8], i: NDArray[np.int64], j: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -132,25 +132,25 @@ def main() -> None:
         np.concatenate([arrays[name] for arrays in blocks]) for name in ("fields", "clip", "dino")
     )  # [N, F], [N, E] twice
     embedded = time.monotonic()
-    found = blind_pairs(clip, dino, args.clip_above, args.dino_below, max_pairs=args.max_pairs, device=device, progress=True)
+    pairs = blind_pairs(clip, dino, args.clip_above, args.dino_below, max_pairs=args.max_pairs, device=device, progress=True)
     searched = time.monotonic()
     i, j = random_pairs(len(fields), args.max_pairs, np.random.default_rng(1))
     for name, x in (("clip", clip), ("dino", dino)):
         cosines = np.einsum("md,md->m", x[i], x[j])
         console.print(f"{name}: cosine of random pairs, quantiles {QUANTILES}: {np.quantile(cosines, QUANTILES).round(3).tolist()}")
-    console.print(found.summary())
+    console.print(pairs.summary())
     console.print(f"drawn and embedded in {embedded - start:.0f} s, searched in {searched - embedded:.0f} s")
-    result = {"scenes": len(fields), "blind": found.total, "kept": len(found), "clip_above": args.clip_above, "dino_below": args.dino_below}
-    if len(found):
-        any_blind = sample_blind(clip, dino, args.clip_above, args.dino_below, len(found))
-        kinds = {"largest gap": (found.i, found.j), "any blind": any_blind, "random": (i[: len(found)], j[: len(found)])}
+    result = {"scenes": len(fields), "blind": pairs.total, "kept": len(pairs), "clip_above": args.clip_above, "dino_below": args.dino_below}
+    if len(pairs):
+        any_blind = sample_blind(clip, dino, args.clip_above, args.dino_below, len(pairs))
+        kinds = {"largest gap": (pairs.i, pairs.j), "any blind": any_blind, "random": (i[: len(pairs)], j[: len(pairs)])}
         result["differ"] = compare({name: differing(fields, *pairs) for name, pairs in kinds.items()})
         table = Table("share that differs in", *(f"{name} ({len(first):,})" for name, (first, _) in kinds.items()), box=SIMPLE)
         for name, shares in result["differ"].items():
             table.add_row(name, *(f"{share:.4f}" for share in shares.values()))
         console.print(table)
-        found.to_parquet(args.output / "pairs.parquet")
-        write_gallery(args.output / "images", found, clip, dino, args.clip_above, args.dino_below)
+        pairs.to_parquet(args.output / "pairs.parquet")
+        write_gallery(args.output / "images", pairs, clip, dino, args.clip_above, args.dino_below)
         console.print(f"to look at: {args.output / 'gallery.html'}")
     (args.output / "result.json").write_text(json.dumps(result, indent=1))
 

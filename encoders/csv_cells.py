@@ -9,7 +9,7 @@ from typing import Any
 
 from encoders.runs import write_whole
 
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # a text with such a start is a formula for a spreadsheet
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet takes a text with this start for a formula
 QUOTE = "'"
 
 

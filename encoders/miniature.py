@@ -1,7 +1,7 @@
 """This module registers `mof_mini_vit` with timm, the miniature vision transformer of mini-clip and mini-dino.
 
 It takes 40 x 40 pixels as 5 x 5 patches of 8 pixels, and has 4 blocks of width 192. Three strided convolutions embed the patches,
-because with a single linear layer such a small network learned almost nothing in the few minutes of its training.
+because with a single linear layer this small network learned almost nothing in the few minutes of its training.
 """
 
 from __future__ import annotations

@@ -146,8 +146,8 @@ def build_from_backend(name: str, **options: Any) -> Encoder:
 
 def _build_preset(preset: Preset, **options: Any) -> Encoder:
     """Build the preset's encoder. An option that is None has the preset's value."""
-    own = {name: getattr(preset, name) for name in ("image_size", "layer", "norm", "weights")}
-    encoder = build_from_backend(preset.model, **{key: own.get(key) if value is None else value for key, value in options.items()})
+    defaults = {name: getattr(preset, name) for name in ("image_size", "layer", "norm", "weights")}
+    encoder = build_from_backend(preset.model, **{key: defaults.get(key) if value is None else value for key, value in options.items()})
     encoder.flexible = encoder.flexible and not preset.fixed
     return encoder
 

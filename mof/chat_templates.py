@@ -54,9 +54,9 @@ def choose_chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
     Raises:
         ValueError: for a tokenizer without an end-of-sequence token, because no answer would end.
     """
-    own = tokenizer.chat_template
-    if isinstance(own, str) and marks_answers(own) and IMAGE_PLACEHOLDER in own:
-        return own
+    template = tokenizer.chat_template
+    if isinstance(template, str) and marks_answers(template) and IMAGE_PLACEHOLDER in template:
+        return template
     if tokenizer.eos_token is None:
         raise ValueError("the tokenizer has no eos_token, so answers could not end: set one, or give a chat_template")
     return CHATML if tokenizer.eos_token == "<|im_end|>" else VICUNA

@@ -13,7 +13,7 @@ from transformers import GenerationMixin
 
 # Shapes: R records, L tokens per record, M images of all records in order, T tokens per image, D the width of the language model.
 
-IMAGE_INPUTS = ("pixel_values", "encoder_features", "image_features")  # a call gives one of them
+IMAGE_INPUTS = ("pixel_values", "encoder_features", "image_features")  # a call gives at most one of these inputs
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")  # since transformers 5.24; before 5.24; Mamba's before 5.24
 
 

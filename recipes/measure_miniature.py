@@ -93,8 +93,8 @@ def option_shares(
     prompt = len(tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=True)["input_ids"])
     logs = {}
     for value in (value for value in VALUES[PATTERNS[pattern]] if value is not None):
-        said = {"role": "assistant", "content": answer(replace(scene, **{PATTERNS[pattern]: value}), pattern)}
-        ids = tokenizer.apply_chat_template([*talk, said], return_tensors="pt", return_dict=True)
+        turn = {"role": "assistant", "content": answer(replace(scene, **{PATTERNS[pattern]: value}), pattern)}
+        ids = tokenizer.apply_chat_template([*talk, turn], return_tensors="pt", return_dict=True)
         labels = ids["input_ids"].clone()
         labels[:, :prompt] = -100
         with torch.inference_mode():

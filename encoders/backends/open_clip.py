@@ -170,14 +170,14 @@ def _create(model_name: str, tag: str | None, weights: str | None, pretrained: b
 
 def _create_external(model_name: str, weights: str | None, pretrained: bool) -> nn.Module:
     """Return a model whose config is on the hub or in a folder. Its weights are at the same place, unless `weights` names a file."""
-    own = pretrained and weights is None
+    loads_weights = pretrained and weights is None
     options = {"pretrained_text": False, "device": torch.empty(0).device}
     what = f"{model_name} (open_clip_config.json, open_clip_model.safetensors)"
     with explain_download(what):
         scheme, _, repository = model_name.partition(":")
         folder = cached_instead(repository) if scheme == "hf-hub" else None
         name = model_name if folder is None else f"local-dir:{folder}"
-        clip = open_clip.create_model(name, load_weights=own, require_pretrained=own, **options)
+        clip = open_clip.create_model(name, load_weights=loads_weights, require_pretrained=loads_weights, **options)
     if pretrained and weights is not None:
         with refuse_misfit(weights):
             open_clip.load_checkpoint(clip, weights, strict=True, weights_only=True)

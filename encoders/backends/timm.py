@@ -143,10 +143,10 @@ def build(model: str, *, pretrained: bool, weights: str | None, **options: Any) 
     model_name, file = split_weights(model)
     file = weights or file
     _check_name(model_name)
-    own = pretrained and file is None
+    loads_own = pretrained and file is None
     what = f"the weight file of {model_name}{_source(model_name)}"
-    with explain_download(what) if own else nullcontext():
-        trunk = _from_hub(model_name) if own else timm.create_model(model_name)
+    with explain_download(what) if loads_own else nullcontext():
+        trunk = _from_hub(model_name) if loads_own else timm.create_model(model_name)
     if not callable(getattr(trunk, "reset_classifier", None)):
         raise ValueError(f"timm's {type(trunk).__name__} has no classifier to leave out, hence no pooled output that this backend knows")
     trunk.reset_classifier(0)  # not earlier, because timm does not load strictly with another number of classes

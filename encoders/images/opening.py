@@ -114,7 +114,7 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def read_address(address: str, limits: ImageLimits | None = None) -> bytes:
-    """Return the content of an image at an address, which begins with one of `ADDRESSES`.
+    """Return the content of an image at an address, which must begin with an entry of `ADDRESSES`.
 
     Raises:
         ImageError: for another address, or an address that gives nothing or too many bytes.
@@ -193,8 +193,8 @@ def suffixes() -> frozenset[str]:
 
 def reason(error: Exception) -> str:
     """Return the class name of an error of Pillow, with its text if the text cannot hold bytes of the file."""
-    told = isinstance(error, (OSError, MemoryError, Image.DecompressionBombError))
-    return f"{type(error).__name__}: {error}" if told else type(error).__name__
+    is_safe = isinstance(error, (OSError, MemoryError, Image.DecompressionBombError))
+    return f"{type(error).__name__}: {error}" if is_safe else type(error).__name__
 
 
 @lru_cache

@@ -55,7 +55,7 @@ class EncodeReport:
     """Number of images in the store whose files are gone, or have another content now. `FeatureStore` leaves them out."""
 
     def summary(self) -> str:
-        """Return the numbers in one line."""
+        """Return the numbers as a line of text."""
         parts = [f"{self.images:,} images ({self.encoded:,} encoded now)", f"{self.duplicates:,} duplicates"]
         parts += [f"{self.unreadable:,} unreadable", f"{self.bytes / 2**20:,.1f} MiB on disk"]
         parts += [f"{self.gone:,} whose files are gone, left out (--prune deletes them)"] if self.gone else []
