@@ -26,6 +26,7 @@ from mof.llava.parts import Checkpoint, OwnCheckpoint
 from mof.llava.reading import Folder, read_checkpoint
 from mof.llava.weights import merge_lora
 from mof.mixer import Mixer
+from mof.quantization import adopt_quantization
 
 # Shapes: R records, L tokens per record, M images of all records in order, S the side of an image, T tokens per image,
 # D the width of the language model, V its vocabulary.
@@ -92,6 +93,7 @@ class MoFForConditionalGeneration(StrictCheckpoints, GenerationMixin):
         config.embedding_width = None if width == hidden else width
         config.dtype = llm.dtype
         model = cls(config, mixer.to(llm.device), llm)
+        adopt_quantization(model, llm)
         model.generation_config = generation_config(llm, tokenizer, image_token_id)
         return model
 
