@@ -48,6 +48,7 @@ class Encoder(nn.Module, ABC):
             stand side by side, in their order. A "block" of a convolutional network is a stage.
         norm: whether the tower's final norm is applied to that output. By default it is not.
         layers: the same layers counted from the front: the number of blocks that run before each is read.
+        layer_widths: the channels of each of these layers; their sum is D.
         blocks: the number of blocks that `forward` runs, the largest of `layers`.
         flexible: whether other input sizes are possible.
         has_text: whether there is a text tower.
@@ -91,7 +92,8 @@ class Encoder(nn.Module, ABC):
         self.name = type(self).__name__  # build_encoder replaces it by the given name
         self.weights: str | None = None  # build_encoder writes the weight file and the config, where they are given
         self.config: dict[str, Any] | None = None
-        self.width, self.patch_size = sum(widths[number] for number in self.layers), strides[self.layers[0]]
+        self.layer_widths = tuple(widths[number] for number in self.layers)
+        self.width, self.patch_size = sum(self.layer_widths), strides[self.layers[0]]
         self.embed_dim = embed_dim
         self.preprocessing = Preprocessing(**preprocessing)
         self.declared_statistics = self.mean, self.std  # `spec` records only others

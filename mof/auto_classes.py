@@ -6,15 +6,16 @@ torch and transformers, for seconds. A program that only opens a folder by an Au
 
 from __future__ import annotations
 
+from mof.base_model import MoFModel
 from mof.config import MoFConfig
 from mof.model import MoFForConditionalGeneration
 from mof.processor import MoFImageProcessor, MoFProcessor
 
-__all__ = ["MoFConfig", "MoFForConditionalGeneration", "MoFImageProcessor", "MoFProcessor", "register_auto_classes"]
+__all__ = ["MoFConfig", "MoFForConditionalGeneration", "MoFImageProcessor", "MoFModel", "MoFProcessor", "register_auto_classes"]
 
 
 def register_auto_classes() -> None:
-    """Make AutoConfig, AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoImageProcessor and AutoProcessor open our models.
+    """Make transformers' Auto classes of configs, processors and models (base, image-text-to-text, multimodal) open our folders.
 
     The import of this module has done it already. Call this function to say so in the code.
     """

@@ -85,14 +85,19 @@ class StrictCheckpoints(OpenedByCode, PreTrainedModel):
         if (quantization := kwargs.get("quantization_config")) is not None:
             with torch.device("meta"):
                 kwargs["quantization_config"] = language_model_only(quantization, cls(config, _shell_of(mixer, config.embed_encoders)))
+        with init_empty_weights(include_buffers=False):
+            plain = AutoModelForCausalLM.from_config(config.text_config, trust_remote_code=False)
+        inner = f"{plain.base_model_prefix}."  # the checkpoint has a language model with its head, whose decoder has this name
+        if not cls.can_generate() and inner != "model.":  # transformers knows that name (`mof.base_model`)
+            kwargs["key_mapping"] = {f"^language_model.{inner}": "language_model."}
         model, info = super().from_pretrained(
             path, *args, config=config, mixer=_shell_of(mixer, config.embed_encoders), output_loading_info=True, **hub, **kwargs
         )
+        if not cls.can_generate():
+            info["unexpected_keys"] -= {f"language_model.{key}" for key in plain.state_dict() if not key.startswith(inner)}
         _refuse_stray_keys(info, path)
         _complete(model.mixer, mixer, config.embed_encoders)
-        with init_empty_weights(include_buffers=False):
-            plain = AutoModelForCausalLM.from_config(config.text_config, trust_remote_code=False)
-        _copy_unsaved_buffers(plain, model.language_model)
+        _copy_unsaved_buffers(plain.base_model, model.language_model.base_model)
         model._skip_referred_keys()
         return (model, info) if output_loading_info else model
 

@@ -16,8 +16,8 @@ class MoFConfig(NamesCode, PreTrainedConfig):
     Args:
         text_config: the configuration of any causal language model of transformers (or its dict). A default Llama if None.
         encoders: name -> `spec`, from which `encoders.build_encoder` rebuilds the encoder; in the order of fusion.
-        fusion: "interleaved", "additive" or "concat".
-        fusion_options: further arguments of the fusion: pool, grid, weights.
+        fusion: a key of `mof.adapter.FUSIONS`, such as "interleaved".
+        fusion_options: further arguments of the fusion: pool, grid, weights, window.
         image_token_id: the token whose embeddings the image features replace.
         embed_encoders: save the encoders' weights with the model. By default a checkpoint refers to them by their spec.
         encoder_order: the names in the order of fusion, since config.json sorts its keys. By default the order of `encoders`.
@@ -65,6 +65,23 @@ class MoFConfig(NamesCode, PreTrainedConfig):
         trainable = [name for name, spec in self.encoders.items() if spec.get("trainable")]
         if trainable and not embed_encoders:
             raise ValueError(f"encoders {trainable} are trainable, so a reference cannot restore them: set embed_encoders=True")
+
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens that the language model knows. Trainers look for it here."""
+        return self.text_config.vocab_size
+
+    @property
+    def tie_word_embeddings(self) -> bool:
+        """Whether the language model's head shares the weights of its embeddings."""
+        return self.text_config.tie_word_embeddings
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the contents of config.json, which hold no path of the machine that the language model came from."""
+        contents = super().to_dict()
+        contents["text_config"].pop("_name_or_path", None)
+        return contents
 
 
 AutoConfig.register(MoFConfig.model_type, MoFConfig, exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,9 +27,12 @@ class Mixer(nn.Module):
             tokens, so that two interleaved encoders cost as much as one.
         grid: the common grid (rows, columns); by default that of the first encoder.
         projector: the kind of the adapters, see `mof.adapter.build_projector`.
+        weigh_layers: an encoder that gives several layers side by side (`layer=[-2, -5]`) is read as their sum with learnt
+            weights, a softmax that starts with equal shares, in place of all their channels.
 
     Raises:
-        ValueError: for no encoders, a bad name, or a grid that is empty or not divisible by `pool`.
+        ValueError: for no encoders, a bad name, or a grid that is empty or not divisible by `pool`; with `weigh_layers`, for
+            layers of different widths.
     """
 
     fusion: ClassVar[str]
@@ -42,6 +46,7 @@ class Mixer(nn.Module):
         pool: int | tuple[int, int] = 1,
         grid: tuple[int, int] | None = None,
         projector: str = "mlp2x_gelu",
+        weigh_layers: bool = False,
     ) -> None:
         super().__init__()
         if not encoders:
@@ -59,6 +64,12 @@ class Mixer(nn.Module):
                 encoder.resize_to(self.grid)
         self.encoders = nn.ModuleDict(encoders)
         self._grids = {name: encoder.grid for name, encoder in encoders.items()}  # at the time this mixer is made
+        self.layer_weights = nn.ParameterDict()
+        if weigh_layers:
+            for name, encoder in encoders.items():
+                if len(set(encoder.layer_widths)) > 1:
+                    raise ValueError(f"the layers {encoder.layer} of encoder {name!r} differ in width and cannot be added")
+                self.layer_weights[name] = nn.Parameter(torch.zeros(len(encoder.layers)))
 
     def __repr__(self) -> str:
         adapters = sum(parameter.numel() for name, parameter in self.named_parameters() if not name.startswith("encoders."))
@@ -71,6 +82,12 @@ class Mixer(nn.Module):
             grid, state = " x ".join(map(str, encoder.grid)), "frozen" if encoder.frozen else "trainable"
             lines.append(f"  {name}: {encoder.name}, {encoder.image_size} pixels, {grid} tokens of {encoder.width} channels, {state}")
         return "\n".join(lines)
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """C by encoder: the channels that the adapters read."""
+        layers = {name: len(weights) for name, weights in self.layer_weights.items()}
+        return {name: encoder.width // layers.get(name, 1) for name, encoder in self.encoders.items()}
 
     @property
     def positions(self) -> int:
@@ -90,7 +107,8 @@ class Mixer(nn.Module):
     @property
     def options(self) -> dict[str, Any]:
         """The constructor's options, JSON-able."""
-        return {"pool": list(self.pool), "grid": list(self.grid), "projector": self.projector}
+        options = {"pool": list(self.pool), "grid": list(self.grid), "projector": self.projector}
+        return options | ({"weigh_layers": True} if self.layer_weights else {})
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -134,6 +152,14 @@ class Mixer(nn.Module):
         """Return the image tokens [B, T, D] for each encoder's tokens [B, P, C]."""
         raise NotImplementedError
 
+    def slots(self, encoder: str) -> slice:
+        """Return the slots of the T image tokens that hold the tokens of one encoder, in row-major order.
+
+        Raises:
+            ValueError: for a fusion in which each token holds all encoders.
+        """
+        raise ValueError(f"in fusion {self.fusion!r} each token holds all encoders, so no token is of {encoder!r} alone")
+
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the image tokens [B, T, D] of pixels [B, 3, H, W]."""
         return self.fuse(self.encode(pixels))
@@ -149,7 +175,7 @@ class Mixer(nn.Module):
         return maps.flatten(2).transpose(1, 2).to(tokens.dtype)  # [B, P, C]
 
     def _ordered(self, features: Mapping[str, Tensor]) -> list[Tensor]:
-        """Return the features in the order of the encoders.
+        """Return the features [B, P, C] in the order of the encoders, with layers added if they are weighed.
 
         Raises:
             ValueError: for features of other encoders, or features that do not all lie on the common grid.
@@ -159,4 +185,11 @@ class Mixer(nn.Module):
         counts = {name: tokens.shape[1] for name, tokens in features.items()}
         if set(counts.values()) != {self.positions}:
             raise ValueError(f"the grids do not meet: expected {self.positions} tokens of each encoder, got {counts}")
-        return [features[name] for name in self.encoders]
+        return [self._weighed(name, features[name]) for name in self.encoders]
+
+    def _weighed(self, encoder: str, tokens: Tensor) -> Tensor:
+        """Return the weighted sum [B, P, C] of an encoder's layers [B, P, layers * C], or the tokens as they are."""
+        if encoder not in self.layer_weights:
+            return tokens
+        weights = self.layer_weights[encoder].softmax(0).to(tokens)  # [layers]
+        return torch.einsum("bplc,l->bpc", tokens.unflatten(-1, (len(weights), -1)), weights)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest, bootstrap, norm
 
 # Shapes: U = units, C = counts of a unit, R = resamples, P = resamples at a time.
@@ -37,6 +37,13 @@ class Tally:
     counts: Counts
     """[U, C]"""
     statistic: Statistic = share
+
+    @classmethod
+    def of(cls, units: Sequence[str], hits: ArrayLike, trials: ArrayLike) -> Tally:
+        """Return the share of hits among trials. Both have a number for each unit, or a single number for all."""
+        counts = np.empty((len(units), 2))  # [U, 2]
+        counts[:, 0], counts[:, 1] = hits, trials
+        return cls(tuple(units), counts)
 
     @property
     def value(self) -> float:

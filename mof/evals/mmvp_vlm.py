@@ -27,11 +27,23 @@ from encoders.csv_cells import write_csv
 from encoders.images.opening import inside, open_image, read_file
 from encoders.progress import tracked
 from encoders.runs import write_sealed
+from mof.evals.benchmark import Measure, Measured, Row
+from mof.evals.intervals import Figure, Given, Tally
 from mof.evals.patterns import PATTERNS, pattern_type
 from mof.evals.question_files import check_pairs, find_files, find_image, read_rows
 
 # Shapes: H, W = rows and columns of an image, S = side of an encoder's input, E = width of the joint embedding.
 
+NAME = "mmvp-vlm"
+MEASURES = {
+    "mmvp-vlm pairs": Measure(
+        "MMVP-VLM", "right pairs, %", "pairs of photos whose two captions each find their photo", chance=0.25, compared=True
+    ),
+    "mmvp-vlm likeness": Measure(
+        "MMVP-VLM", "likeness", "mean cosine of a pair's two photos x 100; near 100, the encoder is blind to the difference", "lower"
+    ),
+}
+HEADLINE = "mmvp-vlm pairs", "average"
 IMAGE_FOLDERS = ("MLLM_VLM Images", "MLLM_VLM_Images", "MMVP_VLM_Images")
 """Names of the image folder in the known copies."""
 COLUMNS = 3  # Question ID, Type, Statement: read by position, since copies differ in spelling
@@ -124,7 +136,7 @@ class MMVPVLMResult:
         shares = {"average": self.average, "by_pattern": self.by_pattern} if matched else {}
         pairs = [dataclasses.asdict(pair) | ({"right": pair.right} if matched else {}) for pair in self.pairs]
         document = {
-            "format": FORMAT, "benchmark": "mmvp-vlm", "encoder": self.encoder, "folder": self.folder, **shares,
+            "format": FORMAT, "benchmark": NAME, "encoder": self.encoder, "folder": self.folder, **shares,
             "image_similarity": self.image_similarity, "pairs": pairs, "deviations": self.deviations,
         }  # fmt: skip
         write_sealed(Path(path), document)
@@ -238,3 +250,12 @@ def _item(questions: Path, row: Sequence[str], images: Path) -> Item:
     spellings = dict.fromkeys((type, type.replace(" ", "_"), type.replace("_", " ")))  # Camera Perspective, Camera_Perspective
     image = find_image(questions, id, [Path(inside(images, spelling)) for spelling in spellings])
     return Item(id, type, row[2].strip(), image)
+
+
+def measured(result: Row, rows: list[Row]) -> Measured:
+    pairs = result["pairs"]
+    units = [f"{pair['type']}: {pair['ids']} {pair['statements']}" for pair in pairs]
+    figures: dict[str, Figure] = {"mmvp-vlm likeness": Given(statistics.fmean(pair["image_similarity"] for pair in pairs))}
+    if "average" in result:
+        figures["mmvp-vlm pairs"] = Tally.of(units, [pair["right"] for pair in pairs], 1)
+    return Measured(f"{len(pairs)} pairs of {result['folder']}", figures, result.get("by_pattern") or {})

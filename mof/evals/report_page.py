@@ -13,7 +13,8 @@ from encoders import ImageError, read_image
 from encoders.pages import data_uri, write_page
 from encoders.pages.charts import Bar, interval_bars, to_svg
 from encoders.pages.thumbnails import thumbnail
-from mof.evals.outcomes import Outcome, Row
+from mof.evals.benchmark import Row
+from mof.evals.outcomes import Outcome
 from mof.evals.plots import pattern_lines
 from mof.evals.published import MMVP_CORRELATION, published_rows
 from mof.evals.report import Report, precision

@@ -37,6 +37,8 @@ OPEN_CLIP_NAMES = {
 
 def refuse_pooled(mixer: Mixer) -> None:
     """Raise a ValueError unless each encoder's tokens go to the language model unchanged."""
+    if mixer.layer_weights:
+        raise ValueError(f"layers of {', '.join(mixer.layer_weights)} are added with learnt weights: no published layout says so")
     for name, encoder in mixer.encoders.items():
         if mixer.pool != (1, 1) or encoder.grid != mixer.grid:
             raise ValueError(

@@ -25,8 +25,7 @@ from encoders.runs import read_sealed, read_sealed_lines
 from mof import MoFForConditionalGeneration, MoFProcessor
 from mof.cli.app import build_app
 from mof.cli.eval import _photos
-from mof.evals.pope import PopeQuestion
-from mof.evals.run import eval_pope
+from mof.evals.pope import PopeQuestion, eval_pope
 
 PAIRS = 12
 
