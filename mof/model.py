@@ -27,6 +27,7 @@ from mof.llava.parts import Checkpoint, OwnCheckpoint
 from mof.llava.reading import Folder, read_checkpoint
 from mof.llava.weights import merge_lora
 from mof.mixer import Mixer
+from mof.quantization import adopt_quantization
 
 # Shapes: R records, L tokens per record.
 
@@ -70,6 +71,7 @@ class MoFForConditionalGeneration(MoFModel, ImageGenerationMixin):
         config.embedding_width = None if width == hidden else width
         config.dtype = llm.dtype
         model = cls(config, mixer.to(llm.device), llm)
+        adopt_quantization(model, llm)
         model.generation_config = generation_config(llm, tokenizer, image_token_id)
         return model
 
