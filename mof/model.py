@@ -141,6 +141,11 @@ class MoFForConditionalGeneration(MoFModel, ImageGenerationMixin):
             return CausalLMOutputWithPast(output.loss, output.logits, getattr(output, self.cache_name), output.hidden_states)
         return output
 
+    @property
+    def image_layout(self) -> tuple[tuple[int, int], dict[str, range]]:
+        """Return rows and columns of an image's tokens, and each encoder's tokens among the T of an image, for drawings of attention."""
+        return self.mixer.token_grid, self.mixer.token_places
+
     def get_output_embeddings(self) -> nn.Module | None:
         return self.language_model.get_output_embeddings()
 
