@@ -57,7 +57,8 @@ class WithoutEncoder:
         if name not in self._mixer.encoders:
             raise ValueError(f"the model has the encoders {', '.join(self._mixer.encoders)}, not {name!r}")
         if replacement == "mask":
-            self._mixer.slots(name)  # refuses fused tokens
+            if name not in self._mixer.token_places:
+                raise ValueError(f"fusion {self._mixer.fusion!r} makes tokens of all encoders: {name!r} cannot be masked; use mean or zero")
         self.name = f"{model.name} without {name}"
         self.settings = model.settings | {"without": name, "replacement": replacement}
         self._mean: Tensor | None = None
@@ -84,7 +85,7 @@ class WithoutEncoder:
         image_tokens = inputs["input_ids"] == self._model.model.config.image_token_id  # [B, L]
         order = image_tokens.flatten().cumsum(0).sub(1).view_as(image_tokens) % self._mixer.tokens_per_image  # [B, L]
         hidden = torch.zeros(self._mixer.tokens_per_image, dtype=torch.bool, device=order.device)
-        hidden[self._mixer.slots(self._encoder)] = True
+        hidden[list(self._mixer.token_places[self._encoder])] = True
         inputs["attention_mask"] = inputs["attention_mask"].masked_fill(image_tokens & hidden[order], 0)  # [B, L]
         return inputs
 

@@ -143,7 +143,7 @@ def test_an_encoder_that_is_not_read_is_worth_nothing(
     swapped = [readings[images[(i + 3) % 6]] > reader.threshold for i in range(6)]
     right = np.mean([yes == question.present for yes, question in zip(swapped, questions, strict=True)])
     assert result.pictures["swapped"].score == pytest.approx(right)
-    reader.answer = None  # a second run asks nothing: the answers are kept
+    reader.answer = lambda prompts: iter([pytest.fail("asked again") for _ in prompts])  # the answers of the first run are kept
     assert encoder_worth(reader, measured, images, tmp_path / "worth") == result
 
 

@@ -140,7 +140,8 @@ class LocalModel:
         """Return the log-likelihood of each option's tokens after the prompt."""
         if not prompt.options or self.decoding is not None or self.model.config.is_encoder_decoder:
             return None
-        alone = self.encode([_chat(prompt, None)])["input_ids"][0].tolist()
+        start = self.encode([_chat(prompt, None)])
+        alone = start["input_ids"][0][start["attention_mask"][0].bool()].tolist()
         inputs = self.encode([_chat(prompt, option) for option in prompt.options])
         ids, mask = inputs["input_ids"], inputs["attention_mask"]  # [B, L]
         lengths = [len(row) - _common(alone, row) for row in (row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True))]
