@@ -20,6 +20,9 @@ from encoders.preprocessing import Preprocessing
 # columns of the encoder's patch grid, D = width (of all chosen layers together), T = texts, E = width of the joint embedding.
 
 
+MOST_LOST = 4  # rows of tokens that a network may lose at the border of an image
+
+
 class PatchFeatures(NamedTuple):
     """PatchFeatures holds patch tokens in row-major order, and their grid."""
 
@@ -99,6 +102,7 @@ class Encoder(nn.Module, ABC):
         self.frozen = not trainable
         self.tower = tower.requires_grad_(trainable)
         self.eval()
+        self._grid = self.measure_grid()
 
     def __repr__(self) -> str:
         parameters = list(self.parameters())
@@ -131,7 +135,7 @@ class Encoder(nn.Module, ABC):
     @property
     def grid(self) -> tuple[int, int]:
         """Return (h, w), the grid of the tokens that `forward` returns."""
-        return (self.image_size // self.patch_size,) * 2
+        return self._grid
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -233,7 +237,11 @@ class Encoder(nn.Module, ABC):
             raise ValueError(f"{have}: encoders take square images, so grids are square")
         if not self.flexible or height < 1:
             raise ValueError(f"{have}: its input size is fixed at {self.image_size} pixels")
-        self.set_image_size(height * self.patch_size)
+        for side in range(height, height + MOST_LOST + 1):
+            self.set_image_size(side * self.patch_size)
+            if self.grid == (height, width):
+                return
+        raise ValueError(f"{have}: no size up to {self.image_size} pixels does")
 
     def set_image_size(self, image_size: int) -> None:
         """Take square inputs of `image_size` pixels from now on. Positions are interpolated in the way of the backend.
@@ -249,6 +257,7 @@ class Encoder(nn.Module, ABC):
             raise ValueError(f"image_size {image_size} is no multiple of the patch size {self.patch_size} of {self.name}; try {near}")
         self.change_input_size(image_size)
         self.preprocessing = replace(self.preprocessing, image_size=image_size)
+        self._grid = self.measure_grid()
 
     def train(self, mode: bool = True) -> Encoder:
         """Set the mode. A frozen encoder stays in eval mode, whatever its parent does."""
@@ -276,6 +285,10 @@ class Encoder(nn.Module, ABC):
     def change_input_size(self, image_size: int) -> None:
         """Make the tower take `image_size` pixels, a multiple of the patch size. By default nothing has to be changed for this."""
 
+    def measure_grid(self) -> tuple[int, int]:
+        """Return (h, w) of the tokens at the present input size. A backend overrides this if its networks lose border pixels."""
+        return (self.image_size // self.patch_size,) * 2
+
     def _gradients(self) -> torch.set_grad_enabled:
         """Return a context in which a frozen encoder records no gradient, whatever its caller does."""
         return torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen)
@@ -286,7 +299,7 @@ class Encoder(nn.Module, ABC):
         if tokens.shape[1:] != expected:
             raise ValueError(
                 f"{self.name} gave {list(tokens.shape[1:])} tokens x channels for {self.image_size} pixels, expected {list(expected)}: "
-                "its grid is not the input size divided by its stride; choose another size"
+                "its grid is not the input size divided by its stride, so its class must override measure_grid"
             )
         return PatchFeatures(tokens, self.grid)
 

@@ -55,6 +55,12 @@ ImageSize = Annotated[
     int | None, typer.Option("--image-size", min=1, help="Side of the encoders' input, in pixels. Default: each encoder's own.")
 ]
 ImageBatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per forward pass.")]
+DecodingName = Annotated[
+    str | None,
+    typer.Option(
+        "--decoding", help="NAME[:OPTION=VALUE...]: vcd, icd, m3id, pai, var or lacing, such as vcd:alpha=0.5. Default: plain decoding."
+    ),
+]
 Device = Annotated[str | None, typer.Option("--device", help="Device of torch, such as cuda:1. Default: cuda if there is a GPU, else cpu.")]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 """A name of a dtype; `getattr(torch, name)` is the dtype."""

@@ -6,6 +6,7 @@ the width of the language model.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -47,11 +48,12 @@ class InterleavedMoF(AdaptedMixer):
     def tokens_per_image(self) -> int:
         return len(self.encoders) * self.positions
 
+    @property
+    def token_places(self) -> dict[str, range]:
+        return {name: range(k, self.tokens_per_image, len(self.encoders)) for k, name in enumerate(self.encoders)}
+
     def fuse(self, features: Mapping[str, Tensor]) -> Tensor:
         return torch.stack(self.adapt(features), dim=2).flatten(1, 2)  # [B, P, N, D] -> [B, N*P, D]
-
-    def slots(self, encoder: str) -> slice:
-        return slice(list(self.encoders).index(encoder), None, len(self.encoders))
 
 
 class SequenceMoF(AdaptedMixer):
@@ -63,12 +65,12 @@ class SequenceMoF(AdaptedMixer):
     def tokens_per_image(self) -> int:
         return len(self.encoders) * self.positions
 
+    @property
+    def token_places(self) -> dict[str, range]:
+        return {name: range(k * self.positions, (k + 1) * self.positions) for k, name in enumerate(self.encoders)}
+
     def fuse(self, features: Mapping[str, Tensor]) -> Tensor:
         return torch.cat(self.adapt(features), dim=1)  # [B, N*P, D]
-
-    def slots(self, encoder: str) -> slice:
-        start = list(self.encoders).index(encoder) * self.positions
-        return slice(start, start + self.positions)
 
 
 class AdditiveMoF(Mixer):
@@ -165,7 +167,7 @@ class CrossAttentionMoF(AdaptedMixer):
     ) -> None:
         super().__init__(encoders, hidden_size, **options)
         self.window, self.heads = tuple(window), heads
-        rows, columns = (side // pool for side, pool in zip(self.grid, self.pool, strict=True))
+        rows, columns = super().token_grid
         if min(window) < 1 or rows % window[0] or columns % window[1]:
             raise ValueError(f"a window of {window[0]} x {window[1]} must divide the grid of {rows} x {columns} tokens")
         if heads < 1 or hidden_size % heads:
@@ -174,8 +176,13 @@ class CrossAttentionMoF(AdaptedMixer):
         self.attention = nn.MultiheadAttention(hidden_size, heads, batch_first=True)
 
     @property
+    def token_grid(self) -> tuple[int, int]:
+        rows, columns = super().token_grid
+        return rows // self.window[0], columns // self.window[1]
+
+    @property
     def tokens_per_image(self) -> int:
-        return self.positions // (self.window[0] * self.window[1])
+        return math.prod(self.token_grid)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -183,7 +190,7 @@ class CrossAttentionMoF(AdaptedMixer):
 
     def fuse(self, features: Mapping[str, Tensor]) -> Tensor:
         tokens = torch.stack(self.adapt(features), dim=2)  # [B, P, N, D]
-        sizes = {"i": self.window[0], "j": self.window[1], "c": self.grid[1] // self.pool[1] // self.window[1]}
+        sizes = {"i": self.window[0], "j": self.window[1], "c": self.token_grid[1]}
         windows = rearrange(tokens, "b (r i c j) n d -> (b r c) (i j n) d", **sizes)  # [B*Q, tokens of a window, D]
         queries = self.queries.repeat(len(tokens), 1).unsqueeze(1)  # [B*Q, 1, D]
         fused, _ = self.attention(queries, windows, windows, need_weights=False)  # [B*Q, 1, D]

@@ -95,9 +95,22 @@ class Mixer(nn.Module):
         return (self.grid[0] // self.pool[0]) * (self.grid[1] // self.pool[1])
 
     @property
+    def token_grid(self) -> tuple[int, int]:
+        """Return the rows and columns of the tokens of an image; encoders side by side share a place."""
+        return self.grid[0] // self.pool[0], self.grid[1] // self.pool[1]
+
+    @property
     def tokens_per_image(self) -> int:
         """Return T, the number of tokens of an image in the language model's context."""
         return self.positions
+
+    @property
+    def token_places(self) -> dict[str, range]:
+        """Encoder's name -> the places of its tokens among the T of an image, in row-major order.
+
+        Encoders whose features are fused into the same tokens share an entry, "clip + dinov2".
+        """
+        return {" + ".join(self.encoders): range(self.tokens_per_image)}
 
     @property
     def image_size(self) -> int:
@@ -151,14 +164,6 @@ class Mixer(nn.Module):
     def fuse(self, features: Mapping[str, Tensor]) -> Tensor:
         """Return the image tokens [B, T, D] for each encoder's tokens [B, P, C]."""
         raise NotImplementedError
-
-    def slots(self, encoder: str) -> slice:
-        """Return the slots among the T image tokens that hold the tokens of an encoder, in row-major order.
-
-        Raises:
-            ValueError: for a fusion in which each token holds all encoders.
-        """
-        raise ValueError(f"in fusion {self.fusion!r} each token holds all encoders, so no token is of {encoder!r} alone")
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return the image tokens [B, T, D] of pixels [B, 3, H, W]."""

@@ -27,6 +27,7 @@ from mof.llava.parts import Checkpoint, OwnCheckpoint
 from mof.llava.reading import Folder, read_checkpoint
 from mof.llava.weights import merge_lora
 from mof.mixer import Mixer
+from mof.quantization import adopt_quantization
 
 # Shapes: R records, L tokens per record.
 
@@ -70,6 +71,7 @@ class MoFForConditionalGeneration(MoFModel, ImageGenerationMixin):
         config.embedding_width = None if width == hidden else width
         config.dtype = llm.dtype
         model = cls(config, mixer.to(llm.device), llm)
+        adopt_quantization(model, llm)
         model.generation_config = generation_config(llm, tokenizer, image_token_id)
         return model
 
@@ -138,6 +140,11 @@ class MoFForConditionalGeneration(MoFModel, ImageGenerationMixin):
         if self._recurrent and self.cache_name and not isinstance(output, tuple):
             return CausalLMOutputWithPast(output.loss, output.logits, getattr(output, self.cache_name), output.hidden_states)
         return output
+
+    @property
+    def image_layout(self) -> tuple[tuple[int, int], dict[str, range]]:
+        """Return rows and columns of an image's tokens, and each encoder's tokens among the T of an image, for drawings of attention."""
+        return self.mixer.token_grid, self.mixer.token_places
 
     def get_output_embeddings(self) -> nn.Module | None:
         return self.language_model.get_output_embeddings()

@@ -10,6 +10,7 @@ from transformers.quantizers.auto import AutoQuantizationConfig
 from transformers.quantizers.base import get_keys_to_not_convert
 
 LEFT_OUT = ("llm_int8_skip_modules", "modules_to_not_convert")  # field of BitsAndBytesConfig, field of the other configs
+QUANTIZED = ("hf_quantizer", "quantization_method", "is_loaded_in_4bit", "is_loaded_in_8bit")  # attributes of quantized models
 
 
 def language_model_only(quantization: Any, model: PreTrainedModel) -> Any:
@@ -27,3 +28,14 @@ def language_model_only(quantization: Any, model: PreTrainedModel) -> Any:
         given = getattr(config, name)
         setattr(config, name, sorted({"mixer", *(get_keys_to_not_convert(model) if given is None else given)}))
     return config
+
+
+def adopt_quantization(model: PreTrainedModel, llm: PreTrainedModel) -> None:
+    """Make `model` as quantized as the language model that was put into it, so that it is saved, loaded and trained as such."""
+    if getattr(llm, "hf_quantizer", None) is None:
+        return
+    for name in QUANTIZED:
+        if hasattr(llm, name):
+            setattr(model, name, getattr(llm, name))
+    model.config.quantization_config = language_model_only(llm.config.quantization_config, model)
+    del llm.config.quantization_config  # as `model.config.text_config`, it would say so twice

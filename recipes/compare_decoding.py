@@ -7,8 +7,8 @@ Every model answers the same questions about held-out scenes: pairs (MMVP's form
 questions, and requests for a caption (CHAIR). Each method has its published default and three strengths, decoded greedily. Controls:
 - `sampled` answers are drawn at temperature 1, as VCD's and ICD's are; `sampled, cut alone` keeps tokens with p >= 0.1 max p
   and contrasts nothing. Under greedy decoding, the cut alone changes no answer.
-- `yes prompt` asks, before each yes-or-no question, to say yes where possible; `yes +c` adds c to the first token's logit of "Yes".
-VAR's published tau of 20 is above every |RMSNorm(h)| of a model of width 192, so tau is 4.3, the same share of the highest possible value.
+- `yes prompt` asks, before each yes-or-no question, to say yes where possible; `yes +c` adds c to the logit of "Yes".
+VAR's published tau of 20 is above every |RMSNorm(h)| of a model 192 wide: 4.3 is the same share of the highest value that is possible.
 LACING's models were trained with blank images in some records, and these were not. mini-lm has 4 layers, so PAI edits two and VAR one.
 
 Predictions, written before the first run:
@@ -26,7 +26,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ from vig.decoding import build_decoding
 
 console = Console()
 BATCH = 64
+MEASURES = ("pairs", "misled", "yes or no", "captions")
 SHARE = 20 / 4096**0.5  # VAR's tau over the highest |RMSNorm(h)| that the 7B model allows
 
 
@@ -71,8 +72,8 @@ class Way:
     before: str = ""
     """Text before each yes-or-no question."""
     yes: float = 0.0
-    """Is added to the logit of "Yes" as the first token."""
-    measures: tuple[str, ...] = ("pairs", "misled", "yes or no", "captions")
+    """Is added to the logit of the token that makes an answer "Yes" in place of "No"."""
+    measures: tuple[str, ...] = MEASURES
 
 
 def ways(width: int) -> list[Way]:
@@ -99,14 +100,14 @@ def ways(width: int) -> list[Way]:
     ]
 
 
-class FirstTokenBias(LogitsProcessor):
-    """Adds a constant to the logit of a token, where an answer begins."""
+class YesBias(LogitsProcessor):
+    """Adds a constant to the logit of a token, where sequences have this length."""
 
-    def __init__(self, prompt: int, token: int, constant: float) -> None:
-        self.prompt, self.token, self.constant = prompt, token, constant
+    def __init__(self, length: int, token: int, constant: float) -> None:
+        self.length, self.token, self.constant = length, token, constant
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if input_ids.shape[1] == self.prompt:
+        if input_ids.shape[1] == self.length:
             scores[:, self.token] += self.constant
         return scores
 
@@ -120,7 +121,7 @@ class Answerer:
         self.processor.tokenizer.padding_side = "left"
         ready_for_prompts(self.processor)
         remember(self.model.mixer)
-        self.yes = self._first_token("Yes.")
+        self.common, self.yes = self._yes()
 
     def answers(self, questions: Sequence[tuple[Any, str]], way: Way, tokens: int, seed: int) -> list[str]:
         """Return the answers to questions, each given as (image, question)."""
@@ -133,7 +134,7 @@ class Answerer:
             length = inputs["input_ids"].shape[1]
             options = {"do_sample": False, **way.options, **(method.options(chats, self._encode) if method else {})}
             if way.yes:
-                options["logits_processor"] = [FirstTokenBias(length, self.yes, way.yes)]
+                options["logits_processor"] = [YesBias(length + self.common, self.yes, way.yes)]
             ids = self.model.generate(**inputs, **options, max_new_tokens=tokens)
             made += [text.strip() for text in self.processor.batch_decode(ids[:, length:], skip_special_tokens=True)]
         return made
@@ -146,12 +147,14 @@ class Answerer:
         shared = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "processor_kwargs": {"padding": True}}
         return self.processor.apply_chat_template(chats, **{"add_generation_prompt": True, **shared, **options})
 
-    def _first_token(self, answer: str) -> int:
+    def _yes(self) -> tuple[int, int]:
+        """Return the number of tokens with which both "Yes." and "No." begin, and the next token of "Yes."."""
         talk = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
-        said = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
         prompt = self._encode([talk])["input_ids"].shape[1]
-        whole = self._encode([[*talk, said]], add_generation_prompt=False)
-        return int(whole["input_ids"][0, prompt])
+        said = ({"role": "assistant", "content": [{"type": "text", "text": answer}]} for answer in ("Yes.", "No."))
+        yes, no = (self._encode([[*talk, turn]], add_generation_prompt=False)["input_ids"][0, prompt:].tolist() for turn in said)
+        common = next(place for place, (one, other) in enumerate(zip(yes, no, strict=False)) if one != other)
+        return common, yes[common]
 
 
 def remember(mixer: nn.Module) -> None:
@@ -222,17 +225,18 @@ def mean_words(answers: Sequence[str]) -> float:
     return float(np.mean([len(text.split()) for text in answers]))
 
 
-def measure(folder: Path, benchmarks: dict[str, Questions], seed: int) -> Iterator[dict[str, Any]]:
-    """Yield the figures of a model for each way to decode."""
+def measure(folder: Path, benchmarks: Mapping[str, Questions], seed: int) -> Iterator[dict[str, Any]]:
+    """Yield the figures of each way to decode, of one model."""
     answerer = Answerer(folder)
     for way in ways(answerer.model.config.get_text_config().hidden_size):
         started = time.perf_counter()
         figures = {}
-        for name in way.measures:
+        for name in [name for name in way.measures if name in benchmarks]:
             questions = benchmarks[name]
             asked = [(picture, way.before + text) for picture, text in questions.asked]
             figures[name] = questions.figures(answerer.answers(asked, way, questions.tokens, seed))
-        yield {"model": folder.name, "seed": folder.parent.name, "way": way.name, **figures, "seconds": time.perf_counter() - started}
+        if figures:
+            yield {"model": folder.name, "seed": folder.parent.name, "way": way.name, **figures, "seconds": time.perf_counter() - started}
 
 
 def table_of(rows: Sequence[dict[str, Any]], model: str) -> TextTable:
@@ -285,6 +289,7 @@ def known_rows(file: Path, drawn: dict[str, int]) -> list[dict[str, Any]]:
 def main() -> None:
     options = Options(__doc__)
     options.add_argument("models", type=Path, nargs="+", help="folders of saved models, SEED/NAME: rows of one name are seeds of a model")
+    options.add_argument("--measures", nargs="+", choices=MEASURES, default=MEASURES)
     options.add_argument("--pairs", type=int, default=15, help="pairs for each of the nine patterns; half as many are asked misled")
     options.add_argument("--scenes", type=int, default=60, help="scenes for yes-or-no questions and captions")
     options.add_argument("--seed", type=int, default=5, help="seed of the held-out scenes, and of sampling")
@@ -296,7 +301,8 @@ def main() -> None:
     rows = known_rows(args.output, drawn)
     done = {(row["seed"], row["model"]) for row in rows}
     with tempfile.TemporaryDirectory() as folder:
-        benchmarks = draw(Path(folder) / "benchmarks", args.pairs, args.scenes, args.seed)
+        every = draw(Path(folder) / "benchmarks", args.pairs, args.scenes, args.seed)
+        benchmarks = {name: every[name] for name in args.measures}
         for model in args.models:
             if (model.parent.name, model.name) in done:
                 continue

@@ -101,6 +101,11 @@ class OpenClipEncoder(BlockEncoder):
         visual.positional_embedding = self._positions.resampled(visual.positional_embedding, visual.grid_size, grid, prefix=1)
         visual.grid_size = grid
 
+    def measure_grid(self) -> tuple[int, int]:
+        if self.blocks_and_norm() is None and isinstance(self.tower.visual, TimmModel):
+            return timm_backend.stage_grid(self.tower.visual.trunk, self.image_size, self.layers, self.norm)
+        return super().measure_grid()
+
 
 def _sizes(visual: Any, norm: bool) -> dict[str, Any]:
     """Return the arguments width, patch_size (both by layer) and depth of `Encoder` for a vision tower."""

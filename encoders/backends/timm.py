@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -71,6 +72,9 @@ class TimmEncoder(BlockEncoder):
     def change_input_size(self, image_size: int) -> None:
         resize(self.tower, image_size, self._positions)
 
+    def measure_grid(self) -> tuple[int, int]:
+        return super().measure_grid() if blocks_and_norm(self.tower) else stage_grid(self.tower, self.image_size, self.layers, self.norm)
+
 
 def sizes(trunk: Any, norm: bool) -> dict[str, Any]:
     """Return the arguments width, patch_size (both by layer) and depth of `Encoder` for a timm model.
@@ -117,25 +121,48 @@ def blocks_and_norm(trunk: Any) -> tuple[nn.ModuleList, nn.Module] | None:
 
 def read_stages(trunk: Any, x: Tensor, layers: Sequence[int], norm: bool) -> Tensor:
     """Return the outputs of stages side by side: [B, 3, S, S] -> [B, h*w, D]. No deeper stage runs."""
+    return stage_maps(trunk, x, layers, norm).flatten(2).transpose(1, 2)  # [B, h*w, D]
+
+
+def stage_maps(trunk: Any, x: Tensor, layers: Sequence[int], norm: bool) -> Tensor:
+    """Return the same outputs as maps [B, D, h, w]."""
     if norm:
         return _head_input(trunk, x)
     stages = sorted(set(layers))
     options = {"stop_early": True, "intermediates_only": True, "output_fmt": "NCHW"}
     maps = trunk.forward_intermediates(x, indices=[stage - 1 for stage in stages], **options)  # [B, C, h, w] each
     outputs = dict(zip(stages, maps, strict=True))
-    return torch.cat([_rows(outputs[layer]) for layer in layers], dim=-1)  # [B, h*w, D]
+    return torch.cat([outputs[layer] for layer in layers], dim=1)  # [B, D, h, w]
 
 
-def _rows(maps: Tensor) -> Tensor:
-    return maps.flatten(2).transpose(1, 2)  # [B, C, h, w] -> [B, h*w, C]
+def stage_grid(trunk: Any, image_size: int, layers: Sequence[int], norm: bool) -> tuple[int, int]:
+    """Return (h, w) of the maps, as a pass without numbers gives it: many networks lose border pixels, or round up.
+
+    Raises:
+        ValueError: with the reason, for a network that cannot run on this input size or gives no map.
+    """
+    tensors = [*trunk.parameters(), *trunk.buffers()]
+    shell = copy.deepcopy(trunk, {id(tensor): tensor.detach().to("meta") for tensor in tensors})  # takes no memory for weights
+    pixels = torch.empty(1, 3, image_size, image_size, device="meta", dtype=next(trunk.parameters()).dtype)
+    try:
+        with torch.no_grad():
+            maps = stage_maps(shell, pixels, layers, norm)  # [1, D, h, w]
+        _, _, height, width = maps.shape
+    except Exception as error:  # networks raise any kind
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"timm's {type(trunk).__name__} gives no map of tokens for {image_size} pixels ({type(error).__name__}: {reason}); "
+            "choose another image_size, layer or norm"
+        ) from error
+    return height, width
 
 
 def _head_input(trunk: Any, x: Tensor) -> Tensor:
-    """Return the features of the last stage [B, h*w, C], as they enter the network's head."""
+    """Return the map [B, C, h, w] of the last stage, as it enters the network's head."""
     maps = trunk.forward_features(x)  # [B, C, h, w] or [B, h, w, C]
     if maps.ndim != 4:
         raise ValueError(f"timm's {type(trunk).__name__} gives no map of features after its final norm; use norm=False")
-    return maps.flatten(1, 2) if getattr(trunk, "output_fmt", "NCHW") == "NHWC" else _rows(maps)  # [B, h*w, C]
+    return maps.permute(0, 3, 1, 2) if getattr(trunk, "output_fmt", "NCHW") == "NHWC" else maps  # [B, C, h, w]
 
 
 def build(model: str, *, pretrained: bool, weights: str | None, **options: Any) -> TimmEncoder:

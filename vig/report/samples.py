@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import PurePath
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from encoders.pages import data_uri
@@ -121,7 +123,7 @@ class SampleReader:
             return [Picture(_name(source), None, None) for source in images_of(raw)][:MOST_IMAGES]
         nulls = [None] * len(images) if self._nulls is None else self._nulls(id, images)
         triples = list(zip(sources, images, nulls, strict=True))[:MOST_IMAGES]
-        return [Picture(_name(source), _small_copy(image), _small_copy(null)) for source, image, null in triples]
+        return [Picture(_name(source), small_copy(image), small_copy(null)) for source, image, null in triples]
 
 
 def _name(source: Any) -> str:
@@ -135,7 +137,7 @@ def _turns(questions: list[str], answers: list[list[Token]]) -> list[Turn]:
     return [Turn(question or "", answer or []) for question, answer in zip_longest(questions, answers)]
 
 
-def _small_copy(image: Image.Image | None) -> str | None:
+def small_copy(image: Image.Image | None) -> str | None:
     """Return the image as a data URI, made smaller where it is large. Tiny images stay as they are, to the bit."""
     if image is None:
         return None
@@ -146,3 +148,8 @@ def _small_copy(image: Image.Image | None) -> str | None:
     kind = "png" if max(image.size) <= 64 else "jpeg"
     image.save(file, kind, **({"quality": 85} if kind == "jpeg" else {}))
     return data_uri(file.getvalue(), kind)
+
+
+def colour_scale(values: Sequence[float] | NDArray[np.floating]) -> float:
+    """Return the nats that get the full colour: hardly one token in fifty goes beyond."""
+    return max(0.1, round(float(np.quantile(np.abs(values), 0.98)), 1)) if len(values) else 0.1
