@@ -144,7 +144,7 @@ def main() -> None:
     if len(pairs):
         any_blind = sample_blind(clip, dino, args.clip_above, args.dino_below, len(pairs))
         kinds = {"largest gap": (pairs.i, pairs.j), "any blind": any_blind, "random": (i[: len(pairs)], j[: len(pairs)])}
-        result["differ"] = compare({name: differing(fields, *pairs) for name, pairs in kinds.items()})
+        result["differ"] = compare({name: differing(fields, *indices) for name, indices in kinds.items()})
         table = Table("share that differs in", *(f"{name} ({len(first):,})" for name, (first, _) in kinds.items()), box=SIMPLE)
         for name, shares in result["differ"].items():
             table.add_row(name, *(f"{share:.4f}" for share in shares.values()))

@@ -31,11 +31,11 @@ def language_model_only(quantization: Any, model: PreTrainedModel) -> Any:
 
 
 def adopt_quantization(model: PreTrainedModel, llm: PreTrainedModel) -> None:
-    """Make `model` as quantized as the language model that was put into it, so that it is saved, loaded and trained as such."""
+    """Mark `model` as quantized if its language model is quantized, so that transformers saves, loads and trains it in this way."""
     if getattr(llm, "hf_quantizer", None) is None:
         return
     for name in QUANTIZED:
         if hasattr(llm, name):
             setattr(model, name, getattr(llm, name))
     model.config.quantization_config = language_model_only(llm.config.quantization_config, model)
-    del llm.config.quantization_config  # as `model.config.text_config`, it would say so twice
+    del llm.config.quantization_config  # otherwise config.json would hold it twice, because this config is `model.config.text_config`

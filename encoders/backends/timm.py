@@ -125,7 +125,7 @@ def read_stages(trunk: Any, x: Tensor, layers: Sequence[int], norm: bool) -> Ten
 
 
 def stage_maps(trunk: Any, x: Tensor, layers: Sequence[int], norm: bool) -> Tensor:
-    """Return the same outputs as maps [B, D, h, w]."""
+    """Return the outputs of stages, with their channels side by side, as maps: [B, 3, S, S] -> [B, D, h, w]. No deeper stage runs."""
     if norm:
         return _head_input(trunk, x)
     stages = sorted(set(layers))
@@ -136,10 +136,10 @@ def stage_maps(trunk: Any, x: Tensor, layers: Sequence[int], norm: bool) -> Tens
 
 
 def stage_grid(trunk: Any, image_size: int, layers: Sequence[int], norm: bool) -> tuple[int, int]:
-    """Return (h, w) of the maps, as a pass without numbers gives it: many networks lose border pixels, or round up.
+    """Return (h, w) of the maps. It is measured by a pass on the meta device, because many networks lose border pixels, or round up.
 
     Raises:
-        ValueError: with the reason, for a network that cannot run on this input size or gives no map.
+        ValueError: for a network that cannot run on this input size or gives no map; the message names the reason.
     """
     tensors = [*trunk.parameters(), *trunk.buffers()]
     shell = copy.deepcopy(trunk, {id(tensor): tensor.detach().to("meta") for tensor in tensors})  # takes no memory for weights
@@ -148,7 +148,7 @@ def stage_grid(trunk: Any, image_size: int, layers: Sequence[int], norm: bool) -
         with torch.no_grad():
             maps = stage_maps(shell, pixels, layers, norm)  # [1, D, h, w]
         _, _, height, width = maps.shape
-    except Exception as error:  # networks raise any kind
+    except Exception as error:  # networks raise errors of any kind
         reason = str(error).partition("\n")[0]
         raise ValueError(
             f"timm's {type(trunk).__name__} gives no map of tokens for {image_size} pixels ({type(error).__name__}: {reason}); "
