@@ -56,9 +56,8 @@ class WithoutEncoder:
         self._mixer = mixer_of(model)
         if name not in self._mixer.encoders:
             raise ValueError(f"the model has the encoders {', '.join(self._mixer.encoders)}, not {name!r}")
-        if replacement == "mask":
-            if name not in self._mixer.token_places:
-                raise ValueError(f"fusion {self._mixer.fusion!r} makes tokens of all encoders: {name!r} cannot be masked; use mean or zero")
+        if replacement == "mask" and name not in self._mixer.token_places:
+            raise ValueError(f"fusion {self._mixer.fusion!r} makes tokens of all encoders: {name!r} cannot be masked; use mean or zero")
         self.name = f"{model.name} without {name}"
         self.settings = model.settings | {"without": name, "replacement": replacement}
         self._mean: Tensor | None = None
