@@ -143,8 +143,7 @@ class EditedAttention:
         self._called = True
         if unknown := [name for name in ("s_aux", "position_bias") if options.get(name) is not None]:
             raise ValueError(
-                f"{self.edit.name} cannot edit the attention of {type(self.model).__name__} ({self._kind}), "
-                f"which has {', '.join(unknown)}"
+                f"{self.edit.name} cannot edit the attention of {type(self.model).__name__} ({self._kind}), which has {', '.join(unknown)}"
             )
         edited = min(query.shape[2], self.length - self._first) if module.layer_idx in self._layers else 0
         dense = query.shape[2] if options.get("softcap") else max(edited, 1)
