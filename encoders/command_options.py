@@ -42,7 +42,7 @@ TrustRemoteCode = Annotated[
 ]
 Models = Annotated[list[Path], typer.Option("--model", help=f"{MODEL_HELP} Can be given several times.")]
 Records = Annotated[
-    Path, typer.Option("--records", help="Records in LLaVA's form or chat messages, .json or .jsonl. Equal ids are numbered.")
+    Path, typer.Option("--records", help="Records in LLaVA's form or chat messages: .json, .jsonl or .parquet. Equal ids are numbered.")
 ]
 Images = Annotated[Path, images_option()]
 ImageSources = Annotated[

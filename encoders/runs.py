@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from encoders.digests import DamagedError, open_json, seal_json
 
 TEMPORARY = ".tmp-"  # the beginning of the names of unfinished files
-LOCKS = "lock-*"
+LOCKS = "*lock-[0-9][0-9][0-9][0-9]"  # earlier releases put no underscore before the name
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -235,7 +235,7 @@ class RunLock:
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
         self._folder, self._rank = folder, rank
-        self._own = FileLock(folder / f"lock-{rank:04d}")
+        self._own = FileLock(folder / f"_lock-{rank:04d}")
 
     def take(self) -> None:
         """Take the lock. The first process must do so before the others.

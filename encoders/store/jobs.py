@@ -50,7 +50,7 @@ class Job:
         self.name, self.batch_size = name, batch_size
         self.encoder = _placed(encoder, device, dtype)
         self.embeddings, self.tokens = entry["embeddings"], entry["tokens"]
-        self.writer = ShardWriter(store / entry["folder"], run)
+        self.writer = ShardWriter(store / entry["folder"], run, name)
         self._pool = pool
         self._keys: list[str] = []
         self._pixels: list[Tensor] = []  # of [3, S, S] uint8

@@ -129,6 +129,7 @@ class ShardWriter:
 
     Args:
         run: as in `write_shard`.
+        encoder: the name that the shards carry in their metadata, for readers of single files.
 
     Attributes:
         claimed: keys of the images that are encoded, or will be encoded in this run.
@@ -138,10 +139,10 @@ class ShardWriter:
         ForeignError: for a shard of another store or another encoder.
     """
 
-    def __init__(self, folder: Path, run: str) -> None:
+    def __init__(self, folder: Path, run: str, encoder: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         remove_unfinished(folder)
-        self.folder, self.run = folder, run
+        self.folder, self.run, self.encoder = folder, run, encoder
         files = numbered(folder, "features", ".safetensors")
         self._number = next_number(files)
         self.claimed = {key for file in files for key in self._sound_keys(file)}
@@ -174,7 +175,7 @@ class ShardWriter:
         if not self._keys:
             return
         shard = {kind: torch.cat([rows[kind] for rows in self._rows]) for kind in self._rows[0]}  # [n, ...]
-        metadata = {}
+        metadata = {"encoder": self.encoder}
         if "errors" in shard:
             errors = shard.pop("errors").double()  # [n, T]
             metadata["errors"] = json.dumps([float(errors.sum()), errors.numel(), float(errors.max())])

@@ -50,5 +50,5 @@ def _prune_shard(file: Path, keys: Set[str], run: str) -> None:
         file.unlink()
     elif not kept.all():
         features = {kind: values[torch.from_numpy(kept)] for kind, values in shard.features.items()}
-        errors = {name: text for name, text in shard.metadata.items() if name == "errors"}
-        write_shard(file, unpack_keys(shard.keys[kept]), features, errors, run)
+        metadata = {name: text for name, text in shard.metadata.items() if name in ("encoder", "errors")}
+        write_shard(file, unpack_keys(shard.keys[kept]), features, metadata, run)

@@ -540,7 +540,7 @@ def test_other_kinds_of_features_are_refused(photos: Path, encoders: dict[str, E
 def test_second_writer_is_refused_and_a_dead_one_is_no_hindrance(photos: Path, encoders: dict[str, Encoder], tmp_path: Path) -> None:
     code = "import sys, time; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); time.sleep(60)"
     (tmp_path / "store").mkdir()
-    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "store/lock-0000")], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "store/_lock-0000")], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
     with pytest.raises(ValueError, match=str(tmp_path / "store")):
         encode_images(photos, encoders, tmp_path / "store")

@@ -110,7 +110,7 @@ def test_image_match_is_the_mean_of_the_scores(llava: Llava, records: list[dict[
         assert rows[name].vig.mean == pytest.approx(np.mean(vig), abs=1e-5) and rows[name].vig.n == 4
         assert rows[name].vig.error == pytest.approx(np.std(vig, ddof=1) / 2, abs=1e-5)
         assert rows[name].positive == np.mean(np.array(vig) > 0)
-        assert (tmp_path / name / "manifest.json").is_file()
+        assert (tmp_path / name / "_manifest.json").is_file()
     assert match_table(rows, "m").row_count == 2
 
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from mof.data.digests import SCORED, digest, unselected
 from mof.data.records import RecordError, to_record
-from mof.data.rows import RawRecord, UnreadableRow, id_of, rows
+from mof.data.rows import RawRecord, UnreadableRow, id_of, opened, rows
 from vig.scoring.scores import Scores
+from vig.selection.data_sets import is_data_set, with_entries, with_numbered_ids
 from vig.selection.sources import NO_SOURCE
 from vig.selection.summary import Counts, Summary
 
@@ -117,8 +118,8 @@ class Selection:
         weights = np.where(inner, clamped / mean, self.token_masks.flat).astype(np.float32)  # [A]
         return dataclasses.replace(self, token_weights=PerToken(self.scores, self.token_masks.chosen, weights))
 
-    def apply(self, records: Iterable[RawRecord]) -> list[dict[str, Any]]:
-        """Return the records to train on, in order.
+    def apply(self, records: Iterable[RawRecord]) -> Any:
+        """Return the records to train on, in order. They are a list; for a data set of Hugging Face, they are a data set without format.
 
         Chosen records get a "token_mask" (or "token_weights") and, under "scored_digest", the digest of the record that it belongs to.
         Text-only records stay as they are. All others are left out: records that were not chosen or could not be scored, and (with a
@@ -127,13 +128,23 @@ class Selection:
         Raises:
             ValueError: for a record that has changed since it was scored, or if the scoring run met none of the records.
         """
-        return list(self.applied(records))
+        records = opened(records)
+        if is_data_set(records, "IterableDataset"):
+            return records.from_generator(self.applied, gen_kwargs={"records": records})
+        if not is_data_set(records, "Dataset"):
+            return list(self.applied(records))
+        records = with_numbered_ids(records)
+        return with_entries(records, ((place, entries) for place, _, entries in self._kept(records)))
 
     def applied(self, records: Iterable[RawRecord]) -> Iterator[dict[str, Any]]:
         """Yield the records that `apply` returns, without holding them in memory."""
+        return ({**record, **entries} for _, record, entries in self._kept(records))
+
+    def _kept(self, records: Iterable[RawRecord]) -> Iterator[tuple[int, dict[str, Any], dict[str, Any]]]:
+        """Yield place, record and new entries of each record that `apply` returns."""
         text_only, values = set(self.scores.manifest["text_only"]), self.token_masks if self.token_weights is None else self.token_weights
         key, known, unknown = "token_mask" if self.token_weights is None else "token_weights", 0, 0
-        for record in rows(records):
+        for row, record in enumerate(rows(records)):
             id = id_of(record)
             place = self.scores.places.get(id)
             known += place is not None or id in text_only or id in self.scores.failures
@@ -143,9 +154,9 @@ class Selection:
                     raise ValueError(f"record {id!r} is not what was scored; {AS_SCORED}")
                 if values.chosen[place]:
                     own = unselected(_as_dict(record, id))
-                    yield {**own, key: values[id].tolist(), SCORED: given if own == record else digest(own)}  # a digest takes its time
+                    yield row, own, {key: values[id].tolist(), SCORED: given if own == record else digest(own)}  # a digest takes its time
             elif id in text_only or (id not in self.scores.failures and _is_text_only(record)):
-                yield _as_dict(record, id)
+                yield row, _as_dict(record, id), {}
             else:
                 unknown += id not in self.scores.failures
         if not known:
