@@ -1,4 +1,4 @@
-"""The contract that every encoder keeps, whatever library its weights come from."""
+"""The contract of all encoders, from any library."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class Encoder(nn.Module, ABC):
 
     @property
     def spec(self) -> dict[str, Any]:
-        """JSON-able arguments: `build_encoder(**spec)` builds this encoder again, but for weights that were trained since."""
+        """JSON-able arguments: `build_encoder(**spec)` builds this encoder again, without the changes that training made to its weights."""
         spec: dict[str, Any] = {
             "name": self.name,
             "image_size": self.image_size,
@@ -158,12 +158,12 @@ class Encoder(nn.Module, ABC):
         return self.preprocessing.pixels(read_image(image))  # [3, S, S]
 
     def forward(self, pixels: Tensor) -> PatchFeatures:
-        """pixels [B, 3, H, W], uint8 or float in [0, 1] -> tokens [B, h*w, D]. No block after `layer` runs."""
+        """Return tokens [B, h*w, D] of pixels [B, 3, H, W], uint8 or float in [0, 1]. No block after `layer` runs."""
         with self._gradients():
             return self._on_grid(self.patch_tokens(self.prepare(pixels)))  # [B, h*w, D]
 
     def embed_image(self, pixels: Tensor) -> Tensor:
-        """pixels [B, 3, H, W] as for `forward` -> [B, E] float32 of unit norm, through the whole tower.
+        """Return [B, E], float32 of unit norm, of pixels [B, 3, H, W] as for `forward`, through the whole tower.
 
         CLIP-like models: the projected embedding that is compared with texts. DINOv2: the normalised class token.
         """
@@ -179,7 +179,7 @@ class Encoder(nn.Module, ABC):
             return F.normalize(embedding.float(), dim=-1), self._on_grid(tokens)
 
     def embed_text(self, texts: list[str]) -> Tensor:
-        """T texts -> [T, E] float32 of unit norm. ValueError for an encoder without a text tower."""
+        """Return [T, E], float32 of unit norm, of T texts. ValueError for an encoder without a text tower."""
         if not self.has_text:
             raise ValueError(f"{self.name} has no text tower; embed texts with a CLIP-like encoder such as clip-vit-l14")
         if isinstance(texts, str):
@@ -240,23 +240,23 @@ class Encoder(nn.Module, ABC):
         self.preprocessing = replace(self.preprocessing, image_size=image_size)
 
     def train(self, mode: bool = True) -> Encoder:
-        """A frozen encoder stays in eval mode, whatever its parent does."""
+        """Keep a frozen encoder in eval mode, whatever its parent does."""
         return super().train(mode and not self.frozen)
 
     @abstractmethod
     def patch_tokens(self, x: Tensor) -> Tensor:
-        """[B, 3, S, S] normalised -> [B, h*w, D]: the outputs of `layers` side by side, normed if `norm`, without prefix tokens."""
+        """Return [B, h*w, D] of normalised pixels: outputs of `layers` side by side, normed if `norm`, without prefix tokens."""
 
     @abstractmethod
     def image_embedding(self, x: Tensor) -> Tensor:
-        """[B, 3, S, S] normalised -> [B, E] of any length. Never called when `embed_dim` is None."""
+        """Return [B, E] of any length for normalised pixels [B, 3, S, S]. It is never called when `embed_dim` is None."""
 
     def embedding_and_tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, 3, S, S] normalised -> `image_embedding(x)` and `patch_tokens(x)`. A backend that can do both in one pass overrides this."""
+        """Return `image_embedding(x)` and `patch_tokens(x)`. A backend that can do both in one pass overrides this."""
         return self.image_embedding(x), self.patch_tokens(x)
 
     def text_embedding(self, texts: list[str]) -> Tensor:
-        """T texts -> [T, E] of any length. Only for encoders with `has_text`."""
+        """Return [T, E] of any length for T texts. Only encoders with `has_text` have it."""
         raise NotImplementedError
 
     def change_input_size(self, image_size: int) -> None:

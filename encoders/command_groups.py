@@ -21,7 +21,7 @@ Target = str | Callable[..., None]
 """A command: a function, or "module:attribute" of a function or of a group (`typer.Typer`)."""
 
 OLD_SPELLINGS = {"image-folder": "images", "out": "output", "output-dir": "output"}
-"""Options of earlier releases -> their names today. The old ones still work, but no help text shows them."""
+"""Options of earlier releases -> their names today. The old names still work, but no help text shows them."""
 
 PACKAGES = ("encoders", "mof", "vig")
 STYLE: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False, "add_completion": False}
@@ -143,7 +143,7 @@ def _with_options(message: str, command: Any) -> str:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether the error is about the user's input: our own ValueErrors, and errors of the system about files and connections.
+    """Return whether the error is about the user's input: our own ValueErrors, and errors of the system about files and connections.
 
     A ValueError of a library, which was called by us with wrong values, is a bug.
     """
@@ -156,7 +156,7 @@ def _is_refusal(error: Exception) -> bool:
 
 def _bug_report(error: Exception, message: str) -> str:
     """Write the traceback into a new log file, and return the line that names it."""
-    if type(error).__name__ in ("MemoryError", "OutOfMemoryError"):  # the second one is torch's
+    if type(error).__name__ in ("MemoryError", "OutOfMemoryError"):  # the second name is torch's
         return f"out of memory: {message}"
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix="mof-", suffix=".log", delete=False) as log:
         print("command:", *sys.argv, file=log)
@@ -174,7 +174,7 @@ def _name_today(name: str) -> str:
 def _help_of(target: Target) -> str | None:
     """Return the help text of a command: its docstring, or the argument `help` or the docstring of the `callback` of a group.
 
-    It is read from the source of "module:attribute", since the import may take seconds. None where there is none.
+    It is read from the source of "module:attribute", since the import may take seconds. A command without a help text gives None.
     """
     if not isinstance(target, str):
         return target.__doc__

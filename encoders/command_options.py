@@ -68,7 +68,7 @@ MaxPixels = Annotated[
 
 
 def image_limits(max_bytes: int | None, max_pixels: int | None) -> ImageLimits:
-    """Return the limits of the options `--max-bytes` and `--max-pixels`; None takes that of the environment."""
+    """Return the limits of the options `--max-bytes` and `--max-pixels`; None takes the limit of the environment."""
     from encoders.images.opening import ImageLimits  # slow
 
     given = {"max_bytes": max_bytes, "max_pixels": max_pixels}

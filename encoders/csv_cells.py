@@ -9,7 +9,7 @@ from typing import Any
 
 from encoders.runs import write_whole
 
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # of texts; our numbers are no texts
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # a text that begins so may be a formula; our numbers are no texts
 QUOTE = "'"
 
 

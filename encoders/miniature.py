@@ -15,7 +15,7 @@ from torch import nn
 
 
 class ConvStemEmbed(PatchEmbed):
-    """timm's patch embedding with three 3 x 3 convolutions of stride 2 in place of one of stride 8."""
+    """timm's patch embedding with three 3 x 3 convolutions of stride 2 in place of a convolution of stride 8."""
 
     def __init__(self, *args: Any, in_chans: int = 3, embed_dim: int = 192, **options: Any) -> None:
         super().__init__(*args, in_chans=in_chans, embed_dim=embed_dim, **options)

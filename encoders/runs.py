@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from encoders.digests import DamagedError, open_json, seal_json
 
-TEMPORARY = ".tmp-"  # how the names of unfinished files begin
+TEMPORARY = ".tmp-"  # the beginning of the names of unfinished files
 LOCKS = "lock-*"
 
 
@@ -213,7 +213,7 @@ class RunFile:
         raise ValueError(f"{self.path.parent} holds another {self.what}; {self.remedy}. Different:\n  " + "\n  ".join(different))
 
     def refuse_foreign(self, own: Sequence[str] = ()) -> None:
-        """ValueError for a folder that holds files and no run; `claim` does the same. Call it before a lock is put there."""
+        """Raise a ValueError for a folder that holds files and no run; `claim` does so, too. Call it before a lock is put there."""
         folder = self.path.parent
         files = () if self.path.is_file() else (path for path in folder.rglob("*") if path.is_file())
         for path in files:

@@ -90,7 +90,7 @@ def hub_answers() -> bool:
         return False
     try:
         get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception:  # of whichever HTTP library its client uses
+    except Exception:  # the HTTP library of its client raises errors of its own
         return False
     return True
 

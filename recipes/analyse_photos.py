@@ -10,7 +10,6 @@
   statement before a question claims the opposite. Stage 2 sees these photos, but its records name none of these objects.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from mof.data.records import images_of
+from mof.data.records import RecordError, images_of, texts_of
+from mof.data.rows import RawRecord
 from mof.evals.chair import read_coco
 from study.command import analyse, analysis_options, run_recipe
 from study.run_data import read_run_data
@@ -35,7 +35,7 @@ def one_per_image(groups: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[
     return {name: [records[i] for i in sorted(first.values())] for name, records in groups.items()}
 
 
-def object_questions(instances: Path, photos: Path, records: Sequence[Mapping[str, Any]], rng: np.random.Generator) -> list[dict[str, Any]]:
+def object_questions(instances: Path, photos: Path, records: Sequence[RawRecord], rng: np.random.Generator) -> list[dict[str, Any]]:
     """Return two questions for each photo: about an object that is there, and about an object that is not. Photos are left out
     where the records name all objects that are there."""
     document = read_coco(instances, "category_id")
@@ -46,7 +46,7 @@ def object_questions(instances: Path, photos: Path, records: Sequence[Mapping[st
     told: dict[str, str] = {}
     for record in records:
         for image in images_of(record):
-            told[Path(image).name] = told.get(Path(image).name, "") + json.dumps(record["conversations"])
+            told[Path(image).name] = told.get(Path(image).name, "") + _words(record)
     questions = []
     for image in document["images"]:
         file, seen = image["file_name"], present.get(image["id"], set())
@@ -60,6 +60,14 @@ def object_questions(instances: Path, photos: Path, records: Sequence[Mapping[st
                     "false_statement": f"There is {claim} {name} in the image.",
                 })  # fmt: skip
     return questions
+
+
+def _words(record: RawRecord) -> str:
+    """Return the questions and answers of a record; training leaves out records that cannot be parsed."""
+    try:
+        return "\n".join(["", *texts_of(record, "user"), *texts_of(record, "assistant")])
+    except RecordError:
+        return ""
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ def _noise(image: Image.Image, rng: np.random.Generator, donors: Donors) -> Imag
 
 
 def _diffusion(image: Image.Image, rng: np.random.Generator, donors: Donors) -> Image.Image:
-    """The noise of VCD (arXiv 2311.16922): step 500 of 1000 of a diffusion, on pixels as CLIP normalises them.
+    """Return the image with the noise of VCD (arXiv 2311.16922): step 500 of 1000 of a diffusion, on pixels as CLIP normalises them.
 
     The noise has a grain of 1/336 of the longer side, so that it survives the resizing to a model's input.
     """
@@ -53,7 +53,7 @@ def _diffusion(image: Image.Image, rng: np.random.Generator, donors: Donors) -> 
 
 
 def _shuffle(image: Image.Image, rng: np.random.Generator, donors: Donors) -> Image.Image:
-    """The image of another record. Many records share an image, so the draw is repeated if the pixels are the same."""
+    """Return the image of another record. Many records share an image, so the draw is repeated if the pixels are the same."""
     for _ in range(100 if donors else 0):
         try:
             donor = read_image(donors[int(rng.integers(len(donors)))])
@@ -108,7 +108,7 @@ class NullImages:
         """The entry of a run's manifest about its null image."""
 
     def __call__(self, record_id: str, images: Sequence[Image.Image]) -> list[Image.Image]:
-        """The images of the record, in order, with null images in place of the images that are to be replaced.
+        """Return the images of the record, in order, with null images in place of the images that are to be replaced.
 
         Raises:
             RecordError: for a record with fewer images than `only_image` asks for.
@@ -127,7 +127,7 @@ class NullImages:
         return nulls
 
     def drop_from(self, record: Record) -> Record:
-        """The record without the images that are to be replaced. RecordError for a record with too few images."""
+        """Return the record without the images that are to be replaced. RecordError for a record with too few images."""
         gone = self._replaced(record.id, len(record.images))
         places = iter(range(len(record.images)))
         messages = [
@@ -166,5 +166,5 @@ def _describe(null: str | Callable[[Image.Image], Image.Image], donors: Donors, 
 
 
 def pixel_digest(image: Image.Image) -> str:
-    """The digest of an image's size and pixels: equal for equal images."""
+    """Return a digest of an image's size and pixels: equal for equal images."""
     return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()

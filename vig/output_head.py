@@ -49,12 +49,12 @@ class HeadPass:
         self._values = values or cross_entropy
 
     def reduce(self, losses: Tensor) -> Tensor:
-        """The result of the pass from the losses (or values) of the N tokens, float32 [N, ...]: they stay as they are."""
+        """Return the result of the pass from the losses (or values) of the N tokens, float32 [N, ...]: they stay as they are."""
         return losses
 
     @contextmanager
     def at(self, head: nn.Module, *, untouched: bool) -> Iterator[None]:
-        """While open, the head works at the N positions only.
+        """Let the head work at the N positions only, while the context is open.
 
         Args:
             untouched: the model's logits are its head's output as it is (`is_untouched`). Then the head gives the result. A model
@@ -72,7 +72,7 @@ class HeadPass:
             yield
 
     def result(self, logits: Tensor) -> Tensor:
-        """The output of `reduce`, from the logits that the model gave, inside or outside of `at`."""
+        """Return the output of `reduce`, from the logits that the model gave, inside or outside of `at`."""
         if self._result is not None:
             carried = logits.view_as(self._result)  # mixed precision may have rounded it; its gradient is 1 either way
             return carried + (self._result.to(carried.device) - carried).detach()
@@ -81,7 +81,7 @@ class HeadPass:
         return self.reduce(token_losses(self._gather(logits), self._targets, None, self._values))
 
     def _gather(self, x: Tensor) -> Tensor:
-        """The entries [N, ...] of x [B, S, ...] at the N positions."""
+        """Return the entries [N, ...] of x [B, S, ...] at the N positions."""
         if x.shape[:2] != self._shape:
             raise ValueError(
                 f"the model's output head works on {tuple(x.shape[:2])} records and positions, the labels are {tuple(self._shape)}: "
@@ -91,19 +91,19 @@ class HeadPass:
 
 
 def target_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels [B, S] -> the N positions, counted through B * S, that predict a labelled token, and these tokens: [N], [N]."""
+    """Return the N positions that predict a labelled token, counted through B * S, and these tokens: [N], [N]. Labels are [B, S]."""
     targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()  # [B * S]: position t predicts token t + 1
     positions = (targets != IGNORED).nonzero().flatten()  # [N]
     return positions, targets[positions]
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """The loss of each target, [C]."""
+    """Return the loss of each target, [C]."""
     return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
 
 
 def loss_logit_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """The loss and the logit of each target, and the entropy of its distribution over the vocabulary, in nats: [C, 3]. No gradient."""
+    """Return [C, 3], without gradient: loss and logit of each target, and the entropy of its distribution over the vocabulary in nats."""
     logit = logits.gather(1, targets[:, None])[:, 0]  # [C]
     log_probabilities = logits.log_softmax(-1)  # [C, V]
     loss = -log_probabilities.gather(1, targets[:, None])[:, 0]  # [C]
@@ -113,7 +113,7 @@ def loss_logit_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def token_losses(rows: Tensor, targets: Tensor, logits_of: Forward | None = None, values: Values = cross_entropy) -> Tensor:
-    """The cross-entropy of each target, float32 [N], or other values of it, [N, ...].
+    """Return the cross-entropy of each target, float32 [N], or other values of it, [N, ...].
 
     Args:
         rows: hidden states [N, D] for `logits_of`, or logits [N, V].
@@ -134,7 +134,7 @@ def token_losses(rows: Tensor, targets: Tensor, logits_of: Forward | None = None
 
 
 def is_untouched(model: nn.Module, head: nn.Module, inputs: Mapping[str, Any]) -> bool:
-    """Whether the model gives its head's output as its logits, tried on one position of a batch.
+    """Return whether the model gives its head's output as its logits; a position of a batch is tried.
 
     Raises:
         ValueError: when the logits do not come from the head at all.
@@ -146,7 +146,7 @@ def is_untouched(model: nn.Module, head: nn.Module, inputs: Mapping[str, Any]) -
 
 @torch.no_grad()
 def logits_at(model: nn.Module, head: nn.Module, inputs: Mapping[str, Any], rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """The model's logits [1, K, V] and its head's output [K, V] at K positions of a batch, in eval mode."""
+    """Return the model's logits [1, K, V] and its head's output [K, V] at K positions of a batch, in eval mode."""
     outputs: list[Tensor] = []
 
     def forward(own: Forward, hidden: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ def logits_at(model: nn.Module, head: nn.Module, inputs: Mapping[str, Any], rows
 
 @contextmanager
 def replaced_forward(head: nn.Module, forward: Callable[[Forward, Tensor], Tensor]) -> Iterator[None]:
-    """While open, `forward(own, hidden)` runs in place of the head's own forward, and under the head's hooks."""
+    """Run `forward(own, hidden)` in place of the head's own forward, and under the head's hooks, while the context is open."""
     own, of_the_instance = head.forward, "forward" in vars(head)  # accelerate and others put theirs into the instance
     head.forward = lambda hidden: forward(own, hidden)  # type: ignore[method-assign]
     try:
@@ -176,7 +176,7 @@ def replaced_forward(head: nn.Module, forward: Callable[[Forward, Tensor], Tenso
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """While open, the model is in eval mode. Then every module has its own mode again: parts may have been frozen in eval mode."""
+    """Keep the model in eval mode while the context is open. Then every module has its own mode again: some may be frozen in eval mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

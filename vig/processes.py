@@ -27,7 +27,7 @@ class Processes:
 
     @classmethod
     def all(cls) -> Processes:
-        """The processes that torchrun or accelerate started. All of them must call this. A process that is alone sets up nothing."""
+        """Return the processes that torchrun or accelerate started. All of them must call this. A process that is alone sets up nothing."""
         import torch
         import torch.distributed as dist
         from accelerate import PartialState
@@ -42,7 +42,7 @@ class Processes:
         return cls(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=timedelta(days=30)))
 
     def gather(self, value: T) -> list[T]:
-        """The values that the processes give here, in the order of the processes, on all of them."""
+        """Return the values that the processes give here, in the order of the processes. Every process gets all of them."""
         if self.count == 1:
             return [value]
         import torch.distributed as dist
@@ -52,7 +52,7 @@ class Processes:
         return values
 
     def on_first(self, work: Callable[[], object]) -> None:
-        """The first process does the work while the others wait. If it raises an error, all processes raise it."""
+        """Let the first process do the work while the others wait. If it raises an error, all processes raise it."""
         failure: Exception | None = None
         if self.rank == 0:
             try:
@@ -64,7 +64,7 @@ class Processes:
             raise failure
 
     def require_equal(self, value: Any, name: str) -> None:
-        """ValueError on all processes unless all give the same value."""
+        """Raise a ValueError on all processes unless all give the same value."""
         if any(given != value for given in self.gather(value)):
             raise ValueError(f"{self.count} processes score together, but {name} are not the same on all of them")
 

@@ -16,7 +16,7 @@ from encoders.saved_folders import WEIGHTS, check_folder
 
 
 def load_model(folder: Path, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """The model, on the GPU where there is one, with its processor. ValueError for a folder without a model."""
+    """Return the model, on the GPU where there is one, with its processor. ValueError for a folder without a model."""
     processor = load_processor(folder, trust_remote_code=options.get("trust_remote_code", False))
     return load_network(folder, **options).to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
@@ -50,7 +50,7 @@ def load_processor(folder: Path, *, trust_remote_code: bool = False) -> Processo
 
 
 def stored_images(model: PreTrainedModel, processor: ProcessorMixin, store: Path, blurred: bool = False) -> StoredImages:
-    """The features that `mof encode --model` wrote with this model's encoders. ValueError for other models and other stores."""
+    """Return the features that `mof encode --model` wrote with this model's encoders. ValueError for other models and other stores."""
     if model.config.model_type != "mof":
         raise ValueError(f"a feature store serves models of this library, not a {model.config.model_type} model")
     view = replace(processor.image_processor.view, blurred=blurred)
@@ -58,6 +58,6 @@ def stored_images(model: PreTrainedModel, processor: ProcessorMixin, store: Path
 
 
 def model_names(folders: Sequence[Path]) -> dict[str, Path]:
-    """The folders by their names, or by their whole paths if names are equal."""
+    """Return the folders by their names, or by their whole paths if names are equal."""
     alike = len({folder.name for folder in folders}) < len(folders)
     return {str(folder) if alike else folder.name: folder for folder in folders}

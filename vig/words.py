@@ -36,7 +36,7 @@ def token_texts(score: Score) -> list[str]:
 
 def turns(score: Score) -> list[NDArray[np.int64]]:
     """Return indices into the answer tokens, turn by turn, with the end-of-turn token last where there is one."""
-    parts = np.split(np.arange(len(score.token_ids)), score.turn_ends + 1)  # of [T]; the last is empty after an ended turn
+    parts = np.split(np.arange(len(score.token_ids)), score.turn_ends + 1)  # arrays [T]; the last is empty after an ended turn
     return [part for part in parts if len(part)]
 
 

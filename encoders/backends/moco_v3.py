@@ -38,7 +38,7 @@ default_cfgs = generate_default_cfgs({"mof_mocov3_vit_small.300ep": _config("s")
 
 @register_model
 def mof_mocov3_vit_small(pretrained: bool = False, **options: Any) -> VisionTransformer:
-    """Twelve heads, not six as in other small vision transformers."""
+    """Build ViT-S with twelve heads, not six as in other small vision transformers."""
     return _vision_transformer("mof_mocov3_vit_small", pretrained, embed_dim=384, **options)
 
 

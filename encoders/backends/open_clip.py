@@ -110,7 +110,7 @@ def _sizes(visual: Any, norm: bool) -> dict[str, Any]:
         return {"width": visual.conv1.out_channels, "depth": len(visual.transformer.resblocks), "patch_size": visual.patch_size[0]}
     assert isinstance(visual, ModifiedResNet), type(visual)  # open_clip has no others
     widths = [visual.conv3.out_channels, *(2**stage * visual.layer1[-1].conv3.out_channels for stage in range(4))]
-    strides = (4, 4, 8, 16, 32)  # of the stem and four stages; its attention pooling knows one grid only
+    strides = (4, 4, 8, 16, 32)  # the stem and four stages; the attention pooling knows a single grid only
     return {"width": dict(enumerate(widths, 1)), "depth": 5, "patch_size": dict(enumerate(strides, 1))}
 
 

@@ -116,7 +116,7 @@ def blocks_and_norm(trunk: Any) -> tuple[nn.ModuleList, nn.Module] | None:
 
 
 def read_stages(trunk: Any, x: Tensor, layers: Sequence[int], norm: bool) -> Tensor:
-    """[B, 3, S, S] -> [B, h*w, D]: the outputs of stages side by side. No deeper stage runs."""
+    """Return [B, h*w, D] of pixels [B, 3, S, S]: the outputs of stages side by side. No deeper stage runs."""
     if norm:
         return _head_input(trunk, x)
     stages = sorted(set(layers))

@@ -37,7 +37,7 @@ OFFSET = 0.1  # torch.hub's DINOv2 adds it to the number of patches before it di
 
 
 class DinoV2(nn.Module):
-    """DINOv2 with timm's blocks, whose weights have the same names as torch.hub's. So have all other weights."""
+    """DINOv2 with timm's blocks. All its weights have the same names as in torch.hub."""
 
     def __init__(self, width: int, depth: int, heads: int, patch_size: int, image_size: int) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class DinoV2(nn.Module):
         nn.init.normal_(self.cls_token, std=1e-6)
 
     def forward(self, x: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
-        """x [B, 3, S, S] -> [B, 1 + h*w, D] by layer: class token and patches after that many blocks, not normed."""
+        """Return layer -> [B, 1 + h*w, D] of pixels [B, 3, S, S]: class token and patches after that many blocks, not normed."""
         side = x.shape[-1] // self.patch_embed.patch_size[0]
         x = self.patch_embed(x)  # [B, h*w, D]
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.positions(side)  # [B, 1 + h*w, D]

@@ -1,6 +1,6 @@
 """This resize gives the same bits as Pillow's and is several times as fast. It needs numba.
 
-Pillow weighs the pixels under a filter with integers of 22 bits, first along the one axis and then along the other, and rounds to
+Pillow weighs the pixels under a filter with integers of 22 bits, first along one axis and then along the other axis, and rounds to
 0..255 after each. This module does the same for many rows or columns at a time, and leaves out the padding and the cut-off parts.
 """
 
@@ -121,7 +121,7 @@ def _turn(source: Any, out: Any) -> None:
 
 @compiled(types.void(PIXELS, WEIGHTS, VECTOR, types.uint32[:, ::1]))
 def resize_columns(source: Any, weights: Any, colour: Any, out: Any) -> None:
-    """[H, W] -> [h, W]"""
+    """Return [h, W] from [H, W]."""
     lanes, out_lanes = source.view(np.uint8), out.view(np.uint8)  # [H, L], [h, L]
     sums = np.empty(lanes.shape[1], np.int32)  # [L]
     for i in range(out.shape[0]):
@@ -130,7 +130,7 @@ def resize_columns(source: Any, weights: Any, colour: Any, out: Any) -> None:
 
 @compiled(types.void(PIXELS, WEIGHTS, VECTOR, types.uint32[:, ::1]))
 def resize_rows(source: Any, weights: Any, colour: Any, out: Any) -> None:
-    """[H, W] -> [H, w]"""
+    """Return [H, w] from [H, W]."""
     turned, turned_out = np.zeros((source.shape[1], BLOCK), np.uint32), np.empty((out.shape[1], BLOCK), np.uint32)
     lanes, out_lanes = turned.view(np.uint8), turned_out.view(np.uint8)  # [W, L], [w, L]
     sums = np.empty(4 * BLOCK, np.int32)  # [L]
@@ -143,7 +143,7 @@ def resize_rows(source: Any, weights: Any, colour: Any, out: Any) -> None:
 
 @compiled(types.uint8[:, :, ::1](PIXELS))
 def planes(pixels: Any) -> NDArray[np.uint8]:
-    """[h, w] -> [3, h, w]"""
+    """Return [3, h, w] from [h, w]."""
     height, width = pixels.shape
     lanes, out = pixels.view(np.uint8), np.empty((3, height, width), np.uint8)  # [h, L]
     for channel in range(3):

@@ -31,7 +31,7 @@ class ImageLoader:
         transform: a function such as `encoder.pixels` that makes the result of each RGB image, in its thread. By default the
             image itself is the result.
         prefetch: the number of images that may be taken from `sources` before the first result is asked for.
-        limits: the largest files and images that are read; by default those of the environment (`ImageLimits`).
+        limits: the largest files and images that are read; by default the limits of the environment (`ImageLimits`).
 
     Attributes:
         failures: name -> reason, for the images that were skipped so far.
@@ -76,9 +76,14 @@ class ImageLoader:
             return name, error
 
 
-def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int) -> Generator[Result]:
-    """Call the function in threads. Yield the results in the order of the items, of which at most `ahead` wait for their result."""
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="image-loader")
+def in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int, prepare: Callable[[], object] | None = None
+) -> Generator[Result]:
+    """Call the function in threads, in each of which `prepare` is called first.
+
+    Yield the results in the order of the items, of which at most `ahead` wait for their result.
+    """
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="in-order", initializer=prepare)
     try:
         waiting: deque[Future[Result]] = deque()
         rest = iter(items)

@@ -33,7 +33,7 @@ ADDRESSES = ("http://", "https://", "data:")
 LONGEST_NAME, SECONDS = 200, 60
 """Characters of an address in messages; and the time that a server may be silent."""
 PIXELS = 89_478_485
-"""Pillow's own default limit, above which it warns. An image of so many pixels takes 0.4 GB."""
+"""Pillow's own default limit, above which it warns. An image of this size takes 0.4 GB."""
 
 
 class ImageError(ValueError):
@@ -123,7 +123,7 @@ def read_address(address: str, limits: ImageLimits | None = None) -> bytes:
     try:
         with urlopen(Request(address, headers={"User-Agent": "mof-vig"}), timeout=SECONDS) as reply:
             content = reply.read(limits.max_bytes + 1)
-    except Exception as error:  # of sockets, certificates, HTTP and base64
+    except Exception as error:  # sockets, certificates, HTTP and base64 raise many kinds
         raise ImageError(f"{name}: cannot be read ({type(error).__name__})") from error
     limits.check_bytes(name, len(content))
     return content

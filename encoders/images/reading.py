@@ -51,9 +51,9 @@ def read_image(
 
     Args:
         source: a file, the content of a file, or an open PIL image (its current frame is read; RGB in memory is returned as it is).
-            An image that was made from an opened image, by rotating say, is taken to be upright, whatever EXIF it carries.
+            An image that was made from an opened image, for example by rotation, counts as upright, even if it has EXIF data.
         name: the name of the image in errors; by default the file's path.
-        limits: the largest file and image that are read; by default those of the environment (`ImageLimits`).
+        limits: the largest file and image that are read; by default the limits of the environment (`ImageLimits`).
 
     Raises:
         ImageError: naming the file, if it is missing, empty, truncated, no regular file, no image of a known format, or too large.
@@ -187,7 +187,7 @@ def blur(image: Image.Image) -> Image.Image:
 
 
 def _blur_last_axis(pixels: Tensor, kernel: int) -> Tensor:
-    """[3, M, N] -> [3, M, N]. The cost of an FFT does not grow with the hundreds of taps."""
+    """Return the blurred image, [3, M, N] as before. The cost of an FFT does not grow with the hundreds of taps."""
     length = pixels.shape[-1]
     reach = min(kernel // 2, length - 1)
     taps = torch.arange(-reach, reach + 1, dtype=torch.float64)  # [2*reach+1]

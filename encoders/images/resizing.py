@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class Axis(NamedTuple):
-    """How the width or the height of an image becomes S pixels: they are cut out of a longer, resized axis.
+    """The way in which the width or the height of an image becomes S pixels, which are cut out of a longer, resized axis.
 
     Attributes:
         length: pixels of the image.

@@ -187,7 +187,7 @@ def tar_images(path: Path, limits: ImageLimits | None = None) -> Iterator[tuple[
                     yield name, _member(archive, member, name, limits)
                 _skip_rest(archive)
                 last = _as_text(member.name)
-    except Exception as error:  # of tarfile and the decompressors, which raise many kinds (ValueError, EOFError, ...) for bad bytes
+    except Exception as error:  # tarfile and the decompressors raise many kinds for bad bytes (ValueError, EOFError, ...)
         yield tar, ImageError(f"{tar}: cannot be read on after {last}, what follows is lost ({error})")
     else:
         if not names:

@@ -101,12 +101,12 @@ def file_state(status: os.stat_result) -> tuple[int, int]:
 
 
 def pack_keys(keys: list[str]) -> NDArray[np.bytes_]:
-    """Content keys in hexadecimal -> [n] of KEY_TYPE."""
+    """Return [n] of KEY_TYPE from content keys in hexadecimal."""
     return np.frombuffer(bytes.fromhex("".join(keys)), dtype=KEY_TYPE)  # [n]
 
 
 def unpack_keys(keys: NDArray[np.bytes_]) -> list[str]:
-    """[n] of KEY_TYPE -> content keys in hexadecimal."""
+    """Return content keys in hexadecimal from [n] of KEY_TYPE."""
     digits = np.ascontiguousarray(keys).tobytes().hex()
     return [digits[start : start + 32] for start in range(0, len(digits), 32)]
 
@@ -189,7 +189,7 @@ def write_failures(store: Path, reasons: Mapping[str, str]) -> None:
 
 
 def pack(tokens: Tensor, form: TokenFormat) -> dict[str, Tensor]:
-    """tokens [B, T, D] -> "tokens" [B, T, D] in `form`; for int8 also "scales" and "errors" [B, T], float32.
+    """Return "tokens" [B, T, D] in `form` from tokens [B, T, D]; for int8 also "scales" and "errors" [B, T], float32.
 
     int8 is round(token / scale) with scale = its largest magnitude / 127, so no value moves by more than half a scale. The error
     is measured per token: |what `unpack` gives - token| / |token|, in Euclidean norm.

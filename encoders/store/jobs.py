@@ -53,11 +53,11 @@ class Job:
         self.writer = ShardWriter(store / entry["folder"], run)
         self._pool = pool
         self._keys: list[str] = []
-        self._pixels: list[Tensor] = []  # of [3, S, S] uint8
+        self._pixels: list[Tensor] = []  # images [3, S, S] uint8
         self._running: deque[tuple[list[str], Future[dict[str, Tensor]]]] = deque()
 
     def take(self, key: str, pixels: Tensor) -> None:
-        """Collect an image [3, S, S]; a full batch is sent on its way."""
+        """Collect an image [3, S, S]. A full batch starts to be encoded."""
         self.writer.claimed.add(key)
         self._keys.append(key)
         self._pixels.append(pixels)
@@ -91,7 +91,7 @@ class Job:
 
     @torch.inference_mode()
     def _encode(self, images: list[Tensor]) -> dict[str, Tensor]:
-        """B images [3, S, S] -> their features by kind, in the CPU's memory."""
+        """Return the features of B images [3, S, S] by kind, in the CPU's memory."""
         device = next(self.encoder.tower.parameters()).device
         pixels = torch.stack(images)  # [B, 3, S, S]
         if device.type == "cuda":

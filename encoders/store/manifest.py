@@ -58,8 +58,8 @@ def declare(
     """Enter the encoders into the store's manifest, and return it. The run that begins is not complete.
 
     Raises:
-        ValueError: when no encoder is given, nothing is to be stored of one, or the store holds its name with another fingerprint
-            or with features of another kind.
+        ValueError: when no encoder is given, when an encoder has nothing to store, or when the store holds its name with another
+            fingerprint or with features of another kind.
     """
     if not encoders:
         raise ValueError("no encoders: give at least one")

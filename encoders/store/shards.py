@@ -28,7 +28,7 @@ from encoders.tables import refuse_foreign
 
 logger = logging.getLogger(__name__)
 
-DIGEST = "digest"  # of the header and the keys
+DIGEST = "digest"  # key of the digest of header and keys
 ROWS = "rows of "  # before the name of a kind: the digests of its rows
 AGAIN = "the same `mof encode` again encodes its images anew"
 

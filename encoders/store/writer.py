@@ -101,7 +101,7 @@ def encode_images(
         strict: raise an ImageError at the first image that cannot be read or encoded, instead of listing it in `failures.jsonl`.
         prune: afterwards, delete the features of images whose files are gone, of all encoders, and their names.
         progress: show a bar; without a terminal or a notebook, a line a minute.
-        limits: the largest files and images that are read; by default those of the environment (`encoders.images.opening.ImageLimits`).
+        limits: the largest files and images that are read; by default those of the environment (`ImageLimits`).
 
     Raises:
         ValueError: for sources without images, impossible options, another encoder under a name that is in the store, a file of
@@ -193,11 +193,11 @@ class _Run:
             return _Loaded(name, key, stat, image.size, pixels)
         except ImageError as error:
             return _Loaded(name, error=error)
-        except Exception as error:  # of any library: an image of an odd shape costs this image alone
+        except Exception as error:  # errors of any library: an image of an odd shape costs this image alone
             return _Loaded(name, error=ImageError(f"{name}: cannot be prepared ({type(error).__name__}: {error})"))
 
     def _take(self, loaded: _Loaded) -> None:
-        """Take images in the order of the sources, whichever thread was first. So a stopped run goes on as if it had never stopped."""
+        """Take images in the order of the sources, not of the threads. So a stopped run goes on as if it had never stopped."""
         if loaded.name in self.names:
             return  # sources that overlap
         self.names[loaded.name] = loaded.key
@@ -233,7 +233,7 @@ class _Run:
         return full or now - self.committed > max(SECONDS, SHARE * (now - self.start))
 
     def _commit(self) -> None:
-        """The index first: a shard's keys must have names."""
+        """Write the index, then the shards: a shard's keys must have names."""
         self.index.commit()
         for job in self.jobs:
             job.writer.commit()
@@ -250,7 +250,7 @@ class _Run:
         keys = self.index.keys(names)
         if prune:
             prune_store(self.store, self.manifest, names, keys)
-            self.manifest["shards"].clear()  # those of other encoders have changed, too
+            self.manifest["shards"].clear()  # the features of other encoders have changed, too
         write_view(self.store, sorted(names), self.manifest["store"])
         errors = {job.name: job.writer.errors().summary() for job in self.jobs if job.tokens == "int8"}
         complete(self.store, self.manifest, errors)

@@ -154,12 +154,6 @@ def refuse_missing_images(records: Sequence[Any], image_folder: str | os.PathLik
         )
 
 
-def with_images(raw: Any, images: Sequence[Any]) -> dict[str, Any]:
-    """Return a copy of a raw record that names these images, at least one, in place of its own."""
-    assert images, "without images, images in message parts would count again"
-    return {key: value for key, value in to_mapping(raw).items() if key != "image"} | {"images": list(images)}
-
-
 def require_unchanged(raw: Any) -> None:
     """Raise a RecordError for a selected record that was changed later: its mask, and the scores behind it, belong to another record."""
     if isinstance(raw, Mapping) and raw.get(SCORED) is not None and digest(unselected(raw)) != raw[SCORED]:

@@ -52,7 +52,7 @@ PROMPTS: dict[str, Callable[[Question], str]] = {
     "question": lambda asked: asked.question,  # for files whose questions name their options
 }
 LABELS = ("released", "corrected")
-ALL_QUESTIONS = 300  # of the whole benchmark
+ALL_QUESTIONS = 300  # in the whole benchmark
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _question(
 
 
 def _corrected(questions: Sequence[Question]) -> list[Question]:
-    """Correct the known wrong labels, unless the file's labels are not the released ones."""
+    """Correct the known wrong labels, unless the file has other labels than the released file."""
     known = [question for question in questions if question.id in WRONG_LABELS]
     if not all(question.labels["released"] == WRONG_LABELS[question.id][0] for question in known):
         return list(questions)

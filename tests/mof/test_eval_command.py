@@ -387,7 +387,7 @@ def test_help_loads_no_slow_library(arguments: tuple[str, ...]) -> None:
 def test_photos_stay_inside_their_folder(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "instances.json").write_text(json.dumps({"annotations": [], "images": [{"id": 1, "file_name": "../secret.jpg"}]}))
-    with pytest.raises(ImageError, match="leads out of the image folder"):
+    with pytest.raises(ImageError, match=r"'\.\./secret\.jpg'"):
         _photos([tmp_path / "instances.json"], tmp_path / "photos", None)
-    with pytest.raises(ImageError, match="leads out of the image folder"):
+    with pytest.raises(ImageError, match="'/etc/hostname'"):
         eval_pope(None, [PopeQuestion("random/1", "random", "/etc/hostname", "Is there a dog?", True)], tmp_path / "photos")

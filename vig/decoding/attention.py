@@ -120,7 +120,7 @@ class EditedAttention:
     def __call__(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
     ) -> tuple[Tensor, None]:
-        """Attend as transformers asks: query [R, H, S, E], key and value [R, G, K, E]; the result is [R, S, H, E]."""
+        """Attend to query [R, H, S, E] and to key and value [R, G, K, E], as transformers does. Return [R, S, H, E]."""
         self._called = True
         if unknown := [name for name in ("s_aux", "position_bias") if options.get(name) is not None]:
             raise ValueError(

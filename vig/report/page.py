@@ -1,4 +1,4 @@
-"""The page: its contents are gathered here, and `page.html.jinja` says how they look."""
+"""The page of `mof vig report`: this module gathers its contents, and `page.html.jinja` lays them out."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 
 from encoders.pages import signed, write_page
 from encoders.pages.charts import Bar, column_edges, histogram, interval_bars, to_svg
+from encoders.progress import tracked
 from mof.data.rows import RawRecord, UnreadableRow, id_of, rows
 from vig.report.null_comparison import compare_nulls, null_name, reference_of
 from vig.report.samples import SampleReader
@@ -28,7 +27,7 @@ from vig.words import Mean, answer_words, can_tag, parts_of_speech, word_class
 # Shapes: N = values, A = answer tokens of all records, B = columns of a histogram.
 
 MOST_SOURCES = 12  # with a histogram of their own
-WORD_RECORDS = 10_000  # whose words are looked at; more would take minutes and change no digit
+WORD_RECORDS = 10_000  # records whose words are counted; more take minutes and change no digit
 
 
 def write_report(
@@ -42,7 +41,7 @@ def write_report(
     records_name: str | None = None,
     progress: bool = False,
 ) -> None:
-    """Write one HTML file that needs no other: the distribution of VIG, kinds of words, samples, null images and sparsity.
+    """Write one HTML file that needs no other file: the distribution of VIG, kinds of words, samples, null images and sparsity.
 
     The same scores, records and images give the same bytes.
 
@@ -91,14 +90,14 @@ def write_report(
         samples=shown,
         has_images=image_folder is not None,
         unread=sum(picture.shown is None for group in shown.values() for sample in group for picture in sample.pictures),
-        token_scale=max(0.1, round(float(np.quantile(np.abs(token_vig), 0.98)), 1)),  # hardly one token in fifty goes beyond
+        token_scale=max(0.1, round(float(np.quantile(np.abs(token_vig), 0.98)), 1)),  # 2 % of the tokens lie beyond
         nulls=nulls,
         null_reference=null_name(reference_of(runs)),
     )
 
 
 def _tokens(selection: Selection, threshold: float | None) -> dict[str, int] | None:
-    """Return what becomes of the answer tokens that reach the threshold, and of those below it; None without a threshold."""
+    """Count tokens that "reach" the threshold, that are "lost" all the same, and that are kept "below" it. None without a threshold."""
     if threshold is None:
         return None
     reach, kept = selection.scores.token_vig >= np.float32(threshold), selection.token_masks.flat  # [A], [A]
@@ -107,7 +106,7 @@ def _tokens(selection: Selection, threshold: float | None) -> dict[str, int] | N
 
 
 def _sides(selection: Selection, threshold: float | None) -> list[dict[str, float]]:
-    """Return what lies on either side of the threshold, above it first: records, their tokens, and their mean VIG."""
+    """Return the number of records, their tokens and their mean VIG on either side of the threshold, the upper side first."""
     if threshold is None:
         return []
     scores = selection.scores
@@ -181,7 +180,7 @@ def _words_of(scores: Sequence[Score], progress: bool) -> Words:
     classes: dict[str, list[float]] = {}
     parts: dict[str, list[float]] = {}
     count, tags = 0, can_tag()
-    for score in track(scores, "words", console=Console(stderr=True), disable=not progress):
+    for score in tracked(scores, "records", shown=progress):
         for turn in answer_words(score):
             names = [word.text for word in turn]
             count += len(names)

@@ -31,7 +31,7 @@ class AnswerLosses:
     the log says so once.
 
     Args:
-        values: what is computed of the logits of an answer token, [N, ...]: the loss, or several values with the loss first.
+        values: function from the logits of answer tokens to [N, ...]: the loss, or several values with the loss first.
     """
 
     def __init__(self, model: PreTrainedModel, pad_token_id: int, values: Values = cross_entropy) -> None:
@@ -54,7 +54,7 @@ class AnswerLosses:
         ways = self._may_share, self._head
         try:
             return self._fastest(groups, prefix)
-        except Exception:  # a plain pass failed too: that is the fault of the batch, and says nothing about the fast ways
+        except Exception:  # a plain pass failed too, so the fault is in the batch, not in a fast way
             self._may_share, self._head = ways
             raise
 
@@ -72,7 +72,7 @@ class AnswerLosses:
         return self._losses(groups, 0)
 
     def _checked_losses(self, groups: Groups, prefix: int, otherwise: str) -> Tensor | None:
-        """The losses of a batch. Those of the first batch are given only if its shortest example has the losses of a plain forward pass."""
+        """Return the losses of a batch. In the first batch, the shortest example must have the losses of a plain forward pass."""
         if (prefix > 0) in self._checked:
             return self._losses(groups, prefix)
         examples = [example for group in groups for example in group]
@@ -91,7 +91,7 @@ class AnswerLosses:
             losses = self._losses(groups, prefix)  # [N]
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # the model does not go along, and models raise any kind
+        except Exception as error:  # the model does not support it; models raise errors of any kind
             reason = f"{type(error).__name__}: {error}"
         else:
             own = losses.split([int(example.answer_mask.sum()) for example in examples])[shortest]  # [its answer tokens]
@@ -115,7 +115,7 @@ class AnswerLosses:
         return self._plain_losses(batch) if self._head is None else self._head_losses(batch, {"use_cache": False})
 
     def _shared_losses(self, groups: Groups, examples: Sequence[Example], prefix: int) -> Tensor:
-        """The prefix of each group goes through the model once, then the rest of all examples behind it."""
+        """Pass the prefix of each group through the model once, then the rest of all examples behind it. Return the losses."""
         assert self._head is not None
         sizes = [len(group) for group in groups]
         start = self._collate([part(group[0], 0, prefix) for group in groups])
@@ -133,7 +133,7 @@ class AnswerLosses:
         return self._head_losses(rest, {name: shared_cache(getattr(output, name), sizes, prefix), "use_cache": True})
 
     def _head_losses(self, batch: Mapping[str, Tensor], options: Mapping[str, Any]) -> Tensor:
-        """[N] with the head at the answer positions only."""
+        """Return [N], with the head at the answer positions only."""
         assert self._head is not None
         head_pass = HeadPass(batch["labels"], self._values)
         with head_pass.at(self._head, untouched=self._untouched):
@@ -141,7 +141,7 @@ class AnswerLosses:
         return head_pass.result(logits)  # [N]
 
     def _plain_losses(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """[N] from the model's own logits at all positions, or at those where a record has an answer if the model can be asked for them."""
+        """Return [N] from the model's own logits, at answer positions only if the model can be asked for them."""
         (records, length), (positions, targets) = batch["labels"].shape, target_positions(batch["labels"])  # [N], [N]
         rows, columns = positions // length, positions % length  # [N], [N]
         inputs, kept = self._inputs(batch), torch.arange(length)  # [K] = [S]
@@ -162,5 +162,5 @@ class AnswerLosses:
         return collate(examples, self._pad_token_id, "right")
 
     def _inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The model's inputs in a batch, on the device of the model."""
+        """Return the model's inputs in a batch, on the device of the model."""
         return {name: value.to(self._model.device) for name, value in batch.items() if name != "labels"}

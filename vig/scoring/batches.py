@@ -49,7 +49,7 @@ def make_batches(pairs: Iterable[Pair], batch_tokens: int, batch_size: int) -> l
 
 
 def _sharing(pairs: Iterable[Pair]) -> list[Batch]:
-    """A batch for each set of records with the same images and the same tokens up to the last image."""
+    """Return a batch for each set of records with the same images and the same tokens up to the last image."""
     groups: dict[tuple[Any, ...], list[Pair]] = {}
     for index, pair in enumerate(pairs):
         start = tuple(pair.clean.input_ids[: pair.prefix].tolist())
@@ -58,7 +58,7 @@ def _sharing(pairs: Iterable[Pair]) -> list[Batch]:
 
 
 def _fitting(batch: Batch, batch_tokens: int, batch_size: int) -> Iterator[Batch]:
-    """The batch of one group, cut in halves until each fits."""
+    """Yield the batch of one group, cut in halves until each fits."""
     (group,) = batch.groups
     if len(group) == 1:
         yield Batch([group], 0)
@@ -82,14 +82,14 @@ def by_image(records: Sequence[Row]) -> list[Row]:
 
 
 def _name(image: Any) -> Any:
-    """A key that is equal for the same file, or the same object in memory."""
+    """Return a key that is equal for the same file, or the same object in memory."""
     if isinstance(image, (str, os.PathLike)):
         return str(image)
     return id(image) if isinstance(image, Image.Image) else digest(image)
 
 
 def windows(pairs: Iterable[Pair | None], tokens: int, records: int) -> Iterator[list[Pair | None]]:
-    """Cut a stream into windows of so many tokens or records. A window is in memory while its batches are made."""
+    """Cut a stream into windows of at most `tokens` tokens or `records` records. A window is in memory while its batches are made."""
     window: list[Pair | None] = []
     held = 0
     for pair in pairs:

@@ -1,4 +1,4 @@
-"""Is the scorer fit? A few records are scored with the images of others too: VIG must tell right images from swapped ones.
+"""Is the scorer fit? A few records are also scored with the images of other records: VIG must tell right images from swapped images.
 
 No labels are needed. The result is in the manifest of the scores, and `diagnosis` says it in words.
 """
@@ -16,7 +16,7 @@ from mof.data.rows import Row
 from vig.scoring.scores import Score
 from vig.words import answer_words, word_class
 
-SHARE, FEWEST, MOST = 0.01, 50, 1000  # of the records
+SHARE, FEWEST, MOST = 0.01, 50, 1000  # share and number of the records that are sampled
 HELPS, NO_GAIN = 0.85, 0.72
 """In a miniature study (40 % ungrounded answers), the paper's rule gained 14 points over random tokens with a scorer of AUROC .85
 between true and ungrounded answers, and nothing with .72. Other models and data may differ."""
@@ -53,7 +53,7 @@ class Sample:
 
 
 def with_swapped_images(raws: Iterable[Row], image_folder: str | os.PathLike[str] | None) -> list[dict[str, Any]]:
-    """Return each record with the images of the next record that has as many images, but others. Unreadable records are left out."""
+    """Return each record with the other images of the next record that has as many images. Unreadable records are left out."""
     groups: dict[int, list[tuple[dict[str, Any], str]]] = {}  # number of images -> record, digest of its images
     for raw in raws:
         try:

@@ -28,7 +28,7 @@ from vig.processes import Processes
 
 MANIFEST, REJECTED, TEXT_ONLY = "manifest.json", "rejected.jsonl", "text_only.jsonl"
 SHARDS = "shard-*.parquet"
-FORMAT = 1  # of the whole folder
+FORMAT = 1  # version of everything in the folder
 
 logger = logging.getLogger(__name__)
 
@@ -100,11 +100,11 @@ class ScoreFolder:
                 self._manifest.write(identity)
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The rows of all shards, a table of `columns`."""
+        """Return the rows of all shards, a table of `columns`."""
         return read_shards(self.path, self._schema, self._run, columns)
 
     def digests(self) -> dict[str, str]:
-        """The digest of every record that has a row, by id."""
+        """Return the digest of every record that has a row, by id."""
         table = self.read(["id", "digest"])
         return dict(zip(table["id"].to_pylist(), table["digest"].to_pylist(), strict=True))
 
@@ -152,7 +152,7 @@ class ScoreFolder:
 
 
 def manifest_file(folder: Path) -> RunFile:
-    """The manifest in a folder of scores: identity of the run, whether it is "complete", and how many records became what."""
+    """Return the manifest in a folder of scores: identity of the run, whether it is "complete", and how many records became what."""
     return RunFile(folder / MANIFEST, "scoring run", FORMAT, "give a new folder")
 
 

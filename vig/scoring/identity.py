@@ -25,7 +25,7 @@ def scoring_identity(
     seed: int,
     measures: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The part of the manifest that must be equal when a run is resumed (JSON-able)."""
+    """Return the part of the manifest that must be equal when a run is resumed (JSON-able)."""
     return {
         "model": type(model).__name__,
         "config": digest(_without_labels(model.config.to_dict())),
@@ -40,7 +40,7 @@ def scoring_identity(
 
 
 def processor_identity(processor: ProcessorMixin) -> dict[str, str]:
-    """Digests of everything that turns a record into tokens."""
+    """Return digests of everything that turns a record into tokens."""
     tokenizer = processor.tokenizer
     return {
         "processor": digest(processor.to_dict()),

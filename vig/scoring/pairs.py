@@ -81,7 +81,7 @@ class PairReader:
         self._last = _Images([], [], "")
 
     def read(self, raw: Row) -> Pair | None:
-        """The pair of a record; None for a record that has no image, cannot be read or has no answer."""
+        """Return the pair of a record; None for a record that has no image, cannot be read or has no answer."""
         id = id_of(raw)
         if isinstance(raw, UnreadableRow):
             self.fail(id, raw.reason)
@@ -90,7 +90,7 @@ class PairReader:
             return self._pair(to_record(raw, self.image_folder), digest(raw))
         except (RecordError, ImageError) as error:
             self.fail(id, str(error))
-        except ValueError:  # of the null images or the processor, which are those of every record
+        except ValueError:  # the fault of the null images or of the processor concerns every record
             raise
         except Exception as error:  # a record may hold anything
             self.fail(id, f"{type(error).__name__}: {error}")
@@ -109,7 +109,7 @@ class PairReader:
         return Pair(record.id, digest, clean, null, turn_ends, images.digest, self._prefix(clean))
 
     def _read_images(self, record: Record) -> _Images:
-        """The images of a record. Neighbours on the same images share them, and everything that is made of them."""
+        """Return the images of a record. Neighbours with the same images share them, and everything that is made of them."""
         if not record.images or not _same(record.images, self._last.sources):
             try:
                 images = self._shown(list(record.images))
@@ -126,7 +126,7 @@ class PairReader:
         return _Images(sources, stored, "".join(image.key for image in stored))
 
     def _encode_null(self, record: Record, clean: Example, images: _Images) -> Example:
-        """The example of the same tokens with the null images."""
+        """Return the example of the same tokens with the null images."""
         if images.null is None:
             stored = self.stored_images
             nulls = [stored[1](image) for image in record.images] if stored else self.nulls(record.id, images.shown)
@@ -137,7 +137,7 @@ class PairReader:
         return replace(clean, images={**clean.images, **images.null})
 
     def _encode_without(self, record: Record, clean: Example) -> Example:
-        """The example of the conversation without the replaced images. Its answers are cut where those of `clean` are."""
+        """Return the example of the conversation without the replaced images. Its answers are cut where the answers of `clean` are."""
         shorter = self.nulls.drop_from(record)
         example = encode_record(self._processor, shorter, max_length=self.max_length)
         places = example.answer_mask.nonzero().flatten()[: int(clean.answer_mask.sum())]  # [T]
@@ -158,18 +158,18 @@ class PairReader:
 
 
 def _same(images: Sequence[ImageSource], last: Sequence[ImageSource]) -> bool:
-    """Whether both are the same files, or the same objects in memory. No image is decoded."""
+    """Return whether both are the same files, or the same objects in memory. No image is decoded."""
     same = (a is b or (isinstance(a, str) and isinstance(b, str) and a == b) for a, b in zip(images, last, strict=False))
     return len(images) == len(last) and all(same)
 
 
 def _alike(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that are equal in both under the same name."""
+    """Return the tensors that are equal in both under the same name."""
     return {key: value for key, value in left.items() if key in right and torch.equal(value, right[key])}
 
 
 def _turn_ends(input_ids: Tensor, answer_mask: Tensor, special_ids: frozenset[int]) -> NDArray[np.int64]:
-    """The last special token of each answer span, as an index into the answer tokens; a cut answer has none."""
+    """Return the last special token of each answer span, as an index into the answer tokens; a cut answer has none."""
     last: dict[int, int] = {}  # span -> index of its last special token so far
     for index, position in enumerate(answer_mask.nonzero().flatten().tolist()):
         if int(input_ids[position]) in special_ids:

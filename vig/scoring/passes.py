@@ -92,7 +92,7 @@ class TwoPasses:
                 yield batch, scores
 
     def _batch(self, batch: Batch) -> list[Score] | None:
-        """The scores of a batch, without the records that the model refuses; None if memory ran out."""
+        """Return the scores of a batch, without the records that the model refuses; None if memory ran out."""
         pairs = batch.pairs
         try:
             both = self._both_losses(batch)  # [2, N, M]
@@ -121,7 +121,7 @@ class TwoPasses:
         return scores
 
     def _both_losses(self, batch: Batch) -> NDArray[np.float32]:
-        """The losses (and other measures) of all answer tokens with the images and with the null images, [2, N, M]."""
+        """Return the losses (and other measures) of all answer tokens with the images and with the null images, [2, N, M]."""
         clean = self._losses([[pair.clean for pair in group] for group in batch.groups], batch.prefix)  # [N] or [N, M]
         # without an image there is nothing before the question that would be worth sharing
         prefix = 0 if self._reader.nulls.drops else batch.prefix
@@ -131,7 +131,7 @@ class TwoPasses:
 
 def _to_score(pair: Pair, clean: NDArray[np.float32], null: NDArray[np.float32], measures: Sequence[str]) -> Score:
     loss, null_loss = clean[:, 0], null[:, 0]  # [T], [T]
-    kept = [values[:, MEASURES.index(name)] for name in measures for values in (clean, null)]  # of [T]
+    kept = [values[:, MEASURES.index(name)] for name in measures for values in (clean, null)]  # arrays [T]
     extra: dict[str, Any] = dict(zip(columns_of(measures), kept, strict=True))
     token_vig = null_loss - loss  # [T]
     # rounded to float32, a mean never exceeds the largest of its values, so a selected sample has a token to select

@@ -33,7 +33,7 @@ class SharedLayer(DynamicLayer):
         self.keys, self.values, self.sizes = layer.keys, layer.values, sizes  # [G, H, P, E] twice
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Keys and values of the rows, [R, H, S, E], become keys and values of prefix and row, [R, H, P + S, E]."""
+        """Return the keys and values of prefix and row, [R, H, P + S, E], from those of the rows, [R, H, S, E]."""
         return self._behind(self.keys, key_states), self._behind(self.values, value_states)
 
     def _behind(self, prefixes: Tensor, rows: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class SharedLayer(DynamicLayer):
 
 
 def cache_name(output: ModelOutput) -> str:
-    """The name under which a model gives its cache and takes it: "cache" from transformers 5.24 on, "past_key_values" before.
+    """Return the name under which a model gives its cache and takes it: "cache" from transformers 5.24 on, "past_key_values" before.
 
     Raises:
         CannotShareError: for a model that gives no cache.
@@ -74,7 +74,7 @@ def shared_cache(cache: Any, sizes: Sequence[int], prefix: int) -> Cache:
 
 
 def part(example: Example, start: int, end: int | None) -> Example:
-    """The tokens start..end-1 of an example. Images stay with the first token."""
+    """Return the tokens start..end-1 of an example. Images stay with the first token."""
     images = {
         key: value[start:end] if key in PER_TOKEN else value for key, value in example.images.items() if key in PER_TOKEN or start == 0
     }
@@ -82,7 +82,7 @@ def part(example: Example, start: int, end: int | None) -> Example:
 
 
 def image_positions(model: PreTrainedModel, examples: Sequence[Example], pad_token_id: int) -> Tensor | None:
-    """The positions [3, R, L] of a model whose tokens have places in the image (Qwen-VL and similar); None for other models.
+    """Return the positions [3, R, L] of a model whose tokens have places in the image (Qwen-VL and similar); None for other models.
 
     Such a model finds the positions from the image sizes. With these in the past, it would use the offset of each row that it
     remembers, but from the rows of another call.

@@ -149,7 +149,7 @@ def _together(
     ids: Mapping[str, None],
     manifest: dict[str, Any],
 ) -> Scores:
-    """The scores of all processes, in the order of the records."""
+    """Return the scores of all processes, in the order of the records."""
     if processes.count > 1:
         processes.require_equal(digest(sorted(ids)), "the records")
     parts = processes.gather((fresh, swapped, reader.text_only, reader.failures))
@@ -193,7 +193,7 @@ def _unscored(
 
 
 def _donors(records: Iterable[RawRecord], image_folder: str | os.PathLike[str] | None) -> list[ImageSource]:
-    """The first image of every record that has one and can be read."""
+    """Return the first image of every record that has an image and can be read."""
     donors: list[ImageSource] = []
     for raw in rows(records):
         try:

@@ -242,7 +242,7 @@ class Scores(Sequence[Score]):
         return self.manifest["failures"]
 
     def table(self) -> pa.Table:
-        """N rows with the columns of `schema`, the fields of `Score`."""
+        """Return a table of N rows with the columns of `schema`, the fields of `Score`."""
         return pa.concat_tables([self.schema.empty_table(), *(read() for read in self._readers)])
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -264,7 +264,7 @@ def from_table(table: pa.Table) -> list[Score]:
 
 
 def _rows(column: pa.ChunkedArray) -> list[Any]:
-    """A list with a Python value or a numpy array for each row."""
+    """Return a list with a Python value or a numpy array for each row."""
     if not pa.types.is_list(column.type):
         return column.to_pylist()
     rows: list[Any] = []
@@ -275,12 +275,12 @@ def _rows(column: pa.ChunkedArray) -> list[Any]:
 
 
 def _flat(column: pa.ChunkedArray) -> NDArray[Any]:
-    """The values of all rows of a list column, one row after the other."""
-    return pc.list_flatten(column).combine_chunks().to_numpy()  # of a single chunk, without a copy
+    """Return the values of all rows of a list column, one row after the other."""
+    return pc.list_flatten(column).combine_chunks().to_numpy()  # a single chunk needs no copy
 
 
 def _bounds(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    """[N + 1] where the rows of a list column start among its values, and the end."""
+    """Return [N + 1], the places where the rows of a list column start among its values, and the end."""
     return np.concatenate([[0], pc.list_value_length(column).to_numpy().cumsum(dtype=np.int64)])
 
 
