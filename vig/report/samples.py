@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import PurePath
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from encoders.pages.thumbnails import thumbnail_uri
@@ -120,10 +122,7 @@ class SampleReader:
             return [Picture(_name(source), None, None) for source in images_of(raw)][:MOST_IMAGES]
         nulls = [None] * len(images) if self._nulls is None else self._nulls(id, images)
         triples = list(zip(sources, images, nulls, strict=True))[:MOST_IMAGES]
-        return [
-            Picture(_name(source), thumbnail_uri(image, THUMBNAIL), None if null is None else thumbnail_uri(null, THUMBNAIL))
-            for source, image, null in triples
-        ]
+        return [Picture(_name(source), small_copy(image), small_copy(null)) for source, image, null in triples]
 
 
 def _name(source: Any) -> str:
@@ -135,3 +134,21 @@ def _turns(questions: list[str], answers: list[list[Token]]) -> list[Turn]:
     if len(answers) == 1 and len(questions) > 1:
         questions = ["\n".join(questions)]
     return [Turn(question or "", answer or []) for question, answer in zip_longest(questions, answers)]
+
+
+def small_copy(image: Image.Image | None) -> str | None:
+    """Return the image as a data URI, made smaller where it is large. Tiny images stay as they are, to the bit."""
+    if image is None:
+        return None
+    if max(image.size) > THUMBNAIL:
+        image = image.copy()
+        image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    kind = "png" if max(image.size) <= 64 else "jpeg"
+    image.save(file, kind, **({"quality": 85} if kind == "jpeg" else {}))
+    return data_uri(file.getvalue(), kind)
+
+
+def colour_scale(values: Sequence[float] | NDArray[np.floating]) -> float:
+    """Return the nats that get the full colour: hardly one token in fifty goes beyond."""
+    return max(0.1, round(float(np.quantile(np.abs(values), 0.98)), 1)) if len(values) else 0.1
