@@ -37,7 +37,7 @@ def one_per_image(groups: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[
     return {name: [records[i] for i in sorted(first.values())] for name, records in groups.items()}
 
 
-def object_questions(instances: Path, photos: Path, records: Sequence[Mapping[str, Any]], rng: np.random.Generator) -> list[dict[str, Any]]:
+def object_questions(instances: Path, photos: Path, records: Sequence[RawRecord], rng: np.random.Generator) -> list[dict[str, Any]]:
     """Return two questions for each photo: about an object that is there, and about an object that is not.
 
     A photo is left out if the records name all objects that are there.

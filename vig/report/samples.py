@@ -137,18 +137,10 @@ def _turns(questions: list[str], answers: list[list[Token]]) -> list[Turn]:
 
 
 def small_copy(image: Image.Image | None) -> str | None:
-    """Return the image as a data URI, made smaller where it is large. Tiny images stay as they are, to the bit."""
-    if image is None:
-        return None
-    if max(image.size) > THUMBNAIL:
-        image = image.copy()
-        image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    kind = "png" if max(image.size) <= 64 else "jpeg"
-    image.save(file, kind, **({"quality": 85} if kind == "jpeg" else {}))
-    return data_uri(file.getvalue(), kind)
+    """Return the image as a data URI, made smaller if it is large; None for None."""
+    return None if image is None else thumbnail_uri(image, THUMBNAIL)
 
 
 def colour_scale(values: Sequence[float] | NDArray[np.floating]) -> float:
-    """Return the nats that get the full colour: hardly one token in fifty goes beyond."""
+    """Return the nats that get the full colour: 2 % of the tokens lie beyond."""
     return max(0.1, round(float(np.quantile(np.abs(values), 0.98)), 1)) if len(values) else 0.1
