@@ -72,7 +72,7 @@ def test_a_model(tmp_path: Path, tiny_model: MoFForConditionalGeneration, tiny_p
     out, arguments = tmp_path / "run", ("mmvp", "--data", data, "--model", tmp_path / "model", "--max-new-tokens", "6")
     first = done(run(*arguments, "--output", out), out)
     assert first["usage"]["asked"] == first["questions"] == 2 * PAIRS and first["pairs"] == PAIRS
-    assert list(first["scores"]) == ["letter or text", "letter", "text", "likelihood"]
+    assert first["prompt"] == "official" and list(first["scores"]) == ["letter or text", "letter", "text", "likelihood"]
     assert len(first["unmatched"]) > 0  # a random model talks nonsense
     rows = read_sealed_lines(out / "answers.jsonl")
     for row in rows:
