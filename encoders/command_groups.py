@@ -159,7 +159,7 @@ def _is_refusal(error: Exception) -> bool:
 
 def _bug_report(error: Exception, message: str) -> str:
     """Write the traceback into a new log file, and return the line that names it."""
-    if type(error).__name__ in ("MemoryError", "OutOfMemoryError"):  # the second one is torch's
+    if type(error).__name__ in ("MemoryError", "OutOfMemoryError"):  # the second name is torch's
         return f"out of memory: {message}"
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix="mof-", suffix=".log", delete=False) as log:
         print("command:", *sys.argv, file=log)

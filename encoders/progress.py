@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TypeVar
@@ -50,9 +50,9 @@ def progress_bar(units: str, total: int | None, shown: bool = True) -> Iterator[
         yield advance
 
 
-def tracked(things: Iterable[T], units: str, total: int | None, shown: bool = True) -> Iterator[T]:
-    """Yield the things, and show the number of finished things with `progress_bar`."""
-    with progress_bar(units, total, shown) as advance:
+def tracked(things: Iterable[T], units: str, total: int | None = None, shown: bool = True) -> Iterator[T]:
+    """Yield the things, and show the number of finished things with `progress_bar`. The total is their length if they have one."""
+    with progress_bar(units, len(things) if isinstance(things, Sized) else total, shown) as advance:
         for done, thing in enumerate(things, 1):
             yield thing
             advance(done, "")

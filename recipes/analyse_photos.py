@@ -12,7 +12,6 @@
   none of these objects.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from mof.data.records import images_of
+from mof.data.records import RecordError, images_of, texts_of
+from mof.data.rows import RawRecord
 from mof.evals.chair import read_coco
 from study.command import analyse, analysis_options, run_recipe
 from study.run_data import read_run_data
@@ -37,7 +37,7 @@ def one_per_image(groups: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[
     return {name: [records[i] for i in sorted(first.values())] for name, records in groups.items()}
 
 
-def object_questions(instances: Path, photos: Path, records: Sequence[Mapping[str, Any]], rng: np.random.Generator) -> list[dict[str, Any]]:
+def object_questions(instances: Path, photos: Path, records: Sequence[RawRecord], rng: np.random.Generator) -> list[dict[str, Any]]:
     """Return two questions for each photo: about an object that is there, and about an object that is not.
 
     A photo is left out if the records name all objects that are there.
@@ -50,7 +50,7 @@ def object_questions(instances: Path, photos: Path, records: Sequence[Mapping[st
     told: dict[str, str] = {}
     for record in records:
         for image in images_of(record):
-            told[Path(image).name] = told.get(Path(image).name, "") + json.dumps(record["conversations"])
+            told[Path(image).name] = told.get(Path(image).name, "") + _words(record)
     questions = []
     for image in document["images"]:
         file, seen = image["file_name"], present.get(image["id"], set())
@@ -64,6 +64,14 @@ def object_questions(instances: Path, photos: Path, records: Sequence[Mapping[st
                     "false_statement": f"There is {claim} {name} in the image.",
                 })  # fmt: skip
     return questions
+
+
+def _words(record: RawRecord) -> str:
+    """Return the questions and answers of a record; training leaves out records that cannot be parsed."""
+    try:
+        return "\n".join(["", *texts_of(record, "user"), *texts_of(record, "assistant")])
+    except RecordError:
+        return ""
 
 
 def main() -> None:

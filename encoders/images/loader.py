@@ -76,9 +76,14 @@ class ImageLoader:
             return name, error
 
 
-def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int) -> Generator[Result]:
-    """Call the function in threads. Yield the results in the order of the items. At most `ahead` items wait at a time."""
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="image-loader")
+def in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int, prepare: Callable[[], object] | None = None
+) -> Generator[Result]:
+    """Call the function in threads, after `prepare` in each thread. Yield the results in the order of the items.
+
+    At most `ahead` items wait at a time.
+    """
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="in-order", initializer=prepare)
     try:
         waiting: deque[Future[Result]] = deque()
         rest = iter(items)

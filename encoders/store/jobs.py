@@ -53,7 +53,7 @@ class Job:
         self.writer = ShardWriter(store / entry["folder"], run, name)
         self._pool = pool
         self._keys: list[str] = []
-        self._pixels: list[Tensor] = []  # of [3, S, S] uint8
+        self._pixels: list[Tensor] = []  # images [3, S, S] uint8
         self._running: deque[tuple[list[str], Future[dict[str, Tensor]]]] = deque()
 
     def take(self, key: str, pixels: Tensor) -> None:

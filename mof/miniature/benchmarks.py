@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
+from encoders.progress import tracked
 from mof.evals.benchmark_folders import DescribedPair, save_image, write_mmvp, write_mmvp_vlm
 from mof.evals.pope import STRATEGIES
 from mof.miniature.language import description, question, statement, word
@@ -45,15 +44,14 @@ def write_benchmarks(folder: str | Path, *, pairs: int = 15, scenes: int = 100, 
         raise ValueError(f"expected at least one pair and one scene, got {pairs} and {scenes}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty: choose another folder to write")
-    shown: dict[str, Any] = {"console": Console(stderr=True), "disable": not progress}
     rng = np.random.default_rng(seed)
     chosen = [pattern for pattern in PATTERNS for _ in range(pairs)]
-    described = [described_pair(pattern, rng) for pattern in track(chosen, "drawing pairs", **shown)]
+    described = [described_pair(pattern, rng) for pattern in tracked(chosen, "pairs", shown=progress)]
     write_mmvp(folder / MMVP, described)
     write_mmvp_vlm(folder / MMVP_VLM, described)
     drawn = {f"{i:06d}.jpg": sample_scene(rng, held_out=True) for i in range(1, scenes + 1)}
     (folder / IMAGES).mkdir(parents=True)
-    for name, scene in track(drawn.items(), "drawing scenes", **shown):
+    for name, scene in tracked(drawn.items(), "scenes", shown=progress):
         save_image(render(scene, rng), folder / IMAGES / name)
     _write_pope(folder / POPE, drawn, rng)
     _write_chair(folder / CHAIR, drawn, rng)

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
+from encoders.progress import tracked
 from encoders.runs import write_json
 from mof.evals.benchmark_folders import write_mmvp
 from mof.miniature.benchmarks import described_pair
@@ -41,11 +40,10 @@ def write_dataset(
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
-    shown: dict[str, Any] = {"console": Console(stderr=True), "disable": not progress}
-    captions = [_caption_record(folder, i, rng) for i in track(range(align), "drawing scenes to align on", **shown)]
-    talks = [_talk(folder, i, rng) for i in track(range(finetune), "drawing scenes to finetune on", **shown)]
+    captions = [_caption_record(folder, i, rng) for i in tracked(range(align), "scenes to align on", shown=progress)]
+    talks = [_talk(folder, i, rng) for i in tracked(range(finetune), "scenes to fine-tune on", shown=progress)]
     chosen = [pattern for pattern in PATTERNS for _ in range(pairs)]
-    held_out = [described_pair(pattern, rng) for pattern in track(chosen, "drawing held-out pairs", **shown)]
+    held_out = [described_pair(pattern, rng) for pattern in tracked(chosen, "held-out pairs", shown=progress)]
     write_mmvp(folder / "MMVP", held_out, suffix=".png")
     write_json(folder / "align.json", captions)
     for name, shares in (mixes or {"finetune": {}}).items():

@@ -20,7 +20,7 @@ from mof.data.prompts import ready_for_prompts
 from mof.evals.answering import Answer, Prompt
 from mof.evals.decoding import Decoding
 
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")  # suffixes of files that `weights_digest` stands for
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")  # suffixes of files whose content `weights_digest` covers
 
 # Shapes: B prompts (or options) of a batch, L tokens of the longest, N tokens of the longest option, V the vocabulary.
 
@@ -32,8 +32,8 @@ class LocalModel:
     of a checkpoint for sampling, beams and repetition penalties are not followed: penalties count the padding, too.
 
     Args:
-        model: is put into evaluation mode.
-        processor: has a chat template, or else (InstructBLIP's) is given the bare text.
+        model: the model, which is put into evaluation mode.
+        processor: a processor with a chat template; without it (as for InstructBLIP) it gets the bare text.
         name: the model's name in tables.
         identity: text that differs between models, for the cache and the folder of an evaluation.
         decoding: a decoding method in place of plain decoding. There are no log-likelihoods then, as they would be plain.
@@ -106,7 +106,7 @@ class LocalModel:
             batch = prompts[start : start + self.batch_size]
             try:
                 answers = self._answers(batch)
-            except Exception:  # of any library; the others of the batch are answered
+            except Exception:  # errors of any library; the other prompts of the batch are answered
                 answers = [self._answer_alone(prompt) for prompt in batch]
             yield from enumerate(answers, start=start)
 
