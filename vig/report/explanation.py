@@ -21,8 +21,9 @@ from mof.data.prompts import ready_for_prompts
 from mof.data.records import to_record
 from mof.data.rows import RawRecord
 from vig.decoding import Decoding
-from vig.decoding.attention import attention_by, image_tokens
+from vig.decoding.attention import EditedAttention, image_tokens
 from vig.decoding.contrasts import ICD, Contrast
+from vig.decoding.edits import AttentionEdit
 from vig.decoding.null_chats import Chat, images_of, text_of
 from vig.report.samples import colour_scale, small_copy
 
@@ -81,12 +82,29 @@ class Explanation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Watched(AttentionEdit):
+    """Changes nothing, but lets the attention of the last token be seen, without keeping that of the whole prompt."""
+
+    name: ClassVar[str] = "explanation"
+    first_layer: int = 0
+
+    @property
+    def edits(self) -> bool:
+        return True
+
+    def starts(self, image: Tensor) -> Tensor:
+        return torch.full_like(image[:, 0], image.shape[1], dtype=torch.long)
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Recorded(Decoding):
     """Decodes by a method, or plainly for None, and keeps the logits of both branches."""
 
     name: ClassVar[str] = "explanation"
     method: Decoding | None
     null: Contrast
+    watch: bool
+    """Whether attention is to be seen where the method does not edit it."""
     kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """The logits [V] with the images and with null images, for each answer token."""
 
@@ -94,8 +112,9 @@ class _Recorded(Decoding):
     def contrasts(self) -> bool:
         return True
 
-    def attention(self, model: PreTrainedModel, input_ids: Tensor, model_kwargs: Mapping[str, Any]) -> Any:
-        return None if self.method is None else self.method.attention(model, input_ids, model_kwargs)
+    def attention(self, model: PreTrainedModel, input_ids: Tensor, model_kwargs: Mapping[str, Any]) -> EditedAttention | None:
+        edited = None if self.method is None else self.method.attention(model, input_ids, model_kwargs)
+        return _Watched().attention(model, input_ids, model_kwargs) if edited is None and self.watch else edited
 
     def null_chat(self, chat: Chat) -> Chat:
         return self.null.null_chat(chat)
@@ -129,19 +148,22 @@ def explain(
     null = method if isinstance(method, Contrast) and method.contrasts else Contrast(null="blur")
     encode = partial(_encode, model, processor)
     inputs = encode([chat])
+    options = {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens, "return_dict_in_generate": True}
+
+    def run(way: Decoding | None, watch: bool) -> tuple[_Recorded, Any]:
+        recorded = _Recorded(method=way, null=null, watch=watch)
+        return recorded, model.generate(**inputs, **options, **recorded.options([chat], encode), output_attentions=watch)
+
     places, panels = _panels(model, inputs, images)
-    instruction = null.instruction if isinstance(null, ICD) else ""
-    answers = []
-    for way in [None] if method is None else [None, method]:
-        recorded = _Recorded(method=way, null=null)
-        with attention_by(model, "eager"):
-            made = model.generate(
-                **inputs, **recorded.options([chat], encode), do_sample=False, num_beams=1, max_new_tokens=max_new_tokens,
-                return_dict_in_generate=True, output_attentions=True,
-            )  # fmt: skip
-        ids = made.sequences[0, -len(recorded.kept) :].tolist()
-        answers.append(_answer(processor, "greedy" if way is None else str(way), ids, recorded.kept, made.attentions, places))
+    try:
+        runs = [run(None, bool(panels))]
+    except ValueError:  # attention that cannot be edited cannot be watched
+        places, panels = [], []
+        runs = [run(None, False)]
+    runs += [] if method is None else [run(method, bool(panels))]
+    answers = [_answer(processor.tokenizer, recorded, made, places) for recorded, made in runs]
     even = len(places[0]) / inputs["input_ids"].shape[1] if places else 0.0
+    instruction = null.instruction if isinstance(null, ICD) else ""
     return Explanation(text_of(chat[-1]), null.null, instruction, answers, panels, even)
 
 
@@ -152,18 +174,17 @@ def _encode(model: PreTrainedModel, processor: Any, chats: Sequence[Chat]) -> di
     return {name: x.to(model.device, model.dtype if x.is_floating_point() else None) for name, x in inputs.items()}
 
 
-def _answer(
-    processor: Any, decoding: str, ids: Sequence[int], kept: Sequence[tuple[Tensor, Tensor]], attentions: Any, places: Sequence[Tensor]
-) -> Answer:
-    tokens, shares = [], torch.zeros(len(places))
-    texts = _texts(processor.tokenizer, ids)
-    for step, (token, text, logits) in enumerate(zip(ids, texts, kept, strict=True)):
-        losses = [-branch.float().log_softmax(dim=-1)[token] for branch in logits]
-        looks = [_look(attentions[step], place) for place in places]  # each [T]
-        shares += torch.tensor([float(look.sum()) for look in looks])
+def _answer(tokenizer: Any, recorded: _Recorded, made: Any, places: Sequence[Tensor]) -> Answer:
+    """Return the answer that `generate` made, with the attention to the tokens at each of `places` [T]."""
+    ids = made.sequences[0, -len(recorded.kept) :].tolist()
+    tokens, shares = [], [0.0] * len(places)
+    for step, (token, text, logits) in enumerate(zip(ids, _texts(tokenizer, ids), recorded.kept, strict=True)):
+        losses = [-branch.log_softmax(dim=-1)[token] for branch in logits]
+        looks = [_look(made.attentions[step], place) for place in places]  # each [T]
+        shares = [share + float(look.sum()) / len(ids) for share, look in zip(shares, looks, strict=True)]
         whole = [(look / UNIT).round().int().tolist() for look in looks]
         tokens.append(AnswerToken(text, float(losses[1] - losses[0]), whole))
-    return Answer(decoding, tokens, (shares / max(len(ids), 1)).tolist())
+    return Answer("greedy" if recorded.method is None else str(recorded.method), tokens, shares)
 
 
 def _look(layers: Sequence[Tensor | None], place: Tensor) -> Tensor:
