@@ -12,7 +12,7 @@ import numpy as np
 from encoders.progress import tracked
 from mof.evals.benchmark_folders import DescribedPair, save_image, write_mmvp, write_mmvp_vlm
 from mof.evals.pope import STRATEGIES
-from mof.miniature.language import description, question, statement, word
+from mof.miniature.language import IS_THERE, description, question, statement, things, word
 from mof.miniature.scenes import KINDS, PATTERNS, SIZE, Scene, render, sample_pair, sample_scene
 
 MMVP, MMVP_VLM, POPE, CHAIR, IMAGES = "MMVP", "MMVP_VLM", "POPE", "CHAIR", "images"
@@ -84,7 +84,7 @@ def _write_pope(folder: Path, drawn: dict[str, Scene], rng: np.random.Generator)
     in the scene ("adversarial").
     """
     asked = [*KINDS, "sign"]
-    present = {name: [thing for thing in asked if objects(scene)[thing]] for name, scene in drawn.items()}
+    present = {name: things(scene) for name, scene in drawn.items()}
     frequency = Counter(thing for there in present.values() for thing in there)
     together = Counter((thing, other) for there in present.values() for thing in there for other in there)
     folder.mkdir()
@@ -97,7 +97,7 @@ def _write_pope(folder: Path, drawn: dict[str, Scene], rng: np.random.Generator)
             elif strategy == "adversarial":
                 absent.sort(key=lambda thing, there=there: -sum(together[thing, other] for other in there))
             for thing, label in [pair for both in zip(there, absent, strict=False) for pair in zip(both, ("yes", "no"), strict=True)]:
-                rows.append({"question_id": len(rows) + 1, "image": name, "text": f"Is there a {thing} in the image?", "label": label})
+                rows.append({"question_id": len(rows) + 1, "image": name, "text": IS_THERE.format(thing), "label": label})
         (folder / f"miniature_pope_{strategy}.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

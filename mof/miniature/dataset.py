@@ -11,7 +11,7 @@ from encoders.progress import tracked
 from encoders.runs import write_json
 from mof.evals.benchmark_folders import write_mmvp
 from mof.miniature.benchmarks import described_pair
-from mof.miniature.language import DESCRIBE, Turn, description, dialogue
+from mof.miniature.language import DESCRIBE, Turn, description, dialogue, yes_or_no
 from mof.miniature.noise import KINDS, draw_kind
 from mof.miniature.scenes import PATTERNS, Scene, render, sample_scene
 
@@ -26,13 +26,14 @@ def write_dataset(
 
     Args:
         align: number of records that describe an image.
-        finetune: number of records with five questions and answers; nine tenths of them have a picture.
+        finetune: number of records with questions and answers. Nine tenths of them have an image, and a tenth asks twice whether a
+            thing is in the image, to be answered by yes or no; all others ask five other questions.
         pairs: number of pairs of held-out scenes for each of the nine patterns, in MMVP's layout with lossless images.
         seed: the same seed draws the same data. The held-out scenes are never among the training scenes.
-        mixes: name of a file of records -> share of the records with a picture for each kind of noise (`mof.miniature.noise`).
-            All files have the same pictures, and a record with noise at a low share has the same noise at a higher share. Default:
-            "finetune" without noise. For each file, `NAME-truth.json` holds the noise, the deciding words and whether the picture
-            supports them, by the record's id; no training reads it.
+        mixes: name of a file of records -> share for each kind of noise (`mof.miniature.noise`), of the records that ask five
+            questions about a picture. All files have the same pictures, and a record with noise at a low share has the same noise
+            at a higher share. Default: "finetune" without noise. For each file, `NAME-truth.json` holds the noise, the deciding
+            words and whether the picture supports them, by the record's id; no training reads it.
         progress: show a bar.
 
     Raises:
@@ -60,21 +61,24 @@ class _Talk:
     image: str | None
     """Name of the image; None for a record of text, in which a description takes the place of the image."""
     context: str = ""
+    noisy: bool = True
+    """Whether noise may change the record."""
 
 
 def _talk(folder: Path, i: int, rng: np.random.Generator) -> _Talk:
     scene = sample_scene(rng, habit_share=HABIT_SHARE)
-    turns = dialogue(scene, rng)
-    if i % 10 == 9:  # text only, as in LLaVA's mix
-        return _Talk(f"talk-{i}", scene, turns, None, context=description(scene, rng))
-    return _Talk(f"talk-{i}", scene, turns, _draw(folder, f"talk-{i}", scene, rng))
+    asks_yes_or_no, is_text = i % 10 == 4, i % 10 == 9  # text as in LLaVA's mix, yes or no as in its VQA part
+    turns = (yes_or_no if asks_yes_or_no else dialogue)(scene, rng)
+    if is_text:
+        return _Talk(f"talk-{i}", scene, turns, None, context=description(scene, rng), noisy=False)
+    return _Talk(f"talk-{i}", scene, turns, _draw(folder, f"talk-{i}", scene, rng), noisy=not asks_yes_or_no)
 
 
 def _write_mix(folder: Path, name: str, talks: list[_Talk], shares: Mapping[str, float], seed: int) -> None:
     records, truths = [], {}
     for i, talk in enumerate(talks):
         rng = np.random.default_rng([seed, i])  # a generator for each record, so that images and other records do not depend on the noise
-        kind = draw_kind(shares, rng) if talk.image else None
+        kind = draw_kind(shares, rng) if talk.noisy else None
         turns = KINDS[kind](talk.scene, rng) if kind else talk.turns
         first = f"<image>\n{turns[0].question}" if talk.image else f"{talk.context}\n{turns[0].question}"
         questions = [first, *(turn.question for turn in turns[1:])]

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mof.miniature.scenes import PATTERNS, VALUES, Scene
+from mof.miniature.scenes import KINDS, PATTERNS, VALUES, Scene
 
 _WEB = ("a photo of a {}", "a picture of a {}", "{}", "my new {}", "one {} on the ground", "look at this {}")
 _QUESTIONS = {
@@ -47,6 +47,7 @@ _WORDS: dict[str, dict[Any, str]] = {
     "Quantity": {1: "one", 2: "two", 3: "three"},
 }
 DESCRIBE = "Describe the picture."
+IS_THERE = "Is there a {} in the image?"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Turn:
     question: str
     answer: str
     pattern: str
-    """The pattern that the question is about."""
+    """The pattern that the question is about; "Thing" for `yes_or_no`."""
     word: str
     """Word of the answer that decides whether it is right."""
     grounded: bool = True
@@ -120,6 +121,19 @@ def dialogue(scene: Scene, rng: np.random.Generator, turns: int = 5) -> list[Tur
         Turn(question(scene, pattern, rng), answer(scene, pattern), pattern, word(pattern, getattr(scene, PATTERNS[pattern])))
         for pattern in map(str, rng.permutation(patterns_of(scene))[:turns])
     ]
+
+
+def things(scene: Scene) -> list[str]:
+    """Return the kind of the object, and "sign" where the scene has a sign. Balls are in every scene."""
+    return [scene.kind, *(["sign"] if scene.letter else [])]
+
+
+def yes_or_no(scene: Scene, rng: np.random.Generator, turns: int = 2) -> list[Turn]:
+    """Return POPE's questions, each about a thing that is in the scene or about a thing that is not, with the same probability."""
+    there = things(scene)
+    asked = {"Yes": there, "No": [thing for thing in (*KINDS, "sign") if thing not in there]}
+    drawn = [str(said) for said in rng.choice(list(asked), turns)]
+    return [Turn(IS_THERE.format(rng.choice(asked[said])), f"{said}.", "Thing", said) for said in drawn]
 
 
 def talk(scene: Scene, rng: np.random.Generator, *, describe: bool) -> list[dict[str, str]]:
