@@ -14,6 +14,7 @@ CODE = Path(__file__).with_name("modeling_mof.py")
 MODEL, PROCESSOR = f"{CODE.stem}.MoFForConditionalGeneration", f"{CODE.stem}.MoFProcessor"
 AUTO_MAP = {
     "AutoConfig": f"{CODE.stem}.MoFConfig",
+    "AutoModel": f"{CODE.stem}.MoFModel",
     "AutoModelForImageTextToText": MODEL,
     "AutoModelForMultimodalLM": MODEL,
     "AutoImageProcessor": f"{CODE.stem}.MoFImageProcessor",

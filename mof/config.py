@@ -66,7 +66,6 @@ class MoFConfig(NamesCode, PreTrainedConfig):
         if trainable and not embed_encoders:
             raise ValueError(f"encoders {trainable} are trainable, so a reference cannot restore them: set embed_encoders=True")
 
-
     @property
     def vocab_size(self) -> int:
         """The number of tokens that the language model knows. Trainers look for it here."""
