@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from encoders.images.reading import pixels_of
 from mof.data.forms import is_empty
@@ -27,7 +28,7 @@ def record_id(raw: Any) -> str:
     if not isinstance(raw, Mapping):
         return digest(raw)
     if not is_empty(raw.get("id")):
-        return str(raw["id"])
+        return str(raw["id"].item() if isinstance(raw["id"], Tensor) else raw["id"])
     return digest(unselected(raw))
 
 
@@ -76,6 +77,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Image.Image):
         mode, size, pixels = pixels_of(value)
         return [mode, size, hashlib.sha256(pixels).hexdigest()]
+    if isinstance(value, Tensor):
+        value = value.cpu().numpy()
     if isinstance(value, (np.ndarray, np.generic)):  # the text of an array leaves out its middle
         return [str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).hexdigest()]
     return str(value)

@@ -104,10 +104,11 @@ def to_record(raw: Any, image_folder: str | os.PathLike[str] | None = None) -> R
     name = record_id(raw)
     messages = _messages_of(name, raw)
     images = [_resolve(name, image, image_folder) for image in images_of(raw)]
-    if images and _holds_plain_chat(raw):  # the images then belong to the first question, as in TRL
+    placeholders = sum(part["type"] == "image" for message in messages for part in message["content"])
+    if not placeholders and _asks_in_plain_text(raw):  # the images then belong to the first question, as in TRL
         question = next(message for message in messages if message["role"] == "user")
         question["content"] = [*({"type": "image"} for _ in images), *question["content"]]
-    placeholders = sum(part["type"] == "image" for message in messages for part in message["content"])
+        placeholders = len(images)
     if placeholders != len(images):
         raise RecordError(
             f"record {name!r}: {placeholders} {IMAGE_PLACEHOLDER} placeholder(s) but {len(images)} image(s); "
@@ -152,12 +153,6 @@ def refuse_missing_images(records: Sequence[Any], image_folder: str | os.PathLik
             f"the first {MOST_MISSING} images of the records are missing, such as {paths[0]}: give the folder that the image paths start "
             f"from (--images), not {image_folder}"
         )
-
-
-def with_images(raw: Any, images: Sequence[Any]) -> dict[str, Any]:
-    """Return a copy of a raw record with these images (at least one) in place of its own images."""
-    assert images, "without images, images in message parts would count again"
-    return {key: value for key, value in to_mapping(raw).items() if key != "image"} | {"images": list(images)}
 
 
 def require_unchanged(raw: Any) -> None:
@@ -253,11 +248,11 @@ def _texts(messages: list[Message], role: str) -> list[str]:
     return ["\n".join(part["text"] for part in content if part["type"] == "text") for content in contents]
 
 
-def _holds_plain_chat(raw: Any) -> bool:
-    """Return whether a raw record has chat messages of plain text, without image placeholders."""
+def _asks_in_plain_text(raw: Any) -> bool:
+    """Return whether the first question of a chat is plain text, so that nothing in it can say where an image stands."""
     turns = first_of(to_mapping(raw), "conversations", "messages")
-    contents = [turn.get("content") if isinstance(turn, Mapping) else None for turn in turns]
-    return all(isinstance(content, str) and IMAGE_PLACEHOLDER not in content for content in contents)
+    question = next((turn for turn in turns if ROLES.get(str(turn.get("role")).strip().lower()) == "user"), {})
+    return isinstance(question.get("content"), str)
 
 
 def _resolve(name: str, image: Any, folder: str | os.PathLike[str] | None) -> ImageSource:

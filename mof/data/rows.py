@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from mof.data.digests import record_id
 from mof.data.forms import TURNS, to_mapping
 from mof.data.records import RecordError, shown
 
 PIECE = 1 << 20  # characters of a file that are read at a time
+TABLE_ROWS = 256  # rows of a table that are read at a time; they may hold images
 SPACE, COMMA, CLOSE = re.compile(r"\s*"), re.compile(r"\s*,\s*"), re.compile(r"\s*\]")
 BEHIND = re.compile(r"[\s,\]]")  # characters that may follow an item of a list
 
@@ -47,7 +49,9 @@ class Table(Protocol):
 
 
 def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Return the raw record dicts of a `.json` file (a list) or a `.jsonl` file (a dict in each line), in UTF-8.
+    """Return the raw record dicts of a `.json` file (a list), a `.jsonl` file (a dict in each line) or a `.parquet` file (rows).
+
+    JSON is in UTF-8. Images may lie in a column of a `.parquet` file, as Hugging Face data sets keep them.
 
     Raises:
         RecordError: for a file or line that has another form; the message names it.
@@ -75,7 +79,7 @@ def stream_rows(path: str | os.PathLike[str]) -> Iterator[Any]:
     """
     path = Path(path)
     empty = True
-    for row in _lines(path) if path.suffix == ".jsonl" else _items(path):
+    for row in READERS.get(path.suffix, _items)(path):
         if empty and isinstance(row, UnreadableRow):
             raise RecordError(f"{row.id}: {row.reason}; expected a .json file of one list, or one dict a line in a .jsonl file")
         empty = False
@@ -87,7 +91,8 @@ def stream_rows(path: str | os.PathLike[str]) -> Iterator[Any]:
 def opened(records: Any) -> Any:
     """Return the records of a file (given by its path), a DataFrame, an Arrow table or a `DatasetDict` with a single split.
 
-    Another object is returned as it is.
+    A data set of Hugging Face is returned without its format (torch, numpy, ...), so that rows are plain. Another object is returned
+    as it is.
 
     Raises:
         RecordError: for a dict that is no record or holds several splits, and for a file that cannot be read (`read_rows`).
@@ -102,11 +107,13 @@ def opened(records: Any) -> Any:
             return pa.Table.from_pandas(records, preserve_index=False).to_pylist()
         except (pa.ArrowException, TypeError):  # a column may hold open images, which Arrow cannot store
             return records.to_dict("records")
+    if (datasets := sys.modules.get("datasets")) and isinstance(records, (datasets.Dataset, datasets.IterableDataset)):
+        return records.with_format(None)
     if not isinstance(records, Mapping):
         return records
     splits = list(records.values())
-    if len(splits) == 1 and not (records.keys() & {*TURNS} or isinstance(splits[0], Mapping)) and isinstance(splits[0], Table):
-        return splits[0]
+    if len(splits) == 1 and not (records.keys() & {*TURNS} or isinstance(splits[0], Mapping)) and isinstance(splits[0], (Table, Iterable)):
+        return opened(splits[0])
     raise RecordError(f"expected records one after the other, got a dict of {shown(list(records))}: give a list, or a single split")
 
 
@@ -168,6 +175,15 @@ def _lines(path: Path) -> Iterator[Row]:
                 yield _parse(line, f"{path.name}, line {number}")
 
 
+def _table_rows(path: Path) -> Iterator[Any]:
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(TABLE_ROWS):
+                yield from batch.to_pylist()
+    except pa.ArrowException as error:
+        raise RecordError(f"{path}: cannot be read as a Parquet file ({error})") from error
+
+
 def _items(path: Path) -> Iterator[Any]:
     """Yield the items of a JSON list while the file is read, piece by piece."""
     try:
@@ -213,3 +229,6 @@ def _pieces(path: Path) -> Iterator[Any]:
 def _with_shared_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return a dict whose keys are in memory only once, for any number of records."""
     return {sys.intern(key): value for key, value in pairs}
+
+
+READERS = {".jsonl": _lines, ".parquet": _table_rows}  # all other files hold a list

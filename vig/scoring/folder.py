@@ -1,13 +1,14 @@
 """A scoring run fills a folder with parquet shards, a manifest and the lists of the records without a score.
 
-    manifest.json                   format, identity of the run, whether it is complete, and the numbers of records with and without score
+    _manifest.json                  format, identity of the run, whether it is complete, and the numbers of records with and without score
     shard-PROCESS-NUMBER.parquet    a row per record, columns as in `vig.scoring.scores.SCHEMA`
-    rejected.jsonl                  {"id", "reason"} of every record that could not be scored
-    text_only.jsonl                 {"id"} of every record without an image
-    lock-PROCESS                    locked while a run is alive (`encoders.runs`); a file that is left behind locks nothing
+    _rejected.jsonl                 {"id", "reason"} of every record that could not be scored
+    _text_only.jsonl                {"id"} of every record without an image
+    _lock-PROCESS                   locked while a run is alive (`encoders.runs`); a file that is left behind locks nothing
 
 A run may be killed at any time and resumed. Every file is written whole and has a digest: in itself (`encoders.digests`), or in the
-manifest. Each shard names its run.
+manifest. Each shard names its run. Readers of Parquet, such as pandas, take the folder for one table, since they leave out files whose
+names begin with an underscore. In folders of earlier releases, no name begins so.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from encoders.runs import LOCKS, RunFile, RunLock, remove_unfinished, run_digest
 from encoders.tables import ForeignError, read_table, run_of, write_table
 from vig.processes import Processes
 
-MANIFEST, REJECTED, TEXT_ONLY = "manifest.json", "rejected.jsonl", "text_only.jsonl"
+MANIFEST, REJECTED, TEXT_ONLY = "_manifest.json", "_rejected.jsonl", "_text_only.jsonl"
 SHARDS = "shard-*.parquet"
 FORMAT = 1  # format version of the whole folder
 
@@ -78,7 +79,7 @@ class ScoreFolder:
         remove_unfinished(self.path)
         self._remove_damaged()
         self._mend_manifest(identity)
-        begun = any(self.path.glob(SHARDS)) or (self.path / REJECTED).is_file()  # False if, for example, the chat template was refused
+        begun = any(self.path.glob(SHARDS)) or file_of(self.path, REJECTED).is_file()  # False if, say, the chat template was refused
         self._manifest.claim(identity, begun=begun, own=[LOCKS])
 
     def _remove_damaged(self) -> None:
@@ -134,7 +135,7 @@ class ScoreFolder:
         self._write_lines(REJECTED, rejected)
         shards = sorted(self.path.glob(SHARDS))
         rows = sum(pq.read_metadata(path).num_rows for path in shards)
-        files = {path.name: file_digest(path) for path in (self.path / TEXT_ONLY, self.path / REJECTED, *shards)}
+        files = {path.name: file_digest(path) for path in (file_of(self.path, TEXT_ONLY), file_of(self.path, REJECTED), *shards)}
         self._write_manifest(
             complete=True,
             scores=rows,
@@ -149,12 +150,18 @@ class ScoreFolder:
         self._manifest.write(self._manifest.read()["identity"], **outcome)
 
     def _write_lines(self, name: str, rows: Iterable[Mapping[str, str]]) -> None:
-        write_text(self.path / name, "".join(json.dumps(row) + "\n" for row in rows))
+        write_text(file_of(self.path, name), "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def file_of(folder: Path, name: str) -> Path:
+    """Return the path of MANIFEST, REJECTED or TEXT_ONLY, which has no underscore in a folder of an earlier release."""
+    earlier = folder / name.removeprefix("_")
+    return earlier if earlier.is_file() else folder / name
 
 
 def manifest_file(folder: Path) -> RunFile:
     """Return the file of the manifest in a folder of scores. It holds the run's identity, "complete", and numbers of records."""
-    return RunFile(folder / MANIFEST, "scoring run", FORMAT, "give a new folder")
+    return RunFile(file_of(folder, MANIFEST), "scoring run", FORMAT, "give a new folder")
 
 
 def read_lists(folder: Path, listed: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
@@ -166,17 +173,17 @@ def read_lists(folder: Path, listed: Mapping[str, str]) -> tuple[list[str], dict
     Raises:
         DamagedError: when a file is missing or was changed.
     """
-    if faults := damaged(folder, {name: digest for name, digest in listed.items() if name in (TEXT_ONLY, REJECTED)}):
+    if faults := damaged(folder, {name: digest for name, digest in listed.items() if not name.endswith(".parquet")}):
         raise DamagedError(f"{'; '.join(faults.values())}; score again with this folder to write it anew")
     text_only, rejected = (
         [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-        for path in (folder / TEXT_ONLY, folder / REJECTED)
+        for path in (file_of(folder, TEXT_ONLY), file_of(folder, REJECTED))
     )
     return [row["id"] for row in text_only], {row["id"]: row["reason"] for row in rejected}
 
 
 def read_shards(folder: Path, schema: pa.Schema, run: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return the rows of all shards in order. The errors are those of `read_shard`."""
+    """Return the rows of all shards in order. It raises the same errors as `read_shard`."""
     columns = schema.names if columns is None else columns
     empty = pa.schema([schema.field(name) for name in columns]).empty_table()
     return pa.concat_tables([empty, *(read_shard(path, schema, run, columns) for path in sorted(folder.glob(SHARDS)))])
