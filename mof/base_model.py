@@ -111,7 +111,7 @@ class MoFModel(StrictCheckpoints):
         """Return whether the cache holds earlier tokens."""
         return cache is not None and bool(cache.has_previous_state() if self._recurrent else cache.get_seq_length() > 0)
 
-    def _refuse_several(self, tokens: Tensor) -> None:
+    def _refuse_several(self, tokens: Any) -> None:
         """Raise a ValueError for several tokens, because transformers continues from a recurrent state with a single token [R, 1, ...]."""
         if tokens.shape[1] > 1:
             raise ValueError(
