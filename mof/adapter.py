@@ -1,11 +1,12 @@
-"""Mixture of features: the tokens of several encoders become one token sequence for the language model.
+"""A fusion joins the tokens of several encoders to a token sequence for the language model.
 
-Each fusion is a `Mixer`, whose `encode` brings the encoders' tokens to one common grid. Its own `fuse` puts them together and
-maps them to the width of the language model.
+Each fusion is a `Mixer`, whose `encode` brings the encoders' tokens to a common grid. The fusion's `fuse` joins them and maps them to
+the width of the language model.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -22,24 +23,24 @@ from mof.mixer import Mixer
 # Q = queries per image.
 
 SSL_RATIOS = (0.0, 0.25, 0.5, 0.625, 0.75, 0.875, 1.0)
-"""The share of the self-supervised encoder in the paper's additive sweep (arXiv 2401.06209, table 2)."""
+"""Shares of the self-supervised encoder in the paper's additive sweep (arXiv 2401.06209, table 2)."""
 
 
 class AdaptedMixer(Mixer):
-    """The base of fusions with one adapter per encoder."""
+    """AdaptedMixer is the base of fusions that have an adapter for each encoder."""
 
     def __init__(self, encoders: Mapping[str, Encoder], hidden_size: int, **options: Any) -> None:
         super().__init__(encoders, hidden_size, **options)
         self.adapters = nn.ModuleDict({name: build_projector(self.projector, width, hidden_size) for name, width in self.widths.items()})
 
     def adapt(self, features: Mapping[str, Tensor]) -> list[Tensor]:
-        """Return the N encoders' tokens [B, P, D], each mapped by its own adapter, for each encoder's tokens [B, P, C]."""
+        """Return N tensors of tokens [B, P, D]: the tokens [B, P, C] of each encoder, mapped by the encoder's adapter."""
         tokens = self._ordered(features)  # N of [B, P, C]
         return [adapter(t) for adapter, t in zip(self.adapters.values(), tokens, strict=True)]
 
 
 class InterleavedMoF(AdaptedMixer):
-    """One adapter per encoder; their tokens then stand side by side in space: token i of encoder k lands in slot N*i + k."""
+    """InterleavedMoF has an adapter for each encoder and interleaves their tokens: token i of encoder k gets slot N*i + k."""
 
     fusion = "interleaved"
 
@@ -47,15 +48,16 @@ class InterleavedMoF(AdaptedMixer):
     def tokens_per_image(self) -> int:
         return len(self.encoders) * self.positions
 
+    @property
+    def token_places(self) -> dict[str, range]:
+        return {name: range(k, self.tokens_per_image, len(self.encoders)) for k, name in enumerate(self.encoders)}
+
     def fuse(self, features: Mapping[str, Tensor]) -> Tensor:
         return torch.stack(self.adapt(features), dim=2).flatten(1, 2)  # [B, P, N, D] -> [B, N*P, D]
 
-    def slots(self, encoder: str) -> slice:
-        return slice(list(self.encoders).index(encoder), None, len(self.encoders))
-
 
 class SequenceMoF(AdaptedMixer):
-    """One adapter per encoder; all tokens of an encoder stand together, behind those of the encoder before it."""
+    """SequenceMoF has an adapter for each encoder and puts all tokens of an encoder behind the tokens of the encoder before it."""
 
     fusion = "sequence"
 
@@ -63,19 +65,19 @@ class SequenceMoF(AdaptedMixer):
     def tokens_per_image(self) -> int:
         return len(self.encoders) * self.positions
 
+    @property
+    def token_places(self) -> dict[str, range]:
+        return {name: range(k * self.positions, (k + 1) * self.positions) for k, name in enumerate(self.encoders)}
+
     def fuse(self, features: Mapping[str, Tensor]) -> Tensor:
         return torch.cat(self.adapt(features), dim=1)  # [B, N*P, D]
 
-    def slots(self, encoder: str) -> slice:
-        start = list(self.encoders).index(encoder) * self.positions
-        return slice(start, start + self.positions)
-
 
 class AdditiveMoF(Mixer):
-    """The weighted sum of the features, then one adapter: `a * DINOv2 + (1 - a) * CLIP` for a in `SSL_RATIOS`.
+    """AdditiveMoF adds the weighted features before a single adapter: `a * DINOv2 + (1 - a) * CLIP` for a in `SSL_RATIOS`.
 
     Args:
-        weights: by encoder; equal shares by default.
+        weights: encoder -> weight; by default all weights are equal and have the sum 1.
 
     Raises:
         ValueError: for encoders of different width, or weights that do not name exactly the encoders.
@@ -106,7 +108,7 @@ class AdditiveMoF(Mixer):
 
 
 class ConcatMoF(Mixer):
-    """The channels of all encoders stand side by side; one adapter maps them."""
+    """ConcatMoF puts the channels of all encoders side by side before a single adapter."""
 
     fusion = "concat"
 
@@ -119,9 +121,9 @@ class ConcatMoF(Mixer):
 
 
 class GatedMoF(AdaptedMixer):
-    """One adapter per encoder; each position adds their tokens with weights that a linear gate reads from all features there.
+    """GatedMoF has an adapter for each encoder and adds the tokens of a position with weights.
 
-    The gate starts with equal weights.
+    A linear gate computes the weights from the features of all encoders at this position. It starts with equal weights.
     """
 
     fusion = "gated"
@@ -139,13 +141,14 @@ class GatedMoF(AdaptedMixer):
 
 
 class CrossAttentionMoF(AdaptedMixer):
-    """One adapter per encoder; a learnt query for each window of the grid attends to the tokens of all encoders in this window.
+    """CrossAttentionMoF has an adapter for each encoder, and a learnt query for each window of the grid.
 
-    It is the simplest form of the spatial vision aggregator of Cambrian-1 (arXiv 2406.16860, section 3).
+    The query attends to the tokens of all encoders in its window. This is the simplest form of the spatial vision aggregator of
+    Cambrian-1 (arXiv 2406.16860, section 3).
 
     Args:
-        window: rows and columns of the (pooled) grid that a query reads; the image takes a token for each window.
-        heads: the heads of the attention, a divisor of `hidden_size`.
+        window: rows and columns of the (pooled) grid that a query reads. The image has a token for each window.
+        heads: the number of heads of the attention, a divisor of `hidden_size`.
 
     Raises:
         ValueError: for a window that does not divide the grid, or heads that do not divide `hidden_size`.
@@ -164,7 +167,7 @@ class CrossAttentionMoF(AdaptedMixer):
     ) -> None:
         super().__init__(encoders, hidden_size, **options)
         self.window, self.heads = tuple(window), heads
-        rows, columns = (side // pool for side, pool in zip(self.grid, self.pool, strict=True))
+        rows, columns = super().token_grid
         if min(window) < 1 or rows % window[0] or columns % window[1]:
             raise ValueError(f"a window of {window[0]} x {window[1]} must divide the grid of {rows} x {columns} tokens")
         if heads < 1 or hidden_size % heads:
@@ -173,8 +176,13 @@ class CrossAttentionMoF(AdaptedMixer):
         self.attention = nn.MultiheadAttention(hidden_size, heads, batch_first=True)
 
     @property
+    def token_grid(self) -> tuple[int, int]:
+        rows, columns = super().token_grid
+        return rows // self.window[0], columns // self.window[1]
+
+    @property
     def tokens_per_image(self) -> int:
-        return self.positions // (self.window[0] * self.window[1])
+        return math.prod(self.token_grid)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -182,7 +190,7 @@ class CrossAttentionMoF(AdaptedMixer):
 
     def fuse(self, features: Mapping[str, Tensor]) -> Tensor:
         tokens = torch.stack(self.adapt(features), dim=2)  # [B, P, N, D]
-        sizes = {"i": self.window[0], "j": self.window[1], "c": self.grid[1] // self.pool[1] // self.window[1]}
+        sizes = {"i": self.window[0], "j": self.window[1], "c": self.token_grid[1]}
         windows = rearrange(tokens, "b (r i c j) n d -> (b r c) (i j n) d", **sizes)  # [B*Q, tokens of a window, D]
         queries = self.queries.repeat(len(tokens), 1).unsqueeze(1)  # [B*Q, 1, D]
         fused, _ = self.attention(queries, windows, windows, need_weights=False)  # [B*Q, 1, D]
@@ -195,7 +203,7 @@ FUSIONS: dict[str, type[Mixer]] = {
 
 
 def build_mixer(fusion: str, encoders: Mapping[str, Encoder], hidden_size: int, **options: Any) -> Mixer:
-    """Return the mixer called `fusion`, a key of `FUSIONS`, built with the options of its constructor.
+    """Return the mixer for a fusion, which is a key of `FUSIONS`, built with the options of its constructor.
 
     Raises:
         ValueError: for an unknown fusion.
@@ -206,9 +214,9 @@ def build_mixer(fusion: str, encoders: Mapping[str, Encoder], hidden_size: int, 
 
 
 def build_projector(kind: str, width: int, hidden_size: int) -> nn.Module:
-    """Return the adapter called `kind`, as LLaVA names them: "linear", or "mlp2x_gelu", which is linear, GELU, linear.
+    """Return an adapter by LLaVA's name: "linear", or "mlp2x_gelu", which is linear, GELU, linear.
 
-    "mlp3x_silu" has three linears and another activation, by the name that transformers gives it.
+    "mlp3x_silu" has three linear layers and another activation, which has its name in transformers.
 
     Raises:
         ValueError: for an unknown name.

@@ -1,4 +1,4 @@
-"""Saved folders say which classes open them, so that a process can open them that has never imported this package."""
+"""Saved folders name the classes that open them, so that a process can open them without importing this package first."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from encoders.runs import write_bytes
 
 CODE = Path(__file__).with_name("modeling_mof.py")
-"""The file that transformers runs when a user says `trust_remote_code=True`. A copy lies in every folder."""
+"""The file that transformers runs if a user sets `trust_remote_code=True`. Every saved folder has a copy."""
 
 MODEL, PROCESSOR = f"{CODE.stem}.MoFForConditionalGeneration", f"{CODE.stem}.MoFProcessor"
 AUTO_MAP = {
@@ -20,24 +20,24 @@ AUTO_MAP = {
     "AutoImageProcessor": f"{CODE.stem}.MoFImageProcessor",
     "AutoProcessor": PROCESSOR,
 }
-"""Auto class of transformers -> class that it finds in `CODE`."""
+"""Auto class of transformers -> class that it takes from `CODE`."""
 
 
 class OpenedByCode:
-    """A class that `CODE` gives to transformers."""
+    """OpenedByCode is the base of the classes that transformers takes from `CODE`."""
 
     @classmethod
     def register_for_auto_class(cls, *args: Any, **kwargs: Any) -> None:
-        """Do nothing for our own classes: transformers would copy their source files into each folder that it saves later.
+        """Do nothing for our own classes, because transformers would copy their source files into each folder that it saves later.
 
-        Classes of others that inherit from ours are registered as usual.
+        Other classes that inherit from ours are registered as usual.
         """
         if cls.__module__.partition(".")[0] != __package__:
             super().register_for_auto_class(*args, **kwargs)  # type: ignore[misc]
 
 
 class NamesCode(OpenedByCode):
-    """A configuration or processor whose JSON file names the classes, and lies beside `CODE`."""
+    """NamesCode is the base of configuration and processors. Their JSON file names the classes, and a copy of `CODE` is beside it."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of the JSON file."""

@@ -1,4 +1,4 @@
-"""The multimodal model without a head: encoders, their mixer, and a decoder. Image features stand where the image tokens are."""
+"""MoFModel is the multimodal model without a head: encoders, their mixer, and a decoder. Image features replace image tokens."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from mof.mixer import Mixer
 
 
 class MoFModel(StrictCheckpoints):
-    """Image features replace the embeddings of image tokens; after that, all code is the language model's own.
+    """MoFModel replaces the embeddings of image tokens by image features, and runs the language model without its head.
 
-    A call returns hidden states. The language model has no head here (`MoFForConditionalGeneration` has the model with it).
+    A call returns hidden states. `MoFForConditionalGeneration` is the model with the head.
     """
 
     base_model_prefix = "model"
@@ -48,14 +48,14 @@ class MoFModel(StrictCheckpoints):
         self.post_init()
 
     def _hold(self, mixer: Mixer, language_model: PreTrainedModel) -> None:
-        """Keep both parts, and note the arguments that the language model takes."""
+        """Keep both parts, and record which arguments the language model takes."""
         self.mixer, self.language_model = mixer, language_model
         parameters = inspect.signature(language_model.forward).parameters
         self._llm_takes_positions = "position_ids" in parameters
         self.cache_name = next((name for name in CACHE_NAMES if name in parameters), "")  # empty for a model without a cache
         self._has_layer_tables = "per_layer_inputs" in inspect.signature(language_model.base_model.forward).parameters
         self._is_stateful = language_model._is_stateful  # transformers refuses to roll back a model with a state
-        self._recurrent = self._is_stateful and not self._llm_takes_positions  # its cache is a state, which has no length
+        self._recurrent = self._is_stateful and not self._llm_takes_positions  # the cache is a state, which has no length
 
     def forward(
         self,
@@ -70,27 +70,27 @@ class MoFModel(StrictCheckpoints):
         inputs_embeds: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Return the language model's output. That is hidden states here, and logits with a head.
+        """Return the language model's output: hidden states, or logits for a model with a head.
 
         Args:
-            input_ids: [R, L], each image as T image tokens. Records may have one image, several or none.
+            input_ids: [R, L], each image as T image tokens. Records may have any number of images, also none.
             pixel_values: [M, 3, S, S] uint8, or float in [0, 1]: all images of the batch, in order.
             encoder_features: [M, F] in place of pixel_values: the encoders' features in a feature store (see `Mixer.unpack`).
             image_features: [M, T, D] in place of pixel_values: the mixer's output. D is the width of the token embeddings.
-            past_key_values, cache: the language model's cache of earlier tokens; both names work with every transformers.
-            inputs_embeds: [R, L, D] in place of input_ids: the token embeddings. Images may be in it already; images that are
-                given stand where it has the embedding of the image token.
+            past_key_values, cache: the language model's cache of earlier tokens. Both names work with every version of transformers.
+            inputs_embeds: [R, L, D] in place of input_ids: the token embeddings. They may hold image features already. Images that are
+                given replace the embeddings of the image token.
             **kwargs: further arguments of the language model.
 
         Raises:
-            ValueError: when image tokens and image features differ in number.
+            ValueError: if the numbers of image tokens and image features differ.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
-        if past_key_values is not None and not self._remembers(cache):  # peft gives its prefix so, beside an empty cache
+        if past_key_values is not None and not self._remembers(cache):  # peft gives its prefix in this way, beside an empty cache
             cache = past_key_values
         if self._recurrent and self._remembers(cache):
-            attention_mask = None  # the state has left out padding already
+            attention_mask = None  # the state already leaves out padding
         if self.cache_name:
             kwargs[self.cache_name] = cache
         elif cache is not None:
@@ -110,7 +110,7 @@ class MoFModel(StrictCheckpoints):
         return cache is not None and bool(cache.has_previous_state() if self._recurrent else cache.get_seq_length() > 0)
 
     def _count_positions(self, attention_mask: Tensor | None, new: int, cache: Any) -> Tensor | None:
-        """Return the positions [R, new] of the last `new` tokens, by which padding moves no token; None leaves them to the language model.
+        """Return the positions [R, new] of the last `new` tokens, without counting padding. None leaves them to the language model.
 
         A mask [R, L] that is longer than `new` covers padding among the earlier tokens too.
         """
@@ -121,11 +121,11 @@ class MoFModel(StrictCheckpoints):
         return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -new:]
 
     def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, images: dict[str, Tensor], cache: Any) -> Tensor:
-        """Return the embeddings [R, L, D] of input_ids [R, L] or inputs_embeds, with image features where the image tokens stand."""
+        """Return the embeddings [R, L, D] of input_ids [R, L] or inputs_embeds, with image features in place of the image tokens."""
         embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds  # [R, L, D]
         if images or not self._is_known_text(embeds, inputs_embeds, cache):
             slots = self._find_image_tokens(input_ids, embeds)  # [R, L]
-            self._check_counts(slots, images)  # before the encoders, since it waits for the device
+            self._check_counts(slots, images)  # before the encoders, because the check waits for the device
         if images:
             features = self._features(**images)  # [M, T, D]
             if features.shape[-1] != embeds.shape[-1]:
@@ -138,26 +138,26 @@ class MoFModel(StrictCheckpoints):
         return embeds + 0 * self.mixer(blank).sum()  # [R, L, D]
 
     def _is_known_text(self, embeds: Tensor, inputs_embeds: Tensor | None, cache: Any) -> bool:
-        """Return whether tokens without images need no count: those of the user's own embeddings, and those of generation."""
+        """Return whether image tokens need not be counted, because the user gave embeddings or the tokens come from generation."""
         if inputs_embeds is not None or embeds.shape[1] == 1:
             return True
         return not torch.compiler.is_compiling() and self._remembers(cache)
 
     def _find_image_tokens(self, input_ids: Tensor | None, embeds: Tensor) -> Tensor:
-        """Return where the image tokens stand, [R, L]; without input_ids, by the embedding of the image token."""
+        """Return [R, L]: whether each token is an image token. Without input_ids, the embedding of the image token is searched."""
         if input_ids is not None:
             return input_ids == self.config.image_token_id
         token = torch.tensor([self.config.image_token_id], device=embeds.device)
         return (embeds == self.get_input_embeddings()(token).to(embeds.dtype)).all(-1)
 
     def _check_counts(self, slots: Tensor, images: dict[str, Tensor]) -> None:
-        """Raise a ValueError unless slots [R, L] holds as many image tokens as the images have features."""
+        """Raise a ValueError unless `slots` [R, L] marks as many image tokens as the images have features."""
         each, count = self._tokens_of_each(images), sum(len(value) for value in images.values())
-        found = slots.sum()
+        marked = slots.sum()
         torch_compilable_check(
-            found == count * each,
+            marked == count * each,
             lambda: (
-                f"Image features and image tokens do not match: {int(found)} image tokens in input_ids, but {count * each} image features "
+                f"Image features and image tokens do not match: {int(marked)} image tokens in input_ids, but {count * each} image features "
                 f"({count} images of {each} tokens): give one image per placeholder, and expand placeholders with MoFProcessor"
             ),
         )
@@ -170,9 +170,7 @@ class MoFModel(StrictCheckpoints):
     def _look_up_layers(self, input_ids: Tensor) -> Tensor | None:
         """Return the rows that the layers of Gemma 3n and 4 add to each token, [R, L, layers, channels] for input_ids [R, L].
 
-        The result is None for a language model without such tables.
-
-        Image tokens count as padding there, as in transformers.
+        The result is None for a language model without these tables. An image token gets the row of padding, as in transformers.
         """
         decoder, config = self.language_model.base_model, self.language_model.config.get_text_config()
         if not config.hidden_size_per_layer_input:
@@ -186,11 +184,11 @@ class MoFModel(StrictCheckpoints):
     def get_image_features(
         self, pixel_values: Tensor | None = None, encoder_features: Tensor | None = None, **kwargs: Any
     ) -> BaseModelOutputWithPooling:
-        """Return the features that replace the image tokens, [M, T, D], as `pooler_output` and as `last_hidden_state`.
+        """Return the features [M, T, D] that replace the image tokens, as `pooler_output` and as `last_hidden_state`.
 
         Args:
-            pixel_values: [M, 3, S, S], or in place of it
-            encoder_features: [M, F].
+            pixel_values: [M, 3, S, S].
+            encoder_features: [M, F] in place of pixel_values.
         """
         features = self._features(pixel_values, encoder_features)
         return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=features)
@@ -218,9 +216,9 @@ class MoFModel(StrictCheckpoints):
         return self.mixer if modality == "image" else super().get_encoder(modality)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Do nothing: adapters keep torch's initialisation; encoders and language model come with weights of their own."""
+        """Do nothing, because adapters keep torch's initialisation, and encoders and language model come with their weights."""
 
 
 AutoModel.register(MoFConfig, MoFModel, exist_ok=True)
-# A checkpoint has the decoder inside a language model with a head.
+# In a checkpoint, the decoder is inside of a language model with a head.
 register_checkpoint_conversion_mapping("MoFModel", [WeightRenaming(r"^language_model.model.", "language_model.")], overwrite=True)

@@ -1,4 +1,4 @@
-"""The configuration of a multimodal model: its language model, its encoders, and their fusion."""
+"""MoFConfig is the configuration of a multimodal model: its language model, its encoders, and their fusion."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from mof.auto_map import NamesCode
 
 
 class MoFConfig(NamesCode, PreTrainedConfig):
-    """Configuration of `MoFForConditionalGeneration`.
+    """MoFConfig is the configuration of `MoFForConditionalGeneration`.
 
     Args:
-        text_config: the configuration of any causal language model of transformers (or its dict). A default Llama if None.
+        text_config: the configuration of any causal language model of transformers (or its dict). None is a default Llama.
         encoders: name -> `spec`, from which `encoders.build_encoder` rebuilds the encoder; in the order of fusion.
-        fusion: a key of `mof.adapter.FUSIONS`, such as "interleaved".
+        fusion: a key of `mof.adapter.FUSIONS`, for example "interleaved".
         fusion_options: further arguments of the fusion: pool, grid, weights, window.
         image_token_id: the token whose embeddings the image features replace.
-        embed_encoders: save the encoders' weights with the model. By default a checkpoint refers to them by their spec.
-        encoder_order: the names in the order of fusion, since config.json sorts its keys. By default the order of `encoders`.
-        embedding_width: the width of the language model's token embeddings; None where it is the hidden size.
+        embed_encoders: save the encoders' weights with the model. By default a checkpoint refers to the encoders by their spec.
+        encoder_order: the names in the order of fusion, because config.json sorts its keys. By default the order of `encoders`.
+        embedding_width: the width of the language model's token embeddings; None if it is the hidden size.
 
     Raises:
         ValueError: for an unknown fusion, an order that does not name the encoders, or a trainable encoder, whose training
@@ -43,7 +43,7 @@ class MoFConfig(NamesCode, PreTrainedConfig):
         embedding_width: int | None = None,
         **kwargs: Any,
     ) -> None:
-        # This comes first, since it resets the attention of the sub-configs: text_config may belong to a model in use.
+        # This comes first, because it resets the attention of the sub-configs, and text_config may belong to a model in use.
         super().__init__(**kwargs)
         if not isinstance(text_config, PreTrainedConfig):
             text_config = dict(text_config or {})
@@ -52,7 +52,7 @@ class MoFConfig(NamesCode, PreTrainedConfig):
             raise ValueError(f"unknown fusion {fusion!r}; expected one of {', '.join(FUSIONS)}")
         self.text_config = text_config
         if kwargs.get("attn_implementation") is not None:
-            self._attn_implementation = kwargs["attn_implementation"]  # asked for, so handed down
+            self._attn_implementation = kwargs["attn_implementation"]  # the setter also sets it for the language model
         encoders = encoders or {}
         self.encoder_order = list(encoders) if encoder_order is None else encoder_order
         if sorted(self.encoder_order) != sorted(encoders):
@@ -68,16 +68,16 @@ class MoFConfig(NamesCode, PreTrainedConfig):
 
     @property
     def vocab_size(self) -> int:
-        """The number of tokens that the language model knows. Trainers look for it here."""
+        """Return the number of tokens that the language model knows. Trainers read it here."""
         return self.text_config.vocab_size
 
     @property
     def tie_word_embeddings(self) -> bool:
-        """Whether the language model's head shares the weights of its embeddings."""
+        """Return whether the language model's head shares the weights of the embeddings."""
         return self.text_config.tie_word_embeddings
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the contents of config.json, which hold no path of the machine that the language model came from."""
+        """Return the content of config.json, without the path from which the language model was loaded."""
         contents = super().to_dict()
         contents["text_config"].pop("_name_or_path", None)
         return contents

@@ -1,4 +1,7 @@
-"""Generation with images: they enter with the prompt only, and follow their records where inputs are repeated or cached."""
+"""ImageGenerationMixin lets a model generate with images. They enter with the prompt only, and follow their records.
+
+So they are repeated with their records for beams, and left out if a cache holds them.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,12 @@ from transformers import GenerationMixin
 
 # Shapes: R records, L tokens per record, M images of all records in order, T tokens per image, D the width of the language model.
 
-IMAGE_INPUTS = ("pixel_values", "encoder_features", "image_features")  # a call gives one of them
+IMAGE_INPUTS = ("pixel_values", "encoder_features", "image_features")  # a call gives at most one of these inputs
 CACHE_NAMES = ("cache", "past_key_values", "cache_params")  # since transformers 5.24; before 5.24; Mamba's before 5.24
 
 
 class ImageGenerationMixin(GenerationMixin):
-    """The part of a `MoFForConditionalGeneration` that prepares the steps of `generate`."""
+    """ImageGenerationMixin is the part of `MoFForConditionalGeneration` that prepares the steps of `generate`."""
 
     def prepare_inputs_for_generation(
         self,
@@ -25,7 +28,7 @@ class ImageGenerationMixin(GenerationMixin):
         is_first_iteration: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Prepare a step of generation. Images enter with their tokens only: not again once the cache holds these.
+        """Prepare a step of generation. Images enter together with their tokens, and not again when the cache holds these tokens.
 
         Raises:
             ValueError: for a language model whose cache has another name (RWKV), unless `use_cache=False`.
@@ -35,7 +38,7 @@ class ImageGenerationMixin(GenerationMixin):
             name = type(self.language_model).__name__
             raise ValueError(f"{name} takes no cache named {', '.join(CACHE_NAMES)}; generate with use_cache=False")
         images = {name: kwargs.pop(name) for name in IMAGE_INPUTS if kwargs.get(name) is not None}
-        # A recurrent state bypasses transformers, which would make attention masks for it.
+        # transformers must not see a recurrent state, because it would make attention masks for the state.
         state = {name: kwargs.pop(name) for name in CACHE_NAMES if name in kwargs} if self._recurrent else {}
         embeds = {} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
         inputs = super().prepare_inputs_for_generation(
@@ -46,18 +49,18 @@ class ImageGenerationMixin(GenerationMixin):
             return inputs | images
         if is_first_iteration:
             return inputs | self._unseen_images(images, input_ids, inputs_embeds, inputs)
-        # A model writes no images. The first step of an assistant counts as a later one, but has the whole prompt.
+        # A model writes no images. The first step of an assistant model counts as a later step, but has the whole prompt.
         whole = inputs_embeds is None and inputs["input_ids"].shape[1] == input_ids.shape[1]
         return inputs | images if whole else inputs
 
     def _unseen_images(
         self, images: dict[str, Tensor], input_ids: Tensor, inputs_embeds: Tensor | None, inputs: dict[str, Any]
     ) -> dict[str, Tensor]:
-        """Return the images of `inputs`, where a cache already holds the beginning of the prompt: the last images of each record."""
+        """Return the last images of each record, which belong to `inputs`. A cache already holds the beginning of the prompt."""
         prompt = self._count_images(input_ids, inputs_embeds, images)  # images of each record
         left = self._count_images(inputs["input_ids"], inputs.get("inputs_embeds"), images)
         if prompt == left or sum(prompt) != sum(map(len, images.values())):
-            return images  # all of the prompt is new, or the user gave the new images only; otherwise forward names both counts
+            return images  # the whole prompt is new, or the user gave the new images only; for other counts forward raises an error
         last: dict[str, Tensor] = {}
         for name, value in images.items():
             chunks = [chunk[len(chunk) - new :] for chunk, new in zip(value.split(prompt), left, strict=True)]
@@ -65,19 +68,19 @@ class ImageGenerationMixin(GenerationMixin):
         return last if sum(left) else {}
 
     def _count_images(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, images: dict[str, Tensor]) -> list[int]:
-        """Return the number of images in each record of input_ids [R, L], or of inputs_embeds [R, L, D] where they are given."""
+        """Return the number of images in each record of inputs_embeds [R, L, D], or of input_ids [R, L] without inputs_embeds."""
         slots = self._find_image_tokens(input_ids if inputs_embeds is None else None, inputs_embeds)  # [R, L]
         return (slots.sum(dim=1) // self._tokens_of_each(images)).tolist()
 
     def _prepare_cache_for_generation(self, *args: Any, **kwargs: Any) -> None:
-        """Make the cache, except for language models that make their own: recurrent ones, and those that transformers names."""
+        """Make the cache, except for language models that make it themselves: recurrent models, and models that transformers lists."""
         if not self._recurrent and self.language_model._supports_default_dynamic_cache():
             super()._prepare_cache_for_generation(*args, **kwargs)
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
     ) -> tuple[Tensor | None, dict[str, Any]]:
-        """Repeat the inputs for beams or samples. Images lie flat over the batch, so they are repeated record by record."""
+        """Repeat the inputs for beams or samples. The images of all records are in a flat list, so they are repeated record by record."""
         images = {key: kwargs.pop(key) for key in IMAGE_INPUTS if kwargs.get(key) is not None}
         if images and expand_size > 1:
             embeds = kwargs.get("inputs_embeds")

@@ -1,4 +1,7 @@
-"""The multimodal model with its head: it gives logits and a loss, and it generates. `mof.base_model` places the images."""
+"""MoFForConditionalGeneration is the multimodal model with a head. It returns logits and a loss, and generates.
+
+`mof.base_model` puts image features in the places of image tokens.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +33,9 @@ from mof.quantization import adopt_quantization
 
 
 class MoFForConditionalGeneration(MoFModel, ImageGenerationMixin):
-    """A `MoFModel` whose language model has its head: it gives logits and a loss, and it generates.
+    """MoFForConditionalGeneration is a `MoFModel` whose language model has a head. It returns logits and a loss, and generates.
 
-    `from_parts` makes a model; `from_pretrained` loads a model.
+    `from_parts` makes a model, and `from_pretrained` loads a model.
     """
 
     _language_models = AutoModelForCausalLM
@@ -46,7 +49,7 @@ class MoFForConditionalGeneration(MoFModel, ImageGenerationMixin):
         An `<image>` token is added to the tokenizer, and a row to the embeddings if no row is left for it.
 
         Raises:
-            ValueError: when the adapters do not map to the width of the language model's embeddings, and for a language model that
+            ValueError: for adapters that do not map to the width of the language model's embeddings, and for a language model that
                 cannot read embeddings, padding on the left or its own cache (`mof.language_model_fit`).
         """
         model = cls._join(mixer, llm, tokenizer, embed_encoders)
@@ -74,11 +77,11 @@ class MoFForConditionalGeneration(MoFModel, ImageGenerationMixin):
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Folder | Checkpoint | OwnCheckpoint, **options: Any) -> MoFForConditionalGeneration:
-        """Return the model of a LLaVA, released MoF, Hugging Face LLaVA or LoRA folder; `load_checkpoint` gives its processor too.
+        """Return the model of a LLaVA, released MoF, Hugging Face LLaVA or LoRA folder. `load_checkpoint` also returns its processor.
 
         Args:
             checkpoint: the folder, or the parts that `mof.llava.reading.read_checkpoint` returned.
-            **options: those of `read_checkpoint`, for a folder.
+            **options: options of `read_checkpoint`, for a folder.
         """
         if not isinstance(checkpoint, (Checkpoint, OwnCheckpoint)):
             checkpoint = read_checkpoint(checkpoint, **options)
@@ -90,7 +93,7 @@ class MoFForConditionalGeneration(MoFModel, ImageGenerationMixin):
 
     @property
     def model(self) -> MoFModel:
-        """The model without the head. It is made of the same modules, which are looked up anew, since peft and others replace them."""
+        """Return the model without the head. It holds the same modules, which are looked up at each call, because peft replaces them."""
         base = MoFModel.__new__(MoFModel)
         nn.Module.__init__(base)
         base.config, base.training = self.config, self.training
@@ -112,12 +115,12 @@ class MoFForConditionalGeneration(MoFModel, ImageGenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Return the language model's output, with its loss when labels are given. The other arguments are those of `MoFModel`.
+        """Return the language model's output, with its loss if labels are given. `MoFModel` explains the other arguments.
 
         Args:
-            labels: [R, L], -100 where no loss is taken.
+            labels: [R, L], -100 for a token without loss.
             logits_to_keep: the number of last tokens whose logits are computed, or their indices; 0 for all.
-            **kwargs: further arguments of the language model, such as `num_items_in_batch` (the Trainer's global token count).
+            **kwargs: further arguments of the language model, for example `num_items_in_batch` (the Trainer's global token count).
         """
         output = super().forward(
             input_ids=input_ids,
@@ -133,10 +136,15 @@ class MoFForConditionalGeneration(MoFModel, ImageGenerationMixin):
             logits_to_keep=logits_to_keep,
             **kwargs,
         )
-        # Older transformers reorder beams only in an output of this class.
+        # Older versions of transformers reorder beams only in an output of this class.
         if self._recurrent and self.cache_name and not isinstance(output, tuple):
             return CausalLMOutputWithPast(output.loss, output.logits, getattr(output, self.cache_name), output.hidden_states)
         return output
+
+    @property
+    def image_layout(self) -> tuple[tuple[int, int], dict[str, range]]:
+        """Return rows and columns of an image's tokens, and each encoder's tokens among the T of an image, for drawings of attention."""
+        return self.mixer.token_grid, self.mixer.token_places
 
     def get_output_embeddings(self) -> nn.Module | None:
         return self.language_model.get_output_embeddings()
@@ -147,5 +155,5 @@ class MoFForConditionalGeneration(MoFModel, ImageGenerationMixin):
 
 AutoModelForImageTextToText.register(MoFConfig, MoFForConditionalGeneration, exist_ok=True)
 AutoModelForMultimodalLM.register(MoFConfig, MoFForConditionalGeneration, exist_ok=True)
-# `transformers serve` and the pipeline "any-to-any" look for models by these names.
+# `transformers serve` and the pipeline "any-to-any" find models by these names.
 MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[MoFConfig.model_type] = MoFForConditionalGeneration.__name__

@@ -1,4 +1,4 @@
-"""Compare decoding methods on trained models of the miniature, each beside the controls that the critique (arXiv 2504.10020) asks for.
+"""Compare decoding methods on trained models of the miniature, each beside the controls that the critique (arXiv 2504.10020) demands.
 
     python recipes/train_llava_mof_vig.py --output runs/default
     python recipes/compare_decoding.py runs/default/seed-0/finetune-interleaved* --output decoding.json --plot decoding.png
@@ -7,7 +7,7 @@ Every model answers the same questions about held-out scenes: pairs (MMVP's form
 questions, and requests for a caption (CHAIR). Each method has its published default and three strengths, decoded greedily. Controls:
 - `sampled` answers are drawn at temperature 1, as VCD's and ICD's are; `sampled, cut alone` keeps tokens with p >= 0.1 max p
   and contrasts nothing. Under greedy decoding, the cut alone changes no answer.
-- `yes prompt` asks, before each yes-or-no question, to say yes where possible; `yes +c` adds c to the first token's logit of "Yes".
+- `yes prompt` asks, before each yes-or-no question, to say yes where possible; `yes +c` adds c to the logit of "Yes".
 VAR's published tau of 20 is above every |RMSNorm(h)| of a model 192 wide: 4.3 is the same share of the highest value that is possible.
 LACING's models were trained with blank images in some records, and these were not. mini-lm has 4 layers, so PAI edits two and VAR one.
 
@@ -26,7 +26,7 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,22 +57,23 @@ from vig.decoding import build_decoding
 
 console = Console()
 BATCH = 64
+MEASURES = ("pairs", "misled", "yes or no", "captions")
 SHARE = 20 / 4096**0.5  # VAR's tau over the highest |RMSNorm(h)| that the 7B model allows
 
 
 @dataclass(frozen=True)
 class Way:
-    """A way to decode, with its controls."""
+    """A way is a way to decode: a decoding method or a control."""
 
     name: str
     decoding: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of `generate`."""
     before: str = ""
-    """Stands before each yes-or-no question."""
+    """Text before each yes-or-no question."""
     yes: float = 0.0
-    """Is added to the logit of "Yes" as the first token."""
-    measures: tuple[str, ...] = ("pairs", "misled", "yes or no", "captions")
+    """Is added to the logit of the token that makes an answer "Yes" in place of "No"."""
+    measures: tuple[str, ...] = MEASURES
 
 
 def ways(width: int) -> list[Way]:
@@ -99,20 +100,20 @@ def ways(width: int) -> list[Way]:
     ]
 
 
-class FirstTokenBias(LogitsProcessor):
-    """Adds a constant to the logit of a token, where an answer begins."""
+class YesBias(LogitsProcessor):
+    """Adds a constant to the logit of a token, where sequences have this length."""
 
-    def __init__(self, prompt: int, token: int, constant: float) -> None:
-        self.prompt, self.token, self.constant = prompt, token, constant
+    def __init__(self, length: int, token: int, constant: float) -> None:
+        self.length, self.token, self.constant = length, token, constant
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        if input_ids.shape[1] == self.prompt:
+        if input_ids.shape[1] == self.length:
             scores[:, self.token] += self.constant
         return scores
 
 
 class Answerer:
-    """A saved model of the miniature that answers questions about pictures in batches."""
+    """Answerer is a saved model of the miniature that answers questions about images in batches."""
 
     def __init__(self, folder: Path) -> None:
         self.model = AutoModelForImageTextToText.from_pretrained(folder).eval()
@@ -120,10 +121,10 @@ class Answerer:
         self.processor.tokenizer.padding_side = "left"
         ready_for_prompts(self.processor)
         remember(self.model.mixer)
-        self.yes = self._first_token("Yes.")
+        self.common, self.yes = self._yes()
 
     def answers(self, questions: Sequence[tuple[Any, str]], way: Way, tokens: int, seed: int) -> list[str]:
-        """Return the answers to (picture, question)."""
+        """Return the answers to questions, each given as (image, question)."""
         torch.manual_seed(seed)
         method = None if way.decoding is None else build_decoding(way.decoding)
         made: list[str] = []
@@ -133,7 +134,7 @@ class Answerer:
             length = inputs["input_ids"].shape[1]
             options = {"do_sample": False, **way.options, **(method.options(chats, self._encode) if method else {})}
             if way.yes:
-                options["logits_processor"] = [FirstTokenBias(length, self.yes, way.yes)]
+                options["logits_processor"] = [YesBias(length + self.common, self.yes, way.yes)]
             ids = self.model.generate(**inputs, **options, max_new_tokens=tokens)
             made += [text.strip() for text in self.processor.batch_decode(ids[:, length:], skip_special_tokens=True)]
         return made
@@ -146,16 +147,18 @@ class Answerer:
         shared = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "processor_kwargs": {"padding": True}}
         return self.processor.apply_chat_template(chats, **{"add_generation_prompt": True, **shared, **options})
 
-    def _first_token(self, answer: str) -> int:
+    def _yes(self) -> tuple[int, int]:
+        """Return the number of tokens with which both "Yes." and "No." begin, and the next token of "Yes."."""
         talk = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
-        said = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
         prompt = self._encode([talk])["input_ids"].shape[1]
-        whole = self._encode([[*talk, said]], add_generation_prompt=False)
-        return int(whole["input_ids"][0, prompt])
+        said = ({"role": "assistant", "content": [{"type": "text", "text": answer}]} for answer in ("Yes.", "No."))
+        yes, no = (self._encode([[*talk, turn]], add_generation_prompt=False)["input_ids"][0, prompt:].tolist() for turn in said)
+        common = next(place for place, (one, other) in enumerate(zip(yes, no, strict=False)) if one != other)
+        return common, yes[common]
 
 
 def remember(mixer: nn.Module) -> None:
-    """Let the mixer keep the tokens of each picture: hundreds of questions are about the same pictures."""
+    """Make the mixer keep the tokens of each image, because hundreds of questions are about the same images."""
     known: dict[bytes, Tensor] = {}
     genuine: Callable[[Tensor], Tensor] = mixer.forward
 
@@ -171,10 +174,10 @@ def remember(mixer: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Questions:
-    """The questions of one benchmark, and the figures of their answers."""
+    """Questions holds the questions of a benchmark, and the function that computes figures from their answers."""
 
     asked: list[tuple[Any, str]]
-    """(picture, question)."""
+    """(image, question)."""
     tokens: int
     figures: Callable[[list[str]], dict[str, Any]]
 
@@ -185,7 +188,7 @@ def draw(folder: Path, pairs: int, scenes: int, seed: int) -> dict[str, Question
     rows = read_mmvp(folder / MMVP)
     misled = misleading_questions(math.ceil(pairs / 2), np.random.default_rng(seed))
     pope = read_pope(folder / POPE)
-    distinct = list(dict.fromkeys((question.image, question.text) for question in pope))  # the three strategies share most
+    distinct = list(dict.fromkeys((question.image, question.text) for question in pope))  # the three strategies share most questions
     place = {key: number for number, key in enumerate(distinct)}
     pictures = sorted((folder / IMAGES).iterdir())
     words = CocoWords(folder / CHAIR / "synonyms.txt")
@@ -222,21 +225,22 @@ def mean_words(answers: Sequence[str]) -> float:
     return float(np.mean([len(text.split()) for text in answers]))
 
 
-def measure(folder: Path, benchmarks: dict[str, Questions], seed: int) -> Iterator[dict[str, Any]]:
+def measure(folder: Path, benchmarks: Mapping[str, Questions], seed: int) -> Iterator[dict[str, Any]]:
     """Yield the figures of each way to decode, of one model."""
     answerer = Answerer(folder)
     for way in ways(answerer.model.config.get_text_config().hidden_size):
         started = time.perf_counter()
         figures = {}
-        for name in way.measures:
+        for name in [name for name in way.measures if name in benchmarks]:
             questions = benchmarks[name]
             asked = [(picture, way.before + text) for picture, text in questions.asked]
             figures[name] = questions.figures(answerer.answers(asked, way, questions.tokens, seed))
-        yield {"model": folder.name, "seed": folder.parent.name, "way": way.name, **figures, "seconds": time.perf_counter() - started}
+        if figures:
+            yield {"model": folder.name, "seed": folder.parent.name, "way": way.name, **figures, "seconds": time.perf_counter() - started}
 
 
 def table_of(rows: Sequence[dict[str, Any]], model: str) -> TextTable:
-    """Return the figures of one model in %, means over seeds; and what each way gains in pairs, with a 95 % interval over pairs."""
+    """Return a table with a model's figures in % (means over seeds), and the gain of each way in pairs with a 95 % interval over pairs."""
     headings = {
         "pairs": ("pairs", "accuracy"), "misled": ("misled", "accuracy"), "yes or no": ("yes or no", "accuracy"),
         "says yes": ("yes or no", "yes_ratio"), "F1": ("yes or no", "f1"), "CHAIR s": ("captions", "chair_s"),
@@ -253,7 +257,7 @@ def table_of(rows: Sequence[dict[str, Any]], model: str) -> TextTable:
 
 
 def gain_in_pairs(rows: Sequence[dict[str, Any]], way: str) -> str:
-    """Return the difference to greedy decoding in points, over the same pairs and all seeds; sampled ways differ from plain sampling."""
+    """Return the gain in points over greedy decoding, or for sampled ways over plain sampling, on the same pairs of all seeds."""
     base = "sampled" if way.startswith("sampled") else "greedy"
     right = {(row["way"], row["seed"]): np.array(row["pairs"]["right"]).reshape(-1, 2).all(axis=1) for row in rows if "pairs" in row}
     seeds = [seed for name, seed in right if name == way]
@@ -269,7 +273,11 @@ def mean_of(rows: Sequence[dict[str, Any]], measure: str, figure: str) -> float 
 
 
 def known_rows(file: Path, drawn: dict[str, int]) -> list[dict[str, Any]]:
-    """Return the rows that the file has of the same questions; none without a file. ValueError for other questions."""
+    """Return the rows in the file, or an empty list without a file.
+
+    Raises:
+        ValueError: for a file with answers to other questions.
+    """
     if not file.exists():
         return []
     content = json.loads(file.read_text())
@@ -281,6 +289,7 @@ def known_rows(file: Path, drawn: dict[str, int]) -> list[dict[str, Any]]:
 def main() -> None:
     options = Options(__doc__)
     options.add_argument("models", type=Path, nargs="+", help="folders of saved models, SEED/NAME: rows of one name are seeds of a model")
+    options.add_argument("--measures", nargs="+", choices=MEASURES, default=MEASURES)
     options.add_argument("--pairs", type=int, default=15, help="pairs for each of the nine patterns; half as many are asked misled")
     options.add_argument("--scenes", type=int, default=60, help="scenes for yes-or-no questions and captions")
     options.add_argument("--seed", type=int, default=5, help="seed of the held-out scenes, and of sampling")
@@ -292,7 +301,8 @@ def main() -> None:
     rows = known_rows(args.output, drawn)
     done = {(row["seed"], row["model"]) for row in rows}
     with tempfile.TemporaryDirectory() as folder:
-        benchmarks = draw(Path(folder) / "benchmarks", args.pairs, args.scenes, args.seed)
+        every = draw(Path(folder) / "benchmarks", args.pairs, args.scenes, args.seed)
+        benchmarks = {name: every[name] for name in args.measures}
         for model in args.models:
             if (model.parent.name, model.name) in done:
                 continue

@@ -18,7 +18,7 @@ from PIL import Image
 from encoders.images.reading import BLUR_KERNELS, ImageError, blur, read_image
 from mof.data.records import ImageSource, Record, RecordError
 
-Donors = Sequence[ImageSource]  # one image of every record
+Donors = Sequence[ImageSource]  # the first image of every record that has images
 CLIP_MEAN, CLIP_STD = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
 Maker = Callable[[Image.Image, np.random.Generator, Donors], Image.Image]
 

@@ -138,7 +138,7 @@ def token_losses(rows: Tensor, targets: Tensor, logits_of: Forward | None = None
 
 
 def is_untouched(model: nn.Module, head: nn.Module, inputs: Mapping[str, Any]) -> bool:
-    """Return whether the model gives its head's output as its logits. This is tried at one position of a batch.
+    """Return whether the model gives its head's output as its logits. This is tried at a single position of a batch.
 
     Raises:
         ValueError: when the logits do not come from the head at all.

@@ -16,7 +16,7 @@ from encoders.saved_folders import WEIGHTS, check_folder
 
 
 def load_model(folder: Path, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """Load a model with its processor. The model is put on the GPU if the machine has one.
+    """Load a model with its processor. The model is put on the GPU if there is a GPU.
 
     Raises:
         ValueError: for a folder without a model.

@@ -18,7 +18,7 @@ from vig.scoring.scores import Score
 
 # --- tokens and words of a score
 class Word(NamedTuple):
-    """A word of an answer, as it was written."""
+    """Word is a word of an answer, as it was written."""
 
     text: str
     vig: float
@@ -128,7 +128,7 @@ def parts_of_speech(words: Sequence[str]) -> list[str | None]:
 
 # --- means
 class Mean(NamedTuple):
-    """A mean of VIG, in nats."""
+    """Mean holds a mean of VIG, in nats."""
 
     mean: float
     n: int

@@ -10,10 +10,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from encoders.command_groups import command_group
-from encoders.command_options import MODEL_HELP, DtypeName, MaxNewTokens, images_option, output_option, seed_option
+from encoders.command_options import MODEL_HELP, DecodingName, DtypeName, MaxNewTokens, images_option, output_option, seed_option
 from mof.cli.answerer_options import AnswererOptions, takes_answerer
 from mof.cli.tables import percent_table, show_result
-from mof.evals.decoding import DecodingName
 from mof.evals.published import MMVP
 from mof.evals.text_tables import TextTable
 
@@ -200,7 +199,14 @@ def _agreement(judge: dict[str, Any]) -> str:
 
 
 evaluate = command_group(
-    {"mmvp": mmvp, "pope": pope, "chair": chair, "report": "mof.cli.report:report", "correlation": "mof.cli.report:correlation"},
+    {
+        "mmvp": mmvp,
+        "pope": pope,
+        "chair": chair,
+        "encoders": "mof.cli.encoder_worth:encoders",
+        "report": "mof.cli.report:report",
+        "correlation": "mof.cli.report:correlation",
+    },
     callback=suite,
     alone=True,
 )

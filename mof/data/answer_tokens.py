@@ -27,7 +27,7 @@ from mof.data.templates import Span, template_of
 
 # Shapes: T tokens of a record, A answer tokens among them.
 
-# Outputs of some processors that hold one value per token. They are cut and padded with the ids.
+# A few processors return these outputs, which hold a value for each token. They are cut and padded with the ids.
 PER_TOKEN = ("token_type_ids", "mm_token_type_ids")
 CROSS_MASK = "cross_attention_mask"  # [1, T, ...], in Llama 3.2 Vision: it says which tokens of a record see which image
 
@@ -71,7 +71,7 @@ def encode_record(
     Raises:
         ValueError: for a processor without a chat template, or a tokenizer without offsets.
         RecordError: for a record without an answer, tokens that cannot be aligned, an image that does not fit into
-            `max_length`, and whatever the template or the processor raises.
+            `max_length`, and for any other error of the template or the processor.
         ImageError: for an image that cannot be read; the message names the record too.
     """
     refuse_unusable(processor)

@@ -46,8 +46,8 @@ def to_mapping(raw: Any) -> Any:
         turns = _parsed(turns)
     if not isinstance(turns, (list, tuple)):
         return raw
-    own = {*TURNS, *(key for pair in QUESTION_AND_ANSWER for key in pair)}
-    return {key: value for key, value in raw.items() if key not in own} | {"messages": list(turns)}
+    turn_keys = {*TURNS, *(key for pair in QUESTION_AND_ANSWER for key in pair)}
+    return {key: value for key, value in raw.items() if key not in turn_keys} | {"messages": list(turns)}
 
 
 def image_of(part: Mapping[str, Any]) -> Any:

@@ -155,12 +155,6 @@ def refuse_missing_images(records: Sequence[Any], image_folder: str | os.PathLik
         )
 
 
-def with_images(raw: Any, images: Sequence[Any]) -> dict[str, Any]:
-    """Return a copy of a raw record with these images (at least one) in place of its own images."""
-    assert images, "without images, images in message parts would count again"
-    return {key: value for key, value in to_mapping(raw).items() if key != "image"} | {"images": list(images)}
-
-
 def require_unchanged(raw: Any) -> None:
     """Raise a RecordError for a selected record that was changed later. Its token mask belongs to the record before the change."""
     if isinstance(raw, Mapping) and raw.get(SCORED) is not None and digest(unselected(raw)) != raw[SCORED]:

@@ -1,4 +1,7 @@
-"""The description that each benchmark's module gives for reports, beside its questions and their score."""
+"""The description that the module of each benchmark gives for reports, beside its questions and their score.
+
+A new benchmark needs a module like `mof.evals.pope`, an entry in `mof.evals.outcomes.BENCHMARKS`, and a command in `mof.cli.eval`.
+"""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ mended here, so that results differ slightly from its results:
 - The script never finds entries of the synonyms file after two spaces (" motor bike", " cheesecake"). Here spaces do not matter.
 - The script has a list of words that belong together. Here they are the file's own entries of two words, which are the same
   entries and "dining table", and "home plate".
-Words are split like nltk's `word_tokenize` splits letters and signs; its treatment of clitics plays no part.
+Words are split as by nltk's `word_tokenize`, which also splits forms such as "don't"; this makes no difference here.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ pair: the same question about two photos, with different answers. Only pairs wit
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from mof.evals.benchmark import Measure, Measured, Row
 from mof.evals.intervals import Figure, Tally
 from mof.evals.judge import judged
 from mof.evals.option_matching import match_answer, match_letter, match_text, parse_options
-from mof.evals.question_files import check_pairs, find_files, find_image, read_rows
+from mof.evals.question_files import check_pairs, find_files, find_image, read_patterns, read_rows
 from mof.evals.run import Run
 
 NAME = "mmvp"
@@ -52,7 +51,7 @@ PROMPTS: dict[str, Callable[[Question], str]] = {
     "question": lambda asked: asked.question,  # for files whose questions name their options
 }
 LABELS = ("released", "corrected")
-ALL_QUESTIONS = 300  # of the whole benchmark
+ALL_QUESTIONS = 300  # in the whole benchmark
 
 
 @dataclass(frozen=True)
@@ -99,25 +98,10 @@ def read_mmvp(folder: str | Path, patterns: str | Path | None = None, *, images:
     header = {name.strip().lower(): position for position, name in enumerate(rows[0])} if rows else {}
     if missing := {"question", "options", "correct answer"} - header.keys():
         raise ValueError(f"{file} lacks the columns {', '.join(sorted(missing))}; it has {rows[0] if rows else 'no rows'}")
-    mapping = None if patterns is None else _read_patterns(Path(patterns))
+    mapping = None if patterns is None else read_patterns(Path(patterns))
     questions = [_question(file, row, header, mapping, place if images else None) for row in rows[1:]]
     check_pairs(file, [(question.id, question.pattern) for question in questions])
     return questions if CORRECTION_COLUMN in header else _corrected(questions)
-
-
-def _read_patterns(file: Path) -> dict[str, str]:
-    if file.suffix == ".json":
-        try:
-            mapping = json.loads(file.read_text(encoding="utf-8-sig"))
-        except ValueError as error:
-            raise ValueError(f"{file}: not JSON ({error})") from None
-        if not isinstance(mapping, dict) or not all(isinstance(pattern, str) for pattern in mapping.values()):
-            raise ValueError(f"{file}: expected an object of ids and patterns")
-        return mapping
-    rows = read_rows(file)
-    if any(len(row) < 2 for row in rows):
-        raise ValueError(f"{file}: expected an id and a pattern in each row")
-    return {row[0].strip(): row[1].strip() for row in rows}
 
 
 def _question(
@@ -144,7 +128,7 @@ def _question(
 
 
 def _corrected(questions: Sequence[Question]) -> list[Question]:
-    """Correct the known wrong labels, unless the file's labels are not the released ones."""
+    """Correct the known wrong labels, unless the file has other labels than the released file."""
     known = [question for question in questions if question.id in WRONG_LABELS]
     if not all(question.labels["released"] == WRONG_LABELS[question.id][0] for question in known):
         return list(questions)
@@ -204,7 +188,8 @@ def eval_mmvp(run: Run, questions: Sequence[Question], prompt: str = "official",
     """Measure pair and question accuracy, by each way to match answers and by released and corrected labels."""
 
     def scored(answers: list[Answer]) -> tuple[list[Row], Row, list[str]]:
-        return *_scored(run, questions, answers, judge), _deviations(questions, prompt, judge)
+        rows, figures = _scored(run, questions, answers, judge)
+        return rows, {"prompt": prompt, **figures}, _deviations(questions, prompt, judge)
 
     data = [(q.id, q.text, q.labels, q.pattern) for q in questions]
     return run.measure(

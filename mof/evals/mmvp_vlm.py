@@ -2,7 +2,7 @@
 
 A folder holds `Questions.csv` (Question ID, Type, Statement) and one image per row, `<image folder>/<Type>/<id>.jpg`. Rows come
 in pairs. Each of a pair's two statements is matched with the more similar of the pair's two images; the pair counts when both
-statements find their own.
+statements find their own image.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ HEADLINE = "mmvp-vlm pairs", "average"
 IMAGE_FOLDERS = ("MLLM_VLM Images", "MLLM_VLM_Images", "MMVP_VLM_Images")
 """Names of the image folder in the known copies."""
 COLUMNS = 3  # Question ID, Type, Statement: read by position, since copies differ in spelling
-PAIRS = 135  # of the whole benchmark
+PAIRS = 135  # in the whole benchmark
 TIE = 1e-9
 """Cosines closer than this are equal: the same image under two names may differ by the rounding of a sum in float64."""
-FORMAT = 1  # of the .json of results
+FORMAT = 1  # version of the .json of results
 OWN_PAIRS = "ABOUT.txt"
 """A file beside pairs that a person described: `mof blind-pairs export` writes it."""
 SMALLEST_PHOTO = 100  # pixels of the shorter side, far below MMVP-VLM's photos
@@ -61,10 +61,10 @@ class ImageTextEncoder(Protocol):
     """The methods that the probe needs. An `encoders.Encoder` gets preprocessed images, any other object the unchanged pixels."""
 
     def embed_image(self, pixels: Tensor) -> Tensor:
-        """[1, 3, H, W] uint8 -> [1, E]"""
+        """Return the embedding [1, E] of pixels [1, 3, H, W], uint8."""
 
     def embed_text(self, texts: list[str]) -> Tensor:
-        """T texts -> [T, E]"""
+        """Return the embeddings [T, E] of T texts."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ def probe_mmvp_vlm(
         embed = partial(_stored, store, store.embeddings(name))
     with_text = encoder.has_text if isinstance(encoder, Encoder) else True
     results = []
-    for index in tracked(range(0, len(items), 2), "pairs", len(items) // 2, progress):
+    for index in tracked(range(0, len(items), 2), "pairs", shown=progress):
         pair = items[index], items[index + 1]
         images = torch.cat([embed(item.image) for item in pair])  # [2, E]
         similarities = None
@@ -231,7 +231,7 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def read_mmvp_vlm(folder: str | Path) -> list[Item]:
-    """Return the rows of the folder; two neighbours are a pair: an odd id, then the even one after it, of the same type.
+    """Return the rows of the folder; two neighbours are a pair: an odd id, then the next even id, of the same type.
 
     Raises:
         ValueError: naming what is wrong with the folder or with a row.

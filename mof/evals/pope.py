@@ -26,7 +26,7 @@ MEASURES = {
 }
 HEADLINE = "pope accuracy", "accuracy"
 STRATEGIES = ("random", "popular", "adversarial")
-ALL_QUESTIONS = 3000  # of a strategy, in the whole benchmark
+ALL_QUESTIONS = 3000  # for each strategy, in the whole benchmark
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def eval_pope(run: Run, questions: Sequence[PopeQuestion], images: Path | None) 
 
 
 def measured(result: Row, rows: list[Row]) -> Measured:
-    """The units are photos: each is asked about six times per strategy."""
+    """Return the figures. The units are photos: each is asked about six times per strategy."""
     strategies = list(dict.fromkeys(row["id"].partition("/")[0] for row in rows))
     photos: dict[str, list[Row]] = {}
     for row in rows:

@@ -1,6 +1,6 @@
 """One evaluation from its questions to its folder: `settings.json`, `cache.jsonl`, `answers.jsonl` and `result.json`.
 
-A run that was cut off goes on where it stopped, and a second one asks nothing: answers are kept in the cache. A folder that
+An interrupted run goes on where it stopped, and a second run asks nothing, since answers are kept in the cache. A folder that
 holds the answers of another evaluation is refused.
 """
 
@@ -58,7 +58,7 @@ def row_name(model: str, decoding: str | None) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run is written and how its questions are asked."""
+    """A run: its folder, and the answerer of its questions."""
 
     folder: Path
     answerer: Answerer
@@ -78,8 +78,8 @@ class Run:
         Args:
             data: the questions and right answers, JSON-able: the folder belongs to them, to the images and to the settings.
             score: returns the rows of answers.jsonl, the figures of result.json, and deviations from the official protocol.
-            decoding: the official decoding, in words for a report.
-            refused: how refused prompts count, in words for a report.
+            decoding: the official decoding, as a report tells it.
+            refused: the consequence of a refused prompt, as a report tells it.
 
         Raises:
             ValueError: for missing images, for the folder of another evaluation, or while another process fills it.

@@ -28,6 +28,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
+from support.tiny_towers import blocks_of
 from torch import Tensor, nn
 
 from encoders import Encoder, FeatureStore, ImageError, View, build_encoder, encode_images
@@ -181,7 +182,7 @@ def test_both_features_come_from_one_pass_even_in_threads(build: Callable[..., E
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in encoder.modules())
 
 
-def test_one_pass_runs_each_block_once(build: Callable[..., Encoder], blocks_of: Callable[[Encoder], nn.ModuleList]) -> None:
+def test_one_pass_runs_each_block_once(build: Callable[..., Encoder]) -> None:
     encoder, ran = build(), []
     for block in blocks_of(encoder):
         block.register_forward_pre_hook(lambda block, _: ran.append(block))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,12 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from support.tiny_towers import randomised
 from torch import Tensor, nn
 
 from encoders import Encoder, build_encoder
 
 TOLERANCE = {"atol": 1e-4, "rtol": 0.0}
-Randomised = Callable[[nn.Module], nn.Module]
 
 # name: options that make it tiny, its stages, whether they come as [B, h, w, C].
 NETWORKS: dict[str, tuple[dict[str, Any], str, bool]] = {
@@ -51,7 +50,7 @@ def stage_outputs(name: str, trunk: Any, x: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_stages_equal_timm_at_any_size(name: str, native: bool, tmp_path: Path, randomised: Randomised) -> None:
+def test_stages_equal_timm_at_any_size(name: str, native: bool, tmp_path: Path) -> None:
     size = {True: 224, False: 160}[native] if name.startswith("swin") else {True: 128, False: 96}[native]
     theirs = randomised(timm.create_model(name, num_classes=5)).eval()
     torch.save(theirs.state_dict(), tmp_path / "network.pt")
@@ -140,7 +139,7 @@ def test_a_network_that_cannot_run_on_a_size_is_refused_with_the_reason() -> Non
 
 
 @pytest.fixture(params=["convolutional", "resnet"])
-def clip(request: pytest.FixtureRequest, tmp_path: Path, randomised: Randomised) -> tuple[str, Path]:
+def clip(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
     """The name of a tiny open_clip model and a file with weights."""
     visions = {
         "convolutional": {"timm_model_name": "test_convnext", "timm_pool": "", "timm_proj": "linear", "image_size": 96},

@@ -169,7 +169,7 @@ def test_sequence_holds_the_interleaved_tokens_in_another_order(three: dict[str,
     assert sequence.tokens_per_image == 48
     for k, name in enumerate(three):
         assert torch.equal(behind[:, 16 * k : 16 * (k + 1)], side_by_side[:, k::3])
-        assert torch.equal(behind[:, sequence.slots(name)], side_by_side[:, interleaved.slots(name)])
+        assert torch.equal(behind[:, sequence.token_places[name]], side_by_side[:, interleaved.token_places[name]])
 
 
 def test_gates_weigh_each_position_by_its_features(three: dict[str, Encoder], pixels: Tensor) -> None:
@@ -205,15 +205,15 @@ def test_queries_attend_to_their_window_of_all_encoders(window: tuple[int, int],
             for head in (slice(0, HIDDEN // 2), slice(HIDDEN // 2, HIDDEN)):
                 looks = ((cell @ keys.T + key_bias)[:, head] @ query[head] / (HIDDEN / 2) ** 0.5).softmax(0)
                 expected[image, q, head] = looks @ (cell @ values.T + value_bias)[:, head]
-    assert mixer.tokens_per_image == len(corners)
+    assert mixer.tokens_per_image == len(corners) and mixer.token_grid == (4 // window[0], 4 // window[1])
     torch.testing.assert_close(mixer(pixels), mixer.attention.out_proj(expected))
 
 
 @pytest.mark.parametrize("fusion", ["additive", "gated", "concat", "cross_attention"])
-def test_tokens_of_all_encoders_have_no_slots_of_their_own(fusion: str) -> None:
+def test_fused_tokens_are_of_all_encoders(fusion: str) -> None:
     encoders = {"clip": FixedEncoder(8, 4, seed=1), "dino": FixedEncoder(8, 4, seed=2)}
-    with pytest.raises(ValueError, match=f"'{fusion}'.*'dino'"):
-        build_mixer(fusion, encoders, HIDDEN).slots("dino")
+    mixer = build_mixer(fusion, encoders, HIDDEN)
+    assert mixer.token_places == {"clip + dino": range(16)} and mixer.token_grid == (4, 4)
 
 
 @pytest.mark.parametrize("fusion", sorted(FUSIONS.keys() - {"additive"}))

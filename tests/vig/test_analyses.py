@@ -124,7 +124,7 @@ def test_groups_of_other_records_are_refused(llava: Llava, records: list[dict[st
 def test_right_against_other_image(llava: Llava, records: list[dict[str, Any]], image_folder: Path) -> None:
     found = right_against_other_image(*llava, records, image_folder=image_folder)
     scores = score(*llava, records, null="shuffle", image_folder=image_folder)
-    vig = np.array([one.token_vig.mean() for one in scores])
+    vig = np.array([score.token_vig.mean() for score in scores])
     assert found["captions"] == len(records)
     assert (found["mean_vig"], found["std_vig"]) == pytest.approx((vig.mean(), vig.std()), abs=1e-5)
     assert found["share_positive"] == np.mean(vig > 0)

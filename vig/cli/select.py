@@ -59,7 +59,7 @@ def select(
     ] = None,
     clusters: Annotated[
         int | None,
-        typer.Option(min=1, help="Keep the share --keep of each of so many clusters of the first question (k-means), not with --quota."),
+        typer.Option(min=1, help="Number of clusters of the first questions (k-means): keep the share --keep of each. Not with --quota."),
     ] = None,
     random: Annotated[
         Level | None, typer.Option(help="Draw as many tokens at random instead: whole samples, tokens of all samples, or both.")
@@ -174,7 +174,7 @@ def _token_threshold(text: str) -> float | Literal["shared"] | None:
 
 
 def _quota(texts: list[str], source_key: str | None) -> float | dict[str, float]:
-    """["0.3"] -> 0.3; ["a=0.3", "b=0.5"] -> {"a": 0.3, "b": 0.5}."""
+    """Return 0.3 for ["0.3"], and {"a": 0.3, "b": 0.5} for ["a=0.3", "b=0.5"]."""
     if texts and source_key is None:
         raise ValueError("--quota needs --source-key, which names the sources")
     if len(texts) == 1 and "=" not in texts[0]:

@@ -44,21 +44,6 @@ def image_tokens(model: PreTrainedModel, input_ids: Tensor) -> Tensor | None:
     return None if aside or token is None else input_ids == token
 
 
-@contextmanager
-def attention_by(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """Let the language model take its attention by this name, as transformers' AttentionInterface knows it."""
-    decoder = model.config.get_text_config(decoder=True)
-    configs = [decoder, *(module.config for module in model.modules() if type(getattr(module, "config", None)) is type(decoder))]
-    before = [(config, config._attn_implementation) for config in {id(config): config for config in configs}.values()]
-    try:
-        for config, _ in before:
-            config._attn_implementation = name
-        yield
-    finally:
-        for config, own in before:
-            config._attn_implementation = own
-
-
 class EditedAttention:
     """The attention of one generation.
 
@@ -69,6 +54,8 @@ class EditedAttention:
     def __init__(self, model: PreTrainedModel, edit: AttentionEdit, image: Tensor, text: Tensor) -> None:
         self.model, self.edit, self.image, self.text, self.length = model, edit, image, text, image.shape[1]
         decoder = model.config.get_text_config(decoder=True)
+        configs = [decoder, *(module.config for module in model.modules() if type(getattr(module, "config", None)) is type(decoder))]
+        self._configs = list({id(config): config for config in configs}.values())
         self._layers = edit.layers(decoder.num_hidden_layers)
         if not self._layers:
             raise ValueError(
@@ -76,7 +63,6 @@ class EditedAttention:
                 "give a lower first_layer"
             )
         edit.check_width(decoder.hidden_size)
-        self._kind = decoder.model_type
         self._starts = edit.starts(image)  # [R] the first edited token of each row
         self._first = int(self._starts.min())
         self._sinks: dict[int, Tensor] = {}  # layer -> [R, P]
@@ -100,22 +86,26 @@ class EditedAttention:
     def on(self, length: int) -> Iterator[None]:
         """Edit the attention of passes on sequences of `length` tokens (with those in the cache)."""
         self.length = length
-        hooks = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer, hook in self._watched()]
+        names = [config._attn_implementation for config in self._configs]
+        hooks = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer, hook in self._finders()]
         token = _active.set(self)
         try:
-            with attention_by(self.model, NAME):
-                yield
+            for config in self._configs:
+                config._attn_implementation = NAME
+            yield
         finally:
             _active.reset(token)
+            for config, name in zip(self._configs, names, strict=True):
+                config._attn_implementation = name
             for hook in hooks:
                 hook.remove()
         if not self._called:
             raise ValueError(
-                f"{self.edit.name} edits attention, but the language model of {type(self.model).__name__} ({self._kind}) "
+                f"{self.edit.name} edits attention, but the language model of {type(self.model).__name__} ({self._configs[0].model_type}) "
                 "does not take its attention from transformers' AttentionInterface; choose a contrast such as vcd"
             )
 
-    def _watched(self) -> Iterator[tuple[nn.Module, Any]]:
+    def _finders(self) -> Iterator[tuple[nn.Module, Any]]:
         """Yield the edited layers, each with a hook that finds its sinks."""
         if not self.edit.needs_sinks:
             return
@@ -143,13 +133,14 @@ class EditedAttention:
         self._called = True
         if unknown := [name for name in ("s_aux", "position_bias") if options.get(name) is not None]:
             raise ValueError(
-                f"{self.edit.name} cannot edit the attention of {type(self.model).__name__} ({self._kind}), which has {', '.join(unknown)}"
+                f"{self.edit.name} cannot edit the attention of {type(self.model).__name__} ({self._configs[0].model_type}), "
+                f"which has {', '.join(unknown)}"
             )
         edited = min(query.shape[2], self.length - self._first) if module.layer_idx in self._layers else 0
         dense = query.shape[2] if options.get("softcap") else max(edited, 1)
         rows, weights = self._dense(module, query[:, :, -dense:], key, value, attention_mask, edited > 0, options)
         if dense < query.shape[2]:
-            others, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+            others, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options | {"output_attentions": False})
             rows = torch.cat([others[:, :-dense], rows], dim=1)
         return rows, weights
 

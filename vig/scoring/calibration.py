@@ -54,7 +54,7 @@ class Sample:
 
 
 def with_swapped_images(raws: Iterable[Row], image_folder: str | os.PathLike[str] | None) -> list[dict[str, Any]]:
-    """Return the records with swapped images: those of the next record that has as many images, but different images.
+    """Return the records with swapped images, which come from the next record with the same number of images but other images.
 
     Unreadable records are left out.
     """
@@ -111,7 +111,7 @@ def diagnosis(result: Mapping[str, Any]) -> str:
     """Return a text that says whether the scores are fit for a selection, or "" without a calibration.
 
     Args:
-        result: what `calibration` returned, as in the manifest of the scores.
+        result: the return value of `calibration`, as in the manifest of the scores.
     """
     if not result:
         return ""

@@ -183,7 +183,7 @@ def read_lists(folder: Path, listed: Mapping[str, str]) -> tuple[list[str], dict
 
 
 def read_shards(folder: Path, schema: pa.Schema, run: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return the rows of all shards in order. The errors are those of `read_shard`."""
+    """Return the rows of all shards in order. It raises the same errors as `read_shard`."""
     columns = schema.names if columns is None else columns
     empty = pa.schema([schema.field(name) for name in columns]).empty_table()
     return pa.concat_tables([empty, *(read_shard(path, schema, run, columns) for path in sorted(folder.glob(SHARDS)))])

@@ -172,11 +172,11 @@ def _alike(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> dict[str,
 
 
 def _turn_ends(input_ids: Tensor, answer_mask: Tensor, special_ids: frozenset[int]) -> NDArray[np.int64]:
-    """Return [E], the last special token of each answer span as an index into the answer tokens. A cut answer has none."""
+    """Return [E], the last special token of each answer span as an index into the answer tokens. A cut answer has no entry."""
     last: dict[int, int] = {}  # span -> index of its last special token so far
     for index, position in enumerate(answer_mask.nonzero().flatten().tolist()):
         if int(input_ids[position]) in special_ids:
-            last[position - index] = index  # within one span, position - index is constant
+            last[position - index] = index  # within a span, position - index is constant
     return np.array(list(last.values()), dtype=np.int64)  # [E]
 
 

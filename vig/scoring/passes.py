@@ -131,7 +131,7 @@ class TwoPasses:
 
 def _to_score(pair: Pair, clean: NDArray[np.float32], null: NDArray[np.float32], measures: Sequence[str]) -> Score:
     loss, null_loss = clean[:, 0], null[:, 0]  # [T], [T]
-    kept = [values[:, MEASURES.index(name)] for name in measures for values in (clean, null)]  # of [T]
+    kept = [values[:, MEASURES.index(name)] for name in measures for values in (clean, null)]  # arrays [T]
     extra: dict[str, Any] = dict(zip(columns_of(measures), kept, strict=True))
     token_vig = null_loss - loss  # [T]
     # a mean that is rounded to float32 never exceeds the largest of its values, so a selected record has a token to select

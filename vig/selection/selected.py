@@ -24,7 +24,7 @@ from vig.selection.summary import Counts, Summary
 # Shapes: N = scored records, T = answer tokens of one record, A = answer tokens of all scored records.
 
 CONTENT = ("id", "image", "images", "conversations", "messages")  # the entries of a record that its scores depend on
-MOST_CHOICES = 256  # of entries that may have been added to a record after it was scored
+MOST_CHOICES = 256  # sets of entries that are tried: each may have been added to a record after it was scored
 AS_SCORED = "give the records as they were scored, or score these"
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Selection:
         names, codes = source_codes(self.scores, self.sources)
         lengths = np.diff(self.scores.bounds)  # [N]
         tokens = np.add.reduceat(np.append(self.token_masks.flat, False), self.scores.bounds[:-1], dtype=np.int64) * (lengths > 0)  # [N]
-        columns = (self.token_masks.chosen, np.ones(len(codes)), tokens, lengths)  # of [N], in the order of `Counts`
+        columns = (self.token_masks.chosen, np.ones(len(codes)), tokens, lengths)  # arrays [N], in the order of `Counts`
         by_source = [np.bincount(codes, column, len(names)).astype(int).tolist() for column in columns]
         samples_kept, samples_total, tokens_kept, tokens_total = map(sum, by_source)
         return Summary(
@@ -168,9 +168,9 @@ class Selection:
 
 
 def was_scored(record: RawRecord | UnreadableRow, given: str, scored: str) -> bool:
-    """Return whether a record, whose digest is `given`, is the record that was scored: the digest of that is `scored`.
+    """Return whether a record with the digest `given` is the record that was scored, which had the digest `scored`.
 
-    It may have more entries now, such as a source or a token mask, but none of those that the scores depend on.
+    It may have got further entries since, such as a source or a token mask, but no entry on which the scores depend.
     """
     if given == scored or not isinstance(record, Mapping):
         return given == scored
@@ -181,7 +181,7 @@ def was_scored(record: RawRecord | UnreadableRow, given: str, scored: str) -> bo
 
 
 def source_codes(scores: Scores, sources: Mapping[str, str]) -> tuple[list[str], NDArray[np.int64]]:
-    """The sources of the scored records in the order of the alphabet, and [N] the index of each record's source among them."""
+    """Return the sources of the scored records in the order of the alphabet, and [N] the index of each record's source among them."""
     if not sources:
         return [NO_SOURCE], np.zeros(len(scores), np.int64)
     named = [sources.get(id, NO_SOURCE) for id in scores.ids]
@@ -191,12 +191,12 @@ def source_codes(scores: Scores, sources: Mapping[str, str]) -> tuple[list[str],
 
 
 def _as_dict(record: Any, id: str) -> dict[str, Any]:
-    """The record as a dict: a list of messages has no place for a mask."""
+    """Return the record as a dict: a list of messages has no place for a mask."""
     return dict(record) if isinstance(record, Mapping) else {"id": id, "messages": record}
 
 
 def _is_text_only(record: Any) -> bool:
-    """Whether training can take the record without a score: it is readable and has an answer and no image."""
+    """Return whether training can take the record without a score: it is readable and has an answer and no image."""
     try:
         read = to_record(record)
     except RecordError:

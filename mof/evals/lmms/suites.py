@@ -25,15 +25,15 @@ MEASURES = {
     "mmhal_bench mmhal_score": Measure("MMHal-Bench", "score, 0 to 6", "a judge rates how informative and true answers are", scale=1),
     "mmhal_bench mmhal_rate": Measure("MMHal-Bench", "hallucinated, %", "answers that the judge rates below 3", "lower"),
     "llava_in_the_wild gpt_eval_llava_all": Measure(
-        "LLaVA-Bench", "relative score, %", "a judge's points in % of those of GPT-4's answers", scale=1
+        "LLaVA-Bench", "relative score, %", "a judge's points, in % of the points of GPT-4's answers", scale=1
     ),
     "mmvet gpt_eval_score": Measure("MM-Vet", "score, %", "a judge grades open answers", scale=1),
     "mmbench_en_dev_static gpt_eval_score": Measure(
         "MMBench dev", "circular accuracy, %", "right in every rotation of the options; chosen letters are found by rule", scale=1
     ),
     "docvqa_val anls": Measure("DocVQA val", "ANLS, %", "likeness of letters to the nearest right answer, 0 below a half"),
-    "docvqa_val accuracy": Measure("DocVQA val", "accuracy, %", "answers equal to a right one, but for case and white space"),
-    "gqa exact_match": Measure("GQA", "accuracy, %", "answers equal to the right one"),
+    "docvqa_val accuracy": Measure("DocVQA val", "accuracy, %", "answers equal to a right answer, apart from case and white space"),
+    "gqa exact_match": Measure("GQA", "accuracy, %", "answers equal to the right answer"),
     "scienceqa_img exact_match": Measure("ScienceQA, images", "accuracy, %", "right letters, of the questions with an image"),
     "cv_bench cv_bench_acc": Measure("CV-Bench", "accuracy, %", "right letters over all questions"),
 }
