@@ -23,7 +23,7 @@ IMAGE_PARTS = ("image", "image_url", "input_image")
 TEXT_PARTS = ("text", "input_text", "output_text")
 ARRAYS = (np.ndarray, np.generic, Tensor)  # entries of a data set in the format "numpy" or "torch"
 
-# Shapes: n images, H, W = rows and columns, C = 1, 3 or 4 channels.
+# Shapes: n images, H, W = rows and columns, C = 1 to 4 channels.
 
 
 def to_mapping(raw: Any) -> Any:
@@ -113,7 +113,7 @@ def _without_arrays(value: Any) -> Any:
     if not isinstance(value, ARRAYS):
         return value
     array = value.movedim(-3, -1).cpu().numpy() if isinstance(value, Tensor) and value.ndim > 2 else np.asarray(value)
-    if array.dtype == np.uint8 and array.ndim in (3, 4):
+    if array.dtype == np.uint8 and array.ndim in (3, 4) and 1 <= array.shape[-1] <= 4:
         images = array if array.ndim == 4 else array[None]  # [n, H, W, C]
         opened = [Image.fromarray(np.ascontiguousarray(image.squeeze(-1) if image.shape[-1] == 1 else image)) for image in images]
         return opened if array.ndim == 4 else opened[0]

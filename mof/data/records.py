@@ -251,7 +251,7 @@ def _texts(messages: list[Message], role: str) -> list[str]:
 def _asks_in_plain_text(raw: Any) -> bool:
     """Return whether the first question of a chat is plain text, so that nothing in it can say where an image stands."""
     turns = first_of(to_mapping(raw), "conversations", "messages")
-    question = next((turn for turn in turns if ROLES.get(str(turn.get("role")).strip().lower()) == "user"), {})
+    question: Mapping[str, Any] = next((turn for turn in turns if ROLES.get(str(turn.get("role")).strip().lower()) == "user"), {})
     return isinstance(question.get("content"), str)
 
 

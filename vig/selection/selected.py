@@ -128,19 +128,19 @@ class Selection:
         Raises:
             ValueError: for a record that has changed since it was scored, or if the scoring run met none of the records.
         """
-        records = opened(records)
-        if is_data_set(records, "IterableDataset"):
-            return records.from_generator(self.applied, gen_kwargs={"records": records})
-        if not is_data_set(records, "Dataset"):
-            return list(self.applied(records))
-        records = with_numbered_ids(records)
-        return with_entries(records, ((place, entries) for place, _, entries in self._kept(records)))
+        given = opened(records)
+        if is_data_set(given, "IterableDataset"):
+            return given.from_generator(self.applied, gen_kwargs={"records": given})
+        if not is_data_set(given, "Dataset"):
+            return list(self.applied(given))
+        given = with_numbered_ids(given)
+        return with_entries(given, self._kept(given))
 
     def applied(self, records: Iterable[RawRecord]) -> Iterator[dict[str, Any]]:
         """Yield the records that `apply` returns, without holding them in memory."""
         return ({**record, **entries} for _, record, entries in self._kept(records))
 
-    def _kept(self, records: Iterable[RawRecord]) -> Iterator[tuple[int, dict[str, Any], dict[str, Any]]]:
+    def _kept(self, records: Iterable[RawRecord]) -> Iterator[tuple[int, Mapping[str, Any], dict[str, Any]]]:
         """Yield place, record and new entries of each record that `apply` returns."""
         text_only, values = set(self.scores.manifest["text_only"]), self.token_masks if self.token_weights is None else self.token_weights
         key, known, unknown = "token_mask" if self.token_weights is None else "token_weights", 0, 0
