@@ -1,12 +1,12 @@
-"""Time per token and memory of each decoding method against plain greedy decoding.
+"""Compare time per token and memory of each decoding method with plain greedy decoding.
 
-    python benchmarks/decoding.py                          # on the GPU where there is one
+    python benchmarks/decoding.py                          # on the GPU if there is a GPU
     python benchmarks/decoding.py --batch-size 4 --tokens 64
 
-A LLaVA with a Llama of 8 layers, 512 wide, and a thin vision tower: 576 image tokens and 40 tokens of text per prompt. The times
-are the shortest of --repeats, taken in turn: seconds to the first token (the prompt), and milliseconds of the median further token.
-Peak memory is the memory beyond the model (Linux; on a GPU, the device's memory). Read the ratios: absolute times mean little on
-shared cores.
+The model is a LLaVA with a Llama of 8 layers and width 512, and a small vision tower. A prompt has 576 image tokens and 40 tokens of
+text. The methods take turns, and the shortest time of --repeats counts: seconds to the first token (the prompt), and milliseconds of the
+median further token. Peak memory is the memory beyond the model (Linux; on a GPU, the device's memory). Compare the ratios, because
+absolute times mean little on shared cores.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def build_model(device: str) -> LlavaForConditionalGeneration:
 
 
 def prompts(model: LlavaForConditionalGeneration, batch: int, images: bool) -> dict[str, torch.Tensor]:
-    """Prompts with another picture each time, or without pictures."""
+    """Return prompts, with new random images each time or without images."""
     text = torch.randint(10, VOCABULARY, (batch, TEXT_TOKENS))
     ids = torch.cat([text[:, :20], torch.full((batch, IMAGE_TOKENS), 5), text[:, 20:]], dim=1) if images else text
     made = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -48,7 +48,7 @@ def prompts(model: LlavaForConditionalGeneration, batch: int, images: bool) -> d
 
 
 class Clock(StoppingCriteria):
-    """Notes the time behind each token."""
+    """Clock records the time after each token."""
 
     def __init__(self) -> None:
         self.times = [time.perf_counter()]
@@ -60,7 +60,7 @@ class Clock(StoppingCriteria):
 
 
 def seconds(model: LlavaForConditionalGeneration, text: str, batch: int, tokens: int) -> tuple[float, float]:
-    """Return the seconds to the first token, and of the median further token."""
+    """Return the seconds to the first token, and the seconds of the median further token."""
     options: dict[str, Any] = {}
     inputs = prompts(model, batch, images=True)
     if text != "plain":
@@ -75,7 +75,7 @@ def seconds(model: LlavaForConditionalGeneration, text: str, batch: int, tokens:
 
 
 def peak_memory(model: LlavaForConditionalGeneration, text: str, batch: int, tokens: int) -> float:
-    """Return the GB beyond the model, in this process (Linux), or on the GPU."""
+    """Return the peak memory in GB beyond the model, in this process (Linux) or on the GPU."""
     if model.device.type == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -87,7 +87,7 @@ def peak_memory(model: LlavaForConditionalGeneration, text: str, batch: int, tok
 
 
 def give_back_above(size: int) -> None:
-    """Let the C library give each freed piece of memory of at least `size` bytes back at once (Linux)."""
+    """Make the C library give back each freed piece of memory of at least `size` bytes at once (Linux)."""
     ctypes.CDLL(None).mallopt(-3, size)  # M_MMAP_THRESHOLD
 
 

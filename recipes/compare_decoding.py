@@ -1,4 +1,4 @@
-"""Compare decoding methods on trained models of the miniature, each beside the controls that the critique (arXiv 2504.10020) asks for.
+"""Compare decoding methods on trained models of the miniature, each beside the controls that the critique (arXiv 2504.10020) demands.
 
     python recipes/train_llava_mof_vig.py --output runs/default
     python recipes/compare_decoding.py runs/default/seed-0/finetune-interleaved* --output decoding.json --plot decoding.png
@@ -63,14 +63,14 @@ SHARE = 20 / 4096**0.5  # VAR's tau over the highest |RMSNorm(h)| that the 7B mo
 
 @dataclass(frozen=True)
 class Way:
-    """A way to decode, with its controls."""
+    """A way is a way to decode: a decoding method or a control."""
 
     name: str
     decoding: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of `generate`."""
     before: str = ""
-    """Stands before each yes-or-no question."""
+    """Text before each yes-or-no question."""
     yes: float = 0.0
     """Is added to the logit of the token that makes an answer "Yes" in place of "No"."""
     measures: tuple[str, ...] = MEASURES
@@ -113,7 +113,7 @@ class YesBias(LogitsProcessor):
 
 
 class Answerer:
-    """A saved model of the miniature that answers questions about pictures in batches."""
+    """Answerer is a saved model of the miniature that answers questions about images in batches."""
 
     def __init__(self, folder: Path) -> None:
         self.model = AutoModelForImageTextToText.from_pretrained(folder).eval()
@@ -124,7 +124,7 @@ class Answerer:
         self.common, self.yes = self._yes()
 
     def answers(self, questions: Sequence[tuple[Any, str]], way: Way, tokens: int, seed: int) -> list[str]:
-        """Return the answers to (picture, question)."""
+        """Return the answers to questions, each given as (image, question)."""
         torch.manual_seed(seed)
         method = None if way.decoding is None else build_decoding(way.decoding)
         made: list[str] = []
@@ -158,7 +158,7 @@ class Answerer:
 
 
 def remember(mixer: nn.Module) -> None:
-    """Let the mixer keep the tokens of each picture: hundreds of questions are about the same pictures."""
+    """Make the mixer keep the tokens of each image, because hundreds of questions are about the same images."""
     known: dict[bytes, Tensor] = {}
     genuine: Callable[[Tensor], Tensor] = mixer.forward
 
@@ -174,10 +174,10 @@ def remember(mixer: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Questions:
-    """The questions of one benchmark, and the figures of their answers."""
+    """Questions holds the questions of a benchmark, and the function that computes figures from their answers."""
 
     asked: list[tuple[Any, str]]
-    """(picture, question)."""
+    """(image, question)."""
     tokens: int
     figures: Callable[[list[str]], dict[str, Any]]
 
@@ -188,7 +188,7 @@ def draw(folder: Path, pairs: int, scenes: int, seed: int) -> dict[str, Question
     rows = read_mmvp(folder / MMVP)
     misled = misleading_questions(math.ceil(pairs / 2), np.random.default_rng(seed))
     pope = read_pope(folder / POPE)
-    distinct = list(dict.fromkeys((question.image, question.text) for question in pope))  # the three strategies share most
+    distinct = list(dict.fromkeys((question.image, question.text) for question in pope))  # the three strategies share most questions
     place = {key: number for number, key in enumerate(distinct)}
     pictures = sorted((folder / IMAGES).iterdir())
     words = CocoWords(folder / CHAIR / "synonyms.txt")
@@ -240,7 +240,7 @@ def measure(folder: Path, benchmarks: Mapping[str, Questions], seed: int) -> Ite
 
 
 def table_of(rows: Sequence[dict[str, Any]], model: str) -> TextTable:
-    """Return the figures of one model in %, means over seeds; and what each way gains in pairs, with a 95 % interval over pairs."""
+    """Return a table with a model's figures in % (means over seeds), and the gain of each way in pairs with a 95 % interval over pairs."""
     headings = {
         "pairs": ("pairs", "accuracy"), "misled": ("misled", "accuracy"), "yes or no": ("yes or no", "accuracy"),
         "says yes": ("yes or no", "yes_ratio"), "F1": ("yes or no", "f1"), "CHAIR s": ("captions", "chair_s"),
@@ -257,7 +257,7 @@ def table_of(rows: Sequence[dict[str, Any]], model: str) -> TextTable:
 
 
 def gain_in_pairs(rows: Sequence[dict[str, Any]], way: str) -> str:
-    """Return the difference to greedy decoding in points, over the same pairs and all seeds; sampled ways differ from plain sampling."""
+    """Return the gain in points over greedy decoding, or for sampled ways over plain sampling, on the same pairs of all seeds."""
     base = "sampled" if way.startswith("sampled") else "greedy"
     right = {(row["way"], row["seed"]): np.array(row["pairs"]["right"]).reshape(-1, 2).all(axis=1) for row in rows if "pairs" in row}
     seeds = [seed for name, seed in right if name == way]
@@ -273,7 +273,11 @@ def mean_of(rows: Sequence[dict[str, Any]], measure: str, figure: str) -> float 
 
 
 def known_rows(file: Path, drawn: dict[str, int]) -> list[dict[str, Any]]:
-    """Return the rows that the file has of the same questions; none without a file. ValueError for other questions."""
+    """Return the rows in the file, or an empty list without a file.
+
+    Raises:
+        ValueError: for a file with answers to other questions.
+    """
     if not file.exists():
         return []
     content = json.loads(file.read_text())

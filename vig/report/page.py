@@ -1,4 +1,4 @@
-"""The page: its contents are gathered here, and `page.html.jinja` says how they look."""
+"""The page of `mof vig report`: this module gathers its contents, and `page.html.jinja` lays them out."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 
 from encoders.pages import signed, write_page
 from encoders.pages.charts import Bar, column_edges, histogram, interval_bars, to_svg
-from mof.data.rows import RawRecord, UnreadableRow, id_of, rows
+from encoders.progress import tracked
+from mof.data.rows import RawRecord, UnreadableRow, rows_by_id
 from vig.report.null_comparison import compare_nulls, null_name, reference_of
 from vig.report.samples import SampleReader, colour_scale
 from vig.scoring.calibration import diagnosis
@@ -48,7 +47,7 @@ def write_report(
     records_name: str | None = None,
     progress: bool = False,
 ) -> None:
-    """Write one HTML file that needs no other: the distribution of VIG, kinds of words, samples, null images and sparsity.
+    """Write one HTML file that needs no other file: the distribution of VIG, kinds of words, samples, null images and sparsity.
 
     The same scores, records and images give the same bytes.
 
@@ -68,7 +67,7 @@ def write_report(
     scores = selection.scores
     lowest, highest = _ends(scores, samples)
     wanted = {score.id for score in (*lowest, *highest)}
-    by_id = {id: row for row in rows(records) if (id := id_of(row)) in wanted and not isinstance(row, UnreadableRow)}
+    by_id = {id: row for id, row in rows_by_id(records) if id in wanted and not isinstance(row, UnreadableRow)}
     reader = SampleReader(selection, by_id, scores.manifest["identity"], image_folder)
     shown = {"highest": [reader.read(score) for score in highest], "lowest": [reader.read(score) for score in lowest]}
     runs = [scores, *others]
@@ -110,7 +109,7 @@ def write_report(
 
 
 def _tokens(selection: Selection, threshold: float | None) -> dict[str, int] | None:
-    """Return what becomes of the answer tokens that reach the threshold, and of those below it; None without a threshold."""
+    """Count tokens that "reach" the threshold, that are "lost" all the same, and that are kept "below" it. None without a threshold."""
     if threshold is None:
         return None
     reach, kept = selection.scores.token_vig >= np.float32(threshold), selection.token_masks.flat  # [A], [A]
@@ -119,7 +118,7 @@ def _tokens(selection: Selection, threshold: float | None) -> dict[str, int] | N
 
 
 def _sides(selection: Selection, threshold: float | None) -> list[dict[str, float]]:
-    """Return what lies on either side of the threshold, above it first: records, their tokens, and their mean VIG."""
+    """Return the number of records, their tokens and their mean VIG on either side of the threshold, the upper side first."""
     if threshold is None:
         return []
     scores = selection.scores
@@ -193,7 +192,7 @@ def _words_of(scores: Sequence[Score], progress: bool) -> Words:
     classes: dict[str, list[float]] = {}
     parts: dict[str, list[float]] = {}
     count, tags = 0, can_tag()
-    for score in track(scores, "words", console=Console(stderr=True), disable=not progress):
+    for score in tracked(scores, "records", shown=progress):
         for turn in answer_words(score):
             names = [word.text for word in turn]
             count += len(names)
