@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, ProcessorMixin
 
 from encoders.pages import write_page
-from mof.data.prompts import ready_for_prompts
+from mof.data.prompts import prompt_inputs, ready_for_prompts
 from mof.data.records import to_record
 from mof.data.rows import RawRecord
 from vig.decoding import Decoding
@@ -146,6 +146,7 @@ def explain(
     if not images:
         raise ValueError("an explanation compares the answer with the answer to a null image, but the conversation has no image")
     null = method if isinstance(method, Contrast) and method.contrasts else Contrast(null="blur")
+    ready_for_prompts(processor)
     encode = partial(_encode, model, processor)
     inputs = encode([chat])
     options = {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens, "return_dict_in_generate": True}
@@ -169,8 +170,7 @@ def explain(
 
 def _encode(model: PreTrainedModel, processor: Any, chats: Sequence[Chat]) -> dict[str, Any]:
     """Return the model's inputs on its device, and floats (pixels) in its dtype."""
-    ready_for_prompts(processor)
-    inputs = processor.apply_chat_template(list(chats), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
+    inputs = prompt_inputs(processor, chats, add_generation_prompt=True)
     return {name: x.to(model.device, model.dtype if x.is_floating_point() else None) for name, x in inputs.items()}
 
 
