@@ -71,10 +71,18 @@ class MoFConfig(NamesCode, PreTrainedConfig):
         """Return the number of tokens that the language model knows. Trainers read it here."""
         return self.text_config.vocab_size
 
+    @vocab_size.setter
+    def vocab_size(self, value: int) -> None:
+        self.text_config.vocab_size = value
+
     @property
     def tie_word_embeddings(self) -> bool:
         """Return whether the language model's head shares the weights of the embeddings."""
         return self.text_config.tie_word_embeddings
+
+    @tie_word_embeddings.setter
+    def tie_word_embeddings(self, value: bool) -> None:
+        self.text_config.tie_word_embeddings = value
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of config.json, without the path from which the language model was loaded."""

@@ -258,8 +258,9 @@ def _asks_in_plain_text(raw: Any) -> bool:
 def _resolve(name: str, image: Any, folder: str | os.PathLike[str] | None) -> ImageSource:
     if isinstance(image, Mapping) and image.keys() & {"bytes", "path"}:
         image = first_of(image, "bytes", "path")
-    if isinstance(image, bytes):
+    if isinstance(image, (bytes, bytearray, memoryview)):
         try:
+            image = bytes(image)
             return open_image(image, f"<image of {len(image)} bytes>")  # the image is decoded when its pixels are needed
         except ImageError as error:
             raise RecordError(f"record {name!r}: {error}") from error
