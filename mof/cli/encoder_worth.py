@@ -20,6 +20,9 @@ def encoders(
     model: Annotated[Path, typer.Option(help=MODEL_HELP)],
     output: Annotated[Path, output_option("Folder for a run of the whole model, and a run for each line of the table.")],
     mmvp: Annotated[Path | None, typer.Option(help="Measure by MMVP: a folder as `mof eval mmvp --data` takes it.")] = None,
+    prompt: Annotated[
+        Literal["official", "letter", "question"], typer.Option(help="With --mmvp: the prompt, as `mof eval mmvp` takes it.")
+    ] = "official",
     pope: Annotated[Path | None, typer.Option(help="Measure by POPE: a folder as `mof eval pope --data` takes it.")] = None,
     images: Annotated[Path | None, images_option("With --pope: folder of the photos.")] = None,
     replacement: Annotated[
@@ -56,7 +59,7 @@ def encoders(
 
         questions = read_mmvp(mmvp)
         pictures = [str(question.image) for question in questions]
-        measurement = lambda run: eval_mmvp(run, questions)  # noqa: E731
+        measurement = lambda run: eval_mmvp(run, questions, prompt)  # noqa: E731
     else:
         from mof.evals.pope import eval_pope, read_pope
 
