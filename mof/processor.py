@@ -239,7 +239,7 @@ def _from_array(array: np.ndarray | Tensor) -> Image.Image:
     if str(array.dtype).removeprefix("torch.") != "uint8" or array.ndim != 3 or array.shape[channels] != 3:
         raise ValueError(
             f"an image as {type(array).__name__} must be {expected} of uint8, got {list(array.shape)} of {array.dtype}; "
-            "give several images as a list"
+            "scale other numbers to 0..255 and round them first, and give several images as a list"
         )
     pixels = array.permute(1, 2, 0).cpu().numpy() if isinstance(array, Tensor) else array
     return Image.fromarray(np.ascontiguousarray(pixels))

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from encoders import StoredImages
 from mof.data.digests import digest
 from mof.data.records import ImageSource, RecordError, images_of, refuse_missing_images, to_record
-from mof.data.rows import RawRecord, Row, id_of, opened, rows
+from mof.data.rows import RawRecord, Row, opened, rows, rows_by_id
 from vig.nulls import NullImages
 from vig.output_head import cross_entropy, evaluating, loss_logit_entropy
 from vig.processes import Processes
@@ -24,6 +24,7 @@ from vig.scoring.answer_losses import AnswerLosses
 from vig.scoring.batches import by_image
 from vig.scoring.calibration import Sample, calibration, with_swapped_images
 from vig.scoring.folder import ScoreFolder
+from vig.scoring.hidden_images import image_token_of
 from vig.scoring.identity import scoring_identity
 from vig.scoring.pairs import PairReader
 from vig.scoring.passes import TwoPasses
@@ -106,7 +107,7 @@ def score(
         nulls.description["stored"] = [store.description for store in stored_images]
     identity = scoring_identity(model, processor, nulls.description, max_length, seed, measures)
     schema = schema_of(identity)
-    reader = PairReader(processor, image_folder, nulls, max_length, stored_images)
+    reader = PairReader(processor, image_folder, nulls, max_length, stored_images, image_token_of(model) if nulls.hides else None)
     if isinstance(records, Sequence):  # a list can show a wrong folder before anything is scored
         refuse_missing_images(records, image_folder)
     tokenizer = processor.tokenizer
@@ -120,10 +121,10 @@ def score(
         fresh: list[Score] = []
         save = fresh.extend if folder is None else lambda scores: folder.append(to_table(scores, schema))
         passes = TwoPasses(losses, reader, save, batch_tokens, batch_size, measures)
-        done = {} if folder is None else folder.digests()
+        done = {} if folder is None else folder.known()
         ids: dict[str, None] = {}  # all ids, in the order of the records; complete when all records are read
         sample = Sample()
-        todo: Iterable[Row] = _unscored(records, done, ids, processes, sample)
+        todo: Iterable[Row] = _unscored(records, done, ids, processes, sample, reader)
         if isinstance(records, Sequence):
             todo = by_image(list(todo))
             logger.info("%d of %d records are to be scored", len(todo), len(records))
@@ -171,25 +172,32 @@ def _together(
 
 
 def _unscored(
-    records: Iterable[RawRecord], done: Mapping[str, str], ids: dict[str, None], processes: Processes, sample: Sample
+    records: Iterable[RawRecord],
+    done: Mapping[str, tuple[str, str, str]],
+    ids: dict[str, None],
+    processes: Processes,
+    sample: Sample,
+    reader: PairReader,
 ) -> Iterator[Row]:
     """Yield the records of this process that have no score yet.
 
     The ids of all records are put into `ids`, and all records are offered to `sample`.
 
     Args:
-        done: id -> digest of the records that have a score.
+        done: id -> digests of the records that have a score (`ScoreFolder.known`).
 
     Raises:
-        ValueError: for a record that has changed since it was scored.
+        ValueError: for a record that has changed since it was scored, or whose image was replaced.
     """
-    for raw in rows(records):
-        id = id_of(raw)
+    for id, raw in rows_by_id(records):
         ids[id] = None
         sample.add(id, raw)
         if id in done:
-            if done[id] != digest(raw):
+            scored, *images = done[id]
+            if scored != digest(raw):
                 raise ValueError(f"the folder holds scores of other records under the same ids; give a new folder. Changed: {id}")
+            if reader.shows_others(raw, *images):
+                raise ValueError(f"an image of record {id!r} was replaced by another since it was scored; give a new folder")
         elif processes.count == 1 or int(digest(images_of(raw) or raw), 16) % processes.count == processes.rank:
             yield raw
 
