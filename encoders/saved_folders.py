@@ -1,4 +1,4 @@
-"""Folders with files of other libraries, such as saved models and checkpoints, hold a sealed list of the files' digests."""
+"""Files that cannot hold a digest themselves, such as saved models, CSV and plain JSON, have it in a sealed JSON file beside them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ WEIGHTS = ".safetensors"
 
 @contextmanager
 def recording(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Enter the files that are written into the folder while the context is open into its `digests.json`.
+    """Record in the folder's `digests.json` the files that are written into it while the context is open.
 
-    Files that were there before keep their digests, so that their damage is not taken for granted.
+    Files that were there before keep their recorded digests, so that damage to them is still noticed.
     """
     path = Path(folder)
     before = _states(path)
@@ -29,7 +29,7 @@ def recording(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def record(folder: Path, written: Iterable[str], deleted: Collection[str] = ()) -> None:
-    """Enter files of the folder, by their names in it, into its `digests.json`, and strike out the deleted files."""
+    """Record files of the folder, by their names in it, in its `digests.json`, and remove the entries of deleted files."""
     digests = {name: file_digest(folder / name) for name in sorted(written)}
     if not digests and not deleted:
         return
@@ -41,10 +41,10 @@ def record(folder: Path, written: Iterable[str], deleted: Collection[str] = ()) 
 
 
 def check_folder(folder: str | os.PathLike[str], without: str = "") -> None:
-    """Raise a DamagedError naming the damaged files of a folder with a `digests.json`. Any other folder, or no folder, passes.
+    """Raise a DamagedError that names the damaged files of a folder. A folder without `digests.json`, or a missing folder, passes.
 
     Args:
-        without: suffix of files that are not read.
+        without: suffix of files that are not checked.
     """
     path = Path(folder) / DIGESTS
     if not checks() or not path.is_file():
@@ -53,6 +53,29 @@ def check_folder(folder: str | os.PathLike[str], without: str = "") -> None:
     if faults := damaged(Path(folder), listed):
         raise DamagedError(
             f"{'; '.join(faults.values())}. Save the model again, or put back a copy; after changes of your own, delete {path}"
+        )
+
+
+def card_path(file: Path) -> Path:
+    """Return the path of the card of a data file, which lists the file's digest: selected.card.json beside selected.json."""
+    return file.with_name(f"{file.stem}.card.json")
+
+
+def check_listed(file: Path, listing: Path, remedy: str) -> None:
+    """Raise a DamagedError if the sealed JSON `listing` has another digest of the file. A file in no listing passes.
+
+    A listing of a single file is compared whatever that file's name is: both may have been renamed, or belong to different files.
+
+    Args:
+        remedy: the advice to a user of a damaged file, for the message.
+    """
+    if not checks() or not listing.is_file():
+        return
+    listed = read_sealed(listing).get("files", {})
+    noted = next(iter(listed.values())) if len(listed) == 1 else listed.get(file.name)
+    if noted is not None and file_digest(file) != noted:
+        raise DamagedError(
+            f"{file} is damaged, or was edited: {listing} has another digest; {remedy}. After changes of your own, delete that file"
         )
 
 

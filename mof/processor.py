@@ -1,9 +1,8 @@
-"""Text and images in, model inputs out: placeholders are expanded, images become one uint8 tensor."""
+"""MoFProcessor turns text and images into model inputs: placeholders are expanded, and images become a uint8 tensor."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
@@ -14,13 +13,14 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoProcessor, BatchFeature, PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
+from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from encoders import StoredImage, View
 from encoders.images.opening import ADDRESSES, read_address
 from encoders.images.reading import read_image
 from encoders.images.resizing import Centre, Fit, Interpolation
 from encoders.saved_folders import WEIGHTS, check_folder, recording
+from mof.auto_map import NamesCode
 from mof.chat_templates import choose_chat_template
 from mof.config import MoFConfig
 from mof.data.prompts import ready_for_prompts
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class MoFImagesKwargs(TypedDict, total=False):
-    """The options of a call for its images. transformers sorts the arguments of a processor by these names."""
+    """MoFImagesKwargs names the options of a call for images. transformers finds them among the arguments of a processor by these names."""
 
     image_size: int
     fit: Fit
@@ -41,14 +41,14 @@ class MoFImagesKwargs(TypedDict, total=False):
     return_tensors: str | None
 
 
-class MoFImageProcessor(BaseImageProcessor):
-    """Turns images into uint8 pixels of one size, without normalisation: each encoder does its own.
+class MoFImageProcessor(NamesCode, BaseImageProcessor):
+    """MoFImageProcessor turns images into uint8 pixels of a single size. It does not normalise them, because each encoder does this.
 
     Args:
         image_size: S, in pixels.
-        fit: how an image becomes square: "pad", "crop" or "squash", as in `encoders.preprocessing.Preprocessing`.
+        fit: the way in which an image becomes square: "pad", "crop" or "squash", as in `encoders.preprocessing.Preprocessing`.
         background: RGB in 0..255, around padded images.
-        interpolation, centre: the filter, and the side that takes the half pixel which "crop" may leave.
+        interpolation, centre: the filter, and the rounding of the crop's place, as in `encoders.preprocessing.Preprocessing`.
     """
 
     model_input_names: ClassVar[list[str]] = ["pixel_values"]
@@ -69,18 +69,18 @@ class MoFImageProcessor(BaseImageProcessor):
 
     @property
     def view(self) -> View:
-        """The view of an image that the model sees; features in a store must have been made from it."""
+        """Return the view through which the model sees images. Features in a store must come from the same view."""
         red, green, blue = self.background
         return View(self.image_size, self.fit, (red, green, blue), interpolation=self.interpolation, centre=self.centre)
 
     def fetch_images(self, images: Any) -> Any:
-        """Return images, alone or in nested lists, as RGB images in the same nesting.
+        """Return RGB images for a single image or nested lists of images, in the same nesting.
 
-        An image is a file, an address, a PIL image, a NumPy array [H, W, 3] or a torch tensor [3, H, W], both uint8.
+        An image is a file, an address, a PIL image, a NumPy array [H, W, 3] or a torch tensor [3, H, W]; arrays and tensors are uint8.
 
         Raises:
-            TypeError: for anything else, naming its type.
-            ValueError: for an array or a tensor of another shape or type of numbers.
+            TypeError: for another object; the message names its type.
+            ValueError: for an array or a tensor of another shape or dtype.
         """
         if isinstance(images, (list, tuple)):
             return [self.fetch_images(image) for image in images]
@@ -104,9 +104,10 @@ class MoFImageProcessor(BaseImageProcessor):
         background: Sequence[int] | None = None,
         return_tensors: str | None = None,
     ) -> BatchFeature:
-        """Return pixel_values [M, 3, S, S] uint8 of images, alone or in nested lists. Options that are None are the processor's own.
+        """Return pixel_values [M, 3, S, S] uint8 of a single image or nested lists of images.
 
-        Images out of a feature store (`encoders.StoredImage`) give encoder_features [M, F] instead.
+        An option that is None has the processor's value. Images from a feature store (`encoders.StoredImage`) give encoder_features
+        [M, F] instead.
         """
         flat = _flatten(images)
         if stored := [image.features for image in flat if isinstance(image, StoredImage)]:
@@ -125,14 +126,15 @@ class MoFImageProcessor(BaseImageProcessor):
 AutoImageProcessor.register(MoFConfig, image_processor_classes=dict.fromkeys(("torchvision", "pil"), MoFImageProcessor), exist_ok=True)
 
 
-class MoFProcessor(ProcessorMixin):
-    """A tokenizer and an image processor that agree on how many tokens an image takes. Pads on the left.
+class MoFProcessor(NamesCode, ProcessorMixin):
+    """MoFProcessor joins a tokenizer and an image processor, and expands each placeholder to the image tokens of an image.
 
-    The tokenizer is changed to put nothing behind a text (`mof.data.prompts`), so that a model goes on where a prompt ends.
+    It pads on the left. The tokenizer is changed to put nothing behind a text (`mof.data.prompts`), so that a model goes on where a
+    prompt ends.
 
     Args:
         tokens_per_image: the number of image tokens that replace a placeholder: the mixer's `tokens_per_image`.
-        image_token: the placeholder, one token of the tokenizer.
+        image_token: the placeholder, which is a single token of the tokenizer.
     """
 
     def __init__(
@@ -146,7 +148,7 @@ class MoFProcessor(ProcessorMixin):
         self.tokens_per_image = tokens_per_image
         self.image_token = image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
-        tokenizer.padding_side = "left"  # generation goes on from the last token; SupervisedCollator pads on the right
+        tokenizer.padding_side = "left"  # generation continues after the last token; SupervisedCollator pads on the right
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         ready_for_prompts(self)
 
@@ -157,14 +159,14 @@ class MoFProcessor(ProcessorMixin):
         """Return the processor of a model. A tokenizer without padding token pads with its end-of-sequence token.
 
         Args:
-            chat_template: Jinja; by default `mof.chat_templates` chooses.
+            chat_template: a Jinja template; by default `mof.chat_templates` chooses the template.
 
         Raises:
-            ValueError: for another tokenizer than the model was made with.
+            ValueError: for a tokenizer other than the model's.
         """
         mixer = model.mixer
         first = next(iter(mixer.encoders.values()))
-        background = [round(255 * mean) for mean in first.mean]  # padding is then near zero for that encoder, as in LLaVA
+        background = [round(255 * mean) for mean in first.mean]  # padding is then near zero for the first encoder, as in LLaVA
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         processor = cls(
@@ -181,73 +183,70 @@ class MoFProcessor(ProcessorMixin):
         return processor
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> list[str]:
-        """Save as transformers does, with digests."""
+        """Save as transformers does, and record digests."""
         with recording(save_directory):
             return super().save_pretrained(save_directory, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
-        """Load as transformers does. DamagedError for a folder with a file that was changed since it was saved, besides weights."""
+        """Load as transformers does.
+
+        Raises:
+            DamagedError: for a folder with a file, other than weights, that was changed since it was saved.
+        """
         check_folder(pretrained_model_name_or_path, without=WEIGHTS)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
-    def __call__(self, images: Any = None, text: str | list[str] | None = None, **kwargs: Any) -> BatchFeature:
-        """Return the model's inputs for texts with one placeholder per image, and the images of all texts in order.
+    # The call is transformers' own: it takes images and texts with a placeholder per image, all images in order, and options of both.
+    # It brings `return_mm_token_type_ids`, `return_text_replacement_offsets`, and the refusal of truncation that cuts an image.
 
-        Args:
-            **kwargs: options of the tokenizer, and `image_size`, `fit` and `background` for the image processor; or each kind
-                in a dict `text_kwargs`, `images_kwargs`, as for any processor of transformers.
+    def prepare_inputs_layout(self, images: Any = None, text: str | list[str] | None = None, **kwargs: Any) -> tuple[Any, ...]:
+        """Return images and texts as flat lists, or None, where there are none, and two times None for videos and audio."""
+        images = None if images is None else _flatten(images)
+        return images or None, [text] if isinstance(text, str) else None if text is None else list(text), None, None
 
-        Raises:
-            ValueError: when placeholders and images differ in number.
-        """
-        options = self._merge_kwargs(ProcessingKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
-        images_options, options = options["images_kwargs"], options["text_kwargs"]
-        return_tensors = options.pop("return_tensors", None)
-        return_replacements = options.pop("return_text_replacement_offsets", False)
-        texts = [text] if isinstance(text, str) else list(text or [])
-        flat = [] if images is None else _flatten(images)
-        placeholders = sum(part.count(self.image_token) for part in texts)
-        if texts and placeholders != len(flat):
-            raise ValueError(f"{placeholders} {self.image_token} placeholders in the text, but {len(flat)} images")
-        data: dict[str, Any] = {}
-        if texts:
-            expanded = [part.replace(self.image_token, self.image_token * self.tokens_per_image) for part in texts]
-            data.update(self.tokenizer(expanded, **options))
-        if return_replacements:
-            data["text_replacement_offsets"] = [self._replacements(part) for part in texts]
-        if flat:
-            data.update(self.image_processor(flat, **images_options))
-        return BatchFeature(data, tensor_type=return_tensors)
+    def validate_inputs(self, images: Any = None, text: list[str] | None = None, **kwargs: Any) -> None:
+        """Raise a ValueError when placeholders and images differ in number, and when neither is given."""
+        if images is None and text is None:
+            raise ValueError("give images, text or both")
+        placeholders, count = sum(part.count(self.image_token) for part in text or []), len(images or [])
+        if text is not None and placeholders != count:
+            raise ValueError(f"{placeholders} {self.image_token} placeholders in the text, but {count} images")
 
-    def _replacements(self, text: str) -> list[dict[str, Any]]:
-        """Return the place of each placeholder of `text` before and after expansion, by which transformers shifts its masks."""
-        length = len(self.image_token)
-        starts = [match.start() for match in re.finditer(re.escape(self.image_token), text)]
-        grown = length * (self.tokens_per_image - 1)
-        return [
-            {"span": (start, start + length), "new_span": (start + i * grown, start + (i + 1) * grown + length)}
-            for i, start in enumerate(starts)
-        ]
+    def _process_images(self, images: list[Any], **options: Any) -> tuple[BatchFeature, list[str]]:
+        """Return the model's image inputs, and the text that replaces the placeholder of each image."""
+        processed = self.image_processor(images, **options)
+        return processed, [self.replace_image_token(processed, index) for index in range(len(images))]
+
+    def replace_image_token(self, image_inputs: Any, image_idx: int, **kwargs: Any) -> str:
+        """Return the text that replaces the placeholder of an image. All images have the same number of tokens."""
+        return self.image_token * self.tokens_per_image
+
+    def _get_num_multimodal_tokens(self, image_sizes: Sequence[Sequence[int]] | None = None, **kwargs: Any) -> MultiModalData:
+        """Return the tokens and the rows of pixel_values that each image takes, for sizes (rows, columns); servers ask for them."""
+        count = len(image_sizes or [])
+        if image_sizes is None:
+            return MultiModalData()
+        return MultiModalData(num_image_tokens=[self.tokens_per_image] * count, num_image_patches=[1] * count)
 
 
 AutoProcessor.register(MoFConfig, MoFProcessor, exist_ok=True)
 
 
 def _from_array(array: np.ndarray | Tensor) -> Image.Image:
-    """Return the image of an array [H, W, 3] of NumPy or [3, H, W] of torch, uint8."""
+    """Return the image of a NumPy array [H, W, 3] or a torch tensor [3, H, W] of uint8."""
     channels, expected = (0, "[3, H, W]") if isinstance(array, Tensor) else (-1, "[H, W, 3]")
     if str(array.dtype).removeprefix("torch.") != "uint8" or array.ndim != 3 or array.shape[channels] != 3:
         raise ValueError(
             f"an image as {type(array).__name__} must be {expected} of uint8, got {list(array.shape)} of {array.dtype}; "
-            "give several images as a list"
+            "scale other numbers to 0..255 and round them first, and give several images as a list"
         )
     pixels = array.permute(1, 2, 0).cpu().numpy() if isinstance(array, Tensor) else array
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
 def _flatten(images: Any) -> list[Any]:
-    """Return one image, a list or nested lists as a flat list."""
+    """Return a flat list of images, given a single image, a list or nested lists."""
     if not isinstance(images, (list, tuple)):
         return [images]
     return [leaf for image in images for leaf in _flatten(image)]

@@ -1,25 +1,26 @@
-"""Two frozen encoders into a language model: align -> score -> select -> finetune -> evaluate.
+"""Join two frozen encoders to a language model: align -> score -> select -> finetune -> evaluate.
 
-The embedded miniature, then the three studies on it:
+These commands run the embedded miniature, then the three studies on it:
     python recipes/train_llava_mof_vig.py
     python recipes/train_llava_mof_vig.py --compare fusion --seeds 0 1 2 --output runs/fusion
     python recipes/train_llava_mof_vig.py --compare selection --seeds 0 1 2 --output runs/selection
     python recipes/train_llava_mof_vig.py --compare noise --seeds 0 1 2 3 4 --output runs/noise
 
-A real language model on real photos; LLaVA-1.5 on eight GPUs, planned and run:
+These commands run a real language model on real photos, then plan and run LLaVA-1.5 on eight GPUs:
     python recipes/train_llava_mof_vig.py --config recipes/configs/smollm2_photos.yaml --data-dir DATA
     python recipes/train_llava_mof_vig.py --config recipes/configs/llava15_7b.yaml --dry-run
     accelerate launch --config_file recipes/configs/launch/fsdp2.yaml recipes/train_llava_mof_vig.py \\
         --config recipes/configs/llava15_7b.yaml --data-dir DATA --rows interleaved+vig --output runs/llava15_7b
 
-The study of noise asks whether VIG keeps the records whose answers the picture supports. Written down before its first run, after a
-trial with three seeds on other held-out pairs. The primary contrast is `vig 0.4` minus `random 0.4` in pair accuracy, paired over
-seeds. Predictions:
-    1. With 40 % ungrounded records, the paper's rule (`vig`) gains more than 10 points over as many random tokens.
+The study of noise asks whether VIG keeps the records whose answers the image supports. These predictions were written down before the
+first run, after a trial with three seeds on other held-out pairs. The primary contrast is `vig 0.4` minus `random 0.4` in pair accuracy,
+paired over seeds:
+    1. With 40 % ungrounded records, the paper's rule (`vig`) gains more than 10 points over the same number of random tokens.
     2. Without noise, `vig` stays within 3 points of `everything`. (The trial's single seed lost 13.6 points: expected to fail.)
     3. The gain of `vig` over `everything` grows with the share of noise.
     4. `grounded`, which knows the truth, is the upper bound; `vig` and `vig-samples` come within 5 points of it at 40 %.
-    5. `vig-floor`, which drops only what has a negative VIG, loses at most 3 points without noise and gains less than `vig` at 40 %.
+    5. `vig-floor`, which drops only records and tokens with a negative VIG, loses at most 3 points without noise and gains less than
+       `vig` at 40 %.
     6. `lowest-loss` keeps the ungrounded records, because a language model can guess them: it is not better than `everything`.
 The first run (3 seeds at 40 %, two at 0 %, 4,500 records without questions to answer by yes or no) is in docs/results/noise.md:
 prediction 1 held in the mean; 2, 4 and 6 failed. Written down before the second run, with 3,600 records:
@@ -81,7 +82,7 @@ console = Console()
 # --- the run
 def main() -> None:
     args = arguments()
-    # Several processes on CPUs find each other only when asked to; where one of them has more to do, the others wait, however long.
+    # On CPUs, processes work together only with `cpu=True`. If one of them has more to do, the others wait for up to seven days.
     PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
     console.quiet = not PartialState().is_main_process
     setting = read_setting(args.config, **({"strict": True} if args.strict else {}))
@@ -115,7 +116,7 @@ def main() -> None:
 
 
 def drawn_records(setting: Setting, rows: list[Row], folder: RunFolder) -> dict[str, RunData]:
-    """Draw the miniature's pictures and records, unless they are drawn already. Return the records for each mix of the study's rows."""
+    """Draw the miniature's images and records, unless they are drawn already. Return mix -> records, for the mixes of the study's rows."""
     scenes = dataclasses.asdict(setting.data.scenes)
     noise = scenes.pop("noise")
     mixes = {row.mix: noise if row.noise is None else NOISE[row.noise] for row in rows}
@@ -130,7 +131,7 @@ def drawn_records(setting: Setting, rows: list[Row], folder: RunFolder) -> dict[
 
 
 def chosen_rows(names: list[str] | None, rows: list[Row]) -> list[Row]:
-    """Return the rows of the run or study, or those of them that --rows names."""
+    """Return the rows of the run or study that --rows names, or all rows without --rows."""
     if unknown := set(names or []) - {row.name for row in rows}:
         raise ValueError(f"no rows {sorted(unknown)}; this run has {', '.join(row.name for row in rows)}")
     return [row for row in rows if not names or row.name in names]
@@ -149,10 +150,10 @@ def show(results: list[dict[str, Any]], compare: str | None, folder: RunFolder) 
     console.print(f"results: {folder.path('results.json')}", soft_wrap=True)
 
 
-# --- a row: its stages. Each stage fills its own folder and is not done again on --resume.
+# --- the stages of a row. Each stage fills a separate folder and is not done again on --resume.
 @dataclass
 class RowRun:
-    """The stages of a row with a seed, each in a folder under "seed-N". Rows that share stage 1 share its folder and its scores."""
+    """RowRun runs the stages of a row with a seed, each in a folder under "seed-N". Rows with the same stage 1 share folder and scores."""
 
     row: Row
     setting: Setting
@@ -161,7 +162,7 @@ class RowRun:
     seed: int
 
     def __call__(self) -> dict[str, Any]:
-        """Do all stages; return the row's entry of results.json."""
+        """Do all stages, and return the row's entry of results.json."""
         row = self.row
         facts = [self.stage("align", row.aligned, self.align)]
         records = self.records.finetune
@@ -186,7 +187,7 @@ class RowRun:
 
     @property
     def scored(self) -> str:
-        """The name of the scores: rows with the same stage 1 and the same records share them."""
+        """Return the name of the scores, which rows with the same stage 1 and the same records share."""
         return self.row.aligned + self.row.mix.removeprefix("finetune")
 
     def path(self, stage: str, name: str) -> Path:
@@ -240,7 +241,7 @@ def build(setting: Setting, row: Row) -> tuple[MoFForConditionalGeneration, MoFP
     """Return a new model: pretrained encoders and language model, random adapters."""
     llm, tokenizer = load_language_model(setting.llm, torch.bfloat16 if setting.bf16 else torch.float32)
     encoders = {}
-    for name in row.encoders:  # the same encoder twice gets another name, and an adapter of its own
+    for name in row.encoders:  # an encoder that comes twice gets another name the second time, and another adapter
         encoders[name if name not in encoders else f"{name}_again"] = build_encoder(**setting.encoders[name])
     options = {"pool": setting.pool, "grid": setting.grid} | dict(row.options)
     mixer = build_mixer(row.fusion, encoders, llm.config.get_text_config().hidden_size, **options)
@@ -249,7 +250,7 @@ def build(setting: Setting, row: Row) -> tuple[MoFForConditionalGeneration, MoFP
 
 
 def load(folder: Path) -> tuple[MoFForConditionalGeneration, MoFProcessor]:
-    """Return a saved model, on the CPU: the trainer moves or shards it."""
+    """Return a saved model and its processor. The model is on the CPU, because the trainer moves or shards it."""
     safe = {"trust_remote_code": False}
     return AutoModelForImageTextToText.from_pretrained(folder, **safe), AutoProcessor.from_pretrained(folder, **safe)
 
@@ -275,7 +276,7 @@ def train(
 
 
 def evaluate(model: MoFForConditionalGeneration, processor: MoFProcessor, records: RunData, setting: Setting) -> dict[str, Any]:
-    """Return the accuracy on the held-out pairs and VIG on the held-out captions, where the data has them."""
+    """Return the accuracy on the held-out pairs and the VIG of the held-out captions, as far as the data has them."""
     accuracy: dict[str, Any] = {"pair_accuracy": None, "question_accuracy": None, "by_pattern": {}}
     if records.pairs:
         answerer = LocalModel(model, processor, "the held-out pairs", batch_size=64, max_new_tokens=16)
@@ -303,7 +304,7 @@ def arguments() -> argparse.Namespace:
     options = Options(__doc__)
     here = Path(__file__).parent / "configs"
     options.add_argument("--config", type=Path, default=here / "miniature.yaml", help=f"one of {here}/*.yaml, or your own")
-    options.data_folder("folder that the config's paths are relative to")
+    options.data_folder("folder to which the paths in the config are relative")
     options.output("folder of the run; default: runs/NAME of the setting")
     options.add_argument("--rows", nargs="+", help="only these rows of the table")
     options.add_argument("--seeds", type=int, nargs="+", default=[0])

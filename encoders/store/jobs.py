@@ -1,4 +1,4 @@
-"""The encoders of a run take images and encode batches in order, two at a time."""
+"""A job is an encoder of a run. It takes images and encodes them in batches, two batches at a time."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from encoders.base import Encoder
 from encoders.store.files import pack
 from encoders.store.shards import ShardWriter
 
-# Shapes: B = images of a batch, S = side of an encoder's input, E = width of an embedding, T = patch tokens, D = their width.
+# Shapes: B = images of a batch, S = side of an encoder's input, E = width of an embedding, T = patch tokens, D = width of a patch token.
 
 LANES = 2
-"""Batches that are encoded side by side: one computes while another waits, for a GPU or for cores. Each takes memory."""
+"""Number of batches that are encoded at the same time, so that a batch computes while another waits. Each batch takes memory."""
 
 
 class Job:
-    """An encoder of a run: it takes images, encodes batches, and hands the rows to its shards.
+    """A job is an encoder of a run. It takes images, encodes batches, and adds the rows to its shards.
 
     Args:
         name: the encoder's name in the store.
-        encoder: a copy of it is used where device, dtype or mode must change, because casting back would not restore it.
+        encoder: the encoder; if device, dtype or mode must change, a copy is used, because casting back would not restore the weights.
         entry: the encoder's entry in the manifest.
         run: the run that the encoder's shards name (`encoders.store.manifest.run_of`).
         store: the store's folder.
@@ -50,14 +50,14 @@ class Job:
         self.name, self.batch_size = name, batch_size
         self.encoder = _placed(encoder, device, dtype)
         self.embeddings, self.tokens = entry["embeddings"], entry["tokens"]
-        self.writer = ShardWriter(store / entry["folder"], run)
+        self.writer = ShardWriter(store / entry["folder"], run, name)
         self._pool = pool
         self._keys: list[str] = []
-        self._pixels: list[Tensor] = []  # of [3, S, S] uint8
+        self._pixels: list[Tensor] = []  # images [3, S, S] uint8
         self._running: deque[tuple[list[str], Future[dict[str, Tensor]]]] = deque()
 
     def take(self, key: str, pixels: Tensor) -> None:
-        """Collect an image [3, S, S]; a full batch is sent on its way."""
+        """Collect an image [3, S, S]. A full batch is sent to a thread."""
         self.writer.claimed.add(key)
         self._keys.append(key)
         self._pixels.append(pixels)
@@ -65,13 +65,13 @@ class Job:
             self._send()
 
     def collect(self, wait: bool = False) -> Iterator[dict[str, str]]:
-        """Hand finished batches to the writer in order. `wait` also encodes and awaits the last, smaller batch.
+        """Hand finished batches to the writer in order. With `wait`, all batches are finished, also the last, smaller batch.
 
-        Yield after each batch the keys of its images whose features are not finite, with the reasons. These are not stored.
+        Yield after each batch key -> reason for its images whose features are not finite. These features are not stored.
         """
         if wait and self._keys:
             self._send()
-        most = 0 if wait else 2 * LANES  # as many wait as run; more would only take memory
+        most = 0 if wait else 2 * LANES  # as many batches wait as run; more batches would only take memory
         while self._running and (len(self._running) > most or self._running[0][1].done()):
             keys, running = self._running.popleft()
             features = running.result()
@@ -91,7 +91,7 @@ class Job:
 
     @torch.inference_mode()
     def _encode(self, images: list[Tensor]) -> dict[str, Tensor]:
-        """B images [3, S, S] -> their features by kind, in the CPU's memory."""
+        """Return kind -> features of B images [3, S, S], in the CPU's memory."""
         device = next(self.encoder.tower.parameters()).device
         pixels = torch.stack(images)  # [B, 3, S, S]
         if device.type == "cuda":

@@ -1,7 +1,7 @@
-"""Shards hold an encoder's features, one row for each content. Each row has a digest, so that reading a row reads nothing else.
+"""Shards hold an encoder's features, a row for each content. Each row has a digest, so that a row can be checked without reading others.
 
-The digests lie in the header. The digest of a row is XXH3 with the beginning of the image's content key as seed; so a row is bound to
-its image. A digest over the header and the keys is checked when a shard is opened.
+The digests are in the header. The digest of a row is XXH3 with the beginning of the image's content key as seed, so that a row belongs to
+its image only. A digest over the header and the keys is checked when a shard is opened.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from encoders.runs import remove_unfinished, write_bytes
 from encoders.store.files import KEY_TYPE, next_number, numbered, pack_keys, unpack_keys
 from encoders.tables import refuse_foreign
 
-# Shapes: n = rows of a shard, m = rows asked for, B = images of a batch.
+# Shapes: n = rows of a shard, m = rows that are checked, B = images of a batch.
 
 logger = logging.getLogger(__name__)
 
-DIGEST = "digest"  # of the header and the keys
-ROWS = "rows of "  # before the name of a kind: the digests of its rows
+DIGEST = "digest"  # metadata: the digest of the header and the keys
+ROWS = "rows of "  # metadata, followed by the name of a kind: the digests of its rows
 AGAIN = "the same `mof encode` again encodes its images anew"
 
 
 class Shard:
-    """The rows of a file, memory-mapped: no feature is read before it is looked at.
+    """A shard holds the rows of a file. They are memory-mapped, so a feature is read only when it is used.
 
     Attributes:
         keys: [n] content keys, of KEY_TYPE.
-        features: [n, ...] by kind.
-        metadata: text by name, as it was written.
+        features: kind -> features [n, ...].
+        metadata: name -> text, as it was written.
 
     Raises:
         DamagedError: for a file that cannot be read, or whose header or keys were changed.
@@ -61,14 +61,14 @@ class Shard:
             refuse_foreign(path, self.metadata["run"], self.metadata["file"], run)
 
     def damaged(self, kind: str, rows: Tensor, within: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the positions among `rows` [m, ...], which were read at `within` [m], whose digest does not fit."""
+        """Return the positions of damaged rows in `rows` [m, ...], which were read at the places `within` [m] of the shard."""
         if ROWS + kind not in self.metadata or not checks():
             return np.empty(0, np.int64)
         digests = np.frombuffer(bytes.fromhex(self.metadata[ROWS + kind]), "<u8")  # [n]
         return np.flatnonzero(row_digests(rows, self.keys[within]) != digests[within])
 
     def check(self) -> None:
-        """Read everything. DamagedError naming the first damaged image."""
+        """Read all features, and raise a DamagedError that names the first damaged image."""
         for kind, rows in self.features.items():
             for position in self.damaged(kind, rows, np.arange(len(self.keys)))[:1]:
                 key = unpack_keys(self.keys[position : position + 1])[0]
@@ -76,10 +76,12 @@ class Shard:
 
 
 def write_shard(path: Path, keys: list[str], features: dict[str, Tensor], metadata: dict[str, str], run: str) -> None:
-    """Write rows of features [n, ...] by kind, with their n content keys.
+    """Write a shard of n rows.
 
     Args:
-        run: the name of the store and the encoder, which no other store and encoder have.
+        keys: n content keys.
+        features: kind -> features [n, ...].
+        run: the unique name of the store and the encoder.
     """
     packed = pack_keys(keys)  # [n]
     rows = {ROWS + kind: row_digests(values, packed).astype("<u8").tobytes().hex() for kind, values in features.items()}
@@ -95,7 +97,7 @@ def row_digests(rows: Tensor, keys: NDArray[np.bytes_]) -> NDArray[np.uint64]:
         return np.empty(0, np.uint64)
     content = rows.reshape(len(rows), -1).contiguous().view(torch.uint8).numpy().reshape(-1).data
     size = len(content) // len(rows)
-    seeds = np.ascontiguousarray(keys).view("<u8")[::2].tolist()  # half a key each
+    seeds = np.ascontiguousarray(keys).view("<u8")[::2].tolist()  # the first half of each key
     parts = (content[start : start + size] for start in range(0, len(content), size))
     return np.fromiter((xxhash.xxh3_64_intdigest(part, seed) for part, seed in zip(parts, seeds, strict=True)), np.uint64, len(rows))
 
@@ -108,7 +110,7 @@ def _header_digest(keys: NDArray[np.bytes_], features: dict[str, Tensor], metada
 
 @dataclass
 class Errors:
-    """The sum, number and maximum of the relative errors of int8 tokens."""
+    """Errors holds the sum, number and maximum of the relative errors of int8 tokens."""
 
     total: float = 0.0
     count: int = 0
@@ -118,28 +120,29 @@ class Errors:
         return Errors(self.total + more.total, self.count + more.count, max(self.largest, more.largest))
 
     def summary(self) -> dict[str, float]:
-        """Return their mean and maximum."""
+        """Return the mean and the maximum of the errors."""
         return {"mean": self.total / max(self.count, 1), "max": self.largest}
 
 
 class ShardWriter:
-    """The features of one encoder. Damaged shards are deleted first, so that their images count as not encoded.
+    """ShardWriter writes the features of an encoder. Damaged shards are deleted first, so that their images count as not encoded.
 
     Args:
-        run: as for `write_shard`.
+        run: as in `write_shard`.
+        encoder: the name that the shards carry in their metadata, for readers of single files.
 
     Attributes:
-        claimed: keys of the images that are encoded, or about to be in this run.
-        pending: bytes that wait to be written.
+        claimed: keys of the images that are encoded, or will be encoded in this run.
+        pending: number of bytes that wait to be written.
 
     Raises:
         ForeignError: for a shard of another store or another encoder.
     """
 
-    def __init__(self, folder: Path, run: str) -> None:
+    def __init__(self, folder: Path, run: str, encoder: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         remove_unfinished(folder)
-        self.folder, self.run = folder, run
+        self.folder, self.run, self.encoder = folder, run, encoder
         files = numbered(folder, "features", ".safetensors")
         self._number = next_number(files)
         self.claimed = {key for file in files for key in self._sound_keys(file)}
@@ -162,7 +165,7 @@ class ShardWriter:
         return len(self._keys)
 
     def add(self, keys: list[str], features: dict[str, Tensor]) -> None:
-        """Take features [B, ...] by kind of the images with these keys."""
+        """Collect the features (kind -> [B, ...]) of the images with these keys."""
         self._keys += keys
         self._rows.append(features)
         self.pending += sum(value.nbytes for value in features.values())
@@ -172,7 +175,7 @@ class ShardWriter:
         if not self._keys:
             return
         shard = {kind: torch.cat([rows[kind] for rows in self._rows]) for kind in self._rows[0]}  # [n, ...]
-        metadata = {}
+        metadata = {"encoder": self.encoder}
         if "errors" in shard:
             errors = shard.pop("errors").double()  # [n, T]
             metadata["errors"] = json.dumps([float(errors.sum()), errors.numel(), float(errors.max())])
@@ -180,6 +183,6 @@ class ShardWriter:
         self._number, self._keys, self._rows, self.pending = self._number + 1, [], [], 0
 
     def errors(self) -> Errors:
-        """Return the errors of all int8 tokens that are written."""
+        """Return the errors of all int8 tokens in the shards."""
         texts = [Shard(file).metadata.get("errors") for file in numbered(self.folder, "features", ".safetensors")]
         return sum((Errors(*json.loads(text)) for text in texts if text), Errors())

@@ -1,4 +1,4 @@
-"""Images are encoded into a feature store: decoded once in threads, encoded in batches, written in shards."""
+"""encode_images fills a feature store: images are decoded once, in threads, encoded in batches, and written in shards."""
 
 from __future__ import annotations
 
@@ -32,30 +32,30 @@ from encoders.store.view import join_embeddings, prune_store
 SHARD_BYTES, SHARD_IMAGES = 2**28, 65_536
 """A shard is closed when it holds this many bytes or images."""
 SECONDS, SHARE = 5.0, 0.02
-"""It is also closed after this many seconds, or this share of the run's time so far. A kill costs no more than that."""
+"""A shard is also closed after this number of seconds or this share of the run's time so far, whichever is longer. A kill loses no more."""
 
 
 @dataclass(frozen=True)
 class EncodeReport:
-    """The numbers of images that a run has seen and encoded."""
+    """EncodeReport holds the numbers of images that a run has seen and encoded."""
 
     images: int
-    """Different contents that were seen and can be read and encoded."""
+    """Number of different contents that were seen and can be read and encoded."""
     encoded: int
-    """The images among them that an encoder ran on; the rest was in the store."""
+    """Number of these contents on which an encoder ran; the others were in the store."""
     duplicates: int
-    """Further names of contents that were seen in this run."""
+    """Number of further names of contents that were seen in this run."""
     unreadable: int
-    """Names listed in `failures.jsonl` in the store: unreadable, or with features that are not finite. A cut tar counts once."""
+    """Number of names in the store's `failures.jsonl`: unreadable, or with features that are not finite. A cut tar counts once."""
     bytes: int
     """Size of the whole store on disk."""
     int8_error: dict[str, dict[str, float]]
-    """Per encoder with int8 tokens, over the whole store: "mean" and "max" of |stored - token| / |token|."""
+    """For each encoder with int8 tokens, over the whole store: "mean" and "max" of |stored - token| / |token|."""
     gone: int = 0
-    """Images in the store whose files are gone, or have another content now. `FeatureStore` leaves them out."""
+    """Number of images in the store whose files are gone, or have another content now. `FeatureStore` leaves them out."""
 
     def summary(self) -> str:
-        """Return the numbers in one line."""
+        """Return the numbers as a line of text."""
         parts = [f"{self.images:,} images ({self.encoded:,} encoded now)", f"{self.duplicates:,} duplicates"]
         parts += [f"{self.unreadable:,} unreadable", f"{self.bytes / 2**20:,.1f} MiB on disk"]
         parts += [f"{self.gone:,} whose files are gone, left out (--prune deletes them)"] if self.gone else []
@@ -80,28 +80,28 @@ def encode_images(
     progress: bool = True,
     limits: ImageLimits | None = None,
 ) -> EncodeReport:
-    """Write the features of images to a store, which `FeatureStore` reads. Called again, it goes on where it was stopped.
+    """Write the features of images to a store, which `FeatureStore` reads. A run that was stopped is resumed by the same call.
 
-    Only images (by content) that an encoder has not encoded are read and encoded; so new images, and new encoders, can be
-    added to a store at any time. `FeatureStore` shows the images whose files the last complete run found. Damaged
-    files of the store are deleted first, with a warning, and their images encoded again; this reads the whole store, unless
+    An encoder reads and encodes only images (by content) that it has not encoded. So new images and new encoders can be added to
+    a store at any time. `FeatureStore` shows the images whose files the last complete run found. Damaged files of the store are
+    deleted first, with a warning, and their images are encoded again. This check reads the whole store, unless the environment has
     MOF_CHECK=off.
 
     Args:
-        images: folders, lists, images or tars, as for `encoders.images.sources.ImageSources`.
-        encoders: by the names that they get in the store.
-        out: the store's folder; made if need be.
-        embeddings: store `Encoder.embed_image`, in float32, of encoders that have it.
-        tokens: store patch tokens in this format, or not.
-        view: the square image that all encoders see. By default each encoder sees its own, as its backend makes it.
+        images: folders, lists, images or tars, as in `encoders.images.sources.ImageSources`.
+        encoders: name in the store -> encoder.
+        out: the store's folder, which is made if it is missing.
+        embeddings: store `Encoder.embed_image` in float32, for encoders that have embeddings.
+        tokens: store patch tokens in this format; None stores no patch tokens.
+        view: the square image that all encoders see. By default each encoder sees the image as its backend prepares it.
         batch_size: images per forward pass.
-        device: where to encode; where the encoders are by default.
-        dtype: the precision; the encoders' own by default. bfloat16 is several times faster on most machines.
-        workers: threads that read and decode images.
+        device: the device for encoding; by default each encoder's device.
+        dtype: the precision; by default each encoder's own. bfloat16 is several times faster on most machines.
+        workers: number of threads that read and decode images.
         strict: raise an ImageError at the first image that cannot be read or encoded, instead of listing it in `failures.jsonl`.
-        prune: afterwards, delete the features of images whose files are gone, of all encoders, and their names.
-        progress: show a bar; without a terminal or a notebook, a line a minute.
-        limits: the largest files and images that are read; by default those of the environment (`encoders.images.opening.ImageLimits`).
+        prune: at the end, delete the names of images whose files are gone, and the features of these images by all encoders.
+        progress: show a bar, or without a terminal or a notebook a line every minute.
+        limits: the largest files and images that are read; by default the environment's limits (`encoders.images.opening.ImageLimits`).
 
     Raises:
         ValueError: for sources without images, impossible options, another encoder under a name that is in the store, a file of
@@ -131,21 +131,21 @@ def encode_images(
 
 
 class _Loaded(NamedTuple):
-    """An image as a thread has prepared it."""
+    """_Loaded holds an image as a thread has prepared it."""
 
     name: str
     key: str = ""
     stat: tuple[int, int] | None = None
-    """Bytes and time of a file."""
+    """Size in bytes and time of a file."""
     size: tuple[int, int] | None = None
-    """Width and height; None when the image did not have to be decoded."""
+    """Width and height; None if the image did not have to be decoded."""
     pixels: dict[str, Tensor] | None = None
-    """The pixels by encoder, for the encoders that lack the image."""
+    """Encoder -> pixels, for the encoders that lack the image."""
     error: ImageError | None = None
 
 
 class _Run:
-    """One call of `encode_images`. `_load` runs in threads, all else in one."""
+    """_Run is a call of `encode_images`. Only `_load` runs in threads; all other methods run in the main thread."""
 
     def __init__(
         self, store: Path, manifest: dict[str, Any], jobs: list[Job], view: View | None, strict: bool, limits: ImageLimits
@@ -153,12 +153,12 @@ class _Run:
         self.store, self.manifest, self.jobs, self.view, self.strict, self.limits = store, manifest, jobs, view, strict, limits
         self.index, self.unreadable = ImageIndex(store, manifest["store"]), dict[str, str]()  # name -> reason
         self.refused = dict[str, str]()  # key -> reason, for images whose features are not finite
-        self.names, self.seen = dict[str, str](), set[str]()  # name -> key, and keys, of this run
+        self.names, self.seen = dict[str, str](), set[str]()  # in this run: name -> key; all keys
         self.encoded = self.duplicates = 0
         self.start = self.committed = time.monotonic()
 
     def encode(self, sources: ImageSources, workers: int, advance: Advance) -> None:
-        """Encode every image. When an image's error or the user stops the run, the finished work is kept."""
+        """Encode every image. If an image's error or the user stops the run, the finished work is kept."""
         ahead = 2 * workers + max(job.batch_size for job in self.jobs)
         try:
             with closing(in_order(self._load, sources, workers, ahead)) as stream:
@@ -171,7 +171,7 @@ class _Run:
             self._commit()
 
     def _load(self, item: tuple[str, Content]) -> _Loaded:
-        """Read, hash and decode an image for the encoders that lack it. It is decoded once for all of them."""
+        """Read, hash and decode an image for the encoders that lack it. The image is decoded once for all of them."""
         name, content = item
         try:
             if isinstance(content, ImageError):
@@ -193,13 +193,13 @@ class _Run:
             return _Loaded(name, key, stat, image.size, pixels)
         except ImageError as error:
             return _Loaded(name, error=error)
-        except Exception as error:  # of any library: an image of an odd shape costs this image alone
+        except Exception as error:  # libraries raise errors of any kind, for example for an odd shape; only this image is lost
             return _Loaded(name, error=ImageError(f"{name}: cannot be prepared ({type(error).__name__}: {error})"))
 
     def _take(self, loaded: _Loaded) -> None:
-        """Take images in the order of the sources, whichever thread was first. So a stopped run goes on as if it had never stopped."""
+        """Take in an image. Images are taken in the order of the sources, so a resumed run gives the same store as an unstopped run."""
         if loaded.name in self.names:
-            return  # sources that overlap
+            return  # the sources overlap
         self.names[loaded.name] = loaded.key
         if loaded.error is not None:
             if self.strict:
@@ -209,7 +209,7 @@ class _Run:
         self.index.add(loaded.name, loaded.key, loaded.stat, loaded.size)
         self.duplicates += loaded.key in self.seen
         self.seen.add(loaded.key)
-        jobs = self._lacking(loaded.key)  # fewer if a twin has come since it was loaded
+        jobs = self._lacking(loaded.key)  # fewer encoders if another image with this content was taken since
         self.encoded += bool(jobs)
         for job in jobs:
             job.take(loaded.key, (loaded.pixels or {})[job.name])
@@ -233,7 +233,7 @@ class _Run:
         return full or now - self.committed > max(SECONDS, SHARE * (now - self.start))
 
     def _commit(self) -> None:
-        """The index first: a shard's keys must have names."""
+        """Write the index and then the shards, because the keys of a shard must have names."""
         self.index.commit()
         for job in self.jobs:
             job.writer.commit()
@@ -241,7 +241,7 @@ class _Run:
         self.committed = time.monotonic()
 
     def _failures(self) -> dict[str, str]:
-        """Return the names of this run that failed, with the reasons."""
+        """Return name -> reason for the images of this run that failed."""
         names = self.names.items() if self.refused else ()
         return self.unreadable | {name: f"{name}: {self.refused[key]}" for name, key in names if key in self.refused}
 
@@ -250,7 +250,7 @@ class _Run:
         keys = self.index.keys(names)
         if prune:
             prune_store(self.store, self.manifest, names, keys)
-            self.manifest["shards"].clear()  # those of other encoders have changed, too
+            self.manifest["shards"].clear()  # the shards of other encoders have changed too
         write_view(self.store, sorted(names), self.manifest["store"])
         errors = {job.name: job.writer.errors().summary() for job in self.jobs if job.tokens == "int8"}
         complete(self.store, self.manifest, errors)
@@ -262,10 +262,10 @@ class _Run:
         return EncodeReport(images, encoded, self.duplicates, len(self._failures()), size, errors, gone)
 
     def _view(self, sources: ImageSources) -> set[str]:
-        """Return the names of this run's images that could be read, and of earlier images from other sources that still exist."""
+        """Return the names of the readable images of this run, and of earlier images from other sources that still exist."""
         before = read_view(self.store, self.manifest["store"])
         elsewhere = (self.index.names() if before is None else before & self.index.names()) - self.names.keys()
-        elsewhere -= set(sources.among(elsewhere))  # not seen, though the run went by
+        elsewhere -= set(sources.among(elsewhere))  # names of this run's sources that the run has not seen are gone
         return self.names.keys() - self._failures().keys() | {name for name in elsewhere if exists(name)}
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from encoders.command_groups import resumes
-from encoders.command_options import MODEL_HELP, DtypeName, TrustRemoteCode, output_option, seed_option
-from mof.evals.decoding import DecodingName, load_decoding
+from encoders.command_options import MODEL_HELP, DecodingName, DtypeName, TrustRemoteCode, output_option, seed_option
+from mof.evals.decoding import load_decoding
 
 if TYPE_CHECKING:
     from mof.evals.answerers import Endpoint

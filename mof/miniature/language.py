@@ -1,4 +1,4 @@
-"""Texts about the scenes: web captions, descriptions, questions and answers, all made of the same few facts."""
+"""This module writes texts about scenes: web captions, descriptions, questions and answers, all made of the same few facts."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -52,16 +52,16 @@ IS_THERE = "Is there a {} in the image?"
 
 @dataclass(frozen=True)
 class Turn:
-    """A question about a picture and its answer, with the truth about them."""
+    """A turn is a question about an image with its answer. It also says whether the image supports the answer."""
 
     question: str
     answer: str
     pattern: str
     """The pattern that the question is about; "Thing" for `yes_or_no`."""
     word: str
-    """The word of the answer that decides it."""
+    """Word of the answer that decides whether it is right."""
     grounded: bool = True
-    """Whether the word is true of the picture and cannot be told without it (`mof.miniature.noise`)."""
+    """True if the word is true of the image and cannot be told without the image (`mof.miniature.noise`)."""
 
 
 def word(pattern: str, value: Any) -> str:
@@ -75,7 +75,7 @@ def options(pattern: str) -> list[str]:
 
 
 def patterns_of(scene: Scene) -> list[str]:
-    """Return the patterns that a question can be about: all nine, or eight in a scene without a sign."""
+    """Return the patterns about which a question can be asked: all nine, or eight for a scene without a sign."""
     return [pattern for pattern, field in PATTERNS.items() if getattr(scene, field) is not None]
 
 
@@ -85,12 +85,12 @@ def answer(scene: Scene, pattern: str) -> str:
 
 
 def statement(scene: Scene, pattern: str) -> str:
-    """Return a statement about the scene in the form of MMVP-VLM, to follow "a photo of"."""
+    """Return a statement about the scene in the form of MMVP-VLM, which follows the words "a photo of"."""
     return _STATEMENTS[pattern].format(kind=scene.kind, value=word(pattern, getattr(scene, PATTERNS[pattern])))
 
 
 def question(scene: Scene, pattern: str, rng: np.random.Generator, other: str | None = None) -> str:
-    """Return the question about this scene with its right option and a wrong option (`other`, or any) in random order."""
+    """Return the question about this scene with its right option and a wrong option (`other`, or a random option) in random order."""
     right = word(pattern, getattr(scene, PATTERNS[pattern]))
     wrong = [option for option in options(pattern) if option != right]
     pair = [right, other or wrong[rng.integers(len(wrong))]]
@@ -99,18 +99,18 @@ def question(scene: Scene, pattern: str, rng: np.random.Generator, other: str | 
 
 
 def facts(scene: Scene) -> list[str]:
-    """Return each fact of the scene as a word: its kind, and the answers to the questions."""
+    """Return the facts of the scene as words: the kind of object, and the answers to the questions."""
     return [scene.kind, *(word(pattern, getattr(scene, PATTERNS[pattern])) for pattern in patterns_of(scene))]
 
 
 def description(scene: Scene, rng: np.random.Generator) -> str:
-    """Return the kind of the object, then all other facts in any order, as a careful writer would."""
+    """Return a complete description: the kind of the object, then all other facts in random order."""
     order = rng.permutation(patterns_of(scene))
     return " ".join([f"This is a {scene.kind}.", *(answer(scene, str(pattern)) for pattern in order)])
 
 
 def web_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """Return a web caption: it always names the object, half of the time its colour, and nothing else."""
+    """Return a web caption, which names the object, half of the time also its colour, and nothing else."""
     name = f"{scene.colour} {scene.kind}" if rng.random() < 0.5 else scene.kind
     return _WEB[rng.integers(len(_WEB))].format(name)
 
@@ -137,6 +137,6 @@ def yes_or_no(scene: Scene, rng: np.random.Generator, turns: int = 2) -> list[Tu
 
 
 def talk(scene: Scene, rng: np.random.Generator, *, describe: bool) -> list[dict[str, str]]:
-    """Return chat messages: a request with a description, or questions and answers."""
+    """Return chat messages: a request for a description with the description, or questions and answers."""
     turns = [(DESCRIBE, description(scene, rng))] if describe else [(turn.question, turn.answer) for turn in dialogue(scene, rng)]
     return [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]

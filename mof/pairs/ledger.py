@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 """Version of the folder."""
 SQUARES = 64
-"""At most so many squares along a side, about 2,000 in the triangle."""
+"""Largest number of squares along a side; the triangle then has about 2,000."""
 SMALLEST = 8192
 """Images along a side of a square, at least: enough to keep a processor busy for some hundredths of a second."""
 TIMEOUT = 120.0
@@ -127,7 +127,7 @@ class PairLedger:
             return False
 
     def _read(self, name: str) -> tuple[NDArray, int]:
-        """Return the pairs of a square that is done, and how many it has. DamagedError for a file that is not the square's."""
+        """Return the pairs of a square that is done, and their number. DamagedError for a file that is not the square's."""
         path = self._result(name)
         try:
             content = path.read_bytes()
@@ -157,7 +157,7 @@ class PairLedger:
         return True
 
     def _is_void(self, claim: Path) -> bool:
-        """Return whether nobody works on the square any more. Our own clock measures ages, by when we saw a claim change."""
+        """Return whether nobody works on the square any more. Its age is the time since we saw it change."""
         try:
             owner, changed = claim.read_text(), claim.stat().st_mtime_ns
         except FileNotFoundError:

@@ -106,7 +106,7 @@ def test_the_data_set_is_llava_records_and_balanced_pairs(tmp_path):
         to_record(raw, tmp_path / "images")  # raises for a wrong record or a missing picture
     assert sum("image" not in raw for raw in finetune) == 2
     pairs = read_mmvp(tmp_path / "MMVP")
-    assert len(pairs) == 9 * 2 * 2 and all(Image.open(one.image).format == "PNG" for one in pairs)  # the renderer's pixels
+    assert len(pairs) == 9 * 2 * 2 and all(Image.open(question.image).format == "PNG" for question in pairs)  # the renderer's pixels
     for first, second in zip(pairs[::2], pairs[1::2], strict=True):
         assert first.question == second.question and first.options == second.options
         assert sorted(one.labels["corrected"] for one in (first, second)) == ["a", "b"]

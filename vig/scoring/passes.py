@@ -1,4 +1,4 @@
-"""Records in, scores out: windows of records, batches of a window, two forward passes per batch."""
+"""TwoPasses turns records into scores: it cuts the records into windows, makes batches of each window, and runs two passes per batch."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import torch
 from numpy.typing import NDArray
 
 from encoders.progress import progress_bar
+from mof.data.digests import digest
 from mof.data.rows import Row
 from vig.scoring.answer_losses import AnswerLosses
 from vig.scoring.batches import Batch, make_batches, windows
+from vig.scoring.hidden_images import CannotHideError, refuse_seeing
 from vig.scoring.pairs import Pair, PairReader
 from vig.scoring.scores import MEASURES, Score, columns_of
 
@@ -21,17 +23,17 @@ from vig.scoring.scores import MEASURES, Score, columns_of
 
 logger = logging.getLogger(__name__)
 
-SHARD_RECORDS = 256  # scores that are lost at most when a run is killed
-WINDOW_BATCHES = 8  # batches of records that are read before they are sorted by length and by image
-MOST_FAILURES = 50  # records in a row that the model refuses: then the fault is not in the records
+SHARD_RECORDS = 256  # a run that is killed loses at most this number of scores
+WINDOW_BATCHES = 8  # the records of this number of batches are read, then sorted by length and by image
+MOST_FAILURES = 50  # if the model refuses this number of records in a row, the fault is not in the records
 
 
 class TwoPasses:
-    """The loop over records that scores them and hands the scores on in portions.
+    """TwoPasses runs the loop that scores records, and hands the scores on in portions.
 
     Args:
-        save: takes the next scores, at most `SHARD_RECORDS` and a batch more; also when the run is interrupted.
-        batch_tokens, batch_size, measures: see `vig.score`. With measures, `losses` gives all of `MEASURES`.
+        save: takes the next scores, fewer than `SHARD_RECORDS` plus a batch; called also when the run is interrupted.
+        batch_tokens, batch_size, measures: see `vig.score`. With measures, `losses` returns the values of all `MEASURES`.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class TwoPasses:
         self._batch_tokens, self._batch_size = batch_tokens, batch_size
         self._unsaved: list[Score] = []
         self._refused_in_a_row = 0
+        self._obeys_masks = not reader.nulls.hides  # known after the first batch
 
     def run(self, records: Iterable[Row], *, visible: bool = True) -> None:
         """Score all records.
@@ -92,8 +95,9 @@ class TwoPasses:
                 yield batch, scores
 
     def _batch(self, batch: Batch) -> list[Score] | None:
-        """The scores of a batch, without the records that the model refuses; None if memory ran out."""
+        """Return the scores of a batch without the records that the model refuses, or None if memory ran out."""
         pairs = batch.pairs
+        self._check_hiding(pairs[0])
         try:
             both = self._both_losses(batch)  # [2, N, M]
         except torch.OutOfMemoryError:
@@ -102,8 +106,8 @@ class TwoPasses:
                 return None
             self._reader.fail(pairs[0].id, f"out of memory with this record alone, {batch.tokens} tokens")
             return []
-        except Exception as error:  # say, more image tokens in a record than its image gives; models raise any kind
-            if len(pairs) > 1:  # each alone, they show which record is at fault
+        except Exception as error:  # for example, a record has more image tokens than its image gives; models raise errors of any kind
+            if len(pairs) > 1:  # each record is tried alone, to find the record at fault
                 return [score for pair in pairs for score in self._batch(Batch([[pair]], 0)) or []]
             self._refused_in_a_row += 1
             if self._refused_in_a_row >= MOST_FAILURES:
@@ -116,14 +120,25 @@ class TwoPasses:
         for pair, (clean, null) in zip(pairs, np.split(both, ends[:-1], axis=1), strict=True):  # [T, M], [T, M]
             if np.isfinite(null[:, 0] - clean[:, 0]).all():
                 scores.append(_to_score(pair, clean, null, self._measures))
-            else:  # say, an overflow in half precision
+            else:  # for example, after an overflow in half precision
                 self._reader.fail(pair.id, "the model's loss on it is not finite")
         return scores
 
+    def _check_hiding(self, pair: Pair) -> None:
+        if self._obeys_masks:
+            return
+        try:
+            refuse_seeing(self._losses, pair.null)
+            self._obeys_masks = True
+        except CannotHideError:
+            raise
+        except Exception:  # the fault of this record, which its own pass will name; the next batch is checked
+            return
+
     def _both_losses(self, batch: Batch) -> NDArray[np.float32]:
-        """The losses (and other measures) of all answer tokens with the images and with the null images, [2, N, M]."""
+        """Return the losses (and other measures) of all answer tokens with the images and with the null images, [2, N, M]."""
         clean = self._losses([[pair.clean for pair in group] for group in batch.groups], batch.prefix)  # [N] or [N, M]
-        # without an image there is nothing before the question that would be worth sharing
+        # with "drop" there is no image before the question, so sharing would save little
         prefix = 0 if self._reader.nulls.drops else batch.prefix
         null = self._losses([[pair.null for pair in group] for group in batch.groups], prefix)  # [N] or [N, M]
         return torch.stack([clean, null]).view(2, len(clean), -1).cpu().numpy()  # the only wait for the device in a batch
@@ -131,10 +146,11 @@ class TwoPasses:
 
 def _to_score(pair: Pair, clean: NDArray[np.float32], null: NDArray[np.float32], measures: Sequence[str]) -> Score:
     loss, null_loss = clean[:, 0], null[:, 0]  # [T], [T]
-    kept = [values[:, MEASURES.index(name)] for name in measures for values in (clean, null)]  # of [T]
+    kept = [values[:, MEASURES.index(name)] for name in measures for values in (clean, null)]  # arrays [T]
     extra: dict[str, Any] = dict(zip(columns_of(measures), kept, strict=True))
+    extra |= {"image_digest": digest(pair.images), "image_files": pair.image_files}
     token_vig = null_loss - loss  # [T]
-    # rounded to float32, a mean never exceeds the largest of its values, so a selected sample has a token to select
+    # a mean that is rounded to float32 never exceeds the largest of its values, so a selected record has a token to select
     vig, mean_loss, mean_null = (float(np.float32(x.mean(dtype=np.float64))) for x in (token_vig, loss, null_loss))
     token_ids = pair.clean.input_ids[pair.clean.answer_mask].numpy()  # [T]
     starts, ends = pair.clean.characters.numpy().T  # [T], [T]

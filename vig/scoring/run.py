@@ -1,4 +1,4 @@
-"""VIG scoring: two teacher-forced passes per record, the first with its image and the second with a null image."""
+"""`score` measures VIG by two teacher-forced passes per record, the first with its image and the second with a null image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from encoders import StoredImages
 from mof.data.digests import digest
 from mof.data.records import ImageSource, RecordError, images_of, refuse_missing_images, to_record
-from mof.data.rows import RawRecord, Row, id_of, opened, rows
+from mof.data.rows import RawRecord, Row, opened, rows, rows_by_id
 from vig.nulls import NullImages
 from vig.output_head import cross_entropy, evaluating, loss_logit_entropy
 from vig.processes import Processes
@@ -24,6 +24,7 @@ from vig.scoring.answer_losses import AnswerLosses
 from vig.scoring.batches import by_image
 from vig.scoring.calibration import Sample, calibration, with_swapped_images
 from vig.scoring.folder import ScoreFolder
+from vig.scoring.hidden_images import image_token_of
 from vig.scoring.identity import scoring_identity
 from vig.scoring.pairs import PairReader
 from vig.scoring.passes import TwoPasses
@@ -55,36 +56,36 @@ def score(
     with the image. The VIG of a record is the mean over the answer tokens of all its turns. Records without an image are not
     scored. Records that cannot be read or have no answer are logged, skipped and listed in `scores.failures`.
 
-    On several processes (torchrun, accelerate), each process calls this with the same arguments and scores its share. Records on
+    On several processes (torchrun, accelerate), each process calls this with the same arguments and scores its share. Records with
     the same images are in the same share. All processes return all scores. Another number of processes may resume the run.
 
-    In bfloat16 the VIG of a token moves by 0.002 nats on average, 0.04 at the 99th percentile and 0.12 at most, and the VIG of a
-    record by 0.005 at most (12,722 answer tokens of 360 records, miniature model): 99.6 % of the best 70 % of the records stay the
-    same.
+    In bfloat16 the VIG of a token changes by 0.002 nats on average, 0.04 at the 99th percentile and 0.12 at most. The VIG of a record
+    changes by 0.005 at most, and 99.6 % of the best 70 % of the records stay the same (12,722 answer tokens of 360 records, miniature
+    model).
 
     Args:
         model: any image-text-to-text model of transformers. It stays on its device and is used in eval mode.
         processor: its processor, with a chat template.
         records: LLaVA records {"id", "image", "conversations"}, chat messages {"messages", "images"} or lists of messages, as
             `mof.data.records.to_record` reads them; or a file, a data set or a DataFrame of them (`mof.data.rows.opened`). Records
-            of equal ids are numbered. In a list, records on the same images are scored together. A generator or a
+            with equal ids are numbered. In a list, records with the same images are scored together. A generator or a
             Hugging Face data set is read once and never held in memory.
         output_dir: the folder of the scores (`vig.scoring.folder`), which all processes see. An interrupted run with the same
             settings is resumed there.
         null: a name in `vig.nulls.NULL_NAMES`, or a function from an RGB image to an RGB image of the same size.
-        image_folder: relative image paths start here.
+        image_folder: the folder in which relative image paths start.
         batch_tokens: tokens per forward pass; halved for the rest of the run when memory runs out.
         batch_size: records per forward pass, at most. Scores do not depend on `batch_size` and `batch_tokens`.
         max_length: tokens; longer records are cut as in training.
         only_image: index of the single image in each record that the null image replaces; by default all images are replaced.
-            Each index needs a run and a folder of its own.
-        stored_images: features out of two stores instead of running the encoders: the images, and the blurred images
-            (`mof encode --model`, without and with `--blurred`). With null="blur" only.
+            Each index needs a separate run and folder.
+        stored_images: two feature stores that replace the runs of the encoders: the features of the images, and of the blurred
+            images (`mof encode --model`, without and with `--blurred`). With null="blur" only.
         seed: seed of the random null images.
         measures: "loss", "logit" and "entropy" save this value of every answer token too, with the image and with the null image
             (`vig.selection.measures` needs them).
-        calibrate: score 1 % of the records (50 to 1,000) with swapped images too, and keep in the manifest how well VIG tells them
-            apart (`vig.scoring.calibration`).
+        calibrate: score 1 % of the records (50 to 1,000) with swapped images too, and keep in the manifest how well VIG tells right
+            from swapped images (`vig.scoring.calibration`).
 
     Raises:
         ValueError: for a list whose first records all lack their images, an unknown null image, a chat template without
@@ -106,11 +107,11 @@ def score(
         nulls.description["stored"] = [store.description for store in stored_images]
     identity = scoring_identity(model, processor, nulls.description, max_length, seed, measures)
     schema = schema_of(identity)
-    reader = PairReader(processor, image_folder, nulls, max_length, stored_images)
-    if isinstance(records, Sequence):  # then a wrong folder is found before anything is scored
+    reader = PairReader(processor, image_folder, nulls, max_length, stored_images, image_token_of(model) if nulls.hides else None)
+    if isinstance(records, Sequence):  # a list can show a wrong folder before anything is scored
         refuse_missing_images(records, image_folder)
     tokenizer = processor.tokenizer
-    padding = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id  # masked out: any id will do
+    padding = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id  # padding is masked, so any id is right
     losses = AnswerLosses(model, padding, loss_logit_entropy if measures else cross_entropy)
     processes = Processes.all()
     with ExitStack() as stack:
@@ -120,10 +121,10 @@ def score(
         fresh: list[Score] = []
         save = fresh.extend if folder is None else lambda scores: folder.append(to_table(scores, schema))
         passes = TwoPasses(losses, reader, save, batch_tokens, batch_size, measures)
-        done = {} if folder is None else folder.digests()
+        done = {} if folder is None else folder.known()
         ids: dict[str, None] = {}  # all ids, in the order of the records; complete when all records are read
         sample = Sample()
-        todo: Iterable[Row] = _unscored(records, done, ids, processes, sample)
+        todo: Iterable[Row] = _unscored(records, done, ids, processes, sample, reader)
         if isinstance(records, Sequence):
             todo = by_image(list(todo))
             logger.info("%d of %d records are to be scored", len(todo), len(records))
@@ -149,7 +150,7 @@ def _together(
     ids: Mapping[str, None],
     manifest: dict[str, Any],
 ) -> Scores:
-    """The scores of all processes, in the order of the records."""
+    """Return the scores of all processes, in the order of the records."""
     if processes.count > 1:
         processes.require_equal(digest(sorted(ids)), "the records")
     parts = processes.gather((fresh, swapped, reader.text_only, reader.failures))
@@ -162,7 +163,7 @@ def _together(
     in_order = table.take(pa.array([places[id] for id in ids if id in places], pa.int64()))
     outcome = {"complete": True, "text_only": lists[0], "failures": lists[1]}
     scores = Scores([], {**outcome, **manifest}, parts=[Part(in_order, in_order.slice)])
-    if scores.manifest["calibration"].keys() == {"digest"}:  # new: all its records have their scores now
+    if scores.manifest["calibration"].keys() == {"digest"}:  # a new calibration: all records of its sample have their scores now
         others = [score for _, mine, *_ in parts for score in mine if score.id in scores.places]
         scores.manifest["calibration"] |= calibration([scores[score.id] for score in others], others)
     if folder is not None:
@@ -171,33 +172,42 @@ def _together(
 
 
 def _unscored(
-    records: Iterable[RawRecord], done: Mapping[str, str], ids: dict[str, None], processes: Processes, sample: Sample
+    records: Iterable[RawRecord],
+    done: Mapping[str, tuple[str, str, str]],
+    ids: dict[str, None],
+    processes: Processes,
+    sample: Sample,
+    reader: PairReader,
 ) -> Iterator[Row]:
-    """Yield this process's records that have no score yet. The ids of all records go into `ids`, all records are offered to `sample`.
+    """Yield the records of this process that have no score yet.
+
+    The ids of all records are put into `ids`, and all records are offered to `sample`.
 
     Args:
-        done: id -> digest of the records that have a score.
+        done: id -> digests of the records that have a score (`ScoreFolder.known`).
 
     Raises:
-        ValueError: for a record that has changed since it was scored.
+        ValueError: for a record that has changed since it was scored, or whose image was replaced.
     """
-    for raw in rows(records):
-        id = id_of(raw)
+    for id, raw in rows_by_id(records):
         ids[id] = None
         sample.add(id, raw)
         if id in done:
-            if done[id] != digest(raw):
+            scored, *images = done[id]
+            if scored != digest(raw):
                 raise ValueError(f"the folder holds scores of other records under the same ids; give a new folder. Changed: {id}")
+            if reader.shows_others(raw, *images):
+                raise ValueError(f"an image of record {id!r} was replaced by another since it was scored; give a new folder")
         elif processes.count == 1 or int(digest(images_of(raw) or raw), 16) % processes.count == processes.rank:
             yield raw
 
 
 def _donors(records: Iterable[RawRecord], image_folder: str | os.PathLike[str] | None) -> list[ImageSource]:
-    """The first image of every record that has one and can be read."""
+    """Return the first image of every record that has images and can be read."""
     donors: list[ImageSource] = []
     for raw in rows(records):
         try:
             donors += to_record(raw, image_folder).images[:1]
-        except RecordError:  # reported when its turn to be scored comes
+        except RecordError:  # `PairReader` reports the record later
             continue
     return donors

@@ -1,4 +1,4 @@
-"""Published measures of what an image gives to an answer, all from the two passes of a score file.
+"""Published measures of the help that an image gives to an answer. All come from the two passes of a score file.
 
 Each is a function from scores to a value of every answer token, [A], or of every record, [N]. `vig.select(..., by=NAME)` takes the
 records (and tokens) with the highest values.
@@ -65,7 +65,7 @@ def cal(scores: Scores) -> Values:
 
     The weight is the answer token's logit with the image minus its logit without it, clamped to 1..5, and averaged over three
     neighbours as by torch's AvgPool1d(3, stride=1, padding=1): beyond the ends of a record's answer stand zeros. The paper's null
-    hides the image from the attention; null="drop" leaves it out.
+    is "attention".
     """
     clamped = (scores.column("token_logit") - scores.column("null_token_logit")).clip(1, 5)  # [A]
     index = np.arange(len(clamped))
@@ -95,7 +95,7 @@ def vic(scores: Scores) -> Values:
     """Return [N], the exponential of the records' mean VIG over words that say what an image shows (VIC, of DICS).
 
     A token of a function word ("the", "of"), of no word, or at the end of a turn has weight 0, all others have weight 1. These
-    weights are ours: the paper's are not public. A record without such a word has the value 1, as an image that changes nothing.
+    weights are ours: the paper's are not public. A record whose weights are all 0 has the value 1, like an image that changes nothing.
     """
     values = np.ones(len(scores), np.float32)  # [N]
     for place, score in enumerate(scores):

@@ -1,4 +1,4 @@
-"""The source of each record: the name under which a selection counts the record, and keeps a share of its like."""
+"""The source of each record: the name under which a selection counts the record. A selection can keep a share of each source."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from pathlib import PurePath
 from typing import Any
 
 from mof.data.records import images_of
-from mof.data.rows import RawRecord, id_of, rows
+from mof.data.rows import RawRecord, rows_by_id
 
 NO_SOURCE = "(none)"
 
 
 def record_sources(records: Iterable[RawRecord], key: str = "source") -> dict[str, str]:
-    """id -> source of every record: its value under `key`, or "(none)" where it has none.
+    """Return id -> source of every record: its value under `key`, or "(none)" where it has no value.
 
     With the key "image" the source is the top folder of the record's first image: "ocr_vqa" for "ocr_vqa/images/1.jpg". For
     absolute paths it is the first folder below the folder that all of them share.
     """
     if key != "image":
-        return {id_of(record): _value(record, key) for record in rows(records)}
-    paths = {id_of(record): _first_path(record) for record in rows(records)}
+        return {id: _value(record, key) for id, record in rows_by_id(records)}
+    paths = {id: _first_path(record) for id, record in rows_by_id(records)}
     absolute = {path.parent for path in paths.values() if path.is_absolute()}
     shared = PurePath(os.path.commonpath(absolute) if absolute else "/")
     return {id: _top_folder(path, shared) for id, path in paths.items()}
@@ -34,7 +34,7 @@ def _value(record: Any, key: str) -> str:
 
 
 def _first_path(record: Any) -> PurePath:
-    """The path of the first image; an empty path for a record without one, or with an image in memory."""
+    """Return the path of the first image; an empty path for a record without an image, or with an image in memory."""
     first = next(iter(images_of(record)), None)
     if isinstance(first, Mapping):  # as Hugging Face data sets keep an image
         first = first.get("path")
@@ -42,7 +42,7 @@ def _first_path(record: Any) -> PurePath:
 
 
 def _top_folder(path: PurePath, shared: PurePath) -> str:
-    """The first folder of a relative path, or of an absolute path below `shared`, which is itself the source if there is none."""
+    """Return the first folder of a relative path, or of an absolute path below `shared`; `shared` itself if there is none."""
     if path.is_absolute():
         return next(iter(path.parent.relative_to(shared).parts), shared.name) or NO_SOURCE
     return next(iter(path.parent.parts), NO_SOURCE)

@@ -31,7 +31,7 @@ class MofLmms(lmms):
         decoding: a decoding method, NAME[:OPTION=VALUE...]. There are no log-likelihoods then.
 
     Raises:
-        ValueError: for a folder without a model, or several processes.
+        ValueError: for a folder without a model, several processes, or a batch size that is no number.
     """
 
     is_simple = True  # lmms-eval's word for: takes an image and a text, not messages
@@ -49,6 +49,8 @@ class MofLmms(lmms):
         super().__init__()
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("mof runs in one process: start lmms-eval without accelerate or torchrun")
+        if not str(batch_size).isdigit():  # lmms-eval also has "auto", which tries sizes out on models of its own
+            raise ValueError(f"batch_size must be a number for mof, got {batch_size!r}: give the number of prompts in a batch, as in 8")
         self._loaded = LocalModel.load(pretrained, dtype=dtype, batch_size=int(batch_size), decoding=load_decoding(decoding))
         if device is not None:
             self._loaded.model.to(torch.device(device))
@@ -56,7 +58,7 @@ class MofLmms(lmms):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that can change an answer, but for its length, which each task sets."""
+        """Everything that can change an answer, except its length, which each task sets."""
         return {name: value for name, value in self._loaded.settings.items() if name != "max_new_tokens"}
 
     def _answerer(self, max_new_tokens: int) -> LocalModel:
@@ -71,7 +73,7 @@ class MofLmms(lmms):
         """Answer prompts that are made a batch at a time: their images would not all fit into memory."""
         answerer, size = self._answerer(max_new_tokens), self._loaded.batch_size
         answers: list[Answer] = []
-        for start in tracked(range(0, len(prompts), size), "batches", -(-len(prompts) // size)):
+        for start in tracked(range(0, len(prompts), size), "batches"):
             answers += answer_all(answerer, [make() for make in prompts[start : start + size]], self._cache)[0]
         return answers
 
