@@ -46,7 +46,7 @@ TESTS = (
 @pytest.mark.parametrize("test", TESTS)
 @pytest.mark.parametrize("config", CONFIGS)
 def test_peft(config: str, test: str, tmp_path: Path) -> None:
-    suite = load_suite("peft", "testing_common", {"diffusers": ("StableDiffusionPipeline",)})
+    suite = load_suite("peft", "testing_common", {"diffusers": {"StableDiffusionPipeline": object}})
     tokenizer = build_tokenizer()
     build_model(tokenizer, build_llm(tokenizer)).save_pretrained(tmp_path / "model")
 
