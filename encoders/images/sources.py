@@ -44,6 +44,7 @@ class ImageSources:
         limits: the largest member of a tar that is read.
 
     Attributes:
+        given: the sources, as absolute paths.
         total: the number of images, or None with tars, whose members are not known before.
 
     Raises:
@@ -53,6 +54,7 @@ class ImageSources:
     def __init__(self, images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], limits: ImageLimits | None = None) -> None:
         self._limits = limits
         given = [images] if isinstance(images, (str, os.PathLike)) else list(images)
+        self.given = [readable(path) for path in given]
         if not given:
             raise ValueError("no images: give a folder, a list (.txt), an image or a tar")
         paths = [path for pattern in given for path in _expand(os.fspath(pattern))]

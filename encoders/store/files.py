@@ -7,7 +7,7 @@
     <encoder>/features-00000.safetensors, ...  content keys, embeddings, tokens, scales: one row per content
 
 Every file is written whole under a temporary name and then renamed, and carries a digest and the store's identity. An image
-counts as encoded when its key is in a shard; the index, written before, may be ahead of the shards.
+counts as encoded when its key is in a shard; the shards may be ahead of the index, whose names follow when the run goes on.
 """
 
 from __future__ import annotations
@@ -172,6 +172,11 @@ class ImageIndex:
         if self._entries.get(name) != entry:
             self._entries[name] = entry
             self._new.append(entry)
+
+    @property
+    def uncommitted(self) -> int:
+        """The number of new entries that are not on disk yet."""
+        return len(self._new)
 
     def commit(self) -> None:
         """Write the new entries."""

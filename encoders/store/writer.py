@@ -1,38 +1,39 @@
-"""Images are encoded into a feature store: decoded once in threads, encoded in batches, written in shards."""
+"""Images are encoded into a feature store: the program reads them and makes items of the new ones, `ItemEncoder` encodes the items."""
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from encoders.base import Encoder
+from encoders.cluster import Cluster, GivenUp, Parts, grown, worked
 from encoders.images.loader import in_order
 from encoders.images.opening import ImageError, ImageLimits, read_file
-from encoders.images.reading import read_image
-from encoders.images.sources import Content, ImageSources, content_key, exists
+from encoders.images.sources import Content as Source
+from encoders.images.sources import ImageSources, content_key, exists
 from encoders.preprocessing import View
 from encoders.progress import Advance, progress_bar
 from encoders.runs import RunLock, remove_unfinished
-from encoders.store.files import TOKEN_FORMATS, ImageIndex, TokenFormat, file_state, read_view, write_failures, write_view
-from encoders.store.jobs import LANES, Job
-from encoders.store.manifest import complete, declare, run_of
+from encoders.store.files import TOKEN_FORMATS, ImageIndex, TokenFormat, file_state, next_number, read_view, write_failures, write_view
+from encoders.store.items import Content, EncodeItem, ItemEncoder
+from encoders.store.manifest import complete, declare, run_of, shards_of
+from encoders.store.shards import int8_errors, sound_keys
 from encoders.store.view import join_embeddings, prune_store
 
-# Shapes: B = images of a batch, S = side of an encoder's input.
-
-SHARD_BYTES, SHARD_IMAGES = 2**28, 65_536
-"""A shard is closed when it holds this many bytes or images."""
-SECONDS, SHARE = 5.0, 0.02
-"""It is also closed after this many seconds, or this share of the run's time so far. A kill costs no more than that."""
+LANES = 2
+"""Items that are encoded side by side: one computes while another waits, for a GPU or for cores. Each takes memory."""
+SHARD_BYTES, SHARD_IMAGES, READ_BYTES = 2**28, 65_536, 2**27
+"""An item ends when its shard holds this many bytes or images, or when the files of its images have this many bytes."""
+INDEXED = 1024
+"""Names that are not in the index on disk yet, at most, or a fraction of all: after a kill, their files are read again."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def encode_images(
     prune: bool = False,
     progress: bool = True,
     limits: ImageLimits | None = None,
+    cluster: Cluster | None = None,
 ) -> EncodeReport:
     """Write the features of images to a store, which `FeatureStore` reads. Called again, it goes on where it was stopped.
 
@@ -95,13 +97,15 @@ def encode_images(
         tokens: store patch tokens in this format, or not.
         view: the square image that all encoders see. By default each encoder sees its own, as its backend makes it.
         batch_size: images per forward pass.
-        device: where to encode; where the encoders are by default.
+        device: where to encode; where the encoders are by default, and with a cluster the GPU of each actor.
         dtype: the precision; the encoders' own by default. bfloat16 is several times faster on most machines.
         workers: threads that read and decode images.
         strict: raise an ImageError at the first image that cannot be read or encoded, instead of listing it in `failures.jsonl`.
         prune: afterwards, delete the features of images whose files are gone, of all encoders, and their names.
         progress: show a bar; without a terminal or a notebook, a line a minute.
         limits: the largest files and images that are read; by default those of the environment (`encoders.images.opening.ImageLimits`).
+        cluster: Ray's actors that encode (`encoders.cluster`), in place of this process. All of them see the folder `out`. This process
+            reads the images, which need not lie where the actors see them.
 
     Raises:
         ValueError: for sources without images, impossible options, another encoder under a name that is in the store, a file of
@@ -113,66 +117,105 @@ def encode_images(
     if batch_size < 1 or workers < 1:
         raise ValueError(f"batch_size and workers must be at least 1, got {batch_size} and {workers}")
     limits = limits or ImageLimits()
-    sources, store = ImageSources(images, limits), Path(out)
+    sources, store = ImageSources(images, limits), Path(out).absolute()
     store.mkdir(parents=True, exist_ok=True)
     with RunLock(store):
-        manifest = declare(store, encoders, view, embeddings=embeddings, tokens=tokens, dtype=dtype)
+        manifest = declare(store, encoders, view, embeddings=embeddings, tokens=tokens, dtype=dtype, sources=sources.given)
         remove_unfinished(store)
-        options: dict[str, Any] = {"batch_size": batch_size, "device": device, "dtype": dtype}
-        with ThreadPoolExecutor(LANES, "encode") as pool, progress_bar("images", sources.total, progress) as advance:
-            entries = manifest["encoders"]
-            jobs = [Job(name, encoder, entries[name], run_of(manifest, name), store, pool, **options) for name, encoder in encoders.items()]
-            run = _Run(store, manifest, jobs, view, strict, limits)
+        run = _Run(store, manifest, list(encoders), strict, limits)
+        options: dict[str, Any] = {
+            "batch_size": batch_size,
+            "device": device or ("auto" if cluster else None),
+            "dtype": dtype,
+            "workers": workers,
+        }
+        make = partial(ItemEncoder, dict(encoders), manifest, store, view, limits, **options)
+        with progress_bar("images", sources.total, progress) as advance, closing(run.items(sources, batch_size, workers)) as items:
             try:
-                run.encode(sources, workers, advance)
-            finally:
-                pool.shutdown(cancel_futures=True)
+                for _, parts in worked(make, items, cluster, LANES):
+                    run.take(parts, advance)
+            finally:  # also when an image's error or the user stops the run
+                run.commit()
         return run.finish(sources, prune)
 
 
-class _Loaded(NamedTuple):
-    """An image as a thread has prepared it."""
+class _Read(NamedTuple):
+    """An image as a thread has read it."""
 
     name: str
     key: str = ""
     stat: tuple[int, int] | None = None
     """Bytes and time of a file."""
-    size: tuple[int, int] | None = None
-    """Width and height; None when the image did not have to be decoded."""
-    pixels: dict[str, Tensor] | None = None
-    """The pixels by encoder, for the encoders that lack the image."""
+    data: bytes | None = None
+    """Its content, unless all that is wanted of it is known."""
     error: ImageError | None = None
 
 
+@dataclass
+class _Names:
+    """The images of an item, with those that are not sent along because all is known of them."""
+
+    images: list[_Read] = field(default_factory=list)
+    bytes: int = 0
+
+
 class _Run:
-    """One call of `encode_images`. `_load` runs in threads, all else in one."""
+    """One call of `encode_images`. `_read` runs in threads, all else in one."""
 
-    def __init__(
-        self, store: Path, manifest: dict[str, Any], jobs: list[Job], view: View | None, strict: bool, limits: ImageLimits
-    ) -> None:
-        self.store, self.manifest, self.jobs, self.view, self.strict, self.limits = store, manifest, jobs, view, strict, limits
-        self.index, self.unreadable = ImageIndex(store, manifest["store"]), dict[str, str]()  # name -> reason
-        self.refused = dict[str, str]()  # key -> reason, for images whose features are not finite
-        self.names, self.seen = dict[str, str](), set[str]()  # name -> key, and keys, of this run
-        self.encoded = self.duplicates = 0
-        self.start = self.committed = time.monotonic()
+    def __init__(self, store: Path, manifest: dict[str, Any], encoders: list[str], strict: bool, limits: ImageLimits) -> None:
+        self.store, self.manifest, self.encoders, self.strict, self.limits = store, manifest, encoders, strict, limits
+        self.index = ImageIndex(store, manifest["store"])
+        self.known: dict[str, set[str]] = {}  # encoder -> keys of the images that it has encoded, or is about to encode
+        self.numbers: dict[str, set[int]] = {}  # encoder -> numbers of its shards
+        for name in encoders:
+            folder = store / manifest["encoders"][name]["folder"]
+            folder.mkdir(exist_ok=True)
+            remove_unfinished(folder)
+            files = shards_of(store, manifest["encoders"][name])
+            self.known[name] = sound_keys(files, run_of(manifest, name))
+            self.numbers[name] = {next_number([file]) - 1 for file in files}
+        self.reasons = dict[str, str]()  # name or key -> why the image cannot be read or encoded
+        self.names, self.sent = dict[str, str](), set[str]()  # name -> key in this run; keys that were sent along with an item
+        self.encoded = self.done = 0
+        self.waiting = deque[_Names]()  # of the items on their way
 
-    def encode(self, sources: ImageSources, workers: int, advance: Advance) -> None:
-        """Encode every image. When an image's error or the user stops the run, the finished work is kept."""
-        ahead = 2 * workers + max(job.batch_size for job in self.jobs)
-        try:
-            with closing(in_order(self._load, sources, workers, ahead)) as stream:
-                for done, loaded in enumerate(stream, 1):
-                    self._take(loaded)
-                    failed = len(self.unreadable) + len(self.refused)
-                    advance(done, f"{failed} unreadable" if failed else "")
-            self._collect(wait=True)
-        finally:
-            self._commit()
+    def items(self, sources: ImageSources, batch_size: int, workers: int) -> Generator[EncodeItem]:
+        """Read all images, and yield items of those that an encoder lacks, in the order of the sources.
 
-    def _load(self, item: tuple[str, Content]) -> _Loaded:
-        """Read, hash and decode an image for the encoders that lack it. It is decoded once for all of them."""
-        name, content = item
+        Where an item begins and ends depends on the sources alone, not on what is known of them: a run that goes on after a kill makes
+        the same batches as if it had not been killed.
+        """
+        largest = min(SHARD_IMAGES, max(SHARD_BYTES // max(map(self._bytes_of, self.encoders)), 1))
+        position = number = 0
+        names, contents = _Names(), list[Content]()
+        with closing(in_order(self._read, sources, workers, 2 * workers + batch_size)) as stream:
+            for image in stream:
+                if image.name in self.names:
+                    continue  # sources that overlap
+                self.names[image.name] = image.key
+                names.images.append(image._replace(data=None))
+                names.bytes += image.stat[0] if image.stat else len(image.data or b"")
+                contents += self._wanted(image)
+                if len(names.images) >= grown(position, batch_size, largest) or names.bytes >= READ_BYTES:
+                    yield self._item(number, names, contents)
+                    position, number = position + len(names.images), number + 1
+                    names, contents = _Names(), []
+        if names.images:
+            yield self._item(number, names, contents)
+
+    def _item(self, number: int, names: _Names, contents: list[Content]) -> EncodeItem:
+        self.waiting.append(names)
+        return EncodeItem({name: number + (max(taken) + 1 if number in taken else 0) for name, taken in self.numbers.items()}, contents)
+
+    def _bytes_of(self, encoder: str) -> int:
+        """Return the bytes of an encoder's features of an image."""
+        entry = self.manifest["encoders"][encoder]
+        width = {None: 0, "int8": entry["width"] + 4}.get(entry["tokens"], 2 * entry["width"])
+        return entry["grid"][0] * entry["grid"][1] * width + 4 * (entry["embed_dim"] or 0) * entry["embeddings"] + 16
+
+    def _read(self, source: tuple[str, Source]) -> _Read:
+        """Read and hash an image, unless all is known of it."""
+        name, content = source
         try:
             if isinstance(content, ImageError):
                 raise content
@@ -180,93 +223,97 @@ class _Run:
             if isinstance(content, Path):
                 stat = file_state(_stat(content))
                 key = self.index.key_of(name, *stat)
-            data = b"" if key is not None and not self._lacking(key) else _bytes(content, self.limits)
-            key = key or content_key(data)
-            jobs = self._lacking(key)
-            if not jobs and self.index.knows(key):
-                return _Loaded(name, key, stat)
-            image = read_image(data or _bytes(content, self.limits), name, self.limits)
-            if self.view is None:
-                pixels = {job.name: job.encoder.pixels(image) for job in jobs}  # [3, S, S] each
-            else:
-                pixels = dict.fromkeys((job.name for job in jobs), self.view.pixels(image))
-            return _Loaded(name, key, stat, image.size, pixels)
+                if key is not None and not self._lacking(key):
+                    return _Read(name, key, stat)
+                content = read_file(content, self.limits)
+            return _Read(name, key or content_key(content), stat, content)
         except ImageError as error:
-            return _Loaded(name, error=error)
-        except Exception as error:  # of any library: an image of an odd shape costs this image alone
-            return _Loaded(name, error=ImageError(f"{name}: cannot be prepared ({type(error).__name__}: {error})"))
+            return _Read(name, error=error)
 
-    def _take(self, loaded: _Loaded) -> None:
-        """Take images in the order of the sources, whichever thread was first. So a stopped run goes on as if it had never stopped."""
-        if loaded.name in self.names:
-            return  # sources that overlap
-        self.names[loaded.name] = loaded.key
-        if loaded.error is not None:
-            if self.strict:
-                raise loaded.error
-            self.unreadable[loaded.name] = str(loaded.error)
-            return
-        self.index.add(loaded.name, loaded.key, loaded.stat, loaded.size)
-        self.duplicates += loaded.key in self.seen
-        self.seen.add(loaded.key)
-        jobs = self._lacking(loaded.key)  # fewer if a twin has come since it was loaded
-        self.encoded += bool(jobs)
-        for job in jobs:
-            job.take(loaded.key, (loaded.pixels or {})[job.name])
-        self._collect()
+    def _wanted(self, image: _Read) -> list[Content]:
+        """Return the image's content if an encoder lacks it or nobody knows its size."""
+        if image.error is not None:
+            self.reasons[image.name] = str(image.error)
+            return []
+        lacking = self._lacking(image.key)
+        if image.data is None or image.key in self.sent or not (lacking or not self.index.knows(image.key)):
+            return []
+        self.sent.add(image.key)
+        for encoder in lacking:
+            self.known[encoder].add(image.key)
+        return [Content(image.key, image.name, image.data, lacking)]
 
-    def _lacking(self, key: str) -> list[Job]:
-        return [job for job in self.jobs if key not in job.writer.claimed]
+    def _lacking(self, key: str) -> tuple[str, ...]:
+        return tuple(encoder for encoder in self.encoders if key not in self.known[encoder])
 
-    def _collect(self, wait: bool = False) -> None:
-        for job in self.jobs:
-            for refused in job.collect(wait):
-                self.refused |= refused
-                if self.strict and refused:
-                    raise ImageError(next(iter(self._failures().values())))
-                if self._due():
-                    self._commit()
+    def take(self, parts: Parts, advance: Advance) -> None:
+        """Enter what has become of the next item's images. Items come in the order of the sources.
 
-    def _due(self) -> bool:
-        writers, now = [job.writer for job in self.jobs], time.monotonic()
-        full = any(writer.pending >= SHARD_BYTES or len(writer) >= SHARD_IMAGES for writer in writers)
-        return full or now - self.committed > max(SECONDS, SHARE * (now - self.start))
+        Raises:
+            ImageError: for the first image that failed, with `strict`.
+        """
+        sizes: dict[str, tuple[int, int]] = {}
+        for part, outcome in parts:
+            if isinstance(outcome, GivenUp):
+                failed = {content.key: outcome.reason for content in part.contents}
+            else:
+                sizes |= outcome.sizes
+                failed = outcome.unreadable | outcome.refused
+            self.encoded += sum(bool(content.lacking) and content.key not in failed for content in part.contents)
+            for key, reason in failed.items():
+                self.reasons[key] = reason
+                for keys in self.known.values():
+                    keys.discard(key)
+        names = self.waiting.popleft().images
+        for image in names:
+            if self.strict and (failure := self._reason(image.name)):
+                raise ImageError(failure)
+            if image.key and image.key not in self.reasons:
+                self.index.add(image.name, image.key, image.stat, sizes.get(image.key))
+        self.done += len(names)
+        advance(self.done, f"{len(self.reasons)} unreadable" if self.reasons else "")
+        if self.index.uncommitted >= grown(self.done, INDEXED, self.done):
+            self.commit()
 
-    def _commit(self) -> None:
-        """The index first: a shard's keys must have names."""
+    def commit(self) -> None:
+        """Write the index and the list of failures so far."""
         self.index.commit()
-        for job in self.jobs:
-            job.writer.commit()
         write_failures(self.store, self._failures())
-        self.committed = time.monotonic()
+
+    def _reason(self, name: str) -> str | None:
+        """Return why a name of this run failed, None if it did not."""
+        reason = self.reasons.get(self.names[name])
+        return self.reasons.get(name) if reason is None else f"{name}: {reason}"
 
     def _failures(self) -> dict[str, str]:
-        """Return the names of this run that failed, with the reasons."""
-        names = self.names.items() if self.refused else ()
-        return self.unreadable | {name: f"{name}: {self.refused[key]}" for name, key in names if key in self.refused}
+        """Return the names of this run that failed, with the reasons, in the order of the sources."""
+        return {name: reason for name in self.names if (reason := self._reason(name))} if self.reasons else {}
 
     def finish(self, sources: ImageSources, prune: bool) -> EncodeReport:
-        names = self._view(sources)
+        failures = self._failures()
+        good = [key for name, key in self.names.items() if name not in failures]
+        names = self._view(sources, failures)
         keys = self.index.keys(names)
         if prune:
             prune_store(self.store, self.manifest, names, keys)
             self.manifest["shards"].clear()  # those of other encoders have changed, too
         write_view(self.store, sorted(names), self.manifest["store"])
-        errors = {job.name: job.writer.errors().summary() for job in self.jobs if job.tokens == "int8"}
+        entries = {name: self.manifest["encoders"][name] for name in self.encoders}
+        errors = {name: int8_errors(shards_of(self.store, entry)) for name, entry in entries.items() if entry["tokens"] == "int8"}
         complete(self.store, self.manifest, errors)
-        if self.seen - self.refused.keys():
-            join_embeddings(self.store, self.manifest, [job.name for job in self.jobs])
+        if good:
+            join_embeddings(self.store, self.manifest, self.encoders)
         size = sum(file.stat().st_size for file in self.store.rglob("*") if file.is_file())
-        gone = 0 if prune else len(set().union(*(job.writer.claimed for job in self.jobs)) - keys - self.refused.keys())
-        images, encoded = len(self.seen - self.refused.keys()), self.encoded - len(self.refused)
-        return EncodeReport(images, encoded, self.duplicates, len(self._failures()), size, errors, gone)
+        gone = 0 if prune else len(set().union(*self.known.values()) - keys)
+        images = len(set(good))
+        return EncodeReport(images, self.encoded, len(good) - images, len(failures), size, errors, gone)
 
-    def _view(self, sources: ImageSources) -> set[str]:
+    def _view(self, sources: ImageSources, failures: Mapping[str, str]) -> set[str]:
         """Return the names of this run's images that could be read, and of earlier images from other sources that still exist."""
         before = read_view(self.store, self.manifest["store"])
         elsewhere = (self.index.names() if before is None else before & self.index.names()) - self.names.keys()
         elsewhere -= set(sources.among(elsewhere))  # not seen, though the run went by
-        return self.names.keys() - self._failures().keys() | {name for name in elsewhere if exists(name)}
+        return self.names.keys() - failures.keys() | {name for name in elsewhere if exists(name)}
 
 
 def _stat(path: Path) -> os.stat_result:
@@ -274,7 +321,3 @@ def _stat(path: Path) -> os.stat_result:
         return path.stat()
     except OSError as error:
         raise ImageError(f"{path}: cannot be opened ({error.strerror})") from error
-
-
-def _bytes(content: Path | bytes, limits: ImageLimits) -> bytes:
-    return read_file(content, limits) if isinstance(content, Path) else content

@@ -401,10 +401,8 @@ def test_killed_and_resumed_is_as_never_killed(tmp_path: Path) -> None:
     assert (again.encoded, again.images, again.duplicates, again.unreadable) == (0, 108, 10, 2)
 
 
-def test_store_that_is_being_written_can_be_read(photos: Path, encoders: dict, tmp_path: Path, monkeypatch, caplog) -> None:
+def test_store_that_is_being_written_can_be_read(photos: Path, encoders: dict, tmp_path: Path, caplog) -> None:
     """Stopped between the shard of one encoder and that of the other: only what both have is a row."""
-    monkeypatch.setattr(store_writer, "SECONDS", 0)
-    monkeypatch.setattr(store_writer, "SHARE", 0)
     encode_images(photos, encoders, tmp_path / "store", tokens="float16", batch_size=2)
     folders = {name: tmp_path / "store" / entry["folder"] for name, entry in FeatureStore(tmp_path / "store").manifest.items()}
     for name, kept in (("a", 4), ("b", 1)):
