@@ -8,10 +8,11 @@ items are files, or lie in files that the caller writes, so that a run that is k
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -112,7 +113,7 @@ class Cluster:
 
 def worked(
     make: Callable[[], Work[Given, Result]], items: Iterable[Given], cluster: Cluster | None = None, lanes: int = 1
-) -> Iterator[tuple[Given, Parts]]:
+) -> Generator[tuple[Given, Parts]]:
     """Do the work on all items. Yield each item with its results, in the order of the items.
 
     Args:
@@ -141,10 +142,17 @@ def grown(position: int, least: int, most: int) -> int:
     return max(least, min(most, position // PARTS) // least * least)
 
 
+def file_number(item: int, part: int = 1) -> int:
+    """Return the number of the file of an item. Parts (the halves of part n are 2n and 2n + 1) have numbers that no item has."""
+    return item if part == 1 else 10**9 + 2**16 * item + part
+
+
 class _Actor:
     """Runs in a process of its own."""
 
-    def __init__(self, make: Callable[[], Work[Any, Any]]) -> None:
+    def __init__(self, make: Callable[[], Work[Any, Any]], folder: str) -> None:
+        with suppress(OSError):  # a machine that does not see the folder from which relative paths start may do without
+            os.chdir(folder)
         self._error: Exception | None = None
         try:
             self._work = make()
@@ -183,7 +191,7 @@ class _Actors:
         self._ray, self._lanes = ray, lanes
         self._most, needs = cluster.sized(ray)
         self._least = min(cluster.least, self._most)
-        self._new = partial(ray.remote(max_concurrency=lanes, **needs)(_Actor).remote, ray.put(make))
+        self._new = partial(ray.remote(max_concurrency=lanes, **needs)(_Actor).remote, ray.put(make), os.getcwd())
         self._needs = ", ".join(f"{name}={number:g}" for name, number in needs.items())
         self._starting: dict[Any, Any] = {}  # reference -> actor
         self._running: dict[Any, tuple[Any, _Task]] = {}  # reference -> actor and its task
@@ -198,7 +206,7 @@ class _Actors:
                 self._take_on()
                 for actor in self._free():
                     task = self._again.popleft() if self._again else None
-                    if task is None and more and len(order) < 4 * self._lanes * self._most:  # results wait for those before them
+                    if task is None and more and len(order) < 2 * self._lanes * self._most:  # results wait for those before them
                         item = next(source, None)
                         more = item is not None
                         task = _Task(item) if more else None

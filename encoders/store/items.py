@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from encoders.base import Encoder
+from encoders.cluster import file_number
 from encoders.images.loader import in_order
 from encoders.images.opening import ImageError, ImageLimits
 from encoders.images.reading import read_image
@@ -24,9 +25,6 @@ from encoders.store.manifest import run_of
 from encoders.store.shards import write_shard
 
 # Shapes: B = images of a batch, S = side of an encoder's input, E = width of an embedding, T = patch tokens, D = their width.
-
-DIVIDED = 10**9
-"""Numbers of shards from here on belong to parts of an item that was divided."""
 
 
 class Content(NamedTuple):
@@ -59,7 +57,7 @@ class EncodeItem:
 
     def number(self, encoder: str) -> int:
         """Return the number of the encoder's shard."""
-        return self.numbers[encoder] if self.part == 1 else DIVIDED + 2**16 * self.numbers[encoder] + self.part
+        return file_number(self.numbers[encoder], self.part)
 
 
 class Outcome(NamedTuple):

@@ -130,9 +130,13 @@ def encode_images(
             "workers": workers,
         }
         make = partial(ItemEncoder, dict(encoders), manifest, store, view, limits, **options)
-        with progress_bar("images", sources.total, progress) as advance, closing(run.items(sources, batch_size, workers)) as items:
+        with (
+            progress_bar("images", sources.total, progress) as advance,
+            closing(run.items(sources, batch_size, workers)) as items,
+            closing(worked(make, items, cluster, LANES)) as work,
+        ):
             try:
-                for _, parts in worked(make, items, cluster, LANES):
+                for _, parts in work:
                     run.take(parts, advance)
             finally:  # also when an image's error or the user stops the run
                 run.commit()

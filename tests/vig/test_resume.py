@@ -17,11 +17,6 @@ import vig.scoring.passes
 from vig import load_scores, score
 
 
-@pytest.fixture(autouse=True)
-def small_shards(monkeypatch) -> None:
-    monkeypatch.setattr(vig.scoring.passes, "SHARD_RECORDS", 2)
-
-
 def test_saved_scores_load_as_they_were(llava, records, image_folder, text_only, tmp_path) -> None:
     records[3]["image"] = "missing.png"
     scores = score(*llava, [*records, text_only], tmp_path / "scores", image_folder=image_folder)
@@ -265,7 +260,6 @@ torch.set_num_threads(1)
 import vig.scoring.passes
 from support.tiny_llava import build_llava, build_records
 images, output = sys.argv[1:]
-vig.scoring.passes.SHARD_RECORDS = 2
 original = vig.scoring.passes.TwoPasses._batch
 def slow(*args):
     time.sleep(0.1)

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from encoders.digests import DamagedError, damaged, file_digest
 from encoders.runs import LOCKS, RunFile, RunLock, remove_unfinished, run_digest, write_text
-from encoders.tables import ForeignError, read_table, run_of, write_table
+from encoders.tables import ForeignError, read_table, run_of
 from vig.processes import Processes
 
 MANIFEST, REJECTED, TEXT_ONLY = "manifest.json", "rejected.jsonl", "text_only.jsonl"
@@ -60,9 +60,10 @@ class ScoreFolder:
         except BaseException:
             self._lock.release()
             raise
-        self._prefix = f"shard-{self._rank:04d}-"
-        numbers = [int(path.stem.removeprefix(self._prefix)) for path in self.path.glob(f"{self._prefix}*.parquet")]
-        self._next_number = 1 + max(numbers, default=-1)
+        prefix = f"shard-{self._rank:04d}-"
+        self._numbers = {int(path.stem.removeprefix(prefix)) for path in self.path.glob(f"{prefix}*.parquet")}
+        self.shard = (str(self.path.absolute()).replace("{", "{{").replace("}", "}}") + f"/{prefix}{{:05d}}.parquet", self._run)
+        """The path of the shard with a number, to be formatted, and the run that it names."""
 
     def __enter__(self) -> ScoreFolder:
         return self
@@ -108,16 +109,15 @@ class ScoreFolder:
         table = self.read(["id", "digest"])
         return dict(zip(table["id"].to_pylist(), table["digest"].to_pylist(), strict=True))
 
-    def append(self, rows: pa.Table) -> None:
-        """Save the rows as another shard. No rows make no shard."""
-        if not len(rows):
-            return
+    def number(self, item: int) -> int:
+        """Return the number of an item's shard: the item's own, unless an earlier run wrote a shard of this number."""
+        return item + (max(self._numbers) + 1 if item in self._numbers else 0)
+
+    def begin(self) -> None:
+        """Note that there will be more shards."""
         if self._complete:  # more records than last time
             self._write_manifest(complete=False)
             self._complete = False
-        shard = self.path / f"{self._prefix}{self._next_number:05d}.parquet"
-        write_table(shard, rows, self._run)
-        self._next_number += 1
 
     def finish(
         self, text_only: Iterable[str], failures: Mapping[str, str], about: Mapping[str, str], calibration: Mapping[str, Any] | None = None
