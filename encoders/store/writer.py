@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from encoders.base import Encoder
 from encoders.cluster import Cluster, GivenUp, Parts, grown, worked
-from encoders.images.loader import in_order
-from encoders.images.opening import ImageError, ImageLimits, read_file
-from encoders.images.sources import Content as Source
-from encoders.images.sources import ImageSources, content_key, exists
+from encoders.images.opening import ImageError, ImageLimits
+from encoders.images.sources import ImageSources, exists
 from encoders.preprocessing import View
 from encoders.progress import Advance, progress_bar
 from encoders.runs import RunLock, remove_unfinished
-from encoders.store.files import TOKEN_FORMATS, ImageIndex, TokenFormat, file_state, next_number, read_view, write_failures, write_view
-from encoders.store.items import Content, EncodeItem, ItemEncoder
-from encoders.store.manifest import complete, declare, run_of, shards_of
-from encoders.store.shards import int8_errors, sound_keys
+from encoders.store.files import TOKEN_FORMATS, ImageIndex, TokenFormat, read_view, write_failures, write_view
+from encoders.store.items import ItemEncoder
+from encoders.store.manifest import complete, declare, shards_of
+from encoders.store.new_images import NewImages
+from encoders.store.shards import int8_errors
 from encoders.store.view import join_embeddings, prune_store
 
 LANES = 2
 """Items that are encoded side by side: one computes while another waits, for a GPU or for cores. Each takes memory."""
-SHARD_BYTES, SHARD_IMAGES, READ_BYTES = 2**28, 65_536, 2**27
-"""An item ends when its shard holds this many bytes or images, or when the files of its images have this many bytes."""
 INDEXED = 1024
 """Names that are not in the index on disk yet, at most, or a fraction of all: after a kill, their files are read again."""
 
@@ -132,7 +127,7 @@ def encode_images(
         make = partial(ItemEncoder, dict(encoders), manifest, store, view, limits, **options)
         with (
             progress_bar("images", sources.total, progress) as advance,
-            closing(run.items(sources, batch_size, workers)) as items,
+            closing(run.images.items(sources, batch_size, workers)) as items,
             closing(worked(make, items, cluster, LANES)) as work,
         ):
             try:
@@ -143,112 +138,14 @@ def encode_images(
         return run.finish(sources, prune)
 
 
-class _Read(NamedTuple):
-    """An image as a thread has read it."""
-
-    name: str
-    key: str = ""
-    stat: tuple[int, int] | None = None
-    """Bytes and time of a file."""
-    data: bytes | None = None
-    """Its content, unless all that is wanted of it is known."""
-    error: ImageError | None = None
-
-
-@dataclass
-class _Names:
-    """The images of an item, with those that are not sent along because all is known of them."""
-
-    images: list[_Read] = field(default_factory=list)
-    bytes: int = 0
-
-
 class _Run:
-    """One call of `encode_images`. `_read` runs in threads, all else in one."""
+    """One call of `encode_images`."""
 
     def __init__(self, store: Path, manifest: dict[str, Any], encoders: list[str], strict: bool, limits: ImageLimits) -> None:
-        self.store, self.manifest, self.encoders, self.strict, self.limits = store, manifest, encoders, strict, limits
+        self.store, self.manifest, self.encoders, self.strict = store, manifest, encoders, strict
         self.index = ImageIndex(store, manifest["store"])
-        self.known: dict[str, set[str]] = {}  # encoder -> keys of the images that it has encoded, or is about to encode
-        self.numbers: dict[str, set[int]] = {}  # encoder -> numbers of its shards
-        for name in encoders:
-            folder = store / manifest["encoders"][name]["folder"]
-            folder.mkdir(exist_ok=True)
-            remove_unfinished(folder)
-            files = shards_of(store, manifest["encoders"][name])
-            self.known[name] = sound_keys(files, run_of(manifest, name))
-            self.numbers[name] = {next_number([file]) - 1 for file in files}
-        self.reasons = dict[str, str]()  # name or key -> why the image cannot be read or encoded
-        self.names, self.sent = dict[str, str](), set[str]()  # name -> key in this run; keys that were sent along with an item
-        self.encoded = self.done = 0
-        self.waiting = deque[_Names]()  # of the items on their way
-
-    def items(self, sources: ImageSources, batch_size: int, workers: int) -> Generator[EncodeItem]:
-        """Read all images, and yield items of those that an encoder lacks, in the order of the sources.
-
-        Where an item begins and ends depends on the sources alone, not on what is known of them: a run that goes on after a kill makes
-        the same batches as if it had not been killed.
-        """
-        largest = min(SHARD_IMAGES, max(SHARD_BYTES // max(map(self._bytes_of, self.encoders)), 1))
-        position = number = 0
-        names, contents = _Names(), list[Content]()
-        with closing(in_order(self._read, sources, workers, 2 * workers + batch_size)) as stream:
-            for image in stream:
-                if image.name in self.names:
-                    continue  # sources that overlap
-                self.names[image.name] = image.key
-                names.images.append(image._replace(data=None))
-                names.bytes += image.stat[0] if image.stat else len(image.data or b"")
-                contents += self._wanted(image)
-                if len(names.images) >= grown(position, batch_size, largest) or names.bytes >= READ_BYTES:
-                    yield self._item(number, names, contents)
-                    position, number = position + len(names.images), number + 1
-                    names, contents = _Names(), []
-        if names.images:
-            yield self._item(number, names, contents)
-
-    def _item(self, number: int, names: _Names, contents: list[Content]) -> EncodeItem:
-        self.waiting.append(names)
-        return EncodeItem({name: number + (max(taken) + 1 if number in taken else 0) for name, taken in self.numbers.items()}, contents)
-
-    def _bytes_of(self, encoder: str) -> int:
-        """Return the bytes of an encoder's features of an image."""
-        entry = self.manifest["encoders"][encoder]
-        width = {None: 0, "int8": entry["width"] + 4}.get(entry["tokens"], 2 * entry["width"])
-        return entry["grid"][0] * entry["grid"][1] * width + 4 * (entry["embed_dim"] or 0) * entry["embeddings"] + 16
-
-    def _read(self, source: tuple[str, Source]) -> _Read:
-        """Read and hash an image, unless all is known of it."""
-        name, content = source
-        try:
-            if isinstance(content, ImageError):
-                raise content
-            stat, key = None, None
-            if isinstance(content, Path):
-                stat = file_state(_stat(content))
-                key = self.index.key_of(name, *stat)
-                if key is not None and not self._lacking(key):
-                    return _Read(name, key, stat)
-                content = read_file(content, self.limits)
-            return _Read(name, key or content_key(content), stat, content)
-        except ImageError as error:
-            return _Read(name, error=error)
-
-    def _wanted(self, image: _Read) -> list[Content]:
-        """Return the image's content if an encoder lacks it or nobody knows its size."""
-        if image.error is not None:
-            self.reasons[image.name] = str(image.error)
-            return []
-        lacking = self._lacking(image.key)
-        if image.data is None or image.key in self.sent or not (lacking or not self.index.knows(image.key)):
-            return []
-        self.sent.add(image.key)
-        for encoder in lacking:
-            self.known[encoder].add(image.key)
-        return [Content(image.key, image.name, image.data, lacking)]
-
-    def _lacking(self, key: str) -> tuple[str, ...]:
-        return tuple(encoder for encoder in self.encoders if key not in self.known[encoder])
+        self.images = NewImages(store, manifest, encoders, self.index, limits)
+        self.encoded = self.done = self.failed = 0
 
     def take(self, parts: Parts, advance: Advance) -> None:
         """Enter what has become of the next item's images. Items come in the order of the sources.
@@ -264,38 +161,30 @@ class _Run:
                 sizes |= outcome.sizes
                 failed = outcome.unreadable | outcome.refused
             self.encoded += sum(bool(content.lacking) and content.key not in failed for content in part.contents)
+            self.failed += len(failed)
             for key, reason in failed.items():
-                self.reasons[key] = reason
-                for keys in self.known.values():
-                    keys.discard(key)
-        names = self.waiting.popleft().images
-        for image in names:
-            if self.strict and (failure := self._reason(image.name)):
+                self.images.fail(key, reason)
+        images = self.images.waiting.popleft()
+        for image in images:
+            failure = self.images.reason(image.name)
+            self.failed += image.error is not None
+            if failure and self.strict:
                 raise ImageError(failure)
-            if image.key and image.key not in self.reasons:
+            if not failure:
                 self.index.add(image.name, image.key, image.stat, sizes.get(image.key))
-        self.done += len(names)
-        advance(self.done, f"{len(self.reasons)} unreadable" if self.reasons else "")
+        self.done += len(images)
+        advance(self.done, f"{self.failed} unreadable" if self.failed else "")
         if self.index.uncommitted >= grown(self.done, INDEXED, self.done):
             self.commit()
 
     def commit(self) -> None:
         """Write the index and the list of failures so far."""
         self.index.commit()
-        write_failures(self.store, self._failures())
-
-    def _reason(self, name: str) -> str | None:
-        """Return why a name of this run failed, None if it did not."""
-        reason = self.reasons.get(self.names[name])
-        return self.reasons.get(name) if reason is None else f"{name}: {reason}"
-
-    def _failures(self) -> dict[str, str]:
-        """Return the names of this run that failed, with the reasons, in the order of the sources."""
-        return {name: reason for name in self.names if (reason := self._reason(name))} if self.reasons else {}
+        write_failures(self.store, self.images.failures())
 
     def finish(self, sources: ImageSources, prune: bool) -> EncodeReport:
-        failures = self._failures()
-        good = [key for name, key in self.names.items() if name not in failures]
+        failures = self.images.failures()
+        good = [key for name, key in self.images.names.items() if name not in failures]
         names = self._view(sources, failures)
         keys = self.index.keys(names)
         if prune:
@@ -308,20 +197,13 @@ class _Run:
         if good:
             join_embeddings(self.store, self.manifest, self.encoders)
         size = sum(file.stat().st_size for file in self.store.rglob("*") if file.is_file())
-        gone = 0 if prune else len(set().union(*self.known.values()) - keys)
+        gone = 0 if prune else len(set().union(*self.images.known.values()) - keys)
         images = len(set(good))
         return EncodeReport(images, self.encoded, len(good) - images, len(failures), size, errors, gone)
 
     def _view(self, sources: ImageSources, failures: Mapping[str, str]) -> set[str]:
         """Return the names of this run's images that could be read, and of earlier images from other sources that still exist."""
         before = read_view(self.store, self.manifest["store"])
-        elsewhere = (self.index.names() if before is None else before & self.index.names()) - self.names.keys()
+        elsewhere = (self.index.names() if before is None else before & self.index.names()) - self.images.names.keys()
         elsewhere -= set(sources.among(elsewhere))  # not seen, though the run went by
-        return self.names.keys() - failures.keys() | {name for name in elsewhere if exists(name)}
-
-
-def _stat(path: Path) -> os.stat_result:
-    try:
-        return path.stat()
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be opened ({error.strerror})") from error
+        return self.images.names.keys() - failures.keys() | {name for name in elsewhere if exists(name)}
