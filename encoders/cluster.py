@@ -235,7 +235,7 @@ class _Actors:
         self._begun = self._begun or len(self._actors) >= self._least
         for load in range(self._lanes if self._begun else 0):
             for actor in self._actors.copy():
-                if sum(its is actor for its, _ in self._running.values()) == load:
+                if sum(busy is actor for busy, _ in self._running.values()) == load:
                     yield actor
 
     def _wait(self) -> None:

@@ -58,9 +58,9 @@ def test_records_scored_in_any_batch(records: list[dict[str, Any]], tmp_path: Pa
     bound = EXACT if dtype == torch.float32 else BFLOAT16["nats"]
     for size in SIZES:
         many = score(*llava(dtype), records[::-1], batch_size=size, batch_tokens=300, **options)
-        for one in alone:
+        for expected in alone:
             for name in ("token_vig", "token_loss", "null_token_loss", "token_entropy"):
-                np.testing.assert_allclose(getattr(many[one.id], name), getattr(one, name), atol=bound, rtol=0)
+                np.testing.assert_allclose(getattr(many[expected.id], name), getattr(expected, name), atol=bound, rtol=0)
 
 
 @pytest.mark.parametrize("decoding", [None, "vcd", "pai"])
@@ -78,7 +78,7 @@ def test_prompts_answered_in_any_batch(records: list[dict[str, Any]], tmp_path: 
     alone = answers(1)
     assert len({answer.text for answer in alone}) > 1, alone[0].error
     for size in SIZES:
-        for one, other in zip(alone, answers(size), strict=True):
-            assert (one.text, one.error, one.output_tokens) == (other.text, None, other.output_tokens)
+        for expected, answer in zip(alone, answers(size), strict=True):
+            assert (answer.text, answer.error, answer.output_tokens) == (expected.text, None, expected.output_tokens)
             if decoding is None:
-                np.testing.assert_allclose(other.log_likelihoods, one.log_likelihoods, atol=EXACT, rtol=1e-6)
+                np.testing.assert_allclose(answer.log_likelihoods, expected.log_likelihoods, atol=EXACT, rtol=1e-6)

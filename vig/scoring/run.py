@@ -137,8 +137,8 @@ def score(
 
         def items() -> Iterator[ScoreItem]:
             nonlocal known
-            for number, some in enumerate(_cut(own, batch_size)):
-                if todo := [raw for raw in some if id_of(raw) not in done]:
+            for number, share in enumerate(_cut(own, batch_size)):
+                if todo := [raw for raw in share if id_of(raw) not in done]:
                     if folder is not None:
                         folder.begin()
                     yield ScoreItem(todo, None if folder is None else folder.number(number))
@@ -146,7 +146,7 @@ def score(
                 known = {"digest": sample.digest} if calibrate else {}
             if known.keys() == {"digest"}:
                 mine = with_swapped_images(sample.records, image_folder)[processes.rank :: processes.count]
-                yield from (ScoreItem(some, None, swapped=True) for some in _cut(mine, batch_size))
+                yield from (ScoreItem(share, None, swapped=True) for share in _cut(mine, batch_size))
 
         result, swapped, seen = Total(), Total(), 0
         with (
@@ -214,9 +214,9 @@ def _own_share(
 def _cut(records: Iterable[Row], batch_size: int) -> Iterator[list[Row]]:
     """Cut records into items. An item depends on all records, done or not: a run that goes on after a kill makes the same batches."""
     position, rest = 0, iter(records)
-    while some := list(islice(rest, grown(position, batch_size, WINDOW_BATCHES * batch_size))):
-        yield some
-        position += len(some)
+    while share := list(islice(rest, grown(position, batch_size, WINDOW_BATCHES * batch_size))):
+        yield share
+        position += len(share)
 
 
 def _donors(records: Iterable[RawRecord], image_folder: str | os.PathLike[str] | None) -> list[ImageSource]:
