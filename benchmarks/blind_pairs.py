@@ -1,11 +1,11 @@
-"""Time and memory of `blind_pairs` against faiss' range search + filter, and against numpy's full matrices, for the same pairs.
+"""Compare time and memory of `blind_pairs` with faiss' range search and a filter, and with numpy's full matrices, for the same pairs.
 
     python benchmarks/blind_pairs.py                       # N = 20,000 and 60,000
     python benchmarks/blind_pairs.py --counts 20000
 
-faiss needs `pip install faiss-cpu`. Every method runs in a process of its own with the same embeddings,
-so that its peak memory is its own; times are the least of --repeats, taken in turn. Read the ratios: absolute times mean little on
-shared cores. Without faiss, the comparison with it is left out.
+faiss needs `pip install faiss-cpu`; without it, this comparison is left out. Every method runs in a separate process with the same
+embeddings, so that its peak memory can be read. The methods take turns, and the shortest time of --repeats counts. Compare the ratios,
+because absolute times mean little on shared cores.
 """
 
 import argparse
@@ -23,9 +23,12 @@ ABOVE, BELOW = 0.95, 0.6
 
 
 def embeddings(count: int, spectrum: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return unit rows of width 768 and 1024 with thousands of blind pairs. Variances fall along a common direction, or are flat."""
+    """Return unit rows of width 768 and 1024 with thousands of blind pairs.
+
+    With the spectrum "flat", all channels have the same variance. With another spectrum, the variance falls from channel to channel.
+    """
     rng = np.random.default_rng(0)
-    centres = rng.integers(count // 4, size=count)  # about four pictures of a thing
+    centres = rng.integers(count // 4, size=count)  # about four images of a thing
     pair = []
     for width, spread, offset in ((768, 0.18, 0.9), (1024, 1.2, 0.0)):
         scale = np.ones(width) if spectrum == "flat" else (1 + np.arange(width)) ** -0.5
@@ -62,16 +65,16 @@ METHODS = {"blind_pairs": ours, "faiss range_search": faiss_range_search, "numpy
 
 
 def measure(method: str, count: int, spectrum: str) -> dict[str, float]:
-    """Run a method in this process; return seconds, the number of pairs, and peak memory beyond the embeddings in GB."""
+    """Run a method in this process. Return seconds, the number of pairs, and the peak memory beyond the embeddings in GB."""
     warnings.simplefilter("ignore")
     clip, dino = embeddings(count, spectrum)
-    METHODS[method](clip[:5000], dino[:5000])  # imports, thread pools
+    METHODS[method](clip[:5000], dino[:5000])  # a first run for imports and thread pools
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
-    found = METHODS[method](clip, dino)
+    pairs = METHODS[method](clip, dino)
     return {
         "seconds": time.perf_counter() - start,
-        "pairs": found,
+        "pairs": pairs,
         "gigabytes": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20,
     }
 
@@ -80,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--counts", type=int, nargs="+", default=[20_000, 60_000])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # a measurement in a process of its own
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)  # a measurement in a separate process
     arguments = parser.parse_args()
     if arguments.one:
         method, count, spectrum = arguments.one

@@ -1,23 +1,23 @@
-"""Time per token and memory of each decoding method against plain greedy decoding.
+"""Compare time per token and memory of each decoding method with plain greedy decoding.
 
-    python benchmarks/decoding.py                          # on the GPU where there is one
+    python benchmarks/decoding.py                          # on the GPU if there is a GPU
     python benchmarks/decoding.py --batch-size 4 --tokens 64
 
-A LLaVA with a Llama of 8 layers, 512 wide, and a thin vision tower: 576 image tokens and 40 tokens of text per prompt. The times
-are the shortest of --repeats, taken in turn in one process: seconds to the first token (the prompt), and milliseconds for each
-further token. Peak memory beyond the model is measured in a process for each method (Linux; on a GPU, the device's memory). Read the
-ratios: absolute times mean little on shared cores.
+The model is a LLaVA with a Llama of 8 layers and width 512, and a small vision tower. A prompt has 576 image tokens and 40 tokens of
+text. The methods take turns, and the shortest time of --repeats counts: seconds to the first token (the prompt), and milliseconds of the
+median further token. Peak memory is the memory beyond the model (Linux; on a GPU, the device's memory). Compare the ratios, because
+absolute times mean little on shared cores.
 """
 
 import argparse
-import os
-import subprocess
-import sys
+import ctypes
+import statistics
 import time
+from typing import Any
 
 import torch
 from memory import peak, resident
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, StoppingCriteria, StoppingCriteriaList
 
 from vig.decoding import build_decoding
 
@@ -39,7 +39,7 @@ def build_model(device: str) -> LlavaForConditionalGeneration:
 
 
 def prompts(model: LlavaForConditionalGeneration, batch: int, images: bool) -> dict[str, torch.Tensor]:
-    """Prompts with another picture each time, or without pictures."""
+    """Return prompts, with new random images each time or without images."""
     text = torch.randint(10, VOCABULARY, (batch, TEXT_TOKENS))
     ids = torch.cat([text[:, :20], torch.full((batch, IMAGE_TOKENS), 5), text[:, 20:]], dim=1) if images else text
     made = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -47,23 +47,35 @@ def prompts(model: LlavaForConditionalGeneration, batch: int, images: bool) -> d
     return {name: value.to(model.device) for name, value in made.items()}
 
 
-def seconds(model: LlavaForConditionalGeneration, text: str, batch: int, tokens: int) -> float:
-    options = {}
+class Clock(StoppingCriteria):
+    """Clock records the time after each token."""
+
+    def __init__(self) -> None:
+        self.times = [time.perf_counter()]
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        input_ids[:, -1].cpu()  # waits for the device
+        self.times.append(time.perf_counter())
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def seconds(model: LlavaForConditionalGeneration, text: str, batch: int, tokens: int) -> tuple[float, float]:
+    """Return the seconds to the first token, and the seconds of the median further token."""
+    options: dict[str, Any] = {}
     inputs = prompts(model, batch, images=True)
     if text != "plain":
         method = build_decoding(text)
         options["custom_generate"] = method
         if method.contrasts:
             options["null_inputs"] = prompts(model, batch, images=method.null != "drop")
-    start = time.perf_counter()
-    made = model.generate(**inputs, **options, do_sample=False, max_new_tokens=tokens)
-    made.cpu()  # waits for the device
-    return time.perf_counter() - start
+    clock = Clock()
+    model.generate(**inputs, **options, do_sample=False, max_new_tokens=tokens, stopping_criteria=StoppingCriteriaList([clock]))
+    first, *further = (after - before for before, after in zip(clock.times, clock.times[1:], strict=False))
+    return first, statistics.median(further)
 
 
 def peak_memory(model: LlavaForConditionalGeneration, text: str, batch: int, tokens: int) -> float:
-    """The GB beyond the model, in this process (Linux), or on the GPU."""
-    seconds(model, "plain", 1, 2)  # thread pools, workspaces
+    """Return the peak memory in GB beyond the model, in this process (Linux) or on the GPU."""
     if model.device.type == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -74,40 +86,34 @@ def peak_memory(model: LlavaForConditionalGeneration, text: str, batch: int, tok
     return peak() - before
 
 
-def memory_of(text: str, arguments: argparse.Namespace) -> float:
-    sizes = ("--batch-size", str(arguments.batch_size), "--tokens", str(arguments.tokens))
-    at_once = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**18)}  # what is freed is given back
-    command = [sys.executable, __file__, "--memory", text, *sizes]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True, env=at_once).stdout.splitlines()[-1])
+def give_back_above(size: int) -> None:
+    """Make the C library give back each freed piece of memory of at least `size` bytes at once (Linux)."""
+    ctypes.CDLL(None).mallopt(-3, size)  # M_MMAP_THRESHOLD
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-size", type=int, default=1)
-    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--methods", nargs="+", default=list(METHODS[1:]))
-    parser.add_argument("--memory", help=argparse.SUPPRESS)  # a measurement in a process of its own
     arguments = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = build_model(device)
-    if arguments.memory:
-        print(peak_memory(model, arguments.memory, arguments.batch_size, arguments.tokens))
-        return
+    size = arguments.batch_size, arguments.tokens
     methods = ("plain", *arguments.methods)
-    prompt = dict.fromkeys(methods, float("inf"))
-    whole = dict(prompt)
-    for _ in range(arguments.repeats):
+    give_back_above(2**18)
+    model = build_model("cuda" if torch.cuda.is_available() else "cpu")
+    seconds(model, "plain", 1, 2)  # thread pools, workspaces
+    memory = {text: peak_memory(model, text, *size) for text in methods}
+    give_back_above(2**25)  # the library's own setting
+    times = {text: [seconds(model, text, *size)] for text in methods}
+    for _ in range(arguments.repeats - 1):
         for text in methods:
-            prompt[text] = min(prompt[text], seconds(model, text, arguments.batch_size, 1))
-            whole[text] = min(whole[text], seconds(model, text, arguments.batch_size, arguments.tokens))
-    each = {text: 1000 * (whole[text] - prompt[text]) / (arguments.tokens - 1) for text in methods}
-    for text in methods:
+            times[text].append(seconds(model, text, *size))
+    best = {text: [min(measured) for measured in zip(*times[text], strict=True)] for text in methods}
+    for text, (first, each) in best.items():
         print(
-            f"{text:<12} prompt {prompt[text]:6.3f} s {prompt[text] / prompt['plain']:5.2f} x   "
-            f"token {each[text]:7.2f} ms {each[text] / each['plain']:5.2f} x   all {whole[text] / whole['plain']:5.2f} x   "
-            f"{memory_of(text, arguments):5.2f} GB",
-            flush=True,
+            f"{text:<12} prompt {first:6.3f} s {first / best['plain'][0]:5.2f} x   token {1000 * each:7.2f} ms "
+            f"{each / best['plain'][1]:5.2f} x   {memory[text]:5.2f} GB {memory[text] / memory['plain']:5.2f} x"
         )
 
 

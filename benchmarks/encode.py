@@ -1,19 +1,19 @@
-"""Images per second through two encoders: `encode_images` against transformers' models and processors in the ordinary way.
+"""Compare the images per second through two encoders: `encode_images` against an ordinary loop with transformers' models and processors.
 
     python benchmarks/encode.py --images ../shared/data/coco
     python benchmarks/encode.py --images ../shared/data/coco --both       # embeddings besides patch tokens
 
-Random weights in the shapes of CLIP ViT-B/16 (patch tokens after its last block but one) and DINOv2 ViT-S/14 (after its last),
-at 224 pixels, are the same in all methods. From top to bottom a single thing changes at a time:
+The encoders have random weights in the shapes of CLIP ViT-B/16 (patch tokens after the last block but one) and DINOv2 ViT-S/14 (patch
+tokens after the last block), at 224 pixels, the same in all methods. Each method changes a single thing of the method above it:
 
     transformers    per encoder: PIL, image processor, model(..., output_hidden_states=True), float32, batch after batch
-    layer           our encoders in the same loop: nothing runs past the wanted layer
+    layer           our encoders in the same loop: no block runs after the wanted layer
     one decode      each image is opened once for both encoders
-    encode_images   decoded in threads, batches side by side, written to a store as float16
-    bfloat16        the same with dtype=torch.bfloat16
+    encode_images   images are decoded in threads, batches run side by side, and features are written to a store as float16
+    bfloat16        the same method with dtype=torch.bfloat16
 
-Every measurement is a process of its own, so that its peak memory can be read; they take turns, and the least of --repeats counts.
-Other processes disturb the wall clock on shared cores, so the CPU's seconds per image stand beside it. Compare ratios.
+Every measurement runs in a separate process, so that its peak memory can be read. The methods take turns, and the least of --repeats
+counts. Other processes disturb the wall clock on shared cores, so the CPU's seconds per image are shown too. Compare the ratios.
 """
 
 import argparse
@@ -47,7 +47,7 @@ BATCH = 16
 
 
 def save_models(folder: Path) -> None:
-    """Save both encoders with their processors, as transformers does it."""
+    """Save both encoders with their processors in transformers' format."""
     torch.manual_seed(0)
     clip = CLIPVisionModel(CLIPVisionConfig(hidden_size=768, intermediate_size=3072, num_attention_heads=12, patch_size=16))
     dino = Dinov2Model(Dinov2Config(hidden_size=384, num_attention_heads=6, patch_size=14, image_size=518))
@@ -59,7 +59,7 @@ def save_models(folder: Path) -> None:
 
 
 class Clock:
-    """Seconds of the CPU spent on pixels and on the network."""
+    """Clock counts the CPU's seconds for pixels and for the network."""
 
     def __init__(self) -> None:
         self.seconds = {"pixels": 0.0, "network": 0.0}
@@ -140,7 +140,7 @@ def stored(folder: Path, files: list[Path], both: bool, clock: Clock, dtype: tor
     start = time.process_time()
     with tempfile.TemporaryDirectory() as out:
         encode_images(files, ours(folder), out, embeddings=both, tokens="float16", batch_size=BATCH, dtype=dtype)
-    clock.seconds["pixels"] = time.process_time() - start - clock.seconds["network"]  # and hashing, and writing
+    clock.seconds["pixels"] = time.process_time() - start - clock.seconds["network"]  # with the time for hashing and writing
     ItemEncoder._features = encode  # type: ignore[method-assign]
 
 
@@ -154,9 +154,9 @@ METHODS: dict[str, Callable[..., object]] = {
 
 
 def measure(method: str, folder: Path, files: list[Path], both: bool, threads: int) -> dict[str, float]:
-    """Run in this process. Return seconds, the CPU's seconds, the network's share of them, and peak memory in GB."""
+    """Run a method in this process. Return seconds, the CPU's seconds, the network's share of these, and peak memory in GB."""
     torch.set_num_threads(threads)
-    METHODS[method](folder, files[:BATCH], both, Clock())  # imports, thread pools
+    METHODS[method](folder, files[:BATCH], both, Clock())  # a first run for imports and thread pools
     clock, start, cpu = Clock(), time.perf_counter(), time.process_time()
     METHODS[method](folder, files, both, clock)
     return {
@@ -170,11 +170,11 @@ def measure(method: str, folder: Path, files: list[Path], both: bool, threads: i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True, help="folder of photos")
-    parser.add_argument("--count", type=int, default=80, help="how many of them, in whole batches")
+    parser.add_argument("--count", type=int, default=80, help="number of photos, in whole batches")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--both", action="store_true", help="embeddings besides patch tokens")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # a measurement in a process of its own
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)  # a measurement in a separate process
     arguments = parser.parse_args()
     files = [Path(name) for name, _ in ImageSources(arguments.images)][: arguments.count // BATCH * BATCH]
     if arguments.one:
@@ -195,7 +195,7 @@ def main() -> None:
 
 
 def report(runs: dict[str, list[dict[str, float]]], images: int) -> None:
-    """Print the least of each figure, and the ratio of the first method's figure to it."""
+    """Print the least value of each figure, and its ratio to the figure of the first method."""
     best = {name: {key: min(run[key] for run in results) for key in results[0]} for name, results in runs.items()}
     first = best["transformers"]
     print(f"{'':<14} images/s   ratio   CPU ms/image   ratio   in the network   peak memory")

@@ -1,13 +1,13 @@
-"""Measures the way from a JPEG file to pixel tensors: our code against Pillow's decoder and bicubic filter.
+"""Compare the time from a JPEG file to pixel tensors: our code against Pillow's decoder and bicubic filter.
 
     python benchmarks/images.py                      # photos under ../shared/data, and enlarged photos
     python benchmarks/images.py --folder my/photos   # other JPEGs
-    python benchmarks/images.py --threads            # also: images/s of ImageLoader with 1 and 2 threads
+    python benchmarks/images.py --threads            # also the images/s of ImageLoader with 1 and 2 threads
     python benchmarks/images.py --torchvision        # only the resize, against torchvision's resize of uint8
 
-It runs in a single thread. In each round, all photos go through the first method and then through the second. The time of a
-photo is its fastest round, in processor time, which other processes on the same cores disturb less than the clock; the time of a
-method is the mean over the photos. Compare ratios. The last column is the largest difference of a pixel, in grey levels.
+The benchmark runs in a single thread. In each round, all photos go through the first method and then through the second. The time of a
+photo is its fastest round, in processor time, which other processes on the same cores disturb less than the clock. The time of a method is
+the mean over the photos. Compare the ratios. The last column is the largest difference of a pixel, in grey levels.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def tensor(image: Image.Image) -> torch.Tensor:
 
 
 def by_pillow(image: Image.Image, size: int, fit: str, crop_pct: float = 1.0) -> torch.Tensor:
-    """Do the work of `to_pixels` in the ordinary way."""
+    """Do the work of `to_pixels` with Pillow."""
     if fit == "pad":
         side = max(image.size)
         canvas = Image.new("RGB", (side, side), MEAN)
@@ -52,7 +52,7 @@ def by_pillow(image: Image.Image, size: int, fit: str, crop_pct: float = 1.0) ->
     return tensor(image.resize((width, height), BICUBIC).crop((left, top, left + size, top + size)))
 
 
-# Name -> the squares that are made of a decoded image: size, fit, crop_pct.
+# name of a task -> the squares that are made of a decoded image: size, fit, crop_pct
 PAD, CROP, CROP_OF_256, SQUASH = (336, "pad", 1.0), (336, "crop", 1.0), (224, "crop", 0.875), (384, "squash", 1.0)
 TASKS: dict[str, list[Any]] = {
     "decode only": [],
@@ -90,7 +90,7 @@ def compare(files: list[Path], rounds: int) -> None:
 
 
 def by_torchvision(image: Image.Image, size: int, fit: str, crop_pct: float = 1.0) -> torch.Tensor:
-    """Do the work of `to_pixels` with torchvision's resize, which is fastest on images whose channels lie together."""
+    """Do the work of `to_pixels` with torchvision's resize, which is fastest if the channels of a pixel are neighbours in memory."""
     x = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # [3, H, W]
     if fit == "pad":
         side = max(image.size)
@@ -134,7 +134,7 @@ def describe(files: list[Path]) -> str:
 
 
 def enlarged(files: list[Path], folder: Path, quality: int) -> list[Path]:
-    """Enlarge photos to 1600 x 1200 pixels. Grain is added, because without it JPEG would be too fast."""
+    """Enlarge photos to 1600 x 1200 pixels. Grain is added, because smooth images would be decoded too fast."""
     rng = np.random.default_rng(0)
     enlargements = []
     for file in files:
@@ -161,8 +161,8 @@ def threads(files: list[Path], rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, help="JPEGs to take in place of the shared data")
-    parser.add_argument("--photos", type=int, default=12, help="of each kind")
+    parser.add_argument("--folder", type=Path, help="folder of JPEGs, in place of the shared data")
+    parser.add_argument("--photos", type=int, default=12, help="photos of each kind")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--threads", action="store_true")
     parser.add_argument("--torchvision", action="store_true")

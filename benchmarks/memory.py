@@ -1,15 +1,15 @@
-"""The memory of this process (Linux): resident now, and at most."""
+"""These functions measure the memory of this process (Linux)."""
 
 
 def resident() -> float:
-    """The GB in memory now. The peak is counted again from here."""
+    """Return the GB in memory now, and start to measure the peak anew."""
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
     return _status("VmRSS")
 
 
 def peak() -> float:
-    """The most GB in memory since the last call of `resident`."""
+    """Return the largest number of GB in memory since the last call of `resident`."""
     return _status("VmHWM")
 
 

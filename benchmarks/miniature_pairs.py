@@ -1,12 +1,12 @@
-"""Blind pairs of the miniature: in which patterns do the pairs differ that mini-clip confuses? The renderer knows.
+"""Measure in which patterns the blind pairs of the miniature differ, which mini-clip confuses.
 
     python benchmarks/miniature_pairs.py --count 3000 --output runs/miniature_pairs
-    python benchmarks/miniature_pairs.py --count 100000 --output runs/miniature_pairs    # goes on with the 3,000
+    python benchmarks/miniature_pairs.py --count 100000 --output runs/miniature_pairs    # goes on from the 3,000
 
-Held-out scenes are drawn in blocks of 1,000, each with a random state of its own, and embedded by mini-clip and mini-dino; a block is
-one file, and is not done again. Then all pairs are compared. For each pattern, a table shows the share of pairs in which its field
-differs: among the blind pairs of the largest gap (at most --max-pairs), as many random blind pairs, and as many random pairs. A scene
-that is drawn twice differs in background, place, light and noise only. 100,000 scenes take about a quarter of an hour on two cores.
+Held-out scenes are drawn in blocks of 1,000, each with its own random seed, and embedded by mini-clip and mini-dino. A block is a file,
+and is not done again. Then all pairs are compared. For each pattern, a table shows the share of pairs in which its field differs: among
+the blind pairs of the largest gap (at most --max-pairs), the same number of random blind pairs, and the same number of random pairs. A
+scene that is drawn twice differs only in background, place, light and noise. 100,000 scenes take about a quarter of an hour on two cores.
 """
 
 import argparse
@@ -37,19 +37,22 @@ from mof.pairs.similarity_sample import sample_similarities
 BLOCK = 1000
 FIELDS = list(Scene.__dataclass_fields__)
 NAMES = {"kind": "(kind)"} | {field: pattern for pattern, field in PATTERNS.items()}
-ROUNDS = 80  # of 250,000 random pairs each, at most
+ROUNDS = 80  # largest number of rounds, each with 250,000 random pairs
 QUANTILES = (0.01, 0.1, 0.5, 0.9, 0.99)
 
 
 def draw(number: int) -> tuple[list[Scene], list[Image.Image]]:
-    """Return the scenes of a block and their pictures, the same in every run."""
+    """Return the scenes of a block and their images, which are the same in every run."""
     rng = np.random.default_rng([0, number])
     scenes = [sample_scene(rng, held_out=True) for _ in range(BLOCK)]
     return scenes, [render(scene, rng) for scene in scenes]
 
 
 def block(number: int, encoders: dict[str, Encoder], folder: Path) -> dict[str, NDArray]:
-    """Return a block's fields [BLOCK, F] as positions in `VALUES`, and an embedding [BLOCK, E] per encoder. A missing file is written."""
+    """Return "fields" [BLOCK, F] of a block, as indices into `VALUES`, and the embeddings [BLOCK, E] of each encoder by its name.
+
+    They are read from the block's file. If the file is missing, it is written first.
+    """
     file = folder / f"block-{number:05d}.npz"
     if not file.is_file():
         scenes, images = draw(number)
@@ -63,21 +66,21 @@ def block(number: int, encoders: dict[str, Encoder], folder: Path) -> dict[str, 
         return dict(arrays)
 
 
-def write_gallery(folder: Path, found: BlindPairs, clip: NDArray, dino: NDArray, above: float, below: float) -> None:
-    """Write gallery.html of the pairs of the largest gap, whose scenes are drawn once more."""
+def write_gallery(folder: Path, pairs: BlindPairs, clip: NDArray, dino: NDArray, above: float, below: float) -> None:
+    """Write gallery.html with the pairs of the largest gap, whose scenes are drawn again."""
     folder.mkdir(exist_ok=True)
     names = [str((folder / f"scene-{i:06d}.png").resolve()) for i in range(len(clip))]
-    shown = np.unique(np.concatenate([found.i[:SHOWN], found.j[:SHOWN]]))
+    shown = np.unique(np.concatenate([pairs.i[:SHOWN], pairs.j[:SHOWN]]))
     for number in track(np.unique(shown // BLOCK).tolist(), "drawing pairs"):
         _, images = draw(number)
         for i in shown[shown // BLOCK == number].tolist():
             images[i % BLOCK].save(names[i])
     sample = sample_similarities([clip], [dino])
-    Gallery(found, names, "mini-clip", "mini-dino", above, below, sample, None, 0, {}).write(folder.parent / "gallery.html", folder)
+    Gallery(pairs, names, "mini-clip", "mini-dino", above, below, sample, None, 0, {}).write(folder.parent / "gallery.html", folder)
 
 
 def differing(fields: NDArray[np.int8], i: NDArray[np.int64], j: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return which fields differ between the scenes of each pair, shape [M, F]."""
+    """Return [M, F]: whether the scenes of each pair differ in each field."""
     return fields[i] != fields[j]
 
 
@@ -88,20 +91,20 @@ def random_pairs(images: int, count: int, rng: np.random.Generator) -> tuple[NDA
 
 
 def sample_blind(clip: NDArray, dino: NDArray, above: float, below: float, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return at most `count` blind pairs, all equally likely: the blind pairs among random pairs."""
-    rng, chosen, found = np.random.default_rng(2), [], 0
+    """Return at most `count` random blind pairs, which are the blind pairs among random pairs."""
+    rng, chosen, blind_count = np.random.default_rng(2), [], 0
     for _ in track(range(ROUNDS), "sampling blind pairs"):
         i, j = random_pairs(len(clip), BLOCK * BLOCK // 4, rng)
         blind = np.flatnonzero((np.einsum("md,md->m", clip[i], clip[j]) > above) & (np.einsum("md,md->m", dino[i], dino[j]) < below))
         chosen.append(np.stack([i[blind], j[blind]]))
-        found += len(blind)
-        if found >= count:
+        blind_count += len(blind)
+        if blind_count >= count:
             break
     return tuple(np.concatenate(chosen, axis=1)[:, :count])
 
 
 def compare(differ: dict[str, NDArray[np.bool_]]) -> dict[str, dict[str, float]]:
-    """Return for each field the share of pairs in which it differs, for each kind of pairs [M, F]."""
+    """Return field -> kind of pairs -> share of the pairs [M, F] in which the field differs."""
     shares = {NAMES[field]: {name: float(pairs[:, k].mean()) for name, pairs in differ.items()} for k, field in enumerate(FIELDS)}
     return shares | {
         "fields that differ, of 10": {name: float(pairs.sum(1).mean()) for name, pairs in differ.items()},
@@ -115,7 +118,7 @@ def main() -> None:
     parser.add_argument("--output", "-o", type=Path, default=Path("runs/miniature_pairs"), help="folder of the blocks and the results")
     parser.add_argument("--clip-above", type=float, default=0.95)
     parser.add_argument("--dino-below", type=float, default=0.6)
-    parser.add_argument("--max-pairs", type=int, default=100_000, help="how many pairs of the largest gap to keep")
+    parser.add_argument("--max-pairs", type=int, default=100_000, help="number of pairs of the largest gap to keep")
     args = parser.parse_args()
     if args.count < BLOCK or args.count % BLOCK:
         raise SystemExit(f"error: --count should be a multiple of {BLOCK}, got {args.count}")
@@ -129,25 +132,25 @@ def main() -> None:
         np.concatenate([arrays[name] for arrays in blocks]) for name in ("fields", "clip", "dino")
     )  # [N, F], [N, E] twice
     embedded = time.monotonic()
-    found = blind_pairs(clip, dino, args.clip_above, args.dino_below, max_pairs=args.max_pairs, device=device, progress=True)
+    pairs = blind_pairs(clip, dino, args.clip_above, args.dino_below, max_pairs=args.max_pairs, device=device, progress=True)
     searched = time.monotonic()
     i, j = random_pairs(len(fields), args.max_pairs, np.random.default_rng(1))
     for name, x in (("clip", clip), ("dino", dino)):
         cosines = np.einsum("md,md->m", x[i], x[j])
         console.print(f"{name}: cosine of random pairs, quantiles {QUANTILES}: {np.quantile(cosines, QUANTILES).round(3).tolist()}")
-    console.print(found.summary())
+    console.print(pairs.summary())
     console.print(f"drawn and embedded in {embedded - start:.0f} s, searched in {searched - embedded:.0f} s")
-    result = {"scenes": len(fields), "blind": found.total, "kept": len(found), "clip_above": args.clip_above, "dino_below": args.dino_below}
-    if len(found):
-        any_blind = sample_blind(clip, dino, args.clip_above, args.dino_below, len(found))
-        kinds = {"largest gap": (found.i, found.j), "any blind": any_blind, "random": (i[: len(found)], j[: len(found)])}
-        result["differ"] = compare({name: differing(fields, *pairs) for name, pairs in kinds.items()})
+    result = {"scenes": len(fields), "blind": pairs.total, "kept": len(pairs), "clip_above": args.clip_above, "dino_below": args.dino_below}
+    if len(pairs):
+        any_blind = sample_blind(clip, dino, args.clip_above, args.dino_below, len(pairs))
+        kinds = {"largest gap": (pairs.i, pairs.j), "any blind": any_blind, "random": (i[: len(pairs)], j[: len(pairs)])}
+        result["differ"] = compare({name: differing(fields, *indices) for name, indices in kinds.items()})
         table = Table("share that differs in", *(f"{name} ({len(first):,})" for name, (first, _) in kinds.items()), box=SIMPLE)
         for name, shares in result["differ"].items():
             table.add_row(name, *(f"{share:.4f}" for share in shares.values()))
         console.print(table)
-        found.to_parquet(args.output / "pairs.parquet")
-        write_gallery(args.output / "images", found, clip, dino, args.clip_above, args.dino_below)
+        pairs.to_parquet(args.output / "pairs.parquet")
+        write_gallery(args.output / "images", pairs, clip, dino, args.clip_above, args.dino_below)
         console.print(f"to look at: {args.output / 'gallery.html'}")
     (args.output / "result.json").write_text(json.dumps(result, indent=1))
 

@@ -1,10 +1,10 @@
-"""Time and peak memory of `mof vig select` and `mof vig report` on a million made-up scores and their records.
+"""Measure time and peak memory of `mof vig select` and `mof vig report` on a million made-up scores and their records.
 
     python benchmarks/selection.py                     # a million scores of about 30 answer tokens
     python benchmarks/selection.py --count 100000
 
-Each command runs in a process of its own, so that its peak memory is its own. The line "import" is that of a process that imports the
-same and does nothing else. It reads the peak from Linux's /proc. Times on the clock mean little on shared cores.
+Each command runs in a separate process, so that its peak memory can be read (from Linux's /proc). The line "import" shows a process that
+imports the same modules and does nothing else. Wall-clock times mean little on shared cores.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from vig.processes import Processes
 from vig.scoring.folder import ScoreFolder
 from vig.scoring.scores import SCHEMA
 
-SHARD = 4096  # rows
+SHARD = 4096  # rows of a shard
 WORDS = "a the red blue dog cat left right of on table two three small large there is are man woman street sky not"
 IDENTITY = {"null": {"name": "blur"}, "seed": 0, "max_length": 2048, "model": "Made", "versions": {}}
 IDENTITY |= dict.fromkeys(("weights", "config", "tokenizer", "chat_template"), "0")
@@ -42,19 +42,19 @@ folder = Path(sys.argv[1])
 records = folder / "records.jsonl"
 start = time.monotonic()
 {command}
-peak = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())  # the rusage of a process begins with that of its parent
+peak = re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())  # ru_maxrss would begin with the parent's memory
 print("measured", time.monotonic() - start, time.process_time(), int(peak[1]) / 2**20)
 """
 
 
 def make(folder: Path, count: int) -> None:
-    """Write records.jsonl and the folder of their scores."""
+    """Write records.jsonl and the folder of the records' scores."""
     rng = np.random.default_rng(0)
     lines = []
     with ScoreFolder(folder / "scores", IDENTITY, SCHEMA, Processes()) as scores:
         for start in range(0, count, SHARD):
             records = [record(rng, index) for index in range(start, min(start + SHARD, count))]
-            lines += [json.dumps(one) for one in records]
+            lines += [json.dumps(raw) for raw in records]
             scores.append(pa.table(columns(rng, records), schema=SCHEMA))
         scores.finish([], {}, {})
     write_text(folder / "records.jsonl", "\n".join(lines) + "\n")
@@ -67,12 +67,12 @@ def record(rng: np.random.Generator, index: int) -> dict:
 
 
 def columns(rng: np.random.Generator, records: list[dict]) -> dict[str, list]:
-    answers = [one["conversations"][1]["value"].split() for one in records]
+    answers = [raw["conversations"][1]["value"].split() for raw in records]
     token_vig = [rng.normal(0.2, 1, len(words) + 1).astype(np.float32) for words in answers]
     ends = [np.cumsum([len(word) + 1 for word in words] + [0]) for words in answers]
     vig = [values.mean() for values in token_vig]
     return {
-        "id": [one["id"] for one in records], "digest": [digest(one) for one in records], "vig": vig, "loss": vig, "null_loss": vig,
+        "id": [raw["id"] for raw in records], "digest": [digest(raw) for raw in records], "vig": vig, "loss": vig, "null_loss": vig,
         "token_vig": token_vig, "token_ids": [np.arange(len(values)) for values in token_vig],
         "turn_ends": [[len(words)] for words in answers], "answer": [" ".join(words) + " " for words in answers],
         "token_starts": [np.append(0, end[:-1]) for end in ends], "token_ends": ends,
@@ -82,7 +82,7 @@ def columns(rng: np.random.Generator, records: list[dict]) -> dict[str, list]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1_000_000)
-    parser.add_argument("--folder", type=Path, help="keep the made-up scores there, and use them again")
+    parser.add_argument("--folder", type=Path, help="folder in which the made-up scores are kept, to be used again")
     parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS))
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,15 +1,15 @@
-"""Time and memory of a `SelectiveTrainer` step against the ordinary Trainer's with the same labels, and its overhead.
+"""Compare time and memory of a step of `SelectiveTrainer` and of the ordinary Trainer with the same labels, and measure the overhead.
 
     python benchmarks/selective_training.py                # vocabularies of 32k and 128k
     python benchmarks/selective_training.py --vocabularies 32000 --repeats 1
 
-A LLaVA with a Llama of 8 layers, 512 wide, and a thin frozen vision tower; batches of 4 records with 576 image tokens each,
-12 % of the tokens are answers, 4.5 % are selected and have a loss. A step is forward, backward, clipping and AdamW. Times are
-the shortest of --repeats, taken in turn in one process with the same model and optimizer. Peak memory is that of forward and
-backward beyond weights, gradients and optimizer state (as in the second batch of an accumulated step), in a process for each way
-(Linux). It is measured for the whole model, and for the output head and the loss alone, the only parts that a trainer can change.
-The overhead compares whole `train()` calls, per step, with a bare loop over the same batches and the same loss. Read the ratios:
-absolute times mean little on shared cores.
+The model is a LLaVA with a Llama of 8 layers and width 512, and a small frozen vision tower. A batch has 4 records with 576 image tokens
+each; 12 % of the tokens are answers, and 4.5 % are selected and have a loss. A step is forward, backward, clipping and AdamW. The trainers
+take turns in a single process with the same model and optimizer, and the shortest time of --repeats counts. The peak memory of forward and
+backward beyond weights, gradients and optimizer state (as in the second batch of an accumulated step) is measured in a separate process
+for each trainer (Linux). It is measured for the whole model, and for the output head and the loss alone, which are the only parts that a
+trainer can change. The overhead is the time of a step in `train()`, compared with a bare loop over the same batches with the same loss.
+Compare the ratios, because absolute times mean little on shared cores.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from vig import SelectiveTrainer
 from vig.training.trainer import SupervisedPass
 
 IMAGE_TOKENS, TEXT_TOKENS, BATCH = 576, 80, 4
-TOKENS = IMAGE_TOKENS + TEXT_TOKENS  # of a record; 12 % of them are answers
+TOKENS = IMAGE_TOKENS + TEXT_TOKENS  # tokens of a record, of which 12 % are answers
 SELECTED = 0.045
 
 Batch = dict[str, torch.Tensor]
@@ -80,7 +80,7 @@ def collate(records: list[Batch]) -> Batch:
 
 
 class Processor:
-    """SelectiveTrainer asks for a processor, but the records here are tokens already."""
+    """Processor does nothing. SelectiveTrainer needs a processor, but the records here are tokens already."""
 
 
 def build_trainer(kind: type[Trainer], model: LlavaForConditionalGeneration, records: list[Batch], **options: object) -> Trainer:
@@ -99,7 +99,7 @@ def build_optimizer(model: LlavaForConditionalGeneration) -> torch.optim.Optimiz
 
 
 def step(trainer: Trainer, optimizer: torch.optim.Optimizer, batch: Batch) -> tuple[float, float, float]:
-    """Run a step of the trainer's own code on a batch: its loss, seconds of forward and backward, and seconds of all."""
+    """Run a step of the trainer's own code on a batch. Return the loss, the seconds of forward and backward, and the seconds of all."""
     start = time.perf_counter()
     count = (batch["labels"] != -100).sum()
     loss = trainer.training_step(trainer.model, dict(batch), count)
@@ -111,15 +111,15 @@ def step(trainer: Trainer, optimizer: torch.optim.Optimizer, batch: Batch) -> tu
 
 
 KINDS = {"Trainer": Trainer, "SelectiveTrainer": SelectiveTrainer}
-PARTS = WHOLE, CHECKPOINTED, HEAD = "all activations", "checkpointed layers", "head and loss alone"  # of which memory is measured
+PARTS = WHOLE, CHECKPOINTED, HEAD = "all activations", "checkpointed layers", "head and loss alone"  # the memory of each is measured
 
 
 def compare_steps(vocabulary: int, repeats: int) -> dict[str, list[float]]:
-    """The shortest seconds of forward and backward, and of a step, by trainer."""
+    """Return trainer -> shortest seconds of forward and backward, and of a whole step."""
     model, records = build_model(vocabulary), build_records(vocabulary, BATCH)
     optimizer, batch = build_optimizer(model), collate(records)
     trainers = {name: build_trainer(kind, model, records) for name, kind in KINDS.items()}
-    losses = {name: step(trainer, optimizer, collate(records[:1]))[0] for name, trainer in trainers.items()}  # what is done once only
+    losses = {name: step(trainer, optimizer, collate(records[:1]))[0] for name, trainer in trainers.items()}  # the slow first step
     least = {name: [float("inf")] * 2 for name in KINDS}
     for _ in range(repeats):
         for name, trainer in trainers.items():
@@ -139,7 +139,7 @@ class StepTimes(TrainerCallback):
 
 
 def compare_loops(vocabulary: int, repeats: int, steps: int = 4) -> dict[str, float]:
-    """The shortest seconds per step, from the end of a step to the next, of `train()` and of a loop with nothing but the step."""
+    """Return the shortest seconds between the ends of two steps, for `train()` and for a loop that does nothing but the steps."""
     model, records = build_model(vocabulary), build_records(vocabulary, BATCH * steps)
     optimizer = build_optimizer(model)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
@@ -178,7 +178,7 @@ def _differences(ends: list[float]) -> list[float]:
 
 
 def peak_memory(name: str, vocabulary: int, part: str) -> tuple[float, float]:
-    """The GB of forward and backward beyond the memory before, and in all, in this process (Linux)."""
+    """Return the GB that forward and backward need beyond the memory before, and the GB of the whole process (Linux)."""
     model, records = build_model(vocabulary), build_records(vocabulary, BATCH)
     if part == CHECKPOINTED:
         model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -189,9 +189,9 @@ def peak_memory(name: str, vocabulary: int, part: str) -> tuple[float, float]:
         "labels": batch["input_ids"][:1, :20],
         "attention_mask": batch["attention_mask"][:1, :20],
     }
-    step(trainer, optimizer, short)  # optimizer state, thread pools
+    step(trainer, optimizer, short)  # makes optimizer state and thread pools
     count = (batch["labels"] != -100).sum()
-    trainer.training_step(model, dict(short), count)  # gradients
+    trainer.training_step(model, dict(short), count)  # makes gradients
     hidden = torch.randn(BATCH, TOKENS, 512, requires_grad=True)  # [B, S, D]
     before = resident()
     if part == HEAD:
@@ -202,7 +202,7 @@ def peak_memory(name: str, vocabulary: int, part: str) -> tuple[float, float]:
 
 
 def head_loss(name: str, model: LlavaForConditionalGeneration, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The loss that the trainer called `name` makes of the last layer's output."""
+    """Return the loss that the trainer `name` computes from the last layer's output."""
     head = model.get_output_embeddings()
     if name == "Trainer":
         return model.loss_function(head(hidden), labels, vocab_size=model.config.text_config.vocab_size)
@@ -215,7 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocabularies", type=int, nargs="+", default=[32_000, 128_000])
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)  # a measurement in a process of its own
+    parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)  # a measurement in a separate process
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     if arguments.memory:
@@ -235,7 +235,7 @@ def main() -> None:
             memory = {}
             for name in KINDS:
                 command = [sys.executable, __file__, "--memory", name, str(vocabulary), part]
-                at_once = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**18)}  # what is freed is given back
+                at_once = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**18)}  # freed memory goes back to the system
                 out = subprocess.run(command, check=True, capture_output=True, text=True, env=at_once).stdout
                 memory[name] = [float(x) for x in out.splitlines()[-1].split()]
             for name, (of_step, in_all) in memory.items():

@@ -1,4 +1,4 @@
-"""How long the command line takes to start, beside `import torch` in the same environment.
+"""Measure the time in which the command line starts, beside `import torch` in the same environment.
 
 python benchmarks/startup.py
 """

@@ -1,14 +1,14 @@
-"""Time and memory of `vig.score` against two plain forward passes per batch with all logits, for the same token VIGs.
+"""Compare time and memory of `vig.score` with two plain forward passes per batch that make all logits, for the same token VIGs.
 
     python benchmarks/vig_scoring.py                       # vocabularies of 32k and 128k
     python benchmarks/vig_scoring.py --vocabularies 32000 --repeats 1
 
-A LLaVA with a Llama of 8 layers, 512 wide, and a thin vision tower: 576 image tokens, three records per image, 12 % of a
-record's tokens are answers. Both ways start from the same records as tokens and pixels (reading them is not measured) and give the
-VIG of every answer token. The plain way takes 8 records at a time. Our way takes the default number of tokens; at the start, as in
-every run, it compares a record with a plain forward pass. Times are the shortest of --repeats, taken in turn in one process. Peak
-memory beyond the model and the records is measured in a process for each way (Linux). Read the ratios: absolute times mean little
-on shared cores.
+The model is a LLaVA with a Llama of 8 layers and width 512, and a small vision tower. A record has 576 image tokens, three records have
+the same image, and 12 % of a record's tokens are answers. Both methods start from the same records as tokens and pixels (the time for
+reading them is not measured) and return the VIG of every answer token. The plain method takes 8 records at a time. Our method takes the
+default number of tokens, and compares a record with a plain forward pass at the start, as in every run. The methods take turns in a single
+process, and the shortest time of --repeats counts. Peak memory beyond the model and the records is measured in a separate process for each
+method (Linux). Compare the ratios, because absolute times mean little on shared cores.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from vig.scoring.pairs import Pair
 
 IMAGE_TOKENS, SYSTEM_TOKENS, IMAGES, RECORDS_PER_IMAGE = 576, 35, 8, 3
 BATCH = 8  # records of a plain batch
-ANSWERS = 0.12  # share of a record's tokens
+ANSWERS = 0.12  # share of answers among a record's tokens
 
 
 def build_model(vocabulary: int) -> LlavaForConditionalGeneration:
@@ -49,7 +49,7 @@ def build_model(vocabulary: int) -> LlavaForConditionalGeneration:
 
 
 def build_pairs(vocabulary: int) -> list[Pair]:
-    """Records in a shuffled order, of 620 to 760 tokens; the null image is another picture."""
+    """Return records of 701 to 760 tokens in a shuffled order. The null image is another random image."""
     rng = np.random.default_rng(0)
     system = rng.integers(10, vocabulary, SYSTEM_TOKENS).tolist()
     pairs = []
@@ -67,7 +67,7 @@ def build_pairs(vocabulary: int) -> list[Pair]:
 
 
 def plain(model: LlavaForConditionalGeneration, pairs: list[Pair]) -> dict[str, np.ndarray]:
-    """The token VIGs from two forward passes per batch with logits of all positions, in the records' order."""
+    """Return id -> token VIGs, from two forward passes per batch with the logits of all positions."""
     result = {}
     for start in range(0, len(pairs), BATCH):
         taken = pairs[start : start + BATCH]
@@ -86,7 +86,7 @@ def plain(model: LlavaForConditionalGeneration, pairs: list[Pair]) -> dict[str, 
 
 
 def ours(model: LlavaForConditionalGeneration, pairs: list[Pair], batch_tokens: int = 16384) -> dict[str, np.ndarray]:
-    """The token VIGs as `vig.score` computes them."""
+    """Return id -> token VIGs, computed as in `vig.score`."""
     result = {}
     losses = AnswerLosses(model, 0)
     for batch in make_batches(pairs, batch_tokens, 64):
@@ -105,9 +105,9 @@ METHODS = {"two plain forwards": plain, "vig.score": ours}
 
 
 def peak_memory(method: str, vocabulary: int) -> float:
-    """The GB beyond model and records, in this process (Linux)."""
+    """Return the peak memory in GB beyond model and records, in this process (Linux)."""
     model, pairs = build_model(vocabulary), build_pairs(vocabulary)
-    METHODS[method](model, pairs[:1])  # thread pools, workspaces
+    METHODS[method](model, pairs[:1])  # a first run for thread pools and workspaces
     before = resident()
     METHODS[method](model, pairs)
     return peak() - before
@@ -117,7 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocabularies", type=int, nargs="+", default=[32_000, 128_000])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)  # a measurement in a process of its own
+    parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)  # a measurement in a separate process
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     if arguments.memory:
@@ -136,7 +136,7 @@ def main() -> None:
         memory = {}
         for name in METHODS:
             command = [sys.executable, __file__, "--memory", name, str(vocabulary)]
-            at_once = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**18)}  # what is freed is given back
+            at_once = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**18)}  # freed memory goes back to the system
             memory[name] = float(subprocess.run(command, check=True, capture_output=True, text=True, env=at_once).stdout.splitlines()[-1])
         slow = next(iter(METHODS))
         for name in METHODS:

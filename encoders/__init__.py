@@ -1,4 +1,4 @@
-"""Image encoders behind one contract: pixels in, patch tokens on a known grid out. Imports none of our packages."""
+"""encoders builds image encoders, which turn pixels into patch tokens on a known grid. It imports none of our other packages."""
 
 import lazy_loader
 

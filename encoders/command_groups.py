@@ -1,4 +1,7 @@
-"""The base of the command line: groups that import a command when it is called, errors in one line, old spellings of options."""
+"""command_group is the base of the command line. It imports a command when it is called, and prints an error in a single line.
+
+Options also work under the names that they had in earlier releases.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +21,10 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 Target = str | Callable[..., None]
-"""A command: a function, or "module:attribute" of a function or of a group (`typer.Typer`)."""
+"""A command is a function, or the "module:attribute" of a function or of a group (`typer.Typer`)."""
 
 OLD_SPELLINGS = {"image-folder": "images", "out": "output", "output-dir": "output"}
-"""Options of earlier releases -> their names today. The old ones still work, but no help text shows them."""
+"""Name of an option in earlier releases -> its name today. The old names still work, but no help text shows them."""
 
 PACKAGES = ("encoders", "mof", "vig")
 STYLE: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False, "add_completion": False}
@@ -45,7 +48,7 @@ def command_group(
         name: name of the program, for the outermost group.
     """
     group_class = type("LateGroup", (LateGroup,), {"targets": dict(commands)})
-    names = {"token_normalize_func": _name_today}  # its commands inherit it
+    names = {"token_normalize_func": _name_today}  # the commands of the group inherit this setting
     app = typer.Typer(name=name, cls=group_class, no_args_is_help=not alone, invoke_without_command=alone, context_settings=names, **STYLE)
     text = help or (callback.__doc__ if callback else None)
     app.callback(help=text)(callback or (lambda: None))  # an app without commands is a group only if it has a callback
@@ -53,12 +56,12 @@ def command_group(
 
 
 def resumes(command: Callable[..., None]) -> Callable[..., None]:
-    """Decorate a command that goes on where it stopped when it is called again: Ctrl-C then says so."""
+    """Decorate a command that resumes when it is called again, so that the message of Ctrl-C says so."""
     return _advising(command, "the same command goes on where it stopped")
 
 
 def starts_over(command: Callable[..., None]) -> Callable[..., None]:
-    """Decorate a command that writes its file at the end: Ctrl-C then says that nothing was written."""
+    """Decorate a command that writes its file at the end, so that the message of Ctrl-C says that nothing was written."""
     return _advising(command, "nothing was written; the same command starts from the beginning")
 
 
@@ -74,13 +77,13 @@ def _advising(command: Callable[..., None], advice: str) -> Callable[..., None]:
 
 
 class LateGroup(TyperGroup):
-    """A group that imports its commands late and reports an error in them in a single line."""
+    """LateGroup is a group of commands. It imports a command when it is called, and reports an error of the command in a single line."""
 
     targets: ClassVar[Mapping[str, Target]] = {}
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.commands = {name: TyperCommand(name) for name in self.targets}  # for their names only
+        self.commands = {name: TyperCommand(name) for name in self.targets}  # only their names are used
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return the command, imported, or None for an unknown name."""
@@ -102,7 +105,7 @@ class LateGroup(TyperGroup):
             formatter.write_dl(rows)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Accept `--debug` behind the command, too, and `--ray` without an address."""
+        """Parse the arguments, also with `--debug` behind the command and with `--ray` without an address."""
         if ctx.parent is None and any(parameter.name == "debug" for parameter in self.params) and "--debug" in args:
             args = ["--debug", *(argument for argument in args if argument != "--debug")]
         if ctx.parent is None:
@@ -111,7 +114,7 @@ class LateGroup(TyperGroup):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command. Exit codes: 2 for refused input, 1 for a bug, 130 for Ctrl-C."""
+        """Run the command. The exit code is 2 for refused input, 1 for a bug and 130 for Ctrl-C."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
@@ -119,7 +122,7 @@ class LateGroup(TyperGroup):
             raise typer.Exit(130) from None
         except Exception as error:
             if isinstance(error, BrokenPipeError) or type(error).__module__.partition(".")[0] in ("typer", "click"):
-                raise  # typer knows what to do with a closed pipe, with usage errors and exits
+                raise  # typer handles a closed pipe, usage errors and exits
             if ctx.find_root().params.get("debug"):
                 traceback.print_exception(error)
             refused = _is_refusal(error)
@@ -133,8 +136,8 @@ class LateGroup(TyperGroup):
 def _with_options(message: str, command: Any) -> str:
     """Return the message with options in place of arguments of Python functions: "--max-length" for "max_length".
 
-    Only names with an underscore are replaced, since other names are words of the language. Paths and the entries of an identity, which
-    a colon follows, stay as they are.
+    Only names with an underscore are replaced, because other names are words of the language. Paths stay as they are, and so do names
+    before a colon, which are entries of an identity.
     """
     options = (
         {parameter.name: parameter.opts[0] for parameter in command.params if parameter.param_type_name == "option"} if command else {}
@@ -146,9 +149,9 @@ def _with_options(message: str, command: Any) -> str:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether the error is about the user's input: our own ValueErrors, and errors of the system about files and connections.
+    """Return whether the error is about the user's input: a ValueError of our own, or an OSError about files or connections.
 
-    A ValueError of a library, which was called by us with wrong values, is a bug.
+    A ValueError of a library is a bug, because our code called the library with wrong values.
     """
     if isinstance(error, OSError):
         return True
@@ -159,7 +162,7 @@ def _is_refusal(error: Exception) -> bool:
 
 def _bug_report(error: Exception, message: str) -> str:
     """Write the traceback into a new log file, and return the line that names it."""
-    if type(error).__name__ in ("MemoryError", "OutOfMemoryError"):  # the second one is torch's
+    if type(error).__name__ in ("MemoryError", "OutOfMemoryError"):  # the second name is torch's
         return f"out of memory: {message}"
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", prefix="mof-", suffix=".log", delete=False) as log:
         print("command:", *sys.argv, file=log)
@@ -168,16 +171,17 @@ def _bug_report(error: Exception, message: str) -> str:
 
 
 def _name_today(name: str) -> str:
-    """Return the name of an option without its hyphens, an old spelling as the new one, with a note on stderr."""
+    """Return today's name of an option, without hyphens in front. For an old name, a note is written to stderr."""
     if name in OLD_SPELLINGS:
         typer.echo(f"mof: --{name} is now called --{OLD_SPELLINGS[name]}; the old name will go with the next release", err=True)
     return OLD_SPELLINGS.get(name, name)
 
 
 def _help_of(target: Target) -> str | None:
-    """Return the help text of a command: its docstring, or the argument `help` or the docstring of the `callback` of a group.
+    """Return the help text of a command, or None for a command without help text.
 
-    It is read from the source of "module:attribute", since the import may take seconds. None where there is none.
+    It is the docstring of the command, or for a group the argument `help` or the docstring of the `callback`. The text is read from the
+    source of "module:attribute", because an import may take seconds.
     """
     if not isinstance(target, str):
         return target.__doc__

@@ -1,6 +1,6 @@
-"""Options that several commands share, so that a thing has the same name, short name and help text everywhere.
+"""Several commands share these options, so that an option has the same name, short name and help text everywhere.
 
-A command uses the types as annotations (`model: Model`), or the functions where the help text is its own
+A command uses the types as annotations (`model: Model`), or the functions if it needs another help text
 (`report: Annotated[Path, output_option("HTML file to write.")]`). Add `| None` inside of `Annotated` to make an option optional.
 The old spellings of options are in `encoders.command_groups.OLD_SPELLINGS`.
 """
@@ -43,7 +43,7 @@ TrustRemoteCode = Annotated[
 ]
 Models = Annotated[list[Path], typer.Option("--model", help=f"{MODEL_HELP} Can be given several times.")]
 Records = Annotated[
-    Path, typer.Option("--records", help="Records in LLaVA's form or chat messages, .json or .jsonl. Equal ids are numbered.")
+    Path, typer.Option("--records", help="Records in LLaVA's form or chat messages: .json, .jsonl or .parquet. Equal ids are numbered.")
 ]
 Images = Annotated[Path, images_option()]
 ImageSources = Annotated[
@@ -56,6 +56,12 @@ ImageSize = Annotated[
     int | None, typer.Option("--image-size", min=1, help="Side of the encoders' input, in pixels. Default: each encoder's own.")
 ]
 ImageBatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per forward pass.")]
+DecodingName = Annotated[
+    str | None,
+    typer.Option(
+        "--decoding", help="NAME[:OPTION=VALUE...]: vcd, icd, m3id, pai, var or lacing, such as vcd:alpha=0.5. Default: plain decoding."
+    ),
+]
 Device = Annotated[str | None, typer.Option("--device", help="Device of torch, such as cuda:1. Default: cuda if there is a GPU, else cpu.")]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 """A name of a dtype; `getattr(torch, name)` is the dtype."""
@@ -111,7 +117,7 @@ def cluster_of(ray: str | None, gpus_per_actor: float | None, actors: str | None
 
 
 def image_limits(max_bytes: int | None, max_pixels: int | None) -> ImageLimits:
-    """Return the limits of the options `--max-bytes` and `--max-pixels`; None takes that of the environment."""
+    """Return the limits of the options `--max-bytes` and `--max-pixels`. For None, the limit of the environment is taken."""
     from encoders.images.opening import ImageLimits  # slow
 
     given = {"max_bytes": max_bytes, "max_pixels": max_pixels}
@@ -119,7 +125,7 @@ def image_limits(max_bytes: int | None, max_pixels: int | None) -> ImageLimits:
 
 
 def evenly(records: Sequence[T], limit: int | None) -> list[T]:
-    """Return the records that the option `--limit` leaves, spread evenly over all records."""
+    """Return at most `limit` records (the option `--limit`), spread evenly over all records."""
     count = len(records) if limit is None else min(limit, len(records))
     return [records[i * len(records) // count] for i in range(count)]
 

@@ -1,4 +1,4 @@
-"""Cells of CSV files that spreadsheets do not take for formulas."""
+"""write_csv writes CSV files whose cells no spreadsheet takes for formulas."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 from encoders.runs import write_whole
 
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # of texts; our numbers are no texts
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet takes a text with this start for a formula
 QUOTE = "'"
 
 
 def csv_cell(value: Any) -> Any:
-    """Return the value for a CSV file: a quote stands before a text that would start a formula, so that it is shown, not run."""
+    """Return the value for a CSV file. A quote is put before a text that looks like a formula, so that it is shown and not run."""
     return QUOTE + value if isinstance(value, str) and value.lstrip(QUOTE).startswith(FORMULA_STARTS) else value
 
 
@@ -24,7 +24,7 @@ def plain_cell(text: str) -> str:
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Write the rows, whole, with `csv_cell` for each cell."""
+    """Write the rows as a CSV file, with `csv_cell` for each cell."""
 
     def write(temporary: Path) -> None:
         with temporary.open("w", newline="", encoding="utf-8") as file:

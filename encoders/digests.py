@@ -1,9 +1,10 @@
-"""Files that we write and read again carry a digest, so that a damaged, edited or foreign file is noticed when it is read.
+"""Files that we write and read again hold a digest, so that a damaged, edited or foreign file is noticed when it is read.
 
-A sealed file holds "mof-digest <32 digits> mof-digest": the XXH3 of the whole file with zeros in place of the digits. JSON has it under
-"digest", Parquet in its metadata. The mark is there twice, so that no single damaged byte makes a sealed file look like a file of
-an earlier release, which has no digest and is read as before. Files of other libraries, such as a saved model's, are listed
-with their digests in a sealed JSON file beside them. `MOF_CHECK=off` in the environment skips all checks.
+A sealed file holds "mof-digest <32 digits> mof-digest". The digits are the XXH3 of the whole file with zeros in place of the digits.
+JSON files hold this text under "digest", Parquet files in their metadata. The mark "mof-digest" is there twice, so that no single damaged
+byte makes a sealed file look like a file of an earlier release, which has no digest and is read as before. Files of other libraries, for
+example of a saved model, are listed with their digests in a sealed JSON file beside them. `MOF_CHECK=off` in the environment skips all
+checks.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ CHUNK = 2**24  # bytes that are read at a time
 
 
 class DamagedError(ValueError):
-    """A file whose content was changed since it was written. The message names the file."""
+    """A DamagedError says that a file's content was changed since it was written. The message names the file."""
 
 
 def checks() -> bool:
@@ -40,7 +41,7 @@ def seal(content: bytes) -> bytes:
 
 
 def check(content: bytes, name: object) -> None:
-    """Raise a DamagedError naming `name` if the content is sealed and was changed since. Content without a mark passes."""
+    """Raise a DamagedError with `name` if the content is sealed and was changed since. Content without a mark passes."""
     place = content.rfind(MARK)
     if place < 0 or not checks():
         return
@@ -50,7 +51,7 @@ def check(content: bytes, name: object) -> None:
 
 
 def seal_json(content: Mapping[str, Any], indent: int | None = 1) -> bytes:
-    """Return the content as sealed JSON; without indent it is a single line."""
+    """Return the content as sealed JSON. With `indent=None` it is a single line."""
     return seal(json.dumps({**content, KEY: BLANK}, indent=indent).encode())
 
 
@@ -58,7 +59,7 @@ def open_json(content: bytes, name: object) -> dict[str, Any]:
     """Return the mapping that `seal_json` was given. JSON of earlier releases, which is not sealed, is read too.
 
     Raises:
-        DamagedError: for content that was changed, naming `name`.
+        DamagedError: for content that was changed; the message holds `name`.
         ValueError: for content that is no JSON object.
     """
     check(content, name)
@@ -71,7 +72,7 @@ def open_json(content: bytes, name: object) -> dict[str, Any]:
 
 
 def file_digest(path: Path) -> str:
-    """Return 32 hexadecimal digits of the XXH3 of a file."""
+    """Return the XXH3 of a file, as 32 hexadecimal digits."""
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
@@ -80,7 +81,7 @@ def file_digest(path: Path) -> str:
 
 
 def damaged(folder: Path, listed: Mapping[str, str]) -> dict[Path, str]:
-    """Return the listed files (name -> digest) that are missing or changed, each with a sentence that says so."""
+    """Return path -> message for each listed file (name -> digest) that is missing or changed."""
     faults = {}
     for name, digest in listed.items() if checks() else ():
         path = folder / name

@@ -1,7 +1,7 @@
-"""The miniature vision transformer of mini-clip and mini-dino, registered with timm as `mof_mini_vit`.
+"""This module registers `mof_mini_vit` with timm, the miniature vision transformer of mini-clip and mini-dino.
 
-40 x 40 pixels, 5 x 5 patches of 8 pixels, 4 blocks, 192 wide. Three strided convolutions embed the patches: with one linear
-layer a network this small has learned next to nothing in the minutes it is given.
+It takes 40 x 40 pixels as 5 x 5 patches of 8 pixels, and has 4 blocks of width 192. Three strided convolutions embed the patches,
+because with a single linear layer this small network learned almost nothing in the few minutes of its training.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import nn
 
 
 class ConvStemEmbed(PatchEmbed):
-    """timm's patch embedding with three 3 x 3 convolutions of stride 2 in place of one of stride 8."""
+    """ConvStemEmbed is timm's patch embedding, with three 3 x 3 convolutions of stride 2 in place of a single convolution of stride 8."""
 
     def __init__(self, *args: Any, in_chans: int = 3, embed_dim: int = 192, **options: Any) -> None:
         super().__init__(*args, in_chans=in_chans, embed_dim=embed_dim, **options)

@@ -1,4 +1,4 @@
-"""Names of models are compared and taken apart."""
+"""These functions compare and split names of models."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def near_names(name: str, known: Iterable[str]) -> str:
-    """Return ' Did you mean a, b?' for error messages, or '' when no known name is near."""
+    """Return ' Did you mean a, b?' for error messages, or '' when no known name is similar."""
     near = difflib.get_close_matches(name, list(known), n=5, cutoff=0.5)
     return f" Did you mean {', '.join(near)}?" if near else ""
 

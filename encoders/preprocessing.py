@@ -1,4 +1,4 @@
-"""The steps that make an image the square input of an encoder, as a value."""
+"""A `Preprocessing` is a value that describes the steps from an image to the square input of an encoder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOT_IN_VIEWS = ("crop_pct", "mean", "std")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """The steps before an encoder sees an image: it becomes a square of S x S pixels and is normalised.
+    """Preprocessing describes the steps before an encoder sees an image: it becomes a square of S x S pixels and is normalised.
 
     Raises:
         ValueError: for statistics that are not three numbers, or a `std` that is not positive.
@@ -32,15 +32,15 @@ class Preprocessing:
     background: Colour = GREY
     """RGB in 0..255, around padded images."""
     interpolation: Interpolation = field(default="bicubic", kw_only=True)
-    """Pillow's filter of that name."""
+    """Name of a filter of Pillow."""
     centre: Centre = field(default="round", kw_only=True)
-    """The place of the half pixel that "crop" leaves over, as in `to_pixels`."""
+    """Rounding of the crop's place when half a pixel is left over, as in `to_pixels`."""
     crop_pct: float = field(default=1.0, kw_only=True)
-    """The share of the resized side that is kept, as in `to_pixels`."""
+    """Share of the resized side that is kept, as in `to_pixels`."""
     mean: tuple[float, ...] = field(default=(0.0, 0.0, 0.0), kw_only=True)
-    """Subtracted from pixels in [0, 1], per channel."""
+    """Values that are subtracted from pixels in [0, 1], per channel."""
     std: tuple[float, ...] = field(default=(1.0, 1.0, 1.0), kw_only=True)
-    """The divisor after that, per channel."""
+    """Values by which the pixels are divided afterwards, per channel."""
 
     def __post_init__(self) -> None:
         for name in ("background", "mean", "std"):
@@ -58,7 +58,7 @@ class Preprocessing:
 
     @property
     def description(self) -> dict[str, Any]:
-        """The fields for fingerprints (JSON-able), without the size, which is part of an encoder's spec."""
+        """Return the fields for fingerprints (JSON-able), without the size, because it is part of an encoder's spec."""
         names = ("mean", "std", "fit", "interpolation", "crop_pct", "centre")
         colour = {"background": self.background} if self.fit == "pad" and self.background != GREY else {}
         return {name: getattr(self, name) for name in names} | colour
@@ -66,11 +66,11 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class View(Preprocessing):
-    """The square image that a multimodal model shows to all its encoders. Each encoder normalises it for itself."""
+    """A view is the square image that a multimodal model shows to all its encoders. Each encoder normalises it with its own statistics."""
 
     fit: Fit = "pad"
     blurred: bool = False
-    """Whether the image is blurred at its original size first (`encoders.images.reading.blur`), to make VIG's null image."""
+    """True if the image is first blurred at its original size (`encoders.images.reading.blur`), which makes VIG's null image."""
 
     def pixels(self, image: Image.Image) -> Tensor:
         return super().pixels(blur(image) if self.blurred else image)  # [3, S, S]

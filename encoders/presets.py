@@ -1,6 +1,6 @@
-"""The published encoders by short name. Literal numbers and licences stand here and nowhere else.
+"""PRESETS lists published encoders by short name. Literal numbers and licences stand here and nowhere else.
 
-`image_size` is the size that the weights were trained at: 518 pixels for DINOv2. LLaVA and MoF run it at 224 or 336:
+`image_size` is the size at which the weights were trained: 518 pixels for DINOv2. LLaVA and MoF run DINOv2 at 224 or 336 pixels:
 `build_encoder("dinov2-vit-l14", image_size=336)`.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Preset:
-    """An encoder of a backend with its defaults."""
+    """A preset is an encoder of a backend with its defaults."""
 
     model: str
     """'backend:model[/weights]', as `build_encoder` takes it."""
@@ -22,21 +22,21 @@ class Preset:
     licence: str
     """The licence of the weights."""
     layer: int
-    """The block whose output is given: -1 is the last, -2 the block before it."""
+    """Block whose output the encoder returns: -1 is the last block, -2 the block before it."""
     norm: bool = False
-    """Whether the tower's final norm is applied to it."""
+    """True if the tower's final norm is applied to this output."""
     weights: str | None = None
-    """Weight file that ships with the package; None where `model` says where the weights come from."""
+    """Weight file that ships with the package; None if `model` names the weights."""
     fixed: bool = False
-    """Whether only the user, and no mixer, chooses the input size; for small convolutional networks."""
+    """True if only the user, and no mixer, may change the input size; for small convolutional networks."""
     photos: bool = True
-    """Whether it was trained on photos."""
+    """True if the encoder was trained on photos."""
 
 
 WEIGHTS = Path(__file__).parent / "weights"
 
-# A row: name, model, side of the square input in pixels, and the licence of the weights as their source names it (the model's
-# hub page, timm's config, or the authors' repository).
+# A row holds name, model, side of the square input in pixels, and the licence of the weights, as the model's hub page, timm's config
+# or the authors' repository names it.
 Row = tuple[str, str, int, str]
 
 # Image-text models are read before the last block, as in LLaVA.
@@ -165,7 +165,7 @@ for _rows, _layer in ((IMAGE_TEXT, -2), (IMAGE_TEXT_CONVOLUTIONAL, -1), (IMAGE_O
 
 
 def caveat(encoders: Iterable[str]) -> str:
-    """Return a sentence about the encoders among these that know no photos; "" if all may know them."""
+    """Return a sentence that names the given encoders that were not trained on photos, or "" if there are none."""
     blind = [name for name in dict.fromkeys(encoders) if name in PRESETS and not PRESETS[name].photos]
     if not blind:
         return ""

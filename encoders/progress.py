@@ -1,9 +1,9 @@
-"""Progress of a run: a bar in a terminal and in a notebook, a line a minute in a log."""
+"""progress_bar shows the progress of a run: by a bar in a terminal or a notebook, by a line every minute in a log."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TypeVar
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 SECONDS, NOTEBOOK_SECONDS = 60.0, 5.0
-"""Time between two lines, where no bar can be shown: in a log, and in a notebook without ipywidgets."""
+"""Time between two lines if no bar can be shown: in a log, and in a notebook without ipywidgets."""
 
 Advance = Callable[[int, str], None]
 T = TypeVar("T")
@@ -23,8 +23,8 @@ def progress_bar(units: str, total: int | None, shown: bool = True) -> Iterator[
     """Show the progress of a run on stderr. Yield the function that takes the number of units done so far, and a note.
 
     Args:
-        units: the name of the things that are counted: "images".
-        total: their number; None if nobody knows it.
+        units: the name of the things that are counted, for example "images".
+        total: the number of these things, or None if it is unknown.
         shown: False shows nothing.
     """
     console, start = Console(stderr=True), time.monotonic()
@@ -50,9 +50,9 @@ def progress_bar(units: str, total: int | None, shown: bool = True) -> Iterator[
         yield advance
 
 
-def tracked(things: Iterable[T], units: str, total: int | None, shown: bool = True) -> Iterator[T]:
-    """Yield the things, and show as `progress_bar` does the number of things that are done."""
-    with progress_bar(units, total, shown) as advance:
+def tracked(things: Iterable[T], units: str, total: int | None = None, shown: bool = True) -> Iterator[T]:
+    """Yield the things, and show the number of finished things with `progress_bar`. The total is their length if they have one."""
+    with progress_bar(units, len(things) if isinstance(things, Sized) else total, shown) as advance:
         for done, thing in enumerate(things, 1):
             yield thing
             advance(done, "")

@@ -1,4 +1,4 @@
-"""Encoders are built by name: presets and registered factories by their exact key, all others as "backend:model"."""
+"""build_encoder builds an encoder by name: a preset or a registered factory by its exact key, any other encoder as "backend:model"."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from encoders.names import near_names
 from encoders.presets import PRESETS, Preset
 
-if TYPE_CHECKING:  # names and presets are known without torch
+if TYPE_CHECKING:  # otherwise names and presets would need torch
     from encoders.base import Encoder
 
 Factory = Callable[..., "Encoder"]
 
-# A backend is imported when its first encoder is built: together they take seconds.
+# A backend is imported when its first encoder is built, because the imports take seconds.
 BACKENDS = {
     "open_clip": "encoders.backends.open_clip",
     "timm": "encoders.backends.timm",
@@ -37,10 +37,10 @@ def register_encoder(key: str) -> Callable[[Factory], Factory]:
 
     The factory is called with the keywords of `build_encoder` (image_size, layer, norm, pretrained, trainable, weights)
     and returns an `Encoder`. An installed package needs no decorator: an entry point of the group "mof.encoders" names
-    its factory, `key = "package.module:factory"`, which is imported when it is first asked for.
+    its factory, `key = "package.module:factory"`, which is imported when the encoder is first built.
 
     Raises:
-        ValueError: for a key that is taken, or that reads like "backend:model".
+        ValueError: for a key that is taken, or that looks like "backend:model".
     """
     if not key or key.partition(":")[0] in BACKENDS:
         raise ValueError(f"{key!r} cannot be the key of an encoder: it is empty or names a backend")
@@ -72,29 +72,29 @@ def build_encoder(
     std: Sequence[float] | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> Encoder:
-    """Return the encoder called `name`. It is frozen and in eval mode unless `trainable`.
+    """Return the encoder with this name. It is frozen and in eval mode unless `trainable` is True.
 
     Args:
         name: a key of `available_encoders`, or "open_clip:model/tag", "timm:model.tag", "hf:hub-id-or-folder",
             "torch_hub:dinov2_vitl14". A file may follow instead of a tag: "open_clip:ViT-B-32//path/to/weights.safetensors",
             "timm:model//path/to/it.pt".
         image_size: side of the square input in pixels. The default is the preset's size, else the model's own.
-        layer: the block whose output is given: -1 is the last block, -2 the block before it (see `Encoder`). The channels of
-            several layers, as in [-2, -5], stand side by side. The default is the preset's layer, else -2 for transformers
-            with a text tower (LLaVA) and -1 for all other models (MMVP's DINOv2).
-        norm: apply the final norm to it. The default is the preset's choice, else False.
+        layer: the block whose output the encoder returns: -1 is the last block, -2 the block before it (see `Encoder`). The
+            channels of several layers, as in [-2, -5], stand side by side. The default is the preset's layer, else -2 for
+            transformers with a text tower (LLaVA) and -1 for all other models (MMVP's DINOv2).
+        norm: apply the final norm to this output. The default is the preset's choice, else False.
         pretrained: False gives random weights: no weight file is read (not even `weights`), nothing is downloaded.
-        trainable: let gradients through, and follow the parent's train() and eval().
-        weights: a local file (.safetensors, or .pt read with weights_only=True) in place of the name's own weights.
-        mean, std: normalise by these in place of the encoder's own. The released MoF models need it: their DINOv2 was
-            given pixels normalised for CLIP.
-        config: the architecture, in place of the architecture of `name`, so that a checkpoint which holds the weights needs no
+        trainable: record gradients, and follow the parent's train() and eval().
+        weights: a local file (.safetensors, or .pt read with weights_only=True) in place of the weights that `name` means.
+        mean, std: statistics for the normalisation, in place of the encoder's own. The released MoF models need them, because
+            their DINOv2 was trained with pixels normalised for CLIP.
+        config: the architecture, in place of the architecture of `name`. A checkpoint that holds the weights then needs no
             other file. For hf it is {"model": ..., "processor": ...}, the contents of config.json and
             preprocessor_config.json; for torch_hub it holds the arguments of `DinoV2`.
 
     Raises:
-        ValueError: unknown name (the near ones are listed), impossible layer or size, weights that are missing or do
-            not fit.
+        ValueError: for an unknown name (the message lists similar names), an impossible layer or size, or weights that are
+            missing or do not fit.
     """
     options: dict[str, Any] = {
         "image_size": image_size,
@@ -124,7 +124,7 @@ def build_encoder(
 
 
 def build_from_backend(name: str, **options: Any) -> Encoder:
-    """Return the encoder of "backend:model". All keywords of `build_encoder` are given."""
+    """Return the encoder of "backend:model". The caller gives all keywords of `build_encoder`."""
     import torch  # slow
 
     image_size = options.pop("image_size")
@@ -145,9 +145,9 @@ def build_from_backend(name: str, **options: Any) -> Encoder:
 
 
 def _build_preset(preset: Preset, **options: Any) -> Encoder:
-    """Build the preset's encoder; where `options` hold None, the preset's own choice counts."""
-    own = {name: getattr(preset, name) for name in ("image_size", "layer", "norm", "weights")}
-    encoder = build_from_backend(preset.model, **{key: own.get(key) if value is None else value for key, value in options.items()})
+    """Build the preset's encoder. An option that is None has the preset's value."""
+    defaults = {name: getattr(preset, name) for name in ("image_size", "layer", "norm", "weights")}
+    encoder = build_from_backend(preset.model, **{key: defaults.get(key) if value is None else value for key, value in options.items()})
     encoder.flexible = encoder.flexible and not preset.fixed
     return encoder
 
@@ -162,7 +162,7 @@ def _factories() -> dict[str, Factory]:
 
 @functools.cache
 def _add_entry_points() -> None:
-    """Make the encoders of other packages known by name. None is imported; a key that is taken is left out with a warning."""
+    """Make the encoders of other packages known by name, without importing them. A key that is taken is left out with a warning."""
     for point in entry_points(group=ENTRY_POINTS):
         if point.name in _FACTORIES or point.name.partition(":")[0] in BACKENDS:
             warnings.warn(f"the encoder {point.name!r} of {_origin(point)} is left out: that name is taken", stacklevel=2)
@@ -177,7 +177,7 @@ def _build_from_package(point: EntryPoint, **options: Any) -> Encoder:
     try:
         with torch.device("cpu"):  # see build_from_backend
             factory = point.load()
-    except Exception as error:  # whatever that package's modules raise
+    except Exception as error:  # the modules of other packages may raise errors of any kind
         raise ValueError(f"the encoder {point.name!r} of {_origin(point)} cannot be imported: {error}") from error
     return factory(**options)
 

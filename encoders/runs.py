@@ -1,4 +1,4 @@
-"""The kit of every command that fills a folder: it writes whole files, knows the run of a folder, and lets one run at a time write."""
+"""Every command that fills a folder uses this kit: it writes whole files, identifies the run of a folder, and lets a single run write."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from filelock import FileLock, Timeout
 
 from encoders.digests import DamagedError, open_json, seal_json
 
-TEMPORARY = ".tmp-"  # how the names of unfinished files begin
-LOCKS = "lock-*"
+TEMPORARY = ".tmp-"  # the beginning of the names of unfinished files
+LOCKS = "*lock-[0-9][0-9][0-9][0-9]"  # earlier releases put no underscore before the name
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file under a temporary name, then rename it. A crash of process or machine leaves no broken file.
 
-    The temporary name ends like the file's own name, because a few writers choose the format by the suffix. Nobody can guess it: in a
-    folder that others may write to, they could put a link of that name there, and machines that share the folder write different files.
+    The temporary name ends like the file's own name, because a few writers choose the format by the suffix. It also holds random digits:
+    other users with access to the folder cannot put a link there in advance, and machines that share the folder write different files.
     """
     temporary = path.with_name(f"{TEMPORARY}{token_hex(8)}-{path.name}")
     try:
@@ -34,7 +34,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         _flush(temporary)  # otherwise a power cut could leave the name without the bytes
         os.replace(temporary, path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)  # a full disk has room again
+        temporary.unlink(missing_ok=True)  # so that a full disk has room again
         if isinstance(error, OSError) and error.errno is not None and str(error.filename) in ("None", str(temporary)):
             raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk's error names no file
         raise
@@ -42,7 +42,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to the file. After a crash the file still has its content of before."""
+    """Write `content` to the file. After a crash the file has either its old or its new content."""
     write_whole(path, lambda temporary: temporary.write_bytes(content))
 
 
@@ -57,10 +57,10 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def replace_folder(folder: Path, new: Path) -> None:
-    """Put the folder `new` in the place of `folder`, which may be missing, on the same disk.
+    """Put the folder `new` in the place of `folder`, which may be missing. Both are on the same disk.
 
-    A killed process leaves the old or the new folder. Linux exchanges the two in a single step. Elsewhere there is a moment between two
-    steps in which the old folder has only its other name.
+    Linux exchanges the two folders in a single step, so a killed process leaves the old or the new folder. Other systems need two steps,
+    and for a moment between them no folder has the name.
     """
     if not folder.is_dir():
         new.rename(folder)
@@ -79,34 +79,38 @@ def replace_folder(folder: Path, new: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Exchange the names of two folders in one step; return whether the system can do this."""
+    """Exchange the names of two folders in a single step. Return False if the system cannot do this."""
     exchange = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
     here, flag = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of the kernel
     return exchange is not None and exchange(here, os.fsencode(first), here, os.fsencode(second), flag) == 0
 
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON-able `content` with its digest (`encoders.digests`), whole."""
+    """Write JSON-able `content` with its digest (`encoders.digests`), in the same way as `write_bytes`."""
     write_bytes(path, seal_json(content))
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """Return the content that `write_sealed` wrote, or the JSON object of an earlier release, without a digest.
+    """Return the content that `write_sealed` wrote. It also reads a JSON object of an earlier release, which has no digest.
 
     Raises:
-        DamagedError: for a file that was changed since, naming the file.
+        DamagedError: for a file that was changed since; the message names it.
         ValueError: for a file that holds no JSON object.
     """
     return open_json(path.read_bytes(), path)
 
 
 def write_sealed_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write JSON-able rows, whole, a line with a digest for each."""
+    """Write JSON-able rows as lines with digests, in the same way as `write_bytes`."""
     write_bytes(path, b"".join(seal_json(row, indent=None) + b"\n" for row in rows))
 
 
 def read_sealed_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the rows that `write_sealed_lines` wrote, or the JSON objects of an earlier release. DamagedError naming file and line."""
+    """Return the rows that `write_sealed_lines` wrote. It also reads JSON objects of an earlier release.
+
+    Raises:
+        DamagedError: for a line that was changed; the message names file and line.
+    """
     rows = []
     for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         try:
@@ -123,7 +127,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Return the installed version of each package; "source" for a package that is used without being installed."""
+    """Return the installed version of each package, or "source" for a package that is used without being installed."""
 
     def installed(package: str) -> str:
         try:
@@ -145,18 +149,18 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 
 
 def run_digest(identity: Mapping[str, Any]) -> str:
-    """Return 32 hexadecimal digits that tell a run from other runs, for the files in its folder."""
+    """Return 32 hexadecimal digits that identify a run. The files in its folder hold them."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 class RunFile:
-    """The JSON file that identifies the run of a folder: {"format": 1, "identity": {...}} and the entries that the run adds.
+    """RunFile is the JSON file that identifies the run of a folder: {"format": 1, "identity": {...}} and the entries that the run adds.
 
     Args:
         path: the file, directly in the run's folder.
         what: the name of the kind of run, for messages: "scoring run".
         format: version of everything in the folder; a folder of another version is refused.
-        remedy: the advice to a user who gave the folder of another run, for messages: "give a new --output".
+        remedy: advice for a user who gave the folder of another run, for messages: "give a new --output".
     """
 
     def __init__(self, path: Path, what: str, format: int, remedy: str) -> None:
@@ -173,7 +177,7 @@ class RunFile:
             raise ValueError(f"{self.path.parent} holds no {self.path.name}: expected the folder of a {self.what}")
         try:
             content = read_sealed(self.path)
-            given = content.get("format", 1), content["identity"]  # folders had no format before the first that is numbered
+            given = content.get("format", 1), content["identity"]  # the files of early releases have no format number
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DamagedError(
                 f"{self.path} is damaged, or not of a {self.what} ({type(error).__name__}: {error}); put back a copy, or {self.remedy}"
@@ -194,8 +198,8 @@ class RunFile:
 
         Args:
             identity: JSON-able, with text for anything that JSON does not know.
-            begun: whether the folder holds work of its run. If not, another run may take the folder over.
-            own: patterns of files that may lie there before the first run, such as locks.
+            begun: whether the folder holds work of its run. If not, another run may take over the folder.
+            own: patterns of files that may be in the folder before the first run, for example locks.
 
         Raises:
             ValueError: for a folder that holds another run (with the differences) or files of no run.
@@ -213,7 +217,7 @@ class RunFile:
         raise ValueError(f"{self.path.parent} holds another {self.what}; {self.remedy}. Different:\n  " + "\n  ".join(different))
 
     def refuse_foreign(self, own: Sequence[str] = ()) -> None:
-        """ValueError for a folder that holds files and no run; `claim` does the same. Call it before a lock is put there."""
+        """Raise a ValueError for a folder that holds files and no run, as `claim` does. Call it before a lock is put into the folder."""
         folder = self.path.parent
         files = () if self.path.is_file() else (path for path in folder.rglob("*") if path.is_file())
         for path in files:
@@ -222,19 +226,23 @@ class RunFile:
 
 
 class RunLock:
-    """A context manager that lets only one run write to a folder. The run may have several processes.
+    """RunLock is a context manager that lets only a single run write to a folder. The run may have several processes.
 
-    Each process holds its own lock file, which the operating system frees when the process dies. The first process takes its lock
-    before the other processes do, and checks that all other locks are free: when a run was killed in part, a few of its processes
-    may live on for a while.
+    Each process holds a separate lock file, which the operating system frees when the process dies. The first process takes its lock
+    before the other processes do, and checks that all other locks are free, because a few processes of a killed run may live on for a
+    while.
     """
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
         self._folder, self._rank = folder, rank
-        self._own = FileLock(folder / f"lock-{rank:04d}")
+        self._own = FileLock(folder / f"_lock-{rank:04d}")
 
     def take(self) -> None:
-        """Take the lock; the first process first. ValueError while a process of another run holds one."""
+        """Take the lock. The first process must do so before the others.
+
+        Raises:
+            ValueError: while a process of another run holds a lock.
+        """
         self._take(self._own)
         for path in self._folder.glob(LOCKS) if self._rank == 0 else ():
             if path != Path(self._own.lock_file):

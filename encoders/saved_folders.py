@@ -1,4 +1,4 @@
-"""Folders with files of other libraries, such as saved models and checkpoints, hold a sealed list of the files' digests."""
+"""A folder with files of other libraries, for example a saved model or a checkpoint, holds a sealed list of the files' digests."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ WEIGHTS = ".safetensors"
 
 @contextmanager
 def recording(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Enter the files that are written into the folder while the context is open into its `digests.json`.
+    """Record in the folder's `digests.json` the files that are written into it while the context is open.
 
-    Files that were there before keep their digests, so that their damage is not taken for granted.
+    Files that were there before keep their recorded digests, so that damage to them is still noticed.
     """
     path = Path(folder)
     before = _states(path)
@@ -29,7 +29,7 @@ def recording(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def record(folder: Path, written: Iterable[str], deleted: Collection[str] = ()) -> None:
-    """Enter files of the folder, by their names in it, into its `digests.json`, and strike out the deleted files."""
+    """Record files of the folder, by their names in it, in its `digests.json`, and remove the entries of deleted files."""
     digests = {name: file_digest(folder / name) for name in sorted(written)}
     if not digests and not deleted:
         return
@@ -41,10 +41,10 @@ def record(folder: Path, written: Iterable[str], deleted: Collection[str] = ()) 
 
 
 def check_folder(folder: str | os.PathLike[str], without: str = "") -> None:
-    """Raise a DamagedError naming the damaged files of a folder with a `digests.json`. Any other folder, or no folder, passes.
+    """Raise a DamagedError that names the damaged files of a folder. A folder without `digests.json`, or a missing folder, passes.
 
     Args:
-        without: suffix of files that are not read.
+        without: suffix of files that are not checked.
     """
     path = Path(folder) / DIGESTS
     if not checks() or not path.is_file():

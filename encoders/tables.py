@@ -1,4 +1,4 @@
-"""Parquet files with a digest, and with the name of the run that they belong to."""
+"""These functions write and read Parquet files that hold a digest and the name of their run."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ RUN, FILE, DIGEST = b"mof_run", b"mof_file", b"mof_digest"
 
 
 class ForeignError(ValueError):
-    """A sound file that belongs to another run, or at another place. The message names the file."""
+    """A ForeignError says that an undamaged file belongs to another run, or has another name. The message names the file."""
 
 
 def write_table(path: Path, table: pa.Table, run: str = "") -> None:
     """Write the table whole, as Parquet.
 
     Args:
-        run: the name of the folder's run, which no other run has. With it, the file is refused in other folders and under another name.
+        run: the unique name of the folder's run. A file with it is refused in the folder of another run, and under another name.
     """
     place = {RUN: run.encode(), FILE: path.name.encode()} if run else {}
     buffer = pa.BufferOutputStream()
@@ -31,11 +31,11 @@ def write_table(path: Path, table: pa.Table, run: str = "") -> None:
 
 
 def read_table(path: Path, columns: Sequence[str] | None = None, run: str | None = None) -> pa.Table:
-    """Return the table that `write_table` wrote; also a file of an earlier release, which has neither digest nor run.
+    """Return the table that `write_table` wrote. It also reads a file of an earlier release, which has neither digest nor run.
 
     Args:
-        columns: the columns to return; all by default.
-        run: as it was written; None does not compare it.
+        columns: the columns to return; by default all columns.
+        run: the run that the file must belong to; None allows any run.
 
     Raises:
         DamagedError: for a file that was changed or cannot be read.
@@ -53,7 +53,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None, run: str | None
 
 
 def run_of(path: Path) -> str:
-    """Return the run that a sound file names; "" for a file of an earlier release, or a damaged file."""
+    """Return the run that a file names, or "" for a file of an earlier release or a damaged file."""
     try:
         content = path.read_bytes()
         check(content, path)
@@ -63,7 +63,10 @@ def run_of(path: Path) -> str:
 
 
 def refuse_foreign(path: Path, run: str, name: str, wanted: str | None) -> None:
-    """Raise a ForeignError unless the file belongs to the run `wanted` and has its own name. Files of earlier releases name neither."""
+    """Raise a ForeignError unless the file belongs to the run `wanted` and has the name that it holds.
+
+    Files of earlier releases hold neither run nor name, and pass.
+    """
     if run and name != path.name:
         raise ForeignError(f"{path} is a copy of {name}")
     if run and wanted and run != wanted:

@@ -1,4 +1,4 @@
-"""Weight files: read safely, loaded strictly, and errors that say which file is missing and what to do."""
+"""These functions read weight files safely and load them strictly. Their errors name the missing file and the remedy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 class WeightsError(ValueError):
-    """Weights that are missing, unreadable, or made for another architecture."""
+    """A WeightsError says that weights are missing, unreadable, or made for another architecture."""
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
@@ -28,11 +28,15 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
         if not isinstance(state, Mapping):
             raise ValueError(f"expected a mapping of names to tensors, got a {type(state).__name__}")
-        return state.get("state_dict", state)  # training checkpoints often nest it
+        return state.get("state_dict", state)  # training checkpoints often hold the weights under this key
 
 
 def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
-    """Load `state` into `model`. WeightsError naming each missing, unexpected or misshapen key."""
+    """Load `state` into `model`.
+
+    Raises:
+        WeightsError: for a missing, unexpected or misshapen key; the message names all of them.
+    """
     with refuse_misfit(source):
         model.load_state_dict(state, strict=True)
 
@@ -51,10 +55,11 @@ def refuse_misfit(source: str | Path) -> Iterator[None]:
 
 
 def warn_of_activation(source: str | Path, quickgelu: str, tagged: str) -> None:
-    """Warn that a weight file does not say its activation, where the architecture exists with GELU and, as `quickgelu`, with QuickGELU.
+    """Warn that a weight file does not name its activation, although its architecture exists with GELU and with QuickGELU.
 
     Args:
-        tagged: the form of a name that says which weights they are.
+        quickgelu: the name of the architecture with QuickGELU.
+        tagged: the form of a model's name with the tag of its weights.
     """
     warnings.warn(
         f"{source} does not say which activation its weights were trained with; GELU is used. Weights of OpenAI, DFN and MetaCLIP need "
@@ -70,10 +75,10 @@ INSTEAD_OF_FOLDER = "name a local folder that exists: hf:FOLDER"
 
 @contextmanager
 def explain_download(what: str, *, otherwise: str = INSTEAD_OF_WEIGHTS) -> Iterator[None]:
-    """Turn the many errors of a failed download of `what` into one WeightsError that says how to supply the file.
+    """Turn any error of a failed download of `what` into a WeightsError that says how to supply the file.
 
     Args:
-        otherwise: the other thing that the user can do.
+        otherwise: advice for a user without a network.
     """
     try:
         yield
@@ -90,16 +95,16 @@ def hub_answers() -> bool:
         return False
     try:
         get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception:  # of whichever HTTP library its client uses
+    except Exception:  # the hub's client may use any HTTP library, whose errors share no class
         return False
     return True
 
 
 def cached_instead(repository: str) -> Path | None:
-    """Return the cached folder of a repository if the hub does not answer; None if its files can be asked for as usual.
+    """Return the cached folder of a repository if the hub does not answer. Return None if files can be requested as usual.
 
     Raises:
-        FileNotFoundError: when the hub does not answer and nothing is cached.
+        FileNotFoundError: if the hub does not answer and nothing is cached.
     """
     if constants.HF_HUB_OFFLINE or hub_answers():  # offline, the hub's client looks into the cache alone
         return None
@@ -110,7 +115,11 @@ def cached_instead(repository: str) -> Path | None:
 
 
 def first_file(folder: Path, *names: str) -> str:
-    """Return the path of the first of the files that lies in the folder. FileNotFoundError when none does."""
+    """Return the path of the first of these files that is in the folder.
+
+    Raises:
+        FileNotFoundError: if none of them is in the folder.
+    """
     for name in names:
         if (folder / name).is_file():
             return str(folder / name)

@@ -1,4 +1,4 @@
-"""Mixture of features: several frozen encoders side by side in front of any causal language model.
+"""mof puts a mixture of features before a language model: several frozen encoders stand side by side before any causal language model.
 
 `import mof` alone loads nothing. The first use of a name that needs torch loads it. The Auto classes of transformers open our
 models after `from mof import MoFForConditionalGeneration` (or MoFConfig, MoFProcessor), or after `mof.register_auto_classes()`.

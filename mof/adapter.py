@@ -1,52 +1,83 @@
-"""Mixture of features: the tokens of several encoders become one token sequence for the language model.
+"""A fusion joins the tokens of several encoders to a token sequence for the language model.
 
-Each fusion is a `Mixer`, whose `encode` brings the encoders' tokens to one common grid. Its own `fuse` puts them together and
-maps them to the width of the language model.
+Each fusion is a `Mixer`, whose `encode` brings the encoders' tokens to a common grid. The fusion's `fuse` joins them and maps them to
+the width of the language model.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from encoders import Encoder
 from mof.mixer import Mixer
 
-# Shapes: B images, N encoders, P patch positions of the common grid, C = width of an encoder, D = width of the language model.
+# Shapes: B images, N encoders, P patch positions of the common grid, C = width of an encoder, D = width of the language model,
+# Q = queries per image.
 
 SSL_RATIOS = (0.0, 0.25, 0.5, 0.625, 0.75, 0.875, 1.0)
-"""The share of the self-supervised encoder in the paper's additive sweep (arXiv 2401.06209, table 2)."""
+"""Shares of the self-supervised encoder in the paper's additive sweep (arXiv 2401.06209, table 2)."""
 
 
-class InterleavedMoF(Mixer):
-    """One adapter per encoder; their tokens then stand side by side in space: token i of encoder k lands in slot N*i + k."""
-
-    fusion = "interleaved"
+class AdaptedMixer(Mixer):
+    """AdaptedMixer is the base of fusions that have an adapter for each encoder."""
 
     def __init__(self, encoders: Mapping[str, Encoder], hidden_size: int, **options: Any) -> None:
         super().__init__(encoders, hidden_size, **options)
-        self.adapters = nn.ModuleDict({name: build_projector(self.projector, e.width, hidden_size) for name, e in encoders.items()})
+        self.adapters = nn.ModuleDict({name: build_projector(self.projector, width, hidden_size) for name, width in self.widths.items()})
+
+    def adapt(self, features: Mapping[str, Tensor]) -> list[Tensor]:
+        """Return N tensors of tokens [B, P, D]: the tokens [B, P, C] of each encoder, mapped by the encoder's adapter."""
+        tokens = self._ordered(features)  # N of [B, P, C]
+        return [adapter(t) for adapter, t in zip(self.adapters.values(), tokens, strict=True)]
+
+
+class InterleavedMoF(AdaptedMixer):
+    """InterleavedMoF has an adapter for each encoder and interleaves their tokens: token i of encoder k gets slot N*i + k."""
+
+    fusion = "interleaved"
 
     @property
     def tokens_per_image(self) -> int:
         return len(self.encoders) * self.positions
 
+    @property
+    def token_places(self) -> dict[str, range]:
+        return {name: range(k, self.tokens_per_image, len(self.encoders)) for k, name in enumerate(self.encoders)}
+
     def fuse(self, features: Mapping[str, Tensor]) -> Tensor:
-        tokens = self._ordered(features)  # N of [B, P, C]
-        adapted = [adapter(t) for adapter, t in zip(self.adapters.values(), tokens, strict=True)]  # N of [B, P, D]
-        return torch.stack(adapted, dim=2).flatten(1, 2)  # [B, P, N, D] -> [B, N*P, D]
+        return torch.stack(self.adapt(features), dim=2).flatten(1, 2)  # [B, P, N, D] -> [B, N*P, D]
+
+
+class SequenceMoF(AdaptedMixer):
+    """SequenceMoF has an adapter for each encoder and puts all tokens of an encoder behind the tokens of the encoder before it."""
+
+    fusion = "sequence"
+
+    @property
+    def tokens_per_image(self) -> int:
+        return len(self.encoders) * self.positions
+
+    @property
+    def token_places(self) -> dict[str, range]:
+        return {name: range(k * self.positions, (k + 1) * self.positions) for k, name in enumerate(self.encoders)}
+
+    def fuse(self, features: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat(self.adapt(features), dim=1)  # [B, N*P, D]
 
 
 class AdditiveMoF(Mixer):
-    """The weighted sum of the features, then one adapter: `a * DINOv2 + (1 - a) * CLIP` for a in `SSL_RATIOS`.
+    """AdditiveMoF adds the weighted features before a single adapter: `a * DINOv2 + (1 - a) * CLIP` for a in `SSL_RATIOS`.
 
     Args:
-        weights: by encoder; equal shares by default.
+        weights: encoder -> weight; by default all weights are equal and have the sum 1.
 
     Raises:
         ValueError: for encoders of different width, or weights that do not name exactly the encoders.
@@ -58,14 +89,13 @@ class AdditiveMoF(Mixer):
         self, encoders: Mapping[str, Encoder], hidden_size: int, *, weights: Mapping[str, float] | None = None, **options: Any
     ) -> None:
         super().__init__(encoders, hidden_size, **options)
-        widths = {name: encoder.width for name, encoder in encoders.items()}
-        if len(set(widths.values())) > 1:
-            raise ValueError(f"features of different widths cannot be added: {widths}; use interleaved or concat")
+        if len(set(self.widths.values())) > 1:
+            raise ValueError(f"features of different widths cannot be added: {self.widths}; use interleaved or concat")
         weights = dict.fromkeys(encoders, 1 / len(encoders)) if weights is None else weights
         if set(weights) != set(encoders):
             raise ValueError(f"expected one weight for each of {list(encoders)}, got {dict(weights)}")
         self.weights = {name: float(weights[name]) for name in encoders}
-        self.adapter = build_projector(self.projector, next(iter(widths.values())), hidden_size)
+        self.adapter = build_projector(self.projector, next(iter(self.widths.values())), hidden_size)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -78,23 +108,102 @@ class AdditiveMoF(Mixer):
 
 
 class ConcatMoF(Mixer):
-    """The channels of all encoders stand side by side; one adapter maps them."""
+    """ConcatMoF puts the channels of all encoders side by side before a single adapter."""
 
     fusion = "concat"
 
     def __init__(self, encoders: Mapping[str, Encoder], hidden_size: int, **options: Any) -> None:
         super().__init__(encoders, hidden_size, **options)
-        self.adapter = build_projector(self.projector, sum(encoder.width for encoder in encoders.values()), hidden_size)
+        self.adapter = build_projector(self.projector, sum(self.widths.values()), hidden_size)
 
     def fuse(self, features: Mapping[str, Tensor]) -> Tensor:
         return self.adapter(torch.cat(self._ordered(features), dim=-1))  # [B, P, N*C] -> [B, P, D]
 
 
-FUSIONS: dict[str, type[Mixer]] = {mixer.fusion: mixer for mixer in (InterleavedMoF, AdditiveMoF, ConcatMoF)}
+class GatedMoF(AdaptedMixer):
+    """GatedMoF has an adapter for each encoder and adds the tokens of a position with weights.
+
+    A linear gate computes the weights from the features of all encoders at this position. It starts with equal weights.
+    """
+
+    fusion = "gated"
+
+    def __init__(self, encoders: Mapping[str, Encoder], hidden_size: int, **options: Any) -> None:
+        super().__init__(encoders, hidden_size, **options)
+        self.gate = nn.Linear(sum(self.widths.values()), len(encoders))
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
+
+    def fuse(self, features: Mapping[str, Tensor]) -> Tensor:
+        weights = self.gate(torch.cat(self._ordered(features), dim=-1)).softmax(-1)  # [B, P, N*C] -> [B, P, N]
+        tokens = torch.stack(self.adapt(features), dim=2)  # [B, P, N, D]
+        return (weights.unsqueeze(-1) * tokens).sum(2)  # [B, P, D]
+
+
+class CrossAttentionMoF(AdaptedMixer):
+    """CrossAttentionMoF has an adapter for each encoder, and a learnt query for each window of the grid.
+
+    The query attends to the tokens of all encoders in its window. This is the simplest form of the spatial vision aggregator of
+    Cambrian-1 (arXiv 2406.16860, section 3).
+
+    Args:
+        window: rows and columns of the (pooled) grid that a query reads. The image has a token for each window.
+        heads: the number of heads of the attention, a divisor of `hidden_size`.
+
+    Raises:
+        ValueError: for a window that does not divide the grid, or heads that do not divide `hidden_size`.
+    """
+
+    fusion = "cross_attention"
+
+    def __init__(
+        self,
+        encoders: Mapping[str, Encoder],
+        hidden_size: int,
+        *,
+        window: tuple[int, int] = (1, 1),
+        heads: int = 4,
+        **options: Any,
+    ) -> None:
+        super().__init__(encoders, hidden_size, **options)
+        self.window, self.heads = tuple(window), heads
+        rows, columns = super().token_grid
+        if min(window) < 1 or rows % window[0] or columns % window[1]:
+            raise ValueError(f"a window of {window[0]} x {window[1]} must divide the grid of {rows} x {columns} tokens")
+        if heads < 1 or hidden_size % heads:
+            raise ValueError(f"{heads} heads must divide hidden_size {hidden_size}")
+        self.queries = nn.Parameter(torch.randn(self.tokens_per_image, hidden_size) * hidden_size**-0.5)  # [Q, D]
+        self.attention = nn.MultiheadAttention(hidden_size, heads, batch_first=True)
+
+    @property
+    def token_grid(self) -> tuple[int, int]:
+        rows, columns = super().token_grid
+        return rows // self.window[0], columns // self.window[1]
+
+    @property
+    def tokens_per_image(self) -> int:
+        return math.prod(self.token_grid)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return super().options | {"window": list(self.window), "heads": self.heads}
+
+    def fuse(self, features: Mapping[str, Tensor]) -> Tensor:
+        tokens = torch.stack(self.adapt(features), dim=2)  # [B, P, N, D]
+        sizes = {"i": self.window[0], "j": self.window[1], "c": self.token_grid[1]}
+        windows = rearrange(tokens, "b (r i c j) n d -> (b r c) (i j n) d", **sizes)  # [B*Q, tokens of a window, D]
+        queries = self.queries.repeat(len(tokens), 1).unsqueeze(1)  # [B*Q, 1, D]
+        fused, _ = self.attention(queries, windows, windows, need_weights=False)  # [B*Q, 1, D]
+        return fused.view(len(tokens), -1, self.hidden_size)  # [B, Q, D]
+
+
+FUSIONS: dict[str, type[Mixer]] = {
+    mixer.fusion: mixer for mixer in (InterleavedMoF, SequenceMoF, AdditiveMoF, GatedMoF, ConcatMoF, CrossAttentionMoF)
+}
 
 
 def build_mixer(fusion: str, encoders: Mapping[str, Encoder], hidden_size: int, **options: Any) -> Mixer:
-    """Return the mixer called `fusion` ("interleaved", "additive" or "concat"), built with the options of its constructor.
+    """Return the mixer for a fusion, which is a key of `FUSIONS`, built with the options of its constructor.
 
     Raises:
         ValueError: for an unknown fusion.
@@ -105,9 +214,9 @@ def build_mixer(fusion: str, encoders: Mapping[str, Encoder], hidden_size: int, 
 
 
 def build_projector(kind: str, width: int, hidden_size: int) -> nn.Module:
-    """Return the adapter called `kind`, as LLaVA names them: "linear", or "mlp2x_gelu", which is linear, GELU, linear.
+    """Return an adapter by LLaVA's name: "linear", or "mlp2x_gelu", which is linear, GELU, linear.
 
-    "mlp3x_silu" has three linears and another activation, by the name that transformers gives it.
+    "mlp3x_silu" has three linear layers and another activation, which has its name in transformers.
 
     Raises:
         ValueError: for an unknown name.

@@ -1,6 +1,6 @@
-"""Two chat templates that mark the assistant's words, for tokenizers whose own template does not.
+"""This module has two chat templates that mark the assistant's words, for tokenizers whose own template does not mark them.
 
-The templates of published language models expect plain strings and know no images. Both templates here render images in place and
+The templates of published language models expect plain strings and know no images. Both templates here write images in place and
 put the end-of-turn token into the answer.
 """
 
@@ -27,11 +27,11 @@ VICUNA = _CONTENT + (
     "{%- endfor -%}"
     "{{ 'ASSISTANT:' if add_generation_prompt else '' }}"
 )
-"""LLaVA-1.5's turns: "USER: <image>\\nWhat is it? ASSISTANT: A cat.</s>USER: ...".
+"""This template writes LLaVA-1.5's turns: "USER: <image>\\nWhat is it? ASSISTANT: A cat.</s>USER: ...".
 
 LLaVA-1.5 opens every conversation with a system prompt, "A chat between a curious user and an artificial intelligence
 assistant. The assistant gives helpful, detailed, and polite answers to the user's questions.", and a space. This template
-adds none. A conversation whose system message is these words gives the same text as LLaVA-1.5.
+adds no system prompt. A conversation with these words as system message gives the same text as LLaVA-1.5.
 """
 
 CHATML = _CONTENT + (
@@ -43,19 +43,20 @@ CHATML = _CONTENT + (
     "{%- endfor -%}"
     "{{ '<|im_start|>assistant\\n' if add_generation_prompt else '' }}"
 )
-"""The turns of Qwen, SmolLM and others, whose end-of-sequence token also ends a turn."""
+"""This template writes the turns of Qwen, SmolLM and others, whose end-of-sequence token also ends a turn."""
 
 
 def choose_chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the tokenizer's own template if it marks answers and knows images; else CHATML if `<|im_end|>` ends its turns;
-    else VICUNA.
+    """Return the tokenizer's own template if it marks answers and knows images. If not, return CHATML or VICUNA.
+
+    CHATML is returned for a tokenizer whose end-of-sequence token is `<|im_end|>`, VICUNA for all others.
 
     Raises:
-        ValueError: for a tokenizer without an end-of-sequence token, with which no answer would ever end.
+        ValueError: for a tokenizer without an end-of-sequence token, because no answer would end.
     """
-    own = tokenizer.chat_template
-    if isinstance(own, str) and marks_answers(own) and IMAGE_PLACEHOLDER in own:
-        return own
+    template = tokenizer.chat_template
+    if isinstance(template, str) and marks_answers(template) and IMAGE_PLACEHOLDER in template:
+        return template
     if tokenizer.eos_token is None:
         raise ValueError("the tokenizer has no eos_token, so answers could not end: set one, or give a chat_template")
     return CHATML if tokenizer.eos_token == "<|im_end|>" else VICUNA

@@ -1,4 +1,7 @@
-"""Saving and loading of multimodal models: strict about keys; encoders lie in the checkpoint or are built from their spec."""
+"""StrictCheckpoints saves and loads multimodal models, and refuses missing and unexpected keys.
+
+The encoders' weights are in the checkpoint, or the encoders are built from their spec.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from encoders import build_encoder
 from encoders.saved_folders import check_folder, recording
 from mof.adapter import build_mixer
+from mof.auto_map import OpenedByCode
 from mof.config import MoFConfig
 from mof.llava.weights import list_faults
 from mof.mixer import Mixer
@@ -24,7 +28,7 @@ HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "re
 
 
 def build_configured_mixer(config: MoFConfig) -> Mixer:
-    """Return the mixer that the config describes; its encoders have their own weights unless the checkpoint holds them."""
+    """Return the mixer that the config describes. Its encoders load their own weights, unless the checkpoint holds the weights."""
     if not config.encoders:
         raise ValueError("the config names no encoders; make a model with MoFForConditionalGeneration.from_parts")
     encoders = {name: build_encoder(**spec, pretrained=not config.embed_encoders) for name, spec in config.encoders.items()}
@@ -32,22 +36,22 @@ def build_configured_mixer(config: MoFConfig) -> Mixer:
     return build_mixer(config.fusion, encoders, width, **config.fusion_options)
 
 
-class StrictCheckpoints(PreTrainedModel):
-    """A model with a `mixer`. Its checkpoints hold the encoders' weights or refer to them, and fit key by key."""
+class StrictCheckpoints(OpenedByCode, PreTrainedModel):
+    """StrictCheckpoints is a model with a `mixer`, whose checkpoints hold the encoders' weights or refer to them. All keys must fit."""
 
     config_class = MoFConfig
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Save as transformers does, with digests, but the encoders' weights only with `config.embed_encoders`."""
+        """Save as transformers does, and record digests. The encoders' weights are saved only with `config.embed_encoders`."""
         self._skip_referred_keys()
         with recording(save_directory):
             super().save_pretrained(save_directory, **kwargs)
 
     def _skip_referred_keys(self) -> None:
-        """Tell transformers to leave out the keys of encoders that the config refers to.
+        """Make transformers leave out the keys of encoders to which the config only refers.
 
         Raises:
-            ValueError: for an encoder under two names whose weights are to be saved: a file holds no tensor twice.
+            ValueError: for an encoder with two names whose weights are to be saved, because a file cannot hold a tensor twice.
         """
         encoders: dict[int, str] = {}
         for name, encoder in self.mixer.encoders.items() if self.config.embed_encoders else ():
@@ -68,51 +72,56 @@ class StrictCheckpoints(PreTrainedModel):
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """Load as transformers does, but strictly: every key is accounted for. Encoders by reference are built from their spec.
+        """Load as transformers does, but refuse missing and unexpected keys. Encoders that are not saved are built from their spec.
 
         Raises:
-            DamagedError: naming the files of a folder that were changed since they were saved.
-            ValueError: listing the keys that the checkpoint misses or that it should not have.
+            DamagedError: for files of a folder that were changed since they were saved; the message names them.
+            ValueError: for missing or unexpected keys; the message lists them.
         """
         path = pretrained_model_name_or_path
         check_folder(path)
         hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
         if config is None:
             config, kwargs = cls.config_class.from_pretrained(path, return_unused_kwargs=True, **hub, **kwargs)
-        # Encoders come from several libraries, few of which can be built inside transformers' meta-device context.
+        # Encoders come from several libraries, and few of them can be built inside transformers' meta-device context.
         mixer = build_configured_mixer(config)
         if (quantization := kwargs.get("quantization_config")) is not None:
             with torch.device("meta"):
                 kwargs["quantization_config"] = language_model_only(quantization, cls(config, _shell_of(mixer, config.embed_encoders)))
+        with init_empty_weights(include_buffers=False):
+            plain = AutoModelForCausalLM.from_config(config.text_config, trust_remote_code=False)
+        inner = f"{plain.base_model_prefix}."  # the checkpoint holds a language model with a head, in which the decoder has this name
+        if not cls.can_generate() and inner != "model.":  # `mof.base_model` has told transformers about "model."
+            kwargs["key_mapping"] = {f"^language_model.{inner}": "language_model."}
         model, info = super().from_pretrained(
             path, *args, config=config, mixer=_shell_of(mixer, config.embed_encoders), output_loading_info=True, **hub, **kwargs
         )
+        if not cls.can_generate():
+            info["unexpected_keys"] -= {f"language_model.{key}" for key in plain.state_dict() if not key.startswith(inner)}
         _refuse_stray_keys(info, path)
         _complete(model.mixer, mixer, config.embed_encoders)
-        with init_empty_weights(include_buffers=False):
-            plain = AutoModelForCausalLM.from_config(config.text_config, trust_remote_code=False)
-        _copy_unsaved_buffers(plain, model.language_model)
+        _copy_unsaved_buffers(plain.base_model, model.language_model.base_model)
         model._skip_referred_keys()
         return (model, info) if output_loading_info else model
 
     def adjust_generation_fn(self, *args: Any, mixer: Mixer | None = None, **kwargs: Any) -> None:
-        """Hide the mixer from transformers, which would take this argument of `from_pretrained` for a setting of generation."""
+        """Hide the mixer from transformers, which would take this argument of `from_pretrained` as a setting of generation."""
         super().adjust_generation_fn(*args, **kwargs)
 
 
 def _shell_of(mixer: Mixer, embedded: bool) -> Mixer:
-    """Return a copy on the meta device, which transformers fills; it has encoders only if the checkpoint holds them."""
-    memo = {} if embedded else {id(mixer.encoders): nn.ModuleDict()}  # deepcopy takes this for the encoders' copy
+    """Return a copy on the meta device, which transformers fills. The copy has encoders only if the checkpoint holds them."""
+    memo = {} if embedded else {id(mixer.encoders): nn.ModuleDict()}  # deepcopy takes this ModuleDict as the copy of the encoders
     shell = copy.deepcopy(mixer, memo).to("meta")
     for module in shell.encoders.modules():
-        module._is_hf_initialized = True  # or transformers would draw random weights first
+        module._is_hf_initialized = True  # otherwise transformers would draw random weights first
     return shell
 
 
 def _complete(loaded: Mixer, built: Mixer, embedded: bool) -> None:
     """Copy the parts that the checkpoint does not hold from the new mixer `built` into the mixer that transformers `loaded`.
 
-    Encoders by reference are copied whole; of embedded encoders, only the buffers that are never saved.
+    Encoders that are not in the checkpoint are copied whole. Encoders in the checkpoint lack only the buffers that are never saved.
     """
     if not embedded:
         adapter = next(loaded.parameters())
@@ -124,7 +133,7 @@ def _complete(loaded: Mixer, built: Mixer, embedded: bool) -> None:
 
 
 def _copy_unsaved_buffers(built: nn.Module, loaded: nn.Module) -> None:
-    """Copy the buffers that no checkpoint holds from a new module: transformers does not compute all of them again."""
+    """Copy the buffers that no checkpoint holds from a new module, because transformers does not compute all of them again."""
     saved = built.state_dict().keys()
     for key, buffer in built.named_buffers():
         if key not in saved:
@@ -132,6 +141,6 @@ def _copy_unsaved_buffers(built: nn.Module, loaded: nn.Module) -> None:
 
 
 def _refuse_stray_keys(info: dict[str, Any], source: object) -> None:
-    """Raise a ValueError that lists the keys which the checkpoint `source` misses or has too many."""
+    """Raise a ValueError that lists the missing and the unexpected keys of the checkpoint `source`."""
     if faults := list_faults({"missing": info["missing_keys"], "unexpected": info["unexpected_keys"]}):
         raise ValueError(f"the checkpoint {source} does not fit its config.json: {faults}")

@@ -1,4 +1,4 @@
-"""The configuration of a multimodal model: its language model, its encoders, and their fusion."""
+"""MoFConfig is the configuration of a multimodal model: its language model, its encoders, and their fusion."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PreTrainedConfig
 
 from mof.adapter import FUSIONS
+from mof.auto_map import NamesCode
 
 
-class MoFConfig(PreTrainedConfig):
-    """Configuration of `MoFForConditionalGeneration`.
+class MoFConfig(NamesCode, PreTrainedConfig):
+    """MoFConfig is the configuration of `MoFForConditionalGeneration`.
 
     Args:
-        text_config: the configuration of any causal language model of transformers (or its dict). A default Llama if None.
+        text_config: the configuration of any causal language model of transformers (or its dict). None is a default Llama.
         encoders: name -> `spec`, from which `encoders.build_encoder` rebuilds the encoder; in the order of fusion.
-        fusion: "interleaved", "additive" or "concat".
-        fusion_options: further arguments of the fusion: pool, grid, weights.
+        fusion: a key of `mof.adapter.FUSIONS`, for example "interleaved".
+        fusion_options: further arguments of the fusion: pool, grid, weights, window.
         image_token_id: the token whose embeddings the image features replace.
-        embed_encoders: save the encoders' weights with the model. By default a checkpoint refers to them by their spec.
-        encoder_order: the names in the order of fusion, since config.json sorts its keys. By default the order of `encoders`.
-        embedding_width: the width of the language model's token embeddings; None where it is the hidden size.
+        embed_encoders: save the encoders' weights with the model. By default a checkpoint refers to the encoders by their spec.
+        encoder_order: the names in the order of fusion, because config.json sorts its keys. By default the order of `encoders`.
+        embedding_width: the width of the language model's token embeddings; None if it is the hidden size.
 
     Raises:
         ValueError: for an unknown fusion, an order that does not name the encoders, or a trainable encoder, whose training
@@ -42,7 +43,7 @@ class MoFConfig(PreTrainedConfig):
         embedding_width: int | None = None,
         **kwargs: Any,
     ) -> None:
-        # This comes first, since it resets the attention of the sub-configs: text_config may belong to a model in use.
+        # This comes first, because it resets the attention of the sub-configs, and text_config may belong to a model in use.
         super().__init__(**kwargs)
         if not isinstance(text_config, PreTrainedConfig):
             text_config = dict(text_config or {})
@@ -51,7 +52,7 @@ class MoFConfig(PreTrainedConfig):
             raise ValueError(f"unknown fusion {fusion!r}; expected one of {', '.join(FUSIONS)}")
         self.text_config = text_config
         if kwargs.get("attn_implementation") is not None:
-            self._attn_implementation = kwargs["attn_implementation"]  # asked for, so handed down
+            self._attn_implementation = kwargs["attn_implementation"]  # the setter also sets it for the language model
         encoders = encoders or {}
         self.encoder_order = list(encoders) if encoder_order is None else encoder_order
         if sorted(self.encoder_order) != sorted(encoders):
@@ -64,6 +65,22 @@ class MoFConfig(PreTrainedConfig):
         trainable = [name for name, spec in self.encoders.items() if spec.get("trainable")]
         if trainable and not embed_encoders:
             raise ValueError(f"encoders {trainable} are trainable, so a reference cannot restore them: set embed_encoders=True")
+
+    @property
+    def vocab_size(self) -> int:
+        """Return the number of tokens that the language model knows. Trainers read it here."""
+        return self.text_config.vocab_size
+
+    @property
+    def tie_word_embeddings(self) -> bool:
+        """Return whether the language model's head shares the weights of the embeddings."""
+        return self.text_config.tie_word_embeddings
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of config.json, without the path from which the language model was loaded."""
+        contents = super().to_dict()
+        contents["text_config"].pop("_name_or_path", None)
+        return contents
 
 
 AutoConfig.register(MoFConfig.model_type, MoFConfig, exist_ok=True)

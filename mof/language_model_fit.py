@@ -1,7 +1,7 @@
-"""Whether a language model can stand behind a mixer: it is tried out, since nothing in its configuration says so.
+"""refuse_unfit tries whether a language model works behind a mixer, because its configuration does not say this.
 
-Some language models count padding on the left as text, some drop their state between two calls, and some take more from the ids of
-tokens than embeddings can give. With such a model, generation or batches would be wrong without a word.
+A few language models treat padding on the left as text, drop their state between two calls, or use the ids of tokens for more than the
+embeddings. With these models, generation or batches would be wrong without an error.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from torch import Tensor
 if TYPE_CHECKING:
     from mof.model import MoFForConditionalGeneration
 
-# Shapes: R records, L tokens per record, V the vocabulary.
+# Shapes: L tokens of the text, V the vocabulary.
 
-LENGTH, PADDING = 8, 3  # tokens of the text that is tried, and of the padding before it
-MOST_APART = {torch.float32: 1e-3, torch.float64: 1e-3}  # share of the largest logit
-MOST_APART_IN_16_BITS = 0.1
+LENGTH, PADDING = 8, 3  # number of tokens of the text that is tried, and of the padding before the text
+MOST_APART = {torch.float32: 1e-3, torch.float64: 1e-3}  # largest difference of logits, as a share of the largest logit
+MOST_APART_ROUNDED = 0.1  # in 16 bits, or with quantized layers
 
 
 @torch.no_grad()
 def refuse_unfit(model: MoFForConditionalGeneration) -> None:
-    """Compare the model on a few tokens of text with its bare language model: from embeddings, padded on the left, with a cache.
+    """Compare the model with its bare language model on a few tokens: from embeddings, with padding on the left, and with a cache.
 
     Weights on the meta device are not tried.
 
     Raises:
-        ValueError: naming the language model, and the way in which it gives other logits or fails.
+        ValueError: if the logits differ or the model fails; the message names the language model and the fault.
     """
     llm = model.language_model
     if llm.device.type == "meta":
@@ -37,7 +37,7 @@ def refuse_unfit(model: MoFForConditionalGeneration) -> None:
     model.eval()
     try:
         reasons = _misfits(model)
-    except Exception as error:  # models raise any kind
+    except Exception as error:  # models raise errors of any kind
         raise ValueError(
             f"{name} cannot be the language model of a MoF: it fails on a few tokens ({type(error).__name__}: {error})"
         ) from error
@@ -49,7 +49,7 @@ def refuse_unfit(model: MoFForConditionalGeneration) -> None:
 
 
 def _misfits(model: MoFForConditionalGeneration) -> list[str]:
-    """Return the ways in which the model gives other logits than its language model."""
+    """Return a message for each way in which the model gives other logits than its language model."""
     llm = model.language_model
     rows = cast(Any, model.get_input_embeddings()).weight.shape[0]
     ids = torch.arange(rows, device=llm.device)
@@ -61,10 +61,11 @@ def _misfits(model: MoFForConditionalGeneration) -> list[str]:
     mask = torch.ones_like(padded)
     mask[0, :PADDING] = 0
     reasons = []
+    limit = MOST_APART_ROUNDED if getattr(llm, "hf_quantizer", None) else MOST_APART.get(llm.dtype, MOST_APART_ROUNDED)
 
     def compare(logits: Tensor, expected: Tensor, reason: str) -> None:
         apart = (logits.float() - expected.float()).abs().max() / expected.float().abs().max().clamp(min=1e-30)
-        if not apart <= MOST_APART.get(llm.dtype, MOST_APART_IN_16_BITS):  # NaN is no fit
+        if not apart <= limit:  # true for NaN too
             reasons.append(f"{reason} (logits differ by {float(apart):.2g} of their largest value)")
 
     alone = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]  # [L, V]

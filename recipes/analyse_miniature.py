@@ -1,13 +1,13 @@
-"""The paper's analyses of VIG on held-out scenes of the miniature: image match, attention to the image, misleading text.
+"""Repeat the paper's analyses of VIG on held-out scenes of the miniature: image match, attention to the image, misleading text.
 
     python recipes/train_llava_mof_vig.py
     python recipes/analyse_miniature.py runs/miniature/seed-0/finetune-interleaved runs/miniature/seed-0/finetune-interleaved+vig
 
-The scenes are drawn for the analyses, so that all facts about them are known:
+The scenes are drawn for the analyses, so all facts about them are known:
 - a partly matching image shows the same object with four of its other facts changed; a conflicting image shows another object
   with all facts changed;
 - a false statement names a fact of the pair's other scene, in the words of a training answer.
-Any saved models of the miniature can be given; the tables show all of them.
+You can give any saved models of the miniature. The tables show all of them.
 """
 
 import dataclasses
@@ -20,11 +20,11 @@ from mof.miniature.misleading import misleading_questions
 from mof.miniature.scenes import KINDS, PATTERNS, VALUES, Scene, render, sample_scene
 from study.command import analyse, analysis_options, run_recipe
 
-CHANGED = 4  # of the nine facts, in a partly matching image
+CHANGED = 4  # number of changed facts, of nine, in a partly matching image
 
 
 def with_changes(scene: Scene, count: int, rng: np.random.Generator) -> Scene:
-    """Return the scene with `count` of its facts changed. A fact that cannot be seen stays invisible."""
+    """Return the scene with `count` changed facts. A fact that is not visible stays invisible."""
     fields = [field for field in PATTERNS.values() if getattr(scene, field) is not None]
     chosen = [str(field) for field in rng.permutation(fields)[:count]]
     others = {field: [value for value in VALUES[field] if value not in (None, getattr(scene, field))] for field in chosen}
@@ -32,7 +32,7 @@ def with_changes(scene: Scene, count: int, rng: np.random.Generator) -> Scene:
 
 
 def draw_groups(count: int, rng: np.random.Generator) -> dict[str, list[dict[str, Any]]]:
-    """Return descriptions of held-out scenes, each with three images."""
+    """Return kind of image -> records. The records of all kinds have the same descriptions of held-out scenes, but other images."""
     groups: dict[str, list[dict[str, Any]]] = {"matching": [], "partly matching": [], "conflicting": []}
     for i in range(count):
         scene = sample_scene(rng, held_out=True)

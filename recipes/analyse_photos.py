@@ -1,16 +1,17 @@
-"""The paper's analyses of VIG on real photos: image match, attention to the image, misleading text.
+"""Repeat the paper's analyses of VIG on real photos: image match, attention to the image, misleading text.
 
     python recipes/train_llava_mof_vig.py --config recipes/configs/smollm2_photos.yaml --data-dir DATA --rows interleaved+vig
     python recipes/analyse_photos.py runs/smollm2_photos/seed-0/align-interleaved \\
         runs/smollm2_photos/seed-0/finetune-interleaved+vig --data-dir DATA
 
-- VIG and attention are measured on a caption of each photo that training never saw. The partly matching and the conflicting image
-  are two more of these photos, whose captions share most and fewest words with the caption (see `mof vig image-match --help`).
-- The questions ask whether an object is in a COCO photo: about an object that is there, and about an object that is not. The false
-  statement before a question claims the opposite. Stage 2 sees these photos, but its records name none of these objects.
+- VIG and attention are measured on captions of photos that no training has shown, one caption for each photo. The partly matching and
+  the conflicting image are other held-out photos, whose captions share most and fewest words with the caption (see
+  `mof vig image-match --help`).
+- Two questions ask whether an object is in a COCO photo: the first about an object that is there, the second about an object that is
+  not. The false statement before a question claims the opposite of the right answer. Stage 2 sees these photos, but its records name
+  none of these objects.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from mof.data.records import images_of
+from mof.data.records import RecordError, images_of, texts_of
+from mof.data.rows import RawRecord
 from mof.evals.chair import read_coco
 from study.command import analyse, analysis_options, run_recipe
 from study.run_data import read_run_data
@@ -30,14 +32,16 @@ INSTANCES, PHOTOS = "coco/instances_train.json", "coco/train2017"
 
 
 def one_per_image(groups: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
-    """Keep only the first record of an image, in all groups."""
+    """Return the groups with only the first record of each image."""
     first = {images_of(record)[0]: i for i, record in reversed(list(enumerate(groups["matching"])))}
     return {name: [records[i] for i in sorted(first.values())] for name, records in groups.items()}
 
 
-def object_questions(instances: Path, photos: Path, records: Sequence[Mapping[str, Any]], rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Return two questions for each photo: about an object that is there, and about an object that is not. Photos are left out
-    where the records name all objects that are there."""
+def object_questions(instances: Path, photos: Path, records: Sequence[RawRecord], rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Return two questions for each photo: about an object that is there, and about an object that is not.
+
+    A photo is left out if the records name all objects that are there.
+    """
     document = read_coco(instances, "category_id")
     names = {category["id"]: category["name"] for category in document["categories"]}
     present: dict[int, set[str]] = {}
@@ -46,7 +50,7 @@ def object_questions(instances: Path, photos: Path, records: Sequence[Mapping[st
     told: dict[str, str] = {}
     for record in records:
         for image in images_of(record):
-            told[Path(image).name] = told.get(Path(image).name, "") + json.dumps(record["conversations"])
+            told[Path(image).name] = told.get(Path(image).name, "") + _words(record)
     questions = []
     for image in document["images"]:
         file, seen = image["file_name"], present.get(image["id"], set())
@@ -62,9 +66,17 @@ def object_questions(instances: Path, photos: Path, records: Sequence[Mapping[st
     return questions
 
 
+def _words(record: RawRecord) -> str:
+    """Return the questions and answers of a record; training leaves out records that cannot be parsed."""
+    try:
+        return "\n".join(["", *texts_of(record, "user"), *texts_of(record, "assistant")])
+    except RecordError:
+        return ""
+
+
 def main() -> None:
     options = analysis_options(__doc__)
-    options.data_folder("folder that the training config's paths are relative to")
+    options.data_folder("folder to which the paths in the training config are relative")
     args = options.parse_args()
     records = read_run_data(read_setting(CONFIG).data, args.data_dir)
     groups = one_per_image(with_other_images(records.held_out, args.seed))

@@ -1,4 +1,4 @@
-"""Draw MMVP, MMVP-VLM, POPE and CHAIR in the miniature world, in their official layouts, and print the commands that measure on them.
+"""Draw MMVP, MMVP-VLM, POPE and CHAIR in the miniature world, in their official layouts, and print the commands that measure with them.
 
 python recipes/draw_benchmarks.py runs/benchmarks
 mof probe mmvp-vlm --data runs/benchmarks/MMVP_VLM --encoder mini-clip --encoder mini-dino
@@ -13,8 +13,8 @@ from study.command import Options, run_recipe
 def main() -> None:
     options = Options(__doc__)
     options.add_argument("folder", type=Path, help="new folder to write")
-    options.add_argument("--pairs", type=int, default=15, help="per pattern, for MMVP and MMVP-VLM")
-    options.add_argument("--scenes", type=int, default=100, help="for POPE and CHAIR")
+    options.add_argument("--pairs", type=int, default=15, help="pairs per pattern, for MMVP and MMVP-VLM")
+    options.add_argument("--scenes", type=int, default=100, help="scenes for POPE and CHAIR")
     options.add_argument("--seed", type=int, default=0)
     args = options.parse_args()
     folder = args.folder

@@ -2,10 +2,10 @@
 
     python recipes/measure_miniature.py
 
-The measures on held-out pairs of scenes that differ in a single fact, 100 pairs for each of the nine patterns:
+Encoders are measured on held-out pairs of scenes that differ in a single fact, 100 pairs for each of the nine patterns. The measures are
 - the cosine of the two image embeddings, beside the cosine of two drawings of the same scene;
 - the accuracy of a linear probe (ridge regression, penalty fixed beforehand) on all patch tokens at the layer that language models
-  read, trained on 6,000 training scenes: it must choose the right option of the pair's two for both pictures (chance 25 %).
+  read, trained on 6,000 training scenes. It must choose the right one of the pair's two options for both images (chance 25 %).
 The language model answers the same questions from habit alone, and from facts in soft tokens.
 """
 
@@ -44,7 +44,7 @@ def pixels_of(scenes: list[Scene], rng: np.random.Generator) -> Tensor:
 
 
 def patch_features(encoder: Encoder, pixels: Tensor) -> Tensor:
-    """Return all patch tokens of each picture in a row, with a constant 1 at the end, [N, 25 * 192 + 1]."""
+    """Return [N, 25 * 192 + 1]: all patch tokens of each image in a row, and a constant 1."""
     tokens = torch.cat([encoder(chunk).tokens.flatten(1) for chunk in pixels.split(256)])
     return F.pad(tokens, (0, 1), value=1.0)
 
@@ -84,17 +84,17 @@ def measure_encoder(name: str, pairs: int, probe_scenes: int) -> dict[str, dict[
 def option_shares(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, scene: Scene, pattern: str, asked: str, told: Tensor | None = None
 ) -> dict[str, float]:
-    """Return the probability of each option's answer after the question, among the options of the pattern.
+    """Return option -> probability of its answer after the question. The probabilities of the pattern's options have the sum 1.
 
     Args:
-        told: soft tokens [K, V] before the question; none by default.
+        told: soft tokens [K, V] before the question; None for no soft tokens.
     """
     talk = [{"role": "user", "content": asked if told is None else f"{'<image>' * len(told)}\n{asked}"}]
     prompt = len(tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=True)["input_ids"])
     logs = {}
     for value in (value for value in VALUES[PATTERNS[pattern]] if value is not None):
-        said = {"role": "assistant", "content": answer(replace(scene, **{PATTERNS[pattern]: value}), pattern)}
-        ids = tokenizer.apply_chat_template([*talk, said], return_tensors="pt", return_dict=True)
+        turn = {"role": "assistant", "content": answer(replace(scene, **{PATTERNS[pattern]: value}), pattern)}
+        ids = tokenizer.apply_chat_template([*talk, turn], return_tensors="pt", return_dict=True)
         labels = ids["input_ids"].clone()
         labels[:, :prompt] = -100
         with torch.inference_mode():
@@ -105,7 +105,7 @@ def option_shares(
 
 
 def measure_language_model(pairs: int) -> dict[str, dict[str, float]]:
-    """Return by pattern the probability of the usual answer without a context, and the accuracy after soft tokens."""
+    """Return pattern -> probability of the usual answer without a context, and accuracy after soft tokens."""
     model, tokenizer = load_language_model("mini-lm")
     rng = np.random.default_rng(8)
     table = {}
@@ -128,7 +128,7 @@ def measure_language_model(pairs: int) -> dict[str, dict[str, float]]:
 
 
 def write_card(name: str, measured: dict[str, dict[str, float]], file: Path) -> None:
-    """Print the measures, and write them into a card that describes the network as its card beside the weights does."""
+    """Print the measures, and write a card with them. Its description of the network is copied from the card beside the weights."""
     training = json.loads((WEIGHTS[name] / "training.json").read_text())
     columns = ["pattern", *next(iter(measured.values()))]
     rows = [[pattern, *(f"{value:.2f}" for value in values.values())] for pattern, values in measured.items()]
@@ -137,7 +137,7 @@ def write_card(name: str, measured: dict[str, dict[str, float]], file: Path) -> 
         shown.add_row(*cells)
     Console().print(shown)
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in [columns, ["---"] * len(columns), *rows])
-    about, _, _ = (WEIGHTS[name] / "README.md").read_text().partition("Trained with `")  # is written by hand
+    about, _, _ = (WEIGHTS[name] / "README.md").read_text().partition("Trained with `")  # this part is written by hand
     card = f"""{about}Trained with `recipes/train_miniature.py`: {training["samples"]:,} samples in {training["minutes"]} minutes on one CPU core, final {training["losses"]}.
 Apache-2.0, made by this project from nothing. Good for showing and testing, for nothing else.
 

@@ -1,10 +1,10 @@
-"""Measure without training which kinds of noise VIG tells from true answers, on records of the miniature that models never saw.
+"""Measure, without training, which kinds of noise VIG tells from true answers, on records of the miniature that no model has seen.
 
     python recipes/measure_noise.py runs/noise/seed-0/align-interleaved runs/noise/seed-1/align-interleaved --nulls blur drop
 
-Each model scores the same records. An eighth of the records has each kind of noise of `mof.miniature.noise`, a quarter has none. The
-measure is the area under the ROC curve: the probability that a record (or word) that the picture supports has a higher score than
-a record (or word) that it does not support.
+Each model scores the same records. Each of the six kinds of noise of `mof.miniature.noise` is in an eighth of the records, and a quarter
+has no noise. The measure is the area under the ROC curve: the probability that a record (or word) that the image supports has a higher
+score than a record (or word) that the image does not support.
 """
 
 import tempfile

@@ -1,26 +1,36 @@
-"""Two frozen encoders into a language model: align -> score -> select -> finetune -> evaluate.
+"""Join two frozen encoders to a language model: align -> score -> select -> finetune -> evaluate.
 
-The embedded miniature, then the three studies on it:
+These commands run the embedded miniature, then the three studies on it:
     python recipes/train_llava_mof_vig.py
     python recipes/train_llava_mof_vig.py --compare fusion --seeds 0 1 2 --output runs/fusion
     python recipes/train_llava_mof_vig.py --compare selection --seeds 0 1 2 --output runs/selection
     python recipes/train_llava_mof_vig.py --compare noise --seeds 0 1 2 3 4 --output runs/noise
 
-A real language model on real photos; LLaVA-1.5 on eight GPUs, planned and run:
+These commands run a real language model on real photos, then plan and run LLaVA-1.5 on eight GPUs:
     python recipes/train_llava_mof_vig.py --config recipes/configs/smollm2_photos.yaml --data-dir DATA
     python recipes/train_llava_mof_vig.py --config recipes/configs/llava15_7b.yaml --dry-run
     accelerate launch --config_file recipes/configs/launch/fsdp2.yaml recipes/train_llava_mof_vig.py \\
         --config recipes/configs/llava15_7b.yaml --data-dir DATA --rows interleaved+vig --output runs/llava15_7b
 
-The study of noise asks whether VIG keeps the records whose answers the picture supports. Written down before its first run, after a
-trial with three seeds on other held-out pairs. The primary contrast is `vig 0.4` minus `random 0.4` in pair accuracy, paired over
-seeds. Predictions:
-    1. With 40 % ungrounded records, the paper's rule (`vig`) gains more than 10 points over as many random tokens.
+The study of noise asks whether VIG keeps the records whose answers the image supports. These predictions were written down before the
+first run, after a trial with three seeds on other held-out pairs. The primary contrast is `vig 0.4` minus `random 0.4` in pair accuracy,
+paired over seeds:
+    1. With 40 % ungrounded records, the paper's rule (`vig`) gains more than 10 points over the same number of random tokens.
     2. Without noise, `vig` stays within 3 points of `everything`. (The trial's single seed lost 13.6 points: expected to fail.)
     3. The gain of `vig` over `everything` grows with the share of noise.
     4. `grounded`, which knows the truth, is the upper bound; `vig` and `vig-samples` come within 5 points of it at 40 %.
-    5. `vig-floor`, which drops only what has a negative VIG, loses at most 3 points without noise and gains less than `vig` at 40 %.
+    5. `vig-floor`, which drops only records and tokens with a negative VIG, loses at most 3 points without noise and gains less than
+       `vig` at 40 %.
     6. `lowest-loss` keeps the ungrounded records, because a language model can guess them: it is not better than `everything`.
+The first run (3 seeds at 40 %, two at 0 %, 4,500 records without questions to answer by yes or no) is in docs/results/noise.md:
+prediction 1 held in the mean; 2, 4 and 6 failed. Written down before the second run, with 3,600 records:
+    7. `vig` again gains more than 10 points over `random` at 40 %; `vig-shuffled` stays within 3 points of `random`.
+    8. `lowest-loss` again comes within 3 points of `vig` at 40 % ungrounded records.
+    9. With the noise `mixed` (15 % guessable, 10 % boilerplate, 15 % plausible records), answers can be guessed from the question or
+       the other words of the answer. `lowest-loss` keeps most of these records and `vig` drops most of them, so `vig` is at least 5 points
+       better than `lowest-loss` on misled questions, and not worse in pairs.
+    10. With the noise `mixed`, `vig` gains less over `random` in pairs than at 40 % ungrounded, because true answers are not wrong to
+       learn from, and `plausible` answers may have a positive VIG.
 """
 
 import argparse
@@ -42,9 +52,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
 from encoders import build_encoder
 from mof import MoFForConditionalGeneration, MoFProcessor
 from mof.adapter import build_mixer
+from mof.evals import mmvp
 from mof.evals.answerers import LocalModel
 from mof.evals.answering import answer_all
-from mof.evals.mmvp import measure
+from mof.evals.option_matching import match_answer
 from mof.language_models import load_language_model
 from mof.miniature import write_dataset
 from mof.miniature.misleading import misleading_questions
@@ -58,7 +69,8 @@ from study.run_data import RunData, read_run_data
 from study.run_folder import RunFolder
 from study.separation import separation
 from study.settings import Setting, Stage, read_setting
-from vig import Scores, Selection, load_scores, random_selection, score, select
+from study.ways import NOISE, select_by
+from vig import load_scores, score, select
 from vig.analyses.image_match import right_against_other_image
 from vig.analyses.misleading_text import misleading_text
 from vig.report import write_report
@@ -70,7 +82,7 @@ console = Console()
 # --- the run
 def main() -> None:
     args = arguments()
-    # Several processes on CPUs find each other only when asked to; where one of them has more to do, the others wait, however long.
+    # On CPUs, processes work together only with `cpu=True`. If one of them has more to do, the others wait for up to seven days.
     PartialState(cpu=not torch.accelerator.is_available(), timeout=timedelta(days=7))
     console.quiet = not PartialState().is_main_process
     setting = read_setting(args.config, **({"strict": True} if args.strict else {}))
@@ -104,10 +116,10 @@ def main() -> None:
 
 
 def drawn_records(setting: Setting, rows: list[Row], folder: RunFolder) -> dict[str, RunData]:
-    """Draw the miniature's pictures and records, unless they are drawn already. Return the records for each mix of the study's rows."""
+    """Draw the miniature's images and records, unless they are drawn already. Return mix -> records, for the mixes of the study's rows."""
     scenes = dataclasses.asdict(setting.data.scenes)
     noise = scenes.pop("noise")
-    mixes = {row.mix: noise if row.noise is None else {"ungrounded": row.noise} for row in rows}
+    mixes = {row.mix: noise if row.noise is None else NOISE[row.noise] for row in rows}
     name, seed = ("data", 0) if set(mixes) == {"finetune"} else ("data-noise", 1)  # the study looks at pairs that nothing was tried on
 
     def draw(path: Path) -> None:
@@ -119,7 +131,7 @@ def drawn_records(setting: Setting, rows: list[Row], folder: RunFolder) -> dict[
 
 
 def chosen_rows(names: list[str] | None, rows: list[Row]) -> list[Row]:
-    """Return the rows of the run or study, or those of them that --rows names."""
+    """Return the rows of the run or study that --rows names, or all rows without --rows."""
     if unknown := set(names or []) - {row.name for row in rows}:
         raise ValueError(f"no rows {sorted(unknown)}; this run has {', '.join(row.name for row in rows)}")
     return [row for row in rows if not names or row.name in names]
@@ -138,10 +150,10 @@ def show(results: list[dict[str, Any]], compare: str | None, folder: RunFolder) 
     console.print(f"results: {folder.path('results.json')}", soft_wrap=True)
 
 
-# --- a row: its stages. Each stage fills its own folder and is not done again on --resume.
+# --- the stages of a row. Each stage fills a separate folder and is not done again on --resume.
 @dataclass
 class RowRun:
-    """The stages of a row with a seed, each in a folder under "seed-N". Rows that share stage 1 share its folder and its scores."""
+    """RowRun runs the stages of a row with a seed, each in a folder under "seed-N". Rows with the same stage 1 share folder and scores."""
 
     row: Row
     setting: Setting
@@ -150,7 +162,7 @@ class RowRun:
     seed: int
 
     def __call__(self) -> dict[str, Any]:
-        """Do all stages; return the row's entry of results.json."""
+        """Do all stages, and return the row's entry of results.json."""
         row = self.row
         facts = [self.stage("align", row.aligned, self.align)]
         records = self.records.finetune
@@ -175,7 +187,7 @@ class RowRun:
 
     @property
     def scored(self) -> str:
-        """The name of the scores: rows with the same stage 1 and the same records share them."""
+        """Return the name of the scores, which rows with the same stage 1 and the same records share."""
         return self.row.aligned + self.row.mix.removeprefix("finetune")
 
     def path(self, stage: str, name: str) -> Path:
@@ -212,7 +224,10 @@ class RowRun:
         model, processor = load(self.path("align", self.row.aligned))
         model.requires_grad_(True)
         model.mixer.encoders.requires_grad_(False)
-        facts = train(model, processor, records, self.setting.finetune, self.setting, folder, self.seed)
+        stage = self.setting.finetune
+        if self.row.selection == "vig-steps":
+            stage = dataclasses.replace(stage, max_steps=stage.steps(len(self.records.finetune)))
+        facts = train(model, processor, records, stage, self.setting, folder, self.seed)
         return facts | evaluate(model, processor, self.records, self.setting)
 
     def mislead(self, folder: Path) -> dict[str, Any]:
@@ -226,7 +241,7 @@ def build(setting: Setting, row: Row) -> tuple[MoFForConditionalGeneration, MoFP
     """Return a new model: pretrained encoders and language model, random adapters."""
     llm, tokenizer = load_language_model(setting.llm, torch.bfloat16 if setting.bf16 else torch.float32)
     encoders = {}
-    for name in row.encoders:  # the same encoder twice gets another name, and an adapter of its own
+    for name in row.encoders:  # an encoder that comes twice gets another name the second time, and another adapter
         encoders[name if name not in encoders else f"{name}_again"] = build_encoder(**setting.encoders[name])
     options = {"pool": setting.pool, "grid": setting.grid} | dict(row.options)
     mixer = build_mixer(row.fusion, encoders, llm.config.get_text_config().hidden_size, **options)
@@ -235,7 +250,7 @@ def build(setting: Setting, row: Row) -> tuple[MoFForConditionalGeneration, MoFP
 
 
 def load(folder: Path) -> tuple[MoFForConditionalGeneration, MoFProcessor]:
-    """Return a saved model, on the CPU: the trainer moves or shards it."""
+    """Return a saved model and its processor. The model is on the CPU, because the trainer moves or shards it."""
     safe = {"trust_remote_code": False}
     return AutoModelForImageTextToText.from_pretrained(folder, **safe), AutoProcessor.from_pretrained(folder, **safe)
 
@@ -260,32 +275,20 @@ def train(
     return {name: facts[name] for name in ("seconds", "active_tokens", "losses")}
 
 
-def select_by(way: str, scores: Scores, keep: float, seed: int) -> Selection:
-    """Return the selection that a way of `study.rows.WAYS` or `NOISE_WAYS` makes."""
-    if way == "vig-tokens":
-        return select(scores, keep=1, token_keep=keep)
-    if way == "vig-floor":
-        return select(scores, threshold=0.0)
-    if way == "lowest-loss":
-        by_loss = Scores([dataclasses.replace(score, vig=-score.loss) for score in scores], scores.manifest)
-        return select(by_loss, keep=keep, token_threshold=None)
-    selection = select(scores, keep=keep, token_threshold=None if way.endswith("samples") else "shared")
-    if way.startswith("random"):
-        return random_selection(scores, selection, seed, "samples" if way == "random-samples" else "both")
-    return selection
-
-
 def evaluate(model: MoFForConditionalGeneration, processor: MoFProcessor, records: RunData, setting: Setting) -> dict[str, Any]:
-    """Return the accuracy on the held-out pairs and VIG on the held-out captions, where the data has them."""
+    """Return the accuracy on the held-out pairs and the VIG of the held-out captions, as far as the data has them."""
     accuracy: dict[str, Any] = {"pair_accuracy": None, "question_accuracy": None, "by_pattern": {}}
     if records.pairs:
         answerer = LocalModel(model, processor, "the held-out pairs", batch_size=64, max_new_tokens=16)
-        result = measure(answerer, records.pairs, prompt="question", progress=True)  # the questions name their options
+        asked = [dataclasses.replace(question.prompt("question"), options=()) for question in records.pairs]  # they name their options
+        said, _ = answer_all(answerer, asked, progress=True)
+        answers = {question.id: answer.text for question, answer in zip(records.pairs, said, strict=True)}
+        right = [match_answer(answers[question.id], question.options) == question.labels["released"] for question in records.pairs]
+        result = mmvp.score(records.pairs, right)
         accuracy = {"pair_accuracy": result.pair_accuracy, "question_accuracy": result.question_accuracy}
         accuracy["by_pattern"] = {pattern: shares["pair_accuracy"] for pattern, shares in result.by_pattern.items()}
-        shown = [question for pair in example_pairs(records.pairs) for question in pair]
-        answers, _ = answer_all(answerer, [dataclasses.replace(question.prompt("question"), options=()) for question in shown])
-        accuracy["examples"] = {str(question.id): answer.text for question, answer in zip(shown, answers, strict=True)}
+        accuracy["pairs_right"] = [int(first and second) for first, second in zip(right[0::2], right[1::2], strict=True)]
+        accuracy["examples"] = {str(question.id): answers[question.id] for pair in example_pairs(records.pairs) for question in pair}
     return accuracy | held_out_vig(model, processor, records, setting)
 
 
@@ -301,7 +304,7 @@ def arguments() -> argparse.Namespace:
     options = Options(__doc__)
     here = Path(__file__).parent / "configs"
     options.add_argument("--config", type=Path, default=here / "miniature.yaml", help=f"one of {here}/*.yaml, or your own")
-    options.data_folder("folder that the config's paths are relative to")
+    options.data_folder("folder to which the paths in the config are relative")
     options.output("folder of the run; default: runs/NAME of the setting")
     options.add_argument("--rows", nargs="+", help="only these rows of the table")
     options.add_argument("--seeds", type=int, nargs="+", default=[0])

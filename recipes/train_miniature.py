@@ -1,11 +1,11 @@
-"""Train the miniature's three networks from nothing and measure them: mini-clip, mini-dino, mini-lm.
+"""Train the miniature's three networks from nothing: mini-clip, mini-dino and mini-lm.
 
     python recipes/train_miniature.py --output runs/miniature
     python recipes/train_miniature.py --only dino --output runs/miniature
 
-No training shows a scene of the held-out tenth (`Scene.held_out`). Each network takes 10 to 40 minutes on one CPU core. To ship
-the result, copy mini-clip/ and mini-dino/ to encoders/weights/ and mini-lm/ to mof/miniature/weights/; then
-`recipes/measure_miniature.py` writes their cards.
+No training shows a scene of the held-out tenth (`Scene.held_out`). Each network takes 10 to 40 minutes on a single CPU core. To ship
+the networks, copy mini-clip/ and mini-dino/ to encoders/weights/ and mini-lm/ to mof/miniature/weights/. Then
+`recipes/measure_miniature.py` measures them and writes their cards.
 """
 
 import logging

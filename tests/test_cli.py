@@ -178,7 +178,7 @@ def test_a_bad_line_is_listed_and_the_rest_goes_on(folder: Path) -> None:
     inputs = ("--records", folder / "records.jsonl")
     result = score(folder, *map(str, inputs))
     assert result.exit_code == 0 and "3 of 4 records scored" in result.output, result.output
-    [rejected] = (folder / "scores/rejected.jsonl").read_text().splitlines()
+    [rejected] = (folder / "scores/_rejected.jsonl").read_text().splitlines()
     assert json.loads(rejected)["id"] == "records.jsonl, line 3" and "not JSON" in json.loads(rejected)["reason"]
     result = run("vig", "select", *inputs, "--scores", folder / "scores", "--keep", "1", "--output", folder / "out.json")
     assert result.exit_code == 0 and [record["id"] for record in json.loads((folder / "out.json").read_text())] == list(COLOURS)
@@ -216,7 +216,7 @@ def test_refused_input_is_one_line(folder: Path) -> None:
     refused(run("chat", "--model", folder / "text", "--image", folder / "red.png", "What?"), str(folder / "text"), "gpt2")
     refused(run(*chat, folder / "red.png", "--device", "cuda:99"), "cuda:99")
     select = ("vig", "select", "--scores", folder, "--records", folder / "records.json", "--output", folder / "out.json")
-    refused(run(*select), "manifest.json")
+    refused(run(*select), "_manifest.json")
     score(folder)
     select = ("vig", "select", "--scores", folder / "scores", "--output", folder / "out.json")
     refused(run(*select, "--records", folder / "records.json", "--keep", "7"), "7")
@@ -298,7 +298,7 @@ def test_errors_name_options_and_leave_paths_alone() -> None:
 def test_old_spellings_still_work(folder: Path) -> None:
     inputs = ("--model", folder / "model", "--records", folder / "records.json")
     result = run("vig", "score", *inputs, f"--image-folder={folder}", "--output-dir", folder / "scores")
-    assert result.exit_code == 0 and (folder / "scores/manifest.json").is_file()
+    assert result.exit_code == 0 and (folder / "scores/_manifest.json").is_file()
     notes = [re.findall(r"--[a-z-]+", line) for line in result.stderr.splitlines() if line.startswith("mof: ")]
     assert notes == [["--image-folder", "--images"], ["--output-dir", "--output"]]
     assert not re.search("--image-folder|--output-dir|--out\\b", run("vig", "score", "--help").stdout)

@@ -1,4 +1,4 @@
-"""VIG: how much the image helped each answer token, and training that spends its loss there (arXiv 2602.17186)."""
+"""vig measures how much the image helped each answer token, and trains on the tokens that it helped (arXiv 2602.17186)."""
 
 import lazy_loader
 

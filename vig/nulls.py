@@ -1,8 +1,8 @@
-"""Null images: the model sees them in place of the images when VIG asks how much the image helped.
+"""The model sees a null image in place of the image when VIG measures how much the image helped.
 
 A null image has the size of the image that it replaces, so both passes of the score have the same tokens. It depends only on that
-image (and the seed), so all records on an image share their null image too. The exception is "drop", which leaves the image out of
-the conversation.
+image (and the seed), so all records with an image share its null image too. "drop" is the exception: it leaves the image out of the
+conversation.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image
 from encoders.images.reading import BLUR_KERNELS, ImageError, blur, read_image
 from mof.data.records import ImageSource, Record, RecordError
 
-Donors = Sequence[ImageSource]  # one image of every record
+Donors = Sequence[ImageSource]  # the first image of every record that has images
 CLIP_MEAN, CLIP_STD = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
 Maker = Callable[[Image.Image, np.random.Generator, Donors], Image.Image]
 
@@ -37,9 +37,9 @@ def _noise(image: Image.Image, rng: np.random.Generator, donors: Donors) -> Imag
 
 
 def _diffusion(image: Image.Image, rng: np.random.Generator, donors: Donors) -> Image.Image:
-    """The noise of VCD (arXiv 2311.16922): step 500 of 1000 of a diffusion, on pixels as CLIP normalises them.
+    """Return the image under the noise of VCD (arXiv 2311.16922): step 500 of 1000 of a diffusion, on pixels as CLIP normalises them.
 
-    The noise has a grain of 1/336 of the longer side, so that it survives the resizing to a model's input.
+    The noise has a grain of 1/336 of the longer side, so that it is still there after the image is resized to a model's input.
     """
     betas = (0.5e-2 - 1e-5) / (1 + np.exp(-np.linspace(-6, 6, 1000))) + 1e-5
     kept = np.prod(1 - betas[:501])  # steps count from 0
@@ -53,7 +53,7 @@ def _diffusion(image: Image.Image, rng: np.random.Generator, donors: Donors) -> 
 
 
 def _shuffle(image: Image.Image, rng: np.random.Generator, donors: Donors) -> Image.Image:
-    """The image of another record. Many records share an image, so the draw is repeated if the pixels are the same."""
+    """Return the image of another record. Many records share an image, so the draw is repeated if the pixels are the same."""
     for _ in range(100 if donors else 0):
         try:
             donor = read_image(donors[int(rng.integers(len(donors)))])
@@ -78,11 +78,11 @@ NULL_NAMES = (*NULLS, DROP)
 
 
 class NullImages:
-    """Makes the null images of records.
+    """NullImages makes the null images of records.
 
     Args:
         null: a name in `NULL_NAMES`, or a function from an RGB image to an RGB image of the same size.
-        seed: it seeds "noise", "diffusion" and "shuffle", together with the image's pixels, so no score depends on the order of scoring.
+        seed: seed of "noise", "diffusion" and "shuffle", together with the image's pixels, so no score depends on the order of scoring.
         donors: the images from which "shuffle" draws.
         only_image: the index of the single image in each record that is replaced; None replaces all.
 
@@ -108,11 +108,11 @@ class NullImages:
         """The entry of a run's manifest about its null image."""
 
     def __call__(self, record_id: str, images: Sequence[Image.Image]) -> list[Image.Image]:
-        """The images of the record, in order, with null images in place of the images that are to be replaced.
+        """Return the images of the record, in order, with null images in place of the images that are to be replaced.
 
         Raises:
             RecordError: for a record with fewer images than `only_image` asks for.
-            ValueError: for a null image whose size is not the image's.
+            ValueError: for a null image that has not the size of its image.
         """
         nulls = list(images)
         for index in self._replaced(record_id, len(images)):
@@ -127,7 +127,11 @@ class NullImages:
         return nulls
 
     def drop_from(self, record: Record) -> Record:
-        """The record without the images that are to be replaced. RecordError for a record with too few images."""
+        """Return the record without the images that are to be replaced.
+
+        Raises:
+            RecordError: for a record with fewer images than `only_image` asks for.
+        """
         gone = self._replaced(record.id, len(record.images))
         places = iter(range(len(record.images)))
         messages = [
@@ -166,5 +170,5 @@ def _describe(null: str | Callable[[Image.Image], Image.Image], donors: Donors, 
 
 
 def pixel_digest(image: Image.Image) -> str:
-    """The digest of an image's size and pixels: equal for equal images."""
+    """Return the digest of an image's size and pixels. Equal images have equal digests."""
     return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest()

@@ -1,9 +1,10 @@
-"""The output head at chosen positions only, so the logits of all positions, most of the memory of a plain forward pass, never exist.
+"""HeadPass runs the output head at chosen positions only. The logits of all positions, which need the most memory, are never made.
 
-A model ends in its output head, a map from hidden states to the vocabulary. For one forward pass another function takes the place
+A model ends in its output head, a map from hidden states to the vocabulary. During a forward pass, another function takes the place
 of the head's own forward. It gathers the positions that predict a labelled token and applies the head to a chunk of them at a time.
-This has to happen there, under the head's hooks: the head's weight may be in shards (FSDP2, ZeRO-3), which are together only while
-the module runs, or wear an adapter (LoRA). The result has to leave by the model's output, where those hooks wait for the gradient.
+This must run inside of the head, under its hooks, because the head's weight may be in shards (FSDP2, ZeRO-3), which are joined only
+while the module runs, or have an adapter (LoRA). The result must be part of the model's output, because the hooks wait there for the
+gradient.
 """
 
 from __future__ import annotations
@@ -19,46 +20,46 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 # Shapes: B = records in a batch, S = padded length, N = positions that predict a labelled token, D = width of the model,
-# V = vocabulary, K = positions that are asked for.
+# V = vocabulary, K = positions that the caller asks for, C = tokens of a chunk.
 
 IGNORED = -100  # label of every token without loss
-CHUNK = 256  # positions whose logits exist at a time
-GRADIENT_CHUNK = 1024  # the same where gradients are wanted: more positions than these are computed twice
+CHUNK = 256  # number of positions whose logits are in memory at a time
+GRADIENT_CHUNK = 1024  # this number when gradients are needed; the logits of more positions are computed again for the gradient
 
 Forward = Callable[[Tensor], Tensor]
 Values = Callable[[Tensor, Tensor], Tensor]  # float32 logits [C, V] and targets [C] -> values of each target [C, ...]
 
 
 class HeadPass:
-    """One forward pass in which the output head works at N positions only, and the losses of the tokens that they predict.
+    """HeadPass is a forward pass in which the output head works at N positions only. It gives the losses of the N tokens after them.
 
     Args:
         labels: [B, S], -100 for a token without loss. A batch without any other label gets a single loss of 0 with a gradient of 0.
-        values: what is computed of each chunk of logits, in place of the losses.
+        values: computes values from each chunk of logits, in place of the losses.
     """
 
     def __init__(self, labels: Tensor, values: Values | None = None) -> None:
-        # Not inside of the head: `nonzero` waits for the device, which is not yet busy with this batch.
+        # Here and not inside of the head, because `nonzero` waits for the device, which is not yet busy with this batch.
         positions, targets = target_positions(labels)  # [N], [N]
         self.count = len(positions)
-        """How many tokens have a loss."""
-        if not self.count:  # not every kernel takes an empty matrix, and every parameter is to have a gradient
+        """Number of tokens that have a loss."""
+        if not self.count:  # a single ignored token: not every kernel takes an empty matrix, and every parameter needs a gradient
             positions, targets = positions.new_zeros(1), targets.new_full((1,), IGNORED)  # [1], [1]
         self.positions, self._targets, self._shape = positions, targets, labels.shape
         self._result: Tensor | None = None
         self._values = values or cross_entropy
 
     def reduce(self, losses: Tensor) -> Tensor:
-        """The result of the pass from the losses (or values) of the N tokens, float32 [N, ...]: they stay as they are."""
+        """Return the result of the pass from the losses (or values) of the N tokens, float32 [N, ...]; here the losses themselves."""
         return losses
 
     @contextmanager
     def at(self, head: nn.Module, *, untouched: bool) -> Iterator[None]:
-        """While open, the head works at the N positions only.
+        """Let the head work at the N positions only, while the context is open.
 
         Args:
-            untouched: the model's logits are its head's output as it is (`is_untouched`). Then the head gives the result. A model
-                that scales, caps or masks its logits gets those of the N positions, [1, N, V], to do so.
+            untouched: the model gives its head's output as its logits (`is_untouched`). Then the head computes the result. Another
+                model scales, caps or masks its logits: it gets the logits of the N positions, [1, N, V], and does so.
         """
 
         def forward(own: Forward, hidden: Tensor) -> Tensor:
@@ -72,16 +73,16 @@ class HeadPass:
             yield
 
     def result(self, logits: Tensor) -> Tensor:
-        """The output of `reduce`, from the logits that the model gave, inside or outside of `at`."""
+        """Return the output of `reduce` for the logits that the model gave, inside or outside of `at`."""
         if self._result is not None:
-            carried = logits.view_as(self._result)  # mixed precision may have rounded it; its gradient is 1 either way
+            carried = logits.view_as(self._result)  # the result, perhaps rounded by mixed precision; its gradient is right
             return carried + (self._result.to(carried.device) - carried).detach()
         if logits.shape[:2] == (1, len(self.positions)) != self._shape:
             return self.reduce(token_losses(logits[0], self._targets, None, self._values))
         return self.reduce(token_losses(self._gather(logits), self._targets, None, self._values))
 
     def _gather(self, x: Tensor) -> Tensor:
-        """The entries [N, ...] of x [B, S, ...] at the N positions."""
+        """Return the entries [N, ...] of x [B, S, ...] at the N positions."""
         if x.shape[:2] != self._shape:
             raise ValueError(
                 f"the model's output head works on {tuple(x.shape[:2])} records and positions, the labels are {tuple(self._shape)}: "
@@ -91,35 +92,38 @@ class HeadPass:
 
 
 def target_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Labels [B, S] -> the N positions, counted through B * S, that predict a labelled token, and these tokens: [N], [N]."""
+    """Return the N positions that predict a labelled token, as indices into B * S, and these tokens: labels [B, S] -> [N], [N]."""
     targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED).flatten()  # [B * S]: position t predicts token t + 1
     positions = (targets != IGNORED).nonzero().flatten()  # [N]
     return positions, targets[positions]
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """The loss of each target, [C]."""
+    """Return the loss of each target, [C]."""
     return F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none")
 
 
 def loss_logit_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """The loss and the logit of each target, and the entropy of its distribution over the vocabulary, in nats: [C, 3]. No gradient."""
+    """Return [C, 3]: the loss and the logit of each target, and the entropy over the vocabulary at its position, in nats.
+
+    The result is of no use for a gradient.
+    """
     logit = logits.gather(1, targets[:, None])[:, 0]  # [C]
     log_probabilities = logits.log_softmax(-1)  # [C, V]
     loss = -log_probabilities.gather(1, targets[:, None])[:, 0]  # [C]
-    log_probabilities.clamp_min_(torch.finfo(logits.dtype).min)  # a model may mask tokens with -inf, and 0 * -inf is no number
+    log_probabilities.clamp_min_(torch.finfo(logits.dtype).min)  # a model may mask tokens with -inf, and 0 * -inf is NaN
     entropy = -torch.linalg.vecdot(log_probabilities.exp(), log_probabilities)  # [C]
     return torch.stack([loss, logit, entropy], dim=1)
 
 
 def token_losses(rows: Tensor, targets: Tensor, logits_of: Forward | None = None, values: Values = cross_entropy) -> Tensor:
-    """The cross-entropy of each target, float32 [N], or other values of it, [N, ...].
+    """Return the cross-entropy of each target, float32 [N], or the `values` of each target, [N, ...].
 
     Args:
         rows: hidden states [N, D] for `logits_of`, or logits [N, V].
         targets: [N] tokens.
         logits_of: the head's own forward.
-        values: what is computed of a chunk.
+        values: computes the values of a chunk from its logits and targets.
     """
 
     def chunk_losses(rows: Tensor, targets: Tensor) -> Tensor:
@@ -134,7 +138,7 @@ def token_losses(rows: Tensor, targets: Tensor, logits_of: Forward | None = None
 
 
 def is_untouched(model: nn.Module, head: nn.Module, inputs: Mapping[str, Any]) -> bool:
-    """Whether the model gives its head's output as its logits, tried on one position of a batch.
+    """Return whether the model gives its head's output as its logits. This is tried at a single position of a batch.
 
     Raises:
         ValueError: when the logits do not come from the head at all.
@@ -146,7 +150,7 @@ def is_untouched(model: nn.Module, head: nn.Module, inputs: Mapping[str, Any]) -
 
 @torch.no_grad()
 def logits_at(model: nn.Module, head: nn.Module, inputs: Mapping[str, Any], rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """The model's logits [1, K, V] and its head's output [K, V] at K positions of a batch, in eval mode."""
+    """Return the model's logits [1, K, V] and its head's output [K, V] at K positions of a batch, in eval mode."""
     outputs: list[Tensor] = []
 
     def forward(own: Forward, hidden: Tensor) -> Tensor:
@@ -162,8 +166,8 @@ def logits_at(model: nn.Module, head: nn.Module, inputs: Mapping[str, Any], rows
 
 @contextmanager
 def replaced_forward(head: nn.Module, forward: Callable[[Forward, Tensor], Tensor]) -> Iterator[None]:
-    """While open, `forward(own, hidden)` runs in place of the head's own forward, and under the head's hooks."""
-    own, of_the_instance = head.forward, "forward" in vars(head)  # accelerate and others put theirs into the instance
+    """Run `forward(own, hidden)` in place of the head's own forward, under the head's hooks, while the context is open."""
+    own, of_the_instance = head.forward, "forward" in vars(head)  # accelerate and others put their forward into the instance
     head.forward = lambda hidden: forward(own, hidden)  # type: ignore[method-assign]
     try:
         yield
@@ -176,7 +180,10 @@ def replaced_forward(head: nn.Module, forward: Callable[[Forward, Tensor], Tenso
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """While open, the model is in eval mode. Then every module has its own mode again: parts may have been frozen in eval mode."""
+    """Put the model into eval mode while the context is open. Afterwards each module has the mode that it had before.
+
+    A user may have put frozen parts into eval mode, so `model.train()` would be wrong.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,6 +1,6 @@
-"""Several processes that work together, started by torchrun or accelerate: they exchange values, and wait for each other.
+"""Processes that torchrun or accelerate started work together: they exchange values, and wait for each other.
 
-torch is imported late: a process that is alone does without, such as a selection from scores.
+torch is imported late, because a process that is alone, for example a selection from scores, does not need it.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those that work together; by default it is alone."""
+    """Processes tells this process its place among the processes that work together. By default it is alone."""
 
     rank: int = 0
     count: int = 1
     group: Any = None
-    """A group of their own beside accelerate's, whose waits end after 10 to 30 minutes and may need an accelerator: here a process
-    may wait for hours until the others have scored their records."""
+    """A process group beside accelerate's group. In accelerate's group a wait ends after 10 to 30 minutes and may need an accelerator.
+    In this group a process may wait for hours until the others have scored their records."""
 
     @classmethod
     def all(cls) -> Processes:
-        """The processes that torchrun or accelerate started. All of them must call this. A process that is alone sets up nothing."""
+        """Return the processes that torchrun or accelerate started. All of them must call this. A process that is alone sets up nothing."""
         import torch
         import torch.distributed as dist
         from accelerate import PartialState
@@ -42,7 +42,7 @@ class Processes:
         return cls(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo", timeout=timedelta(days=30)))
 
     def gather(self, value: T) -> list[T]:
-        """The values that the processes give here, in the order of the processes, on all of them."""
+        """Return, on all processes, the values that the processes give here, in the order of the processes."""
         if self.count == 1:
             return [value]
         import torch.distributed as dist
@@ -52,7 +52,7 @@ class Processes:
         return values
 
     def on_first(self, work: Callable[[], object]) -> None:
-        """The first process does the work while the others wait. If it raises an error, all processes raise it."""
+        """Do the work on the first process while the others wait. If it raises an error, all processes raise it."""
         failure: Exception | None = None
         if self.rank == 0:
             try:
@@ -64,7 +64,7 @@ class Processes:
             raise failure
 
     def require_equal(self, value: Any, name: str) -> None:
-        """ValueError on all processes unless all give the same value."""
+        """Raise a ValueError on all processes unless all give the same value."""
         if any(given != value for given in self.gather(value)):
             raise ValueError(f"{self.count} processes score together, but {name} are not the same on all of them")
 
@@ -77,7 +77,7 @@ class Processes:
 
 
 def _leave() -> None:
-    """Leave the default group before the process ends: a thread of gloo may abort a process that is still in it."""
+    """Leave the default group before the process ends, because a thread of gloo may abort a process that is still in the group."""
     import torch.distributed as dist
 
     if dist.is_initialized():

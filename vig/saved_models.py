@@ -1,4 +1,4 @@
-"""Loads models from folders that save_pretrained wrote: any image-text-to-text model of transformers."""
+"""These functions load any image-text-to-text model of transformers from a folder that save_pretrained wrote."""
 
 from __future__ import annotations
 
@@ -16,16 +16,20 @@ from encoders.saved_folders import WEIGHTS, check_folder
 
 
 def load_model(folder: Path, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
-    """The model, on the GPU where there is one, with its processor. ValueError for a folder without a model."""
+    """Load a model with its processor. The model is put on the GPU if there is a GPU.
+
+    Raises:
+        ValueError: for a folder without a model.
+    """
     processor = load_processor(folder, trust_remote_code=options.get("trust_remote_code", False))
     return load_network(folder, **options).to("cuda" if torch.cuda.is_available() else "cpu"), processor
 
 
 def load_network(folder: Path, **options: Any) -> PreTrainedModel:
-    """Return the model on the CPU, once `load_processor` was called.
+    """Load the model on the CPU. `load_processor` must have been called before.
 
     Raises:
-        DamagedError: naming the files that were changed since the model was saved.
+        DamagedError: for files that were changed since the model was saved; the message names them.
         ValueError: for a folder that holds another kind of model.
     """
     check_folder(folder)
@@ -36,12 +40,15 @@ def load_network(folder: Path, **options: Any) -> PreTrainedModel:
 
 
 def load_processor(folder: Path, *, trust_remote_code: bool = False) -> ProcessorMixin:
-    """Load the processor of a saved model. ValueError for a folder without a model, or with damaged files (`encoders.digests`).
+    """Load the processor of a saved model.
 
     Args:
         trust_remote_code: run Python files of the folder; without it, a folder that needs its own files is refused.
+
+    Raises:
+        ValueError: for a folder without a model, or with damaged files (`encoders.digests`).
     """
-    if not (folder / "config.json").is_file():  # or transformers takes a mistyped folder for a name on the hub
+    if not (folder / "config.json").is_file():  # otherwise transformers takes a mistyped folder for a name on the hub
         raise ValueError(f"{folder} holds no config.json: expected a folder that save_pretrained wrote")
     for point in entry_points(group="mof.auto_classes"):
         point.load()()  # transformers' Auto classes learn the models of this package
@@ -50,7 +57,11 @@ def load_processor(folder: Path, *, trust_remote_code: bool = False) -> Processo
 
 
 def stored_images(model: PreTrainedModel, processor: ProcessorMixin, store: Path, blurred: bool = False) -> StoredImages:
-    """The features that `mof encode --model` wrote with this model's encoders. ValueError for other models and other stores."""
+    """Open the features that `mof encode --model` wrote with this model's encoders.
+
+    Raises:
+        ValueError: for a model that is not of this library, or a store of other encoders or images.
+    """
     if model.config.model_type != "mof":
         raise ValueError(f"a feature store serves models of this library, not a {model.config.model_type} model")
     view = replace(processor.image_processor.view, blurred=blurred)
@@ -58,6 +69,6 @@ def stored_images(model: PreTrainedModel, processor: ProcessorMixin, store: Path
 
 
 def model_names(folders: Sequence[Path]) -> dict[str, Path]:
-    """The folders by their names, or by their whole paths if names are equal."""
+    """Return name -> folder. If two folders have the same name, the whole paths are the names."""
     alike = len({folder.name for folder in folders}) < len(folders)
     return {str(folder) if alike else folder.name: folder for folder in folders}

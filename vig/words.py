@@ -1,4 +1,4 @@
-"""Answers as text: the piece that each token adds, the words that the tokens make, and the mean VIG by kind of word."""
+"""These functions map the answer tokens of a score to pieces of text and to words, and give the mean VIG by class of word."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ from vig.scoring.scores import Score
 
 # --- tokens and words of a score
 class Word(NamedTuple):
-    """A word of an answer, as it was written."""
+    """Word is a word of an answer, as it was written."""
 
     text: str
     vig: float
-    """Sum over the tokens that hold a part of it, in nats."""
+    """Sum of the VIG of the tokens that hold a part of the word, in nats."""
 
 
 def token_texts(score: Score) -> list[str]:
-    """Return the piece that each token adds; joined, the pieces are the answer. A space that belongs to no token goes with the next token.
+    """Return the piece of text that each token adds. Joined, the pieces are the answer.
 
-    Where several tokens make one character, the first has it and the others are empty.
+    A space that belongs to no token goes with the next token. If several tokens make a character, the first token has the character
+    and the pieces of the others are empty.
     """
     ends = np.maximum.accumulate(score.token_ends)  # [T]
-    return [score.answer[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=False)]  # nothing for no token
+    return [score.answer[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=False)]  # [] for an answer without tokens
 
 
 def turns(score: Score) -> list[NDArray[np.int64]]:
-    """Return indices into the answer tokens, turn by turn, with the end-of-turn token last where there is one."""
-    parts = np.split(np.arange(len(score.token_ids)), score.turn_ends + 1)  # of [T]; the last is empty after an ended turn
+    """Return indices into the answer tokens, turn by turn. The end-of-turn token of a turn, if it has one, is last."""
+    parts = np.split(np.arange(len(score.token_ids)), score.turn_ends + 1)  # the last part is empty if the last turn has ended
     return [part for part in parts if len(part)]
 
 
@@ -64,7 +65,7 @@ def _places(score: Score, places: NDArray[np.int64]) -> list[tuple[str, NDArray[
 
 
 # --- kinds of words
-# Singular; the plural counts too. Short lists are enough: a mean needs common words, not all words.
+# Objects are in the singular; plurals are added below. Short lists are enough, because a mean needs common words, not all words.
 _WORDS = {
     "colour": "black white red blue green yellow brown pink orange purple grey gray tan silver gold golden blond blonde beige",
     "number": "zero one two three four five six seven eight nine ten both several many",
@@ -91,14 +92,14 @@ _CLASSES = dict.fromkeys(_PLURALS, "object") | {word: kind for kind, words in _W
 
 
 def word_class(word: str) -> str | None:
-    """Return "colour", "number", "attribute", "object", "spatial" or "function" for a word in any case, objects also in the plural.
+    """Return the class of a word: "colour", "number", "attribute", "object", "spatial" or "function", or None if no list has the word.
 
-    Figures are numbers. The result is None for a word that is in no list.
+    Capital letters make no difference, digits are numbers, and objects may be in the plural.
     """
     return "number" if word.isdecimal() else _CLASSES.get(word.lower())
 
 
-# The first letters of a Penn Treebank tag, and the name of the part of speech here; the first that fits counts.
+# First letters of a Penn Treebank tag -> name of the part of speech. The first entry that fits a tag is taken.
 _PARTS_OF_SPEECH = {
     "NN": "noun", "VB": "verb", "MD": "verb", "JJ": "adjective", "RB": "adverb", "WRB": "adverb", "IN": "preposition",
     "TO": "preposition", "RP": "preposition", "DT": "determiner", "PDT": "determiner", "WDT": "determiner", "PRP": "pronoun",
@@ -107,14 +108,14 @@ _PARTS_OF_SPEECH = {
 
 
 def can_tag() -> bool:
-    """Return whether textblob, whose tagger tells the parts of speech, is installed."""
+    """Return whether textblob is installed. Its tagger finds the parts of speech."""
     return find_spec("textblob") is not None
 
 
 def parts_of_speech(words: Sequence[str]) -> list[str | None]:
-    """Return the part of speech of each word of a sentence or two, or None for a word that has none. English only.
+    """Return the part of speech of each word of a short English text, or None for a word without a part of speech.
 
-    The tagger knows words and a few rules, and is wrong for some words.
+    The tagger uses a list of words and a few rules, and is wrong for some words.
     """
     if not words:
         return []
@@ -127,7 +128,7 @@ def parts_of_speech(words: Sequence[str]) -> list[str | None]:
 
 # --- means
 class Mean(NamedTuple):
-    """A mean of VIG, in nats."""
+    """Mean holds a mean of VIG, in nats."""
 
     mean: float
     n: int
@@ -144,14 +145,14 @@ class Mean(NamedTuple):
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The ends between which the mean lies with 95 % confidence."""
+        """Return the lower and the upper end of the 95 % confidence interval of the mean, or None without an error."""
         return None if self.error is None else (self.mean - 1.96 * self.error, self.mean + 1.96 * self.error)
 
 
 def vig_by_word_class(scores: Iterable[Score]) -> dict[str, Mean]:
     """Return class -> mean VIG of its words, for the classes that occur.
 
-    The VIG of a word is the sum over its tokens, so that a tokenizer which cuts words into more pieces changes nothing.
+    The VIG of a word is the sum over its tokens, so a tokenizer that cuts words into more pieces does not change it.
     """
     vig: dict[str | None, list[float]] = {}
     for score in scores:

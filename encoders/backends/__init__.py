@@ -1,1 +1,1 @@
-"""The libraries that build encoders: open_clip, timm, transformers, torch.hub. Imported by the registry, each when it is asked for."""
+"""Each backend builds encoders with a library: open_clip, timm, transformers, torch.hub. The registry imports a backend on first use."""

@@ -1,4 +1,4 @@
-"""The blocks and position tables of vision transformers, which are alike in all libraries."""
+"""This module reads the blocks and resamples the position tables of vision transformers, which are alike in all libraries."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ Grid = tuple[int, int]
 
 
 class _Reached(Exception):
-    """Ends a forward pass early."""
+    """_Reached ends a forward pass early."""
 
 
 @contextmanager
 def block_outputs(blocks: nn.ModuleList, layers: Iterable[int], leave: bool = False) -> Iterator[dict[int, Tensor]]:
     """Collect the outputs [B, L, D] of layers, counted from the front, while the tower runs in the body of the `with`.
 
-    Layer 0 is the input of the first block. Several threads may run the same tower: each sees the outputs of its own pass.
+    Layer 0 is the input of the first block. Several threads may run the same tower, and each thread gets the outputs of its own pass.
 
     Args:
-        leave: leave the body as soon as the deepest layer is read. The blocks after it do not run.
+        leave: leave the body as soon as the deepest layer is read, so that the blocks after this layer do not run.
     """
     outputs: dict[int, Tensor] = {}
     wanted, thread = set(layers), threading.get_ident()
@@ -56,18 +56,18 @@ def block_outputs(blocks: nn.ModuleList, layers: Iterable[int], leave: bool = Fa
 
 
 class BlockEncoder(Encoder):
-    """An encoder whose tower runs blocks that take and give tokens [B, L, D], prefix tokens first.
+    """BlockEncoder is an encoder whose tower has blocks that take and return tokens [B, L, D], prefix tokens first.
 
     The tower runs its blocks itself, because only the tower knows their arguments (masks, rotary positions). A subclass implements
-    `blocks_and_norm` and `image_embedding`.
+    `blocks_and_norm` and `image_embedding`, and `stage_tokens` for towers without equal blocks.
     """
 
     def blocks_and_norm(self) -> tuple[nn.ModuleList, nn.Module] | None:
-        """Return the blocks of the tower and its final norm, or None for a tower without equal blocks, which `stage_tokens` reads."""
+        """Return the tower's blocks and its final norm, or None for a tower without equal blocks, which is read by `stage_tokens`."""
         raise NotImplementedError
 
     def stage_tokens(self, x: Tensor) -> Tensor:
-        """Return `patch_tokens` of a tower without equal blocks."""
+        """Return the patch tokens of a tower without equal blocks: [B, 3, S, S] normalised -> [B, h*w, D]."""
         raise NotImplementedError
 
     def patch_tokens(self, x: Tensor) -> Tensor:
@@ -85,13 +85,13 @@ class BlockEncoder(Encoder):
         return embedding, self._patches(outputs, parts[1])  # [B, h*w, D]
 
     def _patches(self, outputs: Mapping[int, Tensor], norm: nn.Module) -> Tensor:
-        """Return the outputs [B, L, D] of `layers` side by side, without prefix tokens: [B, h*w, D]."""
+        """Return the outputs [B, L, D] of `layers` side by side, without prefix tokens, as [B, h*w, D]."""
         after = norm if self.norm else nn.Identity()
         return torch.cat([after(outputs[layer])[:, self.prefix_tokens :] for layer in self.layers], dim=-1)
 
 
 class Positions:
-    """Resamples a position table for other grids, always from the loaded or trained table and never from a resampled table.
+    """Positions resamples a position table for other grids, always from the loaded or trained table and never from a resampled table.
 
     So resizing to a and then to b gives the same encoder as resizing to b, and resizing back gives the first table again.
     """
@@ -106,7 +106,7 @@ class Positions:
         open_clip resamples in the same way as timm when it loads weights (bicubic, with antialiasing).
 
         Args:
-            prefix: the number of tokens at the beginning of the table that have no place on the grid.
+            prefix: the number of positions at the beginning of the table that are not on the grid.
         """
         from timm.layers import resample_abs_pos_embed  # slow
 
@@ -120,7 +120,7 @@ class Positions:
         return nn.Parameter(made, requires_grad=table.requires_grad)
 
     def _is_made(self, table: Tensor) -> bool:
-        """Return whether `table` is still the last resampled table: no other weights were loaded and it was not trained."""
+        """Return whether `table` is still the last resampled table, so that since then no weights were loaded or trained."""
         if self._made is None or self._made.is_meta or table.is_meta or self._made.shape != table.shape:
             return False
         return torch.equal(self._made.to(table), table)

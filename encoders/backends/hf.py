@@ -1,4 +1,4 @@
-"""Vision transformers of the library transformers (CLIP, SigLIP, DINOv2, DINOv3, MAE, AIMv2, ...), by hub id or local folder."""
+"""This backend builds vision transformers of transformers (CLIP, SigLIP, DINOv2, DINOv3, MAE, AIMv2, ...), by hub id or local folder."""
 
 from __future__ import annotations
 
@@ -35,32 +35,32 @@ FILTERS: dict[int, Interpolation] = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 @dataclass(frozen=True)
 class Family:
-    """The places of an architecture's parts in transformers, as dotted module names."""
+    """A family names the parts of an architecture in transformers, as dotted module names."""
 
     model: str
-    """The class in transformers."""
+    """Name of the class in transformers."""
     blocks: str
-    """The list of transformer blocks, inside the tower."""
+    """List of transformer blocks, inside the tower."""
     norm: str
-    """The final norm, inside the tower."""
+    """Final norm, inside the tower."""
     tower: str = ""
-    """The vision transformer; "" when it is the model itself."""
+    """Vision transformer; "" if it is the model itself."""
     class_token: bool = True
-    """Whether a class token comes before the patch tokens."""
+    """True if a class token comes before the patch tokens."""
     positions: bool = True
-    """Whether positions are interpolated only when asked for (`interpolate_pos_encoding`)."""
+    """True if positions are interpolated only on request (`interpolate_pos_encoding`)."""
     image_head: str = ""
-    """The projection from the pooled output to the joint embedding; "" for none."""
+    """Projection from the pooled output to the joint embedding; "" without a projection."""
     text: str = ""
-    """The text tower; "" for none."""
+    """Text tower; "" without a text tower."""
     text_head: str = ""
-    """The projection from the text tower's pooled output to the joint embedding; "" for none."""
+    """Projection from the text tower's pooled output to the joint embedding; "" without a projection."""
     masks: bool = False
-    """Whether its forward pass hides patches, as in the pre-training of MAE."""
+    """True if the forward pass hides patches, as in the pre-training of MAE."""
     lower_case: bool = False
-    """Whether its text tower was trained on lower-case texts. The tokenizer of SigLIP sees to it, but not the tokenizer of SigLIP 2."""
+    """True if the text tower was trained on lower-case texts. SigLIP's tokenizer makes texts lower-case, but SigLIP 2's does not."""
     unused: str = "classifier."
-    """The beginning of the names of weights for another task, which a checkpoint may hold and no encoder needs."""
+    """First part of the names of weights for another task. A checkpoint may hold them, but an encoder does not need them."""
 
 
 CLIP_PARTS: dict[str, Any] = {"blocks": "encoder.layers", "norm": "post_layernorm"}
@@ -74,7 +74,7 @@ PROJECTED: dict[str, Any] = {
 }
 DINOV2_PARTS: dict[str, Any] = {"blocks": "encoder.layer", "norm": "layernorm", "positions": False}
 
-# By config.model_type.
+# config.model_type -> family
 FAMILIES = {
     "clip": Family("CLIPModel", **CLIP_PARTS, **PROJECTED),
     "clip_vision_model": Family("CLIPVisionModel", **CLIP_PARTS),
@@ -93,7 +93,7 @@ FAMILIES = {
 
 
 class HFEncoder(BlockEncoder):
-    """A model of transformers. `embed_image` is its pooled output, projected for CLIP (class token, attention pool)."""
+    """HFEncoder is a model of transformers. `embed_image` is its pooled output (class token or attention pool), projected for CLIP."""
 
     def __init__(self, model: nn.Module, source: str, processor: Any, **options: Any) -> None:
         config: Any = model.config
@@ -128,7 +128,7 @@ class HFEncoder(BlockEncoder):
 
     def _run(self, tower: nn.Module, x: Tensor) -> Any:
         options: dict[str, Any] = {"interpolate_pos_encoding": True} if self.family.positions else {}
-        if self.family.masks:  # ascending noise keeps the patches in their order, and a mask_ratio of 0 all of them
+        if self.family.masks:  # ascending noise keeps the patches in order, and a mask_ratio of 0 keeps all of them
             options["noise"] = torch.arange(self.grid[0] * self.grid[1], device=x.device).expand(len(x), -1)  # [B, h*w]
         return tower(x, **options)
 
@@ -154,14 +154,14 @@ class HFEncoder(BlockEncoder):
 
 
 def _embed_dim(head: Any, vision: Any) -> int | None:
-    """Return the width of an image's embedding, or None for an AIMv2 tower without its attention pooling."""
+    """Return the width of an image's embedding, or None for an AIMv2 tower without attention pooling."""
     if head is not None:
         return head.out_features
     return vision.hidden_size if getattr(vision, "use_head", True) else None
 
 
 def _fit(processor: Any, source: str) -> dict[str, Any]:
-    """Return the arguments of `to_pixels` that do the work of an image processor. transformers rounds half a pixel down."""
+    """Return the arguments with which `to_pixels` does the work of an image processor. transformers rounds half a pixel down."""
     size = {key: value for key, value in dict(processor.size or {}).items() if value}
     crop = {key: value for key, value in dict(processor.crop_size or {}).items() if value} if processor.do_center_crop else {}
     side, cuts = next(iter(size.values()), 0), set(crop.values()) or set(size.values())
@@ -175,7 +175,7 @@ def _fit(processor: Any, source: str) -> dict[str, Any]:
 
 
 def build(model: str, *, config: Mapping[str, Any] | None = None, **options: Any) -> HFEncoder:
-    """Return the encoder of a hub id or a local folder, or of the `config` in their place. Keywords as for `build_encoder`."""
+    """Return the encoder of a hub id or a local folder, or the encoder that `config` describes. The keywords are as in `build_encoder`."""
     if config is None:
         return _build(model, **options)
     with TemporaryDirectory() as folder:
@@ -199,13 +199,13 @@ def _build(model: str, *, pretrained: bool, weights: str | None, **options: Any)
 
 
 def _only_local(model: str) -> bool:
-    """Return whether files are looked for only in a folder or in the cache."""
+    """Return whether files are read only from a local folder or from the cache."""
     return Path(model).is_dir() or not hub_answers()
 
 
 def _create(kind: Any, model: str, config: PretrainedConfig, weights: str | None, local: bool) -> nn.Module:
-    """Return the model of class `kind` with its weights in float32, every key accounted for."""
-    # A single file goes through from_pretrained too, which knows the keys of every earlier version of transformers.
+    """Return the model of class `kind` with its weights in float32. A missing or unexpected key raises a WeightsError."""
+    # A local file is also loaded by from_pretrained, which knows the keys of every earlier version of transformers.
     options = {"config": config, "dtype": torch.float32, "output_loading_info": True}
     if weights is not None:
         state = read_state(weights)

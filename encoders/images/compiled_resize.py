@@ -1,7 +1,7 @@
 """This resize gives the same bits as Pillow's and is several times as fast. It needs numba.
 
-Pillow weighs the pixels under a filter with integers of 22 bits, first along the one axis and then along the other, and rounds to
-0..255 after each. This module does the same for many rows or columns at a time, and leaves out the padding and the cut-off parts.
+Pillow weighs the pixels under a filter with integers of 22 bits, first along the first axis and then along the second, and rounds to
+0..255 after each axis. This module does the same for many rows or columns at a time, but never makes the padding and the cut-off parts.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from numba import njit, types
 from numpy.typing import NDArray
 
 # Shapes: H, W = rows and columns of the source, h, w = rows and columns of the result, N, n = length of an axis before and after,
-# K = largest number of pixels under a filter, L = bytes that are treated alike. A pixel is a uint32: Pillow's four bytes for RGB.
+# K = largest number of pixels under a filter, L = bytes (lanes) that have the same weights. A pixel is a uint32: Pillow's four bytes
+# for RGB.
 
 BITS = 22
-BLOCK = 64  # rows that are turned into columns at a time, so that bytes which are treated alike are neighbours
+BLOCK = 64  # number of rows that are turned into columns at a time, so that the bytes of a lane are neighbours in memory
 FILTERS = {"bilinear": (0, 1.0), "bicubic": (1, 2.0), "lanczos": (2, 3.0)}  # code, reach in pixels
 
 # Functions are compiled for these types when this module is imported, once per machine. Sources may be read-only.
@@ -53,8 +54,8 @@ def weigh(length: int, before: int, padded: int, scaled: int, start: int, count:
     Only the `length` pixels after the first `before` pixels exist; all others have the background colour.
 
     Returns:
-        first [n], taps [n]: the first source pixel and their number; weights [n, K]: their weights; background [n]: the weight of
-            the background.
+        first [n]: the first source pixel of each output. taps [n]: the number of its source pixels. weights [n, K]: their weights.
+        background [n]: the weight of the background.
     """
     scale = padded / scaled
     stretch = max(scale, 1.0)
@@ -86,14 +87,14 @@ def weigh(length: int, before: int, padded: int, scaled: int, start: int, count:
 
 @compiled(types.void(LANES, types.int64, WEIGHTS, VECTOR, VECTOR, types.uint8[::1]), forceinline=True)
 def _gather(lanes: Any, i: int, weights: Any, colour: Any, sums: Any, out: Any) -> None:
-    """Compute output `i` of every lane: lanes [N, L] -> out [L]. `sums` [L] is working memory, `colour` [4] the background."""
+    """Compute output `i` of every lane: lanes [N, L] -> out [L]. `sums` [L] is working memory, and `colour` [4] is the background."""
     first, taps, factors, background = weights
     for lane in range(sums.shape[0]):
         sums[lane] = 1 << (BITS - 1)
     if background[i]:
         for lane in range(sums.shape[0]):
             sums[lane] += background[i] * colour[lane & 3]
-    for k in range(0, taps[i] - 1, 2):  # two at a time: half the traffic to and from the sums
+    for k in range(0, taps[i] - 1, 2):  # two at a time halves the memory traffic of the sums
         factor, next_factor, row, next_row = factors[i, k], factors[i, k + 1], lanes[first[i] + k], lanes[first[i] + k + 1]
         for lane in range(sums.shape[0]):
             sums[lane] = np.int32(sums[lane] + np.int32(np.int32(row[lane]) * factor) + np.int32(np.int32(next_row[lane]) * next_factor))
@@ -107,7 +108,7 @@ def _gather(lanes: Any, i: int, weights: Any, colour: Any, sums: Any, out: Any) 
 
 @compiled(types.void(PIXELS, types.uint32[:, ::1]))
 def _turn(source: Any, out: Any) -> None:
-    """Set out[x, y] = source[y, x] where both exist. Within a strip of 16 rows, writes go to neighbouring places."""
+    """Set out[x, y] = source[y, x] where both exist. The loop takes 16 rows at a time, so that writes go to neighbouring places."""
     height, width = min(source.shape[0], out.shape[1]), min(source.shape[1], out.shape[0])
     whole = height // 16 * 16
     for top in range(0, whole, 16):
@@ -121,7 +122,7 @@ def _turn(source: Any, out: Any) -> None:
 
 @compiled(types.void(PIXELS, WEIGHTS, VECTOR, types.uint32[:, ::1]))
 def resize_columns(source: Any, weights: Any, colour: Any, out: Any) -> None:
-    """[H, W] -> [h, W]"""
+    """Resize the height: [H, W] -> [h, W]."""
     lanes, out_lanes = source.view(np.uint8), out.view(np.uint8)  # [H, L], [h, L]
     sums = np.empty(lanes.shape[1], np.int32)  # [L]
     for i in range(out.shape[0]):
@@ -130,7 +131,7 @@ def resize_columns(source: Any, weights: Any, colour: Any, out: Any) -> None:
 
 @compiled(types.void(PIXELS, WEIGHTS, VECTOR, types.uint32[:, ::1]))
 def resize_rows(source: Any, weights: Any, colour: Any, out: Any) -> None:
-    """[H, W] -> [H, w]"""
+    """Resize the width: [H, W] -> [H, w]."""
     turned, turned_out = np.zeros((source.shape[1], BLOCK), np.uint32), np.empty((out.shape[1], BLOCK), np.uint32)
     lanes, out_lanes = turned.view(np.uint8), turned_out.view(np.uint8)  # [W, L], [w, L]
     sums = np.empty(4 * BLOCK, np.int32)  # [L]
@@ -143,7 +144,7 @@ def resize_rows(source: Any, weights: Any, colour: Any, out: Any) -> None:
 
 @compiled(types.uint8[:, :, ::1](PIXELS))
 def planes(pixels: Any) -> NDArray[np.uint8]:
-    """[h, w] -> [3, h, w]"""
+    """Return the red, green and blue bytes of the pixels: [h, w] -> [3, h, w]."""
     height, width = pixels.shape
     lanes, out = pixels.view(np.uint8), np.empty((3, height, width), np.uint8)  # [h, L]
     for channel in range(3):

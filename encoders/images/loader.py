@@ -1,4 +1,4 @@
-"""Images are decoded in threads, ahead of their use. Unreadable images are skipped and listed."""
+"""ImageLoader decodes images in threads, ahead of their use. Unreadable images are skipped and listed."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ Result = TypeVar("Result")
 
 
 class ImageLoader:
-    """Iterates over (name, result) of images, in the order of their sources. Several threads decode at the same time.
+    """ImageLoader iterates over (name, result) of images, in the order of their sources. Several threads decode at the same time.
 
     Args:
         sources: files, or pairs of a name and a file or its content. A generator (over a tar, for example) is read `prefetch` images ahead.
         workers: the number of threads that decode.
         strict: raise the ImageError of an unreadable image instead of skipping it.
-        transform: a function such as `encoder.pixels` that makes the result of each RGB image, in its thread. By default the
+        transform: a function from an RGB image to its result, for example `encoder.pixels`; it runs in the threads. By default the
             image itself is the result.
-        prefetch: the number of images that may be taken from `sources` before the first result is asked for.
-        limits: the largest files and images that are read; by default those of the environment (`ImageLimits`).
+        prefetch: the number of images that may be taken from `sources` before the caller takes the first result.
+        limits: the largest files and images that are read; by default the limits of the environment (`ImageLimits`).
 
     Attributes:
         failures: name -> reason, for the images that were skipped so far.
@@ -76,9 +76,14 @@ class ImageLoader:
             return name, error
 
 
-def in_order(function: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int) -> Generator[Result]:
-    """Call the function in threads. Yield the results in the order of the items, of which at most `ahead` wait for their result."""
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="image-loader")
+def in_order(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int, prepare: Callable[[], object] | None = None
+) -> Generator[Result]:
+    """Call the function in threads, after `prepare` in each thread. Yield the results in the order of the items.
+
+    At most `ahead` items wait at a time.
+    """
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="in-order", initializer=prepare)
     try:
         waiting: deque[Future[Result]] = deque()
         rest = iter(items)

@@ -1,7 +1,7 @@
-"""Image files are opened here and nowhere else: regular files of a bounded size, formats of a list, a bounded number of pixels.
+"""Image files are opened here and nowhere else. Only regular files of bounded size, in a listed format and with few enough pixels pass.
 
-A file may come from strangers: a pipe that never ends, a small file that decodes to gigabytes, or a PostScript file that calls itself
-.png, for which Pillow would start another program.
+A file may come from strangers. It may be a pipe that never ends, a small file that decodes to gigabytes, or a PostScript file with the
+suffix .png, for which Pillow would start another program.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from PIL.ImageFile import ImageFile
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP")
 """The formats of Pillow that are opened. Formats of plug-ins, which a program registers with Pillow, are opened too."""
 PLUGINS = {"pillow_heif": "register_heif_opener", "pillow_jxl": None}
-"""Packages that read further formats where they are installed, and the function in them that registers the formats."""
+"""Packages that read further formats if they are installed -> the function in the package that registers the formats."""
 PLUGIN_STARTS = {b"ftypheic": "HEIC", b"ftypheix": "HEIC", b"ftypmif1": "HEIC", b"ftyphevc": "HEIC", b"JXL \r\n\x87\n": "JPEG XL"}
 """Bytes 4 to 12 of a file -> its format."""
 PLUGIN_SUFFIXES = (".heic", ".heif", ".hif", ".jxl")
 NO_PICTURES = ("BUFR", "GRIB", "HDF5", "IPTC", "MPEG")
-"""Formats whose files Pillow knows but cannot show; their suffixes mostly mean other things."""
+"""Formats that Pillow identifies but cannot show; files with their suffixes are mostly no images."""
 
 ADDRESSES = ("http://", "https://", "data:")
 LONGEST_NAME, SECONDS = 200, 60
-"""Characters of an address in messages; and the time that a server may be silent."""
+"""Characters of an address in messages; seconds that a server may be silent."""
 PIXELS = 89_478_485
-"""Pillow's own default limit, above which it warns. An image of so many pixels takes 0.4 GB."""
+"""Pillow's own default limit, above which it warns. An image with this number of pixels takes 0.4 GB."""
 
 
 class ImageError(ValueError):
-    """An image that cannot be read. The message names the file and the reason."""
+    """An ImageError says that an image cannot be read. The message names the file and the reason."""
 
 
 def _from_environment(name: str, otherwise: int) -> int:
@@ -49,30 +49,32 @@ def _from_environment(name: str, otherwise: int) -> int:
 
 @dataclass(frozen=True)
 class ImageLimits:
-    """The sizes up to which images are read. The environment variables MOF_MAX_IMAGE_BYTES and MOF_MAX_IMAGE_PIXELS set the defaults.
+    """ImageLimits holds the largest sizes of images that are read.
+
+    The environment variables MOF_MAX_IMAGE_BYTES and MOF_MAX_IMAGE_PIXELS set the defaults.
 
     Raises:
         ValueError: for a limit below 1.
     """
 
     max_bytes: int = field(default_factory=lambda: _from_environment("MOF_MAX_IMAGE_BYTES", 2**28))
-    """The size of a file."""
+    """Largest size of a file."""
     max_pixels: int = field(default_factory=lambda: _from_environment("MOF_MAX_IMAGE_PIXELS", PIXELS))
-    """Width times height."""
+    """Largest product of width and height."""
 
     def __post_init__(self) -> None:
         if min(self.max_bytes, self.max_pixels) < 1:
             raise ValueError(f"limits of images must be at least 1, got {self.max_bytes} bytes and {self.max_pixels} pixels")
 
     def check_bytes(self, name: str, size: int) -> None:
-        """Raise an ImageError for a file, called `name`, of more bytes than allowed."""
+        """Raise an ImageError for the file `name` if it has more bytes than allowed."""
         if size > self.max_bytes:
             raise ImageError(
                 f"{name}: its {size:,} bytes are more than the allowed {self.max_bytes:,}; --max-bytes or MOF_MAX_IMAGE_BYTES raises it"
             )
 
     def check_pixels(self, name: str, image: Image.Image) -> None:
-        """Raise an ImageError for an image, called `name`, of more pixels than allowed."""
+        """Raise an ImageError for the image `name` if it has more pixels than allowed."""
         if image.width * image.height > self.max_pixels:
             raise ImageError(
                 f"{name}: its {image.width} x {image.height} pixels are more than the allowed {self.max_pixels:,}; "
@@ -94,7 +96,7 @@ def read_file(path: str | os.PathLike[str], limits: ImageLimits | None = None) -
                 raise ImageError(f"{name}: cannot be read (it is no regular file)")
             limits.check_bytes(name, status.st_size)
             content = file.read(status.st_size + 1)
-            if len(content) > status.st_size:  # a file of the system may hold more than its size says
+            if len(content) > status.st_size:  # files in /proc, for example, hold more than their size says
                 content += file.read(limits.max_bytes)
     except ImageError:
         raise
@@ -112,7 +114,7 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def read_address(address: str, limits: ImageLimits | None = None) -> bytes:
-    """Return the content of an image at an address, which begins with one of `ADDRESSES`.
+    """Return the content of an image at an address, which must begin with an entry of `ADDRESSES`.
 
     Raises:
         ImageError: for another address, or an address that gives nothing or too many bytes.
@@ -123,17 +125,17 @@ def read_address(address: str, limits: ImageLimits | None = None) -> bytes:
     try:
         with urlopen(Request(address, headers={"User-Agent": "mof-vig"}), timeout=SECONDS) as reply:
             content = reply.read(limits.max_bytes + 1)
-    except Exception as error:  # of sockets, certificates, HTTP and base64
+    except Exception as error:  # sockets, certificates, HTTP and base64 raise errors of many kinds
         raise ImageError(f"{name}: cannot be read ({type(error).__name__})") from error
     limits.check_bytes(name, len(content))
     return content
 
 
 def inside(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> str:
-    """Return the path of an image, which a list of images names, in its folder.
+    """Return the path, joined to the folder, of an image that a list of images names.
 
     Raises:
-        ImageError: for a path that leads out of the folder: a list that comes from strangers could show any file of this machine.
+        ImageError: for a path that leads out of the folder, because a list from strangers could name any file of this machine.
     """
     root, joined = os.path.abspath(folder), os.path.join(folder, path)
     if os.path.commonpath([root, os.path.abspath(joined)]) != root:
@@ -145,16 +147,16 @@ def inside(folder: str | os.PathLike[str], path: str | os.PathLike[str]) -> str:
 
 
 def open_image(content: bytes, name: str, limits: ImageLimits | None = None) -> ImageFile:
-    """Return the image in the content of a file, called `name`. Its pixels are decoded when they are needed.
+    """Return the image in the content of the file `name`. Its pixels are decoded when they are needed.
 
     Raises:
-        ImageError: for no bytes or too many, a format that is not opened, a damaged header, or too many pixels.
+        ImageError: for an empty or too large content, a format that is not opened, a damaged header, or too many pixels.
     """
     limits = limits or ImageLimits()
     if not content:
         raise ImageError(f"{name}: the file is empty")
     limits.check_bytes(name, len(content))
-    if limits.max_pixels > PIXELS and Image.MAX_IMAGE_PIXELS is not None:  # Pillow has a limit of its own, for the whole process
+    if limits.max_pixels > PIXELS and Image.MAX_IMAGE_PIXELS is not None:  # Pillow also has a limit, for the whole process
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, limits.max_pixels)
     try:
         image = Image.open(io.BytesIO(content), formats=formats())
@@ -167,7 +169,7 @@ def open_image(content: bytes, name: str, limits: ImageLimits | None = None) -> 
 
 
 def check_opened(image: Image.Image, name: str, limits: ImageLimits | None = None) -> None:
-    """Raise an ImageError for an image file that was opened elsewhere and is not decoded yet, if `open_image` would refuse it."""
+    """Raise an ImageError for an image that `open_image` would refuse. Only files that are opened and not yet decoded are checked."""
     if not isinstance(image, ImageFile):
         return
     if _is_pillows(type(image)) and image.format not in FORMATS:
@@ -176,23 +178,23 @@ def check_opened(image: Image.Image, name: str, limits: ImageLimits | None = Non
 
 
 def formats() -> list[str]:
-    """Return the formats that are opened. Formats without a mark at the beginning of their files come last."""
+    """Return the formats that are opened. Formats that cannot be recognised by the first bytes of a file come last."""
     _load_plugins()
     known = [(name, accept) for name, (factory, accept) in Image.OPEN.items() if name in FORMATS or not _is_pillows(factory)]
     return [name for name, accept in known if accept] + [name for name, accept in known if not accept]
 
 
 def suffixes() -> frozenset[str]:
-    """Return the endings of the names of image files, in lower case: also of images in formats that are not opened, which are failures."""
+    """Return the suffixes of image files, in lower case. Formats that are not opened are included, so their files count as failures."""
     _load_plugins()
     pictures = {suffix for suffix, name in Image.EXTENSION.items() if name == "MPO" or (name in Image.OPEN and name not in NO_PICTURES)}
     return frozenset({*pictures, *PLUGIN_SUFFIXES})
 
 
 def reason(error: Exception) -> str:
-    """Return the kind of an error of Pillow, with its text where that cannot hold bytes of the file."""
-    told = isinstance(error, (OSError, MemoryError, Image.DecompressionBombError))
-    return f"{type(error).__name__}: {error}" if told else type(error).__name__
+    """Return the class name of an error of Pillow, with its text if the text cannot hold bytes of the file."""
+    is_safe = isinstance(error, (OSError, MemoryError, Image.DecompressionBombError))
+    return f"{type(error).__name__}: {error}" if is_safe else type(error).__name__
 
 
 @lru_cache
@@ -210,7 +212,7 @@ def _is_pillows(maker: object) -> bool:
 
 
 def _unknown(content: bytes) -> str:
-    """Return the reason why no reader takes a file, without any of its bytes."""
+    """Return the reason why no reader opens a file. The text holds no bytes of the file."""
     if (kind := PLUGIN_STARTS.get(content[4:12])) is not None:
         package = "pillow-heif" if kind == "HEIC" else "pillow-jxl-plugin"
         return f"a {kind} image needs a plug-in: pip install {package}"

@@ -1,7 +1,7 @@
-"""Image files are read as RGB images, and blurred for the comparison that VIG makes.
+"""read_image reads image files as RGB images, and blur makes the null images of VIG.
 
 All code of this project reads images with `read_image`. So a rotated photo, a palette GIF and a 16-bit scan are read in the same way
-everywhere, and the error for a broken file names the file. `encoders.images.opening` says which files are opened at all.
+everywhere, and the error for a broken file names the file. `encoders.images.opening` decides which files are opened.
 """
 
 from __future__ import annotations
@@ -36,27 +36,28 @@ TURNS = {  # EXIF orientation -> the turn that makes the image upright
 }
 
 WHITES = (255, 65535, 2**31 - 1)
-"""White in images of wide numbers: the least of these that no pixel exceeds. Floats may also have 1."""
+"""Possible values of white in grey images of more than 8 bits. The smallest that no pixel exceeds is white. Floats may also have 1."""
 MOST_BELOW_ZERO = 0.1
-"""The share of white by which a pixel of a wide image may lie below black, as noise does."""
+"""Share of white by which a pixel of these images may be below 0, because of noise."""
 
 
 def read_image(
     source: str | os.PathLike[str] | bytes | Image.Image, name: str | None = None, limits: ImageLimits | None = None
 ) -> Image.Image:
-    """Return the image as plain 8-bit RGB: EXIF rotation applied, transparency over white, first frame of an animation.
+    """Return the image as plain 8-bit RGB: EXIF rotation is applied, transparent pixels become white, and animations give the first frame.
 
-    Grey images of floats or of 32-bit integers do not say which value is white: it is the least of 1 (floats only), 255, 65535 and
-    2^31 - 1 that no pixel exceeds. Pixels that are NaN are missing, hence white, as transparent pixels are.
+    Grey images of floats or of 32-bit integers do not name the value of white. It is taken to be the smallest of 1 (floats only), 255,
+    65535 and 2^31 - 1 that no pixel exceeds. NaN pixels are missing and become white, like transparent pixels.
 
     Args:
         source: a file, the content of a file, or an open PIL image (its current frame is read; RGB in memory is returned as it is).
-            An image that was made from an opened image, by rotating say, is taken to be upright, whatever EXIF it carries.
+            An image that was made from an opened image, for example by rotation, counts as upright, whatever EXIF it has.
         name: the name of the image in errors; by default the file's path.
-        limits: the largest file and image that are read; by default those of the environment (`ImageLimits`).
+        limits: the largest file and image that are read; by default the limits of the environment (`ImageLimits`).
 
     Raises:
-        ImageError: naming the file, if it is missing, empty, truncated, no regular file, no image of a known format, or too large.
+        ImageError: for a file that is missing, empty, truncated, not regular, too large, or no image of a known format; the message
+            names the file.
     """
     if isinstance(source, Image.Image):
         name = name or f"<{source.mode} image of {source.width}x{source.height}>"
@@ -71,22 +72,22 @@ def read_image(
 
 
 def pixels_of(image: Image.Image) -> tuple[str, tuple[int, int], bytes]:
-    """Return mode, size and pixels of an open image, as `read_image` shows it: palette, transparency and orientation count.
+    """Return mode, size and pixels of an open image as `read_image` returns it, with palette, transparency and orientation applied.
 
-    Two images with equal values are the same image for every encoder. An image that cannot be decoded has no pixels here.
+    Two images with equal values are the same image for every encoder. For an image that cannot be decoded, the pixels are empty.
     """
     try:
         seen = read_image(image)
         return seen.mode, seen.size, seen.tobytes()
-    except ImageError:  # the reader of its pixels reports it
+    except ImageError:  # the error is reported when the image is read for an encoder
         return image.mode, image.size, b""
 
 
 def _decode_jpeg(image: Image.Image, content: bytes) -> Image.Image | None:
-    """Decode a healthy JPEG with simplejpeg (`pip install mof-vig[fast]`): the same pixels in less time. Return None if Pillow has
-    to do it.
+    """Decode an undamaged JPEG with simplejpeg (`pip install mof-vig[fast]`), which gives Pillow's pixels in less time.
 
-    The strict mode refuses every file that libjpeg warns of, so that Pillow alone decides what is broken.
+    Return None if Pillow has to decode the image. The strict mode refuses every file for which libjpeg warns, so that Pillow alone
+    decides which files are broken.
     """
     decoder = _simplejpeg()
     if decoder is None or image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
@@ -98,7 +99,7 @@ def _decode_jpeg(image: Image.Image, content: bytes) -> Image.Image | None:
     if pixels.shape[:2] != (image.height, image.width):
         return None
     flat = pa.FixedSizeListArray.from_arrays(pa.array(pixels.reshape(-1)), 4)  # [H*W] of 4 bytes, as Pillow keeps them
-    return Image.fromarrow(flat, "RGB", image.size)  # takes the memory over
+    return Image.fromarrow(flat, "RGB", image.size)  # without a copy
 
 
 @lru_cache
@@ -113,19 +114,19 @@ def _simplejpeg() -> ModuleType | None:
 
 
 def _to_rgb(image: Image.Image, name: str, content: bytes = b"") -> Image.Image:
-    """Decode `image`, whose file has this `content`, convert it to RGB and turn it upright."""
+    """Decode an image, convert it to RGB and turn it upright. `content` is the content of its file, if it comes from a file."""
     if image.width == 0 or image.height == 0:
         raise ImageError(f"{name}: the image has no pixels")
     try:
         decoded = _decode_jpeg(image, content) if content else None
         if decoded is None:
             image.load()
-        # Images made of an opened image keep its EXIF, though they may have been turned.
+        # Images that were made from an opened image keep its EXIF, although they may have been turned.
         turn = TURNS.get(_orientation(image)) if isinstance(image, ImageFile) else None
         rgb = decoded or _convert(image, name)
         if turn is not None:
             rgb = rgb.transpose(turn)
-            rgb.info = {}  # it says that the image lies on its side
+            rgb.info = {}  # its EXIF says that the image still has to be turned
         return rgb
     except ImageError:
         raise
@@ -141,7 +142,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _convert(image: Image.Image, name: str) -> Image.Image:
-    """Return a decoded image as RGB; RGB in memory as it is."""
+    """Return a decoded image as RGB. RGB in memory is returned as it is."""
     if image.mode.startswith(("I", "F")):
         return _from_wide_grey(image, name)
     if "transparency" in image.info or image.getbands()[-1] in ("A", "a"):
@@ -159,7 +160,7 @@ def _from_wide_grey(image: Image.Image, name: str) -> Image.Image:
     low, high = (float(extreme(values, where=finite, initial=0)) for extreme in (np.min, np.max))
     whites = {"F": (1, *WHITES), "I": WHITES}.get(image.mode, (65535,))
     if image.format == "PPM" and image.mode == "I":
-        whites = (65535,)  # Pillow scales the pixels to it
+        whites = (65535,)  # Pillow scales the pixels to this value
     white = next((white for white in whites if high <= white), None)
     if white is None or low < -MOST_BELOW_ZERO * white:
         raise ImageError(f"{name}: its pixels go from {low:g} to {high:g}; expected 0 to {', '.join(map(str, whites))}")
@@ -177,7 +178,7 @@ def blur(image: Image.Image) -> Image.Image:
 
     The filter is a Gaussian with sigma = k - 1, cut off at k pixels, so it is almost a box of k pixels. k depends on the width of
     the image (`BLUR_KERNELS`). Borders are reflected. An axis of n pixels can be reflected by at most n - 1 pixels, so k is at
-    most 2n - 1 there; sigma stays.
+    most 2n - 1 on this axis; sigma does not change.
     """
     kernel = next(k for width, k in BLUR_KERNELS if image.width >= width)
     pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float()  # [3, H, W]
@@ -187,7 +188,7 @@ def blur(image: Image.Image) -> Image.Image:
 
 
 def _blur_last_axis(pixels: Tensor, kernel: int) -> Tensor:
-    """[3, M, N] -> [3, M, N]. The cost of an FFT does not grow with the hundreds of taps."""
+    """Blur the last axis: [3, M, N] -> [3, M, N]. An FFT is used, because its cost does not grow with the hundreds of taps."""
     length = pixels.shape[-1]
     reach = min(kernel // 2, length - 1)
     taps = torch.arange(-reach, reach + 1, dtype=torch.float64)  # [2*reach+1]

@@ -1,4 +1,4 @@
-"""RGB images become square uint8 pixel tensors, as the processors of open_clip, timm, transformers and LLaVA make them.
+"""to_pixels makes square uint8 pixel tensors of RGB images, in the ways of open_clip, timm, transformers and LLaVA.
 
 With numba installed (`pip install mof-vig[fast]`), `encoders.images.compiled_resize` does the work. Without it, or with
 MOF_PIXELS=pillow in the environment, Pillow does it. The result is the same to the last bit.
@@ -35,14 +35,14 @@ logger = logging.getLogger(__name__)
 
 
 class Axis(NamedTuple):
-    """How the width or the height of an image becomes S pixels: they are cut out of a longer, resized axis.
+    """An axis says how the width or the height of an image becomes S pixels: it is padded and resized, and S pixels are cut out.
 
     Attributes:
-        length: pixels of the image.
-        before: background pixels before them.
-        padded: all pixels, with the background on both sides.
-        scaled: the number of pixels that `padded` is resized to.
-        start: the first of the S pixels among the `scaled` pixels.
+        length: number of pixels of the image.
+        before: number of background pixels before the image.
+        padded: number of all pixels, with the background on both sides.
+        scaled: number of pixels to which `padded` is resized.
+        start: index of the first of the S pixels among the `scaled` pixels.
     """
 
     length: int
@@ -70,11 +70,11 @@ def to_pixels(
         fit: "pad" centres the whole image on a square of `background` (LLaVA), "crop" keeps the central square (CLIP),
             "squash" ignores the aspect ratio.
         background: RGB in 0..255, for "pad".
-        interpolation: Pillow's filter of that name.
+        interpolation: the name of a filter of Pillow.
         crop_pct: for "crop" and "squash", as in timm: the image is resized for a square of floor(S / crop_pct), and its
             central S x S pixels are kept. 224 of 256 (DINOv2) is 0.875.
-        centre: where the central pixels lie when half a pixel is left over: "round" to the even one (torchvision, hence
-            open_clip and timm) or "floor" (transformers).
+        centre: the rounding of the place of the central pixels when half a pixel is left over: "round" to the even number
+            (torchvision, hence open_clip and timm) or "floor" (transformers).
 
     Raises:
         ValueError: for an unknown `fit`, `interpolation` or `centre`, a size below 1, a `crop_pct` outside (0, 1] or with
@@ -99,7 +99,7 @@ def to_pixels(
 
 @lru_cache
 def compiled_resize() -> ModuleType | None:
-    """Return the module `encoders.images.compiled_resize`, or None without numba. Its first import is slow."""
+    """Return the module `encoders.images.compiled_resize`, or None without numba. The first import of the module is slow."""
     if os.environ.get("MOF_PIXELS") == "pillow":
         return None
     try:
@@ -132,7 +132,7 @@ def _axes(width: int, height: int, size: int, fit: Fit, crop_pct: float, centre:
 def _columns_first(across: Axis, down: Axis, size: int) -> bool:
     """Return whether the height is resized before the width. The order matters, because each pass rounds and cuts to 0..255.
 
-    It is Pillow's own order for the whole image, except for long strips, which Pillow could not pad or crop in memory.
+    The order is Pillow's order for the whole image, except for long strips, for which Pillow would need too much memory.
     """
     if max(across.padded, size) * down.length > LARGEST:
         return True
@@ -149,7 +149,7 @@ def _by_pillow(image: Image.Image, across: Axis, down: Axis, size: int, backgrou
             canvas = Image.new("RGB", pair(axis.padded, side), background)
             canvas.paste(image, pair(axis.before, 0))
             image = canvas
-        # Not resize(box=...): Pillow takes its corners as float32, and weights from these are up to two levels off.
+        # Not resize(box=...), because Pillow takes the corners of the box as float32, and the result is up to two levels off.
         image = image.resize(pair(axis.scaled, side), FILTERS[interpolation])
         image = image.crop((*pair(axis.start, 0), *pair(axis.start + size, side)))
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # [S, S, 3] -> [3, S, S]
@@ -177,7 +177,7 @@ def _by_compiled(
 
 
 class _Room(threading.local):
-    """Memory to work in, for each thread its own. New memory from the system for every image would cost as much as resizing."""
+    """_Room is the working memory of a thread. New memory from the system for every image would cost as much time as resizing."""
 
     kept = np.empty(0, np.uint32)
 
@@ -194,7 +194,7 @@ _room = _Room()
 
 
 def _pixels_of(image: Image.Image) -> NDArray[np.uint32]:
-    """Return the pixels as [H, W], four bytes a pixel. Pillow's own memory is used where it is in one piece."""
+    """Return the pixels as [H, W], with four bytes per pixel. Pillow's own memory is used if it is a single piece."""
     try:
         return pa.array(image).values.to_numpy().view(np.uint32).reshape(image.height, image.width)  # [4*H*W] -> [H, W]
     except ValueError:  # a large image, whose memory lies in several pieces

@@ -1,4 +1,4 @@
-"""Images come from folders, lists of paths, single files and tars, as a stream of names and contents."""
+"""ImageSources reads folders, lists of paths, single files and tars as a stream of names and contents of images."""
 
 from __future__ import annotations
 
@@ -17,40 +17,41 @@ from encoders.images.opening import ImageError, ImageLimits, suffixes
 from encoders.images.remote import is_url, opened_url, remote_files, remote_image
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-CHUNK = 2**20  # bytes of a tar member without use that are read at a time
+CHUNK = 2**20  # bytes that are read at a time to skip a tar member
 EXTENSIONS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
-LONGEST_HEADER = 2**20  # bytes of an extension (a long name, for example), which is held in memory
-MOST_MISSING = 20  # files of a list without any other that are missing: then the list starts from another folder
+LONGEST_HEADER = 2**20  # bytes of a header extension (a long name, for example), because tarfile holds it in memory
+MOST_MISSING = 20  # if the first files of a list, in this number, are all missing, the list starts from another folder
 
 Content = Path | bytes | ImageError
 """A file, the bytes of a tar member, or the reason why an image cannot be read."""
 
 
 def content_key(data: bytes) -> str:
-    """Return an image's key in a store, whatever its name: 32 hexadecimal digits of the SHA-256 of its file's bytes."""
+    """Return an image's key in a store: 32 hexadecimal digits of the SHA-256 of its file's bytes. The name does not matter."""
     return hashlib.sha256(data).hexdigest()[:32]
 
 
 class ImageSources:
-    """A stream of (name, content) of images, in a fixed order: the sources as given, each sorted.
+    """ImageSources is a stream of (name, content) of images, in a fixed order: the sources as given, and the images of each sorted.
 
-    Names are absolute paths; the name of a tar's member is the tar's path, a slash and its own name, with a number behind it if an
-    earlier member has the name. Tars are read from front to back, with a single member in memory at a time. An ImageError takes the
-    place of the lost part of a damaged tar, and of a member that is too large.
+    Names are absolute paths. The name of a tar's member is the tar's path, a slash and the name in the tar. If an earlier member has
+    the same name, a number is added. Tars are read from front to back, with a single member in memory at a time. An ImageError takes
+    the place of the lost part of a damaged tar, and of a member that is too large.
 
     Args:
-        images: a single source or a list of sources. A source is a folder (searched with its subfolders, links followed, hidden
-            files left out), an image, a `.txt` file with one path per line (relative to that file), a tar, plain or compressed
-            (`TAR_SUFFIXES`); or a pattern of these, with `*`, `**`, `?`, `[...]` or braces as in bash: "data/train-{000..127}.tar".
-            The URL of an image, a tar, a folder or a pattern: "s3://bucket/train-{000..127}.tar" (`encoders.images.remote`).
+        images: a single source or a list of sources. A source is a folder (searched with its subfolders; links are followed, hidden
+            files are left out), an image, a `.txt` file with a path in each line (relative to the `.txt` file), a tar, plain or
+            compressed (`TAR_SUFFIXES`), or a pattern of these, with `*`, `**`, `?`, `[...]` or braces as in bash:
+            "data/train-{000..127}.tar". A source may also be the URL of an image, a tar, a folder or a pattern:
+            "s3://bucket/train-{000..127}.tar" (`encoders.images.remote`).
         limits: the largest member of a tar that is read.
 
     Attributes:
         given: the sources, as absolute paths.
-        total: the number of images, or None with tars, whose members are not known before.
+        total: the number of images, or None with tars, because their members are not known before they are read.
 
     Raises:
-        ValueError: for a path that does not exist, is none of these, or holds no image; for a list whose first images are all missing.
+        ValueError: for a path that does not exist, is no source or holds no image, and for a list whose first images are all missing.
     """
 
     def __init__(self, images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], limits: ImageLimits | None = None) -> None:
@@ -78,14 +79,14 @@ class ImageSources:
                 yield str(part), remote_image(str(part), self._limits or ImageLimits())
 
     def among(self, names: Iterable[str]) -> list[str]:
-        """Return the `names` that belong to these images. A tar's members are not known before, so all names under its path count."""
+        """Return the `names` that belong to these images. All names under a tar's path count, because its members are not known."""
         files = {readable(path) for part in self._tars_and_files for path in (part if isinstance(part, list) else [part])}
         tars = tuple(f"{readable(part)}/" for part in self._tars_and_files if not isinstance(part, list) and _holds_tar(part))
         return [name for name in names if name in files or name.startswith(tars)]
 
 
 def readable(path: str | os.PathLike[str]) -> str:
-    """Return the absolute path as text; bytes of a file name that are no UTF-8 are written as \\xff. No two paths have the same.
+    """Return the absolute path as text, a different text for each path. Bytes of a file name that are no UTF-8 are written as \\xff.
 
     A URL is returned as it is.
     """
@@ -93,13 +94,16 @@ def readable(path: str | os.PathLike[str]) -> str:
 
 
 def _as_text(name: str) -> str:
-    """Return a name that Python read from a file system or a tar as text. Backslashes that would look like a byte are written as \\x5c."""
+    """Return as text a name that Python read from a file system or a tar. A backslash that looks like a written byte becomes \\x5c."""
     name_bytes = re.sub(rb"\\(?=x(?:5c|[89a-f][0-9a-f]))", rb"\\x5c", os.fsencode(name))
     return name_bytes.decode("utf-8", "backslashreplace")
 
 
 def exists(name: str) -> bool:
-    """Return whether the file that `readable` gave this name exists, or the tar of a member with this name. URLs are taken to exist."""
+    """Return whether the file exists to which `readable` gave this name. For a tar's member, return whether the tar exists.
+
+    The files of URLs are taken to exist.
+    """
     if is_url(name):
         return True
     path = re.sub(rb"\\x(5c|[89a-f][0-9a-f])", lambda match: bytes.fromhex(match[1].decode()), name.encode())
@@ -135,7 +139,7 @@ def _listed(path: Path) -> list[Path]:
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    """Return the folder's image files, sorted by path. A folder that links lead to twice, or back to, is read once."""
+    """Return the folder's image files, sorted by path. A folder is read once, even if several links lead to it."""
     images, visited, tars, endings = [], set[str](), 0, tuple(suffixes())
     for root, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -166,7 +170,7 @@ def _expand(pattern: str) -> list[Path]:
 
 
 def _alternatives(pattern: str) -> list[str]:
-    """Return the patterns that braces stand for, each once; the pattern itself where its braces do not match."""
+    """Return the patterns that braces stand for, without duplicates. If the braces do not match, return the pattern itself."""
     try:
         return list(dict.fromkeys(braceexpand(pattern, escape=False)))
     except ValueError:  # braces that do not match
@@ -174,7 +178,7 @@ def _alternatives(pattern: str) -> list[str]:
 
 
 class _StrictHeader(tarfile.TarInfo):
-    """tarfile takes a damaged or missing header after the first for the end of the archive; here only the end marker is."""
+    """_StrictHeader ends an archive at the end marker only. tarfile also takes a damaged or missing header for the end."""
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:  # type: ignore[override]
@@ -194,7 +198,11 @@ class _StrictHeader(tarfile.TarInfo):
 
 
 def tar_images(path: Path | str, limits: ImageLimits | None = None) -> Iterator[tuple[str, Content]]:
-    """Yield the images of a tar (a file, or a URL) in its order, and (name of the tar, ImageError) for a part that cannot be read."""
+    """Yield (name, content) of a tar's images in order, and (name of the tar, ImageError) for a part that cannot be read.
+
+    Args:
+        path: a file, or a URL.
+    """
     limits, endings = limits or ImageLimits(), tuple(suffixes())
     tar, last = readable(path), "its beginning"
     names = dict[str, int]()
@@ -210,7 +218,7 @@ def tar_images(path: Path | str, limits: ImageLimits | None = None) -> Iterator[
                     yield name, _member(archive, member, name, limits)
                 _skip_rest(archive)
                 last = _as_text(member.name)
-    except Exception as error:  # of tarfile and the decompressors, which raise many kinds (ValueError, EOFError, ...) for bad bytes
+    except Exception as error:  # tarfile and the decompressors raise errors of many kinds (ValueError, EOFError, ...) for bad bytes
         yield tar, ImageError(f"{tar}: cannot be read on after {last}, what follows is lost ({error})")
     else:
         if not names:
@@ -218,7 +226,7 @@ def tar_images(path: Path | str, limits: ImageLimits | None = None) -> Iterator[
 
 
 def _unused(name: str, used: dict[str, int]) -> str:
-    """Return the name, with a number behind it if it is used already. `used` holds the last number of each name."""
+    """Return the name, with a number added if it is used already. `used` holds the last number of each name."""
     unused = name
     while unused in used:
         used[name] += 1
@@ -228,7 +236,7 @@ def _unused(name: str, used: dict[str, int]) -> str:
 
 
 def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, name: str, limits: ImageLimits) -> bytes | ImageError:
-    """Return the content of a tar's member, called `name`, or the reason why it is not read."""
+    """Return the content of the tar's member `name`, or the reason why it is not read."""
     try:
         limits.check_bytes(name, member.size)
     except ImageError as error:
@@ -239,7 +247,7 @@ def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, name: str, limits
 
 
 def _skip_rest(archive: tarfile.TarFile) -> None:
-    """Read on to the next header. tarfile would not notice that a tar is cut off in here, or expand a file with holes."""
+    """Read the rest up to the next header. tarfile would not notice a cut within it, and would expand a file with holes."""
     stream: Any = archive.fileobj
     while (rest := archive.offset - stream.tell()) > 0:
         if not stream.read(min(CHUNK, rest)):

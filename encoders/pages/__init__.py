@@ -1,4 +1,4 @@
-"""HTML pages of one look, each a single file that loads nothing else.
+"""HTML pages in one style. Each page is a single file that loads nothing else.
 
 The package lies in `encoders` because `mof` and `vig` both write pages, and `encoders` is the one package that both may import.
 `style.css` holds the colours, light and dark, and the style of all pages; `encoders.pages.charts` draws the charts.
@@ -20,7 +20,7 @@ def render(template: Path, **values: Any) -> str:
 
     Args:
         template: a jinja template. It has `{% include "style.css" %}` in its style element and the filters `count`, `percent`
-            and `signed`. Values are escaped, but for `markupsafe.Markup`.
+            and `signed`. Values are escaped, except `markupsafe.Markup`.
     """
     return _open(template).render(values)
 

@@ -55,7 +55,7 @@ def figure(width: float, height: float) -> Iterator[Figure]:
 
 
 def to_svg(drawn: Figure, label: str) -> Markup:
-    """Return the figure as inline SVG; the same figure gives the same text. `label` says what it shows to those who cannot see it."""
+    """Return the figure as inline SVG; the same figure gives the same text. `label` describes it for people who cannot see it."""
     import matplotlib
 
     file = io.StringIO()
@@ -91,7 +91,7 @@ def tip(text: str) -> str:
 
 
 def short(name: str) -> str:
-    """Return the name, or the end of a long one: names of folders differ there."""
+    """Return the name, or only the end of a long name: names of folders differ there."""
     return name if len(name) <= LONGEST_NAME else "\u2026" + name[1 - LONGEST_NAME :]
 
 
@@ -130,11 +130,11 @@ def histogram(
 
     Args:
         edges: [B + 1], from `column_edges` with the same cut.
-        label: what the values are, below the axis.
-        unit: what is counted, such as "records".
+        label: the name of the values, below the axis.
+        unit: the things that are counted, such as "records".
         kept: "above" or "below".
         note: stands at the cut, or at the end of the axis that is nearer to the cut.
-        log: columns as high as the logarithm of their count + 1, so that rare values show beside frequent ones.
+        log: make columns as high as the logarithm of their count + 1, so that rare values can be seen beside frequent values.
     """
     counts = counts_of(values, edges)  # [B]
     with figure(540, height) as drawn:
@@ -189,7 +189,7 @@ def interval_bars(bars: Sequence[Bar], label: str, chance: float | None = None) 
     """Return a chart with a bar from 0 for each row, the first on top; bars below 0 have another colour.
 
     Args:
-        label: what the values are, below the axis.
+        label: the name of the values, below the axis.
         chance: the value that guessing reaches, drawn as a line.
     """
     with figure(540, 27 * len(bars) + 64) as drawn:

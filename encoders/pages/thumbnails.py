@@ -1,4 +1,4 @@
-"""Small JPEG files of images, for pages."""
+"""Small copies of images, for pages."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import io
 
 from PIL import Image
 
-QUALITY, TINY = 70, 100
-"""Quality of the JPEG files; and the side in pixels below which a page shows single pixels, so that the quality is higher."""
+from encoders.pages import data_uri
+
+QUALITY, TINY, EXACT = 70, 100, 64
+"""Quality of the JPEG files; the side in pixels below which a page shows single pixels, so that the quality is higher; and the side
+up to which `thumbnail_uri` keeps an image to the bit."""
 
 
 def thumbnail(image: Image.Image, side: int) -> bytes:
@@ -17,3 +20,12 @@ def thumbnail(image: Image.Image, side: int) -> bytes:
     tiny = max(small.size) < TINY
     small.save(file, "JPEG", quality=95 if tiny else QUALITY, subsampling=0 if tiny else 2, optimize=True)
     return file.getvalue()
+
+
+def thumbnail_uri(image: Image.Image, side: int) -> str:
+    """Return a data: address that holds the `thumbnail`; tiny images stay as they are, as PNG."""
+    if max(image.size) > min(EXACT, side):
+        return data_uri(thumbnail(image, side), "jpeg")
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return data_uri(file.getvalue(), "png")

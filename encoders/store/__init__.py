@@ -1,1 +1,1 @@
-"""Features kept on disk, to be read in place of running an encoder."""
+"""encoders.store keeps features on disk, so that they can be read instead of running an encoder."""

@@ -1,4 +1,4 @@
-"""A feature store is read by row, by name or by content; its features are memory-mapped."""
+"""FeatureStore reads features by row, by name or by content. The features are memory-mapped."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ from encoders.store.manifest import read_manifest, run_of, shards_of
 from encoders.store.rows import Rows
 from encoders.store.shards import AGAIN, Shard
 
-# Shapes: N = images of the store, n = rows asked for, E = width of an embedding, T = h*w patch tokens, D = their width,
-# F = h*w*D added up over the encoders.
+# Shapes: N = images of the store, n = rows that are read, E = width of an embedding, T = h*w patch tokens, D = width of a patch token,
+# F = sum of h*w*D over the encoders.
 
 logger = logging.getLogger(__name__)
 
 
 class FeatureStore:
-    """Features that `encode_images` (`mof encode`) wrote, with one row per image content, in one order for all encoders.
+    """FeatureStore reads the features that `encode_images` (`mof encode`) wrote. Each image content has a row, the same for all encoders.
 
-    The rows are the images whose files the last complete run found, so that deleted and renamed files are left out. Images that are not
-    encoded by all `encoders` yet, because the writer was stopped, are left out, too, with a warning. A store can be sent to other
-    processes at little cost; each process maps the files for itself. Digests are checked when features are read; MOF_CHECK=off in
-    the environment leaves this out.
+    The rows are the images whose files the last complete run found, so deleted and renamed files are left out. Images that are not
+    encoded by all `encoders` yet, because the writer was stopped, are left out too, with a warning. A store can be sent to other
+    processes at little cost, because each process maps the files again. Digests are checked when features are read, unless the
+    environment has MOF_CHECK=off.
 
     Args:
         path: the store's folder.
-        encoders: the encoders to open, by their names in the store; all by default.
+        encoders: the names in the store of the encoders to open; by default all encoders.
 
     Attributes:
         encoders: the names of the opened encoders.
         keys: [N] content key of each row (`encoders.images.sources.content_key`).
-        names: [N] path under which the content was seen first. A tar's member is "path of the tar/name in it".
+        names: [N] path under which the content was seen first. The name of a tar's member is "path of the tar/name in the tar".
         manifest: the entry of each encoder: spec, fingerprint, view, grid, width, embed_dim, tokens, dtype.
 
     Raises:
-        ValueError: for a folder that is no store, an encoder that it does not have, or no encoded image.
-        DamagedError: naming a file that was changed; also when features are read.
-        ForeignError: naming a file of another store.
+        ValueError: for a folder that is no store, an encoder that is not in the store, or a store without an encoded image.
+        DamagedError: for a file that was changed, also when features are read; the message names it.
+        ForeignError: for a file of another store; the message names it.
     """
 
     def __init__(self, path: str | os.PathLike[str], encoders: Sequence[str] | None = None) -> None:
@@ -77,14 +77,14 @@ class FeatureStore:
         self._files: dict[str, tuple[int, int, str]] | None = None  # name -> size, time, key; filled on first use
 
     def _refuse_missing(self, shards: Mapping[str, list[Path]], listed: Mapping[str, list[str]]) -> None:
-        """Raise a DamagedError for shards that the last complete run listed and that are not there any more."""
+        """Raise a DamagedError if shards that the last complete run listed are missing."""
         for name, there in shards.items():
             if lost := sorted(set(listed.get(name, ())) - {shard.name for shard in there}):
                 missing = self.path / self.manifest[name]["folder"] / lost[0]
                 raise DamagedError(f"{missing} is missing{f', with {len(lost) - 1} more' if lost[1:] else ''}: {AGAIN}")
 
     def _read_index(self, encoded: list[NDArray[np.bytes_]]) -> NDArray[np.bytes_]:
-        """Set `names`; return the keys [N] that all encoders have, in the order in which they came into the index."""
+        """Set `names`, and return the keys [N] that all encoders have, in the order in which they were added to the index."""
         index = read_index(self.path, self._store)
         names, keys = index["name"].to_pylist(), pack_keys(index["key"].to_pylist())
         last = dict(zip(names, range(len(names)), strict=True))  # a changed file's latest entry
@@ -122,39 +122,39 @@ class FeatureStore:
         return "\n".join(lines + [f"  and {len(self.encoders) - 8} more encoders"] * (len(self.encoders) > 8))
 
     def grid(self, encoder: str) -> tuple[int, int]:
-        """Return (h, w) of the encoder's patch tokens."""
+        """Return (h, w), the grid of the encoder's patch tokens."""
         height, width = self._entry(encoder)["grid"]
         return height, width
 
     def embeddings(self, encoder: str) -> NDArray[np.float32]:
-        """Return embeddings [N, E] of unit norm, as `Encoder.embed_image` gives them; memory-mapped once the run that wrote them is done.
+        """Return embeddings [N, E] of unit norm, as `Encoder.embed_image` gives them. After a complete run they are memory-mapped.
 
         Raises:
-            ValueError: when the store has no embeddings of this encoder.
-            DamagedError: naming the file and the image whose embedding was changed.
+            ValueError: if the store has no embeddings of this encoder.
+            DamagedError: if an embedding was changed; the message names the file and the image.
         """
         if not self._entry(encoder)["embeddings"]:
             raise ValueError(f"{self.path} has no embeddings of {encoder}, only its patch tokens")
         return self._features[encoder].embeddings()  # [N, E]
 
     def joined(self, encoder: str, *, write: bool = False) -> Path:
-        """Return the file that holds the embeddings of several shards in a single piece; `write` makes the file if it is missing."""
+        """Return the path of the file with the embeddings of all shards in a single piece. `write` makes the file if it is missing."""
         if write:
             self._features[encoder].join()
         return self._features[encoder].joined
 
     def tokens(self, encoder: str, rows: Any) -> Tensor:
-        """Return the patch tokens [n, T, D] of rows. Nothing else is read from the files.
+        """Return the patch tokens [n, T, D] of rows. Only these rows are read from the files.
 
         Args:
             rows: indices (a list, array or CPU tensor), a boolean mask or a slice.
 
         Returns:
-            float32 where int8 is stored, else float16 or bfloat16 as stored.
+            float32 if int8 is stored, else float16 or bfloat16 as stored.
 
         Raises:
-            ValueError: when the store has no patch tokens of this encoder.
-            DamagedError: naming the file and the image whose tokens were changed.
+            ValueError: if the store has no patch tokens of this encoder.
+            DamagedError: if tokens were changed; the message names the file and the image.
         """
         if self._entry(encoder)["tokens"] is None:
             raise ValueError(f"{self.path} has no patch tokens of {encoder}; encode them with `--tokens int8` into another store")
@@ -164,15 +164,15 @@ class FeatureStore:
         return unpack(features.gather("tokens", chosen), scales)  # [n, T, D]
 
     def row_of(self, image: str | os.PathLike[str] | bytes) -> int:
-        """Return the row of an image, by content.
+        """Return the row of an image, which is found by its content.
 
-        A file with the same name, size and time as when it was encoded, or asked for last, is not read.
+        A file is not read if its name, size and time are the same as when it was encoded, or was looked up last.
 
         Args:
-            image: a file (wherever it lies now), a file's bytes, a content key, or a name in the store.
+            image: a file (at any place), a file's bytes, a content key, or a name in the store.
 
         Raises:
-            ValueError: naming the image that is not in the store.
+            ValueError: for an image that is not in the store; the message names it.
         """
         key = content_key(image) if isinstance(image, bytes) else self._key_of(os.fspath(image))
         row = self._row_of_key.get(key)
@@ -202,10 +202,10 @@ class FeatureStore:
         return key
 
     def check(self, name: str, encoder: Encoder, view: View | None = None) -> None:
-        """Make sure that the features stored as `name` come from this encoder, which saw the images through `view`.
+        """Check that the features stored as `name` come from this encoder, with images as in `view`.
 
         Raises:
-            ValueError: with both fingerprints and the parts that differ.
+            ValueError: if they come from another encoder or view; the message has both fingerprints and the parts that differ.
         """
         refuse_other(self.path, name, self._entry(name), describe(encoder, view))
 
@@ -217,24 +217,24 @@ class FeatureStore:
 
 @dataclass(frozen=True, eq=False)
 class StoredImage:
-    """The features of an image."""
+    """A stored image is an image in the form of its features."""
 
     key: str
-    """The key of its content, which is equal for the same file under several names."""
+    """Key of the image's content, which is equal for the same file under several names."""
     features: Tensor
     """[F], a row of the model's `encoder_features`: the tokens [h*w, D] of the encoders, flattened and joined."""
 
 
 class StoredImages:
-    """Looks images up in a store by content, for a multimodal model. It is called like `read_image`: `StoredImages(...)(path)`.
+    """StoredImages looks up images in a store by content, for a multimodal model. Like `read_image`, it is called with a path.
 
     Args:
-        store: written with `--tokens`, by `mof encode --model`.
+        store: a store with patch tokens, which `mof encode --model --tokens` wrote.
         encoders: the model's encoders, `model.mixer.encoders`, in the order of the features.
-        view: the model's view of an image, `processor.image_processor.view`; for its null images, the same view with `blurred`.
+        view: the model's view of an image, `processor.image_processor.view`; for null images, the same view with `blurred`.
 
     Raises:
-        ValueError: for a store without these encoders, or made by different encoders of the same name.
+        ValueError: for a store without these encoders, or whose features come from other encoders with the same names.
     """
 
     def __init__(self, store: FeatureStore, encoders: Mapping[str, Encoder], view: View) -> None:
@@ -244,12 +244,16 @@ class StoredImages:
 
     @property
     def description(self) -> dict[str, str]:
-        """The fingerprint and the format of the features, by encoder (JSON-able, for manifests)."""
+        """Return encoder -> fingerprint and format of its features (JSON-able, for manifests)."""
         entries = {name: self.store.manifest[name] for name in self.names}
         return {name: f"{entry['fingerprint']} {entry['tokens']}" for name, entry in entries.items()}
 
     def __call__(self, image: str | os.PathLike[str] | Image.Image) -> StoredImage:
-        """Return the features of an image file. ImageError if the store lacks the image, or it is not given as a file."""
+        """Return the features of an image file.
+
+        Raises:
+            ImageError: for an image that is not in the store, or is not given as a file.
+        """
         if not isinstance(image, (str, os.PathLike)):
             raise ImageError(f"images in a feature store are looked up by their files, got a {type(image).__name__}")
         try:

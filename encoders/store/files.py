@@ -1,13 +1,13 @@
 """The files of a feature store are an index of images, shards of features for each encoder, and a list of failures.
 
     manifest.json                              the store's identity, the description of each encoder's features
-    images-00000.parquet, ...                  name, content key, size, time, width, height: one row per name
+    images-00000.parquet, ...                  name, content key, size, time, width, height: a row for each name
     view.parquet                               the names whose files the last run found
     <encoder>-<order>.npy                      embeddings in a single piece, in the order of the view; can be deleted
-    <encoder>/features-00000.safetensors, ...  content keys, embeddings, tokens, scales: one row per content
+    <encoder>/features-00000.safetensors, ...  content keys, embeddings, tokens, scales: a row for each content
 
-Every file is written whole under a temporary name and then renamed, and carries a digest and the store's identity. An image
-counts as encoded when its key is in a shard; the shards may be ahead of the index, whose names follow when the run goes on.
+Every file is written whole under a temporary name and then renamed, and holds a digest and the store's identity. An image
+counts as encoded when its key is in a shard. The index is written after the shards, so it may lack images of a run that was stopped.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from encoders.digests import DamagedError
 from encoders.runs import write_text
 from encoders.tables import read_table, write_table
 
-# Shapes: n = keys, B = images of a batch, T = patch tokens of an image, D = their width.
+# Shapes: n = keys, B = images of a batch, T = patch tokens of an image, D = width of a patch token.
 
 logger = logging.getLogger(__name__)
 
@@ -38,17 +38,17 @@ INDEX_SCHEMA = pa.schema(
     {
         "name": pa.string(),
         "key": pa.string(),
-        "bytes": pa.int64(),  # null for members of tars
-        "mtime_ns": pa.int64(),  # time of the last change (`file_state`), null for members of tars
+        "bytes": pa.int64(),  # size of the file; null for members of tars
+        "mtime_ns": pa.int64(),  # time of the last change (`file_state`); null for members of tars
         "width": pa.int32(),
         "height": pa.int32(),
     }
 )
-KEY_TYPE = np.dtype("S16")  # a content key as bytes; all have the full length, so that S's ignored zeros at the end do no harm
+KEY_TYPE = np.dtype("S16")  # a content key as bytes; numpy ignores zeros at the end of an S, but all keys have the full length
 
 TokenFormat = Literal["float16", "bfloat16", "int8"]
 TOKEN_FORMATS: tuple[TokenFormat, ...] = ("float16", "bfloat16", "int8")
-"""Patch tokens are stored in one of these formats; int8 has a scale for each token."""
+"""The formats in which patch tokens can be stored. int8 has a scale for each token."""
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
@@ -62,10 +62,13 @@ def next_number(files: list[Path]) -> int:
 
 
 def read_index(store: Path, run: str | None = None) -> pa.Table:
-    """Return all rows of the index, in the order in which they were written. DamagedError or ForeignError naming a file.
+    """Return all rows of the index, in the order in which they were written.
 
     Args:
-        run: the store's "store" in its manifest; None does not compare it.
+        run: the entry "store" of the store's manifest; None allows any store.
+
+    Raises:
+        DamagedError, ForeignError: for a file that was changed, or that belongs to another store; the message names it.
     """
     return pa.concat_tables([INDEX_SCHEMA.empty_table(), *(_read(part, run).cast(INDEX_SCHEMA) for part in index_files(store))])
 
@@ -83,7 +86,7 @@ def _read(path: Path, run: str | None) -> pa.Table:
 
 
 def read_view(store: Path, run: str | None = None) -> set[str] | None:
-    """Return the names of the files that the last complete run found; None if no run is complete, or for a store of an earlier release."""
+    """Return the names of the files that the last complete run found. None means no complete run, or a store of an earlier release."""
     return set(_read(store / VIEW, run)["name"].to_pylist()) if (store / VIEW).is_file() else None
 
 
@@ -95,24 +98,24 @@ def write_view(store: Path, names: Iterable[str], run: str) -> None:
 def file_state(status: os.stat_result) -> tuple[int, int]:
     """Return a file's size and the time of its last change.
 
-    Programs can set the time at which the content was changed, but not the time at which anything else of the file was.
+    Programs can set the time of the last change of the content (mtime), but not the time of the last change of the metadata (ctime).
     """
     return status.st_size, max(status.st_mtime_ns, status.st_ctime_ns)
 
 
 def pack_keys(keys: list[str]) -> NDArray[np.bytes_]:
-    """Content keys in hexadecimal -> [n] of KEY_TYPE."""
+    """Convert content keys in hexadecimal to an array [n] of KEY_TYPE."""
     return np.frombuffer(bytes.fromhex("".join(keys)), dtype=KEY_TYPE)  # [n]
 
 
 def unpack_keys(keys: NDArray[np.bytes_]) -> list[str]:
-    """[n] of KEY_TYPE -> content keys in hexadecimal."""
+    """Convert an array [n] of KEY_TYPE to content keys in hexadecimal."""
     digits = np.ascontiguousarray(keys).tobytes().hex()
     return [digits[start : start + 32] for start in range(0, len(digits), 32)]
 
 
 class Entry(NamedTuple):
-    """A row of the index: a name, its content key and facts about the file."""
+    """An entry is a row of the index: a name, its content key and facts about the file."""
 
     name: str
     key: str
@@ -123,10 +126,10 @@ class Entry(NamedTuple):
 
 
 class ImageIndex:
-    """The names in a store. Entries are appended; the last entry of a name is valid. Damaged files are deleted first.
+    """ImageIndex holds the names in a store. Entries are appended, and the last entry of a name is valid. Damaged files are deleted first.
 
     Args:
-        run: the store's "store" in its manifest.
+        run: the entry "store" of the store's manifest.
 
     Raises:
         ForeignError: for a file of another store.
@@ -148,12 +151,12 @@ class ImageIndex:
         self._sizes = {entry.key: (entry.width, entry.height) for entry in self._entries.values()}
 
     def key_of(self, name: str, size: int, mtime_ns: int) -> str | None:
-        """Return the content key of a file that has not changed since it was seen, else None."""
+        """Return the content key of a file that has not changed since it was seen, or None for another file."""
         entry = self._entries.get(name)
         return entry.key if entry is not None and (entry.bytes, entry.mtime_ns) == (size, mtime_ns) else None
 
     def names(self) -> set[str]:
-        """Return all names that were ever seen."""
+        """Return all names that the store has ever seen."""
         return set(self._entries)
 
     def keys(self, names: Iterable[str]) -> set[str]:
@@ -165,7 +168,7 @@ class ImageIndex:
         return key in self._sizes
 
     def add(self, name: str, key: str, stat: tuple[int, int] | None, image_size: tuple[int, int] | None) -> None:
-        """Take in a name; `image_size` (width, height) may be missing for a content that is known."""
+        """Add an entry for a name. `image_size` (width, height) may be None for a content that is known."""
         width, height = self._sizes.setdefault(key, image_size or (0, 0))
         size, mtime_ns = stat or (None, None)
         entry = Entry(name, key, size, mtime_ns, width, height)
@@ -179,7 +182,7 @@ class ImageIndex:
         return len(self._new)
 
     def commit(self) -> None:
-        """Write the new entries."""
+        """Write the new entries as a file of the index."""
         if not self._new:
             return
         columns = dict(zip(Entry._fields, map(list, zip(*self._new, strict=True)), strict=True))
@@ -188,16 +191,16 @@ class ImageIndex:
 
 
 def write_failures(store: Path, reasons: Mapping[str, str]) -> None:
-    """Write the images that a run could not read, by name, with the reasons, in place of the list of the run before."""
+    """Write the names of the images that a run could not read, with the reasons. The list of the run before is replaced."""
     lines = [json.dumps({"name": name, "reason": reason}) + "\n" for name, reason in reasons.items()]
     write_text(store / FAILURES, "".join(lines))
 
 
 def pack(tokens: Tensor, form: TokenFormat) -> dict[str, Tensor]:
-    """tokens [B, T, D] -> "tokens" [B, T, D] in `form`; for int8 also "scales" and "errors" [B, T], float32.
+    """Return the tokens [B, T, D] in a format: "tokens" [B, T, D], and for int8 also "scales" and "errors" [B, T] in float32.
 
-    int8 is round(token / scale) with scale = its largest magnitude / 127, so no value moves by more than half a scale. The error
-    is measured per token: |what `unpack` gives - token| / |token|, in Euclidean norm.
+    int8 is round(token / scale) with scale = largest magnitude in the token / 127, so no value changes by more than half a scale. The
+    error of a token is |unpacked token - token| / |token|, in Euclidean norm.
     """
     if form != "int8":
         return {"tokens": tokens.to(DTYPES[form])}
@@ -211,5 +214,5 @@ def pack(tokens: Tensor, form: TokenFormat) -> dict[str, Tensor]:
 
 
 def unpack(tokens: Tensor, scales: Tensor | None) -> Tensor:
-    """Return packed tokens [..., D], with scales [...] for int8, as [..., D]: float32 for int8, else as stored."""
+    """Return packed tokens as [..., D]: float32 for int8 tokens [..., D] with scales [...], else the tokens as stored."""
     return tokens if scales is None else tokens.float() * scales[..., None]

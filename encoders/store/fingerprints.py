@@ -1,4 +1,4 @@
-"""Two encoders are the same if their model, every bit of their weights and their preprocessing are the same."""
+"""Two encoders have the same fingerprint if their models, every bit of their weights and their preprocessing are the same."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from encoders.base import Encoder
 from encoders.preprocessing import View
 
 NOT_IN_FEATURES = ("trainable", "weights")
-"""Entries of an encoder's spec that its features do not depend on; the weights themselves are compared, not their file's name."""
+"""Entries of an encoder's spec on which its features do not depend. The weights themselves are compared, not the name of their file."""
 
 
 def fingerprint(encoder: Encoder, view: View | None = None) -> str:
-    """Return 32 hexadecimal digits that change with everything that the encoder's features depend on, except device and precision.
+    """Return 32 hexadecimal digits that identify the encoder's features, up to differences by device and precision.
 
-    This is its spec (name, input size, layer, norm), its preprocessing or the `view`, and every bit of its weights. Weights of
-    another dtype are other weights: an encoder cast to bfloat16 has another fingerprint.
+    They depend on its spec (name, input size, layer, norm), its preprocessing or the `view`, and every bit of its weights. Weights of
+    another dtype are other weights, so an encoder that was cast to bfloat16 has another fingerprint.
     """
     return describe(encoder, view)["fingerprint"]
 
 
 def describe(encoder: Encoder, view: View | None = None) -> dict[str, Any]:
-    """Return the encoder's `fingerprint` and the parts that it is computed from, for a manifest (JSON-able)."""
+    """Return the encoder's `fingerprint` and the parts from which it is computed, for a manifest (JSON-able)."""
     identity = {
         "spec": {key: value for key, value in encoder.spec.items() if key not in NOT_IN_FEATURES},
         "preprocessing": encoder.preprocessing.description,

@@ -168,7 +168,7 @@ class ItemEncoder:
         if not batches:
             return
         shard = {kind: torch.cat([features[kind] for _, features in batches]) for kind in batches[0][1]}  # [n, ...]
-        metadata = {}
+        metadata = {"encoder": name}  # for readers of single files
         if "errors" in shard:
             errors = shard.pop("errors").double()  # [n, T]
             metadata["errors"] = json.dumps([float(errors.sum()), errors.numel(), float(errors.max())])

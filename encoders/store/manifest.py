@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_manifest(store: Path) -> dict[str, Any]:
-    """Return the manifest. "store" is the identity of the store, which its files name; "" in stores of earlier releases.
+    """Return the manifest. Its entry "store" is the identity of the store, which its files hold; it is "" in stores of earlier releases.
 
     Raises:
         DamagedError: for a manifest that was changed.
@@ -55,15 +55,15 @@ def declare(
     dtype: torch.dtype | None,
     sources: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Enter the encoders into the store's manifest, and return it. The run that begins is not complete.
+    """Add the encoders to the store's manifest, and return the manifest, which now says that the run is not complete.
 
     Args:
         sources: of the images. A new store gets its identity from them and its first encoders, so that the same run writes the same
             bytes anywhere.
 
     Raises:
-        ValueError: when no encoder is given, nothing is to be stored of one, or the store holds its name with another fingerprint
-            or with features of another kind.
+        ValueError: if no encoder is given, if nothing is to be stored of an encoder, or if the store holds an encoder's name with another
+            fingerprint or with features of another kind.
     """
     if not encoders:
         raise ValueError("no encoders: give at least one")
@@ -94,7 +94,7 @@ def declare(
 
 
 def _manifest_to_fill(store: Path) -> dict[str, Any]:
-    """Return the manifest of a store, old or new, without the entries of a complete run. A damaged manifest is begun anew."""
+    """Return the manifest of an old or new store, without the entries of a complete run. A damaged manifest is replaced by a new one."""
     manifest: dict[str, Any] = {"format": FORMAT, "version": versions("mof-vig")["mof-vig"], "store": "", "encoders": {}}
     try:
         if (store / MANIFEST).is_file():
@@ -109,20 +109,20 @@ def _manifest_to_fill(store: Path) -> dict[str, Any]:
 
 
 def run_of(manifest: Mapping[str, Any], name: str) -> str:
-    """Return the run that the shards of an encoder name. It changes with the store, the encoder and the kinds of features."""
+    """Return the run that the shards of an encoder hold. It depends on the store, the encoder and the kinds of features."""
     entry = manifest["encoders"][name]
     return run_digest({"store": manifest["store"], **{key: entry[key] for key in ("fingerprint", *KINDS)}})
 
 
 def shards_of(store: Path, entry: Mapping[str, Any]) -> list[Path]:
-    """Return the shards of an encoder, given its entry in the manifest, in order."""
+    """Return the shards of an encoder in order, given its entry in the manifest."""
     return numbered(store / entry["folder"], "features", ".safetensors")
 
 
 def complete(store: Path, manifest: Mapping[str, Any], errors: Mapping[str, dict[str, float]]) -> None:
-    """Note that a run is complete: the digests of its lists, the names of its shards, and the measured int8 errors of encoders, by name.
+    """Record in the manifest that a run is complete: the digests of its lists, the names of its shards, and the int8 errors by encoder.
 
-    Shards of other encoders stay as the manifest lists them, so that a missing shard is still missed.
+    The lists of other encoders' shards stay as they are, so that a missing shard is still noticed.
     """
     entries = {name: entry | ({"int8_error": errors[name]} if name in errors else {}) for name, entry in manifest["encoders"].items()}
     files = {name: file_digest(store / name) for name in (FAILURES, VIEW)}
@@ -131,5 +131,5 @@ def complete(store: Path, manifest: Mapping[str, Any], errors: Mapping[str, dict
 
 
 def _folder(name: str) -> str:
-    """Return a readable, unique folder name for an encoder, whose own name may be a long path."""
+    """Return a readable and unique folder name for an encoder, because the name of the encoder may be a long path."""
     return f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name).strip('.-')[-40:]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -1,4 +1,4 @@
-"""The features of one encoder in all shards, read like a single table with the rows of a view."""
+"""Rows reads the features of an encoder from all shards, like a single table with the rows of a view."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from encoders.digests import DamagedError
 from encoders.runs import write_whole
 from encoders.store.shards import AGAIN, Shard
 
-# Shapes: N = rows of the view, n = rows asked for, E = width of an embedding.
+# Shapes: N = rows of the view, n = rows that are read, E = width of an embedding.
 
 logger = logging.getLogger(__name__)
 
 
 class Rows:
-    """The N rows of a view. Each row that is read is compared with its digest.
+    """Rows holds the N rows of a view. Each row that is read is compared with its digest.
 
     Args:
         files: the shards.
@@ -47,7 +47,7 @@ class Rows:
         return {**self.__dict__, "shards": {}, "sound": None}
 
     def gather(self, kind: str, rows: NDArray[np.int64]) -> Tensor:
-        """Return the features [n, ...] of `kind` of the rows [n]."""
+        """Return the features [n, ...] of this kind for the rows [n]."""
         parts = self._parts(rows)
         first = self._open(parts[0][0] if parts else 0).features[kind]
         gathered = torch.empty(len(rows), *first.shape[1:], dtype=first.dtype)
@@ -56,7 +56,7 @@ class Rows:
         return gathered
 
     def embeddings(self) -> NDArray[np.float32]:
-        """Return all embeddings [N, E], mapped if they lie in a single piece."""
+        """Return all embeddings [N, E], memory-mapped if a file holds them in a single piece."""
         if self.sound is None:
             self.sound = self._whole_shard()
         if self.sound is None:
@@ -64,7 +64,7 @@ class Rows:
         return self.sound
 
     def join(self) -> None:
-        """Write the embeddings [N, E] in a single piece, to be mapped, unless a shard or a sound file holds them so already."""
+        """Write the embeddings [N, E] in a single piece, unless a shard or an undamaged file already holds them in a single piece."""
         try:
             if self._whole_shard() is not None or (self.joined.is_file() and self._joined() is not None):
                 return
@@ -81,7 +81,7 @@ class Rows:
         write_whole(self.joined, write)
 
     def _whole_shard(self) -> NDArray[np.float32] | None:
-        """Return the embeddings if a single shard holds exactly these rows, in this order."""
+        """Return the embeddings if a single shard holds exactly these rows in this order, or None."""
         if (self.shard != self.shard[0]).any() or len(self.shard) != len(self._open(int(self.shard[0])).keys):
             return None
         if (np.diff(self.within) != 1).any():
@@ -93,7 +93,7 @@ class Rows:
 
     def _joined(self) -> NDArray[np.float32]:
         try:
-            mapped = np.load(self.joined, mmap_mode="c")  # [N, E]; nobody writes, and torch takes only what can be written
+            mapped = np.load(self.joined, mmap_mode="c")  # [N, E]; "c", because torch wants a writable array, though nobody writes
         except (OSError, ValueError) as error:
             raise DamagedError(f"{self.joined} is damaged ({error}): {AGAIN}") from error
         width = self._open(0).features["embeddings"].shape[1]
@@ -104,7 +104,7 @@ class Rows:
         return mapped
 
     def _read(self, kind: str, number: int, rows: NDArray[np.int64]) -> Tensor:
-        """Return the features [n, ...] of rows [n] that lie in one shard."""
+        """Return the features [n, ...] of rows [n] that are all in this shard."""
         part = self._open(number).features[kind][torch.from_numpy(self.within[rows])]
         self._refuse_damaged(kind, number, rows, part, self.files[number])
         return part
@@ -115,10 +115,10 @@ class Rows:
             raise DamagedError(f"{file} is damaged, in {kind} of {self.names[rows[bad[0]]]} and {len(bad) - 1} more images: {AGAIN}")
 
     def _parts(self, rows: NDArray[np.int64]) -> list[tuple[int, NDArray[np.int64]]]:
-        """Return pairs (shard, positions among `rows` that lie in it)."""
+        """Return pairs (shard, positions in `rows` of the rows that this shard holds)."""
         by_shard = np.argsort(self.shard[rows], kind="stable")  # [n]
         present, starts = np.unique(self.shard[rows][by_shard], return_index=True)
-        return list(zip(present.tolist(), np.split(by_shard, starts[1:]), strict=False))  # no row: a single empty part, no shard
+        return list(zip(present.tolist(), np.split(by_shard, starts[1:]), strict=False))  # without rows, zip drops the empty part
 
     def _open(self, number: int) -> Shard:
         if number not in self.shards:

@@ -1,7 +1,7 @@
-"""Shards hold an encoder's features, one row for each content. Each row has a digest, so that reading a row reads nothing else.
+"""Shards hold an encoder's features, a row for each content. Each row has a digest, so that a row can be checked without reading others.
 
-The digests lie in the header. The digest of a row is XXH3 with the beginning of the image's content key as seed; so a row is bound to
-its image. A digest over the header and the keys is checked when a shard is opened.
+The digests are in the header. The digest of a row is XXH3 with the beginning of the image's content key as seed, so that a row belongs to
+its image only. A digest over the header and the keys is checked when a shard is opened.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from encoders.runs import write_bytes
 from encoders.store.files import KEY_TYPE, pack_keys, unpack_keys
 from encoders.tables import refuse_foreign
 
-# Shapes: n = rows of a shard, m = rows asked for, B = images of a batch.
+# Shapes: n = rows of a shard, m = rows that are checked, B = images of a batch.
 
 logger = logging.getLogger(__name__)
 
-DIGEST = "digest"  # of the header and the keys
-ROWS = "rows of "  # before the name of a kind: the digests of its rows
+DIGEST = "digest"  # metadata: the digest of the header and the keys
+ROWS = "rows of "  # metadata, followed by the name of a kind: the digests of its rows
 AGAIN = "the same `mof encode` again encodes its images anew"
 
 
 class Shard:
-    """The rows of a file, memory-mapped: no feature is read before it is looked at.
+    """A shard holds the rows of a file. They are memory-mapped, so a feature is read only when it is used.
 
     Attributes:
         keys: [n] content keys, of KEY_TYPE.
-        features: [n, ...] by kind.
-        metadata: text by name, as it was written.
+        features: kind -> features [n, ...].
+        metadata: name -> text, as it was written.
 
     Raises:
         DamagedError: for a file that cannot be read, or whose header or keys were changed.
@@ -61,14 +61,14 @@ class Shard:
             refuse_foreign(path, self.metadata["run"], self.metadata["file"], run)
 
     def damaged(self, kind: str, rows: Tensor, within: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the positions among `rows` [m, ...], which were read at `within` [m], whose digest does not fit."""
+        """Return the positions of damaged rows in `rows` [m, ...], which were read at the places `within` [m] of the shard."""
         if ROWS + kind not in self.metadata or not checks():
             return np.empty(0, np.int64)
         digests = np.frombuffer(bytes.fromhex(self.metadata[ROWS + kind]), "<u8")  # [n]
         return np.flatnonzero(row_digests(rows, self.keys[within]) != digests[within])
 
     def check(self) -> None:
-        """Read everything. DamagedError naming the first damaged image."""
+        """Read all features, and raise a DamagedError that names the first damaged image."""
         for kind, rows in self.features.items():
             for position in self.damaged(kind, rows, np.arange(len(self.keys)))[:1]:
                 key = unpack_keys(self.keys[position : position + 1])[0]
@@ -76,10 +76,12 @@ class Shard:
 
 
 def write_shard(path: Path, keys: list[str], features: dict[str, Tensor], metadata: dict[str, str], run: str) -> None:
-    """Write rows of features [n, ...] by kind, with their n content keys.
+    """Write a shard of n rows.
 
     Args:
-        run: the name of the store and the encoder, which no other store and encoder have.
+        keys: n content keys.
+        features: kind -> features [n, ...].
+        run: the unique name of the store and the encoder.
     """
     packed = pack_keys(keys)  # [n]
     rows = {ROWS + kind: row_digests(values, packed).astype("<u8").tobytes().hex() for kind, values in features.items()}
@@ -104,7 +106,7 @@ def row_digests(rows: Tensor, keys: NDArray[np.bytes_]) -> NDArray[np.uint64]:
         return np.empty(0, np.uint64)
     content = rows.reshape(len(rows), -1).contiguous().view(torch.uint8).numpy().reshape(-1).data
     size = len(content) // len(rows)
-    seeds = np.ascontiguousarray(keys).view("<u8")[::2].tolist()  # half a key each
+    seeds = np.ascontiguousarray(keys).view("<u8")[::2].tolist()  # the first half of each key
     parts = (content[start : start + size] for start in range(0, len(content), size))
     return np.fromiter((xxhash.xxh3_64_intdigest(part, seed) for part, seed in zip(parts, seeds, strict=True)), np.uint64, len(rows))
 
@@ -119,7 +121,8 @@ def sound_keys(files: Iterable[Path], run: str) -> set[str]:
     """Return the content keys in the shards of an encoder. A damaged shard is deleted, so that its images count as not encoded.
 
     Args:
-        run: as for `write_shard`.
+        run: as in `write_shard`.
+        encoder: the name that the shards carry in their metadata, for readers of single files.
 
     Raises:
         ForeignError: for a shard of another store or another encoder.

@@ -1,4 +1,4 @@
-"""The end of a run: embeddings in a single piece for the rows of the view, and the deletion of rows that the run has not seen."""
+"""At the end of a run, the embeddings of the view are written in a single piece, and rows that are not in the view may be deleted."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def join_embeddings(store: Path, manifest: Mapping[str, Any], encoders: Iterable
 
 
 def prune_store(store: Path, manifest: Mapping[str, Any], names: Set[str], keys: Set[str]) -> None:
-    """Delete all names and all contents but these. The errors of int8 tokens, as measured, still count the deleted images."""
+    """Delete all other names and all other contents. The measured errors of int8 tokens still include the deleted images."""
     for encoder, entry in manifest["encoders"].items():
         for file in shards_of(store, entry):
             _prune_shard(file, keys, run_of(manifest, encoder))
@@ -50,5 +50,5 @@ def _prune_shard(file: Path, keys: Set[str], run: str) -> None:
         file.unlink()
     elif not kept.all():
         features = {kind: values[torch.from_numpy(kept)] for kind, values in shard.features.items()}
-        errors = {name: text for name, text in shard.metadata.items() if name == "errors"}
-        write_shard(file, unpack_keys(shard.keys[kept]), features, errors, run)
+        metadata = {name: text for name, text in shard.metadata.items() if name in ("encoder", "errors")}
+        write_shard(file, unpack_keys(shard.keys[kept]), features, metadata, run)

@@ -33,25 +33,25 @@ INDEXED = 1024
 
 @dataclass(frozen=True)
 class EncodeReport:
-    """The numbers of images that a run has seen and encoded."""
+    """EncodeReport holds the numbers of images that a run has seen and encoded."""
 
     images: int
-    """Different contents that were seen and can be read and encoded."""
+    """Number of different contents that were seen and can be read and encoded."""
     encoded: int
-    """The images among them that an encoder ran on; the rest was in the store."""
+    """Number of these contents on which an encoder ran; the others were in the store."""
     duplicates: int
-    """Further names of contents that were seen in this run."""
+    """Number of further names of contents that were seen in this run."""
     unreadable: int
-    """Names listed in `failures.jsonl` in the store: unreadable, or with features that are not finite. A cut tar counts once."""
+    """Number of names in the store's `failures.jsonl`: unreadable, or with features that are not finite. A cut tar counts once."""
     bytes: int
     """Size of the whole store on disk."""
     int8_error: dict[str, dict[str, float]]
-    """Per encoder with int8 tokens, over the whole store: "mean" and "max" of |stored - token| / |token|."""
+    """For each encoder with int8 tokens, over the whole store: "mean" and "max" of |stored - token| / |token|."""
     gone: int = 0
-    """Images in the store whose files are gone, or have another content now. `FeatureStore` leaves them out."""
+    """Number of images in the store whose files are gone, or have another content now. `FeatureStore` leaves them out."""
 
     def summary(self) -> str:
-        """Return the numbers in one line."""
+        """Return the numbers as a line of text."""
         parts = [f"{self.images:,} images ({self.encoded:,} encoded now)", f"{self.duplicates:,} duplicates"]
         parts += [f"{self.unreadable:,} unreadable", f"{self.bytes / 2**20:,.1f} MiB on disk"]
         parts += [f"{self.gone:,} whose files are gone, left out (--prune deletes them)"] if self.gone else []
@@ -77,20 +77,20 @@ def encode_images(
     limits: ImageLimits | None = None,
     cluster: Cluster | None = None,
 ) -> EncodeReport:
-    """Write the features of images to a store, which `FeatureStore` reads. Called again, it goes on where it was stopped.
+    """Write the features of images to a store, which `FeatureStore` reads. A run that was stopped is resumed by the same call.
 
-    Only images (by content) that an encoder has not encoded are read and encoded; so new images, and new encoders, can be
-    added to a store at any time. `FeatureStore` shows the images whose files the last complete run found. Damaged
-    files of the store are deleted first, with a warning, and their images encoded again; this reads the whole store, unless
+    An encoder reads and encodes only images (by content) that it has not encoded. So new images and new encoders can be added to
+    a store at any time. `FeatureStore` shows the images whose files the last complete run found. Damaged files of the store are
+    deleted first, with a warning, and their images are encoded again. This check reads the whole store, unless the environment has
     MOF_CHECK=off.
 
     Args:
-        images: folders, lists, images or tars, as for `encoders.images.sources.ImageSources`.
-        encoders: by the names that they get in the store.
-        out: the store's folder; made if need be.
-        embeddings: store `Encoder.embed_image`, in float32, of encoders that have it.
-        tokens: store patch tokens in this format, or not.
-        view: the square image that all encoders see. By default each encoder sees its own, as its backend makes it.
+        images: folders, lists, images or tars, as in `encoders.images.sources.ImageSources`.
+        encoders: name in the store -> encoder.
+        out: the store's folder, which is made if it is missing.
+        embeddings: store `Encoder.embed_image` in float32, for encoders that have embeddings.
+        tokens: store patch tokens in this format; None stores no patch tokens.
+        view: the square image that all encoders see. By default each encoder sees the image as its backend prepares it.
         batch_size: images per forward pass.
         device: where to encode; where the encoders are by default, and with a cluster the GPU of each actor.
         dtype: the precision; the encoders' own by default. bfloat16 is several times faster on most machines.
@@ -189,7 +189,7 @@ class _Run:
         keys = self.index.keys(names)
         if prune:
             prune_store(self.store, self.manifest, names, keys)
-            self.manifest["shards"].clear()  # those of other encoders have changed, too
+            self.manifest["shards"].clear()  # the shards of other encoders have changed too
         write_view(self.store, sorted(names), self.manifest["store"])
         entries = {name: self.manifest["encoders"][name] for name in self.encoders}
         errors = {name: int8_errors(shards_of(self.store, entry)) for name, entry in entries.items() if entry["tokens"] == "int8"}

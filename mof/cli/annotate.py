@@ -16,7 +16,12 @@ LISTED = 20  # pairs that are left out
 def annotate(
     folder: Folder,
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port of the page, for this machine only, and for those who forward it; 0: any free port.")
+        int,
+        typer.Option(
+            min=0,
+            max=65535,
+            help="Port of the page. Other machines reach it only if it is forwarded. 0: any free port.",
+        ),
     ] = 0,
     ticked: Annotated[Path | None, typer.Option(help="File of ticked pairs that the gallery saved: only these are shown.")] = None,
     browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,

@@ -16,6 +16,7 @@ from encoders.command_groups import resumes
 from encoders.command_options import (
     MODEL_HELP,
     Actors,
+    DecodingName,
     DtypeName,
     GpusPerActor,
     Ray,
@@ -24,7 +25,7 @@ from encoders.command_options import (
     output_option,
     seed_option,
 )
-from mof.evals.decoding import DecodingName, load_decoding
+from mof.evals.decoding import load_decoding
 
 if TYPE_CHECKING:
     from mof.evals.answerers import Endpoint

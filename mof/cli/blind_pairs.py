@@ -54,11 +54,11 @@ def mine(
     dino_below: Annotated[float, typer.Option(help="Keep pairs whose DINO similarity is below this.")] = 0.6,
     count: Annotated[bool, typer.Option("--count", help="Only count the pairs.")] = False,
     max_pairs: Annotated[
-        int, typer.Option(min=1, help="Keep so many pairs: the pairs with the largest gap between the two similarities.")
+        int, typer.Option(min=1, help="Number of pairs to keep: the pairs with the largest gap between the two similarities.")
     ] = 5000,
     one_per_image: Annotated[bool, typer.Option("--one-per-image", help="Keep each image in one pair only, its best.")] = False,
     per_cluster: Annotated[
-        int | None, typer.Option(min=1, help="Keep at most so many pairs of images that all look alike to CLIP, for variety.")
+        int | None, typer.Option(min=1, help="For variety: keep at most this many pairs of images that all look alike to CLIP.")
     ] = None,
     keep_copies: Annotated[bool, typer.Option("--keep-copies", help="Count compressed and resized copies of a photo as photos.")] = False,
     keep_blank: Annotated[bool, typer.Option("--keep-blank", help="Compare images of one colour and of a few pixels, too.")] = False,

@@ -12,10 +12,10 @@ import typer
 from transformers import AutoModelForImageTextToText, AutoProcessor, TextStreamer
 
 from encoders import read_image
-from encoders.command_options import Device, MaxNewTokens, Model, TrustRemoteCode, usable_device
+from encoders.command_options import DecodingName, Device, MaxNewTokens, Model, TrustRemoteCode, usable_device
 from mof.auto_classes import register_auto_classes
 from mof.data.prompts import ready_for_prompts
-from mof.evals.decoding import Decoding, DecodingName, load_decoding
+from mof.evals.decoding import Decoding, load_decoding, load_explainer
 
 
 def chat(
@@ -26,6 +26,10 @@ def chat(
     device: Device = None,
     trust_remote_code: TrustRemoteCode = False,
     decoding: DecodingName = None,
+    explain: Annotated[
+        Path | None,
+        typer.Option(help="HTML file to write: the answer with and without --decoding, what the image adds to each token, and attention."),
+    ] = None,
 ) -> None:
     """Talk to any saved image-text-to-text model, with or without an image.
 
@@ -36,9 +40,11 @@ def chat(
     Example:
       mof chat --model runs/mof --image photo.jpg "Is the door open?"
       mof chat --model runs/mof --image photo.jpg
-      mof chat --model runs/mof --image photo.jpg --decoding vcd "Is the door open?"
+      mof chat --model runs/mof --image photo.jpg --decoding vcd --explain page.html "Is the door open?"
     """
     method = load_decoding(decoding)
+    if explain is not None and (question is None or image is None):
+        raise ValueError("--explain shows the answer to one question about an image: give the question and --image")
     if not (model / "config.json").is_file():  # or transformers takes a mistyped folder for the name of a model on the hub
         raise ValueError(f"{model} holds no config.json: expected a folder that save_pretrained wrote")
     place = usable_device(device)
@@ -56,6 +62,8 @@ def chat(
         with _named(model):
             inputs = _inputs(processor, messages, network)
         answer = _answer(network, processor, inputs, max_new_tokens, _further(method, processor, messages, network))
+        if explain is not None:
+            load_explainer()(explain, network, processor, messages, method, model_name=str(model), max_new_tokens=max_new_tokens)
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
 
 

@@ -65,8 +65,8 @@ def encode(
     """Write the features of images to a store, or list the encoders.
 
     The store always holds embeddings; with --tokens, it also holds patch tokens. A run that was stopped goes on with the same
-    command. Images that cannot be read are listed in failures.jsonl in the store. Images whose files are gone are
-    no rows of the store any more; their features stay unless --prune deletes them. Damaged files are found by their digests, and
+    command. Images that cannot be read are listed in failures.jsonl in the store. Images whose files are gone
+    leave the rows of the store; their features stay unless --prune deletes them. Damaged files are found by their digests, and
     their images encoded again; MOF_CHECK=off in the environment saves the time of reading the whole store for it. --dtype bfloat16
     is several times faster on most machines, and less exact.
 

@@ -37,7 +37,7 @@ def _measured(name: str) -> list[str]:
 
     try:
         return _row(measure(name), "see its package")
-    except Exception as error:  # of the other package
+    except Exception as error:  # the other package may raise any error
         return ["-"] * 6 + [f"cannot be built: {error}"]
 
 

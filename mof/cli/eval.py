@@ -10,10 +10,9 @@ from typing import Annotated, Any, Literal
 import typer
 
 from encoders.command_groups import command_group
-from encoders.command_options import MODEL_HELP, DtypeName, MaxNewTokens, images_option, output_option, seed_option
+from encoders.command_options import MODEL_HELP, DecodingName, DtypeName, MaxNewTokens, images_option, output_option, seed_option
 from mof.cli.answerer_options import AnswererOptions, takes_answerer
 from mof.cli.tables import percent_table, show_result
-from mof.evals.decoding import DecodingName
 from mof.evals.published import MMVP
 from mof.evals.text_tables import TextTable
 
@@ -43,8 +42,7 @@ def mmvp(
     On all GPUs of this machine, or of a Ray cluster with its address:
       mof eval mmvp --data MMVP --model runs/mof --output evals/mof-mmvp --ray
     """
-    from mof.evals.mmvp import LABELS, read_mmvp
-    from mof.evals.run import eval_mmvp
+    from mof.evals.mmvp import LABELS, eval_mmvp, read_mmvp
 
     if (judge_endpoint is None) != (judge_model is None):
         raise ValueError("give both --judge-endpoint and --judge-model, or neither")
@@ -94,8 +92,7 @@ def pope(
     """
     if images is None and answerer.answers is None:
         raise ValueError("give --images, the folder of the photos")
-    from mof.evals.pope import read_pope
-    from mof.evals.run import eval_pope
+    from mof.evals.pope import eval_pope, read_pope
 
     questions = read_pope(data)
     result = eval_pope(answerer.run(max_new_tokens), questions, None if answerer.answers is not None else images)
@@ -125,13 +122,17 @@ def chair(
     """
     if images is None and answerer.answers is None:
         raise ValueError("give --images, the folder of the photos")
-    from mof.evals.chair import CocoWords, read_objects
-    from mof.evals.run import eval_chair
+    from mof.evals.answerers import AnswersFile
+    from mof.evals.chair import CocoWords, eval_chair, read_objects
 
     words = CocoWords(synonyms)
     objects = read_objects(words, instances, captions)
-    files = None if images is None or answerer.answers is not None else _photos(instances, images, count)
-    result = eval_chair(answerer.run(max_new_tokens), words, objects, files, prompt)
+    run = answerer.run(max_new_tokens)
+    if isinstance(run.answerer, AnswersFile):
+        result = eval_chair(run, words, objects, dict.fromkeys(run.answerer.answers), None)
+    else:
+        assert images is not None
+        result = eval_chair(run, words, objects, _photos(instances, images, count), prompt)
     table = percent_table("CHAIR, %", ("CHAIR i", "CHAIR s"), {result["model"]: [result["chair_i"], result["chair_s"]]})
     length, mentions = result["mean_length"], result["mentions_per_caption"]
     line = f"{result['captions']} captions of {length:.1f} words with {mentions:.1f} objects on average"
@@ -201,7 +202,14 @@ def _agreement(judge: dict[str, Any]) -> str:
 
 
 evaluate = command_group(
-    {"mmvp": mmvp, "pope": pope, "chair": chair, "report": "mof.cli.report:report", "correlation": "mof.cli.report:correlation"},
+    {
+        "mmvp": mmvp,
+        "pope": pope,
+        "chair": chair,
+        "encoders": "mof.cli.encoder_worth:encoders",
+        "report": "mof.cli.report:report",
+        "correlation": "mof.cli.report:correlation",
+    },
     callback=suite,
     alone=True,
 )

@@ -12,7 +12,7 @@ import typer
 from encoders.digests import MARK, check, damaged, open_json
 from encoders.runs import LOCKS, TEMPORARY, read_sealed, run_digest
 
-RUN_FILES = ("manifest.json", "ledger.json")
+RUN_FILES = ("_manifest.json", "manifest.json", "ledger.json")
 """Files that name the run of their folder."""
 
 

@@ -1,7 +1,7 @@
-"""The way of a record to a batch: `rows` reads raw records, `forms` and `records` parse them, `templates` renders, `answer_tokens`
-finds answers, `collator` pads.
+"""mof.data turns records into batches.
 
-`vig` imports only this part of `mof`. It knows no model.
+`rows` reads raw records, `forms` and `records` parse them, `templates` renders the conversations, `answer_tokens` finds the answers,
+and `collator` pads. `vig` imports only this part of `mof`. It knows no model.
 """
 
 import lazy_loader

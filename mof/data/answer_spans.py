@@ -1,8 +1,8 @@
-"""The characters of the answers in a conversation that a chat template wrote, for templates with and without marks.
+"""render_answers finds the characters of the answers in a conversation that a chat template wrote.
 
-A template may mark where the assistant speaks (`{% generation %}`); few do. Without marks, the conversation is written twice, the
-second time with a sentinel in place of each answer. The texts between the sentinels are the template's own words, so the rest of
-the first conversation is the answers. Both texts must agree to the last character, or the record is refused.
+Few templates mark the answers (`{% generation %}`). A template without marks writes the conversation twice, the second time with a
+sentinel in place of each answer. The texts between the sentinels are words of the template, so the rest of the first conversation is
+the answers. Both texts must agree to the last character, or the record is refused.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from transformers import ProcessorMixin
 from mof.data.records import Message, Record, RecordError
 from mof.data.templates import Span, TemplateBoundsError, marks_answers, render, template_of
 
-_SENTINEL = re.compile("\ue000([0-9]+)\ue001")  # characters that Unicode gives no meaning, so no text of a template holds them
+_SENTINEL = re.compile("\ue000([0-9]+)\ue001")  # Unicode gives these characters no meaning, so no text of a template holds them
 
 
 def render_answers(processor: ProcessorMixin, record: Record) -> tuple[str, list[Span]]:
     """Return the conversation as the processor's chat template writes it, and the characters of each answer.
 
-    Where a template without marks writes special tokens after an answer, the answer includes them up to the end-of-sequence token,
-    or else the first of them: it ends the turn, even where it also opens the next turn (GLM-4V).
+    If a template without marks writes special tokens after an answer, the answer includes them up to the end-of-sequence token. If
+    there is no end-of-sequence token, it includes the first special token, which ends the turn (and with GLM-4V also opens the next).
 
     Raises:
         RecordError: for a record without an answer, or in which the template does not write each answer once and unchanged.
@@ -37,7 +37,7 @@ def render_answers(processor: ProcessorMixin, record: Record) -> tuple[str, list
     if not marks_answers(template):
         again, _ = _render(record, template, _with_sentinels(record.messages), specials)
         spans = list(_between_sentinels(record, text, again, _end_of_turn(processor)))
-    if len(spans) > answers:  # marks around each part of an answer
+    if len(spans) > answers:  # the template marks each part of an answer
         spans = _joined(spans)
     if len(spans) != answers:
         raise RecordError(f"record {record.id!r}: {answers} assistant messages, but the chat template marks {len(spans)} answers")
@@ -47,7 +47,7 @@ def render_answers(processor: ProcessorMixin, record: Record) -> tuple[str, list
 def _render(record: Record, template: str, messages: Sequence[Message], specials: Mapping[str, Any]) -> tuple[str, list[Span]]:
     """Return the conversation of a record as text, with the marked answers.
 
-    Some templates raise at a text that is a list of parts, or write the list as Python does. These templates get the texts as strings.
+    Some templates raise an error for a text that is a list of parts, or write the list as Python does. They get the texts as strings.
     """
     errors: list[Exception] = []
     for roles in ((), ("system", "assistant"), ("system", "assistant", "user")):
@@ -56,7 +56,7 @@ def _render(record: Record, template: str, messages: Sequence[Message], specials
             text, spans = render(template, given, **specials)
         except TemplateBoundsError:
             raise
-        except Exception as error:  # templates raise any kind
+        except Exception as error:  # templates raise errors of any kind
             errors.append(error)
             continue
         if not _writes_lists(text, given) and all(message["content"].strip() in text for message in given if _is_string(message)):
@@ -86,7 +86,7 @@ def _writes_lists(text: str, messages: Sequence[Message]) -> bool:
 
 
 def _joined(spans: Sequence[Span]) -> list[Span]:
-    """Return the spans, those that touch joined to a single span."""
+    """Return the spans, with spans that touch joined to a single span."""
     joined = list(spans[:1])
     for start, end in spans[1:]:
         if start == joined[-1][1]:
@@ -107,17 +107,17 @@ def _end_of_turn(processor: ProcessorMixin) -> re.Pattern[str]:
 
 
 def _between_sentinels(record: Record, text: str, with_sentinels: str, ending: re.Pattern[str]) -> Iterator[Span]:
-    """Yield the characters of each answer in `text`, by the text `with_sentinels` of the same record."""
+    """Yield the characters of each answer in `text`. `with_sentinels` is the text of the same record with sentinels."""
     pieces = _SENTINEL.split(with_sentinels)  # words of the template, number of a sentinel, words, ...
     words, numbers = pieces[0::2], pieces[1::2]
     start, answers = len(words[0]), [message for message in record.messages if message["role"] == "assistant"]
     whole = text.startswith(words[0]) and numbers == [str(number) for number in range(len(answers))]
     for message, after in zip(answers, words[1:], strict=False):
-        written = next((said for said in _spellings(message) if text.startswith(said + after, start)), None)
+        written = next((spelling for spelling in _spellings(message) if text.startswith(spelling + after, start)), None)
         if written is None or not whole:
             break
         end = start + len(written)
-        yield start, ending.match(text, end).end()  # type: ignore[union-attr]  # it matches the empty text
+        yield start, ending.match(text, end).end()  # type: ignore[union-attr]  # the pattern matches the empty text too
         start = end + len(after)
     if not whole or start != len(text):
         raise RecordError(
@@ -138,7 +138,7 @@ def _with_sentinels(messages: Sequence[Message]) -> list[Message]:
 
 
 def _spellings(message: Message) -> Iterator[str]:
-    """Yield the texts that templates make of an answer: its parts are joined, and white space around it may be cut off."""
+    """Yield the texts that templates may write for an answer: its parts are joined, and white space around it may be cut off."""
     parts = [part["text"] for part in message["content"] if part["type"] == "text"]
     for separator in ("", "\n"):
         joined = separator.join(parts)

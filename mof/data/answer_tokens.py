@@ -1,9 +1,9 @@
-"""The tokens of a record and which of them are answers: the same code for training and scoring, for any chat template.
+"""encode_record turns a record into tokens and marks the answer tokens. Training and scoring use it, for any chat template.
 
-`mof.data.answer_spans` says in characters where the assistant speaks. The tokenizer says in characters where
-tokens lie. The processor then makes many tokens of one image placeholder, which shifts the tokens behind it; so the tokens of the
-plain text are aligned with the processor's one by one, and only tokens of images may differ. A processor that takes question and
-answer apart (PaliGemma's) marks the tokens of the answer itself.
+`mof.data.answer_spans` finds the characters of the answers, and the tokenizer gives the characters of each token. The processor
+replaces an image placeholder by many tokens, which shifts the tokens after it. So the tokens of the plain text are aligned with the
+processor's tokens, and only tokens of images may differ. A processor that takes question and answer separately (PaliGemma) marks the
+answer tokens itself.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from mof.data.templates import Span, template_of
 
 # Shapes: T tokens of a record, A answer tokens among them.
 
-# Outputs of some processors that hold one value per token. They are cut and padded with the ids.
+# A few processors return these outputs, which hold a value for each token. They are cut and padded with the ids.
 PER_TOKEN = ("token_type_ids", "mm_token_type_ids")
-CROSS_MASK = "cross_attention_mask"  # [1, T, ...]: which tokens of a record see which of its images, in Llama 3.2 Vision
+CROSS_MASK = "cross_attention_mask"  # [1, T, ...], in Llama 3.2 Vision: it says which tokens of a record see which image
 
 
 @dataclass(frozen=True)
 class Example:
-    """A record as tokens."""
+    """An example is a record as tokens."""
 
     id: str
     """The record's id."""
@@ -43,9 +43,9 @@ class Example:
     answer_mask: Tensor
     """bool [T]: the assistant's tokens of every turn, with the end-of-turn tokens that the template puts into its spans."""
     images: dict[str, Tensor] = field(default_factory=dict)
-    """Further outputs of the processor, such as pixel_values; empty without images."""
+    """Further outputs of the processor, for example pixel_values; empty without images."""
     answer: str = ""
-    """The answers of all turns one after the other, as the chat template writes them, end-of-turn marks included."""
+    """The answers of all turns in order, as the chat template writes them, end-of-turn marks included."""
     characters: Tensor = field(default_factory=lambda: torch.empty(0, 2, dtype=torch.int64))
     """int64 [A, 2]: each answer token covers characters start..end-1 of `answer`. Two tokens may share a character."""
     images_end: int = 0
@@ -63,15 +63,16 @@ def encode_record(
     """Return a record as tokens. A token that holds a character of an answer is an answer token.
 
     Args:
-        max_length: longer conversations are cut at the end.
-        images: the images to take in place of the record's own, in the same number.
-        stored_images: look the images up there instead of reading them, for a processor that takes stored images (`MoFProcessor`).
+        max_length: tokens; a longer conversation is cut at the end.
+        images: images that replace the record's images, in the same number.
+        stored_images: a store in which images are looked up instead of being read, for a processor that takes stored images
+            (`MoFProcessor`).
 
     Raises:
         ValueError: for a processor without a chat template, or a tokenizer without offsets.
         RecordError: for a record without an answer, tokens that cannot be aligned, an image that does not fit into
-            `max_length`, and whatever the template or the processor raises.
-        ImageError: for an image that cannot be read, naming the record too.
+            `max_length`, and for any other error of the template or the processor.
+        ImageError: for an image that cannot be read; the message names the record too.
     """
     refuse_unusable(processor)
     try:
@@ -80,7 +81,7 @@ def encode_record(
         raise ImageError(f"record {record.id!r}: {error}") from error
     except (RecordError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # templates and processors raise any kind, for odd conversations, images or texts with marks
+    except Exception as error:  # templates and processors raise errors of any kind for odd conversations, images or texts with marks
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         raise RecordError(f"record {record.id!r}: {kind}{error}") from error
 
@@ -103,20 +104,20 @@ def _encode(
     # A template that writes <s> itself must not get a second <s>; transformers decides it in the same way.
     bos = processor.tokenizer.bos_token
     specials = not (bos and text.startswith(bos))
-    nested = [images] if images else None  # a list per conversation: some processors cut an image up only if it is alone
+    nested = [images] if images else None  # a list per conversation, because some processors cut an image into tiles only if it is alone
     outputs = dict(processor(text=[text], images=nested, add_special_tokens=specials, return_tensors="pt"))
     input_ids = outputs.pop("input_ids")[0]  # [T]
     outputs.pop("attention_mask", None)
     plain = processor.tokenizer(text, add_special_tokens=specials, return_offsets_mapping=True)
     answers = _answers(text, plain["offset_mapping"], spans)
     image_token_id = getattr(processor, "image_token_id", None)  # None: a processor that expands nothing
-    placeholder = getattr(processor, "image_token", None)  # the mark of an image in the text; mostly the same token
-    # BLIP-2 keeps an object in place of the text.
+    placeholder = getattr(processor, "image_token", None)  # the mark of an image in the text; mostly the image token
+    # In BLIP-2 the placeholder is an object instead of a text.
     placeholder_id = image_token_id if placeholder is None else processor.tokenizer.convert_tokens_to_ids(str(placeholder))
     inside = [characters is not None for characters in answers]
     ids, expanded = plain["input_ids"], input_ids.tolist()
     front = len(expanded) - len(ids)
-    if front >= 0 and expanded[front:] == ids:  # as BLIP-2 does, which puts image tokens before the text
+    if front >= 0 and expanded[front:] == ids:  # BLIP-2 puts all image tokens before the text
         places = [front + i + 1 for i, token in enumerate(ids) if token == placeholder_id]
         mask, images_end = [False] * front + inside, max(places, default=front)
     else:
@@ -129,7 +130,7 @@ def _encode(
 def _encode_suffix(
     processor: ProcessorMixin, record: Record, text: str, spans: list[Span], images: Sequence[Any], max_length: int
 ) -> Example:
-    """Encode for a processor that takes the question as text and the answer as its suffix: answer tokens have type 1."""
+    """Return the example of a processor that takes the question as text and the answer as suffix. Answer tokens have type 1."""
     if len(spans) != 1:
         raise RecordError(
             f"record {record.id!r} has {len(spans)} answers, but {type(processor).__name__} takes one question and one answer"
@@ -149,9 +150,10 @@ def _encode_suffix(
 
 
 def _cut(example: Example, max_length: int) -> Example:
-    """Return the first `max_length` tokens, and outputs per token without their batch dimension.
+    """Return the first `max_length` tokens, and the outputs per token without their batch dimension.
 
-    The cut may not go through or before an image, whose features would have no place, or leave no answer.
+    Raises:
+        RecordError: if the cut removes a token of an image, because its features would have no place, or all answer tokens.
     """
     if example.images_end > max_length:
         raise RecordError(
@@ -172,14 +174,14 @@ def _cut(example: Example, max_length: int) -> Example:
 
 
 def _answers(text: str, offsets: Sequence[Span], spans: Sequence[Span]) -> list[Span | None]:
-    """Return the characters of each token in all answers put together; None for tokens outside.
+    """Return for each token its characters in the joined answers, or None for a token outside of the answers.
 
-    An answer's tokens reach from the first to the last that overlaps its span. Some tokenizers trim white space off their
-    offsets; a token of white space alone is then an empty span at its end. A token such as " USER", which shares only white space
-    at the end of a span with the answer, is a word of the template.
+    The tokens of an answer are all tokens from the first to the last that overlaps its span. Some tokenizers leave white space out of
+    the offsets; a token of white space alone then has an empty span at its end. A token such as " USER" may share white space with the
+    end of an answer's span, but it is a word of the template.
     """
     answers: list[Span | None] = [None] * len(offsets)
-    before, first = 0, 0  # characters of the earlier answers; the first token that may reach into the answer
+    before, first = 0, 0  # number of characters of the earlier answers; first token that may reach into the answer
     for start, end in spans:
         while first < len(offsets) and offsets[first][1] <= start:
             first += 1
@@ -188,7 +190,7 @@ def _answers(text: str, offsets: Sequence[Span], spans: Sequence[Span]) -> list[
             left, right = offsets[i]
             if (left >= end and not left == right == end) or (right > end and text[left:end].isspace()):
                 break
-            last = i + 1 if right > start else last  # a token that covers nothing, such as a mark at the end, does not count
+            last = i + 1 if right > start else last  # a token without characters, such as a mark at the end, does not count
         for i in range(first, last):
             left, right = (before + min(max(place, start), end) - start for place in offsets[i])
             answers[i] = (left, right)
@@ -201,10 +203,8 @@ def _align(
 ) -> tuple[list[bool], int]:
     """Return the answer mask of the expanded tokens, and the number of tokens up to the end of the last image.
 
-    The texts between placeholders and their masks come from `_between`.
-
-    Between the texts lie image tokens, and around them marks of the processor. None of these can be an answer, since images
-    belong to the user's messages.
+    The texts between the placeholders and their masks come from `_between`. Between the texts lie image tokens, and around these
+    marks of the processor. None of them can be an answer, because images belong to the user's messages.
     """
     ends = [len(texts[0])] if expanded[: len(texts[0])] == texts[0] else []
     places = [place for place, token in enumerate(expanded) if token == image_token_id]
@@ -212,7 +212,7 @@ def _align(
         last = index == len(texts) - 1
         before = ends[-1] if ends else len(expanded)
         following = bisect_left(places, before)
-        first = (places[following] if following < len(places) else before) + 1  # Ovis2 writes other tokens than the image token
+        first = (places[following] if following < len(places) else before) + 1  # Ovis2 also writes tokens other than the image token
         starts = [len(expanded) - len(text)] if last else range(first, len(expanded) - len(text) + 1)
         start = next((at for at in starts if at >= first and expanded[at : at + len(text)] == text), None)
         if start is None:
@@ -230,7 +230,7 @@ def _align(
 
 
 def _between(ids: list[int], answers: list[bool], placeholder_id: int | None) -> tuple[list[list[int]], list[list[bool]]]:
-    """Return the tokens before, between and after runs of image placeholders, and a mask of the answers among them."""
+    """Return the tokens before, between and after runs of image placeholders, and for each of these texts the mask of its answers."""
     texts: list[list[int]] = [[]]
     masks: list[list[bool]] = [[]]
     for is_image, run in groupby(zip(ids, answers, strict=True), key=lambda pair: pair[0] == placeholder_id):

@@ -1,4 +1,4 @@
-"""Makes a training batch of records: padded tokens, and labels for supervised tokens. Unusable records are left out."""
+"""The collator makes a training batch from records: padded tokens, and labels for supervised tokens. Unusable records are left out."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from mof.data.answer_tokens import CROSS_MASK, PER_TOKEN, Example, encode_record
 from mof.data.forms import to_mapping
 from mof.data.records import Record, RecordError, shown, to_record
 
-# Shapes: R records, T tokens of a record, L tokens of the longest, A answer tokens of a record.
+# Shapes: R records, T tokens of a record, L tokens of the longest record, A answer tokens of a record.
 
-MOST_FAILURES = 50  # so many unusable records before the first usable image are an error
+MOST_FAILURES = 50  # this number of unusable records before the first usable image is an error
 
 BLANK_TURNS = [
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "-"}]},
@@ -39,7 +39,7 @@ def collate(
     """Return the batch of R examples: input_ids, attention_mask and labels [R, L], and the images of all records in order.
 
     Args:
-        keep: bool [T] for each example, in place of its answer mask: False makes a label -100.
+        keep: bool [T] for each example, in place of its answer mask. The label of a token with False is -100.
     """
     masks = [example.answer_mask for example in examples] if keep is None else keep
     examples = _with_hidden_images(examples)
@@ -57,10 +57,11 @@ def collate(
 
 
 def _with_hidden_images(examples: Sequence[Example]) -> Sequence[Example]:
-    """Give records without an image a black image, hidden by their mask, where a model attends to images from the side.
+    """Return the examples; for a model with cross-attention to images, records without an image get a black image that is masked.
 
-    Llama 3.2 Vision takes images and masks for each record of a batch, or for none. Its tokens without an image still look evenly
-    at the hidden image, so the loss of a text is not quite its loss in a batch of texts; it does not depend on images of others.
+    Llama 3.2 Vision takes images and masks for all records of a batch, or for none. Tokens of a record without an image still attend
+    evenly to the black image. So the loss of a text differs a little from its loss in a batch of texts only, but it does not depend on
+    the images of other records.
     """
     donor = next((example.images for example in examples if CROSS_MASK in example.images), None)
     if donor is None:
@@ -76,7 +77,7 @@ def _with_hidden_images(examples: Sequence[Example]) -> Sequence[Example]:
 
 
 def _join(values: Sequence[Tensor]) -> Tensor:
-    """Return the values [M_r, ...] of the records as [M, ...]; zeros fill up records with fewer tiles per image, as in processors."""
+    """Return the values [M_r, ...] of the records as [M, ...]. Records with fewer tiles per image are padded with zeros."""
     sizes = [max(lengths) for lengths in zip(*(value.shape[1:] for value in values), strict=True)]
     padding = [[x for size, most in zip(value.shape[:0:-1], sizes[::-1], strict=True) for x in (0, most - size)] for value in values]
     return torch.cat([F.pad(value, pad) if any(pad) else value for value, pad in zip(values, padding, strict=True)])
@@ -88,22 +89,22 @@ def _pad(rows: Sequence[Tensor], value: int, side: str) -> Tensor:
 
 
 class SupervisedCollator:
-    """The `data_collator` of a Trainer: makes a training batch of raw record dicts, padded on the right.
+    """SupervisedCollator is the `data_collator` of a Trainer. It makes a training batch from raw record dicts, padded on the right.
 
-    A record may carry a "token_mask": one bool per answer token, in order. A token with False stays in context, but takes no part
-    in the loss. Instead, it may carry "token_weights": a number from 0 up for each answer token; 0 works like False. The batch
-    then has "token_weights" [R, L] too, where tokens of other records weigh 1; `vig.SelectiveTrainer` uses them.
+    A record may have a "token_mask": a bool for each answer token, in order. A token with False stays in context, but takes no part
+    in the loss. Instead, it may have "token_weights": a number from 0 up for each answer token; 0 works like False. The batch then
+    has "token_weights" [R, L] too, in which answer tokens of other records have weight 1; `vig.SelectiveTrainer` uses them.
 
-    With several processes (torchrun, accelerate), all must run the same parts of a model, or FSDP, ZeRO-3 and some uses of DDP
-    stand still. A batch without an image then gets one more record, with a blank image and without loss.
+    With several processes (torchrun, accelerate), all must run the same parts of a model. Otherwise FSDP, ZeRO-3 and some uses of DDP
+    hang. A batch without an image then gets an additional record, with a blank image and without loss.
 
     Args:
-        max_length: longer conversations are cut at the end, token masks with them.
-        image_folder: where relative image paths start.
-        stored_images: look the images up there instead of reading them.
-        strict: raise the error of a record that cannot be used: its form, its image, its token mask, or whatever the chat template
-            or the processor makes of it. By default, the record is logged and left out, and a batch that loses all of its records
-            gets a record without an answer: a damaged file does not end a run of days.
+        max_length: tokens; longer conversations are cut at the end, and their token masks too.
+        image_folder: the folder in which relative image paths start.
+        stored_images: a store in which images are looked up instead of being read.
+        strict: raise the error of a record that cannot be used, because of its form, its image or its token mask, or because the chat
+            template or the processor fails. By default, the record is logged and left out, and a batch that loses all of its records
+            gets a record without an answer, so that a damaged file does not end a run of days.
 
     Raises:
         ImageError, RecordError: with `strict`; without it, if none of the first images can be used.
@@ -119,12 +120,12 @@ class SupervisedCollator:
     ) -> None:
         self.processor, self.max_length, self.image_folder = processor, max_length, image_folder
         self.stored_images, self.strict = stored_images, strict
-        self._left_out = torch.zeros((), dtype=torch.int64).share_memory_()  # one number for all worker processes
+        self._left_out = torch.zeros((), dtype=torch.int64).share_memory_()  # all worker processes share this number
         self._any_was_used, self._failures = False, 0  # in this process
 
     @property
     def left_out(self) -> int:
-        """The number of times that a record was left out so far, in this process and the workers that it started."""
+        """Return the number of times that a record was left out so far, in this process and in the workers that it started."""
         return int(self._left_out)
 
     def __call__(self, records: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
@@ -147,7 +148,7 @@ class SupervisedCollator:
             examples, weights = [*examples, blank], [*weights, torch.zeros(len(blank.input_ids))]
         elif not examples:
             examples, weights = [Example("", torch.zeros(2, dtype=torch.int64), torch.zeros(2, dtype=torch.bool))], [torch.zeros(2)]
-        pad_token_id = self.processor.tokenizer.pad_token_id  # without a padding token any id will do: it is masked out
+        pad_token_id = self.processor.tokenizer.pad_token_id  # padding is masked, so any id is right
         batch = collate(examples, 0 if pad_token_id is None else pad_token_id, keep=[weight > 0 for weight in weights])
         if any(isinstance(raw, Mapping) and raw.get("token_weights") is not None for raw in records):
             batch["token_weights"] = _pad(weights, 0, "right")  # [R, L]
@@ -162,7 +163,7 @@ class SupervisedCollator:
 
 
 def _token_weights(example: Example, raw: Mapping[str, Any]) -> Tensor:
-    """Return float [T]: the record's "token_weights" or "token_mask" at its answer tokens, 1 without either; 0 elsewhere."""
+    """Return float [T]: "token_weights" or "token_mask" at the record's answer tokens (1 if it has neither), and 0 at other tokens."""
     weights = example.answer_mask.float()  # [T]
     given = [key for key in ("token_mask", "token_weights") if raw.get(key) is not None]
     if len(given) > 1:

@@ -1,4 +1,4 @@
-"""The id and the digest of a raw record, by which scores, selections and trainings know it again."""
+"""A raw record has an id and a digest, by which scores, selections and trainings recognise it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from encoders.images.reading import pixels_of
 from mof.data.forms import is_empty
 
 SCORED = "scored_digest"
-"""The key under which a selected record has its digest, without the keys `SELECTED`."""
+"""The key of a selected record under which its digest stands. The digest is made without the keys `SELECTED`."""
 SELECTED = ("token_mask", "token_weights", SCORED)
 """The keys that a selection adds to a record."""
 
@@ -22,12 +23,12 @@ SELECTED = ("token_mask", "token_weights", SCORED)
 def record_id(raw: Any) -> str:
     """Return the id of a raw record, or a digest of its content if it has none.
 
-    The digest leaves out the keys `SELECTED`, so that a record is trained under the id that it was scored under.
+    The digest leaves out the keys `SELECTED`, so that a record has the same id in scoring and in training.
     """
     if not isinstance(raw, Mapping):
         return digest(raw)
     if not is_empty(raw.get("id")):
-        return str(raw["id"])
+        return str(raw["id"].item() if isinstance(raw["id"], Tensor) else raw["id"])
     return digest(unselected(raw))
 
 
@@ -39,7 +40,7 @@ def unselected(raw: Mapping[str, Any]) -> Mapping[str, Any]:
 def digest(value: Any) -> str:
     """Return 16 hex digits of the SHA-256 of a JSON-able value, which may hold PIL images, arrays and bytes.
 
-    What is nested too deep for JSON counts by its type only.
+    If a part is nested too deeply for JSON, only its type enters the digest.
     """
     try:
         text = _as_json(value)
@@ -70,15 +71,17 @@ def _with_text_keys(value: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value that JSON can hold: the hash of bytes or of pixels as encoders see them, otherwise the text of the value."""
+    """Return a value that JSON can hold: for bytes and images (as encoders see them) a hash, for other values their text."""
     if isinstance(value, bytes):
         return hashlib.sha256(value).hexdigest()
     if isinstance(value, Image.Image):
         mode, size, pixels = pixels_of(value)
         return [mode, size, hashlib.sha256(pixels).hexdigest()]
-    if isinstance(value, (np.ndarray, np.generic)):  # its text leaves out the middle
+    if isinstance(value, Tensor):
+        value = value.cpu().numpy()
+    if isinstance(value, (np.ndarray, np.generic)):  # the text of an array leaves out its middle
         return [str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).hexdigest()]
     return str(value)
 
 
-_encode = json.JSONEncoder(sort_keys=True, default=_plain).encode  # made once, as millions of records are digested
+_encode = json.JSONEncoder(sort_keys=True, default=_plain).encode  # made once, because millions of records are digested

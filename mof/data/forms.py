@@ -1,6 +1,6 @@
-"""The forms in which records come from elsewhere, brought to two: turns under "messages" or "conversations", images by their source.
+"""Records come in many forms. This module brings them to two: turns are under "messages" or "conversations", images are sources.
 
-Nothing is checked here and nothing raises: a value in no known form stays as it is, and `mof.data.records` names its fault.
+Nothing is checked here, and no error is raised: a value in an unknown form stays as it is, and `mof.data.records` names its fault.
 """
 
 from __future__ import annotations
@@ -13,21 +13,30 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
 TURNS = ("conversations", "messages", "conversation")
-QUESTION_AND_ANSWER = (("prompt", "completion"), ("query", "response"))  # of TRL, and of ms-swift
+QUESTION_AND_ANSWER = (("prompt", "completion"), ("query", "response"))  # keys of TRL, keys of ms-swift
 IMAGE_PARTS = ("image", "image_url", "input_image")
 TEXT_PARTS = ("text", "input_text", "output_text")
+ARRAYS = (np.ndarray, np.generic, Tensor)  # entries of a data set in the format "numpy" or "torch"
+
+# Shapes: n images, H, W = rows and columns, C = 1, 3 or 4 channels.
 
 
 def to_mapping(raw: Any) -> Any:
-    """Return a record whose turns are a list under "conversations" or "messages"; a record in no known form is returned as it is.
+    """Return a record whose turns are a list under "conversations" or "messages". A record in an unknown form is returned as it is.
 
-    A record may be its list of turns, may hold the list as JSON text, and may hold question and answer under keys of their own.
+    The given record may be a list of turns, may hold the list as JSON text, or may hold question and answer under two separate keys.
     """
     if isinstance(raw, list) and all(isinstance(turn, Mapping) and ("role" in turn or "from" in turn) for turn in raw):
         return {"messages": raw}
     if not isinstance(raw, Mapping):
         return raw
+    if any(isinstance(value, ARRAYS) for value in raw.values()):
+        raw = {key: _without_arrays(value) for key, value in raw.items()}
     turns = first_of(raw, *TURNS)
     if isinstance(turns, list) and turns is not raw.get("conversation"):
         return raw
@@ -37,8 +46,8 @@ def to_mapping(raw: Any) -> Any:
         turns = _parsed(turns)
     if not isinstance(turns, (list, tuple)):
         return raw
-    own = {*TURNS, *(key for pair in QUESTION_AND_ANSWER for key in pair)}
-    return {key: value for key, value in raw.items() if key not in own} | {"messages": list(turns)}
+    turn_keys = {*TURNS, *(key for pair in QUESTION_AND_ANSWER for key in pair)}
+    return {key: value for key, value in raw.items() if key not in turn_keys} | {"messages": list(turns)}
 
 
 def image_of(part: Mapping[str, Any]) -> Any:
@@ -53,7 +62,7 @@ def image_of(part: Mapping[str, Any]) -> Any:
 
 
 def source_of(image: Any) -> Any:
-    """Return the bytes of a data: address and the path of a file: address; anything else is returned as it is."""
+    """Return the bytes of a data: address or the path of a file: address. Another value is returned as it is."""
     if isinstance(image, str) and image.startswith("data:"):
         try:
             return base64.b64decode(image.partition(",")[2], validate=True)
@@ -65,12 +74,12 @@ def source_of(image: Any) -> Any:
 
 
 def is_image_part(part: Mapping[str, Any]) -> bool:
-    """Return whether a part of a message stands for an image. In a row of a table, the type may be null."""
+    """Return whether a part of a message stands for an image. In a row of a table, the part's type may be null."""
     return part.get("type") in IMAGE_PARTS or (part.get("type") is None and is_empty(part.get("text")) and image_of(part) is not None)
 
 
 def first_of(raw: Mapping[str, Any], *keys: str) -> Any:
-    """Return the first value under the keys that is not empty; else the first that is not None; else None."""
+    """Return the first value under the keys that is not empty. If all are empty, return the first that is not None, or None."""
     values = [raw[key] for key in keys if raw.get(key) is not None]
     return next((value for value in values if not is_empty(value)), values[0] if values else None)
 
@@ -83,7 +92,7 @@ def is_empty(value: Any) -> bool:
 
 
 def _joined(asked: Any, told: Any) -> list[Any]:
-    """Return the turns of question and answer, each a text or a list of turns."""
+    """Return the turns of a question and an answer. Each of them is a text or a list of turns."""
     sides = (("user", asked), ("assistant", told))
     return [turn for role, side in sides for turn in (side if isinstance(side, list) else [{"role": role, "content": side}])]
 
@@ -93,3 +102,19 @@ def _parsed(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
+
+
+def _without_arrays(value: Any) -> Any:
+    """Return a value with images, lists and numbers in place of arrays. An image is [H, W, C] in NumPy and [C, H, W] in torch."""
+    if isinstance(value, Mapping):
+        return {key: _without_arrays(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.dtype == object):
+        return [_without_arrays(entry) for entry in value]
+    if not isinstance(value, ARRAYS):
+        return value
+    array = value.movedim(-3, -1).cpu().numpy() if isinstance(value, Tensor) and value.ndim > 2 else np.asarray(value)
+    if array.dtype == np.uint8 and array.ndim in (3, 4):
+        images = array if array.ndim == 4 else array[None]  # [n, H, W, C]
+        opened = [Image.fromarray(np.ascontiguousarray(image.squeeze(-1) if image.shape[-1] == 1 else image)) for image in images]
+        return opened if array.ndim == 4 else opened[0]
+    return array.tolist()

@@ -1,4 +1,4 @@
-"""Prompts that end where the answer begins, whatever the tokenizer was made for."""
+"""These functions make prompts end where the answer begins, whatever the tokenizer would append."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mof.data.templates import refuse_endless, template_of
 
 
 def ready_for_prompts(processor: ProcessorMixin) -> None:
-    """Make the processor's tokenizer append nothing, and try its chat template, which comes with a checkpoint.
+    """Make the processor's tokenizer append nothing, and try the chat template, which may come from an untrusted checkpoint.
 
     Raises:
         ValueError: for a chat template that does not come to an end (`mof.data.templates`).
@@ -21,10 +21,10 @@ def ready_for_prompts(processor: ProcessorMixin) -> None:
 
 
 def append_nothing(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make a tokenizer put no token behind a text. What it puts in front of a text stays.
+    """Make a tokenizer put no token behind a text. Tokens that it puts in front of a text stay.
 
-    Some tokenizers close every text with the end-of-sequence token. A model that sees the token behind a question takes the
-    conversation for finished. Answers lose nothing: chat templates write the end of a turn themselves.
+    Some tokenizers put the end-of-sequence token behind every text. A model that sees this token behind a question believes that the
+    conversation is finished. Answers lose nothing, because chat templates write the end of a turn themselves.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or backend.post_processor is None:
@@ -44,7 +44,7 @@ def _without_end(state: dict[str, Any]) -> dict[str, Any]:
     if state["type"] == "TemplateProcessing":
         last = max(index for index, piece in enumerate(state["single"]) if "Sequence" in piece)
         return {**state, "single": state["single"][: last + 1]}
-    if state["type"] in ("BertProcessing", "RobertaProcessing"):  # a token in front of the text, another behind it
+    if state["type"] in ("BertProcessing", "RobertaProcessing"):  # these put a token in front of the text and another behind the text
         name, id = state["cls"]
         front = {"SpecialToken": {"id": name, "type_id": 0}}
         first, second = ({"Sequence": {"id": text, "type_id": 0}} for text in "AB")

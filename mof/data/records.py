@@ -1,10 +1,10 @@
-"""The only parser of raw records: LLaVA dicts and chat messages in, one checked `Record` out.
+"""This module is the only parser of raw records. It turns LLaVA dicts and chat messages into checked `Record`s.
 
-Two forms are read; `mof.data.forms` brings others to them:
+It reads two forms; `mof.data.forms` brings other forms to these:
     {"id": "7", "image": "cat.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"}, {"from": "gpt", ...}]}
     {"id": "7", "images": ["cat.jpg"], "messages": [{"role": "user", "content": [{"type": "image"}, {"type": "text", ...}]}, ...]}
-Images may also lie in the parts of the messages, {"type": "image", "image": "cat.jpg"}; a record may then be its list of messages.
-A row of a table has all columns of the table: a key that holds nothing (null, "" or []) counts as absent.
+Images may also be in the parts of the messages, {"type": "image", "image": "cat.jpg"}. Then a record may be just a list of messages.
+A row of a table has all columns of the table, so a key that holds nothing (null, "" or []) counts as absent.
 Each error in a record is a `RecordError` that names the record.
 """
 
@@ -24,12 +24,12 @@ from encoders.images.opening import ADDRESSES, ImageError, inside, open_image
 from mof.data.digests import SCORED, digest, record_id, unselected
 from mof.data.forms import TEXT_PARTS, first_of, image_of, is_empty, is_image_part, source_of, to_mapping
 
-MOST_MISSING = 20  # image files, the first of all, without any that exists
+MOST_MISSING = 20  # if the first image files, in this number, are all missing, the folder is wrong
 IMAGE_PLACEHOLDER = "<image>"
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
-ROLES |= dict.fromkeys(("chatgpt", "bard", "bing", "model"), "assistant")  # of ShareGPT and Gemma
+ROLES |= dict.fromkeys(("chatgpt", "bard", "bing", "model"), "assistant")  # roles of ShareGPT and Gemma
 TOOL_ROLES = ("tool", "function", "function_call", "function_response", "observation", "ipython")
-LONGEST_MESSAGE = 600  # characters of an error; an image may be kilobytes of text
+LONGEST_MESSAGE = 600  # characters of an error's message; an image in base64 may be kilobytes of text
 BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4}\s*){32,}(?:[A-Za-z0-9+/]{2,3}={1,2}\s*)?")
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # a lone surrogate: JSON can write it, UTF-8 cannot
 
@@ -40,7 +40,7 @@ Message = dict[str, Any]  # {"role": ..., "content": list[Part]}
 
 
 class RecordError(ValueError):
-    """A record that cannot be used. The message names the record and what is wrong with it; a long message is cut in the middle."""
+    """A RecordError says that a record cannot be used. The message names the record and its fault; a long message is cut in the middle."""
 
     def __init__(self, message: str) -> None:
         super().__init__(shortened(message))
@@ -65,49 +65,50 @@ def shortened(message: str) -> str:
 
 @dataclass(frozen=True)
 class Record:
-    """One conversation about zero, one or several images."""
+    """A record is a conversation about any number of images, also none."""
 
     id: str
-    """Unique name; scores and selections refer to it."""
+    """Unique name, to which scores and selections refer."""
     messages: list[Message]
     """Chat messages {"role": "user"|"assistant"|"system", "content": [parts]}: an optional system message, then user and
     assistant in turn."""
     images: list[ImageSource]
-    """One per {"type": "image"} part, in order: a file path or an open PIL image."""
+    """A file path or an open PIL image for each {"type": "image"} part, in order."""
 
     @property
     def questions(self) -> list[str]:
-        """The text of each of the user's messages, without image placeholders."""
+        """Return the text of each of the user's messages, without image placeholders."""
         return _texts(self.messages, "user")
 
     @property
     def answers(self) -> list[str]:
-        """The text of each of the assistant's messages."""
+        """Return the text of each of the assistant's messages."""
         return _texts(self.messages, "assistant")
 
 
 def to_record(raw: Any, image_folder: str | os.PathLike[str] | None = None) -> Record:
-    """Check a raw record and return it in the form that everything else works on.
+    """Check a raw record and return it as a `Record`, on which all other code works.
 
     A leading assistant turn is dropped, as LLaVA does (its instruction mix holds a few). White space next to an image
-    placeholder is dropped too: the chat template sets images off from the text.
+    placeholder is dropped too, because the chat template separates images from the text.
 
     Args:
-        raw: a LLaVA dict, a dict of chat messages or a list of them (see the module's docstring). An image is a path, an
-            open PIL image, or as Hugging Face data sets keep it, {"bytes": ..., "path": ...} with one of both.
-        image_folder: joined in front of relative image paths. Absolute paths must lie in it; None and "/" allow any.
+        raw: a LLaVA dict, a dict of chat messages or a list of chat messages (see the module's docstring). An image is a path, an
+            open PIL image, or {"bytes": ..., "path": ...} as in Hugging Face data sets, where either value may be null.
+        image_folder: the folder in which relative image paths start. Absolute paths must lie in it; None and "/" allow any path.
 
     Raises:
-        RecordError: for another form, unknown or misplaced roles, an image in an answer, a number of placeholders that is not
-            the number of images, or an image file that does not exist or lies outside of `image_folder`.
+        RecordError: for another form, unknown or misplaced roles, an image in an answer, different numbers of placeholders and
+            images, or an image file that does not exist or lies outside of `image_folder`.
     """
     name = record_id(raw)
     messages = _messages_of(name, raw)
     images = [_resolve(name, image, image_folder) for image in images_of(raw)]
-    if images and _holds_plain_chat(raw):  # as TRL reads it
+    placeholders = sum(part["type"] == "image" for message in messages for part in message["content"])
+    if not placeholders and _asks_in_plain_text(raw):  # the images then belong to the first question, as in TRL
         question = next(message for message in messages if message["role"] == "user")
         question["content"] = [*({"type": "image"} for _ in images), *question["content"]]
-    placeholders = sum(part["type"] == "image" for message in messages for part in message["content"])
+        placeholders = len(images)
     if placeholders != len(images):
         raise RecordError(
             f"record {name!r}: {placeholders} {IMAGE_PLACEHOLDER} placeholder(s) but {len(images)} image(s); "
@@ -119,18 +120,18 @@ def to_record(raw: Any, image_folder: str | os.PathLike[str] | None = None) -> R
 def texts_of(raw: Any, role: str) -> list[str]:
     """Return the text of each message of `role` ("user", "assistant" or "system"), without image placeholders.
 
-    `Record.questions` and `Record.answers` of a raw record whose image files need not exist.
+    It returns the same as `Record.questions` and `Record.answers`, but the image files need not exist.
 
     Raises:
-        RecordError: as `to_record`, but the images are not looked at.
+        RecordError: as in `to_record`, but the images are not checked.
     """
     return _texts(_messages_of(record_id(raw), raw), role)
 
 
 def images_of(raw: Any) -> list[Any]:
-    """Return the images under `images` or `image` of a raw record, or else the images in its message parts, as the record names them.
+    """Return the images that a raw record names: under `images` or `image`, or else in its message parts.
 
-    Nothing is checked; an object that is no record has no images.
+    Nothing is checked. For an object that is no record the list is empty.
     """
     raw = to_mapping(raw)
     if not isinstance(raw, Mapping):
@@ -144,7 +145,7 @@ def images_of(raw: Any) -> list[Any]:
 
 
 def refuse_missing_images(records: Sequence[Any], image_folder: str | os.PathLike[str] | None) -> None:
-    """Raise a ValueError when the image files of the first records are all missing: then the folder is wrong, not a record."""
+    """Raise a ValueError if the image files of the first records are all missing, because then the folder is wrong, not a record."""
     named = (image for raw in records for image in images_of(raw) if isinstance(image, str) and not image.startswith(ADDRESSES))
     paths = [os.path.join(image_folder or "", image) for image in islice(named, MOST_MISSING)]
     if len(paths) == MOST_MISSING and not any(map(os.path.lexists, paths)):
@@ -154,14 +155,8 @@ def refuse_missing_images(records: Sequence[Any], image_folder: str | os.PathLik
         )
 
 
-def with_images(raw: Any, images: Sequence[Any]) -> dict[str, Any]:
-    """Return a copy of a raw record that names these images, at least one, in place of its own."""
-    assert images, "without images, images in message parts would count again"
-    return {key: value for key, value in to_mapping(raw).items() if key != "image"} | {"images": list(images)}
-
-
 def require_unchanged(raw: Any) -> None:
-    """Raise a RecordError for a selected record that was changed later: its mask, and the scores behind it, belong to another record."""
+    """Raise a RecordError for a selected record that was changed later. Its token mask belongs to the record before the change."""
     if isinstance(raw, Mapping) and raw.get(SCORED) is not None and digest(unselected(raw)) != raw[SCORED]:
         raise RecordError(
             f"record {record_id(raw)!r} has changed since it was scored and selected; select from the records as they were scored, "
@@ -170,7 +165,7 @@ def require_unchanged(raw: Any) -> None:
 
 
 def _messages_of(name: str, raw: Any) -> list[Message]:
-    """Return the checked messages of a raw record; its images are not looked at."""
+    """Return the checked messages of a raw record. Its images are not checked."""
     if HALF_CHARACTER.search(name):
         raise RecordError(f"record {name!r}: the id holds half of a surrogate pair, which no file takes")
     raw = to_mapping(raw)
@@ -210,9 +205,10 @@ def _to_message(name: str, turn: Any) -> Message:
 
 
 def _split(text: str) -> list[Part]:
-    """Return [image, "What?"] for "What?\\n<image>": a single image comes first, wherever its placeholder stands, as in LLaVA's loader.
+    """Return the parts of a text with image placeholders: [image, "What?"] for "What?\\n<image>".
 
-    Several images stay in place. Text without a placeholder stays as it is, white space included.
+    A single image is put first, wherever its placeholder stands, as in LLaVA's loader. Several images stay in place. Text without a
+    placeholder stays as it is, white space included.
     """
     if IMAGE_PLACEHOLDER not in text:
         return [{"type": "text", "text": text}]
@@ -252,11 +248,11 @@ def _texts(messages: list[Message], role: str) -> list[str]:
     return ["\n".join(part["text"] for part in content if part["type"] == "text") for content in contents]
 
 
-def _holds_plain_chat(raw: Any) -> bool:
-    """Return whether a raw record is chat messages of plain text, without a mark where its images stand."""
+def _asks_in_plain_text(raw: Any) -> bool:
+    """Return whether the first question of a chat is plain text, so that nothing in it can say where an image stands."""
     turns = first_of(to_mapping(raw), "conversations", "messages")
-    contents = [turn.get("content") if isinstance(turn, Mapping) else None for turn in turns]
-    return all(isinstance(content, str) and IMAGE_PLACEHOLDER not in content for content in contents)
+    question = next((turn for turn in turns if ROLES.get(str(turn.get("role")).strip().lower()) == "user"), {})
+    return isinstance(question.get("content"), str)
 
 
 def _resolve(name: str, image: Any, folder: str | os.PathLike[str] | None) -> ImageSource:
@@ -264,7 +260,7 @@ def _resolve(name: str, image: Any, folder: str | os.PathLike[str] | None) -> Im
         image = first_of(image, "bytes", "path")
     if isinstance(image, bytes):
         try:
-            return open_image(image, f"<image of {len(image)} bytes>")  # decoded when its pixels are needed
+            return open_image(image, f"<image of {len(image)} bytes>")  # the image is decoded when its pixels are needed
         except ImageError as error:
             raise RecordError(f"record {name!r}: {error}") from error
     if isinstance(image, Image.Image):
@@ -285,7 +281,7 @@ def _resolve(name: str, image: Any, folder: str | os.PathLike[str] | None) -> Im
 
 
 def _not_base64(image: str | os.PathLike[str]) -> str | None:
-    """Return what to do about a path that is an image in base64; None for any other path."""
+    """Return advice for a path that looks like an image in base64, or None for another path."""
     if BASE64.fullmatch(os.fspath(image)) is None:
         return None
     return f"the image looks like base64, {shown(image)}; write 'data:image/png;base64,' in front of it"

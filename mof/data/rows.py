@@ -1,4 +1,4 @@
-"""Raw records one after the other: out of a file, a list, a generator or a table. `mof.data.records` parses them."""
+"""`rows` yields raw records in order, from a file, a list, a generator or a table. `mof.data.records` parses them."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from mof.data.digests import record_id
 from mof.data.forms import TURNS, to_mapping
 from mof.data.records import RecordError, shown
 
 PIECE = 1 << 20  # characters of a file that are read at a time
+TABLE_ROWS = 256  # rows of a table that are read at a time; they may hold images
 SPACE, COMMA, CLOSE = re.compile(r"\s*"), re.compile(r"\s*,\s*"), re.compile(r"\s*\]")
-BEHIND = re.compile(r"[\s,\]]")  # what may stand behind an item of a list
+BEHIND = re.compile(r"[\s,\]]")  # characters that may follow an item of a list
 
-RawRecord = Mapping[str, Any] | list[Any]  # as `mof.data.records.to_record` reads it
+RawRecord = Mapping[str, Any] | list[Any]  # see `mof.data.records.to_record`
 
 
 @dataclass(frozen=True)
 class UnreadableRow:
-    """Stands for a record that could not be read: a line that is not JSON, or a row that its table cannot decode."""
+    """An UnreadableRow stands for a record that could not be read: a line that is not JSON, or a row that its table cannot decode."""
 
     id: str
     reason: str
@@ -39,7 +41,7 @@ Row = RawRecord | UnreadableRow
 
 @runtime_checkable
 class Table(Protocol):
-    """An object that gives rows by their index."""
+    """A table is an object that returns rows by their index."""
 
     def __len__(self) -> int: ...
 
@@ -47,10 +49,12 @@ class Table(Protocol):
 
 
 def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Return the raw record dicts of a `.json` file (one list) or a `.jsonl` file (one dict a line), in UTF-8.
+    """Return the raw record dicts of a `.json` file (a list), a `.jsonl` file (a dict in each line) or a `.parquet` file (rows).
+
+    JSON is in UTF-8. Images may lie in a column of a `.parquet` file, as Hugging Face data sets keep them.
 
     Raises:
-        RecordError: naming the file (and line) that has another form.
+        RecordError: for a file or line that has another form; the message names it.
     """
     rows = read_rows(path)
     for row in rows:
@@ -60,22 +64,22 @@ def read_records(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def read_rows(path: str | os.PathLike[str]) -> list[Any]:
-    """Return the records like `read_records`, but a line that is not JSON becomes an `UnreadableRow`.
+    """Return the records as `read_records` does, but a line that is not JSON becomes an `UnreadableRow`.
 
     Raises:
-        RecordError: naming the file, also when its first line is not JSON: the file is then of another kind.
+        RecordError: for a file that has another form, or whose first line is not JSON; the message names the file.
     """
     return list(stream_rows(path))
 
 
 def stream_rows(path: str | os.PathLike[str]) -> Iterator[Any]:
-    """Yield the records that `read_rows` returns without holding them in memory; the errors are the same.
+    """Yield the records that `read_rows` returns, without holding them in memory. The errors are the same.
 
-    A list in a `.json` file is found to be broken only where it breaks.
+    For a broken list in a `.json` file, the error is raised only after the records before the fault.
     """
     path = Path(path)
     empty = True
-    for row in _lines(path) if path.suffix == ".jsonl" else _items(path):
+    for row in READERS.get(path.suffix, _items)(path):
         if empty and isinstance(row, UnreadableRow):
             raise RecordError(f"{row.id}: {row.reason}; expected a .json file of one list, or one dict a line in a .jsonl file")
         empty = False
@@ -85,9 +89,10 @@ def stream_rows(path: str | os.PathLike[str]) -> Iterator[Any]:
 
 
 def opened(records: Any) -> Any:
-    """Return the records that a file (given by its path), a DataFrame, an Arrow table or a `DatasetDict` of a single split holds.
+    """Return the records of a file (given by its path), a DataFrame, an Arrow table or a `DatasetDict` with a single split.
 
-    Anything else is returned as it is.
+    A data set of Hugging Face is returned without its format (torch, numpy, ...), so that rows are plain. Another object is returned
+    as it is.
 
     Raises:
         RecordError: for a dict that is no record or holds several splits, and for a file that cannot be read (`read_rows`).
@@ -100,21 +105,26 @@ def opened(records: Any) -> Any:
     if pandas is not None and isinstance(records, pandas.DataFrame):
         try:
             return pa.Table.from_pandas(records, preserve_index=False).to_pylist()
-        except (pa.ArrowException, TypeError):  # a column of open images
+        except (pa.ArrowException, TypeError):  # a column may hold open images, which Arrow cannot store
             return records.to_dict("records")
+    if (datasets := sys.modules.get("datasets")) and isinstance(records, (datasets.Dataset, datasets.IterableDataset)):
+        return records.with_format(None)
     if not isinstance(records, Mapping):
         return records
     splits = list(records.values())
-    if len(splits) == 1 and not (records.keys() & {*TURNS} or isinstance(splits[0], Mapping)) and isinstance(splits[0], Table):
-        return splits[0]
+    if len(splits) == 1 and not (records.keys() & {*TURNS} or isinstance(splits[0], Mapping)) and isinstance(splits[0], (Table, Iterable)):
+        return opened(splits[0])
     raise RecordError(f"expected records one after the other, got a dict of {shown(list(records))}: give a list, or a single split")
 
 
 def rows(records: Iterable[RawRecord]) -> Iterator[Row]:
-    """Yield the records in order, each with an id of its own: the second record of the id "7" gets "7#2".
+    """Yield the records in order, each with a unique id: the second record with the id "7" gets "7#2".
 
-    LLaVA's own files use the id of an image for several records. Scores and selections refer to records by id. A row that a table
-    (a Hugging Face data set) cannot decode becomes an `UnreadableRow`. `opened` says what else may hold records.
+    LLaVA's own files use the id of an image for several records, but scores and selections refer to records by id. A row that a table
+    (a Hugging Face data set) cannot decode becomes an `UnreadableRow`.
+
+    Args:
+        records: an iterable of records, or an object that `opened` takes.
     """
     times = Counter[str]()
     for row in _rows(opened(records)):
@@ -135,7 +145,7 @@ def _rows(records: Any) -> Iterator[Row]:
     for index in range(len(records)):
         try:
             yield records[index]
-        except Exception as error:  # tables raise any kind
+        except Exception as error:  # tables raise errors of any kind
             yield UnreadableRow(f"row {index}", f"{type(error).__name__}: {error}")
 
 
@@ -165,11 +175,20 @@ def _lines(path: Path) -> Iterator[Row]:
                 yield _parse(line, f"{path.name}, line {number}")
 
 
+def _table_rows(path: Path) -> Iterator[Any]:
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(TABLE_ROWS):
+                yield from batch.to_pylist()
+    except pa.ArrowException as error:
+        raise RecordError(f"{path}: cannot be read as a Parquet file ({error})") from error
+
+
 def _items(path: Path) -> Iterator[Any]:
     """Yield the items of a JSON list while the file is read, piece by piece."""
     try:
         yield from _pieces(path)
-    except (ValueError, RecursionError):  # no list, or a fault, whose place is told by reading the whole
+    except (ValueError, RecursionError):  # no list, or a fault; the whole file is parsed to name its place
         content = path.read_bytes()
         whole = _parse(content, str(path)) if content.strip() else []
         if isinstance(whole, UnreadableRow):
@@ -180,7 +199,7 @@ def _items(path: Path) -> Iterator[Any]:
 
 
 def _pieces(path: Path) -> Iterator[Any]:
-    """Yield the items of a JSON list. A ValueError or RecursionError says that the file is none."""
+    """Yield the items of a JSON list. A ValueError or RecursionError says that the file is no JSON list."""
     scan = json.JSONDecoder(object_pairs_hook=_with_shared_keys).raw_decode
     with path.open(encoding="utf-8-sig") as file:
         text = file.read(PIECE).lstrip()
@@ -199,7 +218,7 @@ def _pieces(path: Path) -> Iterator[Any]:
                 more = file.read(size)
                 if not more:
                     raise
-                text, place, size = text[place:] + more, 0, 2 * size  # long items are not tried too often
+                text, place, size = text[place:] + more, 0, 2 * size  # twice as much: a long item is parsed a few times only
                 continue
             yield item
             place, gap, size = end, COMMA, PIECE
@@ -208,5 +227,8 @@ def _pieces(path: Path) -> Iterator[Any]:
 
 
 def _with_shared_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a dict whose keys are kept once in memory, however many records there are."""
+    """Return a dict whose keys are in memory only once, for any number of records."""
     return {sys.intern(key): value for key, value in pairs}
+
+
+READERS = {".jsonl": _lines, ".parquet": _table_rows}  # all other files hold a list

@@ -1,7 +1,7 @@
-"""Chat templates as Jinja renders them for transformers, with the answers marked, and within bounds of time and memory.
+"""`render` writes a conversation with a chat template, as transformers does, and marks the answers. Its time and memory are bounded.
 
-A template comes with a checkpoint, so it is code of others. Jinja's sandbox keeps it away from the machine, but neither from endless
-loops nor from endless texts.
+A template comes with a checkpoint, so it is code from strangers. Jinja's sandbox keeps it away from files and programs, but does not
+stop endless loops and endless texts.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ MOST_STEPS = 300_000  # rounds of loops and calls of macros
 MOST_CHARACTERS = 50_000_000
 
 MARKED = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
-START, END = (f"\ufdd0{secrets.token_hex(8)}\ufdd1" for _ in range(2))  # no text holds them
+START, END = (f"\ufdd0{secrets.token_hex(8)}\ufdd1" for _ in range(2))  # random, so that no text holds them
 _steps: ContextVar[int] = ContextVar("steps")
 
 
 class TemplateBoundsError(ValueError):
-    """A chat template that does not come to an end in reasonable time or memory."""
+    """TemplateBoundsError says that a chat template needs too many steps or characters."""
 
 
 def marks_answers(template: object) -> bool:
@@ -39,7 +39,7 @@ def marks_answers(template: object) -> bool:
 
 
 def template_of(processor: ProcessorMixin) -> str | None:
-    """Return the chat template of a processor, or its default where it has several."""
+    """Return the chat template of a processor. If it has several, return its default template."""
     template = processor.chat_template
     return template.get("default") if isinstance(template, dict) else template
 
@@ -49,9 +49,9 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], **context: Any)
 
     Raises:
         TemplateBoundsError: for a template that takes too many steps or characters.
-        Exception: whatever the template raises.
+        Exception: any error that the template raises.
     """
-    context = {"tools": _no_tools(), "documents": None, "add_generation_prompt": False, **context}  # what transformers gives
+    context = {"tools": _no_tools(), "documents": None, "add_generation_prompt": False, **context}  # as in transformers
     token = _steps.set(0)
     try:
         pieces, length = [], 0
@@ -80,10 +80,13 @@ def _without_marks(marked: str) -> tuple[str, list[Span]]:
 
 
 class _Generation(Extension):
-    """{% generation %}, in place of the extension of transformers, whose time grows with the square of the number of answers."""
+    """This extension implements {% generation %}.
+
+    The time of transformers' own extension grows with the square of the number of answers.
+    """
 
     tags = {"generation"}  # noqa: RUF012  as in Jinja
-    priority = 200  # after the extension of transformers, which has 100
+    priority = 200  # after the extension of transformers, whose priority is 100
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         line = next(parser.stream).lineno
@@ -94,7 +97,7 @@ class _Generation(Extension):
 
 @lru_cache(maxsize=16)
 def _compiled(template: str) -> Any:
-    """Return a template in the environment of transformers, in which each round of a loop, each call and each assignment is counted."""
+    """Return the compiled template. Each round of a loop and each call of a macro is counted, and the size of each value is checked."""
     environment = _compile_jinja_template("").environment.overlay(extensions=[_Generation])
     environment.intercepted_binops = frozenset(("*", "**"))
     environment.call_binop = lambda _, operator, left, right: _multiplied(environment, operator, left, right)
@@ -140,18 +143,18 @@ def _multiplied(environment: Any, operator: str, left: Any, right: Any) -> Any:
 
 @lru_cache(maxsize=1)
 def _no_tools() -> Any:
-    """Return the value of `tools` that transformers gives to a template where there are none: it depends on its version."""
+    """Return the value of `tools` that transformers passes to a template without tools. It depends on transformers' version."""
     (text,), _ = render_jinja_template(conversations=[[]], chat_template="{{ tools is none }}")
     return None if text == "True" else []
 
 
 def refuse_endless(template: str | None) -> None:
-    """Render a short conversation. A TemplateBoundsError refuses a template without end; other faults show at the conversations."""
+    """Render a short conversation, to raise a TemplateBoundsError for an endless template. Other errors are ignored here."""
     parts = [{"type": "text", "text": "-"}]
     try:
         if template is not None:
             render(template, [{"role": "user", "content": parts}], add_generation_prompt=True)
     except TemplateBoundsError:
         raise
-    except Exception:  # say, no system message, or a variable that the tokenizer would give
+    except Exception:  # for example, the template needs a system message, or a variable that the tokenizer would give
         return

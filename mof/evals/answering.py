@@ -1,4 +1,4 @@
-"""The protocol of everything that answers questions about images, and a cache on disk that makes a second run free."""
+"""The protocol of answerers of questions about images, and a cache on disk that makes a second run free."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Prompt:
 
     @classmethod
     def about(cls, id: str, image: ImageSource | None, text: str, options: tuple[str, ...] = ()) -> Prompt:
-        """Make a prompt of an image, if there is one, followed by a text, in one message of the user."""
+        """Make a prompt with a single message of the user: an image, unless it is None, and a text."""
         images = [] if image is None else [image]
         content = [*({"type": "image"} for _ in images), {"type": "text", "text": text}]
         return cls(id, [{"role": "user", "content": content}], images, options)
@@ -70,12 +70,12 @@ class Answerer(Protocol):
     """Anything that answers prompts; `mof.evals.answerers` holds three kinds. It is as deterministic as its model."""
 
     name: str
-    """For tables."""
+    """The name in tables."""
     settings: dict[str, Any]
     """Everything that can change an answer, as JSON: part of the cache's key."""
 
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
-        """Yield (position in `prompts`, its answer) as soon as the answer is there, in any order.
+        """Yield (position in `prompts`, answer) as soon as an answer is there, in any order.
 
         Raises:
             ValueError: if some prompts got no answer, naming the first of them; all other answers are yielded before.
@@ -99,7 +99,7 @@ class Usage:
 class AnswerCache:
     """A file of answers by key, a JSON line with a digest for each. A line is on disk before its answer is used.
 
-    Damaged and torn lines are left out, with a warning. Several runs may share a file. Lines without a digest or a format version,
+    Damaged and incomplete lines are left out, with a warning. Several runs may share a file. Lines without a digest or a format version,
     which older releases wrote, are read as well. Lines of a later version are left alone.
     """
 
@@ -141,7 +141,7 @@ def _to_answer(fields: dict[str, Any]) -> Answer:
 def answer_all(
     answerer: Answerer, prompts: Sequence[Prompt], cache: AnswerCache | None = None, *, progress: bool = False
 ) -> tuple[list[Answer], Usage]:
-    """Return the answers in the order of the prompts, and what they cost.
+    """Return the answers in the order of the prompts, and the counts of this run.
 
     With a cache, only prompts that it does not hold are asked, and equal prompts once. Without a cache, each prompt is asked.
 

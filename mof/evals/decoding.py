@@ -1,19 +1,10 @@
-"""Decoding methods by name. Packages that have them make themselves known by the entry point `mof.decoding`."""
+"""Decoding methods by name, and pages that explain answers: of packages that make themselves known by entry points."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
-from typing import Annotated, Any, Protocol
-
-import typer
-
-DecodingName = Annotated[
-    str | None,
-    typer.Option(
-        "--decoding", help="NAME[:OPTION=VALUE...]: vcd, icd, m3id, pai, var or lacing, such as vcd:alpha=0.5. Default: plain decoding."
-    ),
-]
+from typing import Any, Protocol
 
 
 class Decoding(Protocol):
@@ -29,9 +20,17 @@ def load_decoding(text: str | None) -> Decoding | None:
     Raises:
         ValueError: for an unknown name or option, and if no installed package has decoding methods.
     """
-    if text is None:
-        return None
-    point = next(iter(entry_points(group="mof.decoding")), None)
+    return None if text is None else _load("mof.decoding", f"decoding {text!r}")(text)
+
+
+def load_explainer() -> Callable[..., None]:
+    """Return the function that writes the page of `--explain`. ValueError if no installed package has it."""
+    return _load("mof.explain", "--explain")
+
+
+def _load(group: str, asked: str) -> Callable[..., Any]:
+    """Return what the first entry point of a group names."""
+    point = next(iter(entry_points(group=group)), None)
     if point is None:
-        raise ValueError(f"decoding {text!r}: no installed package has decoding methods; install this one again: pip install -e .")
-    return point.load()(text)
+        raise ValueError(f"{asked}: no installed package has this; install this one again: pip install -e .")
+    return point.load()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest, bootstrap, norm
 
 # Shapes: U = units, C = counts of a unit, R = resamples, P = resamples at a time.
@@ -23,7 +23,7 @@ Interval = tuple[float, float]
 
 
 def share(counts: Counts) -> Counts:
-    """Hits and trials [..., 2] -> their ratio [...]; NaN without trials."""
+    """Return the ratio [...] of hits and trials [..., 2]; NaN without trials."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return counts[..., 0] / counts[..., 1]  # [...]
 
@@ -38,13 +38,20 @@ class Tally:
     """[U, C]"""
     statistic: Statistic = share
 
+    @classmethod
+    def of(cls, units: Sequence[str], hits: ArrayLike, trials: ArrayLike) -> Tally:
+        """Return the share of hits among trials. Both have a number for each unit, or a single number for all."""
+        counts = np.empty((len(units), 2))  # [U, 2]
+        counts[:, 0], counts[:, 1] = hits, trials
+        return cls(tuple(units), counts)
+
     @property
     def value(self) -> float:
         return float(self.statistic(self.counts.sum(axis=0)))
 
     @cached_property
     def resampled(self) -> Counts:
-        """The figure on units drawn with replacement [R]. Tallies of equally many units draw the same ones: their figures are paired."""
+        """The figure on units drawn with replacement [R]. Tallies of equally many units draw the same units: their figures are paired."""
         if len(self.units) == 1:  # can only be drawn again
             return np.full(RESAMPLES, self.value)
 
@@ -68,7 +75,7 @@ Figure = Tally | Given
 
 
 def mean_interval(runs: Sequence[Figure]) -> Interval | None:
-    """The bootstrap interval of the mean over runs on the same units; None if the units differ or are unknown.
+    """Return the bootstrap interval of the mean over runs on the same units; None if the units differ or are unknown.
 
     Runs that have everything right or everything wrong get Wilson's interval: resampling would claim certainty.
     """
@@ -95,7 +102,7 @@ class Difference:
 
 
 def difference(first: Sequence[Figure], second: Sequence[Figure]) -> Difference | None:
-    """The mean of the first runs minus that of the second; None if they were not measured on the same units."""
+    """Return the mean of the first runs minus the mean of the second; None if they were not measured on the same units."""
     tallies = _on_same_units([*first, *second])
     if tallies is None:
         return None
@@ -119,11 +126,11 @@ def _percentiles(figures: Counts) -> Interval:
 
 
 def wilson(hits: int, trials: int) -> Interval:
-    """Wilson's score interval of a share."""
+    """Return Wilson's score interval of a share."""
     interval = binomtest(hits, trials).proportion_ci(LEVEL, method="wilson")
     return float(interval.low), float(interval.high)
 
 
 def half_width(share: float, units: int) -> float:
-    """Half of the 95 % interval of a share of this many units: 0.069 for 0.25 of MMVP's 150 pairs."""
+    """Return half of the 95 % interval of a share of this many units: 0.069 for 0.25 of MMVP's 150 pairs."""
     return Z * (share * (1 - share) / units) ** 0.5

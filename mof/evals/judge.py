@@ -7,11 +7,16 @@ got a reply, and counted everything but "yes" and "no" as wrong. Here the temper
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
-from mof.evals.answering import Answer, Prompt
-from mof.evals.mmvp import Question
+from mof.evals.answering import Answer, Answerer, Prompt
+from mof.evals.benchmark import Row
 from mof.evals.option_matching import yes_or_no
+
+if TYPE_CHECKING:
+    from mof.evals.mmvp import Question
+    from mof.evals.run import Run
 
 SYSTEM = "You are a helpful and precise assistant for checking the quality of the answer. Please answer in only yes or no."
 QUESTION = (
@@ -54,3 +59,23 @@ def agreement(verdicts: Sequence[bool | None], by_rule: Sequence[bool]) -> Agree
     judged, ruled = sum(verdict for verdict, _ in pairs) / count, sum(rule for _, rule in pairs) / count
     by_chance = judged * ruled + (1 - judged) * (1 - ruled)
     return Agreement(count, len(verdicts) - count, share, None if by_chance == 1 else (share - by_chance) / (1 - by_chance))
+
+
+def judged(
+    run: Run, judge: Answerer, questions: Sequence[Question], answers: Sequence[Answer], by_rule: Sequence[bool]
+) -> tuple[dict[str, list[bool]], Row]:
+    """Ask the judge about each answer, by the released and by the corrected labels.
+
+    Returns:
+        Labels -> whether each answer is right, and a report of the judge, with its agreement with the rule by the released labels.
+    """
+    kinds = list(questions[0].labels)
+    prompts = [judge_prompt(q, a.text, q.labels[kind]) for kind in kinds for q, a in zip(questions, answers, strict=True)]
+    replies, usage = run.ask(prompts, judge)
+    verdicts = {kind: [verdict(reply) for reply in replies[i * len(questions) :][: len(questions)]] for i, kind in enumerate(kinds)}
+    report = {
+        "model": judge.name, "wording": "released grader", "agreement": asdict(agreement(verdicts["released"], by_rule)),
+        "undecided": [q.id for q, said in zip(questions, verdicts["released"], strict=True) if said is None],
+        "usage": asdict(usage),
+    }  # fmt: skip
+    return {kind: [said is True for said in verdicts[kind]] for kind in kinds}, report

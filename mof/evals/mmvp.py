@@ -6,15 +6,36 @@ pair: the same question about two photos, with different answers. Only pairs wit
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from mof.evals.answering import Answer, Answerer, Prompt, answer_all
-from mof.evals.option_matching import match_answer, match_letter, match_text, parse_options
-from mof.evals.question_files import check_pairs, find_files, find_image, read_rows
+import numpy as np
+from numpy.typing import NDArray
 
+from mof.evals.answering import Answer, Answerer, Prompt, answer_all
+from mof.evals.benchmark import Measure, Measured, Row
+from mof.evals.intervals import Figure, Tally
+from mof.evals.judge import judged
+from mof.evals.option_matching import match_answer, match_letter, match_text, parse_options
+from mof.evals.question_files import check_pairs, find_files, find_image, read_patterns, read_rows
+from mof.evals.run import Run
+
+NAME = "mmvp"
+MEASURES = {
+    "mmvp pairs": Measure(
+        "MMVP", "right pairs, %", "pairs of photos with both questions right, by released labels: the headline", chance=0.25, compared=True
+    ),
+    "mmvp questions": Measure("MMVP", "right questions, %", "single questions right; never to be compared with pairs", chance=0.5),
+    "mmvp pairs corrected": Measure(
+        "MMVP", "right pairs, mended labels, %", "the same pairs with the four known wrong labels corrected", chance=0.25
+    ),
+    "mmvp likelihood pairs": Measure(
+        "MMVP", "right pairs by likelihood, %", "the likelier option counts in place of the generated answer", chance=0.25
+    ),
+    "mmvp judge pairs": Measure("MMVP", "right pairs by judge, %", "a language model says whether the answer is right", chance=0.25),
+}
+HEADLINE = "mmvp pairs", "pair_accuracy"
 IMAGE_FOLDERS = ("MMVP Images", "MMVP_Images", "MMVP Imgaes", "images")  # the third is the released script's spelling
 PATTERN_COLUMNS = ("category", "pattern", "type")
 WRONG_LABELS = {99: ("a", "b"), 100: ("b", "a"), 279: ("a", "b"), 280: ("b", "a")}
@@ -30,6 +51,7 @@ PROMPTS: dict[str, Callable[[Question], str]] = {
     "question": lambda asked: asked.question,  # for files whose questions name their options
 }
 LABELS = ("released", "corrected")
+ALL_QUESTIONS = 300  # in the whole benchmark
 
 
 @dataclass(frozen=True)
@@ -76,25 +98,10 @@ def read_mmvp(folder: str | Path, patterns: str | Path | None = None, *, images:
     header = {name.strip().lower(): position for position, name in enumerate(rows[0])} if rows else {}
     if missing := {"question", "options", "correct answer"} - header.keys():
         raise ValueError(f"{file} lacks the columns {', '.join(sorted(missing))}; it has {rows[0] if rows else 'no rows'}")
-    mapping = None if patterns is None else _read_patterns(Path(patterns))
+    mapping = None if patterns is None else read_patterns(Path(patterns))
     questions = [_question(file, row, header, mapping, place if images else None) for row in rows[1:]]
     check_pairs(file, [(question.id, question.pattern) for question in questions])
     return questions if CORRECTION_COLUMN in header else _corrected(questions)
-
-
-def _read_patterns(file: Path) -> dict[str, str]:
-    if file.suffix == ".json":
-        try:
-            mapping = json.loads(file.read_text(encoding="utf-8-sig"))
-        except ValueError as error:
-            raise ValueError(f"{file}: not JSON ({error})") from None
-        if not isinstance(mapping, dict) or not all(isinstance(pattern, str) for pattern in mapping.values()):
-            raise ValueError(f"{file}: expected an object of ids and patterns")
-        return mapping
-    rows = read_rows(file)
-    if any(len(row) < 2 for row in rows):
-        raise ValueError(f"{file}: expected an id and a pattern in each row")
-    return {row[0].strip(): row[1].strip() for row in rows}
 
 
 def _question(
@@ -121,7 +128,7 @@ def _question(
 
 
 def _corrected(questions: Sequence[Question]) -> list[Question]:
-    """Correct the known wrong labels, unless the file's labels are not the released ones."""
+    """Correct the known wrong labels, unless the file has other labels than the released file."""
     known = [question for question in questions if question.id in WRONG_LABELS]
     if not all(question.labels["released"] == WRONG_LABELS[question.id][0] for question in known):
         return list(questions)
@@ -166,17 +173,88 @@ class Score:
 
 def score(questions: Sequence[Question], right: Sequence[bool]) -> Score:
     """Return the shares of right answers. The questions are those of `read_mmvp`; `right` has a value per question."""
-    pairs = list(zip(questions[0::2], right[0::2], right[1::2], strict=True))
-    patterns: dict[str, list[tuple[bool, bool]]] = {}
-    for question, first, second in pairs:
-        if question.pattern is not None:
-            patterns.setdefault(question.pattern, []).append((first, second))
-    everything = _shares([(first, second) for _, first, second in pairs])
-    by_pattern = {pattern: _shares(both) for pattern, both in patterns.items()}
+    pairs = np.reshape(right, (-1, 2))  # [U, 2]
+    patterns = [question.pattern for question in questions[0::2]]
+    by_pattern = {name: _shares(pairs[[pattern == name for pattern in patterns]]) for name in dict.fromkeys(patterns) if name is not None}
+    everything = _shares(pairs)
     return Score(everything["pair_accuracy"], everything["question_accuracy"], by_pattern)
 
 
-def _shares(pairs: Sequence[tuple[bool, bool]]) -> dict[str, float]:
-    both = sum(first and second for first, second in pairs)
-    single = sum(first + second for first, second in pairs)
-    return {"pair_accuracy": both / len(pairs), "question_accuracy": single / (2 * len(pairs)), "pairs": len(pairs)}
+def _shares(pairs: NDArray[np.bool_]) -> dict[str, float]:
+    return {"pair_accuracy": float(pairs.all(axis=1).mean()), "question_accuracy": float(pairs.mean()), "pairs": len(pairs)}
+
+
+def eval_mmvp(run: Run, questions: Sequence[Question], prompt: str = "official", judge: Answerer | None = None) -> Row:
+    """Measure pair and question accuracy, by each way to match answers and by released and corrected labels."""
+
+    def scored(answers: list[Answer]) -> tuple[list[Row], Row, list[str]]:
+        rows, figures = _scored(run, questions, answers, judge)
+        return rows, {"prompt": prompt, **figures}, _deviations(questions, prompt, judge)
+
+    data = [(q.id, q.text, q.labels, q.pattern) for q in questions]
+    return run.measure(
+        NAME, [question.prompt(prompt) for question in questions], data, scored,
+        decoding="the official run samples at temperature 0.2", refused="they count as wrong",
+        prompt=prompt, judge=None if judge is None else judge.settings,
+    )  # fmt: skip
+
+
+def _scored(run: Run, questions: Sequence[Question], answers: list[Answer], judge: Answerer | None) -> tuple[list[Row], Row]:
+    likelihoods = any(answer.log_likelihoods for answer in answers) and all(answer.log_likelihoods or answer.error for answer in answers)
+    matchers = {name: match for name, match in MATCHES.items() if name != "likelihood" or likelihoods}
+    chosen = {name: [match(q, a) for q, a in zip(questions, answers, strict=True)] for name, match in matchers.items()}
+    right = {
+        name: {labels: [letter == q.labels[labels] for letter, q in zip(letters, questions, strict=True)] for labels in LABELS}
+        for name, letters in chosen.items()
+    }
+    headline = next(iter(MATCHES))
+    further = {}
+    if judge is not None:
+        right["judge"], further["judge"] = judged(run, judge, questions, answers, right[headline]["released"])
+    rows: list[Row] = [
+        {
+            "id": q.id, "pattern": q.pattern, "prompt": q.text, "labels": q.labels, "answer": a.text, "error": a.error,
+            "image": None if q.image is None else str(q.image.resolve()), "log_likelihoods": a.log_likelihoods,
+            "chosen": {name: letters[i] for name, letters in chosen.items()},
+            "right": {name: {labels: by[labels][i] for labels in LABELS} for name, by in right.items()},
+        }
+        for i, (q, a) in enumerate(zip(questions, answers, strict=True))
+    ]  # fmt: skip
+    scores = {name: {labels: asdict(score(questions, by[labels])) for labels in LABELS} for name, by in right.items()}
+    best = scores[headline]["released"]
+    return rows, {
+        "questions": len(questions), "pairs": len(questions) // 2, "matched_by": headline, "labels": "released",
+        "pair_accuracy": best["pair_accuracy"], "question_accuracy": best["question_accuracy"], "scores": scores,
+        "corrected_rows": [q.id for q in questions if q.labels["released"] != q.labels["corrected"]],
+        "unmatched": [row["id"] for row in rows if row["chosen"][headline] is None], **further,
+    }  # fmt: skip
+
+
+def _deviations(questions: Sequence[Question], prompt: str, judge: Answerer | None) -> list[str]:
+    notes = [] if prompt == "official" else [f"asked with the {prompt} prompt"]
+    if judge is None:
+        notes.append("answers matched to options by rule; the official run asks gpt-4-0314")
+    elif judge.name != "gpt-4-0314":
+        notes.append(f"judged by {judge.name} at temperature 0; the official run asks gpt-4-0314 at 0.2")
+    if questions[0].id == 1 and questions[0].question != FIRST_QUESTION:
+        notes.append(f"{len(questions)} questions of another file than MMVP's")
+    elif len(questions) != ALL_QUESTIONS:
+        notes.append(f"{len(questions)} of {ALL_QUESTIONS} questions")
+    return notes
+
+
+def measured(result: Row, rows: list[Row]) -> Measured:
+    pairs = list(zip(rows[0::2], rows[1::2], strict=True))
+    units = [f"{a['prompt']} {a['labels']} / {b['prompt']} {b['labels']}" for a, b in pairs]
+    headline = result["matched_by"]
+    figures: dict[str, Figure] = {}
+    for way in result["scores"]:
+        name = "mmvp" if way == headline else f"mmvp {way}"
+        for labels, suffix in zip(LABELS, ("", " corrected"), strict=True):
+            right = np.reshape([bool(row["right"][way][labels]) for row in rows], (-1, 2))  # [U, 2]
+            figures[f"{name} pairs{suffix}"] = Tally.of(units, right.all(axis=1), 1)
+            figures[f"{name} questions{suffix}"] = Tally.of(units, right.sum(axis=1), 2)
+    by_pattern = result["scores"][headline]["released"]["by_pattern"]
+    wrong = [pair for pair in pairs if not all(row["right"][headline]["released"] for row in pair)]
+    patterns = {name: shares["pair_accuracy"] for name, shares in by_pattern.items()}
+    return Measured(f"{len(pairs)} pairs", figures, patterns, wrong)

@@ -2,7 +2,7 @@
 
 A folder holds `Questions.csv` (Question ID, Type, Statement) and one image per row, `<image folder>/<Type>/<id>.jpg`. Rows come
 in pairs. Each of a pair's two statements is matched with the more similar of the pair's two images; the pair counts when both
-statements find their own.
+statements find their own image.
 """
 
 from __future__ import annotations
@@ -27,18 +27,30 @@ from encoders.csv_cells import write_csv
 from encoders.images.opening import inside, open_image, read_file
 from encoders.progress import tracked
 from encoders.runs import write_sealed
+from mof.evals.benchmark import Measure, Measured, Row
+from mof.evals.intervals import Figure, Given, Tally
 from mof.evals.patterns import PATTERNS, pattern_type
 from mof.evals.question_files import check_pairs, find_files, find_image, read_rows
 
 # Shapes: H, W = rows and columns of an image, S = side of an encoder's input, E = width of the joint embedding.
 
+NAME = "mmvp-vlm"
+MEASURES = {
+    "mmvp-vlm pairs": Measure(
+        "MMVP-VLM", "right pairs, %", "pairs of photos whose two captions each find their photo", chance=0.25, compared=True
+    ),
+    "mmvp-vlm likeness": Measure(
+        "MMVP-VLM", "likeness", "mean cosine of a pair's two photos x 100; near 100, the encoder is blind to the difference", "lower"
+    ),
+}
+HEADLINE = "mmvp-vlm pairs", "average"
 IMAGE_FOLDERS = ("MLLM_VLM Images", "MLLM_VLM_Images", "MMVP_VLM_Images")
 """Names of the image folder in the known copies."""
 COLUMNS = 3  # Question ID, Type, Statement: read by position, since copies differ in spelling
-PAIRS = 135  # of the whole benchmark
+PAIRS = 135  # in the whole benchmark
 TIE = 1e-9
 """Cosines closer than this are equal: the same image under two names may differ by the rounding of a sum in float64."""
-FORMAT = 1  # of the .json of results
+FORMAT = 1  # version of the .json of results
 OWN_PAIRS = "ABOUT.txt"
 """A file beside pairs that a person described: `mof blind-pairs export` writes it."""
 SMALLEST_PHOTO = 100  # pixels of the shorter side, far below MMVP-VLM's photos
@@ -49,10 +61,10 @@ class ImageTextEncoder(Protocol):
     """The methods that the probe needs. An `encoders.Encoder` gets preprocessed images, any other object the unchanged pixels."""
 
     def embed_image(self, pixels: Tensor) -> Tensor:
-        """[1, 3, H, W] uint8 -> [1, E]"""
+        """Return the embedding [1, E] of pixels [1, 3, H, W], uint8."""
 
     def embed_text(self, texts: list[str]) -> Tensor:
-        """T texts -> [T, E]"""
+        """Return the embeddings [T, E] of T texts."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +136,7 @@ class MMVPVLMResult:
         shares = {"average": self.average, "by_pattern": self.by_pattern} if matched else {}
         pairs = [dataclasses.asdict(pair) | ({"right": pair.right} if matched else {}) for pair in self.pairs]
         document = {
-            "format": FORMAT, "benchmark": "mmvp-vlm", "encoder": self.encoder, "folder": self.folder, **shares,
+            "format": FORMAT, "benchmark": NAME, "encoder": self.encoder, "folder": self.folder, **shares,
             "image_similarity": self.image_similarity, "pairs": pairs, "deviations": self.deviations,
         }  # fmt: skip
         write_sealed(Path(path), document)
@@ -170,7 +182,7 @@ def probe_mmvp_vlm(
         embed = partial(_stored, store, store.embeddings(name))
     with_text = encoder.has_text if isinstance(encoder, Encoder) else True
     results = []
-    for index in tracked(range(0, len(items), 2), "pairs", len(items) // 2, progress):
+    for index in tracked(range(0, len(items), 2), "pairs", shown=progress):
         pair = items[index], items[index + 1]
         images = torch.cat([embed(item.image) for item in pair])  # [2, E]
         similarities = None
@@ -219,7 +231,7 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def read_mmvp_vlm(folder: str | Path) -> list[Item]:
-    """Return the rows of the folder; two neighbours are a pair: an odd id, then the even one after it, of the same type.
+    """Return the rows of the folder; two neighbours are a pair: an odd id, then the next even id, of the same type.
 
     Raises:
         ValueError: naming what is wrong with the folder or with a row.
@@ -238,3 +250,12 @@ def _item(questions: Path, row: Sequence[str], images: Path) -> Item:
     spellings = dict.fromkeys((type, type.replace(" ", "_"), type.replace("_", " ")))  # Camera Perspective, Camera_Perspective
     image = find_image(questions, id, [Path(inside(images, spelling)) for spelling in spellings])
     return Item(id, type, row[2].strip(), image)
+
+
+def measured(result: Row, rows: list[Row]) -> Measured:
+    pairs = result["pairs"]
+    units = [f"{pair['type']}: {pair['ids']} {pair['statements']}" for pair in pairs]
+    figures: dict[str, Figure] = {"mmvp-vlm likeness": Given(statistics.fmean(pair["image_similarity"] for pair in pairs))}
+    if "average" in result:
+        figures["mmvp-vlm pairs"] = Tally.of(units, [pair["right"] for pair in pairs], 1)
+    return Measured(f"{len(pairs)} pairs of {result['folder']}", figures, result.get("by_pattern") or {})

@@ -45,7 +45,7 @@ _TURNS = {"but", "rather", "instead"}  # end a clause, and the reach of a denial
 
 
 def parse_options(text: str) -> dict[str, str]:
-    """ "(a) Open (b) Closed" -> {"a": "Open", "b": "Closed"}.
+    """Return the options of a text: {"a": "Open", "b": "Closed"} for "(a) Open (b) Closed".
 
     Raises:
         ValueError: unless there are at least two options, lettered from (a) on, each with words of its own.
@@ -101,7 +101,7 @@ def _without_thoughts(answer: str) -> str:
 
 # --- letters
 def _letters(answer: str, options: Mapping[str, str]) -> tuple[set[str], str]:
-    """Return the options whose letters are given, and the part of the answer that decides it.
+    """Return the options whose letters are given, and the part of the answer that decides about them.
 
     Sentences from the word "answer" on decide, then lines that hold nothing but a letter, or a letter and its option, then the
     whole answer.

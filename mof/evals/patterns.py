@@ -28,7 +28,7 @@ _TYPES = {_plain(name): type for type, names in PATTERNS.items() for name in (ty
 
 
 def pattern_type(name: str) -> str:
-    """The pattern with this name, as `Type` spells it; an unknown name is returned unchanged."""
+    """Return the pattern with this name, as `Type` spells it; an unknown name is returned unchanged."""
     return _TYPES.get(_plain(name), name)
 
 

@@ -11,11 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-Counts = NDArray[np.float64]
+from encoders.images.opening import inside
+from mof.evals.answering import Answer, Prompt
+from mof.evals.benchmark import Measure, Measured, Row
+from mof.evals.intervals import Counts, Tally
+from mof.evals.run import Run
 
+NAME = "pope"
+MEASURES = {
+    "pope accuracy": Measure("POPE", "accuracy, %", "yes-or-no questions about objects; mean over the strategies", chance=0.5),
+    "pope f1": Measure("POPE", "F1, %", "of yes; mean over the strategies; always saying yes gives 66.7", compared=True),
+    "pope yes": Measure("POPE", "said yes, %", "half of the questions are to be answered with yes", ""),
+}
+HEADLINE = "pope accuracy", "accuracy"
 STRATEGIES = ("random", "popular", "adversarial")
+ALL_QUESTIONS = 3000  # for each strategy, in the whole benchmark
 
 
 @dataclass(frozen=True)
@@ -116,3 +127,53 @@ RATES: dict[str, Callable[[Counts], Counts]] = {
 
 The precision is 0 without "yes" answers (the released evaluator fails then). `yes_ratio` is the share of "yes" among the answers.
 """
+
+
+def eval_pope(run: Run, questions: Sequence[PopeQuestion], images: Path | None) -> Row:
+    """Measure POPE by strategy, and the mean over strategies. `images` is the folder of the photos, None for finished answers."""
+
+    def score(answers: list[Answer]) -> tuple[list[Row], Row, list[str]]:
+        rows: list[Row] = [
+            {
+                "id": q.id, "image": q.image, "text": q.text, "present": q.present,
+                "answer": a.text, "error": a.error, "yes": says_yes(a.text),
+            }
+            for q, a in zip(questions, answers, strict=True)
+        ]  # fmt: skip
+        texts = [answer.text for answer in answers]
+        scores = score_pope(questions, texts)
+        neither, unread = (sum(map(says, texts)) for says in (says_neither, says_no_unread))
+        notes = [f"{neither} of {len(texts)} answers say neither yes nor no: they count as yes by the released rule"] if neither else []
+        notes += [f"{unread} answers say no in a spelling that the released rule counts as yes"] if unread else []
+        missing = [strategy for strategy in STRATEGIES if strategy not in scores]
+        notes += [f"the mean leaves out {', '.join(missing)}: no questions"] if missing else []
+        counts = {name: by["questions"] for name, by in scores.items() if name != "mean"}
+        notes += [f"{count} of {ALL_QUESTIONS} {name} questions" for name, count in counts.items() if count != ALL_QUESTIONS]
+        return rows, {**scores["mean"], "scores": scores, "neither": neither}, notes
+
+    prompts = [Prompt.about(q.id, None if images is None else inside(images, q.image), q.text) for q in questions]
+    data = [(q.id, q.image, q.text, q.present) for q in questions]
+    refused = "they count as yes, as empty answers do by the released rule"
+    return run.measure(NAME, prompts, data, score, decoding="POPE prescribes no decoding", refused=refused)
+
+
+def measured(result: Row, rows: list[Row]) -> Measured:
+    """Return the figures. The units are photos: each is asked about six times per strategy."""
+    strategies = list(dict.fromkeys(row["id"].partition("/")[0] for row in rows))
+    photos: dict[str, list[Row]] = {}
+    for row in rows:
+        photos.setdefault(row["image"], []).append(row)
+    counts = np.zeros((len(photos), len(strategies), 4))  # [U, S, 4]
+    for photo, asked in enumerate(photos.values()):
+        for row in asked:
+            counts[photo, strategies.index(row["id"].partition("/")[0]), outcome(row["yes"], row["present"])] += 1
+    units = tuple(f"{name}: {[(row['id'], row['text'], row['present']) for row in asked]}" for name, asked in photos.items())
+    flat = counts.reshape(len(photos), -1)  # [U, S*4]
+    rates = {"accuracy": "accuracy", "f1": "f1", "yes": "yes_ratio"}
+    basis = f"{len(rows)} questions about {len(photos)} photos ({', '.join(strategies)})"
+    return Measured(basis, {f"pope {key}": Tally(units, flat, _by_strategy(RATES[name])) for key, name in rates.items()})
+
+
+def _by_strategy(rate: Callable[[Counts], Counts]) -> Callable[[Counts], Counts]:
+    """Return the mean over the strategies of a rate, as a function of their counts [..., S*4]."""
+    return lambda counts: rate(counts.reshape(*counts.shape[:-1], -1, 4)).mean(axis=-1)  # [...]

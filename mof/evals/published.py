@@ -53,7 +53,7 @@ MMVP_CORRELATION: dict[str, float] = {
     "GPT-4V": 0.31,
 }
 
-# Figures of the VIG paper's second version, by the keys of `mof.evals.measures`. CHAIR's are by the rules of the released script.
+# Figures of the VIG paper's second version, by the keys of `mof.evals.outcomes.MEASURES`. CHAIR's are by the rules of the released script.
 _VIG_COLUMNS = (
     "llava_in_the_wild gpt_eval_llava_all", "mmvet gpt_eval_score", "cv_bench cv_bench_acc", "pope f1", "chair s", "mmhal_bench mmhal_rate",
 )  # fmt: skip
@@ -66,7 +66,7 @@ _VIG = {
 
 
 def published_rows(keys: Collection[str]) -> dict[str, dict[str, dict[str, float]]]:
-    """Return source -> model -> key of `mof.evals.measures` -> figure, for the given keys."""
+    """Return source -> model -> key of `mof.evals.outcomes.MEASURES` -> figure, for the given keys."""
     rows: dict[str, dict[str, dict[str, float]]] = {
         "Eyes Wide Shut? (arXiv 2401.06209)": {
             **{name: {"mmvp-vlm pairs": mmvp_vlm_average(shares)} for name, shares in MMVP_VLM.items()},

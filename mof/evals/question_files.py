@@ -1,8 +1,9 @@
-"""`Questions.csv` and image folders as MMVP and MMVP-VLM have them: two rows are a pair, an odd id and the next one."""
+"""`Questions.csv` and image folders as MMVP and MMVP-VLM have them: two rows are a pair, an odd id and the next id."""
 
 from __future__ import annotations
 
 import csv
+import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,22 @@ def read_rows(file: Path) -> list[list[str]]:
             return [[plain_cell(cell) for cell in row] for row in csv.reader(stream) if any(cell.strip() for cell in row)]
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{file}: cannot be read as CSV in UTF-8 ({error})") from None
+
+
+def read_patterns(file: Path) -> dict[str, str]:
+    """Return id -> pattern from a .json object or a .csv of ids and patterns. ValueError for any other file."""
+    if file.suffix == ".json":
+        try:
+            mapping = json.loads(file.read_text(encoding="utf-8-sig"))
+        except ValueError as error:
+            raise ValueError(f"{file}: not JSON ({error})") from None
+        if not isinstance(mapping, dict) or not all(isinstance(pattern, str) for pattern in mapping.values()):
+            raise ValueError(f"{file}: expected an object of ids and patterns")
+        return mapping
+    rows = read_rows(file)
+    if any(len(row) < 2 for row in rows):
+        raise ValueError(f"{file}: expected an id and a pattern in each row")
+    return {row[0].strip(): row[1].strip() for row in rows}
 
 
 def find_files(folder: Path, benchmark: str, image_folders: Sequence[str], images: bool = True) -> tuple[Path, Path | None]:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mof.evals.benchmark import Measure
 from mof.evals.intervals import Difference, Figure, Interval, Tally, difference, half_width, mean_interval
-from mof.evals.measures import MEASURES, Measure
-from mof.evals.outcomes import Outcome, read_outcome
+from mof.evals.outcomes import MEASURES, Outcome, read_outcome
 from mof.evals.patterns import PATTERNS, Correlation, by_type, correlate
 from mof.evals.published import MMVP_VLM
 

@@ -10,17 +10,18 @@ from typing import Any
 from markupsafe import Markup
 
 from encoders import ImageError, read_image
-from encoders.pages import data_uri, write_page
+from encoders.pages import write_page
 from encoders.pages.charts import Bar, interval_bars, to_svg
-from encoders.pages.thumbnails import thumbnail
-from mof.evals.outcomes import Outcome, Row
+from encoders.pages.thumbnails import thumbnail_uri
+from mof.evals.benchmark import Row
+from mof.evals.outcomes import Outcome
 from mof.evals.plots import pattern_lines
 from mof.evals.published import MMVP_CORRELATION, published_rows
 from mof.evals.report import Report, precision
 from mof.evals.text_tables import TextTable
 
-MOST_COLUMNS = 8  # of a table
-WRONG_PAIRS, PHOTO_SIDE = 12, 240  # shown of each run; pixels
+MOST_COLUMNS = 8  # in a table
+WRONG_PAIRS, PHOTO_SIDE = 12, 240  # pairs that are shown for each run, and the side of their photos in pixels
 
 
 def write_html(report: Report, file: Path) -> None:
@@ -66,7 +67,7 @@ def _wrong_pairs(outcome: Outcome) -> dict[str, Any]:
 
 def _photo(file: str | None) -> str | None:
     try:
-        return None if file is None else data_uri(thumbnail(read_image(file), PHOTO_SIDE), "jpeg")
+        return None if file is None else thumbnail_uri(read_image(file), PHOTO_SIDE)
     except ImageError:  # it was moved
         return None
 

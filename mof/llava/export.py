@@ -1,4 +1,4 @@
-"""Models out into the layouts of LLaVA's and MoF's own code."""
+"""save_original writes models in the layouts of LLaVA's code and of the released MoF code."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ OPENAI = {
     (768, 16, 224): "openai/clip-vit-base-patch16",
     (768, 32, 224): "openai/clip-vit-base-patch32",
 }
-"""(width, patch size, image size) -> hub id, for the CLIPs that LLaVA's code knows by name."""
+"""(width, patch size, image size) -> hub id, for the CLIP models that LLaVA's code knows by name."""
 
 
 def save_original(model: MoFForConditionalGeneration, processor: MoFProcessor, folder: Path, layout: Layout) -> None:
     """Write `model` in the layout of LLaVA's code (one encoder) or of the released MoF code (CLIP, then DINOv2).
 
-    Encoders by reference stay references; others are written out. These layouts have no rows for the image token: they are left
-    out if they are the last.
+    An encoder to which the model only refers stays a reference if the layout can name it; the weights of others are written. These
+    layouts have no embedding of the image token, so its row is left out if it is the last.
 
     Raises:
         ValueError: for a model that the layout cannot hold.
@@ -60,12 +60,12 @@ def save_original(model: MoFForConditionalGeneration, processor: MoFProcessor, f
 
 
 def _parts(model: MoFForConditionalGeneration, encoders: dict[str, Encoder]) -> dict[str, dict[str, Tensor]]:
-    """Return the name of each part of the layout -> its weights by their own names."""
+    """Return part of the layout -> name in the part -> weight."""
     llm, rows = model.language_model.state_dict(), _rows(model)
     if model.language_model.config.tie_word_embeddings:
         del llm["lm_head.weight"]
     for key in {"model.embed_tokens.weight", "lm_head.weight"} & llm.keys():
-        llm[key] = llm[key][:rows].clone()  # a part of a storage cannot be saved
+        llm[key] = llm[key][:rows].clone()  # a view of a larger storage cannot be saved
     parts, mixer = {LANGUAGE_MODEL: llm}, cast(Any, model.mixer)
     for name, adapter in zip(encoders, mixer.adapters.values(), strict=True):
         parts[projector(name)] = adapter.state_dict()
@@ -84,7 +84,7 @@ def _rows(model: MoFForConditionalGeneration) -> int:
 
 
 def _config(model: MoFForConditionalGeneration, processor: MoFProcessor, encoders: dict[str, Encoder]) -> dict[str, Any]:
-    """Return config.json, with the entries from which LLaVA's code builds the parts around its language model."""
+    """Return the content of config.json, with the entries from which LLaVA's code builds the parts around the language model."""
     text = model.language_model.config
     aspects = {"pad": "pad", "crop": "square"}
     if not isinstance(encoders[CLIP].layer, int):
@@ -94,7 +94,7 @@ def _config(model: MoFForConditionalGeneration, processor: MoFProcessor, encoder
     clip = encoders[CLIP]
     config = {
         **text.to_diff_dict(),
-        "rope_theta": text.rope_parameters["rope_theta"],  # where older versions of transformers look for it
+        "rope_theta": text.rope_parameters["rope_theta"],  # older versions of transformers read it here
         "vocab_size": _rows(model),
         "model_type": "llava_llama",
         "architectures": ["LlavaLlamaForCausalLM"],
@@ -116,7 +116,7 @@ def _config(model: MoFForConditionalGeneration, processor: MoFProcessor, encoder
 
 
 def _name(clip: Encoder) -> str:
-    """Return the name of the vision tower for LLaVA's code."""
+    """Return the name by which LLaVA's code loads the vision tower."""
     label = clip.name.removeprefix("hf:")
     if isinstance(clip, HFEncoder) and label not in VISION:
         return label
@@ -131,7 +131,7 @@ def _name(clip: Encoder) -> str:
 
 
 def _dino_statistics(clip: Encoder, dino: Encoder) -> str:
-    """Return the statistics of DINOv2's pixels: "clip" or "own"."""
+    """Return whose mean and std normalise DINOv2's pixels: "clip" or "own"."""
     if dino.image_size != clip.image_size:
         raise ValueError(
             f"the released layout has one image size, but CLIP looks at {clip.image_size} pixels and DINOv2 at {dino.image_size}"

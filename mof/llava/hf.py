@@ -1,4 +1,4 @@
-"""Hugging Face's LlavaForConditionalGeneration, in and out."""
+"""These functions read and write Hugging Face's LlavaForConditionalGeneration."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def read_hf_llava(folder: Path, vision_tower: Tower | None) -> Checkpoint:
-    """Return the parts of a LlavaForConditionalGeneration of transformers."""
+    """Return the parts of a checkpoint of transformers' LlavaForConditionalGeneration."""
     if vision_tower is not None:
         raise ValueError(f"{folder} is a Hugging Face LLaVA, whose weights hold the vision tower: leave out vision_tower")
     if read_config(folder).get("model_type") != "llava":
@@ -79,7 +79,7 @@ def save_hf_llava(model: MoFForConditionalGeneration, processor: MoFProcessor, f
     """Write `model` as LlavaForConditionalGeneration with its LlavaProcessor.
 
     Raises:
-        ValueError: for a model that this layout cannot hold: several encoders, another fusion, a grid that is pooled.
+        ValueError: for a model that this layout cannot hold, because it has several encoders, another fusion, or a pooled grid.
     """
     encoder, adapter, activation = _single(model)
     vision, tower_state = as_vision_model(encoder)
@@ -117,7 +117,11 @@ def save_hf_llava(model: MoFForConditionalGeneration, processor: MoFProcessor, f
 
 
 def _single(model: MoFForConditionalGeneration) -> tuple[Encoder, nn.Module, str]:
-    """Return the only encoder, its adapter, and the adapter's activation. A ValueError refuses a model with more."""
+    """Return the only encoder, its adapter, and the adapter's activation.
+
+    Raises:
+        ValueError: for a model with more encoders, another fusion, or another adapter.
+    """
     mixer: Any = model.mixer
     kind = re.fullmatch(r"mlp2x_(\w+)", mixer.projector)
     if len(mixer.encoders) != 1 or mixer.fusion != "interleaved" or kind is None:
@@ -131,7 +135,7 @@ def _single(model: MoFForConditionalGeneration) -> tuple[Encoder, nn.Module, str
 
 
 def _image_processor(processor: MoFProcessor, encoder: Encoder) -> LlavaImageProcessor:
-    """Return the image processor of transformers that makes the same pixels, with the encoder's statistics."""
+    """Return an image processor of transformers that makes the same pixels and has the encoder's mean and std."""
     images, side = processor.image_processor, {"height": encoder.image_size, "width": encoder.image_size}
     squash = images.fit == "squash"
     return LlavaImageProcessor(

@@ -1,7 +1,7 @@
-"""The names that published layouts give to the parts of a multimodal model: one table per layout, read in both directions.
+"""A layout is a table of the names that a published checkpoint gives to the parts of a multimodal model. It is read in both directions.
 
-The released MoF code saved its stage-1 file by the substring `mm_projector`, which also matches `dino_mm_projector`, and on loading
-cut both down to the same names: the last one silently won. Such files are refused here.
+The released MoF code saved its stage-1 file by the substring `mm_projector`, which also matches `dino_mm_projector`. Its loader cut both
+down to the same names, so that the last projector silently replaced the first. Files with these names are refused here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from encoders.weight_files import WeightsError
 from mof.llava.weights import first
 
 LANGUAGE_MODEL = "language model"
-CLIP, DINO = "clip", "dinov2"  # the encoders' names, in the order of fusion
+CLIP, DINO = "clip", "dinov2"  # names of the encoders, in the order of fusion
 UNUSED = "unused"
 
 
@@ -34,18 +34,18 @@ def tower(encoder: str) -> str:
 
 @dataclass(frozen=True)
 class Layout:
-    """The names of the weights in one kind of checkpoint."""
+    """A layout holds the names of the weights in a kind of checkpoint."""
 
     name: str
     encoders: tuple[str, ...]
     prefixes: tuple[tuple[str, str, str], ...]
-    """(prefix in the file, part, prefix in the part). The first that fits is taken, so longer ones come first."""
+    """(prefix in the file, part, prefix in the part). The first entry that fits is taken, so longer prefixes come first."""
 
     def sort(self, weights: Mapping[str, Tensor], source: Path) -> Parts:
         """Return the weights of the checkpoint `source` by part.
 
         Raises:
-            WeightsError: naming keys of no part, and keys that would land on the same place.
+            WeightsError: for keys that belong to no part, and for two keys of the same weight; the message names them.
         """
         parts, stray = Parts(self, source, len(weights)), []
         names: dict[tuple[str, str], str] = {}
@@ -72,19 +72,19 @@ class Layout:
 
 @dataclass
 class Parts:
-    """The weights of a checkpoint, by part."""
+    """Parts holds the weights of a checkpoint, by part."""
 
     layout: Layout
     source: Path
     count: int
-    """The number of tensors in the checkpoint."""
+    """Number of tensors in the checkpoint."""
     tensors: dict[str, dict[str, Tensor]] = field(default_factory=lambda: defaultdict(dict))
-    """Part -> its own name of a weight -> the weight; empty for a part that the checkpoint does not hold."""
+    """Part -> name in the part -> weight; empty for a part that the checkpoint does not hold."""
     unused: list[str] = field(default_factory=list)
-    """The keys of the tensors that no model has a use for."""
+    """Keys of the tensors that no model uses."""
 
     def place(self, part: str) -> str:
-        """Return the place of a part, for messages."""
+        """Return a text for messages that names the place of a part."""
         prefix = next(rule[0] for rule in self.layout.prefixes if rule[1] == part)
         return f"{self.source} ({prefix}*)"
 
@@ -107,7 +107,7 @@ MOF = Layout(
     (
         ("model.dino_mm_projector.", projector(DINO), ""),
         ("model.dino_tower.vision_tower.", tower(DINO), ""),
-        ("model.dino_tower.clip_vision_tower.", UNUSED, ""),  # the released code only asked this CLIP for its dtype
+        ("model.dino_tower.clip_vision_tower.", UNUSED, ""),  # the released code used this CLIP only for its dtype
         *LLAVA.prefixes,
     ),
 )
@@ -135,15 +135,15 @@ COLLISION = (
 
 
 def with_full_names(state: Mapping[str, Tensor], source: object) -> dict[str, Tensor]:
-    """Return the projectors of a stage-1 file, or of LLaVA's non_lora_trainables.bin, by their names in a whole checkpoint.
+    """Return the projectors of a stage-1 file or of LLaVA's non_lora_trainables.bin, under their names in a whole checkpoint.
 
     Raises:
-        WeightsError: for names that do not tell the encoder of a projector, two names of the same weight, or other weights
-            than projectors.
+        WeightsError: for a name that does not tell the projector's encoder, two names of the same weight, or a weight that belongs
+            to no projector.
     """
     names: dict[str, str] = {}
     for key in state:
-        name = key.removeprefix("base_model.model.")  # where peft wrapped the model
+        name = key.removeprefix("base_model.model.")  # the prefix of a model that peft has wrapped
         if name[:1].isdigit() or name in ("weight", "bias"):
             raise WeightsError(f"{source}: {key} does not say which projector it belongs to. {COLLISION}")
         name = name if name.startswith("model.") else f"model.{name}"
@@ -156,32 +156,32 @@ def with_full_names(state: Mapping[str, Tensor], source: object) -> dict[str, Te
 
 
 def choose_layout(keys: Iterable[str], wanted: str | None, two_encoders: bool, source: object) -> Layout:
-    """Return the layout of an original LLaVA checkpoint, with one encoder or with two.
+    """Return the layout of an original LLaVA checkpoint: LLAVA with one encoder, or MOF with two.
 
     Args:
         wanted: the expected layout, "llava" or "released-mof"; None follows the keys.
         two_encoders: whether the user named a DINOv2, and so expects two encoders.
 
     Raises:
-        WeightsError: when the projectors do not belong to the expected encoders.
+        WeightsError: if the projectors do not belong to the expected encoders.
     """
     sets = {name for name in (CLIP, DINO) if any(key.startswith(MOF.key(projector(name), "")) for key in keys)}
-    found = "; ".join(MOF.key(projector(name), "*") for name in sorted(sets)) or "none"
+    projectors = "; ".join(MOF.key(projector(name), "*") for name in sorted(sets)) or "none"
     if not sets:
         raise WeightsError(f"{source} holds no projector: expected model.mm_projector.*")
     if wanted == LLAVA.name and two_encoders:
         raise ValueError("layout llava has no DINOv2: leave out dino_tower, or the layout")
     if wanted == LLAVA.name and DINO in sets:
         raise WeightsError(
-            f"{source} was to be read with one encoder, but holds projectors of two ({found}): one would be lost. {COLLISION}"
+            f"{source} was to be read with one encoder, but holds projectors of two ({projectors}): one would be lost. {COLLISION}"
         )
     if sets != {CLIP, DINO} and (wanted == MOF.name or two_encoders or DINO in sets):
-        raise WeightsError(f"{source} was to be read with two encoders, but holds the projectors {found}. {COLLISION}")
+        raise WeightsError(f"{source} was to be read with two encoders, but holds the projectors {projectors}. {COLLISION}")
     return MOF if DINO in sets else LLAVA
 
 
 def refuse_equal_projectors(projectors: Mapping[str, Mapping[str, Tensor]], source: object) -> None:
-    """Raise a WeightsError for two projectors that are equal bit for bit: the released loader wrote one over the other."""
+    """Raise a WeightsError if both projectors are equal bit for bit, because then the released loader has overwritten one of them."""
     clip, dino = projectors[CLIP], projectors[DINO]
     if clip.keys() == dino.keys() and all(torch.equal(clip[key], dino[key]) for key in clip):
         raise WeightsError(

@@ -1,4 +1,4 @@
-"""A model with its processor, read from any known layout and written in any of them."""
+"""These functions read a model with its processor from any known layout, and write both in any known layout."""
 
 from __future__ import annotations
 
@@ -18,37 +18,38 @@ from mof.processor import MoFProcessor
 
 @dataclass
 class Loaded:
-    """A checkpoint that was read."""
+    """Loaded holds the model and the processor of a checkpoint that was read."""
 
     model: MoFForConditionalGeneration
     processor: MoFProcessor
     layout: str
     tensors: int
-    """The number of tensors in the checkpoint."""
+    """Number of tensors in the checkpoint."""
     unused: list[str] = field(default_factory=list)
-    """The keys of the tensors that the model has no use for."""
+    """Keys of the tensors that the model does not use."""
 
 
 def load_checkpoint(folder: Folder, **options: Any) -> Loaded:
     """Return the model and the processor of a checkpoint folder in any known layout.
 
     Args:
-        folder, **options: as `mof.llava.reading.read_checkpoint` takes them: base, layout, vision_tower, dino_tower,
+        folder, **options: the arguments of `mof.llava.reading.read_checkpoint`: base, layout, vision_tower, dino_tower,
             released_preprocessing.
 
     Raises:
-        ValueError: (mostly WeightsError) naming the file or the keys that are missing, unexpected, misshapen or ambiguous.
+        ValueError: (mostly WeightsError) for a file or keys that are missing, unexpected, misshapen or ambiguous; the message names
+            them.
     """
     checkpoint = read_checkpoint(folder, **options)
     model = MoFForConditionalGeneration.from_checkpoint(checkpoint)
     if isinstance(checkpoint, OwnCheckpoint):
-        own = checkpoint.folder
-        return Loaded(model, MoFProcessor.from_pretrained(own), "mof", len(open_weights(own)))
+        saved = checkpoint.folder
+        return Loaded(model, MoFProcessor.from_pretrained(saved), "mof", len(open_weights(saved)))
     processor = MoFProcessor.from_parts(model, checkpoint.tokenizer, chat_template=checkpoint.template)
     images, first = processor.image_processor, next(iter(checkpoint.mixer.encoders.values()))
     images.fit, images.interpolation = checkpoint.fit, first.preprocessing.interpolation
-    images.centre = "floor"  # as transformers does it
-    images.background = [int(255 * channel) for channel in first.mean]  # cut off, as LLaVA does
+    images.centre = "floor"  # as in transformers
+    images.background = [int(255 * channel) for channel in first.mean]  # rounded down, as in LLaVA
     return Loaded(model, processor, checkpoint.layout, checkpoint.tensors, checkpoint.unused)
 
 

@@ -1,4 +1,4 @@
-"""Original LLaVA-1.5 and the released MoF models: a whole folder, or stage 1 or LoRA on top of a base."""
+"""read_original reads checkpoints of LLaVA-1.5 and of the released MoF: whole folders, and stage 1 or LoRA with the folder of a base."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BESIDE_LORA = "non_lora_trainables.bin"
 TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 
 LLAVA_TYPES = ("llava", "llava_llama")
-"""model_type of original LLaVA checkpoints on Llama."""
+"""Values of model_type in original LLaVA checkpoints with Llama."""
 
 LLAVA_KEYS = (
     "mm_",
@@ -43,18 +43,18 @@ LLAVA_KEYS = (
     "transformers_version",
     "_name_or_path",
 )
-"""The beginnings of the entries in LLaVA's config.json that do not belong to the language model."""
+"""Beginnings of the keys in LLaVA's config.json that do not belong to the language model."""
 
 
 FITS: dict[str | None, Fit] = {"pad": "pad", "square": "crop", None: "crop"}
-"""image_aspect_ratio -> how images become square."""
+"""image_aspect_ratio in config.json -> the way in which images become square."""
 
 
 def read_llava_config(folder: Path) -> dict[str, Any]:
-    """Return config.json of an original LLaVA or a released MoF checkpoint.
+    """Return the content of config.json in an original LLaVA or a released MoF checkpoint.
 
     Raises:
-        ValueError: for another kind of checkpoint, or a LLaVA that cuts images up or uses class tokens.
+        ValueError: for another kind of checkpoint, or a LLaVA that cuts images into tiles or uses class tokens.
     """
     config, file = read_config(folder), folder / "config.json"
     if config.get("model_type") not in LLAVA_TYPES or "mm_vision_tower" not in config:
@@ -79,7 +79,7 @@ def read_original(
     dino_tower: Tower | None,
     released_preprocessing: bool | None,
 ) -> Checkpoint:
-    """Return the parts of original LLaVA (one encoder) or released MoF (two). `mof.llava.reading` explains the arguments."""
+    """Return the parts of an original LLaVA (one encoder) or a released MoF (two encoders). `mof.llava.reading` explains the arguments."""
     config, weights = read_llava_config(folder), _read_weights(folder, base)
     chosen = choose_layout(list(weights), layout, dino_tower is not None, folder)
     parts = chosen.sort(weights, folder)
@@ -87,9 +87,9 @@ def read_original(
     clip = build_vision_tower(config["mm_vision_tower"], vision_tower, state, config.get("mm_vision_select_layer", -2), place)
     encoders = {CLIP: clip}
     if chosen is MOF:
-        # "clip" is the released code's way; "own" is this library's addition.
-        said = config.get("mm_dino_statistics", "clip") == "clip"
-        for_clip = said if released_preprocessing is None else released_preprocessing
+        # The released code always works as with "clip"; only this library writes "own".
+        saved_for_clip = config.get("mm_dino_statistics", "clip") == "clip"
+        for_clip = saved_for_clip if released_preprocessing is None else released_preprocessing
         encoders[DINO] = _read_dino(parts, dino_tower, clip, for_clip=for_clip)
     text = AutoConfig.for_model("llama", **{key: value for key, value in config.items() if not key.startswith(LLAVA_KEYS)})
     tokenizer = _read_tokenizer(folder, base, text)
@@ -109,7 +109,7 @@ def read_original(
 
 
 def _read_dino(parts: Parts, given: Tower | None, clip: Encoder, *, for_clip: bool) -> Encoder:
-    """Return the DINOv2 of a released MoF checkpoint. With `for_clip` it gets pixels that are normalised for CLIP."""
+    """Return the DINOv2 of a released MoF checkpoint. With `for_clip`, its pixels are normalised for CLIP."""
     projectors = {name: parts.tensors[projector(name)] for name in parts.layout.encoders}
     refuse_equal_projectors(projectors, parts.source)
     options: dict[str, Any] = {"image_size": clip.image_size}
@@ -124,12 +124,12 @@ def _read_dino(parts: Parts, given: Tower | None, clip: Encoder, *, for_clip: bo
 
 
 def _read_weights(folder: Path, base: Path | None) -> Mapping[str, Tensor]:
-    """Return all weights by their full names: those of stage 1 or beside a LoRA over those of the base."""
+    """Return full name -> weight. For a folder of stage 1 or LoRA, its projectors replace the projectors of the base."""
     lora = is_lora(folder)
     file = folder / (BESIDE_LORA if lora else STAGE_1)
     if not lora and (has_weights(folder) or not file.is_file()):
-        return open_weights(folder)  # which says so where nothing is there
-    state = read_state(file) if file.is_file() else {}  # beside a LoRA, nothing else need have been trained
+        return open_weights(folder)  # this raises the error for a folder without weights
+    state = read_state(file) if file.is_file() else {}  # a LoRA may have been trained without the projectors
     projectors = with_full_names(state, file)
     if base is None:
         raise ValueError(f"{folder} holds the projectors of stage 1 only: give the language model's folder, base=FOLDER or --base FOLDER")
@@ -137,9 +137,9 @@ def _read_weights(folder: Path, base: Path | None) -> Mapping[str, Tensor]:
 
 
 def _image_in_prompt(tokenizer: PreTrainedTokenizerBase, *, wrapped: bool) -> str:
-    """Return the text that LLaVA's code makes of an image in a prompt; if `wrapped`, between <im_start> and <im_end>.
+    """Return the text for an image in a prompt of LLaVA's code; if `wrapped`, between <im_start> and <im_end>.
 
-    It tokenizes the texts around images one by one. A tokenizer that puts a space before each text puts it behind the image, too.
+    LLaVA's code tokenizes each text around an image alone. So a tokenizer that puts a space before each text puts it behind the image too.
     """
     if wrapped:
         return f"<im_start>{IMAGE_PLACEHOLDER}<im_end>"
@@ -149,7 +149,7 @@ def _image_in_prompt(tokenizer: PreTrainedTokenizerBase, *, wrapped: bool) -> st
 
 
 def _kind_of(parts: Parts) -> str:
-    """Return the kind of the projectors by their keys, for a config that does not say it."""
+    """Return the kind of the projectors, derived from their keys, for a config that does not name it."""
     names = parts.tensors[projector(CLIP)]
     return "linear" if "weight" in names else f"mlp{sum(name.endswith('weight') for name in names)}x_gelu"
 

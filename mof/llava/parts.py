@@ -1,8 +1,7 @@
-"""The parts of a checkpoint, whatever layout they came in; `MoFForConditionalGeneration.from_checkpoint` joins them.
+"""assemble makes a `Checkpoint` of the parts of any layout, and `MoFForConditionalGeneration.from_checkpoint` joins them to a model.
 
-Weight files are mapped into memory, not copied: a tensor costs its size once, when it is used (7B parameters in half precision:
-14 GB, which the system can drop and read again), and converting takes no memory of its own. The files must stay as they are
-while the model is in use.
+Weight files are mapped into memory, not copied. So a tensor takes memory once, when it is used (14 GB for 7B parameters in half precision,
+which the system can drop and read again), and a conversion takes no further memory. The files must not change while the model is in use.
 """
 
 from __future__ import annotations
@@ -29,27 +28,27 @@ from mof.llava.weights import merge_lora
 
 @dataclass
 class Checkpoint:
-    """A checkpoint of LLaVA's, MoF's or transformers' code, read into its parts."""
+    """Checkpoint holds the parts that were read from a folder of LLaVA's, MoF's or transformers' code."""
 
     mixer: InterleavedMoF
     language_model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     template: str
-    """The chat template."""
+    """Chat template."""
     fit: Fit
-    """The way in which images become square."""
+    """Way in which images become square."""
     embed_encoders: bool
     """True if the checkpoint holds the weights of its encoders."""
     layout: str
     tensors: int
-    """The number of tensors in the checkpoint."""
+    """Number of tensors in the checkpoint."""
     unused: list[str]
-    """The keys of the tensors that the model has no use for."""
+    """Keys of the tensors that the model does not use."""
 
 
 @dataclass
 class OwnCheckpoint:
-    """A folder of this library, which `from_pretrained` reads, and the folder of a LoRA adapter for it, if any."""
+    """OwnCheckpoint names a folder of this library, which `from_pretrained` reads, and the folder of its LoRA adapter, if it has one."""
 
     folder: Path
     adapter: Path | None
@@ -66,22 +65,22 @@ def assemble(
     fit: Fit,
     lora: Path | None = None,
 ) -> Checkpoint:
-    """Build language model and mixer; each part gets its weights, and every key is accounted for.
+    """Build the language model and the mixer, and load the weights of each part. Missing and unexpected keys are refused.
 
     Args:
         text: the configuration of the language model.
-        encoders: by the names that the layout gives them, with their weights.
+        encoders: name in the layout -> encoder with its weights.
         projectors: the kind of the adapters, see `mof.adapter.build_projector`.
         lora: the folder of a LoRA adapter of the language model.
 
     Raises:
-        WeightsError: naming each key that is missing, unexpected or of another shape.
+        WeightsError: for keys that are missing, unexpected or of another shape; the message names them.
     """
     source, state = parts.source, parts.tensors[LANGUAGE_MODEL]
     if not state:
         raise WeightsError(f"{source} holds no language model")
     llm = load_pretrained(MODEL_FOR_CAUSAL_LM_MAPPING[type(text)], text, state, f"the language model in {source}")
-    if lora is not None:  # before the image token's row is added: the adapter was trained without it
+    if lora is not None:  # before the image token's row is added, because the adapter was trained without this row
         llm = merge_lora(llm, lora)
     llm.generation_config = read_generation(source) or llm.generation_config
     mixer = InterleavedMoF(encoders, text.hidden_size, projector=projectors)
@@ -97,7 +96,7 @@ def assemble(
 
 @torch.no_grad()
 def _add_mean_rows(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Add the image token. A new row is the mean of the other rows, so that every conversion gives the same."""
+    """Add the image token. A new row is the mean of the other rows, so that every conversion gives the same weights."""
     rows = llm.get_input_embeddings().num_embeddings
     add_image_token(tokenizer, llm)
     for layer in (llm.get_input_embeddings(), llm.get_output_embeddings()):
@@ -105,13 +104,17 @@ def _add_mean_rows(llm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
         table[rows:] = table[:rows].float().mean(dim=0).to(table.dtype)  # [new rows, D]
 
 
-def choose_template(own: str | None, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the checkpoint's own chat template if it knows images, else one of `mof.chat_templates`."""
-    return own if own is not None and IMAGE_PLACEHOLDER in own else choose_chat_template(tokenizer)
+def choose_template(saved: str | None, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the chat template that the checkpoint holds if it knows images, else a template of `mof.chat_templates`."""
+    return saved if saved is not None and IMAGE_PLACEHOLDER in saved else choose_chat_template(tokenizer)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Return config.json of a checkpoint. A ValueError names the file that is missing or unreadable."""
+    """Return the content of a checkpoint's config.json.
+
+    Raises:
+        ValueError: for a file that is missing or unreadable; the message names it.
+    """
     file = folder / "config.json"
     if not file.is_file():
         raise ValueError(f"{file} is missing: expected the folder of a checkpoint, with its config.json")
@@ -125,7 +128,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_generation(folder: Path) -> GenerationConfig | None:
-    """Return generation_config.json, without sampling settings that greedy decoding ignores: they may not be saved again."""
+    """Return generation_config.json without sampling settings that greedy decoding ignores, because transformers refuses to save them."""
     if not (folder / "generation_config.json").is_file():
         return None
     config = GenerationConfig.from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""Reading of checkpoint folders in any known layout into parts. The modules of reading know no multimodal model."""
+"""read_checkpoint reads a checkpoint folder in any known layout into parts. It does not import the multimodal model."""
 
 from __future__ import annotations
 
@@ -26,18 +26,19 @@ def read_checkpoint(
     """Return the parts of a checkpoint folder.
 
     Args:
-        folder: original LLaVA-1.5 (whole; or `mm_projector.bin` of stage 1, or LoRA, with `base`), released MoF, Hugging Face
-            LLaVA, this library's own (also as LoRA, with `base`).
-        base: the folder that a stage-1 or LoRA folder was trained on.
-        layout: "llava" or "released-mof", to say how many encoders are expected; by default the keys say.
-        vision_tower: the CLIP or SigLIP that the checkpoint refers to: a local folder, a name for `build_encoder`, or an
+        folder: a folder of original LLaVA-1.5 (whole; or `mm_projector.bin` of stage 1, or LoRA, with `base`), of released MoF, of
+            Hugging Face LLaVA, or of this library (also as LoRA, with `base`).
+        base: the folder of the model on which a stage-1 or LoRA folder was trained.
+        layout: "llava" or "released-mof", for one or two expected encoders; by default the keys decide.
+        vision_tower: the CLIP or SigLIP to which the checkpoint refers: a local folder, a name for `build_encoder`, or an
             encoder. If the checkpoint holds its weights, only the folder's config.json is used.
         dino_tower: the DINOv2: a file with torch.hub's weights, a name for `build_encoder`, or an encoder.
-        released_preprocessing: give DINOv2 pixels that are normalised for CLIP, as the released MoF code did; False gives it
-            its own. None takes the checkpoint's word, else True.
+        released_preprocessing: True normalises DINOv2's pixels for CLIP, as in the released MoF code; False normalises them for
+            DINOv2. None follows the checkpoint's config, or is True if the config does not say it.
 
     Raises:
-        ValueError: (mostly WeightsError) naming the file or the keys that are missing, unexpected, misshapen or ambiguous.
+        ValueError: (mostly WeightsError) for a file or keys that are missing, unexpected, misshapen or ambiguous; the message names
+            them.
     """
     folder, base = Path(folder), None if base is None else Path(base)
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""Encoders in the form of published layouts: transformers' CLIPVisionModel or SiglipVisionModel, torch.hub's DINOv2."""
+"""These functions convert encoders for published layouts: to transformers' CLIPVisionModel or SiglipVisionModel, or torch.hub's DINOv2."""
 
 from __future__ import annotations
 
@@ -32,11 +32,13 @@ OPEN_CLIP_NAMES = {
     "mlp.c_fc": "mlp.fc1",
     "mlp.c_proj": "mlp.fc2",
 }
-"""Names of open_clip -> names of transformers, in a whole tower and within a block."""
+"""Name in open_clip -> name in transformers, for the parts of a tower and of a block."""
 
 
 def refuse_pooled(mixer: Mixer) -> None:
-    """Raise a ValueError unless each encoder's tokens go to the language model unchanged."""
+    """Raise a ValueError if the mixer pools or interpolates the tokens of an encoder, or weighs its layers."""
+    if mixer.layer_weights:
+        raise ValueError(f"layers of {', '.join(mixer.layer_weights)} are added with learnt weights: no published layout says so")
     for name, encoder in mixer.encoders.items():
         if mixer.pool != (1, 1) or encoder.grid != mixer.grid:
             raise ValueError(
@@ -73,7 +75,7 @@ def as_vision_model(encoder: Encoder) -> tuple[PretrainedConfig, dict[str, Tenso
 
 
 def _from_open_clip(encoder: OpenClipEncoder) -> tuple[PretrainedConfig, dict[str, Tensor]]:
-    """Return open_clip's own vision transformer as CLIPVisionModel, without its projection and text tower."""
+    """Return config and weights of a CLIPVisionModel for open_clip's own vision transformer, without projection and text tower."""
     visual = encoder.tower.visual
     block: Any = visual.transformer.resblocks[0]
     activations = {nn.GELU: "gelu", open_clip.transformer.QuickGELU: "quick_gelu"}
@@ -111,10 +113,10 @@ def _from_open_clip(encoder: OpenClipEncoder) -> tuple[PretrainedConfig, dict[st
 
 
 def as_torch_hub(encoder: Encoder) -> dict[str, Tensor]:
-    """Return the weights of a DINOv2 by torch.hub's names.
+    """Return torch.hub's name -> weight of a DINOv2.
 
     Raises:
-        ValueError: for an encoder that is no DINOv2 of torch.hub or timm, or gives another layer than the released MoF code.
+        ValueError: for an encoder that is no DINOv2 of torch.hub or timm, or that returns another layer than the released MoF code.
     """
     if encoder.norm or encoder.layer not in (-1, encoder.blocks) or encoder.blocks != len(getattr(encoder.tower, "blocks", ())):
         raise ValueError(

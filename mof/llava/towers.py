@@ -1,4 +1,4 @@
-"""The encoders of a published checkpoint: with weights out of the checkpoint, or with the user's own files."""
+"""These functions build the encoders of a published checkpoint, with weights from the checkpoint or from the user's files."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from encoders.weight_files import WeightsError, explain_download, hub_answers, l
 from mof.llava.weights import list_faults
 
 Tower = str | os.PathLike[str] | Encoder
-"""A user's encoder: a local folder or file, a name for `build_encoder`, or the encoder itself."""
+"""A user gives an encoder as a local folder or file, as a name for `build_encoder`, or as the encoder itself."""
 
 VISION = ("clip_vision_model", "siglip_vision_model")
-"""The model_type of the vision models that LLaVA checkpoints may hold."""
+"""Values of model_type of the vision models that LLaVA checkpoints may hold."""
 
 OPENAI_WIDTHS = {"openai/clip-vit-base-": 768, "openai/clip-vit-large-": 1024}
 """Beginning of a hub id -> width of the vision tower."""
@@ -32,12 +32,12 @@ def build_vision_tower(named: str, given: Tower | None, state: Mapping[str, Tens
 
     Args:
         named: its name in the checkpoint: a hub id, or a path on the machine where it was trained.
-        given: the user's encoder in its place.
-        state: its weights, by transformers' names; empty when the checkpoint does not hold them.
+        given: the user's encoder, which replaces the named encoder.
+        state: transformers' name -> weight; empty if the checkpoint does not hold the weights.
         source: the place of the weights, for messages.
 
     Raises:
-        ValueError: when neither the checkpoint nor the user gives a usable encoder, saying how to supply it.
+        ValueError: if neither the checkpoint nor the user gives a usable encoder; the message says how to supply it.
     """
     if isinstance(given, Encoder):
         if state:
@@ -58,7 +58,7 @@ def build_vision_tower(named: str, given: Tower | None, state: Mapping[str, Tens
 def embedded_vision_tower(
     label: str, config: PretrainedConfig, processor: Any, state: Mapping[str, Tensor], layer: int, source: str
 ) -> Encoder:
-    """Return the encoder of a config and an image processor, with the weights `state`; its spec needs no file."""
+    """Return the encoder for a config and an image processor, with the weights `state`. Its spec refers to no file."""
     encoder = build_encoder(f"hf:{label}", config=_inline(config, processor), layer=layer, pretrained=False)
     load_tower(encoder, state, source)
     return encoder
@@ -70,7 +70,7 @@ def _architecture(named: str, given: Tower | None, state: Mapping[str, Tensor]) 
         return _openai_clip(named, state)
     folder = named if given is None else os.fspath(given)  # type: ignore[arg-type]  # no Encoder comes here
     with explain_download(f"config.json and preprocessor_config.json of the vision tower {folder} (or give vision_tower=FOLDER)"):
-        local = os.path.isdir(folder) or not hub_answers()  # transformers would wait for each file
+        local = os.path.isdir(folder) or not hub_answers()  # otherwise transformers would wait for each file
         config = AutoConfig.from_pretrained(folder, local_files_only=local, trust_remote_code=False)
         processor = AutoImageProcessor.from_pretrained(folder, local_files_only=local, trust_remote_code=False)
     config = config.vision_config if config.model_type in ("clip", "siglip") else config
@@ -80,7 +80,7 @@ def _architecture(named: str, given: Tower | None, state: Mapping[str, Tensor]) 
 
 
 def _openai_clip(named: str, state: Mapping[str, Tensor]) -> tuple[PretrainedConfig, Any]:
-    """Return config and image processor by the shapes of the weights. OpenAI's ViTs have 64 channels per head and QuickGELU."""
+    """Return config and image processor, derived from the shapes of the weights. OpenAI's ViTs have 64 channels per head and QuickGELU."""
     shapes = {key.removeprefix("vision_model."): value.shape for key, value in state.items()}
     try:
         width, _, _, patch_size = shapes["embeddings.patch_embedding.weight"]
@@ -105,13 +105,13 @@ def _openai_clip(named: str, state: Mapping[str, Tensor]) -> tuple[PretrainedCon
 
 
 def build_dino_tower(given: Tower | None, state: Mapping[str, Tensor], width: int, options: Mapping[str, Any], source: str) -> Encoder:
-    """Return the DINOv2 of a released MoF checkpoint. It gives the last block's patch tokens, before the final norm.
+    """Return the DINOv2 of a released MoF checkpoint. It returns the last block's patch tokens, before the final norm.
 
     Args:
         given: the user's DINOv2: a file with torch.hub's weights, a name for `build_encoder`, or the encoder.
-        state: its weights, by torch.hub's names; empty when the checkpoint does not hold them.
-        width: the width of its features, taken from the projector.
-        options: image_size, and mean and std if they are not its own.
+        state: torch.hub's name -> weight; empty if the checkpoint does not hold the weights.
+        width: the width of DINOv2's features, taken from the projector.
+        options: image_size, and mean and std if they are not DINOv2's own.
         source: the place of the weights, for messages.
     """
     if isinstance(given, Encoder):
@@ -137,28 +137,28 @@ def build_dino_tower(given: Tower | None, state: Mapping[str, Tensor], width: in
 
 
 def _name_of(width: int) -> str:
-    """Return torch.hub's name of the DINOv2 of this width, or "dinov2" for other widths, which come with a config."""
+    """Return torch.hub's name of the DINOv2 with this width, or "dinov2" for another width, whose encoder needs a config."""
     return next((name for name, sizes in MODELS.items() if sizes["width"] == width), "dinov2")
 
 
 def embed(encoder: Encoder) -> None:
-    """Make an encoder's spec independent of the files it was built from: its weights will lie in the checkpoint."""
+    """Make an encoder's spec independent of the files from which it was built, because its weights will be in the checkpoint."""
     if isinstance(encoder, HFEncoder) and encoder.config is None:
-        # The encoder was built from these files, so they are here.
+        # The encoder was built from these files, so they are on this machine.
         processor = AutoImageProcessor.from_pretrained(encoder.source, local_files_only=True, trust_remote_code=False)
         encoder.config = _inline(encoder.tower.config, processor)
     encoder.weights = None
 
 
 def _inline(config: PretrainedConfig, processor: Any) -> dict[str, Any]:
-    """Return the `config` that `build_encoder` takes for an encoder of hf."""
+    """Return the argument `config` of `build_encoder` for an encoder of hf."""
     model = {**config.to_diff_dict(), "model_type": config.model_type}
     model.pop("_name_or_path", None)  # a place on this machine
     return {"model": model, "processor": json.loads(processor.to_json_string())}
 
 
 def load_tower(encoder: Encoder, state: Mapping[str, Tensor], source: str) -> None:
-    """Give an encoder the weights that a checkpoint holds for it, in their dtype; every key is accounted for."""
+    """Load the weights that a checkpoint holds into an encoder, in their dtype. Missing and unexpected keys are refused."""
     if isinstance(encoder, TorchHubEncoder):
         load_strict(encoder.tower.to(next(iter(state.values())).dtype), state, source)
     elif isinstance(encoder, HFEncoder):
@@ -172,13 +172,13 @@ def load_tower(encoder: Encoder, state: Mapping[str, Tensor], source: str) -> No
 
 
 def load_pretrained(kind: Any, config: PretrainedConfig, state: Mapping[str, Tensor], source: str) -> Any:
-    """Return a model of transformers with these weights, in their dtype, in eval mode; every key is accounted for.
+    """Return a model of transformers with these weights, in their dtype and in eval mode.
 
     Raises:
-        WeightsError: naming each key that is missing, unexpected or of another shape.
+        WeightsError: for keys that are missing, unexpected or of another shape; the message names them.
     """
     dtype = next(value.dtype for value in state.values() if value.is_floating_point())
-    options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}  # reported, and refused here by name
+    options = {"dtype": dtype, "output_loading_info": True, "ignore_mismatched_sizes": True}  # other shapes are reported, and refused below
     with refuse_misfit(source):
         model, report = kind.from_pretrained(None, config=config, state_dict=dict(state), **options)
     if faults := list_faults({fault.removesuffix("_keys"): keys for fault, keys in report.items()}):

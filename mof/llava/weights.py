@@ -1,4 +1,4 @@
-"""The weights of a checkpoint folder as one mapping, from however many files; and LoRA adapters."""
+"""open_weights reads all weights of a checkpoint folder, from one or more files, and merge_lora adds a LoRA adapter to a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from encoders.weight_files import WeightsError, read_state, refuse_misfit
 
 KINDS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
-"""Stem and ending of the weight files that transformers writes today and used to write. The first kind in a folder is read."""
+"""Stem and suffix of weight files, as transformers writes them today and as it wrote them earlier. The first kind in a folder is read."""
 
 LORA_CONFIG = "adapter_config.json"
 LORA_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -28,13 +28,13 @@ def has_weights(folder: Path) -> bool:
 
 
 def open_weights(folder: Path) -> dict[str, Tensor]:
-    """Return the weights of a model's folder: one file, or shards with or without an index.
+    """Return the weights in a model's folder, from a single file or from shards with or without an index.
 
-    The files are mapped into memory, so tensors cost memory only while they are used.
+    The files are mapped into memory, so tensors take memory only while they are used.
 
     Raises:
-        WeightsError: naming each shard that is missing or unreadable, and each key that two shards hold, or that the index and
-            the shards do not agree on.
+        WeightsError: for a shard that is missing or unreadable, a key in two shards, or a difference between the index and the shards;
+            the message names the shards or keys.
     """
     for kind in KINDS:
         index = _index(folder, *kind)
@@ -60,7 +60,7 @@ def _index(folder: Path, stem: str, ending: str) -> Path:
 
 
 def _read_index(index: Path) -> dict[str, str]:
-    """Return key -> name of its shard."""
+    """Return key -> name of the key's shard."""
     try:
         return {key: Path(name).name for key, name in json.loads(index.read_text())["weight_map"].items()}
     except (ValueError, KeyError, AttributeError, TypeError) as error:
@@ -68,7 +68,7 @@ def _read_index(index: Path) -> dict[str, str]:
 
 
 def _shard_names(folder: Path, stem: str, ending: str) -> list[str]:
-    """Return the name of the single file, or the names of all shards, numbered "-00001-of-00003", if the folder holds any of them."""
+    """Return the name of the single file or of all shards ("-00001-of-00003", ...), or an empty list if the folder holds none of them."""
     if (folder / f"{stem}{ending}").is_file():
         return [f"{stem}{ending}"]
     shards = {file.name for file in folder.glob(f"{stem}-*{ending}")}
@@ -96,10 +96,10 @@ def is_lora(folder: Path) -> bool:
 
 
 def merge_lora(model: Any, folder: Path) -> Any:
-    """Return `model` with the LoRA adapter of `folder` added to its weights, by peft.
+    """Return `model` with the LoRA adapter in `folder` added to its weights, with the help of peft.
 
     Raises:
-        ValueError: naming the file that is missing, or each key of the adapter that does not fit.
+        ValueError: for a missing file, or keys of the adapter that do not fit; the message names them.
     """
     try:
         from peft import LoraConfig, get_peft_model, set_peft_model_state_dict  # optional
@@ -126,6 +126,6 @@ def first(keys: list[str], count: int = 20) -> str:
 
 
 def list_faults(faults: Mapping[str, Iterable[object]]) -> str:
-    """Return "2 missing: a, b; 1 unexpected: c" for the keys of each kind of fault; an empty text where there is none."""
+    """Return "2 missing: a, b; 1 unexpected: c" for the keys of each kind of fault, or "" without any fault."""
     named = {kind: sorted(map(str, keys)) for kind, keys in faults.items()}
     return "; ".join(f"{len(keys)} {kind}: {first(keys)}" for kind, keys in named.items() if keys)

@@ -1,4 +1,4 @@
-"""The embedded default: a small drawn world and its networks, which `recipes/train_miniature.py` trained."""
+"""mof.miniature is the embedded default: a small drawn world and its networks, which `recipes/train_miniature.py` trained."""
 
 from mof.miniature.benchmarks import write_benchmarks
 from mof.miniature.dataset import write_dataset

@@ -1,4 +1,4 @@
-"""The miniature world as data: LLaVA records with pictures for training, and MMVP's pairs of questions for measuring."""
+"""write_dataset draws the miniature world as data: LLaVA records with images for training, and MMVP's pairs of questions for measuring."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,46 +6,45 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
+from encoders.progress import tracked
 from encoders.runs import write_json
 from mof.evals.benchmark_folders import write_mmvp
 from mof.miniature.benchmarks import described_pair
-from mof.miniature.language import DESCRIBE, Turn, description, dialogue
+from mof.miniature.language import DESCRIBE, Turn, description, dialogue, yes_or_no
 from mof.miniature.noise import KINDS, draw_kind
 from mof.miniature.scenes import PATTERNS, Scene, render, sample_scene
 
-HABIT_SHARE = 0.2  # the share of fields with the value that is usual for the kind of object; 0.7 in the texts of mini-lm
+HABIT_SHARE = 0.2  # share of fields with the usual value of the kind of object; this share is 0.7 in the texts of mini-lm
 
 
 def write_dataset(
     folder: Path, *, align: int, finetune: int, pairs: int, seed: int = 0, mixes: Mapping[str, Mapping[str, float]] | None = None,
     progress: bool = False,
 ) -> None:  # fmt: skip
-    """Draw the pictures and write `align.json`, `finetune.json`, `images/` and `MMVP/`.
+    """Draw the images and write `align.json`, `finetune.json`, `images/` and `MMVP/`.
 
     Args:
-        align: number of records that describe a picture.
-        finetune: number of records with five questions and answers; nine tenths of them have a picture.
-        pairs: number of pairs of held-out scenes for each of the nine patterns, in MMVP's layout with lossless pictures.
+        align: number of records that describe an image.
+        finetune: number of records with questions and answers. Nine tenths of them have an image, and a tenth asks twice whether a
+            thing is in the image, to be answered by yes or no; all others ask five other questions.
+        pairs: number of pairs of held-out scenes for each of the nine patterns, in MMVP's layout with lossless images.
         seed: the same seed draws the same data. The held-out scenes are never among the training scenes.
-        mixes: name of a file of records -> share of the records with a picture for each kind of noise (`mof.miniature.noise`).
-            All files have the same pictures, and a record with noise at a low share has the same noise at a higher share. Default:
-            "finetune" without noise. For each file, `NAME-truth.json` holds the noise, the deciding words and whether the picture
-            supports them, by the record's id; no training reads it.
+        mixes: name of a file of records -> share for each kind of noise (`mof.miniature.noise`), of the records that ask five
+            questions about a picture. All files have the same pictures, and a record with noise at a low share has the same noise
+            at a higher share. Default: "finetune" without noise. For each file, `NAME-truth.json` holds the noise, the deciding
+            words and whether the picture supports them, by the record's id; no training reads it.
         progress: show a bar.
 
     Raises:
-        ValueError: for an unknown kind of noise, or shares above 1 together.
+        ValueError: for an unknown kind of noise, or shares whose sum is above 1.
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
-    shown: dict[str, Any] = {"console": Console(stderr=True), "disable": not progress}
-    captions = [_caption_record(folder, i, rng) for i in track(range(align), "drawing scenes to align on", **shown)]
-    talks = [_talk(folder, i, rng) for i in track(range(finetune), "drawing scenes to finetune on", **shown)]
+    captions = [_caption_record(folder, i, rng) for i in tracked(range(align), "scenes to align on", shown=progress)]
+    talks = [_talk(folder, i, rng) for i in tracked(range(finetune), "scenes to fine-tune on", shown=progress)]
     chosen = [pattern for pattern in PATTERNS for _ in range(pairs)]
-    held_out = [described_pair(pattern, rng) for pattern in track(chosen, "drawing held-out pairs", **shown)]
+    held_out = [described_pair(pattern, rng) for pattern in tracked(chosen, "held-out pairs", shown=progress)]
     write_mmvp(folder / "MMVP", held_out, suffix=".png")
     write_json(folder / "align.json", captions)
     for name, shares in (mixes or {"finetune": {}}).items():
@@ -54,29 +53,32 @@ def write_dataset(
 
 @dataclass(frozen=True)
 class _Talk:
-    """A scene that is asked about, before any noise."""
+    """A _Talk is a scene with questions and answers, before noise is added."""
 
     id: str
     scene: Scene
     turns: list[Turn]
     image: str | None
-    """The name of the picture; None for a record of text, in which a description stands in for the picture."""
+    """Name of the image; None for a record of text, in which a description takes the place of the image."""
     context: str = ""
+    noisy: bool = True
+    """Whether noise may change the record."""
 
 
 def _talk(folder: Path, i: int, rng: np.random.Generator) -> _Talk:
     scene = sample_scene(rng, habit_share=HABIT_SHARE)
-    turns = dialogue(scene, rng)
-    if i % 10 == 9:  # text only, as in LLaVA's mix
-        return _Talk(f"talk-{i}", scene, turns, None, context=description(scene, rng))
-    return _Talk(f"talk-{i}", scene, turns, _draw(folder, f"talk-{i}", scene, rng))
+    asks_yes_or_no, is_text = i % 10 == 4, i % 10 == 9  # text as in LLaVA's mix, yes or no as in its VQA part
+    turns = (yes_or_no if asks_yes_or_no else dialogue)(scene, rng)
+    if is_text:
+        return _Talk(f"talk-{i}", scene, turns, None, context=description(scene, rng), noisy=False)
+    return _Talk(f"talk-{i}", scene, turns, _draw(folder, f"talk-{i}", scene, rng), noisy=not asks_yes_or_no)
 
 
 def _write_mix(folder: Path, name: str, talks: list[_Talk], shares: Mapping[str, float], seed: int) -> None:
     records, truths = [], {}
     for i, talk in enumerate(talks):
-        rng = np.random.default_rng([seed, i])  # of its own, so that the pictures and the other records do not depend on the noise
-        kind = draw_kind(shares, rng) if talk.image else None
+        rng = np.random.default_rng([seed, i])  # a generator for each record, so that images and other records do not depend on the noise
+        kind = draw_kind(shares, rng) if talk.noisy else None
         turns = KINDS[kind](talk.scene, rng) if kind else talk.turns
         first = f"<image>\n{turns[0].question}" if talk.image else f"{talk.context}\n{turns[0].question}"
         questions = [first, *(turn.question for turn in turns[1:])]

@@ -1,11 +1,11 @@
-"""Texts about the scenes: web captions, descriptions, questions and answers, all made of the same few facts."""
+"""This module writes texts about scenes: web captions, descriptions, questions and answers, all made of the same few facts."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from mof.miniature.scenes import PATTERNS, VALUES, Scene
+from mof.miniature.scenes import KINDS, PATTERNS, VALUES, Scene
 
 _WEB = ("a photo of a {}", "a picture of a {}", "{}", "my new {}", "one {} on the ground", "look at this {}")
 _QUESTIONS = {
@@ -47,20 +47,21 @@ _WORDS: dict[str, dict[Any, str]] = {
     "Quantity": {1: "one", 2: "two", 3: "three"},
 }
 DESCRIBE = "Describe the picture."
+IS_THERE = "Is there a {} in the image?"
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A question about a picture and its answer, with the truth about them."""
+    """A turn is a question about an image with its answer. It also says whether the image supports the answer."""
 
     question: str
     answer: str
     pattern: str
-    """The pattern that the question is about."""
+    """The pattern that the question is about; "Thing" for `yes_or_no`."""
     word: str
-    """The word of the answer that decides it."""
+    """Word of the answer that decides whether it is right."""
     grounded: bool = True
-    """Whether the word is true of the picture and cannot be told without it (`mof.miniature.noise`)."""
+    """True if the word is true of the image and cannot be told without the image (`mof.miniature.noise`)."""
 
 
 def word(pattern: str, value: Any) -> str:
@@ -74,7 +75,7 @@ def options(pattern: str) -> list[str]:
 
 
 def patterns_of(scene: Scene) -> list[str]:
-    """Return the patterns that a question can be about: all nine, or eight in a scene without a sign."""
+    """Return the patterns about which a question can be asked: all nine, or eight for a scene without a sign."""
     return [pattern for pattern, field in PATTERNS.items() if getattr(scene, field) is not None]
 
 
@@ -84,12 +85,12 @@ def answer(scene: Scene, pattern: str) -> str:
 
 
 def statement(scene: Scene, pattern: str) -> str:
-    """Return a statement about the scene in the form of MMVP-VLM, to follow "a photo of"."""
+    """Return a statement about the scene in the form of MMVP-VLM, which follows the words "a photo of"."""
     return _STATEMENTS[pattern].format(kind=scene.kind, value=word(pattern, getattr(scene, PATTERNS[pattern])))
 
 
 def question(scene: Scene, pattern: str, rng: np.random.Generator, other: str | None = None) -> str:
-    """Return the question about this scene with its right option and a wrong option (`other`, or any) in random order."""
+    """Return the question about this scene with its right option and a wrong option (`other`, or a random option) in random order."""
     right = word(pattern, getattr(scene, PATTERNS[pattern]))
     wrong = [option for option in options(pattern) if option != right]
     pair = [right, other or wrong[rng.integers(len(wrong))]]
@@ -98,18 +99,18 @@ def question(scene: Scene, pattern: str, rng: np.random.Generator, other: str | 
 
 
 def facts(scene: Scene) -> list[str]:
-    """Return each fact of the scene as a word: its kind, and the answers to the questions."""
+    """Return the facts of the scene as words: the kind of object, and the answers to the questions."""
     return [scene.kind, *(word(pattern, getattr(scene, PATTERNS[pattern])) for pattern in patterns_of(scene))]
 
 
 def description(scene: Scene, rng: np.random.Generator) -> str:
-    """Return the kind of the object, then all other facts in any order, as a careful writer would."""
+    """Return a complete description: the kind of the object, then all other facts in random order."""
     order = rng.permutation(patterns_of(scene))
     return " ".join([f"This is a {scene.kind}.", *(answer(scene, str(pattern)) for pattern in order)])
 
 
 def web_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """Return a web caption: it always names the object, half of the time its colour, and nothing else."""
+    """Return a web caption, which names the object, half of the time also its colour, and nothing else."""
     name = f"{scene.colour} {scene.kind}" if rng.random() < 0.5 else scene.kind
     return _WEB[rng.integers(len(_WEB))].format(name)
 
@@ -122,7 +123,20 @@ def dialogue(scene: Scene, rng: np.random.Generator, turns: int = 5) -> list[Tur
     ]
 
 
+def things(scene: Scene) -> list[str]:
+    """Return the kind of the object, and "sign" where the scene has a sign. Balls are in every scene."""
+    return [scene.kind, *(["sign"] if scene.letter else [])]
+
+
+def yes_or_no(scene: Scene, rng: np.random.Generator, turns: int = 2) -> list[Turn]:
+    """Return POPE's questions, each about a thing that is in the scene or about a thing that is not, with the same probability."""
+    there = things(scene)
+    asked = {"Yes": there, "No": [thing for thing in (*KINDS, "sign") if thing not in there]}
+    drawn = [str(said) for said in rng.choice(list(asked), turns)]
+    return [Turn(IS_THERE.format(rng.choice(asked[said])), f"{said}.", "Thing", said) for said in drawn]
+
+
 def talk(scene: Scene, rng: np.random.Generator, *, describe: bool) -> list[dict[str, str]]:
-    """Return chat messages: a request with a description, or questions and answers."""
+    """Return chat messages: a request for a description with the description, or questions and answers."""
     turns = [(DESCRIBE, description(scene, rng))] if describe else [(turn.question, turn.answer) for turn in dialogue(scene, rng)]
     return [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn, strict=True)]

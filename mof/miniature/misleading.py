@@ -1,4 +1,4 @@
-"""Questions about held-out scenes after a false statement ("blind faith in text", arXiv 2503.02199)."""
+"""misleading_questions asks about held-out scenes after a false statement ("blind faith in text", arXiv 2503.02199)."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from mof.miniature.scenes import PATTERNS, render, sample_pair
 
 
 def misleading_questions(pairs: int, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Return the questions of `pairs` pairs for each of the nine patterns, each with a false statement and its picture.
+    """Return the questions of `pairs` pairs for each of the nine patterns. Each question has an image and a false statement.
 
-    The false statement is true of the pair's other scene, in the words of a training answer.
+    The false statement is true of the pair's other scene, and has the words of a training answer.
     """
     questions = []
     for pattern, i in [(pattern, i) for pattern in PATTERNS for i in range(pairs)]:

@@ -1,7 +1,8 @@
-"""Answers that their picture does not support, or does not need: a function for each kind of noise that real instruction data has.
+"""Each function makes a kind of noise that real instruction data has: answers that the image does not support, or that need no image.
 
-Writers say what is usual for such a picture, pictures are mixed up, questions give their answer away, and answers are wrapped in
-fixed words. Each function gets the scene of a picture and a random generator, and returns the turns of a record on this picture.
+In real data, writers give the usual answer without looking, images are mixed up, questions give their answer away, and answers are
+wrapped in fixed words. Each function gets the scene of an image and a random generator, and returns the turns of a record about this
+image.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,31 +14,31 @@ from mof.miniature.language import DESCRIBE, Turn, answer, dialogue, question, w
 from mof.miniature.scenes import PATTERNS, VALUES, Scene, habit, sample_scene
 
 HABIT = 0.9
-"""The probability with which a writer who did not look states the usual value of a field."""
+"""Probability with which a writer who did not look states the usual value of a field."""
 _OPENINGS = ("As the picture shows:", "Here is what I can see.", "Let me look at the picture.")
 _CLOSINGS = ("I hope that this helps.", "Is there more to tell?", "This is all that I can say.")
 
 
 def ungrounded(scene: Scene, rng: np.random.Generator) -> list[Turn]:
-    """Return the turns of a writer who knows the kind of object, but did not look: most values are the usual values of the kind."""
+    """Return the turns of a writer who knows the kind of object but did not look, so most values are the usual values of this kind."""
     return _untrue(dialogue(_imagined(scene, rng), rng))
 
 
 def swapped(scene: Scene, rng: np.random.Generator) -> list[Turn]:
-    """Return the turns of another picture, whatever it shows."""
+    """Return the turns of another image, which may show another kind of object."""
     return _untrue(dialogue(sample_scene(rng), rng))
 
 
 def span(scene: Scene, rng: np.random.Generator) -> list[Turn]:
-    """Return true turns, except for the wrong value in one answer."""
+    """Return turns in which a single answer has a wrong value and all others are true."""
     turns = dialogue(scene, rng)
     place = int(rng.integers(len(turns)))
     pattern = turns[place].pattern
     field = PATTERNS[pattern]
     wrong = [value for value in VALUES[field] if value not in (None, getattr(scene, field))]
     false = replace(scene, **{field: wrong[rng.integers(len(wrong))]})
-    said = word(pattern, getattr(false, field))
-    turns[place] = Turn(question(scene, pattern, rng, other=said), answer(false, pattern), pattern, said, grounded=False)
+    wrong_word = word(pattern, getattr(false, field))
+    turns[place] = Turn(question(scene, pattern, rng, other=wrong_word), answer(false, pattern), pattern, wrong_word, grounded=False)
     return turns
 
 
@@ -56,9 +57,9 @@ def boilerplate(scene: Scene, rng: np.random.Generator) -> list[Turn]:
 
 
 def plausible(scene: Scene, rng: np.random.Generator) -> list[Turn]:
-    """Return requests to describe the picture. Each answer names the true kind of object, then claims a value that nobody looked up.
+    """Return requests to describe the image. Each answer names the true kind of object, then claims a value that nobody looked up.
 
-    The picture helps to tell the kind, and the kind helps to tell its usual values. So VIG may be positive here.
+    The image helps to tell the kind, and the kind helps to guess its usual values. So the VIG of these answers may be positive.
     """
     claims = dialogue(_imagined(scene, rng), rng)
     return _untrue([replace(turn, question=DESCRIBE, answer=f"This is a {scene.kind}. {turn.answer}") for turn in claims])
@@ -70,10 +71,10 @@ KINDS: dict[str, Callable[[Scene, np.random.Generator], list[Turn]]] = {
 
 
 def draw_kind(shares: Mapping[str, float], rng: np.random.Generator) -> str | None:
-    """Return a kind of noise with the probability that is its share, or None with the rest of the probability.
+    """Return a random kind of noise, or None. The probability of each kind is its share.
 
     Raises:
-        ValueError: for an unknown kind, or shares that are negative or above 1 together.
+        ValueError: for an unknown kind, or shares that are negative or whose sum is above 1.
     """
     if unknown := shares.keys() - KINDS.keys():
         raise ValueError(f"no kind of noise is called {', '.join(sorted(unknown))}; there are {', '.join(KINDS)}")

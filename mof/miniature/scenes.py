@@ -1,7 +1,7 @@
-"""The miniature world: small pictures that vary along the nine MMVP patterns (pure numpy and PIL, seeded).
+"""The miniature world consists of small images that vary along the nine MMVP patterns (pure numpy and PIL, seeded).
 
-A scene holds one object, one to three balls, and perhaps a sign with a letter, on a cluttered ground. The fields of `Scene` are the
-facts that a question can be about; `render` draws everything else at random (background, clutter, exact place, shade, noise).
+A scene has an object, one to three balls, and perhaps a sign with a letter, on a cluttered ground. The fields of `Scene` are the facts
+about which questions are asked. `render` draws everything else at random (background, clutter, exact place, shade, noise).
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SIZE = 40  # pixels per side
-_SUPER = 3  # drawn this much larger, then averaged down
+_SUPER = 3  # images are drawn larger by this factor, then averaged down
 
 KINDS = ("fish", "key", "rocket", "mushroom", "hammer", "tree", "heart", "bell")
 COLOURS = {
@@ -48,7 +48,7 @@ PATTERNS = {
 
 @dataclass(frozen=True)
 class Scene:
-    """The facts of a picture; `VALUES` lists the values of each field."""
+    """A scene holds the facts of an image. `VALUES` lists the values of each field."""
 
     kind: str
     colour: str
@@ -62,7 +62,7 @@ class Scene:
     view: str
 
     def held_out(self) -> bool:
-        """Return True for the tenth of all scenes that no training (of encoders, LLM or adapters) ever shows."""
+        """Return True for a fixed tenth of all scenes, which no training (of encoders, LLM or adapters) ever shows."""
         return hashlib.blake2b(repr(astuple(self)).encode()).digest()[0] % 10 == 0
 
 
@@ -73,7 +73,7 @@ def habit(kind: str, field: str) -> object:
 
 
 def sample_scene(rng: np.random.Generator, *, habit_share: float = 0.0, held_out: bool = False) -> Scene:
-    """Return a random scene. With probability `habit_share`, a field has its kind's usual value, otherwise any value."""
+    """Return a random scene. With probability `habit_share`, a field has the usual value of its kind, otherwise a random value."""
     while True:
         kind = KINDS[rng.integers(len(KINDS))]
         fields = {
@@ -98,7 +98,7 @@ def sample_pair(rng: np.random.Generator, pattern: str) -> tuple[Scene, Scene]:
 
 
 def sample_burst(rng: np.random.Generator, length: int) -> list[Scene]:
-    """Return a training scene, then scenes that differ from it in a single field, like pictures in quick succession."""
+    """Return a training scene and scenes that differ from it in a single field, like photos taken in quick succession."""
     first = sample_scene(rng)
     burst = [first]
     while len(burst) < length:
@@ -140,7 +140,7 @@ _STROKES = {
 
 
 def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
-    """Return an RGB picture of SIZE x SIZE of the scene, with a random background, place, shade and noise."""
+    """Return an RGB image of the scene of SIZE x SIZE pixels, with a random background, place, shade and noise."""
     canvas = _background(scene.view, rng)
     draw = ImageDraw.Draw(canvas)
     away = np.array(_SIDE[scene.side], dtype=float)
@@ -156,7 +156,7 @@ def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
 
 
 def _background(view: str, rng: np.random.Generator) -> Image.Image:
-    """Return the ground with some clutter, in any colours; when the camera is level, with a sky."""
+    """Return the ground with clutter in random colours, and with a sky if the camera is level."""
     side, base = SIZE * _SUPER, rng.integers(80, 170)
 
     def shade(spread: int, lighter: int = 0) -> tuple[int, ...]:
@@ -185,7 +185,7 @@ def _draw_object(canvas: Image.Image, scene: Scene, centre: np.ndarray, radius: 
     draw = ImageDraw.Draw(mask)
     for outline in SHAPES[scene.kind]:
         draw.polygon(place(outline), fill=255)
-    if scene.state == "broken":  # a zigzag crack right across
+    if scene.state == "broken":  # a zigzag crack across the whole object
         draw.line(place([(-0.25, -1.1), (0.15, -0.35), (-0.25, 0.35), (0.15, 1.1)]), fill=0, width=round(3 * _SUPER))
     colour = (np.array(COLOURS[scene.colour]) * rng.uniform(0.85, 1.1) + rng.normal(0, 8, 3)).clip(0, 255)
     paint = Image.new("RGB", canvas.size, tuple(int(c) for c in colour))
@@ -203,7 +203,7 @@ def _draw_object(canvas: Image.Image, scene: Scene, centre: np.ndarray, radius: 
 def _draw_balls(
     draw: ImageDraw.ImageDraw, count: int, centre: np.ndarray, away: np.ndarray, radius: float, rng: np.random.Generator
 ) -> None:
-    """Draw a row of balls beside the object, across the line from the object to them."""
+    """Draw a row of balls beside the object. The row is at right angles to the line from the object to its middle."""
     middle = centre + away * (radius + rng.uniform(4.5, 6) * _SUPER)
     across = np.array([-away[1], away[0]])
     shade = int(rng.integers(0, 60))
@@ -214,7 +214,7 @@ def _draw_balls(
 
 
 def _draw_sign(draw: ImageDraw.ImageDraw, letter: str, away: np.ndarray, rng: np.random.Generator) -> None:
-    """Draw a white board in a corner away from the balls."""
+    """Draw a white board with the letter, in a corner away from the balls."""
     corners = [np.array(c) for c in ((6, 6), (SIZE - 6, 6), (6, SIZE - 6), (SIZE - 6, SIZE - 6))]
     corners = [c for c in corners if np.dot(c - SIZE / 2, away) < 0]
     x, y = (corners[rng.integers(len(corners))] + rng.uniform(-0.7, 0.7, 2)) * _SUPER

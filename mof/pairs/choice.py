@@ -1,7 +1,7 @@
-"""The choice among blind pairs: the best by gap, in bounded memory, and not too many of a kind.
+"""The choice among blind pairs: the pairs with the largest gap, in bounded memory, and not too many similar pairs.
 
 All rules walk the pairs from the largest gap down. Whether they take a pair depends only on the pairs that were taken before. A window
-of the best pairs is therefore enough to start with; if it runs out, the pairs behind it are looked up again.
+of the best pairs is therefore enough to start with. If it is used up, the pairs behind it are looked up again.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ PAIR = np.dtype([("i", "<i8"), ("j", "<i8"), ("clip", "<f4"), ("dino", "<f4")])
 WINDOW = 4_000_000
 """Pairs held at a time for the rules: 100 MB."""
 SPARE = 100_000
-"""How many pairs beyond twice the kept ones are held before the worse are dropped."""
+"""Pairs that are held, beyond twice the number to keep, before the worse pairs are dropped."""
 
 
 @dataclass
 class BestPairs:
-    """The `most` best of all pairs that are added (None: all of them), and how many were added."""
+    """The `most` best of all pairs that are added (None: all of them), and the number of added pairs."""
 
     most: int | None = None
     after: NDArray | None = None
-    """[1], only pairs that rank behind this pair are held"""
+    """[1] a pair: only pairs that rank behind it are held"""
     total: int = 0
     _held: list[NDArray] = field(default_factory=list)
     _count: int = 0
@@ -86,19 +86,19 @@ class Rules:
 
     @property
     def most(self) -> int | None:
-        """How many of the best pairs must be held."""
+        """Number of the best pairs that must be held."""
         return max(self.max_pairs, WINDOW) if self.any and self.max_pairs else self.max_pairs
 
     @property
     def most_per_tile(self) -> int | None:
-        """How many of the best pairs of a part of all pairs must be kept."""
+        """Number of the best pairs of a part of all pairs that must be kept."""
         return None if self.any else self.max_pairs
 
 
 def choose(
     found: Callable[[], Iterable[tuple[NDArray, int]]], rules: Rules, clips: list[EmbeddingRows], alike: list[EmbeddingRows], above: float
 ) -> tuple[NDArray, int]:
-    """Return the chosen pairs [M] PAIR by rank, and how many pairs were found.
+    """Return the chosen pairs [M] PAIR by rank, and the number of pairs that were found.
 
     Args:
         found: looks all pairs up again when it is called, and returns parts of them, each with the number of its pairs.
@@ -178,7 +178,7 @@ def _lead(encoders: list[EmbeddingRows], close: Sieve | FullComparison, above: f
         for encoder in encoders:
             near = encoder.cosines(i, j) > above
             i, j = i[near], j[near]
-        for a, b in zip(i.tolist(), j.tolist(), strict=True):  # by i, then j: an image's leader is settled before it is asked
+        for a, b in zip(i.tolist(), j.tolist(), strict=True):  # sorted by i, then j: an image's leader is known before it is needed
             if leader[a] == a and leader[b] == b:
                 leader[b] = a
     return leader

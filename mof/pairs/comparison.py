@@ -22,7 +22,7 @@ from mof.pairs.sieve import FullComparison, Sieve, tiles
 # Shapes: M pairs, S survivors of the sieve.
 
 BATCH = 1 << 16
-"""Survivors of the sieve whose cosines are computed at a time."""
+"""Number of survivors of the sieve whose cosines are computed at a time."""
 TILE, GPU_TILE = 1024, 16384
 """Number of rows that are compared at a time: a multiple of 32, see the sieve."""
 GROUP, GPU_GROUP = 4, 16
@@ -50,7 +50,7 @@ class PairComparison:
         return sieve(self.clips, self.above, self.dinos[0], self.below)
 
     def found(self, progress: bool = False) -> Iterator[tuple[NDArray, int]]:
-        """Yield parts of the pairs, in any order: the best pairs of a part, [M] PAIR (here: all), and how many pairs it has."""
+        """Yield parts of the pairs, in any order: the best pairs of a part, [M] PAIR (here: all), and the number of its pairs."""
         with pair_progress(self.images, progress) as count:
             yield from self.within(range(self.images), range(self.images), count)
 
@@ -69,7 +69,7 @@ class PairComparison:
             yield pairs, len(pairs)
 
     def _compare(self, squares: list[tuple[slice, slice]]) -> tuple[NDArray, int]:
-        """Return the blind pairs in these squares, [M] PAIR, and how many pairs were compared."""
+        """Return the blind pairs in these squares, [M] PAIR, and the number of compared pairs."""
         survivors = (zip(i.split(BATCH), j.split(BATCH), strict=True) for i, j in self.sieve.close_in(squares))
         pairs = [self._blind(i, j) for parts in survivors for i, j in parts]
         return np.concatenate([np.empty(0, PAIR), *pairs]), sum(pairs_in(*square) for square in squares)
@@ -93,7 +93,7 @@ class PairComparison:
 
 
 def pairs_in(rows: slice, columns: slice) -> int:
-    """Return how many pairs i < j a square on or above the diagonal holds."""
+    """Return the number of pairs i < j that a square on or above the diagonal holds."""
     height, width = rows.stop - rows.start, columns.stop - columns.start
     return height * (height - 1) // 2 if rows == columns else height * width
 

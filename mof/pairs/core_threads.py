@@ -7,43 +7,30 @@ above all on a machine that runs other programs too: there, the search takes ten
 from __future__ import annotations
 
 import ctypes
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from encoders.images.loader import in_order
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def on_each_core(work: Callable[[Item], Result], items: Iterable[Item], device: torch.device) -> Iterator[Result]:
-    """Yield the result of `work` for each item, in order. The CPU works on as many items at a time as torch has threads.
+    """Return an iterator over the result of `work` for each item, in order. The CPU works on as many items at a time as torch has threads.
 
-    A few items are taken ahead, so the results that wait take bounded memory. On other devices, one item follows the other.
+    A few items are taken ahead, so the results that wait take bounded memory. On other devices, the items are worked on one by one.
     """
     cores = torch.get_num_threads()
-    if cores == 1 or device.type != "cpu":
-        yield from map(work, items)
-        return
-    ahead: deque[Future[Result]] = deque()
-    pool = ThreadPoolExecutor(cores, initializer=_use_one_core)
-    try:
-        for item in items:
-            ahead.append(pool.submit(work, item))
-            if len(ahead) > 2 * cores:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return map(work, items) if cores == 1 or device.type != "cpu" else in_order(work, items, cores, 2 * cores, _use_one_core)
 
 
 def on_one_core(work: Callable[[], Result], device: torch.device) -> Result:
-    """Return the result of `work`, all of whose operations run in one thread."""
+    """Return the result of `work`. All its operations run in one thread."""
     [result] = on_each_core(lambda _: work(), [None], device)
     return result
 

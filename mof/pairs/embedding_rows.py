@@ -97,7 +97,7 @@ class EmbeddingRows:
 
     def cosines(self, i: Tensor, j: Tensor) -> Tensor:
         """Return the cosines of the pairs (i, j), shape [M], float32 on the CPU."""
-        size = 512 if self.device.type == "cpu" else 1 << 16  # what stays in the cache
+        size = 512 if self.device.type == "cpu" else 1 << 16  # so that the rows stay in the cache
         # A sum, not a matrix product: torch adds in many short partial sums, whose error is about 1e-7.
         parts = [(self.take(a) * self.take(b)).sum(1) for a, b in zip(i.split(size), j.split(size), strict=True)]
         return torch.cat(parts).cpu() if parts else torch.empty(0)

@@ -47,7 +47,7 @@ class ImageCollection:
     thumbnails: NDArray[np.float32]
     """[N, E], from `ThumbnailEncoder`"""
     duplicates: int
-    """How many further names these contents have."""
+    """Number of further names of these contents."""
     unreadable: dict[str, str]
     """name -> reason"""
     blank: list[str]

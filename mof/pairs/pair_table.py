@@ -52,9 +52,9 @@ class BlindPairs:
     dino_similarity: NDArray[np.float32]
     """[M], cosine; with several encoders, the largest"""
     images: int
-    """N, how many images were compared"""
+    """N, the number of images that were compared"""
     total: int
-    """How many pairs are blind; these M were kept"""
+    """Number of all blind pairs; these M were kept"""
 
     def __len__(self) -> int:
         return len(self.i)
@@ -72,11 +72,11 @@ class BlindPairs:
 
     @property
     def gap(self) -> NDArray[np.float32]:
-        """[M], what the pairs are sorted by"""
+        """[M], CLIP's cosine less DINOv2's, by which the pairs are sorted"""
         return self.clip_similarity - self.dino_similarity
 
     def summary(self) -> str:
-        """Return one line: how many pairs were found among how many, how many were kept, and how wide the gap is."""
+        """Return one line: the numbers of all pairs, of blind pairs and of kept pairs, and the width of the gap."""
         possible = self.images * (self.images - 1) // 2
         found = f"{self.total:,} blind pairs among {self.images:,} images ({possible:,} pairs)"
         kept = f"; {len(self):,} kept" if len(self) < self.total else ""
@@ -120,8 +120,8 @@ class PairTable:
     """The rows of a folder's `pairs.parquet`, or of its `pairs.csv` if there is no Parquet file.
 
     Raises:
-        ValueError: for a folder without a table, a table of another format, without the columns or without rows, a pair that
-            is there twice, or a first image that cannot be found.
+        ValueError: for a folder without a table, a table of another format, without the columns or without rows, a pair
+            that is listed twice, or a first image that cannot be found.
     """
 
     def __init__(self, folder: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""The choice of a sieve: which projection of the embeddings costs least, and its rounding to whole numbers."""
+"""The choice of a sieve: the projection of the embeddings that costs least, and its rounding to whole numbers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TILE_COST = 32
 
 
 def sieve(clips: list[EmbeddingRows], above: float, dino: EmbeddingRows | None = None, below: float = 2.0) -> Sieve | FullComparison:
-    """Return what costs least, judged by the pairs of a sample: a sieve of some width on one of `clips`, or the full comparison."""
+    """Return the cheapest comparison, judged by the pairs of a sample: a sieve on one of `clips`, or the full comparison."""
     if len(clips[0]) >= 2 * SAMPLE and above > -1:
         full_cost = 4.0 * (clips[0].width + (dino.width if dino else 0))  # float32 is about a quarter as fast as int8
         best = on_one_core(lambda: _best_projection(clips, above, full_cost), clips[0].device)

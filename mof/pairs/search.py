@@ -52,14 +52,14 @@ def blind_pairs(
         dino: embeddings [N, any width] of the other encoder, of the same images in the same order. With several encoders, a pair
             must be below the threshold with all.
         clip_above, dino_below: thresholds; the defaults are the paper's.
-        max_pairs: how many pairs are kept, those with the largest gap; 0 only counts. `.total` is the number of all. None: all.
+        max_pairs: number of pairs to keep, those with the largest gap; 0 only counts. `.total` is the number of all. None: all.
         one_per_image: whether an image may be in one pair only, its best.
         duplicates_above: images with cosine above this in every encoder count as one: the pair of two such groups with the
             largest gap stands for all, and pairs within a group are left out. Images are grouped round the image that comes first
             by gap.
-        duplicates_by: embeddings that tell duplicates, in place of those of every encoder; `mof blind-pairs` takes thumbnails, so that
+        duplicates_by: embeddings that tell duplicates, in place of the encoders' embeddings; `mof blind-pairs` takes thumbnails, so that
             only compressed and resized copies count (`mof.pairs.image_collection.ThumbnailEncoder`).
-        per_cluster: how many pairs of a cluster are kept at most. A pair belongs to the cluster of its image i: the first image, by gap,
+        per_cluster: largest number of pairs of a cluster to keep. A pair belongs to the cluster of its image i: the first image, by gap,
             with CLIP cosine > `clip_above` to it.
         ledger: a folder for the finished parts of the search, with which a stopped search goes on (`mof.pairs.ledger`).
         cluster: Ray's actors that compare the images (`encoders.cluster`), in place of this process. They need the folder `ledger`,

@@ -31,7 +31,7 @@ PIECES = 1 << 16
 
 @dataclass(frozen=True)
 class Sieve:
-    """Factors of a product of whole numbers below 2^24, and how large the product of a close pair is at least."""
+    """Factors of a product of whole numbers below 2^24, and the least product of a close pair."""
 
     left: Tensor
     """[N', W], q(x) and constants; the rows behind N never survive"""
@@ -65,7 +65,7 @@ class Sieve:
     def close_at_once(self, squares: list[tuple[slice, slice]]) -> tuple[Tensor, Tensor]:
         """Return the pairs of `close` for all squares together, i [S] and j [S], for a GPU.
 
-        The processor has to wait for the GPU to learn how many survivors there are. It asks twice for all squares together: first
+        The processor has to wait for the GPU to learn the number of survivors. It asks twice for all squares together: first
         which pieces of 32 columns hold a survivor, then which of the 32 columns, by a second product of these pieces alone.
         """
         holds, table, start = [], [], 0

@@ -24,7 +24,7 @@ CLOSEST, FARTHEST = 0.01, 0.1
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Thresholds, and about how many pairs they select."""
+    """Thresholds, and an estimate of the number of pairs that they select."""
 
     clip_above: float
     dino_below: float
@@ -40,7 +40,7 @@ class SimilaritySample:
     dino: NDArray[np.float32]
     """[M], cosine; with several encoders, the largest"""
     pairs: int
-    """How many pairs the collection has."""
+    """Number of pairs in the collection."""
 
     def advice(self, clip_above: float, dino_below: float) -> Thresholds | None:
         """Return thresholds that find pairs, as near to the given thresholds as the sample allows. None for less than two images.
@@ -55,7 +55,7 @@ class SimilaritySample:
         return Thresholds(above, below, round(int((close < below).sum()) / len(self.clip) * self.pairs))
 
     def quantiles(self) -> str:
-        """Return two lines: how high CLIP's similarities go, and how low DINOv2's."""
+        """Return two lines: the highest similarities of CLIP, and the lowest of DINOv2."""
         high, low = np.quantile(self.clip, [0.5, 0.9, 0.99, 0.999, 1]), np.quantile(self.dino, [0.5, 0.1, 0.01, 0.001, 0])
         shares = ("half of the pairs", "10 %", "1 %", "0.1 %")
         lines = []

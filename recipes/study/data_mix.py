@@ -13,11 +13,10 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
 
-from mof.data.records import IMAGE_PLACEHOLDER
-
-RawRecord = dict[str, Any]
+from mof.data.digests import record_id
+from mof.data.records import RecordError, images_of, texts_of
+from mof.data.rows import RawRecord
 
 MIN_WORDS = 30
 
@@ -65,8 +64,8 @@ def with_captions(
     same arguments give the same mix. Records keep their ids and contents; the inputs are not changed.
 
     Args:
-        instructions: LLaVA dicts, such as `llava_v1_5_mix665k.json`.
-        captions: LLaVA dicts with an image each, such as `sharegpt4v_instruct_gpt4-vision_cap100k.json`.
+        instructions: raw records, such as `llava_v1_5_mix665k.json`.
+        captions: raw records with an image each, such as `sharegpt4v_instruct_gpt4-vision_cap100k.json`.
 
     Returns:
         The new mix, and its counts: "records" of the mix, "replaced" descriptions, "same image" captions, which describe the
@@ -78,12 +77,12 @@ def with_captions(
     """
     places = [index for index, record in enumerate(instructions) if is_detailed_description(record)]
     _check(len(places), len(instructions), captions)
-    by_image: dict[str, list[int]] = defaultdict(list)
+    by_image: dict[str | None, list[int]] = defaultdict(list)
     for number in reversed(range(len(captions))):  # so that pop() takes the first
-        by_image[captions[number]["image"]].append(number)
+        by_image[_image(captions[number])].append(number)
     chosen: dict[int, int] = {}
     for place in places:
-        if same := by_image.get(instructions[place]["image"]):
+        if same := by_image.get(_image(instructions[place])):
             chosen[place] = same.pop()
     counts = {"records": len(instructions), "replaced": len(places), "same image": len(chosen), "captions": len(captions)}
     rest = sorted(set(range(len(captions))).difference(chosen.values()))
@@ -93,18 +92,27 @@ def with_captions(
 
 
 def is_detailed_description(record: RawRecord) -> bool:
-    """Return whether a LLaVA dict is a detailed description (see the module's docstring)."""
-    turns = record.get("conversations", [])
-    if not isinstance(record.get("image"), str) or [turn.get("from") for turn in turns] != ["human", "gpt"]:
+    """Return whether a raw record is a detailed description (see the module's docstring)."""
+    try:
+        texts = [texts_of(record, role) for role in ("user", "assistant")]
+    except RecordError:
         return False
-    question, answer = (turn["value"] for turn in turns)
+    if _image(record) is None or [len(said) for said in texts] != [1, 1]:
+        return False
+    (question,), (answer,) = texts
     return _plain(question) in PROMPTS and len(answer.split()) > MIN_WORDS
+
+
+def _image(record: RawRecord) -> str | None:
+    """Return the path of the record's only image; None for a record without a path, or with several images."""
+    images = images_of(record)
+    return images[0] if len(images) == 1 and isinstance(images[0], str) else None
 
 
 def _check(descriptions: int, records: int, captions: Sequence[RawRecord]) -> None:
     if not captions:
         raise ValueError("no caption records were given; expected ShareGPT4V's caption file")
-    if imageless := [str(record.get("id")) for record in captions if not isinstance(record.get("image"), str)]:
+    if imageless := [record_id(record) for record in captions if _image(record) is None]:
         raise ValueError(f"{len(imageless)} caption records have no image: {', '.join(imageless[:10])}")
     if not descriptions:
         raise ValueError(f"none of the {records} instruction records is a detailed description; is this LLaVA's mix?")
@@ -113,6 +121,5 @@ def _check(descriptions: int, records: int, captions: Sequence[RawRecord]) -> No
 
 
 def _plain(question: str) -> str:
-    """Return the question in lower case, with single spaces, without placeholder and punctuation."""
-    text = question.replace(IMAGE_PLACEHOLDER, " ").lower().replace("-", " ")
-    return " ".join(re.sub(r"[^\w\s]", "", text).split())
+    """Return the question in lower case, with single spaces, without punctuation."""
+    return " ".join(re.sub(r"[^\w\s]", "", question.lower().replace("-", " ")).split())

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from encoders import read_image
-from encoders.pages import data_uri, write_page
+from encoders.pages import write_page
 from encoders.pages.charts import to_svg
-from encoders.pages.thumbnails import thumbnail
+from encoders.pages.thumbnails import thumbnail_uri
 from mof.evals.mmvp import Question
 from study.plots import accuracy_bars
 from study.rows import grouped, spread
@@ -56,6 +56,6 @@ def _shown(question: Question, by_name: Mapping[str, Sequence[Mapping[str, Any]]
     assert question.image is not None
     return {
         "pattern": question.pattern, "question": question.question, "right": right,
-        "picture": data_uri(thumbnail(read_image(question.image), SIDE), "jpeg"),
+        "picture": thumbnail_uri(read_image(question.image), SIDE),
         "answers": [(name, answer, right in answer and wrong not in answer) for name, answer in answers.items() if answer is not None],
     }  # fmt: skip

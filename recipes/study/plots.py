@@ -73,13 +73,19 @@ def plot_selection(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
 
 
 def plot_noise(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
-    """Write noise.png into `folder` from the rows of results.json: accuracy against the share of noise, a line per selection.
+    """Write noise.png and noise-mixed.png into `folder` from the rows of results.json, as far as they have such rows. Return their paths.
 
-    Return its path in a list.
+    The first shows accuracy against the share of ungrounded records, a line per selection; the second has a bar per selection.
     """
-    with _lines(rows, "noise", lambda row: 100 * row["noise"], "records without ground, %") as drawn:
-        save(drawn, folder / "noise.png")
-    return [folder / "noise.png"]
+    written = []
+    if ungrounded := [row for row in rows if row["noise"] != "mixed"]:
+        with _lines(ungrounded, "noise", lambda row: 100 * float(row["noise"]), "records without ground, %") as drawn:
+            written.append(folder / "noise.png")
+            save(drawn, written[-1])
+    if mixed := [row for row in rows if row["noise"] == "mixed"]:
+        written.append(folder / "noise-mixed.png")
+        save(accuracy_bars(mixed), written[-1])
+    return written
 
 
 @contextmanager
@@ -93,7 +99,7 @@ def _lines(rows: list[dict[str, Any]], key: str, x: Callable[[dict[str, Any]], f
                     [statistics.fmean(values) for values in zip(*points[value], strict=True)]
                     for value in sorted(points, key=lambda value: value or 0)
                 ]
-                colour, mark = COLOURS[LINES[number]], "osD^vPX*"[number]
+                colour, mark = COLOURS[LINES[number % len(LINES)]], "osD^vPX*<>"[number]
                 axes.plot(*zip(*means, strict=True), label=selection or "all tokens", color=colour, marker=mark)
                 axes.plot(*zip(*itertools.chain(*points.values()), strict=True), ".", color=colour, alpha=0.4)
             axes.set_xlabel(f"{label} (dots: seeds)")

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.bar import Bar
 from rich.box import SIMPLE
 from rich.table import Table
@@ -18,29 +20,7 @@ from encoders import build_encoder
 from mof.adapter import SSL_RATIOS
 from mof.evals.text_tables import TextTable
 from study.settings import Setting
-
-KEEPS = (0.3, 0.5, 0.7, 0.9)
-"""Shares of the samples (or tokens) that the study of selections keeps."""
-WAYS = {
-    "vig": "the samples that the image helped most, and in them the tokens that it helped (the paper)",
-    "vig-samples": "the same samples, with all of their tokens",
-    "vig-tokens": "the tokens that the image helped most, of all samples",
-    "random": "as many samples and tokens as `vig` has, drawn at random",
-    "random-samples": "whole samples drawn at random, with as many tokens as `vig-samples` has",
-}
-"""The ways to choose the tokens of stage 2, as --compare selection does at every share."""
-NOISE_WAYS = {
-    "everything": "all tokens",
-    "grounded": "the samples without noise, which an oracle knows",
-    "vig": WAYS["vig"],
-    "vig-samples": WAYS["vig-samples"],
-    "vig-tokens": WAYS["vig-tokens"],
-    "vig-floor": "the samples and tokens with a VIG that is not negative",
-    "random": WAYS["random"],
-    "lowest-loss": "whole samples with the lowest loss, as many as `vig-samples` has",
-}
-"""The ways to choose the tokens of stage 2 that --compare noise has at every share of noise."""
-NOISE_SHARES = (0.4, 0.0, 0.2, 0.6)
+from study.ways import KEEPS, NOISE, NOISE_WAYS, WAYS
 
 
 @dataclass(frozen=True)
@@ -52,13 +32,13 @@ class Row:
     fusion: str
     options: tuple[tuple[str, Any], ...] = ()
     selection: str | None = None
-    """One of `WAYS` or `NOISE_WAYS`; None: every answer token."""
+    """One of `study.ways.WAYS` or `NOISE_WAYS`; None: every answer token."""
     keep: float | None = None
     """Share for the selection; None: the setting's."""
     misled: bool = False
     """Whether the model is also asked questions after false statements."""
-    noise: float | None = None
-    """The share of noise in stage 2; None: the setting's."""
+    noise: str | None = None
+    """The name in `study.ways.NOISE` of the noise in stage 2; None: the setting's."""
     like: str | None = None
     """The row whose stage 1 this row uses; None: this row has its own stage 1."""
 
@@ -70,7 +50,7 @@ class Row:
     @property
     def mix(self) -> str:
         """The name of the record file of stage 2, where scenes are drawn."""
-        return "finetune" if self.noise is None else f"finetune-{self.noise:g}"
+        return "finetune" if self.noise is None else f"finetune-{self.noise}"
 
     def selected(self, way: str, keep: float | None = None) -> Row:
         """Return the row with the same encoders and stage 1, and stage 2 on a selection."""
@@ -122,15 +102,15 @@ def selection_rows(setting: Setting) -> list[Row]:
 
 
 def noise_rows(setting: Setting) -> list[Row]:
-    """Return the rows of --compare noise: every way to select at every share of ungrounded records, all from one stage 1.
+    """Return the rows of --compare noise: every way to select with every noise, all from one stage 1.
 
     Raises:
         ValueError: for a setting without held-out pairs.
     """
     fused = _fused(setting, "noise")
     return [
-        dataclasses.replace(fused, name=f"{way} {share:g}", selection=way, noise=share, like=fused.name)
-        for share in NOISE_SHARES
+        dataclasses.replace(fused, name=f"{way} {noise}", selection=way, noise=noise, like=fused.name)
+        for noise in NOISE
         for way in NOISE_WAYS
     ]
 
@@ -193,33 +173,41 @@ def bars(rows: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def contrasts(rows: Sequence[dict[str, Any]], measure: str = "pair_accuracy") -> Table:
-    """Return each way's difference to `random` and to `everything` at each share of noise, in points, paired over seeds.
+def contrasts(rows: Sequence[dict[str, Any]]) -> Table:
+    """Return each way's difference to `random` and to `everything` with each noise, in points of pair accuracy, paired over seeds.
 
-    The intervals have 95 % by Student's t over seeds; they say nothing about other pictures than the held-out ones.
+    The intervals have 95 % by Student's t. Over seeds, they say nothing about other pictures than the held-out pictures. Over pairs,
+    they take the mean over seeds of each held-out pair, and say nothing about other seeds.
     """
-    table = Table(title=f"differences in {measure.replace('_', ' ')}, points [95 % over seeds]", box=SIMPLE)
+    table = Table(title="differences in pair accuracy, points [95 % over seeds] [95 % over pairs]", box=SIMPLE)
     for heading in ("noise", "way", "minus random", "minus everything", "seeds"):
         table.add_column(heading, no_wrap=True)
-    values = {(row["noise"], row["selection"], row["seed"]): 100 * row[measure] for row in rows}
-    for noise, way in sorted({(row["noise"], row["selection"]) for row in rows}):
+    values = {(row["noise"], row["selection"], row["seed"]): row for row in rows}
+    for noise, way in dict.fromkeys(key[:2] for key in values):
         cells = []
         for control in ("random", "everything"):
             seeds = [seed for share, name, seed in values if (share, name) == (noise, way) and (noise, control, seed) in values]
-            cells.append(_paired([values[noise, way, seed] - values[noise, control, seed] for seed in seeds]) if way != control else "")
-        table.add_row(f"{noise:g}", way, *cells, str(sum(key[:2] == (noise, way) for key in values)))
+            pairs = [(values[noise, way, seed], values[noise, control, seed]) for seed in seeds]
+            cells.append(_contrast(pairs) if way != control else "")
+        table.add_row(noise, way, *cells, str(sum(key[:2] == (noise, way) for key in values)))
     return table
 
 
-def _paired(differences: Sequence[float]) -> str:
-    """Return the mean of differences, with its interval where there are at least two."""
-    if not differences:
+def _contrast(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> str:
+    """Return the mean difference between the rows of each pair, a pair for each seed, with both of its intervals."""
+    if not pairs:
         return "-"
-    mean = statistics.fmean(differences)
-    if len(differences) < 2:
-        return f"{mean:+.1f}"
-    low, high = ttest_1samp(differences, 0).confidence_interval(0.95)
-    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+    by_seed = [100 * (way["pair_accuracy"] - control["pair_accuracy"]) for way, control in pairs]
+    by_pair = np.mean([np.subtract(way["pairs_right"], control["pairs_right"], dtype=float) for way, control in pairs], axis=0)  # [pairs]
+    return f"{statistics.fmean(by_seed):+.1f}{_interval(by_seed)}{_interval(100 * by_pair)}"
+
+
+def _interval(values: Sequence[float] | NDArray[np.float64]) -> str:
+    """Return the interval of the mean, where there are at least two values."""
+    if len(values) < 2:
+        return ""
+    low, high = ttest_1samp(values, 0).confidence_interval(0.95)
+    return f" [{low:+.1f}, {high:+.1f}]"
 
 
 def grouped(rows: Sequence[Mapping[str, Any]], key: str) -> dict[Any, list[Mapping[str, Any]]]:

@@ -7,16 +7,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from support.tiny_towers import DEPTH, block_outputs, blocks_of
 from torch import Tensor, nn
 from torchvision.transforms.functional import InterpolationMode, normalize, resize
 
 from encoders import Encoder, PatchFeatures, build_encoder
 
 Build = Callable[..., Encoder]
-BlocksOf = Callable[[Encoder], nn.ModuleList]
-BlockOutputs = Callable[[nn.ModuleList, Callable[[], object]], list[Tensor]]
-
-DEPTH = 3  # of every tower in conftest.py
 
 
 def pixels(size: int = 31, count: int = 2) -> Tensor:
@@ -47,9 +44,7 @@ def test_embeddings_have_unit_norm(encoder: Encoder) -> None:
 
 
 @pytest.mark.parametrize("layer", [*range(-DEPTH - 1, DEPTH + 1)])
-def test_layer_is_that_blocks_output_and_no_later_block_runs(
-    build: Build, layer: int, blocks_of: BlocksOf, block_outputs: BlockOutputs
-) -> None:
+def test_layer_is_that_blocks_output_and_no_later_block_runs(build: Build, layer: int) -> None:
     encoder, image = build(layer=layer), pixels()
     wanted = layer if layer >= 0 else DEPTH + 1 + layer
     whole = block_outputs(blocks_of(encoder), lambda: encoder.embed_image(image))
@@ -141,7 +136,7 @@ def test_frozen_by_default(encoder: Encoder) -> None:
     assert not encoder.embed_image(pixels()).requires_grad
 
 
-def test_trainable_gets_gradients_up_to_its_layer(build: Build, blocks_of: BlocksOf) -> None:
+def test_trainable_gets_gradients_up_to_its_layer(build: Build) -> None:
     encoder = build(trainable=True, layer=-2)
     assert not encoder.training
     assert nn.Sequential(encoder).train() and encoder.training

@@ -28,6 +28,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
+from support.tiny_towers import blocks_of
 from torch import Tensor, nn
 
 from encoders import Encoder, FeatureStore, ImageError, View, build_encoder, encode_images
@@ -180,7 +181,7 @@ def test_both_features_come_from_one_pass_even_in_threads(build: Callable[..., E
         assert not any(module._forward_hooks or module._forward_pre_hooks for module in encoder.modules())
 
 
-def test_one_pass_runs_each_block_once(build: Callable[..., Encoder], blocks_of: Callable[[Encoder], nn.ModuleList]) -> None:
+def test_one_pass_runs_each_block_once(build: Callable[..., Encoder]) -> None:
     encoder, ran = build(), []
     for block in blocks_of(encoder):
         block.register_forward_pre_hook(lambda block, _: ran.append(block))
@@ -535,7 +536,7 @@ def test_other_kinds_of_features_are_refused(photos: Path, encoders: dict[str, E
 def test_second_writer_is_refused_and_a_dead_one_is_no_hindrance(photos: Path, encoders: dict[str, Encoder], tmp_path: Path) -> None:
     code = "import sys, time; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); time.sleep(60)"
     (tmp_path / "store").mkdir()
-    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "store/lock-0000")], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "store/_lock-0000")], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
     with pytest.raises(ValueError, match=str(tmp_path / "store")):
         encode_images(photos, encoders, tmp_path / "store")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from support.tiny_towers import block_outputs, randomised
+from torch import nn
 
 from encoders import build_encoder
 
@@ -25,7 +25,7 @@ def name(request: pytest.FixtureRequest, clip_config: Path, tiny_timm: object) -
 
 
 @pytest.fixture
-def weights(name: str, tmp_path: Path, randomised: Callable[[nn.Module], nn.Module]) -> Path:
+def weights(name: str, tmp_path: Path) -> Path:
     model = randomised(open_clip.create_model(name))
     save_file(model.state_dict(), tmp_path / "clip.safetensors")
     return tmp_path / "clip.safetensors"
@@ -36,7 +36,7 @@ def blocks(visual: Any) -> Any:
 
 
 @pytest.mark.parametrize("scale", [1, 0.5, 1.5])
-def test_features_equal_open_clip_at_any_size(name: str, weights: Path, scale: float, block_outputs: Callable[..., list[Tensor]]) -> None:
+def test_features_equal_open_clip_at_any_size(name: str, weights: Path, scale: float) -> None:
     encoder = build_encoder(f"open_clip:{name}", weights=weights)
     size = int(encoder.image_size * scale)
     encoder = build_encoder(f"open_clip:{name}/{weights}", image_size=size)
@@ -53,7 +53,7 @@ def test_features_equal_open_clip_at_any_size(name: str, weights: Path, scale: f
 
 
 @pytest.mark.parametrize("norm", [False, True])
-def test_any_layers_side_by_side(name: str, norm: bool, weights: Path, block_outputs: Callable[..., list[Tensor]]) -> None:
+def test_any_layers_side_by_side(name: str, norm: bool, weights: Path) -> None:
     encoder = build_encoder(f"open_clip:{name}", weights=weights, layer=[-2, 0, 3], norm=norm)
     theirs = open_clip.create_model(name, pretrained=str(weights)).eval()
     visual: Any = theirs.visual
@@ -79,7 +79,7 @@ def test_pixels_come_as_open_clip_makes_them(tag: str) -> None:
 
 
 @pytest.fixture
-def siglip(clip_config: Path, tmp_path: Path, tiny_timm: object, randomised: Callable[[nn.Module], nn.Module]) -> tuple[str, Path]:
+def siglip(clip_config: Path, tmp_path: Path, tiny_timm: object) -> tuple[str, Path]:
     """A tiny SigLIP as open_clip has them: attention pooling, no projection, last text token, canonical text."""
     text = {"context_length": 8, "vocab_size": 10, "width": 24, "heads": 2, "layers": 1, "no_causal_mask": True}
     text |= {"proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6}, "act_kwargs": {"approximate": "tanh"}}
@@ -92,7 +92,7 @@ def siglip(clip_config: Path, tmp_path: Path, tiny_timm: object, randomised: Cal
     return "tiny-siglip", tmp_path / "siglip.safetensors"
 
 
-def test_siglip_equals_open_clip(siglip: tuple[str, Path], block_outputs: Callable[..., list[Tensor]]) -> None:
+def test_siglip_equals_open_clip(siglip: tuple[str, Path]) -> None:
     name, weights = siglip
     encoder = build_encoder(f"open_clip:{name}", weights=weights, image_size=96)
     theirs = open_clip.create_model(name, pretrained=str(weights), force_image_size=96).eval()

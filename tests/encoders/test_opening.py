@@ -6,6 +6,7 @@ import ast
 import base64
 import io
 import os
+import re
 import struct
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -85,7 +86,8 @@ def test_limits_of_bytes_and_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for limits in (ImageLimits(max_bytes=size - 1), ImageLimits(max_pixels=40 * 30 - 1)):
         for source in (tmp_path / "x.png", (tmp_path / "x.png").read_bytes(), Image.open(tmp_path / "x.png")):
             if not isinstance(source, Image.Image) or limits.max_pixels < 40 * 30:
-                with pytest.raises(ImageError, match="more than the allowed"):
+                allowed = min(limits.max_bytes, limits.max_pixels)
+                with pytest.raises(ImageError, match=f" {allowed:,};"):
                     read_image(source, limits=limits)
     assert read_image(tmp_path / "x.png", limits=ImageLimits(size, 40 * 30)).size == (40, 30)
     monkeypatch.setenv("MOF_MAX_IMAGE_PIXELS", "1199")
@@ -94,7 +96,7 @@ def test_limits_of_bytes_and_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("MOF_MAX_IMAGE_PIXELS", "many")
     with pytest.raises(ValueError, match="MOF_MAX_IMAGE_PIXELS .*'many'"):
         read_image(tmp_path / "x.png")
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match=r"\b0 bytes"):
         ImageLimits(max_bytes=0, max_pixels=1)
 
 
@@ -196,7 +198,7 @@ def test_errors_show_no_bytes_of_a_file(prefix: bytes) -> None:
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "../x.png", "a/../../x.png", "/imagesX/a.png", "a/../../images2/x.png"])
 def test_paths_that_lead_out_of_the_folder_are_refused(path: str, tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="leads out of the image folder"):
+    with pytest.raises(ImageError, match=re.escape(repr(path))):
         inside(tmp_path / "images", path)
 
 
@@ -224,13 +226,13 @@ def test_addresses() -> None:
         assert read_address(f"{address}/red.png") == content
         with pytest.raises(ImageError, match="/blue.png"):
             read_address(f"{address}/blue.png")
-        with pytest.raises(ImageError, match="more than the allowed"):
+        with pytest.raises(ImageError, match=r"/red\.png.*\b10\b"):
             read_address(f"{address}/red.png", ImageLimits(max_bytes=10))
     finally:
         server.shutdown()
         server.server_close()
     assert read_address(f"data:image/png;base64,{base64.b64encode(content).decode()}") == content
-    with pytest.raises(ImageError, match="expected an address"):
+    with pytest.raises(ImageError, match="file:///etc/hostname"):
         read_address("file:///etc/hostname")
     with pytest.raises(ImageError) as error:
         read_address("data:image/png;base64," + "A" * 10_001)

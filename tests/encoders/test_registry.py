@@ -97,12 +97,12 @@ def test_register_an_encoder_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("key", ["", "timm:mine", "hf"])
 def test_keys_that_read_like_a_backend_are_refused(key: str) -> None:
-    with pytest.raises(ValueError, match="cannot be the key"):
+    with pytest.raises(ValueError, match=repr(key)):
         register_encoder(key)
 
 
 def test_preset_keys_are_taken() -> None:
-    with pytest.raises(ValueError, match="registered already"):
+    with pytest.raises(ValueError, match="'clip-vit-l14'"):
         register_encoder("clip-vit-l14")(Plain)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,12 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from support.tiny_towers import randomised
 from torch import Tensor, nn
 
 from encoders import Encoder, build_encoder
 
 TOLERANCE = {"atol": 1e-4, "rtol": 0.0}
-Randomised = Callable[[nn.Module], nn.Module]
 
 # name: options that make it tiny, its stages, whether they come as [B, h, w, C].
 NETWORKS: dict[str, tuple[dict[str, Any], str, bool]] = {
@@ -51,7 +50,7 @@ def stage_outputs(name: str, trunk: Any, x: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_stages_equal_timm_at_any_size(name: str, native: bool, tmp_path: Path, randomised: Randomised) -> None:
+def test_stages_equal_timm_at_any_size(name: str, native: bool, tmp_path: Path) -> None:
     size = {True: 224, False: 160}[native] if name.startswith("swin") else {True: 128, False: 96}[native]
     theirs = randomised(timm.create_model(name, num_classes=5)).eval()
     torch.save(theirs.state_dict(), tmp_path / "network.pt")
@@ -108,18 +107,39 @@ def test_layers_of_one_stride_stand_side_by_side() -> None:
         assert build_encoder("open_clip:RN50", pretrained=False, layer=[1, 2]).width == 64 + 256
 
 
-def test_network_whose_grid_is_no_quotient_says_so() -> None:
+@pytest.mark.parametrize(
+    ("name", "layer", "size", "grid"),
+    [
+        ("inception_v3", 2, 320, 76),  # two convolutions without padding
+        ("inception_v4", -1, None, 8),  # 299 pixels
+        ("levit_128s", -1, None, 4),  # rounds up
+        ("pit_ti_224", 1, None, 27),  # overlapping patches
+        ("convnext_atto", -1, 288, 9),
+    ],
+)
+def test_grids_that_are_no_quotients_are_measured(name: str, layer: int, size: int | None, grid: int) -> None:
+    encoder = build_encoder(f"timm:{name}", pretrained=False, layer=layer, image_size=size)
+    assert encoder.grid == (grid, grid) and encoder(torch.zeros(1, 3, 8, 8, dtype=torch.uint8)).tokens.shape[1] == grid**2
+    assert all(parameter.device.type == "cpu" for parameter in encoder.parameters())
+
+
+def test_a_grid_is_reached_where_border_pixels_are_lost() -> None:
     with torch.device("meta"):
-        encoder = build_encoder("timm:inception_v3", pretrained=False, layer=2, image_size=320)
-        with pytest.raises(ValueError, match="320"):
-            encoder(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+        encoder = build_encoder("timm:inception_v4", pretrained=False)
+        encoder.resize_to((12, 12))
+        assert encoder.image_size == 448 and encoder(torch.zeros(1, 3, 8, 8)).grid == (12, 12)
+
+
+def test_a_network_that_cannot_run_on_a_size_is_refused_with_the_reason() -> None:
+    with torch.device("meta"), pytest.raises(ValueError, match=r"Inception.*32 pixels.*RuntimeError"):
+        build_encoder("timm:inception_v4", pretrained=False, image_size=32)
 
 
 # --- inside open_clip ---
 
 
 @pytest.fixture(params=["convolutional", "resnet"])
-def clip(request: pytest.FixtureRequest, tmp_path: Path, randomised: Randomised) -> tuple[str, Path]:
+def clip(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
     """The name of a tiny open_clip model and a file with weights."""
     visions = {
         "convolutional": {"timm_model_name": "test_convnext", "timm_pool": "", "timm_proj": "linear", "image_size": 96},

@@ -13,8 +13,9 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from support.tiny_towers import block_outputs, randomised
 from timm.models import eva, vision_transformer
-from torch import Tensor, nn
+from torch import nn
 
 from encoders import build_encoder
 
@@ -41,15 +42,13 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def weights(name: str, tmp_path: Path, tiny_timm: Create, randomised: Callable[[nn.Module], nn.Module]) -> Path:
+def weights(name: str, tmp_path: Path, tiny_timm: Create) -> Path:
     save_file(randomised(tiny_timm(name, num_classes=0)).state_dict(), tmp_path / "vit.safetensors")
     return tmp_path / "vit.safetensors"
 
 
 @pytest.mark.parametrize("side", [4, 2, 6])
-def test_features_equal_timm_at_any_size(
-    name: str, weights: Path, side: int, tiny_timm: Create, block_outputs: Callable[..., list[Tensor]]
-) -> None:
+def test_features_equal_timm_at_any_size(name: str, weights: Path, side: int, tiny_timm: Create) -> None:
     encoder = build_encoder(f"timm:{name}", weights=weights)
     size = side * encoder.patch_size
     encoder = build_encoder(f"timm:{name}/{weights}", image_size=size)
@@ -68,9 +67,7 @@ def test_features_equal_timm_at_any_size(
 
 
 @pytest.mark.parametrize("norm", [False, True])
-def test_any_layers_side_by_side(
-    name: str, norm: bool, weights: Path, tiny_timm: Create, block_outputs: Callable[..., list[Tensor]]
-) -> None:
+def test_any_layers_side_by_side(name: str, norm: bool, weights: Path, tiny_timm: Create) -> None:
     encoder = build_encoder(f"timm:{name}/{weights}", layer=[-2, 0, 3], norm=norm)
     theirs = tiny_timm(name, num_classes=0).eval()
     theirs.load_state_dict(timm.models.load_state_dict(str(weights)))

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from encoders import Encoder, PatchFeatures, build_encoder
-from mof import AdditiveMoF, ConcatMoF, InterleavedMoF
-from mof.adapter import SSL_RATIOS, build_mixer
+from mof import AdditiveMoF, ConcatMoF, CrossAttentionMoF, GatedMoF, InterleavedMoF, SequenceMoF
+from mof.adapter import FUSIONS, SSL_RATIOS, build_mixer
 from mof.mixer import Mixer
 
 HIDDEN = 20
@@ -162,7 +162,61 @@ def test_concat_puts_channels_side_by_side(three: dict[str, Encoder], pixels: Te
     torch.testing.assert_close(mixer(pixels), mixer.adapter(torch.from_numpy(tokens)))
 
 
-@pytest.mark.parametrize("fusion", ["interleaved", "concat"])
+def test_sequence_holds_the_interleaved_tokens_in_another_order(three: dict[str, Encoder], pixels: Tensor) -> None:
+    interleaved, sequence = InterleavedMoF(three, HIDDEN), SequenceMoF(three, HIDDEN)
+    sequence.load_state_dict(interleaved.state_dict())
+    side_by_side, behind = interleaved(pixels), sequence(pixels)
+    assert sequence.tokens_per_image == 48
+    for k, name in enumerate(three):
+        assert torch.equal(behind[:, 16 * k : 16 * (k + 1)], side_by_side[:, k::3])
+        assert torch.equal(behind[:, sequence.token_places[name]], side_by_side[:, interleaved.token_places[name]])
+
+
+def test_gates_weigh_each_position_by_its_features(three: dict[str, Encoder], pixels: Tensor) -> None:
+    mixer = GatedMoF(three, HIDDEN)
+    tokens = {name: mixer.adapters[name](encoder(pixels).tokens) for name, encoder in three.items()}  # of [2, 16, HIDDEN]
+    torch.testing.assert_close(mixer(pixels), sum(tokens.values()) / 3)  # a gate that is not trained yet
+    torch.nn.init.normal_(mixer.gate.weight, generator=_seeded(0))
+    torch.nn.init.normal_(mixer.gate.bias, generator=_seeded(1))
+    expected = torch.empty(2, 16, HIDDEN)
+    for image in range(2):
+        for position in range(16):
+            features = torch.cat([encoder(pixels).tokens[image, position] for encoder in three.values()])
+            scores = (mixer.gate.weight @ features + mixer.gate.bias).exp()
+            parts = [score * part[image, position] for score, part in zip(scores, tokens.values(), strict=True)]
+            expected[image, position] = sum(parts) / scores.sum()
+    torch.testing.assert_close(mixer(pixels), expected)
+
+
+@pytest.mark.parametrize("window", [(1, 1), (2, 2), (1, 4)])
+def test_queries_attend_to_their_window_of_all_encoders(window: tuple[int, int], three: dict[str, Encoder], pixels: Tensor) -> None:
+    """Against attention written head by head, cell by cell."""
+    mixer = CrossAttentionMoF(three, HIDDEN, window=window, heads=2)
+    torch.nn.init.normal_(mixer.attention.in_proj_bias, generator=_seeded(2))
+    keys, values = mixer.attention.in_proj_weight[HIDDEN:].chunk(2)  # [HIDDEN, HIDDEN] each
+    query_bias, key_bias, value_bias = mixer.attention.in_proj_bias.chunk(3)
+    maps = torch.stack([mixer.adapters[name](encoder(pixels).tokens).view(2, 4, 4, HIDDEN) for name, encoder in three.items()])
+    corners = [(row, column) for row in range(0, 4, window[0]) for column in range(0, 4, window[1])]
+    expected = torch.empty(2, len(corners), HIDDEN)
+    for image in range(2):
+        for q, (row, column) in enumerate(corners):
+            cell = maps[:, image, row : row + window[0], column : column + window[1]].reshape(-1, HIDDEN)
+            query = mixer.attention.in_proj_weight[:HIDDEN] @ mixer.queries[q] + query_bias
+            for head in (slice(0, HIDDEN // 2), slice(HIDDEN // 2, HIDDEN)):
+                looks = ((cell @ keys.T + key_bias)[:, head] @ query[head] / (HIDDEN / 2) ** 0.5).softmax(0)
+                expected[image, q, head] = looks @ (cell @ values.T + value_bias)[:, head]
+    assert mixer.tokens_per_image == len(corners) and mixer.token_grid == (4 // window[0], 4 // window[1])
+    torch.testing.assert_close(mixer(pixels), mixer.attention.out_proj(expected))
+
+
+@pytest.mark.parametrize("fusion", ["additive", "gated", "concat", "cross_attention"])
+def test_fused_tokens_are_of_all_encoders(fusion: str) -> None:
+    encoders = {"clip": FixedEncoder(8, 4, seed=1), "dino": FixedEncoder(8, 4, seed=2)}
+    mixer = build_mixer(fusion, encoders, HIDDEN)
+    assert mixer.token_places == {"clip + dino": range(16)} and mixer.token_grid == (4, 4)
+
+
+@pytest.mark.parametrize("fusion", sorted(FUSIONS.keys() - {"additive"}))
 def test_gradient_reaches_adapters_and_no_encoder(fusion: str, tiny_encoders: dict[str, Encoder], pixels: Tensor) -> None:
     mixer = build_mixer(fusion, tiny_encoders, HIDDEN).train()
     mixer(pixels).square().mean().backward()
@@ -188,6 +242,9 @@ def test_trainable_encoder_gets_gradient(pixels: Tensor) -> None:
         ("interleaved", {"grid": (8, 8), "pool": (2, 4)}),
         ("additive", {"weights": {"a": 0.375, "c": 0.625}}),
         ("concat", {}),
+        ("sequence", {"weigh_layers": True}),
+        ("gated", {"pool": 2}),
+        ("cross_attention", {"grid": (8, 8), "pool": 2, "window": (1, 2), "heads": 5}),
     ],
 )
 def test_spec_rebuilds_the_mixer(fusion: str, options: dict, pixels: Tensor) -> None:
@@ -225,7 +282,11 @@ def test_errors_say_what_was_given(tiny_encoders: dict[str, Encoder], pixels: Te
         AdditiveMoF(tiny_encoders, HIDDEN)
     with pytest.raises(ValueError, match=r"\['a'\].*\{'dino': 1.0\}"):
         AdditiveMoF({"a": tiny_encoders["a"]}, HIDDEN, weights={"dino": 1.0})
-    with pytest.raises(ValueError, match="'stacked'.*interleaved, additive, concat"):
+    with pytest.raises(ValueError, match="2 x 3.*4 x 4"):
+        CrossAttentionMoF(tiny_encoders, HIDDEN, window=(2, 3))
+    with pytest.raises(ValueError, match=f"3 .*{HIDDEN}"):
+        CrossAttentionMoF(tiny_encoders, HIDDEN, heads=3)
+    with pytest.raises(ValueError, match="'stacked'.*interleaved, sequence, additive"):
         build_mixer("stacked", tiny_encoders, HIDDEN)
 
 
@@ -247,6 +308,30 @@ def test_encoder_resized_by_another_mixer_is_refused(tiny_encoders: dict[str, En
         with pytest.raises(ValueError, match="'b'.*4 x 4.*6 x 6"):
             resized(pixels)
     assert torch.equal(clone(pixels), expected)  # it has an encoder of its own
+
+
+@pytest.mark.parametrize("fusion", ["interleaved", "concat", "gated"])
+def test_layers_are_added_with_learnt_weights(fusion: str, pixels: Tensor) -> None:
+    deep, last = FixedEncoder(32, 4, seed=1), FixedEncoder(16, 4, seed=2)
+    deep.layers, deep.layer_widths = (1, 0), (16, 16)
+    encoders = {"deep": deep, "last": last}
+    mixer = build_mixer(fusion, encoders, HIDDEN, weigh_layers=True)
+    plain = build_mixer(fusion, encoders, HIDDEN, weigh_layers=False)
+    assert mixer.widths == {"deep": 16, "last": 16} and plain.widths == {"deep": 32, "last": 16}
+    with torch.no_grad():
+        mixer.layer_weights["deep"].copy_(torch.tensor([0.0, 3.0]).log1p())  # weights 1/5 and 4/5
+    upper, lower = deep(pixels).tokens.chunk(2, dim=-1)
+    single = build_mixer(fusion, {"deep": FixedEncoder(16, 4, seed=1), "last": last}, HIDDEN)
+    single.load_state_dict({key: value for key, value in mixer.state_dict().items() if not key.startswith("layer_weights")})
+    features = {"deep": 0.2 * upper + 0.8 * lower, "last": last(pixels).tokens}
+    torch.testing.assert_close(mixer(pixels), single.fuse(features))
+
+
+def test_layers_of_different_widths_cannot_be_weighed() -> None:
+    encoder = FixedEncoder(9, 4, seed=1)
+    encoder.layer, encoder.layers, encoder.layer_widths = [-1, 0], (1, 0), (4, 5)
+    with pytest.raises(ValueError, match=r"\[-1, 0\].*'odd'"):
+        InterleavedMoF({"odd": encoder}, HIDDEN, weigh_layers=True)
 
 
 def test_encoder_contract_is_all_that_is_used(pixels: Tensor) -> None:

@@ -165,8 +165,9 @@ def test_an_image_that_is_not_read_costs_its_own_prompts(tmp_path: Path, images:
     answers, usage = answer_all(Counting(), prompts, AnswerCache(tmp_path / "cache.jsonl"))
     assert "red.png" in str(answers[0].error) and "5,000 bytes" in str(answers[0].error)
     assert answers[1].text == "what?" and usage.asked == 1
-    with Run(tmp_path / "run", Counting()).claimed("pope", [], map(Path, images)):
-        pass
+    run = Run(tmp_path / "run", Counting())
+    result = run.measure("pope", prompts, [], lambda answers: ([], {}, []), decoding="any", refused="they cost nothing")
+    assert "red.png" in result["deviations"][1] and "they cost nothing" in result["deviations"][1]
 
 
 def test_an_answer_is_on_disk_before_it_is_used(tmp_path: Path) -> None:

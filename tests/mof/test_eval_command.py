@@ -25,8 +25,7 @@ from encoders.runs import read_sealed, read_sealed_lines
 from mof import MoFForConditionalGeneration, MoFProcessor
 from mof.cli.app import build_app
 from mof.cli.eval import _photos
-from mof.evals.pope import PopeQuestion
-from mof.evals.run import eval_pope
+from mof.evals.pope import PopeQuestion, eval_pope
 
 PAIRS = 12
 
@@ -73,7 +72,7 @@ def test_a_model(tmp_path: Path, tiny_model: MoFForConditionalGeneration, tiny_p
     out, arguments = tmp_path / "run", ("mmvp", "--data", data, "--model", tmp_path / "model", "--max-new-tokens", "6")
     first = done(run(*arguments, "--output", out), out)
     assert first["usage"]["asked"] == first["questions"] == 2 * PAIRS and first["pairs"] == PAIRS
-    assert list(first["scores"]) == ["letter or text", "letter", "text", "likelihood"]
+    assert first["prompt"] == "official" and list(first["scores"]) == ["letter or text", "letter", "text", "likelihood"]
     assert len(first["unmatched"]) > 0  # a random model talks nonsense
     rows = read_sealed_lines(out / "answers.jsonl")
     for row in rows:
@@ -388,7 +387,7 @@ def test_help_loads_no_slow_library(arguments: tuple[str, ...]) -> None:
 def test_photos_stay_inside_their_folder(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "instances.json").write_text(json.dumps({"annotations": [], "images": [{"id": 1, "file_name": "../secret.jpg"}]}))
-    with pytest.raises(ImageError, match="leads out of the image folder"):
+    with pytest.raises(ImageError, match=r"'\.\./secret\.jpg'"):
         _photos([tmp_path / "instances.json"], tmp_path / "photos", None)
-    with pytest.raises(ImageError, match="leads out of the image folder"):
+    with pytest.raises(ImageError, match="'/etc/hostname'"):
         eval_pope(None, [PopeQuestion("random/1", "random", "/etc/hostname", "Is there a dog?", True)], tmp_path / "photos")

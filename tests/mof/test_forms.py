@@ -50,6 +50,7 @@ FORMS: dict[str, Any] = {
     "TRL, plain": {"images": ["a.png"], "prompt": "q", "completion": "a"},
     "query and response": {"images": ["a.png"], "query": "<image>q", "response": "a"},
     "plain content and images": {"images": ["a.png"], "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+    "plain question, answer in parts": {"images": ["a.png"], "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": [{"type": "text", "text": "a"}]}]},
     "image at the end": {"image": "a.png", "conversations": [{"from": "human", "value": "q\n<image>"}, TURNS[1]]},
 }  # fmt: skip
 

@@ -16,7 +16,10 @@ from safetensors.torch import load_file
 from support.tiny_checkpoints import write_hf_llava
 from transformers import AutoProcessor, LlamaConfig, LlavaForConditionalGeneration, PretrainedConfig, PreTrainedTokenizerFast, Qwen2Config
 
+from encoders import Encoder
+from mof import InterleavedMoF
 from mof.llava.loading import load_checkpoint, save_checkpoint
+from mof.llava.tower_export import refuse_pooled
 
 NOISE = Image.effect_noise((90, 120), 200).convert("RGB").filter(ImageFilter.GaussianBlur(2))
 IMAGES = [NOISE.crop((0, 0, *size)) for size in ((60, 40), (28, 28), (56, 102))]
@@ -97,3 +100,13 @@ def test_fits_and_filters(changes: dict[str, object], tiny_tokenizer: PreTrained
             config.get("image_processor", config).update(changes)
             (tmp_path / name).write_text(json.dumps(config))
     same_as_transformers(tmp_path)
+
+
+def test_tokens_that_no_layout_describes_are_refused(tiny_encoders: dict[str, Encoder]) -> None:
+    refuse_pooled(InterleavedMoF(tiny_encoders, 8))
+    with pytest.raises(ValueError, match=r"\(2, 2\)"):
+        refuse_pooled(InterleavedMoF(tiny_encoders, 8, pool=2))
+    with pytest.raises(ValueError, match=r"\(4, 4\).*\(4, 2\)"):  # rectangles are interpolated
+        refuse_pooled(InterleavedMoF(tiny_encoders, 8, grid=(4, 2)))
+    with pytest.raises(ValueError, match="a, b"):
+        refuse_pooled(InterleavedMoF(tiny_encoders, 8, weigh_layers=True))

@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 from dataclasses import asdict, astuple
 
 import numpy as np
@@ -8,7 +9,7 @@ from PIL import Image
 from mof.data.records import to_record
 from mof.evals.mmvp import read_mmvp
 from mof.miniature import write_dataset
-from mof.miniature.language import answer, options, patterns_of, question, web_caption, word
+from mof.miniature.language import answer, options, patterns_of, question, web_caption, word, yes_or_no
 from mof.miniature.scenes import COLOURS, KINDS, PATTERNS, SIZE, VALUES, habit, render, sample_burst, sample_pair, sample_scene
 
 MMVP_TYPES = ["Orientation", "Presence", "State", "Quantity", "Spatial", "Color", "Structural Character", "Text", "Camera Perspective"]
@@ -105,13 +106,31 @@ def test_the_data_set_is_llava_records_and_balanced_pairs(tmp_path):
         to_record(raw, tmp_path / "images")  # raises for a wrong record or a missing picture
     assert sum("image" not in raw for raw in finetune) == 2
     pairs = read_mmvp(tmp_path / "MMVP")
-    assert len(pairs) == 9 * 2 * 2 and all(Image.open(one.image).format == "PNG" for one in pairs)  # the renderer's pixels
+    assert len(pairs) == 9 * 2 * 2 and all(Image.open(question.image).format == "PNG" for question in pairs)  # the renderer's pixels
     for first, second in zip(pairs[::2], pairs[1::2], strict=True):
         assert first.question == second.question and first.options == second.options
         assert sorted(one.labels["corrected"] for one in (first, second)) == ["a", "b"]
     write_dataset(tmp_path / "again", align=5, finetune=20, pairs=2, seed=1)
     for name in ("MMVP/Questions.csv", "MMVP/MMVP Images/36.png", "align.json"):
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_yes_and_no_are_balanced_and_true():
+    rng = np.random.default_rng(0)
+    said = Counter()
+    for scene in (sample_scene(rng) for _ in range(300)):
+        for turn in yes_or_no(scene, rng):
+            thing = turn.question.removeprefix("Is there a ").removesuffix(" in the image?")
+            assert turn.answer == ("Yes." if thing == scene.kind or (thing == "sign" and scene.letter) else "No.")
+            said[turn.word] += 1
+    assert abs(said["Yes"] / 600 - 0.5) < 0.06
+
+
+def test_a_tenth_of_the_records_asks_yes_or_no_whatever_the_noise(tmp_path):
+    write_dataset(tmp_path, align=0, finetune=40, pairs=0, mixes={"finetune": {"swapped": 1.0}})
+    truth = json.loads((tmp_path / "finetune-truth.json").read_text())
+    asked = [entry for entry in truth.values() if set(entry["words"]) <= {"Yes", "No"}]
+    assert len(asked) == 4 and all(entry["noise"] is None and all(entry["grounded"]) for entry in asked)
 
 
 def test_there_are_eight_kinds_of_object():

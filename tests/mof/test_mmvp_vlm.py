@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -232,7 +233,7 @@ def test_command(tmp_path: Path) -> None:
 def test_a_type_that_leads_out_of_the_image_folder_is_refused(type: str, tmp_path: Path) -> None:
     folder = write_folder(tmp_path, TYPES[:1])
     (folder / "Questions.csv").write_text(f"Question ID,Question Type,Statement\n1,{type},a\n2,{type},b\n")
-    with pytest.raises(ValueError, match="leads out of the image folder"):
+    with pytest.raises(ValueError, match=re.escape(repr(type))):
         probe_mmvp_vlm(build_encoder("mini-clip"), folder)
 
 

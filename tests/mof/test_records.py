@@ -17,7 +17,7 @@ from support.odd_records import ODD_RECORDS
 
 from encoders import read_image
 from mof.data.digests import digest, record_id
-from mof.data.records import RecordError, images_of, texts_of, to_record, with_images
+from mof.data.records import RecordError, images_of, texts_of, to_record
 from mof.data.rows import _items, read_records, read_rows
 
 
@@ -112,9 +112,6 @@ def test_a_conversation_is_the_same_in_every_form(raw: Any, folder: Path) -> Non
     assert record.images == [str(folder / name) for name in images_of(raw)] == [str(folder / "cat.png"), str(folder / "dog.png")]
     assert record.questions == texts_of(raw, "user") == ["What is it?", "Like  this?"]
     assert record.answers == texts_of(raw, "assistant") == ["A cat.", "No."]
-    renamed = with_images(raw, ["dog.png", "cat.png"])
-    assert images_of(renamed) == ["dog.png", "cat.png"] and to_record(renamed, folder).messages == record.messages
-    assert images_of(with_images(raw, ["bird.png"])) == ["bird.png"]
     assert to_record(raw, folder).images == record.images  # what was given is as it was
 
 

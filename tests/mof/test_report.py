@@ -16,8 +16,8 @@ from typer.testing import CliRunner, Result
 
 from encoders.runs import read_sealed
 from mof.cli.app import build_app
-from mof.evals.measures import MEASURES
 from mof.evals.mmvp_vlm import MMVPVLMResult, PairResult
+from mof.evals.outcomes import MEASURES
 from mof.evals.patterns import PATTERNS
 from mof.evals.report import Cell, Report
 from mof.evals.report_page import write_html

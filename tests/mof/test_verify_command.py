@@ -21,8 +21,8 @@ from mof.evals.answerers import AnswersFile
 from mof.evals.answering import Answer, AnswerCache
 from mof.evals.mmvp_vlm import MMVPVLMResult, PairResult
 from mof.evals.outcomes import read_outcome
-from mof.evals.pope import PopeQuestion
-from mof.evals.run import Run, eval_pope
+from mof.evals.pope import PopeQuestion, eval_pope
+from mof.evals.run import Run
 from mof.pairs.pair_table import BlindPairs
 
 

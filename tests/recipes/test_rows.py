@@ -1,12 +1,13 @@
 """The rows of a run and of the studies, and the tables of their results."""
 
-import math
+import statistics
 from pathlib import Path
 
 import pytest
 
-from study.rows import COMPARISONS, KEEPS, NOISE_SHARES, NOISE_WAYS, WAYS, contrasts, spread, study_tables, table_rows
+from study.rows import COMPARISONS, contrasts, spread, study_tables, table_rows
 from study.settings import read_setting
+from study.ways import KEEPS, NOISE, NOISE_WAYS, WAYS
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
 
@@ -40,18 +41,24 @@ def test_every_way_at_every_share_starts_from_one_stage_1(setting):
 
 def test_ways_at_a_share_of_noise_share_their_records_and_scores(setting):
     rows = COMPARISONS["noise"](setting)
-    assert {(row.selection, row.noise) for row in rows} == {(way, share) for way in NOISE_WAYS for share in NOISE_SHARES}
-    assert {row.mix for row in rows} == {f"finetune-{share:g}" for share in NOISE_SHARES}
+    assert {(row.selection, row.noise) for row in rows} == {(way, share) for way in NOISE_WAYS for share in NOISE}
+    assert {row.mix for row in rows} == {f"finetune-{share}" for share in NOISE}
 
 
-def test_contrasts_are_paired_over_seeds():
-    accuracy = {("vig", 0): 0.5, ("random", 0): 0.3, ("everything", 0): 0.4, ("vig", 1): 0.7, ("random", 1): 0.4}
-    rows = [row(way, value, seed) | {"noise": 0.4, "selection": way} for (way, seed), value in accuracy.items()]
+def test_contrasts_are_paired_over_seeds_and_over_held_out_pairs():
+    right = {("vig", 0): [1, 1, 1, 0], ("random", 0): [1, 0, 0, 0], ("vig", 1): [1, 1, 0, 0], ("random", 1): [0, 1, 0, 0]}
+    right[("everything", 0)] = [1, 1, 0, 0]
+    rows = [
+        row(way, sum(values) / 4, seed) | {"noise": "0.4", "selection": way, "pairs_right": values} for (way, seed), values in right.items()
+    ]
     table = contrasts(rows)
     cells = {name: (random, everything) for name, random, everything in zip(*(table.columns[i].cells for i in (1, 2, 3)), strict=True)}
-    half = 12.706 * 5 / math.sqrt(2) * math.sqrt(2)  # t of one degree of freedom, of the differences 20 and 30
-    assert cells["vig"] == (f"+25.0 [{25 - half:+.1f}, {25 + half:+.1f}]", "+10.0")
-    assert cells["random"] == ("", "-10.0")
+    seeds = 12.706 * 12.5  # t of one degree of freedom, of the differences 50 and 25
+    pairs = 3.1824 * statistics.stdev([50, 50, 50, 0]) / 2  # t of three degrees of freedom, of each pair's mean over both seeds
+    over_seeds, over_pairs = (f"[{37.5 - half:+.1f}, {37.5 + half:+.1f}]" for half in (seeds, pairs))
+    assert cells["vig"][0] == f"+37.5 {over_seeds} {over_pairs}"
+    assert cells["vig"][1].startswith("+25.0 [") and cells["vig"][1].count("[") == 1  # a single seed has no interval over seeds
+    assert cells["random"][0] == ""
 
 
 @pytest.mark.parametrize("study", COMPARISONS)

@@ -26,12 +26,14 @@ def test_both_pictures_are_written(tmp_path):
 
 def test_selections_are_drawn_as_one_line_per_way_and_panel(tmp_path):
     rows = [
-        {"selection": way, "keep": keep, "noise": 0.4 * seed, "active_tokens": 100 * (keep or 1) + seed, "pair_accuracy": 0.5, "question_accuracy": 0.6,
+        {"selection": way, "keep": keep, "noise": str(0.2 * seed), "active_tokens": 100 * (keep or 1) + seed, "pair_accuracy": 0.5, "question_accuracy": 0.6,
          "misled_accuracy": 0.1 * seed}
         for way, keeps in ((None, [None]), ("vig", [0.3, 0.7]), ("random", [0.7, 0.3]))
         for keep in keeps
         for seed in (1, 2)
     ]  # fmt: skip
-    for plot in (plot_selection, plot_noise):
-        (path,) = plot(rows, tmp_path / "plots")
+    mixed = {"name": "vig mixed", "noise": "mixed", "visual_tokens": 50}
+    for written in (plot_selection(rows, tmp_path), plot_noise([*rows, rows[0] | mixed], tmp_path)):
+        assert {path.stem for path in written} in ({"selection"}, {"noise", "noise-mixed"})
+        path = written[-1]
         assert len(Image.open(path).convert("L").getcolors()) > 10

@@ -176,15 +176,16 @@ def test_the_study_of_selections_measures_misled_accuracy_and_is_drawn(config, t
 
 @pytest.mark.slow
 def test_the_study_of_noise_compares_ways_on_the_same_records(config, tmp_path):
-    rows = ("everything 0.4", "grounded 0.4", "lowest-loss 0.4", "vig-floor 0")
+    rows = ("everything 0.4", "grounded 0.4", "lowest-loss 0.4", "vig-steps mixed", "vig-shuffled mixed", "vig-floor 0")
     printed, _ = run("--config", config, "--compare", "noise", "--rows", *rows, "--output", tmp_path / "run")
     results = {row["name"]: row for row in json.loads((tmp_path / "run/results.json").read_text())["rows"]}
     assert list(results) == list(rows) and "minus everything" in printed
-    everything, grounded, lowest, floor = (results[name]["active_tokens"] for name in rows)
+    everything, grounded, lowest, steps, shuffled, floor = (results[name]["active_tokens"] for name in rows)
     truth = json.loads((tmp_path / "run/data-noise/finetune-0.4-truth.json").read_text())
     noisy = sum(entry["noise"] == "ungrounded" for entry in truth.values())
     assert noisy and grounded == pytest.approx(everything * (1 - noisy / len(truth)), rel=0.1)
-    assert lowest < everything and floor < everything
+    assert lowest < everything and shuffled < everything and floor < everything
+    assert steps > shuffled  # it goes through its records more than once
 
 
 def test_a_dry_run_of_llava_prints_1152_visual_tokens_and_needs_no_network():

@@ -123,32 +123,26 @@ def qwen3_vl() -> tuple[Any, Any]:
 
 
 def idefics3() -> tuple[Any, Any]:
-    words = tokenizer(image_token="<image>", fake_image_token="<fake_token_around_image>", global_image_token="<global-img>")
-    images = tf.Idefics3ImageProcessor(size={"longest_edge": 56}, max_image_size={"longest_edge": 28})
-    processor = tf.Idefics3Processor(images, words, image_seq_len=1, chat_template=template("<image>"))
-    config = tf.Idefics3Config(
-        vision_config={**VISION, "image_size": 28, "patch_size": 14},
-        text_config=tf.LlamaConfig(**TEXT, vocab_size=len(words)),
-        image_token_id=processor.image_token_id,
-        scale_factor=2,
-        pad_token_id=0,
-    )
-    return tf.Idefics3ForConditionalGeneration(config), processor
+    return _of_idefics(tf.Idefics3ForConditionalGeneration, tf.Idefics3ImageProcessor, tf.Idefics3Processor)
 
 
 def smolvlm() -> tuple[Any, Any]:
     pytest.importorskip("num2words")
+    return _of_idefics(tf.SmolVLMForConditionalGeneration, tf.SmolVLMImageProcessor, tf.SmolVLMProcessor, tf.SmolVLMVideoProcessor())
+
+
+def _of_idefics(model: Any, image_processor: Any, processor: Any, *more: Any) -> tuple[Any, Any]:
     words = tokenizer(image_token="<image>", fake_image_token="<fake_token_around_image>", global_image_token="<global-img>")
-    images = tf.SmolVLMImageProcessor(size={"longest_edge": 56}, max_image_size={"longest_edge": 28})
-    processor = tf.SmolVLMProcessor(images, words, tf.SmolVLMVideoProcessor(), image_seq_len=1, chat_template=template("<image>"))
-    config = tf.SmolVLMConfig(
+    images = image_processor(size={"longest_edge": 56}, max_image_size={"longest_edge": 28})
+    built = processor(images, words, *more, image_seq_len=1, chat_template=template("<image>"))
+    config = model.config_class(
         vision_config={**VISION, "image_size": 28, "patch_size": 14},
         text_config=tf.LlamaConfig(**TEXT, vocab_size=len(words)),
-        image_token_id=processor.image_token_id,
+        image_token_id=built.image_token_id,
         scale_factor=2,
         pad_token_id=0,
     )
-    return tf.SmolVLMForConditionalGeneration(config), processor
+    return model(config), built
 
 
 def internvl() -> tuple[Any, Any]:

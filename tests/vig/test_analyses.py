@@ -110,7 +110,7 @@ def test_image_match_is_the_mean_of_the_scores(llava: Llava, records: list[dict[
         assert rows[name].vig.mean == pytest.approx(np.mean(vig), abs=1e-5) and rows[name].vig.n == 4
         assert rows[name].vig.error == pytest.approx(np.std(vig, ddof=1) / 2, abs=1e-5)
         assert rows[name].positive == np.mean(np.array(vig) > 0)
-        assert (tmp_path / name / "manifest.json").is_file()
+        assert (tmp_path / name / "_manifest.json").is_file()
     assert match_table(rows, "m").row_count == 2
 
 
@@ -124,7 +124,7 @@ def test_groups_of_other_records_are_refused(llava: Llava, records: list[dict[st
 def test_right_against_other_image(llava: Llava, records: list[dict[str, Any]], image_folder: Path) -> None:
     found = right_against_other_image(*llava, records, image_folder=image_folder)
     scores = score(*llava, records, null="shuffle", image_folder=image_folder)
-    vig = np.array([one.token_vig.mean() for one in scores])
+    vig = np.array([score.token_vig.mean() for score in scores])
     assert found["captions"] == len(records)
     assert (found["mean_vig"], found["std_vig"]) == pytest.approx((vig.mean(), vig.std()), abs=1e-5)
     assert found["share_positive"] == np.mean(vig > 0)

@@ -96,9 +96,9 @@ def test_a_data_set_full_of_trouble(llava, records, image_folder, tmp_path, batc
     by_id = {s.id: s for s in scores}
     for s in alone:
         np.testing.assert_allclose(by_id[s.id].token_vig, s.token_vig, atol=1e-5)
-    lines = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "_rejected.jsonl").read_text().splitlines()]
     assert {line["id"]: line["reason"] for line in lines} == scores.failures == load_scores(tmp_path).failures
-    assert json.loads((tmp_path / "manifest.json").read_text())["rejected"] == len(BAD)
+    assert json.loads((tmp_path / "_manifest.json").read_text())["rejected"] == len(BAD)
 
 
 def test_an_id_that_no_file_takes(llava, records, image_folder, tmp_path) -> None:

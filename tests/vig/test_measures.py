@@ -133,7 +133,7 @@ def test_visnec_and_vic_choose_whole_records(llava, image_folder, measured, both
     assert selection.sample_ids == [id for id in measured.ids if expected[id] >= sorted(expected.values())[-2]]
     assert selection.threshold == pytest.approx(sorted(expected.values())[-2], abs=1e-4)
     assert all(mask.all() for mask in selection.token_masks.values())
-    with pytest.raises(ValueError, match="vic chooses whole records"):
+    with pytest.raises(ValueError, match=r"^vic\b"):
         select(measured, by="vic", token_keep=0.5)
 
 
@@ -144,7 +144,7 @@ def test_floor_drops_what_the_image_harmed(measured) -> None:
         assert (s.id in selection.token_masks) == (s.vig >= 0)
         assert s.vig < 0 or (selection.token_masks[s.id] == (s.token_vig >= 0)).all()
     assert select(measured, floor=True, by="vic").threshold == 1
-    with pytest.raises(ValueError, match="which cal does not tell"):
+    with pytest.raises(ValueError, match=r"\bcal\b"):
         select(measured, floor=True, by="cal")
 
 

@@ -51,20 +51,20 @@ def score_of(record: dict[str, Any], vig: list[float] | None = None, seed: int =
     """One token per byte of an answer and one for its end."""
     answers = [turn["value"] for turn in record["conversations"] if turn["from"] == "gpt"]
     ids = [[*TOKENIZER(answer, add_special_tokens=False).input_ids, END] for answer in answers]
-    flat = np.array([one for answer in ids for one in answer], np.int64)
+    flat = np.array([id for answer in ids for id in answer], np.int64)
     token_vig = np.array(vig if vig is not None else np.random.default_rng(seed).normal(size=len(flat)), np.float32)
     assert len(token_vig) == len(flat)
-    ends = np.cumsum([len(one) for one in ids]) - 1
-    answer, spans = "", []
-    for one in answers:
-        for character in one:
-            spans += [(len(answer), len(answer) + 1)] * len(character.encode())  # its bytes all have it
-            answer += character
-        spans.append((len(answer), len(answer) + len("</s>")))
-        answer += "</s>"
+    ends = np.cumsum([len(answer) for answer in ids]) - 1
+    text, spans = "", []
+    for answer in answers:
+        for character in answer:
+            spans += [(len(text), len(text) + 1)] * len(character.encode())  # its bytes all have it
+            text += character
+        spans.append((len(text), len(text) + len("</s>")))
+        text += "</s>"
     starts, stops = np.array(spans, np.int64).T
     vig_of_all = float(np.float32(token_vig.mean(dtype=np.float64)))
-    return Score(record["id"], vig_of_all, 1.0, 2.0, token_vig, flat, ends, digest(record), answer, starts, stops)
+    return Score(record["id"], vig_of_all, 1.0, 2.0, token_vig, flat, ends, digest(record), text, starts, stops)
 
 
 class Page(HTMLParser):
@@ -80,12 +80,12 @@ class Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        found = dict(attributes)
-        self.tags.append((tag, found))
+        named = dict(attributes)
+        self.tags.append((tag, named))
         if tag == "article":
             self.tokens.append([])
-        if tag == "span" and self.tokens and (found.get("class") or "").startswith("t "):
-            self._token = found["class"]
+        if tag == "span" and self.tokens and (named.get("class") or "").startswith("t "):
+            self._token = named["class"]
             self.tokens[-1].append((self._token, ""))
 
     def handle_endtag(self, tag: str) -> None:
@@ -102,7 +102,7 @@ class Page(HTMLParser):
         return re.sub(r"\s+", " ", " ".join(self.texts))
 
     def values(self, tag: str, name: str) -> list[str]:
-        return [found[name] or "" for one, found in self.tags if one == tag and name in found]
+        return [named[name] or "" for own, named in self.tags if own == tag and name in named]
 
 
 @pytest.fixture
@@ -132,13 +132,15 @@ def write(file: Path, selection: Selection, records: list[dict[str, Any]], **opt
 
 
 def test_every_token_of_the_samples_is_there(tmp_path: Path, photos: Path, records: list[dict[str, Any]]) -> None:
-    selection = select(scores_of([score_of(one, seed=i) for i, one in enumerate(records)]), keep=0.5)
-    found = write(tmp_path / "x.html", selection, records, image_folder=photos)
+    selection = select(scores_of([score_of(record, seed=i) for i, record in enumerate(records)]), keep=0.5)
+    written = write(tmp_path / "x.html", selection, records, image_folder=photos)
     by_vig = sorted(selection.scores, key=lambda score: score.vig)
     shown = [*by_vig[2:][::-1], *by_vig[:2]]  # the highest from the top down, then the lowest from the bottom up
-    assert len(found.tokens) == len(shown) == 4
-    for score, tokens in zip(shown, found.tokens, strict=True):
-        answers = [turn["value"] for one in records if one["id"] == score.id for turn in one["conversations"] if turn["from"] == "gpt"]
+    assert len(written.tokens) == len(shown) == 4
+    for score, tokens in zip(shown, written.tokens, strict=True):
+        answers = [
+            turn["value"] for record in records if record["id"] == score.id for turn in record["conversations"] if turn["from"] == "gpt"
+        ]
         assert "".join(text for _, text in tokens) == "".join(answer + "</s>" for answer in answers)
         assert len(tokens) == len(score.token_ids)
         mask = selection.token_masks.get(score.id, np.zeros(len(tokens), bool))
@@ -146,17 +148,17 @@ def test_every_token_of_the_samples_is_there(tmp_path: Path, photos: Path, recor
             assert ("help" if score.token_vig[i] >= 0 else "harm") in classes.split()
             assert ("on" in classes.split()) == mask[i]
             assert ("end" in classes.split()) == (i in score.turn_ends)
-    titles = [found for tag, found in found.tags if tag == "span" and "title" in found]
+    titles = [written for tag, written in written.tags if tag == "span" and "title" in written]
     expected = [f"{vig:+.3f} nats".replace("-", "\u2212") for score in shown for vig in score.token_vig]
-    assert [one["title"] for one in titles] == expected
+    assert [title["title"] for title in titles] == expected
 
 
 def test_images_are_in_the_page(tmp_path: Path, photos: Path, records: list[dict[str, Any]]) -> None:
-    selection = select(scores_of([score_of(one, seed=i) for i, one in enumerate(records)]), keep=0.5)
-    found = write(tmp_path / "x.html", selection, records, image_folder=photos)
-    sources = found.values("img", "src")
-    pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(one.removeprefix("data:image/png;base64,"))))) for one in sources]
-    names = found.values("img", "alt")
+    selection = select(scores_of([score_of(record, seed=i) for i, record in enumerate(records)]), keep=0.5)
+    written = write(tmp_path / "x.html", selection, records, image_folder=photos)
+    sources = written.values("img", "src")
+    pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(source.removeprefix("data:image/png;base64,"))))) for source in sources]
+    names = written.values("img", "alt")
     assert len(pictures) == 8
     for name, shown in zip(names, pictures, strict=True):
         file = photos / name.removesuffix(", null image")
@@ -172,80 +174,82 @@ def test_records_of_every_form_are_shown(tmp_path: Path, photos: Path, form: str
     plain = record_of("a", [("What is it?", "A dog.")])
     record = {"table": plain | {"messages": None, "images": None}, "messages": {"id": "a", "messages": messages}, "list": messages}[form]
     score = dataclasses.replace(score_of(plain), id=record_id(record), digest=digest(record))
-    found = write(tmp_path / "x.html", select(scores_of([score])), [record], image_folder=photos)
-    assert "What is it?" in found.text and "<image>" not in found.text and len(found.tokens[0]) == len("A dog.") + 1
-    assert found.values("img", "alt") == ["a.png", "a.png, null image"]
+    written = write(tmp_path / "x.html", select(scores_of([score])), [record], image_folder=photos)
+    assert "What is it?" in written.text and "<image>" not in written.text and len(written.tokens[0]) == len("A dog.") + 1
+    assert written.values("img", "alt") == ["a.png", "a.png, null image"]
 
 
 def test_nothing_is_loaded_and_nothing_runs(tmp_path: Path, photos: Path) -> None:
     Image.new("RGB", (90, 50)).save(photos / "p.png")
     records = [record_of(f"{EVIL}{i}", [(EVIL, f"{EVIL} {i}")], image="p.png") | {"source": EVIL + str(i % 2)} for i in range(4)]
     records.append(record_of("named", [("q", "a")], image='" onload="alert(1)<script>.png'))
-    scores = scores_of([score_of(one, seed=i) for i, one in enumerate(records)], failures={EVIL: EVIL})
-    selection = select(scores, keep=0.5, sources={one["id"]: one.get("source", EVIL) for one in records})
-    found = write(tmp_path / "x.html", selection, records, image_folder=photos)
-    tags = {tag for tag, _ in found.tags}
+    scores = scores_of([score_of(record, seed=i) for i, record in enumerate(records)], failures={EVIL: EVIL})
+    selection = select(scores, keep=0.5, sources={record["id"]: record.get("source", EVIL) for record in records})
+    written = write(tmp_path / "x.html", selection, records, image_folder=photos)
+    tags = {tag for tag, _ in written.tags}
     assert not tags & {"link", "iframe", "object", "embed", "base", "form"}
-    assert not [name for _, attributes in found.tags for name in attributes if name.startswith("on")]
-    links = [value for _, found in found.tags for name, value in found.items() if name in ("src", "href", "srcset", "xlink:href", "data")]
+    assert not [name for _, attributes in written.tags for name in attributes if name.startswith("on")]
+    links = [
+        value for _, written in written.tags for name, value in written.items() if name in ("src", "href", "srcset", "xlink:href", "data")
+    ]
     assert links and all(link is not None and link.startswith(("data:image/", "#")) for link in links)
     text = (tmp_path / "x.html").read_text()
     assert "url(" not in text and "@import" not in text
     (script,) = re.findall(r"<script.*?</script>", text, re.DOTALL)  # the search, which holds nothing of the records
     assert script in Path(page.__file__).with_name("page.html.jinja").read_text()
-    assert sum(EVIL in "".join(part for _, part in tokens) for tokens in found.tokens) == 4
-    assert "1 of the images shown here could not be read" in found.text
+    assert sum(EVIL in "".join(part for _, part in tokens) for tokens in written.tokens) == 4
+    assert "1 of the images shown here could not be read" in written.text
 
 
 def test_the_same_bytes_every_time(tmp_path: Path, photos: Path, records: list[dict[str, Any]]) -> None:
-    selection = select(scores_of([score_of(one, seed=i) for i, one in enumerate(records)]), keep=0.5)
+    selection = select(scores_of([score_of(record, seed=i) for i, record in enumerate(records)]), keep=0.5)
     for name, order in (("one", records), ("two", records[::-1])):
         write(tmp_path / name, selection, order, image_folder=photos)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
 def test_without_images_the_page_says_so(tmp_path: Path, records: list[dict[str, Any]]) -> None:
-    selection = select(scores_of([score_of(one) for one in records]))
-    found = write(tmp_path / "x.html", selection, records)
-    assert "made without images" in found.text and not found.values("img", "src")
-    found = write(tmp_path / "x.html", selection, records, image_folder=tmp_path / "nowhere")
-    assert "4 of the images shown here could not be read" in found.text and "a.png: not found" in found.text
+    selection = select(scores_of([score_of(record) for record in records]))
+    written = write(tmp_path / "x.html", selection, records)
+    assert "made without images" in written.text and not written.values("img", "src")
+    written = write(tmp_path / "x.html", selection, records, image_folder=tmp_path / "nowhere")
+    assert "4 of the images shown here could not be read" in written.text and "a.png: not written" in written.text
 
 
 def test_sparsity_by_source(tmp_path: Path) -> None:
     records = [record_of(id, [("?", "xx")]) for id in "abcd"]
     values = {"a": [3, 3, 0], "b": [1, 1, 1], "c": [0, 0, 0], "d": [9, 0, 0]}  # means 2, 1, 0, 3
-    scores = scores_of([score_of(one, values[one["id"]]) for one in records], text_only=["t"], failures={"f": "broken"})
+    scores = scores_of([score_of(record, values[record["id"]]) for record in records], text_only=["t"], failures={"f": "broken"})
     selection = select(scores, keep=0.5, keep_end_of_turn=False, sources=dict(zip("abcd", ("x", "x", "y", "y"), strict=True)))
-    found = write(tmp_path / "x.html", selection, records)
+    written = write(tmp_path / "x.html", selection, records)
     # the threshold is 2: a keeps two of its three tokens, d one
     for row in ("all +1.500 2 4 3 12 75.0%", "x +1.500 1 2 2 6 66.7%", "y +1.500 1 2 1 6 83.3%"):
-        assert row in found.text
-    assert "threshold +2.000: 50.0% reach it" in found.text
-    assert "threshold +2.000: 25.0% reach it" in found.text  # of the tokens
-    assert "3 of the 12 answer tokens (25.0%) reach the threshold. 0 of these get no loss" in found.text
-    assert "0 tokens below the threshold get a loss" in found.text and "So 3 tokens (25.0%) get a loss" in found.text
-    assert "1 text-only records are kept whole" in found.text and "f: broken" in found.text
+        assert row in written.text
+    assert "threshold +2.000: 50.0% reach it" in written.text
+    assert "threshold +2.000: 25.0% reach it" in written.text  # of the tokens
+    assert "3 of the 12 answer tokens (25.0%) reach the threshold. 0 of these get no loss" in written.text
+    assert "0 tokens below the threshold get a loss" in written.text and "So 3 tokens (25.0%) get a loss" in written.text
+    assert "1 text-only records are kept whole" in written.text and "f: broken" in written.text
 
 
 @pytest.mark.parametrize(("values", "keep"), [([0.0], 0.0), ([0.25, 0.25, 0.25], 0.5), ([-3.0, 5.0], 1.0), ([-3.0, 5.0], None)])
 def test_few_or_equal_scores(tmp_path: Path, values: list[float], keep: float | None) -> None:
     records = [record_of(str(i), [("?", "x")]) for i in range(len(values))]
-    scores = scores_of([score_of(one, [value, value]) for one, value in zip(records, values, strict=True)])
+    scores = scores_of([score_of(record, [value, value]) for record, value in zip(records, values, strict=True)])
     selection = select(scores, keep or 0)
     if keep is None:
         selection = random_selection(scores, select(scores, 1.0), 0)
-    found = write(tmp_path / "x.html", selection, records)
-    assert len(found.tokens) == len(values)
-    assert ("threshold" in " ".join(found.texts).split("What the selection keeps")[0].split("reach it")[0]) == (keep not in (0.0, None))
+    written = write(tmp_path / "x.html", selection, records)
+    assert len(written.tokens) == len(values)
+    assert ("threshold" in " ".join(written.texts).split("What the selection keeps")[0].split("reach it")[0]) == (keep not in (0.0, None))
 
 
 def test_wrong_records_are_refused(tmp_path: Path, records: list[dict[str, Any]]) -> None:
-    selection = select(scores_of([score_of(one) for one in records]))
+    selection = select(scores_of([score_of(record) for record in records]))
     with pytest.raises(ValueError, match="'[bcd]'"):
         write(tmp_path / "x.html", selection, records[:1])
     with pytest.raises(ValueError, match="'[abcd]'"):
-        write(tmp_path / "x.html", selection, [one | {"image": "other.png"} for one in records])
+        write(tmp_path / "x.html", selection, [record | {"image": "other.png"} for record in records])
     assert not (tmp_path / "x.html").exists()
 
 
@@ -254,17 +258,19 @@ def test_words_by_class_and_part_of_speech(tmp_path: Path, monkeypatch: pytest.M
     record = record_of("a", [("?", "The red dog")])
     vig = [0.0, 0, 0, 0.5, 1, 1, 1, -0.25, -1, 0, 0.5, 7]  # The=0, " red"=3 (its space is none of it), dog=-0.5, the end
     selection = select(scores_of([score_of(record, vig)]))
-    found = write(tmp_path / "x.html", selection, [record])
+    written = write(tmp_path / "x.html", selection, [record])
     for kind in ("colour", "adjective"):
-        assert f"{kind}: +3.000, 1 words" in found.text
+        assert f"{kind}: +3.000, 1 words" in written.text
     for kind in ("object", "noun"):
-        assert f"{kind}: \u22120.500, 1 words" in found.text
+        assert f"{kind}: \u22120.500, 1 words" in written.text
     assert (
-        "function: +0.000, 1 words" in found.text and "determiner: +0.000, 1 words" in found.text and "3 words of 1 records" in found.text
+        "function: +0.000, 1 words" in written.text
+        and "determiner: +0.000, 1 words" in written.text
+        and "3 words of 1 records" in written.text
     )
     monkeypatch.setattr(page, "can_tag", lambda: False)
-    found = write(tmp_path / "x.html", selection, [record])
-    assert 'pip install "mof-vig[report]"' in found.text and "determiner" not in found.text
+    written = write(tmp_path / "x.html", selection, [record])
+    assert 'pip install "mof-vig[report]"' in written.text and "determiner" not in written.text
 
 
 # --- null images
@@ -276,20 +282,20 @@ def test_rank_correlation() -> None:
 
 
 def test_null_images_are_compared_by_record(tmp_path: Path, records: list[dict[str, Any]]) -> None:
-    items = [score_of(one, seed=i) for i, one in enumerate(records)]
-    opposite = [dataclasses.replace(one, vig=-one.vig, token_vig=-one.token_vig) for one in items]
+    items = [score_of(record, seed=i) for i, record in enumerate(records)]
+    opposite = [dataclasses.replace(score, vig=-score.vig, token_vig=-score.token_vig) for score in items]
     runs = [scores_of(opposite[::-1], "zero"), scores_of(items), scores_of(items[:2], "drop")]
     zero, blurred, drop = compare_nulls(runs)
     assert (zero.name, blurred.name, drop.name) == ("zero", "blur", "drop")
     assert zero.sample_correlation == pytest.approx(-1) and zero.token_correlation == pytest.approx(-1)
     assert blurred.sample_correlation == pytest.approx(1) and drop.common == 2 and blurred.mean.mean == pytest.approx(-zero.mean.mean)
-    assert blurred.positive == sum(one.vig > 0 for one in items) / 4
-    found = write(tmp_path / "x.html", select(runs[1]), records, others=[runs[0], runs[2]])
-    assert re.search(r"zero 4 \S+ \S+ \S+ 4 \u22121.000 \u22121.000", found.text)
+    assert blurred.positive == sum(score.vig > 0 for score in items) / 4
+    written = write(tmp_path / "x.html", select(runs[1]), records, others=[runs[0], runs[2]])
+    assert re.search(r"zero 4 \S+ \S+ \S+ 4 \u22121.000 \u22121.000", written.text)
 
 
 def test_scores_of_another_model_are_refused(records: list[dict[str, Any]]) -> None:
-    items = [score_of(one) for one in records]
+    items = [score_of(record) for record in records]
     with pytest.raises(ValueError, match="'zero'.*weights"):
         compare_nulls([scores_of(items), scores_of(items, "zero", identity={"weights": "other"})])
     with pytest.raises(ValueError, match="'zero'"):
@@ -300,15 +306,15 @@ def test_tokens_that_reach_the_threshold_and_tokens_with_a_loss_are_explained(tm
     """a is kept with its last token by VIG, and its end by rule; b has a token above the threshold and is not kept."""
     records = [record_of("a", [("?", "xx")]), record_of("b", [("?", "xx")])]
     scores = scores_of([score_of(records[0], [0, 6, 0]), score_of(records[1], [4, 0, -4])])
-    found = write(tmp_path / "x.html", select(scores, keep=0.5), records)
-    assert "2 of the 6 answer tokens (33.3%) reach the threshold. 1 of these get no loss" in found.text
-    assert "1 tokens below the threshold get a loss" in found.text and "So 2 tokens (33.3%) get a loss" in found.text
+    written = write(tmp_path / "x.html", select(scores, keep=0.5), records)
+    assert "2 of the 6 answer tokens (33.3%) reach the threshold. 1 of these get no loss" in written.text
+    assert "1 tokens below the threshold get a loss" in written.text and "So 2 tokens (33.3%) get a loss" in written.text
 
 
 def test_model_and_records_are_named(tmp_path: Path, records: list[dict[str, Any]]) -> None:
-    scores = scores_of([score_of(one) for one in records], about={"model": "runs/<mine>"})
-    found = write(tmp_path / "x.html", select(scores), records, records_name="data/train.json")
-    assert "Model model in runs/<mine> , records of data/train.json , null image blur" in found.text
+    scores = scores_of([score_of(record) for record in records], about={"model": "runs/<mine>"})
+    written = write(tmp_path / "x.html", select(scores), records, records_name="data/train.json")
+    assert "Model model in runs/<mine> , records of data/train.json , null image blur" in written.text
 
 
 def test_labels_of_the_axes_are_whole(tmp_path: Path) -> None:
@@ -326,7 +332,7 @@ def test_labels_of_the_axes_are_whole(tmp_path: Path) -> None:
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
 def test_search_in_a_browser(tmp_path: Path, records: list[dict[str, Any]]) -> None:
     sync_api = pytest.importorskip("playwright.sync_api")
-    write(tmp_path / "x.html", select(scores_of([score_of(one) for one in records])), records)
+    write(tmp_path / "x.html", select(scores_of([score_of(record) for record in records])), records)
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         shown = browser.new_page()

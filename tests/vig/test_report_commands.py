@@ -88,7 +88,7 @@ def test_report_of_nothing_or_of_the_wrong_things(folder: Path) -> None:
 
 def test_image_match(folder: Path) -> None:
     records = json.loads((folder / "records.json").read_text())
-    images = [one["image"] for one in records]
+    images = [record["image"] for record in records]
     for name, shift in (("partly", 1), ("wrong", 2)):
         moved = [one | {"image": images[(i + shift) % 3]} for i, one in enumerate(records)]
         (folder / f"{name}.json").write_text(json.dumps(moved))

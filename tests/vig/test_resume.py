@@ -35,7 +35,7 @@ def test_saved_scores_load_as_they_were(llava, records, image_folder, text_only,
 
 def test_manifest_says_what_was_run(llava, records, image_folder, tmp_path) -> None:
     score(*llava, records, tmp_path, image_folder=image_folder, seed=3, max_length=100)
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "_manifest.json").read_text())
     identity = manifest["identity"]
     assert manifest["complete"] is True and manifest["format"] == 1
     assert identity["model"] == "LlavaForConditionalGeneration"
@@ -126,7 +126,7 @@ def test_a_damaged_shard_never_gives_other_scores(llava, records, image_folder, 
 def test_a_damaged_manifest_is_named(llava, records, image_folder, tmp_path, content) -> None:
     score(*llava, records, tmp_path, image_folder=image_folder)
     whole = load_scores(tmp_path)
-    (tmp_path / "manifest.json").write_text(content)
+    (tmp_path / "_manifest.json").write_text(content)
     with pytest.raises(ValueError, match=r"manifest\.json"):
         load_scores(tmp_path)
     with pytest.raises(ValueError, match=r"manifest\.json"):
@@ -161,7 +161,7 @@ def test_shards_and_lists_of_another_run_are_refused(llava, records, image_folde
     with pytest.raises(ValueError, match=r"shard-0000-00009\.parquet is a copy of shard-0000-00001\.parquet"):
         load_scores(blur)
     (blur / "shard-0000-00009.parquet").unlink()
-    for name in ("text_only.jsonl", "rejected.jsonl"):
+    for name in ("_text_only.jsonl", "_rejected.jsonl"):
         (blur / name).unlink()
         with pytest.raises(ValueError, match=rf"{name} is missing; score again"):
             load_scores(blur)
@@ -218,11 +218,11 @@ def test_another_run_in_the_folder_is_refused(llava, records, image_folder, tmp_
 
 def test_a_folder_without_a_format_is_of_the_first(llava, records, image_folder, tmp_path) -> None:
     whole = score(*llava, records, tmp_path, image_folder=image_folder)
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "_manifest.json").read_text())
     assert manifest.pop("format") == 1 and "mof-digest" in manifest.pop("digest")  # nor a digest, in the first releases
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    (tmp_path / "_manifest.json").write_text(json.dumps(manifest))
     assert_same(load_scores(tmp_path), whole)
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"format": 2}))
+    (tmp_path / "_manifest.json").write_text(json.dumps(manifest | {"format": 2}))
     with pytest.raises(ValueError, match="format 2"):
         load_scores(tmp_path)
 
@@ -247,7 +247,7 @@ def test_a_folder_of_something_else_is_refused(llava, records, image_folder, tmp
     (tmp_path / "draft.tmp").write_bytes(b"precious too")
     with pytest.raises(ValueError, match="(model.safetensors|draft.tmp)"):
         score(*llava, records, tmp_path, image_folder=image_folder)
-    with pytest.raises(ValueError, match="manifest.json"):
+    with pytest.raises(ValueError, match="_manifest.json"):
         load_scores(tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
 

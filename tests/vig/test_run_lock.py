@@ -46,7 +46,7 @@ def test_a_refused_run_holds_nothing(llava, records, image_folder, tmp_path) -> 
 
 @pytest.mark.parametrize("rank", [0, 3])
 def test_no_process_of_another_run_may_be_alive(tmp_path: Path, rank: int) -> None:
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / f"lock-{rank:04d}")], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / f"_lock-{rank:04d}")], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None and holder.stdout.readline() == "held\n"
     lock = RunLock(tmp_path, 0)
     with pytest.raises(ValueError, match=str(tmp_path)):

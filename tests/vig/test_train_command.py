@@ -137,25 +137,19 @@ def test_from_scores_to_a_model_that_chats_and_is_scored(folder, tmp_path) -> No
     assert len(load_scores(tmp_path / "scores")) == 4
 
 
+def training_arguments(tmp_path: Path, **more: object) -> TrainingArguments:
+    common = {"per_device_train_batch_size": 2, "use_cpu": True, "save_strategy": "no", "remove_unused_columns": False}
+    return TrainingArguments(str(tmp_path / "run"), **common, **more)
+
+
 def test_equals_the_trainer_called_from_python(folder, tmp_path) -> None:
     selected = select(folder, tmp_path, "--keep", "0.7")
     more = ("--batch-size", 2, "--accumulate", 3, "--epochs", 2, "--learning-rate", 0.001, "--set", "weight_decay=0.1", "--set", "seed=3")
     got = trained(folder, tmp_path / "command", *more, records=selected)
-    args = TrainingArguments(
-        str(tmp_path / "run"),
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=3,
-        num_train_epochs=2,
-        learning_rate=0.001,
-        weight_decay=0.1,
-        seed=3,
-        optim="adamw_torch",
-        lr_scheduler_type="cosine",
-        warmup_steps=0.03,
-        use_cpu=True,
-        save_strategy="no",
-        remove_unused_columns=False,
-    )
+    args = training_arguments(
+        tmp_path, gradient_accumulation_steps=3, num_train_epochs=2, learning_rate=0.001, weight_decay=0.1, seed=3, optim="adamw_torch",
+        lr_scheduler_type="cosine", warmup_steps=0.03,
+    )  # fmt: skip
     expected = by_hand(folder, tmp_path / "python", SelectiveTrainer, json.loads(selected.read_text()), args)
     assert distance(got, start(folder)) > 1e-4
     assert distance(got, expected) == 0
@@ -164,19 +158,10 @@ def test_equals_the_trainer_called_from_python(folder, tmp_path) -> None:
 def test_everything_kept_is_ordinary_training(folder, tmp_path) -> None:
     selected = select(folder, tmp_path, "--keep", "1", "--token-threshold", "none")
     got = trained(folder, tmp_path / "command", *SGD, "--batch-size", 2, records=selected)
-    args = TrainingArguments(
-        str(tmp_path / "run"),
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=2,
-        num_train_epochs=1,
-        learning_rate=0.01,
-        optim="sgd",
-        lr_scheduler_type="constant",
+    args = training_arguments(
+        tmp_path, gradient_accumulation_steps=2, num_train_epochs=1, learning_rate=0.01, optim="sgd", lr_scheduler_type="constant",
         max_grad_norm=0,
-        use_cpu=True,
-        save_strategy="no",
-        remove_unused_columns=False,
-    )
+    )  # fmt: skip
     expected = by_hand(folder, tmp_path / "python", Trainer, json.loads((folder / "records.json").read_text()), args)
     assert distance(got, start(folder)) > 1e-4
     assert distance(got, expected) < 1e-6

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from encoders.images.reading import ImageError
+from encoders.progress import tracked
 from mof.data.answer_tokens import encode_record
 from mof.data.collator import collate
 from mof.data.records import RecordError, to_record
@@ -63,7 +62,7 @@ def image_attention(
     model.eval()
     total, even, answers, count = torch.zeros((), device=model.device), 0.0, 0, 0
     failures: dict[str, str] = {}
-    for raw in track(records, "attention", console=Console(stderr=True), disable=not progress):
+    for raw in tracked(records, "records", shown=progress):
         try:
             record = to_record(raw, image_folder)
             if not record.images:

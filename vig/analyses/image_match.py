@@ -1,4 +1,4 @@
-"""Does VIG see whether an image fits? Answers scored with their own image, with one that fits in part, and with a wrong one."""
+"""Does VIG see whether an image fits? The same answers are scored with their own image, a partly matching and a conflicting image."""
 
 from __future__ import annotations
 
@@ -92,12 +92,12 @@ def right_against_other_image(model: PreTrainedModel, processor: ProcessorMixin,
 
 
 def with_other_images(records: Sequence[RawRecord], seed: int = 0) -> dict[str, list[dict[str, Any]]]:
-    """Return the records with their own images ("matching"), with partly matching ones, and with conflicting ones.
+    """Return the records with their own images ("matching"), with partly matching images, and with conflicting images.
 
-    All images come from the records. The words of all answers about an image, without function words, tell what it shows. For
+    All images come from the records. An image is described by the words of all answers about it, without function words. For
     each record, 50 other images are drawn with the seed. The partly matching image shares the most words with the record's
-    answers, the conflicting image shares the fewest; the first drawn wins a tie. Records are left out that have several images or
-    none, that cannot be parsed, or whose two images share equally many words.
+    answers, the conflicting image shares the fewest; the first drawn wins a tie. A record is left out if it has several images or
+    none, if it cannot be parsed, or if both images share equally many words.
 
     Raises:
         ValueError: when no record is left.

@@ -10,17 +10,16 @@ from typing import Any
 
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from transformers import PreTrainedModel, ProcessorMixin
 
 from encoders.images.opening import inside
 from encoders.images.reading import read_image
+from encoders.progress import tracked
 from mof.data.prompts import ready_for_prompts
 from mof.data.records import ImageSource
 
 Question = Mapping[str, Any]
-"""{"question", "image": file or open image, "options": [words], "answer": one of them}, also "false_statement" and "pair"."""
+"""{"question", "image": file or open image, "options": [words], "answer": a word of these}; "false_statement" and "pair" are optional."""
 
 NEEDED = ("question", "image", "options", "answer")
 
@@ -67,7 +66,7 @@ def misleading_text(
     results = {}
     for name, texts in asked.items():
         answers: list[str] = []
-        for start in track(range(0, len(texts), batch_size), f"answering, {name}", console=Console(stderr=True), disable=not progress):
+        for start in tracked(range(0, len(texts), batch_size), f"batches of questions, {name}", shown=progress):
             part = slice(start, start + batch_size)
             answers += _answers(model, processor, texts[part], images[part], max_new_tokens)
         results[name] = _score(questions, claims, answers)

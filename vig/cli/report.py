@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from encoders.command_groups import starts_over
-from encoders.command_options import Records, images_option, output_option
-from mof.data.rows import stream_rows
+from encoders.command_options import DecodingName, Records, images_option, output_option
+from mof.data.rows import RawRecord, stream_rows
 from vig.report.page import write_report
 from vig.scoring.scores import Scores, load_scores
 from vig.selection.sources import record_sources
 from vig.selection.thresholds import select
+
+if TYPE_CHECKING:
+    from vig.report.explanation import Explanation
 
 
 @starts_over
@@ -30,16 +34,23 @@ def report(
         str | None, typer.Option(help="Key of a record that names its source; 'image' takes the top folder of its image.")
     ] = None,
     samples: Annotated[int, typer.Option(min=0, help="Number of records shown from either end.")] = 25,
+    model: Annotated[
+        Path | None, typer.Option(help="Folder of a saved model, whose own answers to three records of either end are explained.")
+    ] = None,
+    decoding: DecodingName = None,
 ) -> None:
     """Show the scores on one page: distribution, words, samples with coloured tokens, null images and sparsity.
 
     \b
     Example:
       mof vig report runs/scores --records data/train.json --images data/images --output report.html
+      mof vig report runs/scores --records data/train.json --images data/images --model runs/mof --decoding vcd --output report.html
     """
     runs = [_load(folder) for folder in scores]
     if images is not None and not images.is_dir():
         raise ValueError(f"--images {images} is no folder; leave --images out for a page without images")
+    if decoding is not None and model is None:
+        raise ValueError("--decoding is for answers of a model: give --model too")
     selection = select(runs[0], keep, sources=None if source_key is None else record_sources(stream_rows(records), source_key))
     write_report(
         output,
@@ -48,10 +59,21 @@ def report(
         image_folder=images,
         others=runs[1:],
         samples=samples,
+        explain=None if model is None else _explainer(model, images, decoding),
         records_name=str(records),
         progress=True,
     )
     typer.echo(f"{output}: {len(runs[0])} records; {selection.summary()}")
+
+
+def _explainer(model: Path, images: Path | None, decoding: str | None) -> Callable[[RawRecord], Explanation]:
+    from vig.decoding import build_decoding
+    from vig.report.explanation import explain, first_question
+    from vig.saved_models import load_model  # slow, with torch: reports without answers do without
+
+    method = None if decoding is None else build_decoding(decoding)
+    network, processor = load_model(model)
+    return lambda raw: explain(network, processor, first_question(raw, images), method)
 
 
 def _load(folder: Path) -> Scores:

@@ -27,7 +27,7 @@ from vig.nulls import NULL_NAMES
 from vig.saved_models import load_network, load_processor, stored_images
 from vig.scoring import run
 from vig.scoring.calibration import diagnosis
-from vig.scoring.folder import REJECTED
+from vig.scoring.folder import REJECTED, file_of
 from vig.scoring.scores import MEASURES
 
 
@@ -100,9 +100,9 @@ def score(
         cluster=cluster,
     )
     if raw and len(scores.failures) == len(raw):
-        raise ValueError(f"none of the {len(raw)} records could be scored; {output / REJECTED} says why")
+        raise ValueError(f"none of the {len(raw)} records could be scored; {file_of(output, REJECTED)} says why")
     if process.is_main_process:
-        failed = f"{len(scores.failures)} failed" + (f", listed in {output / REJECTED}" if scores.failures else "")
+        failed = f"{len(scores.failures)} failed" + (f", listed in {file_of(output, REJECTED)}" if scores.failures else "")
         texts = f"{len(scores.manifest['text_only'])} without an image, "
         typer.echo(f"{len(scores)} of {len(raw)} records scored in {output}, {texts}{failed}")
         if said := diagnosis(scores.manifest["calibration"]):

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import typer
 
 from encoders.command_groups import starts_over
 from encoders.command_options import Records, output_option, seed_option
 from encoders.runs import write_whole
+from mof.data.digests import unselected
 from mof.data.rows import stream_rows
 from vig.saved_models import load_network, load_processor
 from vig.scoring.scores import Scores, load_scores
@@ -55,7 +59,7 @@ def select(
     ] = None,
     clusters: Annotated[
         int | None,
-        typer.Option(min=1, help="Keep the share --keep of each of so many clusters of the first question (k-means), not with --quota."),
+        typer.Option(min=1, help="Number of clusters of the first questions (k-means): keep the share --keep of each. Not with --quota."),
     ] = None,
     random: Annotated[
         Level | None, typer.Option(help="Draw as many tokens at random instead: whole samples, tokens of all samples, or both.")
@@ -128,7 +132,13 @@ def _counted(records: Iterable[Any], counter: Counter[None]) -> Iterator[Any]:
 
 
 def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
-    """Write the records as they come, as a list or, in a .jsonl file, one a line. Return how many there are."""
+    """Write the records as they come: as a list, a record in each line of a .jsonl file, or rows of a .parquet file. Return their number.
+
+    Raises:
+        ValueError: for records that hold images and are not written as .parquet, or that a table cannot hold as they are.
+    """
+    if path.suffix == ".parquet":
+        return _write_table(path, list(records))
     start, between, end = ("", "\n", "\n") if path.suffix == ".jsonl" else ("[", ", ", "]")
     count = 0
 
@@ -137,11 +147,24 @@ def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(start)
             for count, record in enumerate(records, start=1):
-                file.write(f"{between if count > 1 else ''}{json.dumps(record)}")
+                file.write(f"{between if count > 1 else ''}{json.dumps(record, default=partial(_refuse, path))}")
             file.write(end)
 
     write_whole(path, write)
     return count
+
+
+def _write_table(path: Path, records: list[Mapping[str, Any]]) -> int:
+    names = dict.fromkeys(name for record in records for name in record)
+    table = pa.table({name: [record.get(name) for record in records] for name in names})
+    if [unselected(row) for row in table.to_pylist()] != [unselected(record) for record in records]:  # their digests would not fit
+        raise ValueError(f"{path}: a table has the same entries in all rows, these records have not; write a .jsonl file")
+    write_whole(path, lambda temporary: pq.write_table(table, temporary))
+    return len(records)
+
+
+def _refuse(path: Path, value: Any) -> None:
+    raise ValueError(f"{path} cannot hold {type(value).__name__}, such as images in records; give an --output that ends in .parquet")
 
 
 def _token_threshold(text: str) -> float | Literal["shared"] | None:
@@ -151,7 +174,7 @@ def _token_threshold(text: str) -> float | Literal["shared"] | None:
 
 
 def _quota(texts: list[str], source_key: str | None) -> float | dict[str, float]:
-    """["0.3"] -> 0.3; ["a=0.3", "b=0.5"] -> {"a": 0.3, "b": 0.5}."""
+    """Return 0.3 for ["0.3"], and {"a": 0.3, "b": 0.5} for ["a=0.3", "b=0.5"]."""
     if texts and source_key is None:
         raise ValueError("--quota needs --source-key, which names the sources")
     if len(texts) == 1 and "=" not in texts[0]:

@@ -36,6 +36,14 @@ AttentionInterface.register(NAME, _attend)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
+def image_tokens(model: PreTrainedModel, input_ids: Tensor) -> Tensor | None:
+    """Return [R, P] whether a token of a prompt is an image token; None for a model with no image tokens between the tokens of text."""
+    config = model.config
+    token = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+    aside = config.is_encoder_decoder or hasattr(config.get_text_config(decoder=True), "cross_attention_layers")
+    return None if aside or token is None else input_ids == token
+
+
 class EditedAttention:
     """The attention of one generation.
 
@@ -67,11 +75,8 @@ class EditedAttention:
         Raises:
             ValueError: for a model that puts no image tokens between the tokens of the text.
         """
-        config = model.config
-        token = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
-        image = input_ids == (-1 if token is None else token)  # [R, P]
-        aside = config.is_encoder_decoder or hasattr(config.get_text_config(decoder=True), "cross_attention_layers")
-        if aside or token is None or inputs.get("inputs_embeds") is not None:
+        image = image_tokens(model, input_ids)
+        if image is None or inputs.get("inputs_embeds") is not None:
             raise ValueError(f"{edit.name} needs image tokens between the tokens of the text, which {type(model).__name__} has not")
         mask = inputs.get("attention_mask")
         text = ~image if mask is None else ~image & mask.bool()
@@ -82,7 +87,7 @@ class EditedAttention:
         """Edit the attention of passes on sequences of `length` tokens (with those in the cache)."""
         self.length = length
         names = [config._attn_implementation for config in self._configs]
-        hooks = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer, hook in self._watched()]
+        hooks = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer, hook in self._finders()]
         token = _active.set(self)
         try:
             for config in self._configs:
@@ -100,13 +105,14 @@ class EditedAttention:
                 "does not take its attention from transformers' AttentionInterface; choose a contrast such as vcd"
             )
 
-    def _watched(self) -> Iterator[tuple[nn.Module, Any]]:
+    def _finders(self) -> Iterator[tuple[nn.Module, Any]]:
         """Yield the edited layers, each with a hook that finds its sinks."""
         if not self.edit.needs_sinks:
             return
+        decoder = type(self.model.config.get_text_config(decoder=True))
         for name, module in self.model.named_modules():
             layer, config = getattr(module, "layer_idx", -1), getattr(module, "config", None)
-            if layer in self._layers and any(config is own for own in self._configs) and "Attention" in type(module).__name__:
+            if layer in self._layers and type(config) is decoder and "Attention" in type(module).__name__:
                 yield self.model.get_submodule(name.rpartition(".")[0]), self._finder(layer)
 
     def _finder(self, layer: int) -> Any:
@@ -119,8 +125,11 @@ class EditedAttention:
 
     def __call__(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
-    ) -> tuple[Tensor, None]:
-        """Attend as transformers asks: query [R, H, S, E], key and value [R, G, K, E]; the result is [R, S, H, E]."""
+    ) -> tuple[Tensor, Tensor]:
+        """Attend as transformers asks: query [R, H, S, E], key and value [R, G, K, E].
+
+        The result is [R, S, H, E], and the weights [R, H, Q, K] of the last tokens, at least of the last token.
+        """
         self._called = True
         if unknown := [name for name in ("s_aux", "position_bias") if options.get(name) is not None]:
             raise ValueError(
@@ -128,19 +137,17 @@ class EditedAttention:
                 f"which has {', '.join(unknown)}"
             )
         edited = min(query.shape[2], self.length - self._first) if module.layer_idx in self._layers else 0
-        dense = query.shape[2] if options.get("softcap") else max(edited, 0)
-        output = query.new_empty(len(query), 0, query.shape[1], value.shape[-1])
+        dense = query.shape[2] if options.get("softcap") else max(edited, 1)
+        rows, weights = self._dense(module, query[:, :, -dense:], key, value, attention_mask, edited > 0, options)
         if dense < query.shape[2]:
-            output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-        if dense:
-            rows = self._dense(module, query[:, :, -dense:], key, value, attention_mask, edited > 0, options)
-            output = torch.cat([output[:, : query.shape[2] - dense], rows], dim=1)
-        return output, None
+            others, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options | {"output_attentions": False})
+            rows = torch.cat([others[:, :-dense], rows], dim=1)
+        return rows, weights
 
     def _dense(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, edited: bool, options: dict[str, Any]
-    ) -> Tensor:
-        """Return the attention [R, Q, H, E] of the last Q tokens, edited from each row's first edited token on."""
+    ) -> tuple[Tensor, Tensor]:
+        """Return the attention [R, Q, H, E] of the last Q tokens, edited from each row's first edited token on, and its weights."""
         count, keys, shape = query.shape[2], key.shape[2], (*query.shape[:3], key.shape[2])
         scale = options.get("scaling")
         scores = _by_group(query, key) @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scale is None else scale)
@@ -165,15 +172,11 @@ class EditedAttention:
             if sinks is None:
                 raise ValueError(f"{self.edit.name} looks for sinks in the prompt, so it cannot go on from a cache: give the whole prompt")
             weights = self.edit.edit_weights(weights, image, self._at_keys(sinks, keys) & image)
-        return (_by_group(weights.to(value), key) @ value).view(*query.shape[:3], -1).transpose(1, 2)
-
-    def _padded(self, marks: Tensor, length: int) -> Tensor:
-        """Return marks [R, P] of the prompt as marks [R, length]: no generated token is marked."""
-        return F.pad(marks, (0, length - marks.shape[1]))
+        return (_by_group(weights.to(value), key) @ value).view(*query.shape[:3], -1).transpose(1, 2), weights
 
     def _at_keys(self, marks: Tensor, keys: int) -> Tensor:
         """Return the marks [R, 1, 1, K] of the keys: a sliding window keeps the last tokens, a static cache has room behind them."""
-        return self._padded(marks, max(keys, self.length) if keys >= self.length else self.length)[:, None, None, -keys:]
+        return F.pad(marks, (0, max(keys, self.length) - marks.shape[1]))[:, None, None, -keys:]
 
 
 def _by_group(rows: Tensor, key: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from PIL import Image
+
 from encoders.images.reading import read_image
 from vig.nulls import DROP, NullImages
 
@@ -16,12 +18,21 @@ def has_image(chat: Chat) -> bool:
     return any(_is_image(part) for message in chat for part in _parts(message))
 
 
+def images_of(chat: Chat) -> list[Image.Image]:
+    """Return the images of a conversation. ImageError for an image that cannot be read."""
+    return [read_image(part["image"]) for message in chat for part in _parts(message) if _is_image(part)]
+
+
+def text_of(message: Mapping[str, Any]) -> str:
+    """Return the texts of a message, a line each."""
+    return "\n".join(part["text"] for part in _parts(message) if part["type"] == "text")
+
+
 def null_chat(chat: Chat, null: str, seed: int) -> Chat:
     """Return the conversation with null images of the name `null` (`vig.nulls`), or without images for "drop"."""
     if null == DROP:
         return [{**message, "content": [part for part in _parts(message) if not _is_image(part)]} for message in chat]
-    images = [read_image(part["image"]) for message in chat for part in _parts(message) if _is_image(part)]
-    nulls = iter(NullImages(null, seed)("of the conversation", images))
+    nulls = iter(NullImages(null, seed)("of the conversation", images_of(chat)))
     return [
         {**message, "content": [{**part, "image": next(nulls)} if _is_image(part) else part for part in _parts(message)]}
         for message in chat

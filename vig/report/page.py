@@ -1,33 +1,37 @@
-"""The page: its contents are gathered here, and `page.html.jinja` says how they look."""
+"""The page of `mof vig report`: this module gathers its contents, and `page.html.jinja` lays them out."""
 
 from __future__ import annotations
 
 import heapq
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 
 from encoders.pages import signed, write_page
 from encoders.pages.charts import Bar, column_edges, histogram, interval_bars, to_svg
+from encoders.progress import tracked
 from mof.data.rows import RawRecord, UnreadableRow, id_of, rows
 from vig.report.null_comparison import compare_nulls, null_name, reference_of
-from vig.report.samples import SampleReader
+from vig.report.samples import SampleReader, colour_scale
 from vig.scoring.calibration import diagnosis
 from vig.scoring.scores import Score, Scores
 from vig.selection.selected import Selection, source_codes
 from vig.words import Mean, answer_words, can_tag, parts_of_speech, word_class
 
+if TYPE_CHECKING:
+    from vig.report.explanation import Explanation
+
 # Shapes: N = values, A = answer tokens of all records, B = columns of a histogram.
 
 MOST_SOURCES = 12  # with a histogram of their own
+EXPLAINED = 3  # records of either end whose question the model answers
 WORD_RECORDS = 10_000  # whose words are looked at; more would take minutes and change no digit
 
 
@@ -39,10 +43,11 @@ def write_report(
     image_folder: str | os.PathLike[str] | None = None,
     others: Sequence[Scores] = (),
     samples: int = 25,
+    explain: Callable[[RawRecord], Explanation] | None = None,
     records_name: str | None = None,
     progress: bool = False,
 ) -> None:
-    """Write one HTML file that needs no other: the distribution of VIG, kinds of words, samples, null images and sparsity.
+    """Write one HTML file that needs no other file: the distribution of VIG, kinds of words, samples, null images and sparsity.
 
     The same scores, records and images give the same bytes.
 
@@ -52,6 +57,8 @@ def write_report(
         image_folder: the folder of the records' relative image paths; None leaves the images out, and the page says so.
         others: scores of the same model and records with other null images.
         samples: number of records that are shown from either end. The page searches them for words.
+        explain: explains the model's own answer to a record's first question; it is called for the outermost three records of either
+            end.
         records_name: the records' file, which the page then names.
 
     Raises:
@@ -65,6 +72,8 @@ def write_report(
     shown = {"highest": [reader.read(score) for score in highest], "lowest": [reader.read(score) for score in lowest]}
     runs = [scores, *others]
     nulls = compare_nulls(runs) if others else []
+    asked = [] if explain is None else [by_id[score.id] for score in (*highest[:EXPLAINED], *lowest[:EXPLAINED]) if score.id in by_id]
+    answers = [explain(raw) for raw in asked] if explain is not None else []
     threshold = selection.threshold if selection.threshold is not None and math.isfinite(selection.threshold) else None
     token_vig = scores.token_vig  # [A]
     sources = _by_source(selection)
@@ -91,14 +100,16 @@ def write_report(
         samples=shown,
         has_images=image_folder is not None,
         unread=sum(picture.shown is None for group in shown.values() for sample in group for picture in sample.pictures),
-        token_scale=max(0.1, round(float(np.quantile(np.abs(token_vig), 0.98)), 1)),  # hardly one token in fifty goes beyond
+        token_scale=colour_scale(token_vig),
+        answers=answers,
+        answer_scale=colour_scale([token.contrast for shown in answers for answer in shown.answers for token in answer.tokens]),
         nulls=nulls,
         null_reference=null_name(reference_of(runs)),
     )
 
 
 def _tokens(selection: Selection, threshold: float | None) -> dict[str, int] | None:
-    """Return what becomes of the answer tokens that reach the threshold, and of those below it; None without a threshold."""
+    """Count tokens that "reach" the threshold, that are "lost" all the same, and that are kept "below" it. None without a threshold."""
     if threshold is None:
         return None
     reach, kept = selection.scores.token_vig >= np.float32(threshold), selection.token_masks.flat  # [A], [A]
@@ -107,7 +118,7 @@ def _tokens(selection: Selection, threshold: float | None) -> dict[str, int] | N
 
 
 def _sides(selection: Selection, threshold: float | None) -> list[dict[str, float]]:
-    """Return what lies on either side of the threshold, above it first: records, their tokens, and their mean VIG."""
+    """Return the number of records, their tokens and their mean VIG on either side of the threshold, the upper side first."""
     if threshold is None:
         return []
     scores = selection.scores
@@ -181,7 +192,7 @@ def _words_of(scores: Sequence[Score], progress: bool) -> Words:
     classes: dict[str, list[float]] = {}
     parts: dict[str, list[float]] = {}
     count, tags = 0, can_tag()
-    for score in track(scores, "words", console=Console(stderr=True), disable=not progress):
+    for score in tracked(scores, "records", shown=progress):
         for turn in answer_words(score):
             names = [word.text for word in turn]
             count += len(names)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import PurePath
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from encoders.pages import data_uri
+from encoders.pages.thumbnails import thumbnail_uri
 from mof.data.digests import digest
 from mof.data.records import RecordError, images_of, texts_of, to_record
 from mof.data.rows import RawRecord
@@ -21,7 +22,7 @@ from vig.selection.selected import Selection, was_scored
 from vig.words import token_texts, turns
 
 THUMBNAIL = 320  # pixels of the longer side, at most
-MOST_IMAGES = 4  # of one record
+MOST_IMAGES = 4  # that are shown for a record
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class Picture:
     shown: str | None
     """None when the image cannot be read."""
     null: str | None
-    """None also for null images that cannot be drawn from the image alone."""
+    """None if the image cannot be read, or if its null image depends on other images."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,10 @@ class SampleReader:
         self._nulls: Callable[[str, list[Image.Image]], list[Image.Image]] | None = None
         if image_folder is None:
             return
-        from vig.nulls import NULLS, NullImages  # slow, and half a gigabyte: torch
+        from vig.nulls import NULLS, NullImages  # slow: torch takes half a gigabyte
 
         null = identity["null"]
-        drawable = null["name"] in NULLS and null["name"] != "shuffle"  # which depends on the other records
+        drawable = null["name"] in NULLS and null["name"] != "shuffle"  # a shuffled image depends on the other records
         self._nulls = NullImages(null["name"], identity["seed"], only_image=null.get("only_image")) if drawable else None
 
     def read(self, score: Score) -> Sample:
@@ -121,7 +122,7 @@ class SampleReader:
             return [Picture(_name(source), None, None) for source in images_of(raw)][:MOST_IMAGES]
         nulls = [None] * len(images) if self._nulls is None else self._nulls(id, images)
         triples = list(zip(sources, images, nulls, strict=True))[:MOST_IMAGES]
-        return [Picture(_name(source), _small_copy(image), _small_copy(null)) for source, image, null in triples]
+        return [Picture(_name(source), small_copy(image), small_copy(null)) for source, image, null in triples]
 
 
 def _name(source: Any) -> str:
@@ -135,14 +136,11 @@ def _turns(questions: list[str], answers: list[list[Token]]) -> list[Turn]:
     return [Turn(question or "", answer or []) for question, answer in zip_longest(questions, answers)]
 
 
-def _small_copy(image: Image.Image | None) -> str | None:
-    """Return the image as a data URI, made smaller where it is large. Tiny images stay as they are, to the bit."""
-    if image is None:
-        return None
-    if max(image.size) > THUMBNAIL:
-        image = image.copy()
-        image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    kind = "png" if max(image.size) <= 64 else "jpeg"
-    image.save(file, kind, **({"quality": 85} if kind == "jpeg" else {}))
-    return data_uri(file.getvalue(), kind)
+def small_copy(image: Image.Image | None) -> str | None:
+    """Return the image as a data URI, made smaller if it is large; None for None."""
+    return None if image is None else thumbnail_uri(image, THUMBNAIL)
+
+
+def colour_scale(values: Sequence[float] | NDArray[np.floating]) -> float:
+    """Return the nats that get the full colour: 2 % of the tokens lie beyond."""
+    return max(0.1, round(float(np.quantile(np.abs(values), 0.98)), 1)) if len(values) else 0.1

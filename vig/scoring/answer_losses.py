@@ -1,4 +1,7 @@
-"""-log q of every answer token, by any causal model: the fast way if it is right for the model, otherwise a plain forward pass."""
+"""AnswerLosses computes -log q of every answer token by any causal model.
+
+It goes a fast way if this gives the losses of a plain forward pass with the model. Otherwise it makes plain forward passes.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from vig.output_head import HeadPass, Values, cross_entropy, replaced_forward, t
 from vig.scoring.prefix_cache import cache_name, image_positions, part, shared_cache
 
 # Shapes: R = records in a batch, S = padded length, P = tokens of a shared prefix, G = groups that share a prefix, N = answer tokens in a
-# batch, K = positions whose logits are asked for, V = vocabulary of the model.
+# batch, K = positions whose logits the model gives, V = vocabulary of the model.
 
 logger = logging.getLogger(__name__)
 
@@ -25,21 +28,21 @@ Groups = Sequence[Sequence[Example]]
 
 
 class AnswerLosses:
-    """The losses of batches of examples, computed the fast way if it is right for the model.
+    """AnswerLosses computes the losses of batches of examples, the fast way if it is right for the model.
 
     The first batch of each kind is compared with a plain forward pass. A way that gives other losses is not used in this run, and
     the log says so once.
 
     Args:
-        values: what is computed of the logits of an answer token, [N, ...]: the loss, or several values with the loss first.
+        values: it computes the values of answer tokens from their logits, [N, ...]: the loss, or several values with the loss first.
     """
 
     def __init__(self, model: PreTrainedModel, pad_token_id: int, values: Values = cross_entropy) -> None:
         self._model, self._pad_token_id, self._values = model, pad_token_id, values
         self._head: nn.Module | None = model.get_output_embeddings()
-        self._untouched = False  # whether the logits are the head's output as it is; known after the first check
+        self._untouched = False  # True if the model gives its head's output as its logits; known after the first check
         self._may_share = True
-        self._checked: set[bool] = set()  # with and without sharing
+        self._checked: set[bool] = set()  # True: batches with a shared prefix are checked; False: batches without
 
     @torch.inference_mode()
     def __call__(self, groups: Groups, prefix: int) -> Tensor:
@@ -48,13 +51,13 @@ class AnswerLosses:
         With `values` of several columns, these are returned, [N, columns].
 
         Args:
-            groups: examples; those of a group have the same images and the same first `prefix` tokens.
-            prefix: 0 shares nothing.
+            groups: groups of examples. The examples of a group have the same images and the same first `prefix` tokens.
+            prefix: number of tokens; with 0, no examples share anything.
         """
         ways = self._may_share, self._head
         try:
             return self._fastest(groups, prefix)
-        except Exception:  # a plain pass failed too: that is the fault of the batch, and says nothing about the fast ways
+        except Exception:  # the plain pass failed too, so the batch is at fault and the fast ways may be right
             self._may_share, self._head = ways
             raise
 
@@ -72,13 +75,16 @@ class AnswerLosses:
         return self._losses(groups, 0)
 
     def _checked_losses(self, groups: Groups, prefix: int, otherwise: str) -> Tensor | None:
-        """The losses of a batch. Those of the first batch are given only if its shortest example has the losses of a plain forward pass."""
+        """Return the losses of a batch, or None if this way is wrong for the model.
+
+        The first batch decides: its shortest example must have the losses of a plain forward pass.
+        """
         if (prefix > 0) in self._checked:
             return self._losses(groups, prefix)
         examples = [example for group in groups for example in group]
         assert self._head is not None
-        shortest = min(range(len(examples)), key=lambda i: len(examples[i].input_ids))  # it has the most padding
-        firsts: list[Tensor] = []  # the first position of the head's output and of the logits, copied as models write into them
+        shortest = min(range(len(examples)), key=lambda i: len(examples[i].input_ids))  # this example has the most padding
+        firsts: list[Tensor] = []  # first position of the head's output and of the logits; copies, because models write into both
         with (
             self._head.register_forward_hook(lambda _, inputs, output: firsts.append(output[:1, :1].clone())),
             self._model.register_forward_hook(lambda _, inputs, output: firsts.append(output.logits[:1, :1].clone())),
@@ -91,13 +97,13 @@ class AnswerLosses:
             losses = self._losses(groups, prefix)  # [N]
         except torch.OutOfMemoryError:
             raise
-        except Exception as error:  # the model does not go along, and models raise any kind
+        except Exception as error:  # the model cannot go this way; models raise errors of any kind
             reason = f"{type(error).__name__}: {error}"
         else:
-            own = losses.split([int(example.answer_mask.sum()) for example in examples])[shortest]  # [its answer tokens]
-            difference = (own - plain).abs().where(plain.isfinite(), 0)  # [its answer tokens, ...]
+            fast = losses.split([int(example.answer_mask.sum()) for example in examples])[shortest]  # [its answer tokens]
+            difference = (fast - plain).abs().where(plain.isfinite(), 0)  # [its answer tokens, ...]
             difference = difference if difference.dim() == 1 else difference[:, 0]  # [its answer tokens] of the losses
-            # in half precision two right ways differ by a few hundredths of a nat, and a wrong way by much more on average
+            # in half precision two right ways differ by a few hundredths of a nat; a wrong way differs by much more on average
             exact = self._model.dtype in (torch.float32, torch.float64)
             apart = float(difference.max() if exact else difference.mean())
             if apart <= (1e-3 if exact else 5e-2):
@@ -115,7 +121,10 @@ class AnswerLosses:
         return self._plain_losses(batch) if self._head is None else self._head_losses(batch, {"use_cache": False})
 
     def _shared_losses(self, groups: Groups, examples: Sequence[Example], prefix: int) -> Tensor:
-        """The prefix of each group goes through the model once, then the rest of all examples behind it."""
+        """Return the losses [N] of examples with shared prefixes.
+
+        The prefix of each group goes through the model once. Then the rest of all examples goes through it, with these prefixes as past.
+        """
         assert self._head is not None
         sizes = [len(group) for group in groups]
         start = self._collate([part(group[0], 0, prefix) for group in groups])
@@ -133,7 +142,7 @@ class AnswerLosses:
         return self._head_losses(rest, {name: shared_cache(getattr(output, name), sizes, prefix), "use_cache": True})
 
     def _head_losses(self, batch: Mapping[str, Tensor], options: Mapping[str, Any]) -> Tensor:
-        """[N] with the head at the answer positions only."""
+        """Return the losses [N]; the head works at the answer positions only."""
         assert self._head is not None
         head_pass = HeadPass(batch["labels"], self._values)
         with head_pass.at(self._head, untouched=self._untouched):
@@ -141,7 +150,10 @@ class AnswerLosses:
         return head_pass.result(logits)  # [N]
 
     def _plain_losses(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """[N] from the model's own logits at all positions, or at those where a record has an answer if the model can be asked for them."""
+        """Return the losses [N] from the model's own logits.
+
+        A model that takes `logits_to_keep` gives logits only at the columns where a record has an answer; other models give all.
+        """
         (records, length), (positions, targets) = batch["labels"].shape, target_positions(batch["labels"])  # [N], [N]
         rows, columns = positions // length, positions % length  # [N], [N]
         inputs, kept = self._inputs(batch), torch.arange(length)  # [K] = [S]
@@ -158,9 +170,9 @@ class AnswerLosses:
         return self._values(answers, targets.to(logits.device))  # [N, ...]
 
     def _collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        # padding goes right whatever the tokenizer prefers: then no position moves and a causal model never sees it
+        # padding goes right, whatever the tokenizer prefers, so that no position moves and a causal model never sees the padding
         return collate(examples, self._pad_token_id, "right")
 
     def _inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The model's inputs in a batch, on the device of the model."""
+        """Return the model's inputs of a batch, on the device of the model."""
         return {name: value.to(self._model.device) for name, value in batch.items() if name != "labels"}

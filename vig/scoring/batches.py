@@ -1,4 +1,4 @@
-"""Records on the same images are a group. Groups of similar length go through the model together, as a batch."""
+"""Records with the same images form a group. Groups of similar length go through the model together, as a batch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from vig.scoring.pairs import Pair
 
 @dataclass(frozen=True)
 class Batch:
-    """The input of a forward pass. Records of a group share their images and their first `prefix` tokens; 0 shares nothing."""
+    """A batch is the input of a forward pass.
+
+    The records of a group share their images and their first `prefix` tokens. With a prefix of 0 they share nothing.
+    """
 
     groups: list[list[Pair]]
     prefix: int
@@ -28,7 +31,7 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """The number of tokens that the model computes: each prefix once, and the rest of each record padded to the longest."""
+        """Return the number of tokens that the model computes: each prefix once, and the rest of each record padded to the longest."""
         rest = max(len(pair.clean.input_ids) for pair in self.pairs) - self.prefix
         return self.prefix * len(self.groups) + rest * len(self.pairs)
 
@@ -49,7 +52,7 @@ def make_batches(pairs: Iterable[Pair], batch_tokens: int, batch_size: int) -> l
 
 
 def _sharing(pairs: Iterable[Pair]) -> list[Batch]:
-    """A batch for each set of records with the same images and the same tokens up to the last image."""
+    """Return a batch for each set of records with the same images and the same tokens up to the last image."""
     groups: dict[tuple[Any, ...], list[Pair]] = {}
     for index, pair in enumerate(pairs):
         start = tuple(pair.clean.input_ids[: pair.prefix].tolist())
@@ -58,7 +61,7 @@ def _sharing(pairs: Iterable[Pair]) -> list[Batch]:
 
 
 def _fitting(batch: Batch, batch_tokens: int, batch_size: int) -> Iterator[Batch]:
-    """The batch of one group, cut in halves until each fits."""
+    """Yield the batch of one group, cut in halves until each part fits."""
     (group,) = batch.groups
     if len(group) == 1:
         yield Batch([group], 0)
@@ -72,7 +75,7 @@ def _fitting(batch: Batch, batch_tokens: int, batch_size: int) -> Iterator[Batch
 
 
 def by_image(records: Sequence[Row]) -> list[Row]:
-    """Sort records by the first place of their images, so that records on the same images are neighbours."""
+    """Sort records by the place where their images occur first, so that records with the same images are neighbours."""
     places: dict[Any, int] = {}
 
     def place(raw: Row) -> int:
@@ -82,14 +85,14 @@ def by_image(records: Sequence[Row]) -> list[Row]:
 
 
 def _name(image: Any) -> Any:
-    """A key that is equal for the same file, or the same object in memory."""
+    """Return a key that is equal for the same file, or for the same object in memory."""
     if isinstance(image, (str, os.PathLike)):
         return str(image)
     return id(image) if isinstance(image, Image.Image) else digest(image)
 
 
 def windows(pairs: Iterable[Pair | None], tokens: int, records: int) -> Iterator[list[Pair | None]]:
-    """Cut a stream into windows of so many tokens or records. A window is in memory while its batches are made."""
+    """Cut a stream into windows, which end at this number of tokens or records. A window is in memory while its batches are made."""
     window: list[Pair | None] = []
     held = 0
     for pair in pairs:

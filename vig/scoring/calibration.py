@@ -1,6 +1,7 @@
-"""Is the scorer fit? A few records are scored with the images of others too: VIG must tell right images from swapped ones.
+"""The calibration measures whether the VIG of a model tells right images from swapped images.
 
-No labels are needed. The result is in the manifest of the scores, and `diagnosis` says it in words.
+For this, a few records are scored with the images of other records too. No labels are needed. The result is in the manifest of the
+scores, and `diagnosis` says it in words.
 """
 
 from __future__ import annotations
@@ -16,24 +17,24 @@ from mof.data.rows import Row
 from vig.scoring.scores import Score
 from vig.words import answer_words, word_class
 
-SHARE, FEWEST, MOST = 0.01, 50, 1000  # of the records
+SHARE, FEWEST, MOST = 0.01, 50, 1000  # share and number of the records that are scored with swapped images too
 HELPS, NO_GAIN = 0.85, 0.72
-"""In a miniature study (40 % ungrounded answers), the paper's rule gained 14 points over random tokens with a scorer of AUROC .85
-between true and ungrounded answers, and nothing with .72. Other models and data may differ."""
+"""Limits of AUROC. In a miniature study (40 % ungrounded answers), the paper's rule gained 14 points over random tokens when VIG
+told true from ungrounded answers with AUROC .85. It gained nothing with AUROC .72. Other models and data may differ."""
 
 
 class Sample:
-    """About 1 % of the records with images, at least 50 and at most 1,000: those whose ids have the lowest checksums.
+    """A sample holds the records whose ids have the lowest checksums: about 1 % of the records with images, from 50 to 1,000.
 
-    So every process, and every resumed run, takes the same records.
+    Every process and every resumed run takes the same records.
     """
 
     def __init__(self) -> None:
-        self._heap: list[tuple[int, int, str, Row]] = []  # the highest checksum first; the count keeps records out of comparisons
+        self._heap: list[tuple[int, int, str, Row]] = []  # the highest checksum first; the unique count avoids comparing records
         self._seen = 0
 
     def add(self, id: str, raw: Row) -> None:
-        """Offer a record."""
+        """Offer a record to the sample, which keeps it if its checksum is low enough."""
         self._seen += 1
         key, size = -zlib.crc32(id.encode(errors="replace")), min(max(FEWEST, round(SHARE * self._seen)), MOST)
         if (len(self._heap) < size or key > self._heap[0][0]) and images_of(raw):
@@ -43,41 +44,44 @@ class Sample:
 
     @property
     def records(self) -> list[Row]:
-        """The records, in the order in which they were offered."""
+        """Return the records of the sample, in the order in which they were offered."""
         return [raw for _, _, _, raw in sorted(self._heap, key=lambda entry: entry[1])]
 
     @property
     def digest(self) -> str:
-        """A digest of the ids."""
+        """Return a digest of the ids of the sample's records."""
         return digest(sorted(id for _, _, id, _ in self._heap))
 
 
 def with_swapped_images(raws: Iterable[Row], image_folder: str | os.PathLike[str] | None) -> list[dict[str, Any]]:
-    """Return each record with the images of the next record that has as many images, but others. Unreadable records are left out."""
+    """Return the records with swapped images, which come from the next record with the same number of images but other images.
+
+    Unreadable records are left out.
+    """
     groups: dict[int, list[tuple[dict[str, Any], str]]] = {}  # number of images -> record, digest of its images
     for raw in raws:
         try:
             record = to_record(raw, image_folder)
-        except RecordError:  # it has no score either
+        except RecordError:  # this record has no score either
             continue
         row = {"id": record.id, "messages": record.messages, "images": list(record.images)}
         groups.setdefault(len(record.images), []).append((row, digest(images_of(raw))))
     swapped = []
     for group in groups.values():
-        for place, (row, own) in enumerate(group):
-            donors = (donor["images"] for donor, other in group[place + 1 :] + group[:place] if other != own)
+        for place, (row, images_digest) in enumerate(group):
+            donors = (donor["images"] for donor, other_digest in group[place + 1 :] + group[:place] if other_digest != images_digest)
             if (images := next(donors, None)) is not None:
                 swapped.append({**row, "images": images})
     return swapped
 
 
 def calibration(right: Sequence[Score], swapped: Sequence[Score]) -> dict[str, Any]:
-    """Return how well VIG tells right from swapped images (JSON-able).
+    """Measure how well VIG tells right from swapped images.
 
     Returns:
-        "records": number of records. "auroc": the chance that VIG is higher for a record with its own image than for a record with
-        a swapped one; None for fewer than two records. "classes": the same for the words of each class, with the number of words, and
-        whether the model "reads" this class (Mann-Whitney, p < .05).
+        A JSON-able dict. "records": number of records. "auroc": the chance that VIG is higher for a record with its own image than for
+        a record with a swapped image; None for fewer than two records. "classes": the same measure for the words of each class, with
+        the number of words, and whether the model "reads" this class (Mann-Whitney, p < .05).
     """
     auroc, _ = _higher([score.vig for score in right], [score.vig for score in swapped])
     words: dict[str, tuple[list[float], list[float]]] = {}
@@ -88,13 +92,13 @@ def calibration(right: Sequence[Score], swapped: Sequence[Score]) -> dict[str, A
                 words.setdefault(kind, ([], []))[side].append(word.vig)
     classes = {}
     for kind, sides in sorted(words.items()):
-        own, p = _higher(*sides)
-        classes[kind] = {"auroc": own, "words": len(sides[0]), "reads": p < 0.05}
+        class_auroc, p = _higher(*sides)
+        classes[kind] = {"auroc": class_auroc, "words": len(sides[0]), "reads": p < 0.05}
     return {"records": len(right), "auroc": auroc, "classes": classes}
 
 
 def _higher(right: Sequence[float], swapped: Sequence[float]) -> tuple[float | None, float]:
-    """Return the chance that a value of `right` is the higher one, and the p-value of more than chance."""
+    """Return the chance that a value of `right` is higher than a value of `swapped`, and the p-value (Mann-Whitney, one-sided)."""
     from scipy.stats import mannwhitneyu  # slow to import
 
     if min(len(right), len(swapped)) < 2:
@@ -103,14 +107,18 @@ def _higher(right: Sequence[float], swapped: Sequence[float]) -> tuple[float | N
     return float(test.statistic) / (len(right) * len(swapped)), float(test.pvalue)
 
 
-def diagnosis(found: Mapping[str, Any]) -> str:
-    """Return in words whether the scorer is fit for a selection; "" without a calibration."""
-    if not found:
+def diagnosis(result: Mapping[str, Any]) -> str:
+    """Return a text that says whether the scores are fit for a selection, or "" without a calibration.
+
+    Args:
+        result: the return value of `calibration`, as in the manifest of the scores.
+    """
+    if not result:
         return ""
-    auroc = found["auroc"]
+    auroc = result["auroc"]
     if auroc is None:
         return "Not calibrated: fewer than two records could be scored with the image of another record too."
-    reads = {flag: ", ".join(kind for kind, row in found["classes"].items() if row["reads"] is flag) or "none" for flag in (True, False)}
+    reads = {flag: ", ".join(kind for kind, row in result["classes"].items() if row["reads"] is flag) or "none" for flag in (True, False)}
     if auroc >= HELPS:
         verdict = "expected to help where answers are wrong or need no image, and to hurt on clean data, where --floor is safer"
     elif auroc >= NO_GAIN:
@@ -118,6 +126,6 @@ def diagnosis(found: Mapping[str, Any]) -> str:
     else:
         verdict = "expected to gain nothing or to hurt: align the model longer and score again"
     return (
-        f"AUROC {auroc:.2f} of right against swapped images ({found['records']} records); word classes it reads: {reads[True]}; "
+        f"AUROC {auroc:.2f} of right against swapped images ({result['records']} records); word classes it reads: {reads[True]}; "
         f"does not read: {reads[False]}. Selection is {verdict} (limits {HELPS} and {NO_GAIN} are from a miniature study)."
     )

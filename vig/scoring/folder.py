@@ -1,12 +1,14 @@
-"""The folder of a scoring run: parquet shards, a manifest, and who got no score. Safe to kill and to resume.
+"""A scoring run fills a folder with parquet shards, a manifest and the lists of the records without a score.
 
-    manifest.json                   format, identity of the run, whether it is complete, and how many records became what
-    shard-PROCESS-NUMBER.parquet    one row per record, columns as in `vig.scoring.scores.SCHEMA`
-    rejected.jsonl                  {"id", "reason"} of every record that could not be scored
-    text_only.jsonl                 {"id"} of every record without an image
-    lock-PROCESS                    held while a run is alive (`encoders.runs`); a file that is left behind means nothing
+    _manifest.json                  format, identity of the run, whether it is complete, and the numbers of records with and without score
+    shard-PROCESS-NUMBER.parquet    a row per record, columns as in `vig.scoring.scores.SCHEMA`
+    _rejected.jsonl                 {"id", "reason"} of every record that could not be scored
+    _text_only.jsonl                {"id"} of every record without an image
+    _lock-PROCESS                   locked while a run is alive (`encoders.runs`); a file that is left behind locks nothing
 
-Every file is written whole and has a digest: in itself (`encoders.digests`), or in the manifest. Each shard names its run.
+A run may be killed at any time and resumed. Every file is written whole and has a digest: in itself (`encoders.digests`), or in the
+manifest. Each shard names its run. Readers of Parquet, such as pandas, take the folder for one table, since they leave out files whose
+names begin with an underscore. In folders of earlier releases, no name begins so.
 """
 
 from __future__ import annotations
@@ -26,23 +28,23 @@ from encoders.runs import LOCKS, RunFile, RunLock, remove_unfinished, run_digest
 from encoders.tables import ForeignError, read_table, run_of
 from vig.processes import Processes
 
-MANIFEST, REJECTED, TEXT_ONLY = "manifest.json", "rejected.jsonl", "text_only.jsonl"
+MANIFEST, REJECTED, TEXT_ONLY = "_manifest.json", "_rejected.jsonl", "_text_only.jsonl"
 SHARDS = "shard-*.parquet"
-FORMAT = 1  # of the whole folder
+FORMAT = 1  # format version of the whole folder
 
 logger = logging.getLogger(__name__)
 
 
 class ScoreFolder:
-    """The output folder of one run, for all of its processes. While the context is open, no other run may write to the folder.
+    """ScoreFolder is the output folder of a run, for all of its processes. While the context is open, no other run may write to it.
 
     Args:
-        folder: new, empty, or of an earlier run with the same identity and any number of processes.
+        folder: a new or empty folder, or the folder of an earlier run with the same identity and any number of processes.
         identity: see `vig.scoring.identity.scoring_identity`.
         schema: columns of the rows.
 
     Raises:
-        ValueError: for a folder that holds another run, saying what differs, or other files, or to which a run is writing.
+        ValueError: for a folder that holds other files or another run (the message names the differences), or to which a run is writing.
     """
 
     def __init__(self, folder: str | os.PathLike[str], identity: Mapping[str, Any], schema: pa.Schema, processes: Processes) -> None:
@@ -78,11 +80,11 @@ class ScoreFolder:
         remove_unfinished(self.path)
         self._remove_damaged()
         self._mend_manifest(identity)
-        begun = any(self.path.glob(SHARDS)) or (self.path / REJECTED).is_file()  # if not, say, its chat template was refused
+        begun = any(self.path.glob(SHARDS)) or file_of(self.path, REJECTED).is_file()  # False if, say, the chat template was refused
         self._manifest.claim(identity, begun=begun, own=[LOCKS])
 
     def _remove_damaged(self) -> None:
-        """Delete shards that cannot be read any more: their records are scored again."""
+        """Delete shards that cannot be read any more, so that their records are scored again."""
         for path in self.path.glob(SHARDS):
             try:
                 read_table(path)
@@ -101,11 +103,11 @@ class ScoreFolder:
                 self._manifest.write(identity)
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """The rows of all shards, a table of `columns`."""
+        """Return the rows of all shards, a table of `columns`."""
         return read_shards(self.path, self._schema, self._run, columns)
 
     def digests(self) -> dict[str, str]:
-        """The digest of every record that has a row, by id."""
+        """Return id -> digest of every record that has a row."""
         table = self.read(["id", "digest"])
         return dict(zip(table["id"].to_pylist(), table["digest"].to_pylist(), strict=True))
 
@@ -115,7 +117,7 @@ class ScoreFolder:
 
     def begin(self) -> None:
         """Note that there will be more shards."""
-        if self._complete:  # more records than last time
+        if self._complete:  # this run has more records than the last run
             self._write_manifest(complete=False)
             self._complete = False
 
@@ -133,7 +135,7 @@ class ScoreFolder:
         self._write_lines(REJECTED, rejected)
         shards = sorted(self.path.glob(SHARDS))
         rows = sum(pq.read_metadata(path).num_rows for path in shards)
-        files = {path.name: file_digest(path) for path in (self.path / TEXT_ONLY, self.path / REJECTED, *shards)}
+        files = {path.name: file_digest(path) for path in (file_of(self.path, TEXT_ONLY), file_of(self.path, REJECTED), *shards)}
         self._write_manifest(
             complete=True,
             scores=rows,
@@ -148,41 +150,51 @@ class ScoreFolder:
         self._manifest.write(self._manifest.read()["identity"], **outcome)
 
     def _write_lines(self, name: str, rows: Iterable[Mapping[str, str]]) -> None:
-        write_text(self.path / name, "".join(json.dumps(row) + "\n" for row in rows))
+        write_text(file_of(self.path, name), "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def file_of(folder: Path, name: str) -> Path:
+    """Return the path of MANIFEST, REJECTED or TEXT_ONLY, which has no underscore in a folder of an earlier release."""
+    earlier = folder / name.removeprefix("_")
+    return earlier if earlier.is_file() else folder / name
 
 
 def manifest_file(folder: Path) -> RunFile:
-    """The manifest in a folder of scores: identity of the run, whether it is "complete", and how many records became what."""
-    return RunFile(folder / MANIFEST, "scoring run", FORMAT, "give a new folder")
+    """Return the file of the manifest in a folder of scores. It holds the run's identity, "complete", and numbers of records."""
+    return RunFile(file_of(folder, MANIFEST), "scoring run", FORMAT, "give a new folder")
 
 
 def read_lists(folder: Path, listed: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
-    """Return the ids of the records without an image, and id -> reason of those that could not be scored.
+    """Return the ids of the records without an image, and id -> reason of the records that could not be scored.
 
     Args:
-        listed: the digests of files, by name, out of the manifest; empty for a folder of an earlier release.
+        listed: file name -> digest, from the manifest; empty for a folder of an earlier release.
 
     Raises:
         DamagedError: when a file is missing or was changed.
     """
-    if faults := damaged(folder, {name: digest for name, digest in listed.items() if name in (TEXT_ONLY, REJECTED)}):
+    if faults := damaged(folder, {name: digest for name, digest in listed.items() if not name.endswith(".parquet")}):
         raise DamagedError(f"{'; '.join(faults.values())}; score again with this folder to write it anew")
     text_only, rejected = (
         [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-        for path in (folder / TEXT_ONLY, folder / REJECTED)
+        for path in (file_of(folder, TEXT_ONLY), file_of(folder, REJECTED))
     )
     return [row["id"] for row in text_only], {row["id"]: row["reason"] for row in rejected}
 
 
 def read_shards(folder: Path, schema: pa.Schema, run: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return the rows of all shards in order. The errors are those of `read_shard`."""
+    """Return the rows of all shards in order. It raises the same errors as `read_shard`."""
     columns = schema.names if columns is None else columns
     empty = pa.schema([schema.field(name) for name in columns]).empty_table()
     return pa.concat_tables([empty, *(read_shard(path, schema, run, columns) for path in sorted(folder.glob(SHARDS)))])
 
 
 def read_shard(path: Path, schema: pa.Schema, run: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return the rows of a shard. ValueError for a shard that cannot be read, of another version, or of another run."""
+    """Return the rows of a shard.
+
+    Raises:
+        ValueError: for a shard that cannot be read, or that another version or another run wrote.
+    """
     columns = schema.names if columns is None else columns
     try:
         table = read_table(path, columns, run)

@@ -1,4 +1,7 @@
-"""Two scoring runs are the same run if model, processor, null image, length, seed and versions are equal; large parts as digests."""
+"""Two scoring runs are the same run if model, processor, null image, length, seed and versions are equal.
+
+Large parts are compared by their digests.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ def scoring_identity(
     seed: int,
     measures: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The part of the manifest that must be equal when a run is resumed (JSON-able)."""
+    """Return the part of the manifest that must be equal when a run is resumed (JSON-able)."""
     return {
         "model": type(model).__name__,
         "config": digest(_without_labels(model.config.to_dict())),
@@ -34,13 +37,13 @@ def scoring_identity(
         "null": dict(null),
         "max_length": max_length,
         "seed": seed,
-        **({"measures": list(measures)} if measures else {}),  # a folder without them is that of earlier releases
+        **({"measures": list(measures)} if measures else {}),  # without measures, the identity is the same as in earlier releases
         "versions": versions("mof-vig", "torch", "transformers"),
     }
 
 
 def processor_identity(processor: ProcessorMixin) -> dict[str, str]:
-    """Digests of everything that turns a record into tokens."""
+    """Return the digests of everything that turns a record into tokens."""
     tokenizer = processor.tokenizer
     return {
         "processor": digest(processor.to_dict()),

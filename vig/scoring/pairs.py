@@ -24,14 +24,17 @@ from mof.data.rows import Row, UnreadableRow, id_of
 from vig.nulls import NullImages, pixel_digest
 from vig.scoring.prefix_cache import part
 
-# Shapes: L = tokens of a record, T = answer tokens among them, E = end-of-turn tokens among those.
+# Shapes: L = tokens of a record, T = answer tokens among them, E = end-of-turn tokens among the answer tokens.
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A record with its images and with its null images. Both have the same token ids unless the null image is "drop"."""
+    """A pair holds the examples of a record with its images and with its null images.
+
+    Both examples have the same token ids unless the null image is "drop".
+    """
 
     id: str
     digest: str
@@ -40,28 +43,28 @@ class Pair:
     turn_ends: NDArray[np.int64]
     """[E] indices into the answer tokens."""
     images: str
-    """A digest of its images: equal for records on the same images."""
+    """Digest of the record's images; equal for records with the same images."""
     prefix: int
-    """The number of tokens up to the last image, which records on the same images may share; 0 if answers are among them."""
+    """Number of tokens up to the last image, which records with the same images may share; 0 if answer tokens are among them."""
 
 
 @dataclass
 class _Images:
-    """The images of the last record; the next record is often on the same."""
+    """The images of the last record are kept, because the next record often has the same images."""
 
     sources: list[ImageSource]
     shown: list[Any]
     """RGB images, or `StoredImage`s."""
     digest: str
     clean: dict[str, Tensor] | None = None
-    """The processor's outputs for them."""
+    """The processor's outputs for these images."""
     null: dict[str, Tensor] | None = None
-    """The outputs that are different with their null images."""
+    """The processor's outputs for their null images, as far as they differ from `clean`."""
 
 
 @dataclass
 class PairReader:
-    """Reads records into pairs, and keeps account of the records that give none."""
+    """PairReader reads records into pairs, and keeps lists of the records that give no pair."""
 
     processor: ProcessorMixin
     image_folder: str | os.PathLike[str] | None
@@ -81,7 +84,7 @@ class PairReader:
         self._last = _Images([], [], "")
 
     def read(self, raw: Row) -> Pair | None:
-        """The pair of a record; None for a record that has no image, cannot be read or has no answer."""
+        """Return the pair of a record, or None for a record that has no image, cannot be read or has no answer."""
         id = id_of(raw)
         if isinstance(raw, UnreadableRow):
             self.fail(id, raw.reason)
@@ -90,7 +93,7 @@ class PairReader:
             return self._pair(to_record(raw, self.image_folder), digest(raw))
         except (RecordError, ImageError) as error:
             self.fail(id, str(error))
-        except ValueError:  # of the null images or the processor, which are those of every record
+        except ValueError:  # the null images or the processor raised it, and both are the same for every record
             raise
         except Exception as error:  # a record may hold anything
             self.fail(id, f"{type(error).__name__}: {error}")
@@ -99,17 +102,17 @@ class PairReader:
     def _pair(self, record: Record, digest: str) -> Pair | None:
         images = self._read_images(record)
         clean = encode_record(self._processor, record, max_length=self.max_length, images=images.shown)
-        if not record.images:  # only now: training takes text-only records unscored, so they must have passed the checks
+        if not record.images:  # not earlier: training takes text-only records without a score, so they must have been encoded
             self.text_only.append(record.id)
             return None
         null = self._encode_without(record, clean) if self.nulls.drops else self._encode_null(record, clean, images)
         images.clean = images.clean or clean.images
-        clean = replace(clean, images={**clean.images, **_alike(images.clean, clean.images)})  # all records on them share a copy
+        clean = replace(clean, images={**clean.images, **_alike(images.clean, clean.images)})  # records with these images share the tensors
         turn_ends = _turn_ends(clean.input_ids, clean.answer_mask, self._special_ids)
         return Pair(record.id, digest, clean, null, turn_ends, images.digest, self._prefix(clean))
 
     def _read_images(self, record: Record) -> _Images:
-        """The images of a record. Neighbours on the same images share them, and everything that is made of them."""
+        """Return the images of a record. Consecutive records with the same images share them, and the processor's outputs for them."""
         if not record.images or not _same(record.images, self._last.sources):
             try:
                 images = self._shown(list(record.images))
@@ -126,18 +129,18 @@ class PairReader:
         return _Images(sources, stored, "".join(image.key for image in stored))
 
     def _encode_null(self, record: Record, clean: Example, images: _Images) -> Example:
-        """The example of the same tokens with the null images."""
+        """Return the example with the same tokens and the null images."""
         if images.null is None:
             stored = self.stored_images
             nulls = [stored[1](image) for image in record.images] if stored else self.nulls(record.id, images.shown)
             null = encode_record(self.processor, record, max_length=self.max_length, images=nulls)
             assert torch.equal(clean.input_ids, null.input_ids), f"record {record.id!r}: the null image changed the tokens"
-            alike = _alike(null.images, clean.images)  # they depend on the tokens, so they differ in the next record
+            alike = _alike(null.images, clean.images)  # these tensors depend on the tokens, so the next record has others
             images.null = {key: value for key, value in null.images.items() if key not in alike}
         return replace(clean, images={**clean.images, **images.null})
 
     def _encode_without(self, record: Record, clean: Example) -> Example:
-        """The example of the conversation without the replaced images. Its answers are cut where those of `clean` are."""
+        """Return the example of the conversation without the replaced images. Its answers are cut where the answers of `clean` are."""
         shorter = self.nulls.drop_from(record)
         example = encode_record(self._processor, shorter, max_length=self.max_length)
         places = example.answer_mask.nonzero().flatten()[: int(clean.answer_mask.sum())]  # [T]
@@ -146,7 +149,7 @@ class PairReader:
         return part(example, 0, int(places[-1]) + 1)
 
     def _prefix(self, example: Example) -> int:
-        # With token types, all tokens before the answer see each other, so the image's tokens depend on the question.
+        # With token types, all tokens before the answer see each other, so the image tokens depend on the question.
         if "token_type_ids" in example.images or example.answer_mask[: example.images_end + 1].any():
             return 0
         return example.images_end
@@ -158,22 +161,22 @@ class PairReader:
 
 
 def _same(images: Sequence[ImageSource], last: Sequence[ImageSource]) -> bool:
-    """Whether both are the same files, or the same objects in memory. No image is decoded."""
+    """Return whether both lists hold the same files, or the same objects in memory. No image is decoded."""
     same = (a is b or (isinstance(a, str) and isinstance(b, str) and a == b) for a, b in zip(images, last, strict=False))
     return len(images) == len(last) and all(same)
 
 
 def _alike(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that are equal in both under the same name."""
+    """Return the tensors that are equal in both under the same name."""
     return {key: value for key, value in left.items() if key in right and torch.equal(value, right[key])}
 
 
 def _turn_ends(input_ids: Tensor, answer_mask: Tensor, special_ids: frozenset[int]) -> NDArray[np.int64]:
-    """The last special token of each answer span, as an index into the answer tokens; a cut answer has none."""
+    """Return [E], the last special token of each answer span as an index into the answer tokens. A cut answer has no entry."""
     last: dict[int, int] = {}  # span -> index of its last special token so far
     for index, position in enumerate(answer_mask.nonzero().flatten().tolist()):
         if int(input_ids[position]) in special_ids:
-            last[position - index] = index  # within one span, position - index is constant
+            last[position - index] = index  # within a span, position - index is constant
     return np.array(list(last.values()), dtype=np.int64)  # [E]
 
 
@@ -183,23 +186,23 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
 
 
 class RememberedImages:
-    """An image processor that remembers its last call: the same images, shown again, are not prepared again."""
+    """RememberedImages wraps an image processor and remembers its last call, so that the same images are not prepared twice in a row."""
 
-    def __init__(self, own: Any) -> None:
-        self._own = own
-        self._images: list[Any] = []  # kept, as another object may get the identity of an object that is gone
+    def __init__(self, image_processor: Any) -> None:
+        self._image_processor = image_processor
+        self._images: list[Any] = []  # kept alive, because Python may give the identity of a deleted object to a new object
         self._options: dict[str, Any] = {}
-        self._made: dict[str, Any] = {}
+        self._outputs: dict[str, Any] = {}
 
     def __call__(self, images: Any, **options: Any) -> BatchFeature:
         flat = list(_flat(images))
         same = len(flat) == len(self._images) and all(a is b for a, b in zip(flat, self._images, strict=True))
         if not same or options != self._options:
-            self._images, self._options, self._made = flat, options, dict(self._own(images, **options))
-        return BatchFeature(dict(self._made))  # a new one each time: processors take entries out
+            self._images, self._options, self._outputs = flat, options, dict(self._image_processor(images, **options))
+        return BatchFeature(dict(self._outputs))  # a new dict each time, because processors take entries out
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._own, name)
+        return getattr(self._image_processor, name)
 
 
 def _flat(images: Any) -> Iterator[Any]:

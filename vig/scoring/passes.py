@@ -1,4 +1,4 @@
-"""Records in, scores out: windows of records, batches of a window, two forward passes per batch."""
+"""TwoPasses turns records into scores: it cuts the records into windows, makes batches of each window, and runs two passes per batch."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from vig.scoring.scores import MEASURES, Score, columns_of
 
 logger = logging.getLogger(__name__)
 
-WINDOW_BATCHES = 8  # batches of records that are read before they are sorted by length and by image
-MOST_FAILURES = 50  # records in a row that the model refuses: then the fault is not in the records
+WINDOW_BATCHES = 8  # the records of this number of batches are read, then sorted by length and by image
+MOST_FAILURES = 50  # if the model refuses this number of records in a row, the fault is not in the records
 
 
 class TwoPasses:
-    """The scores of records.
+    """TwoPasses scores records.
 
     Args:
-        batch_tokens, batch_size, measures: see `vig.score`. With measures, `losses` gives all of `MEASURES`.
+        batch_tokens, batch_size, measures: see `vig.score`. With measures, `losses` returns the values of all `MEASURES`.
     """
 
     def __init__(self, losses: AnswerLosses, reader: PairReader, batch_tokens: int, batch_size: int, measures: Sequence[str] = ()) -> None:
@@ -60,7 +60,7 @@ class TwoPasses:
                 yield scores
 
     def _batch(self, batch: Batch) -> list[Score] | None:
-        """The scores of a batch, without the records that the model refuses; None if memory ran out."""
+        """Return the scores of a batch without the records that the model refuses, or None if memory ran out."""
         pairs = batch.pairs
         try:
             both = self._both_losses(batch)  # [2, N, M]
@@ -70,8 +70,8 @@ class TwoPasses:
                 return None
             self._reader.fail(pairs[0].id, f"out of memory with this record alone, {batch.tokens} tokens")
             return []
-        except Exception as error:  # say, more image tokens in a record than its image gives; models raise any kind
-            if len(pairs) > 1:  # each alone, they show which record is at fault
+        except Exception as error:  # for example, a record has more image tokens than its image gives; models raise errors of any kind
+            if len(pairs) > 1:  # each record is tried alone, to find the record at fault
                 return [score for pair in pairs for score in self._batch(Batch([[pair]], 0)) or []]
             self._refused_in_a_row += 1
             if self._refused_in_a_row >= MOST_FAILURES:
@@ -84,14 +84,14 @@ class TwoPasses:
         for pair, (clean, null) in zip(pairs, np.split(both, ends[:-1], axis=1), strict=True):  # [T, M], [T, M]
             if np.isfinite(null[:, 0] - clean[:, 0]).all():
                 scores.append(_to_score(pair, clean, null, self._measures))
-            else:  # say, an overflow in half precision
+            else:  # for example, after an overflow in half precision
                 self._reader.fail(pair.id, "the model's loss on it is not finite")
         return scores
 
     def _both_losses(self, batch: Batch) -> NDArray[np.float32]:
-        """The losses (and other measures) of all answer tokens with the images and with the null images, [2, N, M]."""
+        """Return the losses (and other measures) of all answer tokens with the images and with the null images, [2, N, M]."""
         clean = self._losses([[pair.clean for pair in group] for group in batch.groups], batch.prefix)  # [N] or [N, M]
-        # without an image there is nothing before the question that would be worth sharing
+        # with "drop" there is no image before the question, so sharing would save little
         prefix = 0 if self._reader.nulls.drops else batch.prefix
         null = self._losses([[pair.null for pair in group] for group in batch.groups], prefix)  # [N] or [N, M]
         return torch.stack([clean, null]).view(2, len(clean), -1).cpu().numpy()  # the only wait for the device in a batch
@@ -99,10 +99,10 @@ class TwoPasses:
 
 def _to_score(pair: Pair, clean: NDArray[np.float32], null: NDArray[np.float32], measures: Sequence[str]) -> Score:
     loss, null_loss = clean[:, 0], null[:, 0]  # [T], [T]
-    kept = [values[:, MEASURES.index(name)] for name in measures for values in (clean, null)]  # of [T]
+    kept = [values[:, MEASURES.index(name)] for name in measures for values in (clean, null)]  # arrays [T]
     extra: dict[str, Any] = dict(zip(columns_of(measures), kept, strict=True))
     token_vig = null_loss - loss  # [T]
-    # rounded to float32, a mean never exceeds the largest of its values, so a selected sample has a token to select
+    # a mean that is rounded to float32 never exceeds the largest of its values, so a selected record has a token to select
     vig, mean_loss, mean_null = (float(np.float32(x.mean(dtype=np.float64))) for x in (token_vig, loss, null_loss))
     token_ids = pair.clean.input_ids[pair.clean.answer_mask].numpy()  # [T]
     starts, ends = pair.clean.characters.numpy().T  # [T], [T]

@@ -1,4 +1,4 @@
-"""The key-value cache of everything up to the last image: computed once, and read by all records on the same images."""
+"""The key-value cache of all tokens up to the last image is computed once, and read by all records with the same images."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ from mof.data.collator import collate
 
 
 class CannotShareError(Exception):
-    """The model keeps something else than keys and values of every token, so rows cannot share its past."""
+    """CannotShareError says that a model caches something other than keys and values of every token, so rows cannot share its past."""
 
 
 class SharedLayer(DynamicLayer):
-    """The keys and values of G prefixes in a layer, which R rows read. Nothing is added to them: the rows are a single pass."""
+    """SharedLayer holds the keys and values of G prefixes in a layer, which R rows read.
+
+    Nothing is added to them, because the rows go through the model in a single pass.
+    """
 
     def __init__(self, layer: DynamicLayer, sizes: Sequence[int]) -> None:
         super().__init__()
@@ -33,7 +36,7 @@ class SharedLayer(DynamicLayer):
         self.keys, self.values, self.sizes = layer.keys, layer.values, sizes  # [G, H, P, E] twice
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Keys and values of the rows, [R, H, S, E], become keys and values of prefix and row, [R, H, P + S, E]."""
+        """Put the prefixes before the rows: keys and values [R, H, S, E] of the rows become keys and values [R, H, P + S, E]."""
         return self._behind(self.keys, key_states), self._behind(self.values, value_states)
 
     def _behind(self, prefixes: Tensor, rows: Tensor) -> Tensor:
@@ -46,7 +49,7 @@ class SharedLayer(DynamicLayer):
 
 
 def cache_name(output: ModelOutput) -> str:
-    """The name under which a model gives its cache and takes it: "cache" from transformers 5.24 on, "past_key_values" before.
+    """Return the name under which a model returns and takes its cache: "cache" from transformers 5.24 on, "past_key_values" before.
 
     Raises:
         CannotShareError: for a model that gives no cache.
@@ -68,13 +71,13 @@ def shared_cache(cache: Any, sizes: Sequence[int], prefix: int) -> Cache:
     if unknown:
         raise CannotShareError(f"its cache holds {', '.join(unknown)}")
     lengths = {layer.keys.shape[2] for layer in layers}
-    if lengths != {prefix}:  # it attends to its images from the side, each token to those that a mask allows
+    if lengths != {prefix}:  # the model has layers of cross-attention to its images, and a mask that says which tokens see which image
         raise CannotShareError(f"its cache holds keys of {', '.join(map(str, sorted(lengths)))} tokens for a prefix of {prefix}")
     return Cache(layers=[SharedLayer(layer, sizes) for layer in layers])
 
 
 def part(example: Example, start: int, end: int | None) -> Example:
-    """The tokens start..end-1 of an example. Images stay with the first token."""
+    """Return the tokens start..end-1 of an example. The images go with the first token."""
     images = {
         key: value[start:end] if key in PER_TOKEN else value for key, value in example.images.items() if key in PER_TOKEN or start == 0
     }
@@ -82,10 +85,10 @@ def part(example: Example, start: int, end: int | None) -> Example:
 
 
 def image_positions(model: PreTrainedModel, examples: Sequence[Example], pad_token_id: int) -> Tensor | None:
-    """The positions [3, R, L] of a model whose tokens have places in the image (Qwen-VL and similar); None for other models.
+    """Return the positions [3, R, L] for a model whose tokens have places in the image (Qwen-VL and similar), or None for other models.
 
-    Such a model finds the positions from the image sizes. With these in the past, it would use the offset of each row that it
-    remembers, but from the rows of another call.
+    These models compute the positions from the image sizes. When the images are in the past, they would use the offset of each row
+    that they remember, but these offsets belong to the rows of another call.
     """
     locate = getattr(model.base_model, "get_rope_index", None)
     if locate is None:

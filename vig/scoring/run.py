@@ -1,4 +1,4 @@
-"""VIG scoring: two teacher-forced passes per record, the first with its image and the second with a null image."""
+"""`score` measures VIG by two teacher-forced passes per record, the first with its image and the second with a null image."""
 
 from __future__ import annotations
 
@@ -58,36 +58,36 @@ def score(
     with the image. The VIG of a record is the mean over the answer tokens of all its turns. Records without an image are not
     scored. Records that cannot be read or have no answer are logged, skipped and listed in `scores.failures`.
 
-    On several processes (torchrun, accelerate), each process calls this with the same arguments and scores its share. Records on
+    On several processes (torchrun, accelerate), each process calls this with the same arguments and scores its share. Records with
     the same images are in the same share. All processes return all scores. Another number of processes may resume the run.
 
-    In bfloat16 the VIG of a token moves by 0.002 nats on average, 0.04 at the 99th percentile and 0.12 at most, and the VIG of a
-    record by 0.005 at most (12,722 answer tokens of 360 records, miniature model): 99.6 % of the best 70 % of the records stay the
-    same.
+    In bfloat16 the VIG of a token changes by 0.002 nats on average, 0.04 at the 99th percentile and 0.12 at most. The VIG of a record
+    changes by 0.005 at most, and 99.6 % of the best 70 % of the records stay the same (12,722 answer tokens of 360 records, miniature
+    model).
 
     Args:
         model: any image-text-to-text model of transformers. It stays on its device and is used in eval mode.
         processor: its processor, with a chat template.
         records: LLaVA records {"id", "image", "conversations"}, chat messages {"messages", "images"} or lists of messages, as
             `mof.data.records.to_record` reads them; or a file, a data set or a DataFrame of them (`mof.data.rows.opened`). Records
-            of equal ids are numbered. In a list, records on the same images are scored together. A generator or a
+            with equal ids are numbered. In a list, records with the same images are scored together. A generator or a
             Hugging Face data set is read once and never held in memory.
         output_dir: the folder of the scores (`vig.scoring.folder`), which all processes see. An interrupted run with the same
             settings is resumed there.
         null: a name in `vig.nulls.NULL_NAMES`, or a function from an RGB image to an RGB image of the same size.
-        image_folder: relative image paths start here.
+        image_folder: the folder in which relative image paths start.
         batch_tokens: tokens per forward pass; halved for the rest of the run when memory runs out.
         batch_size: records per forward pass, at most. Scores do not depend on `batch_size` and `batch_tokens`.
         max_length: tokens; longer records are cut as in training.
         only_image: index of the single image in each record that the null image replaces; by default all images are replaced.
-            Each index needs a run and a folder of its own.
-        stored_images: features out of two stores instead of running the encoders: the images, and the blurred images
-            (`mof encode --model`, without and with `--blurred`). With null="blur" only.
+            Each index needs a separate run and folder.
+        stored_images: two feature stores that replace the runs of the encoders: the features of the images, and of the blurred
+            images (`mof encode --model`, without and with `--blurred`). With null="blur" only.
         seed: seed of the random null images.
         measures: "loss", "logit" and "entropy" save this value of every answer token too, with the image and with the null image
             (`vig.selection.measures` needs them).
-        calibrate: score 1 % of the records (50 to 1,000) with swapped images too, and keep in the manifest how well VIG tells them
-            apart (`vig.scoring.calibration`).
+        calibrate: score 1 % of the records (50 to 1,000) with swapped images too, and keep in the manifest how well VIG tells right
+            from swapped images (`vig.scoring.calibration`).
         cluster: Ray's actors that score (`encoders.cluster`), in place of this process. They see the images and the folder of the
             scores; the model, which may lie in the memory of the CPU here, is sent to them.
 
@@ -112,7 +112,7 @@ def score(
     identity = scoring_identity(model, processor, nulls.description, max_length, seed, measures)
     schema = schema_of(identity)
     new_reader = partial(PairReader, processor, image_folder, nulls, max_length, stored_images)
-    if isinstance(records, Sequence):  # then a wrong folder is found before anything is scored
+    if isinstance(records, Sequence):  # a list can show a wrong folder before anything is scored
         refuse_missing_images(records, image_folder)
     processes = Processes.all()
     if cluster is not None and processes.count > 1:
@@ -169,7 +169,7 @@ def _together(
     ids: Mapping[str, None],
     manifest: dict[str, Any],
 ) -> Scores:
-    """The scores of all processes, in the order of the records."""
+    """Return the scores of all processes, in the order of the records."""
     if processes.count > 1:
         processes.require_equal(digest(sorted(ids)), "the records")
     parts = processes.gather((result.scores, swapped, result.text_only, result.failures))
@@ -182,7 +182,7 @@ def _together(
     in_order = table.take(pa.array([places[id] for id in ids if id in places], pa.int64()))
     outcome = {"complete": True, "text_only": lists[0], "failures": lists[1]}
     scores = Scores([], {**outcome, **manifest}, parts=[Part(in_order, in_order.slice)])
-    if scores.manifest["calibration"].keys() == {"digest"}:  # new: all its records have their scores now
+    if scores.manifest["calibration"].keys() == {"digest"}:  # a new calibration: all records of its sample have their scores now
         others = [score for _, mine, *_ in parts for score in mine if score.id in scores.places]
         scores.manifest["calibration"] |= calibration([scores[score.id] for score in others], others)
     if folder is not None:
@@ -193,7 +193,7 @@ def _together(
 def _own_share(
     records: Iterable[RawRecord], done: Mapping[str, str], ids: dict[str, None], processes: Processes, sample: Sample
 ) -> Iterator[Row]:
-    """Yield this process's records. The ids of all records go into `ids`, all records are offered to `sample`.
+    """Yield the records of this process. The ids of all records are put into `ids`, and all records are offered to `sample`.
 
     Args:
         done: id -> digest of the records that have a score.
@@ -220,11 +220,11 @@ def _cut(records: Iterable[Row], batch_size: int) -> Iterator[list[Row]]:
 
 
 def _donors(records: Iterable[RawRecord], image_folder: str | os.PathLike[str] | None) -> list[ImageSource]:
-    """The first image of every record that has one and can be read."""
+    """Return the first image of every record that has images and can be read."""
     donors: list[ImageSource] = []
     for raw in rows(records):
         try:
             donors += to_record(raw, image_folder).images[:1]
-        except RecordError:  # reported when its turn to be scored comes
+        except RecordError:  # `PairReader` reports the record later
             continue
     return donors

@@ -1,4 +1,4 @@
-"""VIG scores: a `Score` for each record in memory, a row for each record in Arrow and on disk."""
+"""A VIG score is a `Score` in memory, and a row of a table in Arrow and on disk; each record has one score."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ MEASURES = ("loss", "logit", "entropy")
 
 
 def columns_of(measures: Sequence[str]) -> list[str]:
-    """Return the names of the columns of these measures, fields of `Score`."""
+    """Return the names of the columns of these measures. They are fields of `Score`."""
     return [f"{start}token_{measure}" for measure in measures for start in ("", "null_")]
 
 
 def schema_of(identity: Mapping[str, Any]) -> pa.Schema:
-    """Return the columns that a run of this identity writes: `SCHEMA`, and those of its measures."""
+    """Return the columns that a run of this identity writes: `SCHEMA` and the columns of its measures."""
     extra = [pa.field(name, pa.list_(pa.float32())) for name in columns_of(identity.get("measures", ()))]
     return pa.schema([*SCHEMA, *extra])
 
@@ -68,7 +68,7 @@ def _no_tokens() -> NDArray[np.int64]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Score:
-    """How much the image helped the answer of a record, in nats; below 0 for a misleading image."""
+    """A score says how much the image helped the answer of a record, in nats. It is below 0 for a misleading image."""
 
     id: str
     vig: float
@@ -82,17 +82,17 @@ class Score:
     token_ids: NDArray[np.int64]
     """[T] the answer tokens."""
     turn_ends: NDArray[np.int64]
-    """[E] indices into the answer tokens: the end-of-turn token of each turn, if it has one."""
+    """[E] indices into the answer tokens: the end-of-turn token of each turn that has an end-of-turn token."""
     digest: str
     """Digest of the record when it was scored: a run is not resumed with a record that has changed since."""
     answer: str = ""
     """The answers of all turns in order, as the chat template writes them, end-of-turn marks included, up to the
     last token."""
     token_starts: NDArray[np.int64] = field(default_factory=_no_tokens)
-    """[T] where each token starts in `answer`, in characters."""
+    """[T] the index in `answer`, in characters, at which each token starts."""
     token_ends: NDArray[np.int64] = field(default_factory=_no_tokens)
-    """[T] where each token ends: token t is answer[token_starts[t]:token_ends[t]]. If the bytes of a character are several tokens,
-    all of them have this character. Some tokenizers count the space before a word to the word, others to no token."""
+    """[T] the index at which each token ends: token t is answer[token_starts[t]:token_ends[t]]. If the bytes of a character are several
+    tokens, all of them have this character. With some tokenizers the space before a word belongs to the word, with others to no token."""
     token_loss: NDArray[np.float32] | None = None
     """[T] negative log-likelihood with the image. This and the fields below are None unless the run had the measure."""
     null_token_loss: NDArray[np.float32] | None = None
@@ -113,23 +113,23 @@ class Score:
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive scores: the columns that every selection needs in memory, and all columns when they are asked for."""
+    """A part holds consecutive scores: in memory the columns that every selection needs, and all columns on demand."""
 
     light: pa.Table
     read: Callable[[], pa.Table]
-    """Gives the same rows with all columns."""
+    """It returns the same rows with all columns."""
 
 
 class Scores(Sequence[Score]):
-    """Scores in the order of the records. Arrow holds them as columns; a `Score` is made when it is asked for.
+    """Scores is a sequence in the order of the records. Arrow holds the scores as columns, and a `Score` is made on demand.
 
     Scores of a folder (`load_scores`) keep the columns `LIGHT` in memory and read the others from the folder, shard by shard.
 
     Attributes:
-        manifest: the identity of the run, whether it is complete, the ids of the records without a score, and what the run is "about":
-            the name of its model; and its "calibration" (`vig.scoring.calibration`), empty without it.
+        manifest: the "identity" of the run, whether it is "complete", the ids of the records without a score ("text_only", "failures"),
+            the name of its model ("about"), and its "calibration" (`vig.scoring.calibration`), which may be empty.
         schema: the columns of all scores.
-        failures: id -> reason, of every record that could not be scored.
+        failures: id -> reason of every record that could not be scored.
     """
 
     def __init__(self, items: Iterable[Score], manifest: Mapping[str, Any], *, parts: Sequence[Part] = ()) -> None:
@@ -140,7 +140,7 @@ class Scores(Sequence[Score]):
         self._light = pa.concat_tables(tables).combine_chunks()
         self._starts = np.cumsum([0, *(len(part.light) for part in parts)])  # [P + 1] for P parts
         self._readers = [part.read for part in parts]
-        self._last: tuple[int, pa.Table] | None = None  # the part that was read last
+        self._last: tuple[int, pa.Table] | None = None  # number and rows of the part that was read last
         self.manifest = dict(manifest)
 
     def __getitem__(self, index: Any) -> Any:  # a Score by its number or its id, or a list of them for a slice
@@ -159,7 +159,7 @@ class Scores(Sequence[Score]):
             yield from from_table(self._read(number))
 
     def at(self, places: Sequence[int]) -> list[Score]:
-        """Return the scores at these indices, in their order. Each shard that holds some is read once."""
+        """Return the scores at these indices, in their order. Each shard that holds any of them is read once."""
         wanted = np.array(places, np.int64)
         scores: dict[int, Score] = {}
         part_of = np.searchsorted(self._starts, wanted, side="right") - 1
@@ -190,35 +190,35 @@ class Scores(Sequence[Score]):
 
     @cached_property
     def places(self) -> dict[str, int]:
-        """id -> index of the score."""
+        """Return id -> index of the score."""
         return {id: place for place, id in enumerate(self.ids)}
 
     @cached_property
     def vig(self) -> NDArray[np.float32]:
-        """[N] sample VIG of the N records."""
+        """Return [N], the VIG of the N records."""
         return self._light["vig"].to_numpy()
 
     @cached_property
     def token_vig(self) -> NDArray[np.float32]:
-        """[A] the VIG of all answer tokens, record by record; those of record i are token_vig[bounds[i]:bounds[i + 1]]."""
+        """Return [A], the VIG of all answer tokens, record by record. Record i has token_vig[bounds[i]:bounds[i + 1]]."""
         return _flat(self._light["token_vig"])
 
     @cached_property
     def bounds(self) -> NDArray[np.int64]:
-        """[N + 1] where the tokens of each record start in `token_vig`, and the end."""
+        """Return [N + 1], the index at which the tokens of each record start in `token_vig`, and the end of the last record."""
         return _bounds(self._light["token_vig"])
 
     @cached_property
     def turn_ends(self) -> NDArray[np.int64]:
-        """The end-of-turn tokens of all records, as indices into `token_vig`."""
+        """Return the end-of-turn tokens of all records, as indices into `token_vig`."""
         ends = self._light["turn_ends"]
         return _flat(ends) + np.repeat(self.bounds[:-1], np.diff(_bounds(ends)))
 
     def column(self, name: str) -> NDArray[np.float32]:
-        """Return [A], a column of values of all answer tokens, such as "null_token_logit", in the order of `token_vig`.
+        """Return [A], a column of values of all answer tokens, for example "null_token_logit", in the order of `token_vig`.
 
         Raises:
-            ValueError: for scores without this column, saying how it is made.
+            ValueError: for scores without this column; the message names the command that makes it.
         """
         if name not in self.schema.names:
             measure = name.rpartition("_")[2]
@@ -235,7 +235,7 @@ class Scores(Sequence[Score]):
 
     @cached_property
     def digests(self) -> list[str]:
-        """The digest of each record when it was scored."""
+        """Return the digest that each record had when it was scored."""
         return self._light["digest"].to_pylist()
 
     @property
@@ -243,11 +243,15 @@ class Scores(Sequence[Score]):
         return self.manifest["failures"]
 
     def table(self) -> pa.Table:
-        """N rows with the columns of `schema`, the fields of `Score`."""
+        """Return N rows with the columns of `schema`, which are fields of `Score`."""
         return pa.concat_tables([self.schema.empty_table(), *(read() for read in self._readers)])
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the scores to a new or empty folder, which `load_scores` reads. ValueError if the folder holds anything."""
+        """Write the scores to a new or empty folder, which `load_scores` reads.
+
+        Raises:
+            ValueError: for a folder that holds anything.
+        """
         with ScoreFolder(folder, self.manifest["identity"], self.schema, Processes()) as target:
             if held := len(target.read(["id"])):
                 raise ValueError(f"{folder} already holds {held} scores; give an empty folder")
@@ -267,32 +271,32 @@ def from_table(table: pa.Table) -> list[Score]:
 
 
 def _rows(column: pa.ChunkedArray) -> list[Any]:
-    """A list with a Python value or a numpy array for each row."""
+    """Return a list with a Python value or a numpy array for each row."""
     if not pa.types.is_list(column.type):
         return column.to_pylist()
     rows: list[Any] = []
     for chunk in column.chunks:
         values, ends = chunk.flatten().to_numpy(), [0, *chunk.value_lengths().to_numpy().cumsum().tolist()]
-        rows += [values[start:end] for start, end in itertools.pairwise(ends)]  # np.split takes its time
+        rows += [values[start:end] for start, end in itertools.pairwise(ends)]  # np.split is slower
     return rows
 
 
 def _flat(column: pa.ChunkedArray) -> NDArray[Any]:
-    """The values of all rows of a list column, one row after the other."""
-    return pc.list_flatten(column).combine_chunks().to_numpy()  # of a single chunk, without a copy
+    """Return the values of all rows of a list column, row after row."""
+    return pc.list_flatten(column).combine_chunks().to_numpy()  # a single chunk needs no copy
 
 
 def _bounds(column: pa.ChunkedArray) -> NDArray[np.int64]:
-    """[N + 1] where the rows of a list column start among its values, and the end."""
+    """Return [N + 1], the index at which each row of a list column starts among its values, and the end of the last row."""
     return np.concatenate([[0], pc.list_value_length(column).to_numpy().cumsum(dtype=np.int64)])
 
 
 def load_scores(folder: str | os.PathLike[str]) -> Scores:
-    """Load the scores in a folder that `score` wrote. For an interrupted run these are the saved scores, and a warning is logged.
+    """Load the scores in a folder that `score` wrote. If the run was interrupted, the saved scores are loaded and a warning is logged.
 
     Raises:
-        ValueError: for a folder without a manifest, a shard that cannot be read, or shards that together hold fewer scores than
-            the run had saved, or hold a record twice.
+        ValueError: for a folder without a manifest, a shard that cannot be read, shards that hold fewer scores than the run had saved,
+            or shards that hold a record twice.
     """
     path = Path(folder)
     manifest = {"complete": False, **manifest_file(path).read()}

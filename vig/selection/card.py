@@ -22,7 +22,7 @@ def write_card(output: Path, selection: Selection, settings: Mapping[str, Any], 
 
     Args:
         settings: the options of the selection, as they were given.
-        records: how many records the file holds, text-only records among them.
+        records: number of records in the file, text-only records among them.
     """
     manifest, summary = selection.scores.manifest, selection.summary()
     identity = manifest["identity"]

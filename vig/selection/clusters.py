@@ -25,8 +25,8 @@ def instruction_clusters(
 ) -> dict[str, str]:
     """Return id -> name of its cluster, "cluster 0" and so on, for use as the `sources` of `vig.select`.
 
-    An instruction is the mean of the model's input embeddings over the tokens of a record's first question. The clusters are those
-    of k-means (scipy). Records without a question are in no cluster.
+    An instruction is the mean of the model's input embeddings over the tokens of a record's first question. K-means (scipy)
+    makes the clusters. Records without a question are in no cluster.
 
     Args:
         records: gives all records anew each time it is called; they are never all in memory.

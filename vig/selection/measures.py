@@ -1,4 +1,4 @@
-"""Published measures of what an image gives to an answer, all from the two passes of a score file.
+"""Published measures of the help that an image gives to an answer. All come from the two passes of a score file.
 
 Each is a function from scores to a value of every answer token, [A], or of every record, [N]. `vig.select(..., by=NAME)` takes the
 records (and tokens) with the highest values.
@@ -95,7 +95,7 @@ def vic(scores: Scores) -> Values:
     """Return [N], the exponential of the records' mean VIG over words that say what an image shows (VIC, of DICS).
 
     A token of a function word ("the", "of"), of no word, or at the end of a turn has weight 0, all others have weight 1. These
-    weights are ours: the paper's are not public. A record without such a word has the value 1, as an image that changes nothing.
+    weights are ours: the paper's are not public. A record whose weights are all 0 has the value 1, like an image that changes nothing.
     """
     values = np.ones(len(scores), np.float32)  # [N]
     for place, score in enumerate(scores):

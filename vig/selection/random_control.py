@@ -52,13 +52,13 @@ def random_selection(scores: Scores, like: Selection, seed: int = 0, level: Leve
     priority = rng.random(len(places)) - is_end[places]  # [A] the lowest are supervised, end-of-turn tokens before all others
     if level == "samples":  # all of every sample but the last
         priority[: len(places) - lengths[order[-1:]].sum()] -= 2
-    mask = np.zeros(len(scores.token_vig), bool)  # of all answer tokens
+    mask = np.zeros(len(scores.token_vig), bool)  # a value for each answer token of all scores
     mask[places[np.argsort(priority)[:budget]]] = True
     return Selection(None, PerToken(scores, drawn, mask), scores, like.sources)
 
 
 def _exchanged(order: NDArray[np.int64], lengths: NDArray[np.int64], count: int, budget: int) -> NDArray[np.int64]:
-    """The first `count` samples of `order`. If they have too few tokens, the longest other samples replace the shortest of them."""
+    """Return the first `count` samples of `order`. If they have too few tokens, the longest other samples replace the shortest of them."""
     chosen, rest = (part[np.argsort(lengths[part], kind="stable")] for part in (order[:count], order[count:]))
     pairs = min(len(chosen), len(rest))
     longest = rest[::-1][:pairs]
@@ -69,5 +69,5 @@ def _exchanged(order: NDArray[np.int64], lengths: NDArray[np.int64], count: int,
 
 
 def _until(order: NDArray[np.int64], lengths: NDArray[np.int64], budget: int) -> NDArray[np.int64]:
-    """The first samples of `order`, as many as are needed for `budget` tokens."""
+    """Return the first samples of `order`, as many as are needed for `budget` tokens."""
     return order[lengths[order].cumsum() - lengths[order] < budget]

@@ -15,15 +15,16 @@ from numpy.typing import NDArray
 
 from mof.data.digests import SCORED, digest, unselected
 from mof.data.records import RecordError, to_record
-from mof.data.rows import RawRecord, UnreadableRow, id_of, rows
+from mof.data.rows import RawRecord, UnreadableRow, id_of, opened, rows
 from vig.scoring.scores import Scores
+from vig.selection.data_sets import is_data_set, with_entries, with_numbered_ids
 from vig.selection.sources import NO_SOURCE
 from vig.selection.summary import Counts, Summary
 
 # Shapes: N = scored records, T = answer tokens of one record, A = answer tokens of all scored records.
 
 CONTENT = ("id", "image", "images", "conversations", "messages")  # the entries of a record that its scores depend on
-MOST_CHOICES = 256  # of entries that may have been added to a record after it was scored
+MOST_CHOICES = 256  # sets of entries that are tried: each may have been added to a record after it was scored
 AS_SCORED = "give the records as they were scored, or score these"
 logger = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class Selection:
         names, codes = source_codes(self.scores, self.sources)
         lengths = np.diff(self.scores.bounds)  # [N]
         tokens = np.add.reduceat(np.append(self.token_masks.flat, False), self.scores.bounds[:-1], dtype=np.int64) * (lengths > 0)  # [N]
-        columns = (self.token_masks.chosen, np.ones(len(codes)), tokens, lengths)  # of [N], in the order of `Counts`
+        columns = (self.token_masks.chosen, np.ones(len(codes)), tokens, lengths)  # arrays [N], in the order of `Counts`
         by_source = [np.bincount(codes, column, len(names)).astype(int).tolist() for column in columns]
         samples_kept, samples_total, tokens_kept, tokens_total = map(sum, by_source)
         return Summary(
@@ -117,8 +118,8 @@ class Selection:
         weights = np.where(inner, clamped / mean, self.token_masks.flat).astype(np.float32)  # [A]
         return dataclasses.replace(self, token_weights=PerToken(self.scores, self.token_masks.chosen, weights))
 
-    def apply(self, records: Iterable[RawRecord]) -> list[dict[str, Any]]:
-        """Return the records to train on, in order.
+    def apply(self, records: Iterable[RawRecord]) -> Any:
+        """Return the records to train on, in order. They are a list; for a data set of Hugging Face, they are a data set without format.
 
         Chosen records get a "token_mask" (or "token_weights") and, under "scored_digest", the digest of the record that it belongs to.
         Text-only records stay as they are. All others are left out: records that were not chosen or could not be scored, and (with a
@@ -127,13 +128,23 @@ class Selection:
         Raises:
             ValueError: for a record that has changed since it was scored, or if the scoring run met none of the records.
         """
-        return list(self.applied(records))
+        records = opened(records)
+        if is_data_set(records, "IterableDataset"):
+            return records.from_generator(self.applied, gen_kwargs={"records": records})
+        if not is_data_set(records, "Dataset"):
+            return list(self.applied(records))
+        records = with_numbered_ids(records)
+        return with_entries(records, ((place, entries) for place, _, entries in self._kept(records)))
 
     def applied(self, records: Iterable[RawRecord]) -> Iterator[dict[str, Any]]:
         """Yield the records that `apply` returns, without holding them in memory."""
+        return ({**record, **entries} for _, record, entries in self._kept(records))
+
+    def _kept(self, records: Iterable[RawRecord]) -> Iterator[tuple[int, dict[str, Any], dict[str, Any]]]:
+        """Yield place, record and new entries of each record that `apply` returns."""
         text_only, values = set(self.scores.manifest["text_only"]), self.token_masks if self.token_weights is None else self.token_weights
         key, known, unknown = "token_mask" if self.token_weights is None else "token_weights", 0, 0
-        for record in rows(records):
+        for row, record in enumerate(rows(records)):
             id = id_of(record)
             place = self.scores.places.get(id)
             known += place is not None or id in text_only or id in self.scores.failures
@@ -143,9 +154,9 @@ class Selection:
                     raise ValueError(f"record {id!r} is not what was scored; {AS_SCORED}")
                 if values.chosen[place]:
                     own = unselected(_as_dict(record, id))
-                    yield {**own, key: values[id].tolist(), SCORED: given if own == record else digest(own)}  # a digest takes its time
+                    yield row, own, {key: values[id].tolist(), SCORED: given if own == record else digest(own)}  # a digest takes its time
             elif id in text_only or (id not in self.scores.failures and _is_text_only(record)):
-                yield _as_dict(record, id)
+                yield row, _as_dict(record, id), {}
             else:
                 unknown += id not in self.scores.failures
         if not known:
@@ -157,9 +168,9 @@ class Selection:
 
 
 def was_scored(record: RawRecord | UnreadableRow, given: str, scored: str) -> bool:
-    """Return whether a record, whose digest is `given`, is the record that was scored: the digest of that is `scored`.
+    """Return whether a record with the digest `given` is the record that was scored, which had the digest `scored`.
 
-    It may have more entries now, such as a source or a token mask, but none of those that the scores depend on.
+    It may have got further entries since, such as a source or a token mask, but no entry on which the scores depend.
     """
     if given == scored or not isinstance(record, Mapping):
         return given == scored
@@ -170,7 +181,7 @@ def was_scored(record: RawRecord | UnreadableRow, given: str, scored: str) -> bo
 
 
 def source_codes(scores: Scores, sources: Mapping[str, str]) -> tuple[list[str], NDArray[np.int64]]:
-    """The sources of the scored records in the order of the alphabet, and [N] the index of each record's source among them."""
+    """Return the sources of the scored records in the order of the alphabet, and [N] the index of each record's source among them."""
     if not sources:
         return [NO_SOURCE], np.zeros(len(scores), np.int64)
     named = [sources.get(id, NO_SOURCE) for id in scores.ids]
@@ -180,12 +191,12 @@ def source_codes(scores: Scores, sources: Mapping[str, str]) -> tuple[list[str],
 
 
 def _as_dict(record: Any, id: str) -> dict[str, Any]:
-    """The record as a dict: a list of messages has no place for a mask."""
+    """Return the record as a dict: a list of messages has no place for a mask."""
     return dict(record) if isinstance(record, Mapping) else {"id": id, "messages": record}
 
 
 def _is_text_only(record: Any) -> bool:
-    """Whether training can take the record without a score: it is readable and has an answer and no image."""
+    """Return whether training can take the record without a score: it is readable and has an answer and no image."""
     try:
         read = to_record(record)
     except RecordError:

@@ -1,4 +1,4 @@
-"""The source of each record: the name under which a selection counts the record, and keeps a share of its like."""
+"""The source of each record: the name under which a selection counts the record. A selection can keep a share of each source."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NO_SOURCE = "(none)"
 
 
 def record_sources(records: Iterable[RawRecord], key: str = "source") -> dict[str, str]:
-    """id -> source of every record: its value under `key`, or "(none)" where it has none.
+    """Return id -> source of every record: its value under `key`, or "(none)" where it has no value.
 
     With the key "image" the source is the top folder of the record's first image: "ocr_vqa" for "ocr_vqa/images/1.jpg". For
     absolute paths it is the first folder below the folder that all of them share.
@@ -34,7 +34,7 @@ def _value(record: Any, key: str) -> str:
 
 
 def _first_path(record: Any) -> PurePath:
-    """The path of the first image; an empty path for a record without one, or with an image in memory."""
+    """Return the path of the first image; an empty path for a record without an image, or with an image in memory."""
     first = next(iter(images_of(record)), None)
     if isinstance(first, Mapping):  # as Hugging Face data sets keep an image
         first = first.get("path")
@@ -42,7 +42,7 @@ def _first_path(record: Any) -> PurePath:
 
 
 def _top_folder(path: PurePath, shared: PurePath) -> str:
-    """The first folder of a relative path, or of an absolute path below `shared`, which is itself the source if there is none."""
+    """Return the first folder of a relative path, or of an absolute path below `shared`; `shared` itself if there is none."""
     if path.is_absolute():
         return next(iter(path.parent.relative_to(shared).parts), shared.name) or NO_SOURCE
     return next(iter(path.parent.parts), NO_SOURCE)

@@ -1,4 +1,4 @@
-"""A selection in numbers: all samples and tokens, and those of each source."""
+"""The counts of a selection: of all samples and tokens, and by source."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Counts:
-    """How many scored records and answer tokens there are, and how many of them are kept."""
+    """Numbers of scored records and answer tokens, and of those that are kept."""
 
     samples_kept: int
     samples_total: int
@@ -31,7 +31,7 @@ class Summary(Counts):
     text_only: int
     """Records without an image that the scoring run met."""
     measure: str = "VIG"
-    """The measure that the threshold is of."""
+    """The name of the measure to which the threshold belongs."""
     sources: dict[str, Counts] = field(default_factory=dict)
     """The counts by source, if the selection has sources."""
 

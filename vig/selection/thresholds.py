@@ -78,7 +78,7 @@ def select(
     tokens, values = measure.of(scores)  # [A] or None, [N]
     if tokens is None and (token_keep is not None or token_threshold not in ("shared", None)):
         raise ValueError(f"{name} chooses whole records; leave token_keep and token_threshold out")
-    taus = np.array(_thresholds(values, keep, threshold, codes, _quotas(quota, names)), np.float32)  # of each source
+    taus = np.array(_thresholds(values, keep, threshold, codes, _quotas(quota, names)), np.float32)  # [sources]
     lengths = np.diff(scores.bounds)  # [N]
     chosen = values >= taus[codes]  # [N]
     in_chosen = np.repeat(chosen, lengths)  # [A]
@@ -95,7 +95,7 @@ def select(
 
 
 def check_scores(scores: Scores) -> None:
-    """ValueError for no scores, or scores that are not finite."""
+    """Raise a ValueError for no scores, or scores that are not finite."""
     if not len(scores):
         raise ValueError("there are no scores to select from; were all records text-only or unreadable?")
     finite = np.isfinite(scores.vig)  # [N]
@@ -107,7 +107,7 @@ def check_scores(scores: Scores) -> None:
 
 
 def _quotas(quota: float | Mapping[str, float], names: Sequence[str]) -> list[float]:
-    """The smallest share of each source, for all sources."""
+    """Return the smallest share of each source, for all sources."""
     quotas = dict(quota) if isinstance(quota, Mapping) else dict.fromkeys(names, quota)
     for source, share in quotas.items():
         _check_share(f"the quota of {source!r}", share)
@@ -119,7 +119,7 @@ def _quotas(quota: float | Mapping[str, float], names: Sequence[str]) -> list[fl
 def _thresholds(
     vig: NDArray[np.float32], keep: float, threshold: float | None, codes: NDArray[np.int64], quotas: Sequence[float]
 ) -> list[float]:
-    """The VIG from which samples are kept, for each source."""
+    """Return the VIG from which samples are kept, for each source."""
     own = [_threshold(vig[codes == code], share) for code, share in enumerate(quotas)]
     by_quota = vig >= np.array(own)[codes]  # [N]
     if threshold is None:
@@ -129,7 +129,7 @@ def _thresholds(
 
 
 def _threshold(values: NDArray[np.float32], share: float) -> float:
-    """The lowest value in the top `share` of values; infinity when this share is empty."""
+    """Return the lowest value in the top `share` of values; infinity when this share is empty."""
     count = _count(share, len(values))
     return float(np.sort(values)[-count]) if count else math.inf
 

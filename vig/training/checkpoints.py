@@ -1,4 +1,4 @@
-"""The checkpoints of a training: each has a list of its files' digests, and the last that is whole is where the training goes on."""
+"""The checkpoints of a training: each has a list of its files' digests, and a training goes on from the last whole checkpoint."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _require_whole(path: Path) -> None:
         raise ValueError(f"{path} has the random states of {states} processes, expected {PartialState().num_processes}")
     listed = read_sealed(path / DIGESTS)["files"] if (path / DIGESTS).is_file() else {}
     for file in path.iterdir():
-        if file.name not in listed:  # of an earlier release, or of a process that was killed before it wrote down all digests
+        if file.name not in listed:  # an earlier release wrote it, or a process that was killed before it wrote down all digests
             _require_sound(file)
 
 
@@ -77,7 +77,7 @@ def _require_sound(file: Path) -> None:
 
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """While open, an error of a library that cannot write, as on a full disk, becomes an OSError that names the folder."""
+    """Turn the error of a library that cannot write, as on a full disk, into an OSError that names the folder."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:

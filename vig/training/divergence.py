@@ -1,4 +1,4 @@
-"""A training that diverges stops, before numbers that are not finite reach a checkpoint."""
+"""A training that diverges is stopped before numbers that are not finite reach a checkpoint."""
 
 from __future__ import annotations
 
@@ -36,20 +36,20 @@ class NamedBatches:
 
 
 class Watch:
-    """The losses and gradients that were not looked at yet: the device may still be at work on them, and no step is to wait for it."""
+    """The losses and gradients that were not checked yet. The device may still compute them, and no step should wait for it."""
 
     def __init__(self) -> None:
         self._pending: list[tuple[int, str, Sequence[str], Tensor | float]] = []
 
     def add(self, step: int, what: str, records: Sequence[str], value: Tensor | float) -> None:
-        """Take a number that `check` will look at: `what` it is, at which step, and from which records it came."""
+        """Take a number that `check` will look at. `what` is its name for messages, such as "the loss"."""
         self._pending.append((step, what, records, value))
 
     def check(self, then: Callable[[], str]) -> None:
-        """Look at all numbers since the last call. It waits for the device.
+        """Check all numbers since the last call. This waits for the device.
 
         Args:
-            then: gives the end of the message: what is left of the training.
+            then: returns the end of the message, which names the last good checkpoint.
 
         Raises:
             DivergenceError: for the first number that is not finite.
@@ -85,7 +85,7 @@ class WatchedTrainer(Trainer):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._watch = Watch()
-        self._step_records: list[str] = []  # of the step under way, in this process
+        self._step_records: list[str] = []  # records of the current step, in this process
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         own, self.data_collator = self.data_collator, NamedBatches(self.data_collator)
@@ -103,13 +103,13 @@ class WatchedTrainer(Trainer):
 
     def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
         norm = super()._get_grad_norm(*args, **kwargs)
-        if norm is not None and not self.args.fp16:  # which scales the loss, and leaves out a step whose gradients are too large
+        if norm is not None and not self.args.fp16:  # float16 scales the loss, and leaves out a step with too large gradients
             self._watch.add(self.state.global_step + 1, "the norm of the gradient", self._step_records, norm)
         self._step_records = []
         return norm
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        if self.control.should_log or self.control.should_evaluate or self.control.should_save:  # which wait for the device anyway
+        if self.control.should_log or self.control.should_evaluate or self.control.should_save:  # these wait for the device anyway
             self._watch.check(self.last_good)
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
@@ -128,7 +128,7 @@ class WatchedTrainer(Trainer):
                 seal(folder)
 
     def check_batches_before(self) -> None:
-        """Look at the batches before this one. Call it where the device has been waited for."""
+        """Check the batches before the current batch. Call it after a wait for the device."""
         self._watch.check(self.last_good)
 
     def require_finite(self) -> None:
@@ -142,7 +142,7 @@ class WatchedTrainer(Trainer):
             )
 
     def last_good(self) -> str:
-        """Return the end of a message: what may help, and which checkpoint is the last."""
+        """Return the end of a message: possible remedies, and the last checkpoint."""
         advice = "a smaller learning rate, a longer warm-up or other records may help"
         last = get_last_checkpoint(self.args.output_dir) if os.path.isdir(self.args.output_dir) else None
         return f"{advice}. " + ("There is no checkpoint yet" if last is None else f"The last good checkpoint is {last}")

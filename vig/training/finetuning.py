@@ -1,4 +1,4 @@
-"""A model in memory is trained and saved into a folder. A killed run goes on from the last checkpoint there."""
+"""The training of a model in memory, into a folder. A killed run goes on from the last checkpoint there."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from vig.training.divergence import DivergenceError, not_finite
 from vig.training.trainer import SelectiveTrainer
 
 CHECKPOINTS = "checkpoints"
-FORMAT = 1  # of the whole folder
+FORMAT = 1  # version of everything in the folder
 
 DEFAULTS: dict[str, Any] = {
     "optim": "adamw_torch",
     "lr_scheduler_type": "cosine",
-    "save_steps": 0.1,  # a share of the steps
-    "save_total_limit": 2,  # the earlier is there in case that the last is damaged
+    "save_steps": 0.1,  # as a share of the steps
+    "save_total_limit": 2,  # the earlier checkpoint is needed if the last is damaged
     "logging_steps": 0.01,
     "logging_nan_inf_filter": False,  # it hides a loss that is not a number, and waits for the device in every step
     "dataloader_num_workers": min(4, os.cpu_count() or 1),
     "report_to": "none",
 }
-"""Arguments whose defaults differ from those of `transformers.TrainingArguments`."""
+"""Arguments whose defaults differ from the defaults of `transformers.TrainingArguments`."""
 
 
 def finetune(
@@ -62,8 +62,8 @@ def finetune(
 
     Returns:
         A dict with "seconds" in this process, "active_tokens" (the number of tokens that had a loss), "losses" as logged, "eval_losses"
-        on an `eval_dataset`, "steps", and "left_out": how many times all processes together left out a record that cannot be used,
-        since they were started.
+        on an `eval_dataset`, "steps", and "left_out": the number of times that the processes together left out a record that cannot be
+        used, since they were started.
 
     Raises:
         DivergenceError: for a training with a loss, a gradient or a weight that is not finite. No model is saved then.
@@ -110,7 +110,7 @@ def finetune(
 
 @contextmanager
 def _ended_bar(trainer: SelectiveTrainer) -> Iterator[None]:
-    """While open, an error ends the line of the progress bar, so that a message has a line of its own."""
+    """End the line of the progress bar at an error, so that its message has a line of its own."""
     try:
         yield
     except BaseException:
@@ -122,7 +122,7 @@ def _ended_bar(trainer: SelectiveTrainer) -> Iterator[None]:
 
 @contextmanager
 def _needing_packages() -> Iterator[None]:
-    """While open, a package that an argument needs and that is not installed is a ValueError."""
+    """Raise a ValueError where an argument needs a package that is not installed."""
     try:
         yield
     except ImportError as error:
@@ -132,10 +132,10 @@ def _needing_packages() -> Iterator[None]:
 def claim(folder: Path, identity: Mapping[str, Any], lock: RunLock) -> None:
     """Give `folder` to the training with this identity, or go on with that training. The lock in the folder of checkpoints is then held.
 
-    A training without a checkpoint, for example because its settings were refused, gives way to any other.
+    A training without a checkpoint, for example because its settings were refused, is replaced by any other training.
 
     Raises:
-        ValueError: for a folder that holds another training, saying what differs, or other files, or in which a training is alive.
+        ValueError: for a folder with another training (naming the differences) or other files, or while a training is alive in it.
     """
     run, checkpoints = training_file(folder), folder / CHECKPOINTS
     run.refuse_foreign([LOCKS])
@@ -147,7 +147,7 @@ def claim(folder: Path, identity: Mapping[str, Any], lock: RunLock) -> None:
 
 
 def result(folder: Path) -> dict[str, Any] | None:
-    """The facts that `finish` was given, or None for a training that is not done."""
+    """Return the facts that `finish` was given, or None for a training that is not done."""
     return training_file(folder).read().get("result")
 
 
@@ -158,7 +158,7 @@ def finish(folder: Path, facts: Mapping[str, Any]) -> None:
 
 
 def training_file(folder: Path) -> RunFile:
-    """The file in which the folder of a training says which training it holds, and its result."""
+    """Return the file with the identity of the training in a folder, and its result."""
     return RunFile(folder / "training.json", "training", FORMAT, "give the same command to go on with it, or a new --output")
 
 

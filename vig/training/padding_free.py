@@ -2,7 +2,7 @@
 
 Without an attention mask, transformers' attention takes such positions for the bounds of the records: FlashAttention as sequence
 lengths, other implementations as a block-diagonal mask. A model reads on from one record into the next if it ignores positions, or
-if they are no plain count (Qwen-VL's have three dimensions). `keeps_records_apart` finds this out.
+if its positions are no plain count (in Qwen-VL they have three dimensions). `keeps_records_apart` finds this out.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class PaddingFreeCollator:
 
     @property
     def left_out(self) -> int:
-        """How often the collator left out a record so far."""
+        """Number of times that the collator left out a record so far."""
         return self.collator.left_out
 
     def __call__(self, records: Sequence[Any]) -> dict[str, Tensor]:
@@ -38,7 +38,7 @@ class PaddingFreeCollator:
 
 
 def flatten(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A padded batch without its padding: every entry per token [B, S] as [1, L], position_ids [1, L] in place of the attention mask."""
+    """Return a batch without its padding: every entry per token [B, S] as [1, L], position_ids [1, L] in place of the attention mask."""
     attended = batch["attention_mask"].bool()  # [B, S]
     flat = {key: value[attended][None] if key in TOKENWISE else value for key, value in batch.items() if key != "attention_mask"}
     flat["position_ids"] = (attended.long().cumsum(1) - 1)[attended][None]  # [1, L]
@@ -48,14 +48,14 @@ def flatten(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def record_rows(batch: Mapping[str, Any]) -> Tensor:
-    """The number of the record, in its batch, that each token belongs to: [B, 1] for a padded batch, [1, L] for a flat one."""
+    """Return the number of the record, in its batch, that each token belongs to: [B, 1] for a padded batch, [1, L] for a flat batch."""
     if "attention_mask" in batch:
         return torch.arange(len(batch["labels"]), device=batch["labels"].device)[:, None]  # [B, 1]
     return (batch["position_ids"] == 0).cumsum(1) - 1  # [1, L]
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The batch that `flatten` was given, with padding on the right."""
+    """Return the batch that `flatten` was given, with padding on the right."""
     starts = (flat["position_ids"][0] == 0).nonzero().flatten()  # [B]
     sizes = torch.diff(starts, append=starts.new_tensor([flat["position_ids"].shape[1]])).tolist()
     batch = {}
@@ -70,11 +70,11 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def keeps_records_apart(model: nn.Module, head: nn.Module, flat: Mapping[str, Any]) -> bool:
-    """Whether the model gives the same logits at the end of every record, flattened and padded."""
+    """Return whether the model gives the same logits at the end of every record, flattened and padded."""
     padded = unflatten(flat)
     sizes = padded["attention_mask"].sum(1)  # [B]
     rows = torch.arange(len(sizes), device=sizes.device)  # [B]
     _, in_one_row = logits_at(model, head, flat, rows * 0, sizes.cumsum(0) - 1)  # [B, V]
     _, in_own_rows = logits_at(model, head, padded, rows, sizes - 1)  # [B, V]
-    apart = 1e-3 if in_one_row.dtype == torch.float32 else 0.1  # of the spread of the logits; rounding is far below, a leak far above
+    apart = 1e-3 if in_one_row.dtype == torch.float32 else 0.1  # share of the logits' spread; rounding is far below, a leak far above
     return bool((in_one_row - in_own_rows).float().abs().mean() <= apart * in_own_rows.float().std())

@@ -1,4 +1,4 @@
-"""Everything that `mof train` needs before the first step: trainer arguments, records that were tried, and which weights train."""
+"""Everything that `mof train` needs before the first step: trainer arguments, records that were tried, and the weights that train."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ NAMED = 3  # problems in a message
 
 
 class _Parser(HfArgumentParser):
-    """It raises an error, where argparse prints a page and ends the process."""
+    """A parser that raises an error, where argparse prints a page and ends the process."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"--set: {message}")
 
 
 def parse_arguments(texts: Sequence[str], own: Mapping[str, str]) -> dict[str, Any]:
-    """["weight_decay=0.1"] -> {"weight_decay": 0.1}.
+    """Return {"weight_decay": 0.1} for ["weight_decay=0.1"].
 
     Args:
-        own: names of arguments that have an option of their own -> that option.
+        own: name of an argument that has its own option -> the option.
 
     Raises:
         ValueError: for a text of another form, an unknown name or a name in `own`, and a value of another type.
@@ -69,20 +69,20 @@ def _require_installed(reporters: str | Sequence[str]) -> None:
 
 
 def require_apart(training: Sequence[Mapping[str, Any]], evaluation: Sequence[Mapping[str, Any]]) -> None:
-    """Raise a ValueError for records that are trained on and evaluated on, whatever is selected of them."""
+    """Raise a ValueError for records that are trained on and evaluated on, also if other tokens of them are selected."""
     trained = {digest(unselected(record)) for record in training}
     if both := [record_id(record) for record in evaluation if digest(unselected(record)) in trained]:
         raise ValueError(f"{len(both)} of the {len(evaluation)} records of --eval-records are in --records, too, the first is {both[0]!r}")
 
 
 def read_training_records(path: Path, processor: ProcessorMixin, image_folder: Path, max_length: int) -> list[dict[str, Any]]:
-    """The raw records of a file, each with an answer and with images that exist.
+    """Return the raw records of a file, each with an answer and with images that exist.
 
     The shortest, a middle and the longest record are tried. So a selection for another tokenizer, a chat template that changes the
     answers, and a `max_length` that leaves no room for an image are found now and not hours later.
 
     Raises:
-        RecordError: naming the first records that cannot be used, with the reason, and how many there are.
+        RecordError: naming the first records that cannot be used, with the reason, and their number.
         ValueError: for no records, or a folder that does not exist.
     """
     if not image_folder.is_dir():
@@ -114,7 +114,7 @@ def read_training_records(path: Path, processor: ProcessorMixin, image_folder: P
 
 
 def _check(raw: Mapping[str, Any], image_folder: Path) -> int:
-    """The number of characters in the record's text. RecordError for a record that cannot be trained on."""
+    """Return the number of characters in the record's text. RecordError for a record that cannot be trained on."""
     require_unchanged(raw)
     record = to_record(raw, image_folder)
     if not any(message["role"] == "assistant" for message in record.messages):
@@ -123,7 +123,7 @@ def _check(raw: Mapping[str, Any], image_folder: Path) -> int:
 
 
 def freeze_encoder(model: PreTrainedModel) -> None:
-    """Freeze the image encoder, as transformers finds it (in Qwen-VL it includes the merger). Models of this library freeze theirs.
+    """Freeze the image encoder, as transformers finds it (in Qwen-VL it includes the merger). Models of this library freeze it themselves.
 
     Raises:
         ValueError: if transformers finds no image encoder.
@@ -140,11 +140,11 @@ def freeze_encoder(model: PreTrainedModel) -> None:
 
 
 def add_lora(model: PreTrainedModel, rank: int) -> Any:
-    """The model in PEFT's wrapper, in which only low-rank adapters at all weight matrices of the language model's blocks train.
+    """Return the model in PEFT's wrapper. Only low-rank adapters train, at all weight matrices of the language model's blocks.
 
     These are the matrices of linear layers (torch's, and transformers' Conv1D in GPT-2 and others) and the fused experts of mixtures,
-    each expert with adapters of its own. Their scale is 2 (alpha is twice the rank), as in LLaVA. A warning names large matrices that
-    another class keeps in another way: they get no adapters.
+    each expert with adapters of its own. Their scale is 2 (alpha is twice the rank), as in LLaVA. A warning names large matrices of
+    modules of other classes: they get no adapters.
 
     Raises:
         ValueError: if peft is missing, or for a language model without linear layers.
@@ -168,7 +168,7 @@ def add_lora(model: PreTrainedModel, rank: int) -> Any:
 
 
 def _matrices(model: PreTrainedModel) -> tuple[dict[str, nn.Module], dict[str, nn.Parameter]]:
-    """The linear layers in the blocks of the language model, and the parameters that modules of other classes keep, both by name.
+    """Return the linear layers in the blocks of the language model, and the parameters that modules of other classes keep, both by name.
 
     Mixtures keep the matrices of their experts in a parameter, [experts, out, in]. Its size tells it from the parameters of routers,
     biases and recurrences.

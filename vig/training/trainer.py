@@ -44,7 +44,7 @@ class SupervisedPass(HeadPass):
         self._weights = None if weights is None else F.pad(weights[:, 1:], (0, 1)).flatten()[self.positions]  # [N]
 
     def reduce(self, losses: Tensor) -> Tensor:
-        """The loss of the batch, a float32 scalar, from the losses of its supervised tokens [N]."""
+        """Return the loss of the batch, a float32 scalar, from the losses of its supervised tokens [N]."""
         weighted = losses if self._weights is None else losses * self._weights.to(losses)  # [N]
         total = weighted.sum()
         self.total = total.detach()
@@ -66,13 +66,13 @@ class SelectiveTrainer(WatchedTrainer):
     """A Trainer for any image-text-to-text model and records whose "token_mask" or "token_weights" say which answer tokens count.
 
     A step follows the gradient of the sum of the supervised tokens' losses, divided by the number of supervised tokens over all
-    ranks and accumulated batches. So it does not matter how records fall into batches, or how many tokens each of them has.
+    ranks and accumulated batches. So the result does not depend on the division of the records into batches, or on their lengths.
     Token weights are factors in this sum. They do not change the number that divides it, which counts the tokens with a weight
     above 0: a step on tokens with small weights is a small step. The weights should be 1 on average, as `Selection.weighted`
     makes them. The loss of an evaluation is divided in the same way, by the number of supervised tokens of all its records.
 
     A loss, gradient or weight that is not finite ends the training or the evaluation with a `DivergenceError`, which names the step
-    and the records. Checkpoints are written of finite weights only, so the last checkpoint is a good one.
+    and the records. Only finite weights are saved, so the last checkpoint is good.
 
     The output head works at the supervised positions only (`vig.output_head`). The model's own loss is not used: it takes all
     logits, may be a mean per batch, and is NaN for a batch without supervised tokens.
@@ -133,7 +133,7 @@ class SelectiveTrainer(WatchedTrainer):
         self._evaluated: list[tuple[Sequence[str], Tensor, int]] = []  # records, loss sum and supervised tokens of each batch
         if self._head() is None:
             raise ValueError(f"{type(model).__name__} has no output embeddings: expected a model that predicts tokens")
-        if self.args.n_gpu > 1:  # known only now: a model spread over several GPUs is another matter
+        if self.args.n_gpu > 1:  # known only now; a model that is spread over several GPUs has n_gpu = 1
             raise ValueError(f"{self.args.n_gpu} GPUs in one process would use DataParallel; start with torchrun")
 
     @property
@@ -176,7 +176,7 @@ class SelectiveTrainer(WatchedTrainer):
         return super()._get_eval_sampler(self._with_lengths(eval_dataset))
 
     def _with_lengths(self, dataset: Any) -> Any:
-        """The data set as it is, or what the samplers that go by length need of it: inputs of each record's estimated length."""
+        """Return the data set; for samplers that go by length, stand-ins with inputs of each record's estimated length."""
         if self.args.train_sampling_strategy in ("random", "sequential") or not has_length(dataset):
             return dataset
         name, column = self.processing_class.model_input_names[0], self.args.length_column_name
@@ -189,7 +189,7 @@ class SelectiveTrainer(WatchedTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The loss of a batch. The output head sees the supervised positions only, so the outputs hold no logits to use."""
+        """Return the loss of a batch. The output head sees the supervised positions only, so the outputs hold no logits to use."""
         inputs = {**inputs, "use_cache": False}  # with a cache, positions do not bound the records of a padding-free batch
         self._pass = SupervisedPass(inputs["labels"], inputs.pop("token_weights", None), num_items_in_batch)
         if model.training:  # the pass has waited for the device, so the loss of the batch before is there
@@ -203,7 +203,7 @@ class SelectiveTrainer(WatchedTrainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def _examine(self, model: nn.Module, inputs: dict[str, Any]) -> bool:
-        """Whether the model's logits are its head's output. ValueError if it does not keep the records of a padding-free batch apart."""
+        """Return whether the model's logits are its head's output. ValueError if it mixes the records of a padding-free batch."""
         if self._padding_free and not keeps_records_apart(model, self._head(), inputs):
             raise ValueError(
                 f"{type(self.model).__name__} does not keep the records of a padding-free batch apart, at least not with "
@@ -212,12 +212,12 @@ class SelectiveTrainer(WatchedTrainer):
         return is_untouched(model, self._head(), inputs)
 
     def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
-        """The Trainer's own, but its loss is the mean over all supervised tokens, whatever batches they come in."""
+        """Evaluate as the Trainer does, but return as loss the mean over all supervised tokens, whatever batches they come in."""
         self._evaluated = []
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         bad = next((records for records, total, _ in self._evaluated if not total.isfinite()), None)
         mine = sum(float(total) for _, total, _ in self._evaluated), sum(count for _, _, count in self._evaluated), bad
-        parts = gather_object([mine])  # of all processes
+        parts = gather_object([mine])  # from all processes
         if bad := next((records for _, _, records in parts if records is not None), None):
             raise DivergenceError(f"the loss of an evaluation is not finite, {named(bad)}; {self.last_good()}")
         output.metrics[f"{metric_key_prefix}_loss"] = sum(part[0] for part in parts) / max(1, sum(part[1] for part in parts))
@@ -236,7 +236,7 @@ class SelectiveTrainer(WatchedTrainer):
         return outputs
 
     def _without_repeats(self, inputs: dict[str, Any], count: int) -> Tensor:
-        """The labels of a batch of `count` records. With several processes, the last batches are filled up with records of the first."""
+        """Return the labels of `count` records, without the first records, with which several processes fill up the last batches."""
         state = self.accelerator.gradient_state
         if self.args.world_size == 1 or not state.end_of_dataloader or state.remainder <= 0:
             return inputs["labels"]

@@ -32,9 +32,9 @@ except ModuleNotFoundError as error:
     raise ValueError('endpoints are asked by the client of OpenAI, which is not installed: pip install "mof-vig[endpoint]"') from error
 
 LARGEST_REPLY = 2**24  # bytes
-TOO_MANY_IN_A_ROW = 10  # prompts without an answer (or two rounds, if that is more): the endpoint is down, the others are not asked
-REFUSALS = (400, 413, 415, 422)  # of this prompt only; other prompts may pass
-TRIED_AGAIN = (408, 409, 429)  # by the client, like 5xx
+TOO_MANY_IN_A_ROW = 10  # prompts without an answer, or two rounds if that is more: then the endpoint is down, and no more are asked
+REFUSALS = (400, 413, 415, 422)  # status if this prompt is refused; other prompts may pass
+TRIED_AGAIN = (408, 409, 429)  # status after which the client tries again, as after 5xx
 FROM_ENVIRONMENT = ("OpenAI-Organization", "OpenAI-Project")  # headers that the client would send to any endpoint
 MIME = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp", "GIF": "image/gif"}
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
@@ -44,15 +44,15 @@ class Endpoint:
     """Asks an OpenAI-compatible endpoint, several prompts at a time, at temperature 0. It gives no log-likelihoods.
 
     The client of OpenAI tries again after time-outs, dropped connections, replies that are no chat completion, and HTTP 408,
-    409, 429 and 5xx. It waits as long as the server's Retry-After asks (at most two minutes), otherwise ever longer. A prompt
+    409, 429 and 5xx. It waits as long as the server's Retry-After asks (at most two minutes), or else longer each time. A prompt
     that the endpoint refuses (HTTP 400, 413, 415, 422) becomes an answer with an error. Redirects are not followed, and
     proxies are not used.
 
     Args:
-        url: up to and with the version, such as "https://api.openai.com/v1".
+        url: the address, which ends with the version, such as "https://api.openai.com/v1".
         model: the endpoint's name for the model.
         key_variable: environment variable with the API key; no key is sent if it is unset. Without a name, it is OPENAI_API_KEY
-            for OpenAI's own host and no key for any other. The key is never written anywhere.
+            for OpenAI's own host, and other hosts get no key. The key is never written anywhere.
         concurrency: number of prompts under way at a time.
         timeout: seconds for a whole attempt.
         attempts: number of attempts at each prompt.
@@ -71,7 +71,7 @@ class Endpoint:
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment or "@" in parts.netloc:
-            shown = url.rpartition("@")[2].partition("?")[0]  # without what may be a secret
+            shown = url.rpartition("@")[2].partition("?")[0]  # without a part that may be secret
             raise ValueError(f"endpoint {shown!r}: expected http(s)://HOST[:PORT]/PATH without user, password or query")
         if min(concurrency, attempts, max_new_tokens) < 1 or not 0 < timeout < math.inf:
             raise ValueError(
@@ -155,7 +155,7 @@ class Endpoint:
 
 
 class _NoAnswer(Exception):
-    """A prompt got no answer in any attempt."""
+    """Raised when a prompt got no answer in any attempt."""
 
 
 class _WholeReplies(openai.DefaultAsyncHttpxClient):

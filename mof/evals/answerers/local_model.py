@@ -20,7 +20,7 @@ from mof.data.prompts import ready_for_prompts
 from mof.evals.answering import Answer, Prompt
 from mof.evals.decoding import Decoding
 
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")  # suffixes of files that `weights_digest` stands for
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")  # suffixes of files whose content `weights_digest` covers
 
 # Shapes: B prompts (or options) of a batch, L tokens of the longest, N tokens of the longest option, V the vocabulary.
 
@@ -32,8 +32,8 @@ class LocalModel:
     of a checkpoint for sampling, beams and repetition penalties are not followed: penalties count the padding, too.
 
     Args:
-        model: is put into evaluation mode.
-        processor: has a chat template, or else (InstructBLIP's) is given the bare text.
+        model: the model, which is put into evaluation mode.
+        processor: a processor with a chat template; without it (as for InstructBLIP) it gets the bare text.
         name: the model's name in tables.
         identity: text that differs between models, for the cache and the folder of an evaluation.
         decoding: a decoding method in place of plain decoding. There are no log-likelihoods then, as they would be plain.
@@ -108,7 +108,7 @@ class LocalModel:
             batch = prompts[start : start + self.batch_size]
             try:
                 answers = self._answers(batch)
-            except Exception:  # of any library; the others of the batch are answered
+            except Exception:  # errors of any library; the other prompts of the batch are answered
                 answers = [self._answer_alone(prompt) for prompt in batch]
             yield from enumerate(answers, start=start)
 
@@ -127,8 +127,8 @@ class LocalModel:
     def _generate(self, prompts: Sequence[Prompt]) -> list[tuple[str, int, int]]:
         """Return text, number of tokens read and number of tokens written, per prompt."""
         chats = [_chat(prompt, None) for prompt in prompts]
-        inputs = self._encode(chats)
-        further = {} if self.decoding is None else self.decoding.options(chats, self._encode)
+        inputs = self.encode(chats)
+        further = {} if self.decoding is None else self.decoding.options(chats, self.encode)
         ids = inputs["input_ids"]  # [B, L]
         tokens = self.model.generate(**inputs, **further, generation_config=self._generation)
         if tokens.shape[1] >= ids.shape[1] and torch.equal(tokens[:, : ids.shape[1]], ids):  # some models give the prompt back
@@ -142,8 +142,9 @@ class LocalModel:
         """Return the log-likelihood of each option's tokens after the prompt."""
         if not prompt.options or self.decoding is not None or self.model.config.is_encoder_decoder:
             return None
-        alone = self._encode([_chat(prompt, None)])["input_ids"][0].tolist()
-        inputs = self._encode([_chat(prompt, option) for option in prompt.options])
+        start = self.encode([_chat(prompt, None)])
+        alone = start["input_ids"][0][start["attention_mask"][0].bool()].tolist()
+        inputs = self.encode([_chat(prompt, option) for option in prompt.options])
         ids, mask = inputs["input_ids"], inputs["attention_mask"]  # [B, L]
         lengths = [len(row) - _common(alone, row) for row in (row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True))]
         longest = max(lengths)  # N
@@ -154,7 +155,7 @@ class LocalModel:
         scores = logits.log_softmax(dim=-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)  # [B, N]
         return tuple(float(row[longest - length :].double().sum()) for row, length in zip(scores, lengths, strict=True))
 
-    def _encode(self, chats: Sequence[Any]) -> Any:
+    def encode(self, chats: Sequence[Any]) -> Any:
         """Return the model's inputs for conversations, all with the beginning of an answer or all without."""
         if self.processor.chat_template is None:
             texts = [_bare_text(chat) for chat in chats]

@@ -56,7 +56,7 @@ class MofLmms(lmms):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that can change an answer, but for its length, which each task sets."""
+        """Everything that can change an answer, except its length, which each task sets."""
         return {name: value for name, value in self._loaded.settings.items() if name != "max_new_tokens"}
 
     def _answerer(self, max_new_tokens: int) -> LocalModel:
@@ -71,7 +71,7 @@ class MofLmms(lmms):
         """Answer prompts that are made a batch at a time: their images would not all fit into memory."""
         answerer, size = self._answerer(max_new_tokens), self._loaded.batch_size
         answers: list[Answer] = []
-        for start in tracked(range(0, len(prompts), size), "batches", -(-len(prompts) // size)):
+        for start in tracked(range(0, len(prompts), size), "batches"):
             answers += answer_all(answerer, [make() for make in prompts[start : start + size]], self._cache)[0]
         return answers
 

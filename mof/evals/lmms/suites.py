@@ -16,9 +16,29 @@ from rich.console import Console
 
 from encoders.runs import versions, write_sealed_lines
 from mof.evals.answerers.api_keys import OPENAI_KEY, key_for, without_key
-from mof.evals.measures import MEASURES
-from mof.evals.run import FORMAT, Result, claimed_folder, row_name, write_result
+from mof.evals.benchmark import Measure, Measured, Row
+from mof.evals.intervals import Given
+from mof.evals.run import FORMAT, claimed_folder, row_name, write_result
 
+NAME = "lmms-eval"
+MEASURES = {
+    "mmhal_bench mmhal_score": Measure("MMHal-Bench", "score, 0 to 6", "a judge rates how informative and true answers are", scale=1),
+    "mmhal_bench mmhal_rate": Measure("MMHal-Bench", "hallucinated, %", "answers that the judge rates below 3", "lower"),
+    "llava_in_the_wild gpt_eval_llava_all": Measure(
+        "LLaVA-Bench", "relative score, %", "a judge's points, in % of the points of GPT-4's answers", scale=1
+    ),
+    "mmvet gpt_eval_score": Measure("MM-Vet", "score, %", "a judge grades open answers", scale=1),
+    "mmbench_en_dev_static gpt_eval_score": Measure(
+        "MMBench dev", "circular accuracy, %", "right in every rotation of the options; chosen letters are found by rule", scale=1
+    ),
+    "docvqa_val anls": Measure("DocVQA val", "ANLS, %", "likeness of letters to the nearest right answer, 0 below a half"),
+    "docvqa_val accuracy": Measure("DocVQA val", "accuracy, %", "answers equal to a right answer, apart from case and white space"),
+    "gqa exact_match": Measure("GQA", "accuracy, %", "answers equal to the right answer"),
+    "scienceqa_img exact_match": Measure("ScienceQA, images", "accuracy, %", "right letters, of the questions with an image"),
+    "cv_bench cv_bench_acc": Measure("CV-Bench", "accuracy, %", "right letters over all questions"),
+}
+"""A measure is called by its task and its metric."""
+HEADLINE = "", ""
 SUITES = {
     "vig": (
         "mmhal_bench", "llava_in_the_wild", "mmvet", "mmbench_en_dev_static", "docvqa_val", "gqa", "scienceqa_img", "cv_bench",
@@ -33,6 +53,12 @@ DEVIATIONS = {
     "cv_bench": "cv_bench: mean over questions; the official score is the mean of its 2D and 3D halves",
 }
 JUDGE = "gpt-4o-2024-11-20"  # lmms-eval's default; the variable MODEL_VERSION names another
+
+
+def measured(result: Row, rows: list[Row]) -> Measured:
+    counts = {row["task"]: row["samples"] for row in result["figures"]}
+    basis = ", ".join(f"{task}: {count} questions" for task, count in counts.items())
+    return Measured(basis, {f"{row['task']} {row['metric']}": Given(row["value"], row["error"]) for row in result["figures"]})
 
 
 @dataclass(frozen=True)
@@ -51,7 +77,7 @@ class SuiteRun:
     """NAME[:OPTION=VALUE...] of a decoding method; None is plain decoding."""
 
 
-def run_suite(suite: str, run: SuiteRun, console: Console) -> Result:
+def run_suite(suite: str, run: SuiteRun, console: Console) -> Row:
     """Run each task of the suite by lmms-eval; write result.json, answers/TASK.jsonl per task, and cache.jsonl.
 
     A task that cannot be run, because its data or a judge is missing, is reported, and the others go on.
@@ -67,16 +93,16 @@ def run_suite(suite: str, run: SuiteRun, console: Console) -> Result:
     options: dict[str, Any] = {"dtype": run.dtype, "batch_size": run.batch_size, "decoding": run.decoding}
     model = MofLmms(str(run.model), cache=str(run.out / "cache.jsonl"), **options)
     judge = os.environ.get("MODEL_VERSION", JUDGE)
-    with claimed_folder(run.out, benchmark="lmms-eval", suite=suite, answerer=model.settings, judge=judge, limit=run.limit):
+    with claimed_folder(run.out, benchmark=NAME, suite=suite, answerer=model.settings, judge=judge, limit=run.limit):
         return _measure(suite, run, model, judge, console)
 
 
-def _measure(suite: str, run: SuiteRun, model: Any, judge: str, console: Console) -> Result:
+def _measure(suite: str, run: SuiteRun, model: Any, judge: str, console: Console) -> Row:
     """Run each task, and write and return the result."""
     from lmms_eval.tasks import TaskManager
 
     manager = TaskManager("WARNING", include_path=str(files("mof.evals.lmms").joinpath("tasks")), model_name="mof")
-    figures: list[Result] = []
+    figures: list[Row] = []
     failed: dict[str, str] = {}
     for task in SUITES[suite]:
         try:
@@ -93,7 +119,7 @@ def _measure(suite: str, run: SuiteRun, model: Any, judge: str, console: Console
     deviations += [f"the first {run.limit} questions of each"] if run.limit is not None else []
     deviations += [f"not run: {', '.join(failed)}"] if failed else []
     result = {
-        "format": FORMAT, "benchmark": "lmms-eval", "suite": suite, "seed": run.seed,
+        "format": FORMAT, "benchmark": NAME, "suite": suite, "seed": run.seed,
         "model": row_name(run.name or str(run.model), model.settings["decoding"]), "decoding": model.settings["decoding"],
         "figures": figures, "failed": failed, "deviations": deviations,
     }  # fmt: skip
@@ -103,7 +129,7 @@ def _measure(suite: str, run: SuiteRun, model: Any, judge: str, console: Console
     return result
 
 
-def _run_task(task: str, model: Any, run: SuiteRun, manager: Any) -> list[Result]:
+def _run_task(task: str, model: Any, run: SuiteRun, manager: Any) -> list[Row]:
     """Run one task; return its figures as lmms-eval gives them."""
     from lmms_eval.evaluator import simple_evaluate
 
@@ -150,7 +176,7 @@ def _plain(answer: str) -> str:
     return " ".join(answer.casefold().split())
 
 
-def rows_of(figures: Sequence[Result]) -> dict[str, list[str]]:
+def rows_of(figures: Sequence[Row]) -> dict[str, list[str]]:
     """Return the rows of a table: measure -> value and number of questions."""
     shown = {}
     for figure in figures:

@@ -28,7 +28,7 @@ class AnnotatedPairs:
         ticked: a file of pairs that the gallery wrote; the other pairs of the folder are left out.
 
     Raises:
-        ValueError: for a folder without pairs, or whose annotations cannot be read, or a file without pairs of the folder.
+        ValueError: for a folder without pairs, annotations that cannot be read, or a file `ticked` without pairs of the folder.
     """
 
     def __init__(self, folder: str | Path, ticked: str | Path | None = None) -> None:
@@ -84,7 +84,7 @@ class AnnotatedPairs:
         return self._counts[state]
 
     def next_todo(self, start: int) -> int | None:
-        """Return the first pair that is to do, from `start` on and then from the beginning; None if there is none."""
+        """Return the first pair that is not done, from `start` on and then from the beginning; None if all are done."""
         for begin in (start, 0):
             try:
                 return self._states.index("todo", begin)
@@ -93,7 +93,7 @@ class AnnotatedPairs:
         return None
 
     def elsewhere(self) -> list[tuple[str, str]]:
-        """Return the names of the pairs with complete annotations that are not in the table (any more)."""
+        """Return the names of the pairs that have complete annotations and are not in the table (any more)."""
         return [names for names, state in self._elsewhere.values() if state == "done"]
 
     def _numbers(self, images: Images) -> list[int]:

@@ -17,7 +17,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 @dataclass(frozen=True)
 class Annotation:
-    """Fields as far as they are filled; the first of two belongs to the left image, the pair's `image_i`."""
+    """The fields that are filled so far. The first of two values belongs to the left image, the pair's `image_i`."""
 
     pattern: str | None = None
     """One of `mof.evals.patterns.PATTERNS`."""
@@ -55,7 +55,7 @@ class Annotation:
         return dataclasses.replace(self, statements=self.statements[::-1], right=self.right[::-1])
 
     def missing(self) -> list[str]:
-        """Return in words what a benchmark still needs; the list is empty for a complete annotation."""
+        """Return the names of the fields that a benchmark still needs; the list is empty for a complete annotation."""
         lacks = [] if self.pattern else ["pattern"]
         lacks += [f"{side} statement" for side, text in zip(("left", "right"), self.statements, strict=True) if not text]
         if all(self.statements) and self.statements[0].casefold() == self.statements[1].casefold():

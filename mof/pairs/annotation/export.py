@@ -20,14 +20,14 @@ MMVP, MMVP_VLM = "MMVP", "MMVP_VLM"
 
 @dataclass(frozen=True)
 class Export:
-    """A report of what was written, and what was left out."""
+    """A report of the pairs that were written, and of the pairs that were left out."""
 
     by_pattern: dict[str, int]
-    """How many pairs were written."""
+    """Pattern -> number of pairs that were written."""
     left_out: list[tuple[int, str]]
-    """Number of a pair that somebody began, from 1 as on the page, and why it was left out."""
+    """(number of the pair, from 1 as on the page; reason) for each pair that somebody began and that was left out."""
     untouched: int
-    """How many pairs nobody began."""
+    """Number of pairs that nobody began."""
     elsewhere: list[tuple[str, str]]
     """Names of the pairs with complete annotations that are not in the table any more."""
 
@@ -42,7 +42,7 @@ def export_annotations(folder: str | Path, out: str | Path, *, progress: bool = 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not empty: choose another folder to write")
     chosen, left_out, untouched = [], list[tuple[int, str]](), 0
-    for number in tracked(range(len(pairs)), "pairs", len(pairs), progress):
+    for number in tracked(range(len(pairs)), "pairs", shown=progress):
         annotation = pairs.saved(number).annotation
         if annotation == Annotation():
             untouched += 1
@@ -65,7 +65,7 @@ def export_annotations(folder: str | Path, out: str | Path, *, progress: bool = 
 
 
 def _write(pairs: list[DescribedPair], out: Path) -> None:
-    """Write both folders aside and rename them: an export that is cut off never looks whole."""
+    """Write both folders aside and rename them, so that an interrupted export never looks whole."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.partial-") as scratch:
         whole = Path(scratch, "whole")

@@ -1,9 +1,9 @@
 """The journal that keeps all annotations of a folder on disk.
 
 It has one line of JSON for every annotation that was ever saved, so nothing is written over. Any number of pages and servers may work
-on one file. A line holds the names of a pair's images and the digests of their content, by which the pair is found again when
+on one file. A line holds the names of a pair's images and the digests of their content. The digests find the pair again after
 photos were moved or renamed, sides swapped or pairs mined again. Lines of earlier releases hold names only. Each pair has a revision,
-the number of its lines. A page that saves names the revision it has seen, and is refused if there is a newer one.
+the number of its lines. A page names the revision that it has seen when it saves. If there is a newer revision, it is refused.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Images:
 
     names: tuple[str, str]
     digests: tuple[str, str] | None
-    """Of the files' content; None if a file cannot be read."""
+    """Digests of the files' content; None if a file cannot be read."""
 
     def journal_keys(self) -> Iterator[tuple[tuple[str, str], bool]]:
         """Yield the keys of the pair in the journal, and whether the sides of an annotation under the key are swapped."""
@@ -53,7 +53,7 @@ class Saved:
 
 
 class ConflictError(Exception):
-    """Somebody else has saved in between; `current` is their annotation."""
+    """Raised when somebody else has saved in between; `current` is their annotation."""
 
     def __init__(self, current: Saved) -> None:
         super().__init__("this pair was changed elsewhere")
@@ -64,7 +64,7 @@ class Journal:
     """The file of annotations.
 
     Raises:
-        ValueError: for a line that is no annotation. A torn last line was never confirmed, and is dropped.
+        ValueError: for a line that is no annotation. An incomplete last line was never confirmed, and is dropped.
     """
 
     def __init__(self, file: str | Path) -> None:
@@ -115,7 +115,7 @@ class Journal:
             entry = {"format": FORMAT, "image_i": images.names[0], "image_j": images.names[1], "digests": images.digests, "saved": now}
             line = seal_json(entry | dataclasses.asdict(annotation), indent=None) + b"\n"
             with self.file.open("ab") as stream:
-                stream.truncate(self._read)  # a torn line
+                stream.truncate(self._read)  # an incomplete line
                 stream.write(line)
                 stream.flush()
                 os.fsync(stream.fileno())

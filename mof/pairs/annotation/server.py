@@ -1,4 +1,4 @@
-"""The annotation page, for the browser of the person who started it and for nobody else.
+"""The server of the annotation page, for the browser of the person who started it and for nobody else.
 
     GET  /?token=TOKEN              the page, and the token as a cookie, which every other request needs
     GET  /api/progress              counts, the patterns, the first pair to do
@@ -6,8 +6,8 @@
     POST /api/pairs/N               {"revision", "annotation"} -> the new revision; 409 with the newer annotation if there is one
     GET  /images/N/0, /images/N/1   its images
 
-Clients name no files. Requests without the token, under the name of another host (a foreign page may have its name point here) or from a
-foreign page are refused. Any port may stand beside the name of this machine, so that the port can be forwarded.
+Clients name no files. Requests are refused without the token, from a foreign page, and under the name of another host, since a foreign
+page may have its name point here. Any port may stand beside the name of this machine, so that the port can be forwarded.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ MARKED: tuple[State, ...] = ("done", "skipped", "flagged")
 CONNECTIONS = 100  # at a time; a browser opens six
 LONGEST_REQUEST = 100_000  # bytes
 SILENCE = 60  # seconds that a client may be silent within a header, or may take for a body
-SHOWABLE = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png", b"GIF8": "image/gif"}  # by their first bytes
+SHOWABLE = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png", b"GIF8": "image/gif"}  # first bytes of a file -> its type
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
@@ -78,7 +78,7 @@ class Session:
         self.pairs = AnnotatedPairs(folder, ticked)
 
     def progress(self) -> dict[str, Any]:
-        """Return how many pairs are done, skipped and flagged, and the number of the first other pair, None if there is none."""
+        """Return the numbers of pairs that are done, skipped and flagged, and the place of the first other pair, or None."""
         self.pairs.refresh()
         counts: dict[str, int] = {state: self.pairs.count(state) for state in MARKED}
         return {"pairs": len(self.pairs), **counts, "first": self.pairs.next_todo(0)}

@@ -1,0 +1,230 @@
+"""The worth of each encoder of a mixture: a benchmark asked again with one encoder taken away, and with other pictures.
+
+The model is never trained again. Rates are those of arXiv 2507.03262: the conditional utilisation rate of an encoder is the
+share of the score that is lost without it, and the information gap is the largest rate minus the smallest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from encoders import read_image
+from encoders.images.reading import blur
+from mof.data.records import ImageSource
+from mof.evals.answerers import LocalModel
+from mof.evals.answering import Answer, Prompt, image_hash
+from mof.evals.benchmark import Row
+from mof.evals.intervals import Difference, Interval, Tally, difference
+from mof.evals.outcomes import BENCHMARKS, MEASURES, Outcome, read_outcome
+from mof.evals.run import Run
+from mof.mixer import Mixer
+
+# Shapes: M images, P positions of the mixer's grid, C = width of an encoder, B prompts, L tokens of the longest, R resamples.
+
+Replacement = Literal["mean", "zero", "mask"]
+"""The tokens of the encoder that is taken away become their mean over the benchmark's images, position by position; or zeros; or
+they are masked: the language model goes on as if they were not there."""
+Picture = Literal["blurred", "swapped"]
+MEAN_IMAGES = 64  # whose mean stands for an encoder
+
+Measurement = Callable[[Run], Row]
+"""Asks one benchmark: `lambda run: eval_mmvp(run, questions)`."""
+
+
+class WithoutEncoder:
+    """A model whose encoder `name` tells nothing about the image. The encoder's tokens are replaced before the adapters.
+
+    Args:
+        images: the benchmark's images, without repetition; the mean is taken over `MEAN_IMAGES` of them, evenly spaced.
+
+    Raises:
+        ValueError: for a model that is no mixture of features, an encoder that it does not have, or a mask where the tokens of all
+            encoders are fused.
+    """
+
+    def __init__(self, model: LocalModel, name: str, replacement: Replacement, images: Sequence[ImageSource]) -> None:
+        self._model, self._encoder, self._replacement = model, name, replacement
+        self._mixer = mixer_of(model)
+        if name not in self._mixer.encoders:
+            raise ValueError(f"the model has the encoders {', '.join(self._mixer.encoders)}, not {name!r}")
+        if replacement == "mask" and name not in self._mixer.token_places:
+            raise ValueError(f"fusion {self._mixer.fusion!r} makes tokens of all encoders: {name!r} cannot be masked; use mean or zero")
+        self.name = f"{model.name} without {name}"
+        self.settings = model.settings | {"without": name, "replacement": replacement}
+        self._mean: Tensor | None = None
+        if replacement == "mean":
+            averaged = images[:: -(-len(images) // MEAN_IMAGES) or 1]
+            self._mean = self._mean_features(averaged)  # [P, C]
+            self.settings["mean_of"] = hashlib.sha256("".join(map(image_hash, averaged)).encode()).hexdigest()[:32]
+
+    def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
+        if self._replacement == "mask":
+            with _in_place_of(self._model, "encode", self._masked):
+                yield from self._model.answer(prompts)
+        else:
+            with _in_place_of(self._mixer, "fuse", self._fused):
+                yield from self._model.answer(prompts)
+
+    def _fused(self, fuse: Callable[[dict[str, Tensor]], Tensor], features: dict[str, Tensor]) -> Tensor:
+        tokens = features[self._encoder]  # [M, P, C]
+        instead = torch.zeros_like(tokens) if self._mean is None else self._mean.to(tokens).expand_as(tokens)  # [M, P, C]
+        return fuse({**features, self._encoder: instead})
+
+    def _masked(self, encode: Callable[[Sequence[Any]], Any], chats: Sequence[Any]) -> Any:
+        inputs = encode(chats)
+        image_tokens = inputs["input_ids"] == self._model.model.config.image_token_id  # [B, L]
+        order = image_tokens.flatten().cumsum(0).sub(1).view_as(image_tokens) % self._mixer.tokens_per_image  # [B, L]
+        hidden = torch.zeros(self._mixer.tokens_per_image, dtype=torch.bool, device=order.device)
+        hidden[list(self._mixer.token_places[self._encoder])] = True
+        inputs["attention_mask"] = inputs["attention_mask"].masked_fill(image_tokens & hidden[order], 0)  # [B, L]
+        return inputs
+
+    @torch.inference_mode()
+    def _mean_features(self, images: Sequence[ImageSource]) -> Tensor:
+        """Return the mean [P, C] of the encoder's tokens at the common grid."""
+        if not images:
+            raise ValueError("the mean of an encoder's tokens needs images, got none")
+        total: Tensor | None = None
+        for image in images:
+            pixels = self._model.processor.image_processor(read_image(image), return_tensors="pt")["pixel_values"]  # [1, 3, S, S]
+            tokens = self._mixer.encode(pixels.to(self._model.model.device))[self._encoder].double().sum(0)  # [P, C]
+            total = tokens if total is None else total + tokens
+        assert total is not None
+        return total / len(images)
+
+
+class OtherPictures:
+    """A model that is shown the blurred image, or another image of the benchmark: the image half the list of images further on.
+
+    Raises:
+        ValueError: for fewer than two images, which cannot be swapped.
+    """
+
+    def __init__(self, model: LocalModel, picture: Picture, images: Sequence[ImageSource]) -> None:
+        self._model, self._picture = model, picture
+        if len(images) < 2:
+            raise ValueError(f"images can be swapped if there are at least two, got {len(images)}")
+        half = len(images) // 2  # neighbours are often the two images of a pair
+        self._others = dict(zip(map(str, images), [*images[half:], *images[:half]], strict=True))
+        self.name, self.settings = f"{model.name}, {picture} images", model.settings | {"images": picture}
+
+    def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
+        return self._model.answer([replace(prompt, images=[self._shown(image) for image in prompt.images]) for prompt in prompts])
+
+    def _shown(self, image: ImageSource) -> ImageSource:
+        return blur(read_image(image)) if self._picture == "blurred" else self._others[str(image)]
+
+
+@dataclass(frozen=True)
+class Worth:
+    """The benchmark's headline without an encoder, or with other pictures, beside the whole model's."""
+
+    score: float
+    loss: Difference
+    """The whole model's score minus this, with the paired interval; the reverse for a measure that is better when lower."""
+    rate: float
+    """The loss as a share of the whole model's score: the conditional utilisation rate. NaN for a score of 0."""
+    rate_interval: Interval
+    patterns: dict[str, float]
+    """Pattern -> rate of the pattern's share of right pairs, where questions name their patterns and the whole model has any right."""
+
+
+@dataclass(frozen=True)
+class EncoderWorth:
+    """The result of `encoder_worth`."""
+
+    measure: str
+    """The title of the headline."""
+    score: float
+    encoders: dict[str, Worth]
+    pictures: dict[str, Worth]
+    """"blurred" and "swapped" -> what the score owes to the image as a whole."""
+    patterns: dict[str, float]
+
+    @property
+    def information_gap(self) -> float:
+        """The largest utilisation rate of an encoder minus the smallest."""
+        rates = [worth.rate for worth in self.encoders.values()]
+        return max(rates) - min(rates)
+
+
+def encoder_worth(
+    model: LocalModel,
+    measurement: Measurement,
+    images: Sequence[ImageSource],
+    output: str | Path,
+    *,
+    replacement: Replacement = "mean",
+    run: Run | None = None,
+) -> EncoderWorth:
+    """Ask a benchmark of the whole model, without each encoder, and with blurred and swapped images.
+
+    Args:
+        measurement: asks the benchmark: `lambda run: eval_mmvp(run, questions)`, or eval_pope or eval_chair.
+        images: the benchmark's images, without repetition.
+        output: gets a folder of an evaluation for each of these, which `mof eval report` reads. A run that was cut off goes on.
+        run: the name, seed and progress bar of the runs.
+
+    Raises:
+        ValueError: as `WithoutEncoder`, and for an output of another evaluation.
+    """
+    if replacement not in get_args(Replacement):
+        raise ValueError(f"replacement should be one of {', '.join(get_args(Replacement))}, got {replacement!r}")
+    run = run or Run(Path(output), model)
+    answerers: dict[str, Any] = {"all": model}
+    answerers |= {f"without-{name}": WithoutEncoder(model, name, replacement, images) for name in mixer_of(model).encoders}
+    answerers |= {picture: OtherPictures(model, picture, images) for picture in get_args(Picture)}
+    measured = {}
+    for folder, answerer in answerers.items():
+        name = None if run.name is None else answerer.name.replace(model.name, run.name, 1)
+        measurement(replace(run, folder=Path(output) / folder, answerer=answerer, name=name))
+        measured[folder] = read_outcome(Path(output) / folder)
+    whole = measured.pop("all")
+    measure = BENCHMARKS[whole.benchmark].HEADLINE[0]
+    worths = {folder: _worth(measure, whole, other) for folder, other in measured.items()}
+    encoders = {name: worths[f"without-{name}"] for name in mixer_of(model).encoders}
+    pictures = {picture: worths[picture] for picture in get_args(Picture)}
+    title = f"{MEASURES[measure].benchmark} {MEASURES[measure].title.removesuffix(', %')}"
+    return EncoderWorth(title, whole.figures[measure].value, encoders, pictures, whole.patterns)
+
+
+def _worth(measure: str, whole: Outcome, other: Outcome) -> Worth:
+    all_figures, figures = whole.figures[measure], other.figures[measure]
+    better, worse = (figures, all_figures) if MEASURES[measure].better == "lower" else (all_figures, figures)
+    loss = difference([better], [worse])
+    assert isinstance(all_figures, Tally) and isinstance(figures, Tally) and loss is not None  # the same questions
+    sign = 1 if better is all_figures else -1
+    with np.errstate(invalid="ignore", divide="ignore"):
+        rates = sign * (1 - figures.resampled / all_figures.resampled)  # [R]
+        rate = float(sign * (1 - np.float64(figures.value) / all_figures.value))
+    low, high = np.nanquantile(np.where(np.isfinite(rates), rates, np.nan), (0.025, 0.975))
+    patterns = {name: 1 - other.patterns[name] / share for name, share in whole.patterns.items() if share > 0}
+    return Worth(figures.value, loss, rate, (float(low), float(high)), patterns)
+
+
+def mixer_of(model: LocalModel) -> Mixer:
+    """Return the model's mixer. ValueError for a model that is no mixture of features."""
+    mixer = getattr(model.model, "mixer", None)
+    if not isinstance(mixer, Mixer):
+        raise ValueError(f"{type(model.model).__name__} is no mixture of features: expected a MoFForConditionalGeneration")
+    return mixer
+
+
+@contextmanager
+def _in_place_of(holder: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """While open, a call of the holder's method calls `function` with the method and its arguments."""
+    method = getattr(holder, name)
+    setattr(holder, name, lambda *arguments: function(method, *arguments))
+    try:
+        yield
+    finally:
+        delattr(holder, name)

@@ -1,0 +1,186 @@
+"""The worth of encoders: replacements against logits computed by hand, rates against counts, an encoder that is useless on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.tiny import build_llm
+from torch import Tensor
+from typer.testing import CliRunner
+
+from encoders.images.reading import blur
+from encoders.runs import read_sealed_lines
+from mof import ConcatMoF, MoFForConditionalGeneration, MoFProcessor
+from mof.cli.app import build_app
+from mof.evals.answerers import LocalModel
+from mof.evals.answering import Answer, Prompt
+from mof.evals.encoder_worth import OtherPictures, Replacement, WithoutEncoder, encoder_worth
+from mof.evals.pope import PopeQuestion, eval_pope
+
+OPTIONS = ("(a)", "(b) or longer")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[str]:
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    files = [tmp_path / "photos" / f"{i}.png" for i in range(6)]
+    for file in files:
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(file)
+    return [str(file) for file in files]
+
+
+@pytest.fixture
+def local(tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor) -> LocalModel:
+    return LocalModel(tiny_model, tiny_processor, "tiny", batch_size=3, max_new_tokens=4)
+
+
+def pixels_of(local: LocalModel, file: str) -> Tensor:
+    return local.processor.image_processor(Image.open(file), return_tensors="pt")["pixel_values"]
+
+
+def likelihoods_by_hand(local: LocalModel, file: str, replacement: Replacement, mean: Tensor) -> list[float]:
+    """Each option's log-likelihood, one record at a time and without padding, with encoder b's tokens replaced or left out."""
+    model = local.model
+    mixer = model.mixer
+    features = mixer.encode(pixels_of(local, file))
+    if replacement != "mask":
+        features["b"] = mean[None] if replacement == "mean" else torch.zeros_like(features["b"])
+    tokens = torch.stack([mixer.adapters[name](features[name]) for name in ("a", "b")], dim=2).flatten(1, 2)  # [1, T, D]
+    likelihoods = []
+    for option in OPTIONS:
+        question = [{"type": "image", "image": Image.open(file)}, {"type": "text", "text": "Which?"}]
+        chat = [{"role": "user", "content": question}, {"role": "assistant", "content": [{"type": "text", "text": option}]}]
+        encode = {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+        prompt = local.processor.apply_chat_template([chat[:1]], add_generation_prompt=True, **encode)["input_ids"][0]
+        ids = local.processor.apply_chat_template([chat], continue_final_message=True, **encode)["input_ids"][0]  # [L]
+        places = (ids == model.config.image_token_id).nonzero().flatten()  # [T]
+        embeds = model.get_input_embeddings()(ids).clone()  # [L, D]
+        embeds[places] = tokens[0]
+        kept = torch.ones(len(ids), dtype=torch.bool)
+        if replacement == "mask":
+            kept[places[1::2]] = False
+        logits = model.language_model(inputs_embeds=embeds[kept][None]).logits[0].log_softmax(-1)  # [L, V]
+        count = len(ids) - len(prompt)
+        likelihoods.append(float(logits[-count - 1 : -1].gather(1, ids[-count:, None]).sum()))
+    return likelihoods
+
+
+@pytest.mark.parametrize("replacement", ["mean", "zero", "mask"])
+@torch.no_grad()
+def test_replaced_tokens_give_the_likelihoods_computed_by_hand(replacement: Replacement, local: LocalModel, images: list[str]) -> None:
+    mean = torch.stack([local.model.mixer.encode(pixels_of(local, file))["b"][0] for file in images]).mean(0)
+    prompts = [Prompt.about(file, file, "Which?", OPTIONS) for file in images]
+    before = [answer for _, answer in local.answer(prompts)]
+    without = WithoutEncoder(local, "b", replacement, images)
+    answers = dict(without.answer(prompts))
+    for i, file in enumerate(images):
+        assert answers[i].log_likelihoods == pytest.approx(likelihoods_by_hand(local, file, replacement, mean), abs=1e-4)
+    assert [answer for _, answer in local.answer(prompts)] == before  # nothing is left behind
+    assert without.settings != local.settings
+
+
+def test_other_pictures(local: LocalModel, images: list[str]) -> None:
+    prompts = [Prompt.about(file, file, "Which?", OPTIONS) for file in images]
+    swapped = dict(OtherPictures(local, "swapped", images).answer(prompts[:4]))
+    plain = dict(local.answer([Prompt.about(file, file, "Which?", OPTIONS) for file in images[3:] + images[:1]]))
+    for i in range(4):
+        assert swapped[i].log_likelihoods == pytest.approx(plain[i].log_likelihoods, abs=1e-4)
+    blurred = dict(OtherPictures(local, "blurred", images).answer(prompts))
+    own = dict(local.answer([Prompt.about(file, blur(Image.open(file)), "Which?", OPTIONS) for file in images]))
+    assert blurred == own
+    with pytest.raises(ValueError, match="1"):
+        OtherPictures(local, "swapped", images[:1])
+
+
+class Reader(LocalModel):
+    """Says yes where the first channel of encoder a's tokens is above the median over the images."""
+
+    threshold = 0.0
+
+    def reading(self, image: object) -> float:
+        features = self.model.mixer.encode(pixels_of(self, image) if isinstance(image, str) else self._pixels(image))
+        return float(self.model.mixer.fuse(features)[:, 0::2, 0].mean())
+
+    def _pixels(self, image: object) -> Tensor:
+        return self.processor.image_processor(image, return_tensors="pt")["pixel_values"]
+
+    @torch.no_grad()
+    def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
+        yield from enumerate(Answer("Yes" if self.reading(prompt.images[0]) > self.threshold else "No") for prompt in prompts)
+
+
+def test_an_encoder_that_is_not_read_is_worth_nothing(
+    tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor, images: list[str], tmp_path: Path
+) -> None:
+    reader = Reader(tiny_model, tiny_processor, "reader")
+    with torch.no_grad():
+        readings = {file: reader.reading(file) for file in images}
+    reader.threshold = float(np.median(list(readings.values())))
+    questions = [PopeQuestion(f"random/{i}", "random", file, "Is it?", readings[file] > reader.threshold) for i, file in enumerate(images)]
+    # A wrong label: the whole model is right in 5 of 6.
+    questions[0] = PopeQuestion("random/0", "random", images[0], "Is it?", not questions[0].present)
+
+    def measured(run):
+        return eval_pope(run, questions, tmp_path / "photos")
+
+    result = encoder_worth(reader, measured, images, tmp_path / "worth")
+    assert result.measure == "POPE accuracy" and result.score == pytest.approx(5 / 6)
+    useless, useful = result.encoders["b"], result.encoders["a"]
+    assert (useless.score, useless.loss.value, useless.rate) == (result.score, 0, 0) and useless.rate_interval == (0, 0)
+    # Without encoder a, all images get the same answer.
+    answers = read_sealed_lines(tmp_path / "worth" / "without-a" / "answers.jsonl")
+    assert len({row["yes"] for row in answers}) == 1
+    right = np.mean([row["yes"] == question.present for row, question in zip(answers, questions, strict=True)])
+    assert useful.score == pytest.approx(right) and useful.loss.value == pytest.approx(5 / 6 - right)
+    assert useful.rate == pytest.approx((5 / 6 - right) / (5 / 6))
+    assert result.information_gap == pytest.approx(useful.rate)
+    swapped = [readings[images[(i + 3) % 6]] > reader.threshold for i in range(6)]
+    right = np.mean([yes == question.present for yes, question in zip(swapped, questions, strict=True)])
+    assert result.pictures["swapped"].score == pytest.approx(right)
+    reader.answer = lambda prompts: iter([pytest.fail("asked again") for _ in prompts])  # the answers of the first run are kept
+    assert encoder_worth(reader, measured, images, tmp_path / "worth") == result
+
+
+def test_what_cannot_be_taken_away_is_refused(
+    local: LocalModel, images: list[str], tiny_model: MoFForConditionalGeneration, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="a, b.*'c'"):
+        WithoutEncoder(local, "c", "zero", images)
+    with pytest.raises(ValueError, match="got none"):
+        WithoutEncoder(local, "a", "mean", [])
+    with pytest.raises(ValueError, match="'drop'"):
+        encoder_worth(local, lambda run: {}, images, tmp_path, replacement="drop")
+    tiny_model.mixer = ConcatMoF(dict(tiny_model.mixer.encoders), 32)
+    with pytest.raises(ValueError, match="'concat'"):
+        WithoutEncoder(local, "a", "mask", images)
+    local.model = build_llm(local.processor.tokenizer)
+    with pytest.raises(ValueError, match="LlamaForCausalLM"):
+        WithoutEncoder(local, "a", "zero", images)
+
+
+def test_the_command(
+    tiny_model: MoFForConditionalGeneration,
+    tiny_processor: MoFProcessor,
+    images: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    tiny_model.save_pretrained(tmp_path / "model")
+    tiny_processor.save_pretrained(tmp_path / "model")
+    lines = [f'{{"question_id": {i}, "image": "{i}.png", "text": "Is it?", "label": "yes"}}\n' for i in range(6)]
+    (tmp_path / "coco_pope_random.json").write_text("".join(lines))
+    common = ["eval", "encoders", "--model", str(tmp_path / "model"), "-o", str(tmp_path / "out"), "--max-new-tokens", "3"]
+    result = CliRunner().invoke(build_app({}), [*common, "--pope", str(tmp_path), "--images", str(tmp_path / "photos"), "--name", "tiny"])
+    assert result.exit_code == 0, result.output
+    for line in ("without a", "without b", "blurred images", "swapped images", "information gap: 0.00"):
+        assert line in result.output
+    assert sorted(folder.name for folder in (tmp_path / "out").iterdir()) == ["all", "blurred", "swapped", "without-a", "without-b"]
+    refused = CliRunner().invoke(build_app({}), [*common, "--pope", str(tmp_path)])
+    assert refused.exit_code != 0 and "--images" in refused.output + str(refused.exception)

@@ -1,0 +1,265 @@
+"""A model's own answer to one question, plain and by a decoding method: what the image adds to each token, and where the model looks."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel, ProcessorMixin
+
+from encoders.pages import write_page
+from mof.data.prompts import ready_for_prompts
+from mof.data.records import to_record
+from mof.data.rows import RawRecord
+from vig.decoding import Decoding
+from vig.decoding.attention import EditedAttention, image_tokens
+from vig.decoding.contrasts import ICD, Contrast
+from vig.decoding.edits import AttentionEdit
+from vig.decoding.null_chats import Chat, images_of, text_of
+from vig.report.samples import colour_scale, small_copy
+
+# Shapes: P tokens of the prompt, K keys, H heads, Y layers, T tokens of an image, N tokens of the answer, V the vocabulary.
+
+UNIT = 1e-5  # of attention: the page holds whole numbers
+
+
+@dataclass(frozen=True)
+class AnswerToken:
+    """One token of an answer."""
+
+    text: str
+    contrast: float
+    """The token's loss with the null images minus its loss with the images, in nats."""
+    looks: list[list[int]]
+    """The attention to the tokens of each `Panel`, row by row, in units of 0.00001: means over layers and heads."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """An image, for the attention to the tokens that an encoder made of it."""
+
+    picture: str
+    """The image as the model sees it, as a data URI."""
+    encoder: str
+    grid: tuple[int, int]
+    """Rows and columns of the tokens."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer, token by token."""
+
+    decoding: str
+    tokens: list[AnswerToken]
+    shares: list[float]
+    """The share of attention that goes to the tokens of each panel: means over answer tokens, layers and heads."""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The answers to one question."""
+
+    question: str
+    null: str
+    """The name of the null image (`vig.nulls`)."""
+    instruction: str
+    """Stands before the question of the null branch; mostly empty."""
+    answers: list[Answer]
+    """The plain answer, then the method's."""
+    panels: list[Panel]
+    """Empty for a model whose image tokens are no grid of the image, such as a model that cuts images into tiles."""
+    even: float
+    """The share of a panel's tokens among all tokens of the prompt: attention that is spread evenly."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Watched(AttentionEdit):
+    """Changes nothing, but lets the attention of the last token be seen, without keeping that of the whole prompt."""
+
+    name: ClassVar[str] = "explanation"
+    first_layer: int = 0
+
+    @property
+    def edits(self) -> bool:
+        return True
+
+    def starts(self, image: Tensor) -> Tensor:
+        return torch.full_like(image[:, 0], image.shape[1], dtype=torch.long)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Recorded(Decoding):
+    """Decodes by a method, or plainly for None, and keeps the logits of both branches."""
+
+    name: ClassVar[str] = "explanation"
+    method: Decoding | None
+    null: Contrast
+    watch: bool
+    """Whether attention is to be seen where the method does not edit it."""
+    kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """The logits [V] with the images and with null images, for each answer token."""
+
+    @property
+    def contrasts(self) -> bool:
+        return True
+
+    def attention(self, model: PreTrainedModel, input_ids: Tensor, model_kwargs: Mapping[str, Any]) -> EditedAttention | None:
+        edited = None if self.method is None else self.method.attention(model, input_ids, model_kwargs)
+        return _Watched().attention(model, input_ids, model_kwargs) if edited is None and self.watch else edited
+
+    def null_chat(self, chat: Chat) -> Chat:
+        return self.null.null_chat(chat)
+
+    def combine(self, logits: Tensor, null_logits: Tensor, step: int) -> Tensor:
+        self.kept.append((logits[0], null_logits[0]))
+        return self.method.combine(logits, null_logits, step) if self.method is not None and self.method.contrasts else logits
+
+
+@torch.no_grad()
+def explain(
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    chat: Chat,
+    method: Decoding | None = None,
+    max_new_tokens: int = 128,
+) -> Explanation:
+    """Return the model's greedy answer to a conversation, and the answer of a decoding method beside it.
+
+    Args:
+        model: any image-text-to-text model of transformers; attention is shown where its language model can give it.
+        chat: messages that end with a question, with at least one image.
+        method: a contrast brings its own null images; otherwise they are blurred copies of the images.
+
+    Raises:
+        ValueError: for a conversation without images, and where the method refuses the model.
+    """
+    images = images_of(chat)
+    if not images:
+        raise ValueError("an explanation compares the answer with the answer to a null image, but the conversation has no image")
+    null = method if isinstance(method, Contrast) and method.contrasts else Contrast(null="blur")
+    encode = partial(_encode, model, processor)
+    inputs = encode([chat])
+    options = {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens, "return_dict_in_generate": True}
+
+    def run(way: Decoding | None, watch: bool) -> tuple[_Recorded, Any]:
+        recorded = _Recorded(method=way, null=null, watch=watch)
+        return recorded, model.generate(**inputs, **options, **recorded.options([chat], encode), output_attentions=watch)
+
+    places, panels = _panels(model, inputs, images)
+    try:
+        runs = [run(None, bool(panels))]
+    except ValueError:  # attention that cannot be edited cannot be watched
+        places, panels = [], []
+        runs = [run(None, False)]
+    runs += [] if method is None else [run(method, bool(panels))]
+    answers = [_answer(processor.tokenizer, recorded, made, places) for recorded, made in runs]
+    even = len(places[0]) / inputs["input_ids"].shape[1] if places else 0.0
+    instruction = null.instruction if isinstance(null, ICD) else ""
+    return Explanation(text_of(chat[-1]), null.null, instruction, answers, panels, even)
+
+
+def _encode(model: PreTrainedModel, processor: Any, chats: Sequence[Chat]) -> dict[str, Any]:
+    """Return the model's inputs on its device, and floats (pixels) in its dtype."""
+    ready_for_prompts(processor)
+    inputs = processor.apply_chat_template(list(chats), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
+    return {name: x.to(model.device, model.dtype if x.is_floating_point() else None) for name, x in inputs.items()}
+
+
+def _answer(tokenizer: Any, recorded: _Recorded, made: Any, places: Sequence[Tensor]) -> Answer:
+    """Return the answer that `generate` made, with the attention to the tokens at each of `places` [T]."""
+    ids = made.sequences[0, -len(recorded.kept) :].tolist()
+    tokens, shares = [], [0.0] * len(places)
+    for step, (token, text, logits) in enumerate(zip(ids, _texts(tokenizer, ids), recorded.kept, strict=True)):
+        losses = [-branch.log_softmax(dim=-1)[token] for branch in logits]
+        looks = [_look(made.attentions[step], place) for place in places]  # each [T]
+        shares = [share + float(look.sum()) / len(ids) for share, look in zip(shares, looks, strict=True)]
+        whole = [(look / UNIT).round().int().tolist() for look in looks]
+        tokens.append(AnswerToken(text, float(losses[1] - losses[0]), whole))
+    return Answer("greedy" if recorded.method is None else str(recorded.method), tokens, shares)
+
+
+def _look(layers: Sequence[Tensor | None], place: Tensor) -> Tensor:
+    """Return the attention [T] from the last token to the tokens at `place` [T]: mean over layers and heads."""
+    rows = [layer[0, :, -1].float().mean(dim=0) for layer in layers if layer is not None]  # Y of [K]
+    longest = max(map(len, rows))
+    padded = torch.stack([F.pad(row, (longest - len(row), 0)) for row in rows])  # [Y, K]: sliding windows see the last tokens only
+    return padded.mean(dim=0)[place.to(padded.device)].cpu()
+
+
+def _texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """Return the text that each token adds. Where several tokens make one character, the last has it."""
+    texts, shown = [], ""
+    for end in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:end])
+        begun = text.endswith("\ufffd") and end < len(ids)
+        texts.append("" if begun else text[len(shown) :])
+        shown = shown if begun else text
+    return texts
+
+
+def _panels(model: Any, inputs: Mapping[str, Any], images: Sequence[Image.Image]) -> tuple[list[Tensor], list[Panel]]:
+    """Return a panel for each image and encoder, and the places of its tokens in the prompt; none where they are no grid of an image."""
+    marked = image_tokens(model, inputs["input_ids"])
+    pixels = inputs.get("pixel_values")
+    if marked is None or pixels is None or pixels.ndim != 4 or len(pixels) != len(images):
+        return [], []
+    every = marked[0].nonzero().flatten().cpu()
+    each = len(every) // len(images)
+    side = round(each**0.5)
+    grid, parts = getattr(model, "image_layout", ((side, side), {"the image": range(each)}))  # other models: a square of tokens
+    if not each or len(every) % len(images) or any(len(part) != grid[0] * grid[1] for part in parts.values()):
+        return [], []
+    places, panels = [], []
+    for own, picture in zip(every.split(each), pixels, strict=True):
+        shown = _shown(picture)
+        for name, part in parts.items():
+            places.append(own[list(part)])
+            panels.append(Panel(shown, name, grid))
+    return places, panels
+
+
+def _shown(pixels: Tensor) -> str:
+    """Return pixels [3, H, W] as a data URI. Normalised pixels are stretched to the full range of colours."""
+    values = pixels.float().cpu()
+    if pixels.dtype != torch.uint8:
+        values = (values - values.amin()) / (values.amax() - values.amin()).clamp(min=1e-6) * 255
+    shown = small_copy(Image.fromarray(values.round().byte().permute(1, 2, 0).numpy()))
+    assert shown is not None
+    return shown
+
+
+def first_question(raw: RawRecord, image_folder: str | os.PathLike[str] | None) -> Chat:
+    """Return a record's conversation up to its first answer, with the images. RecordError for a record that cannot be read."""
+    record = to_record(raw, image_folder)
+    images = iter(record.images)
+    asked = itertools.takewhile(lambda message: message["role"] != "assistant", record.messages)
+    return [
+        {**message, "content": [{**part, "image": next(images)} if part["type"] == "image" else part for part in message["content"]]}
+        for message in asked
+    ]
+
+
+def write_explanation(
+    file: str | os.PathLike[str],
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    chat: Chat,
+    method: Decoding | None = None,
+    *,
+    model_name: str,
+    max_new_tokens: int = 128,
+) -> None:
+    """Explain the answer to one conversation (`explain`), and write one HTML file that needs no other. ValueError as `explain`."""
+    explanation = explain(model, processor, chat, method, max_new_tokens)
+    scale = colour_scale([token.contrast for answer in explanation.answers for token in answer.tokens])
+    template = Path(__file__).with_name("explanation.html.jinja")
+    write_page(Path(file), template, explanation=explanation, model=model_name, scale=scale)
