@@ -7,6 +7,7 @@ items are files, or lie in files that the caller writes, so that a run that is k
 
 from __future__ import annotations
 
+import copyreg
 import logging
 import os
 import time
@@ -147,6 +148,20 @@ def file_number(item: int, part: int = 1) -> int:
     return item if part == 1 else 10**9 + 2**16 * item + part
 
 
+def _let_models_travel() -> None:
+    """Let a model of transformers that has run be pickled: its hooks refer to a variable of which each process has its own."""
+    with suppress(ImportError):
+        from transformers.utils.output_capturing import CompileableContextVar
+
+        copyreg.pickle(CompileableContextVar, lambda _: (_collector, ()))  # type: ignore[arg-type, return-value]
+
+
+def _collector() -> Any:
+    from transformers.utils.output_capturing import _active_collector
+
+    return _active_collector
+
+
 class _Actor:
     """Runs in a process of its own."""
 
@@ -191,6 +206,7 @@ class _Actors:
         self._ray, self._lanes = ray, lanes
         self._most, needs = cluster.sized(ray)
         self._least = min(cluster.least, self._most)
+        _let_models_travel()
         self._new = partial(ray.remote(max_concurrency=lanes, **needs)(_Actor).remote, ray.put(make), os.getcwd())
         self._needs = ", ".join(f"{name}={number:g}" for name, number in needs.items())
         self._starting: dict[Any, Any] = {}  # reference -> actor

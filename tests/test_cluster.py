@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from support.killing_encoder import KillingEncoder
 from support.spectra import embeddings
@@ -25,7 +26,7 @@ from support.tiny import TinyEncoder
 from support.tiny_llava import build_llava, many_records
 
 from encoders import FeatureStore, encode_images
-from encoders.cluster import Cluster, file_number, grown, worked
+from encoders.cluster import Cluster, _let_models_travel, file_number, grown, worked
 from encoders.command_options import cluster_of
 from mof import blind_pairs
 from mof.evals.answerers import LocalModel
@@ -82,6 +83,17 @@ def test_options_of_a_cluster() -> None:
             cluster_of("", None, actors)
     with pytest.raises(ValueError, match="--ray"):
         cluster_of(None, 1.0, None)
+
+
+def test_a_model_that_has_run_can_be_sent() -> None:
+    """Transformers keeps hooks on it, which record hidden states in a variable of the process."""
+    cloudpickle = pytest.importorskip("ray.cloudpickle")
+    model, _ = build_llava()
+    inputs = {"input_ids": torch.arange(5, 15)[None], "output_hidden_states": True}
+    expected = model(**inputs).hidden_states
+    _let_models_travel()
+    sent = cloudpickle.loads(cloudpickle.dumps(model))(**inputs).hidden_states
+    assert len(sent) == len(expected) > 1 and all(torch.equal(a, b) for a, b in zip(sent, expected, strict=True))
 
 
 # --- on two nodes ---
