@@ -279,7 +279,7 @@ def test_sigkill_and_resume_equals_one_run(llava, tmp_path) -> None:
         time.sleep(0.02)
     launch.kill(processes)
     saved = len(load_scores(output))
-    assert 2 <= saved < 12
+    assert 1 <= saved < 12
     records = build_records(images, 12)
     resumed = score(*llava, records, output, image_folder=images, batch_size=1)
     whole = score(*llava, records, tmp_path / "one", image_folder=images, batch_size=1)
