@@ -1,8 +1,8 @@
 """Independent items of work are done in this process, or by actors (processes) on the machines of a Ray cluster.
 
-Ray places the actors and moves the data. What happens to an item is decided here: the item of a lost machine is done again; an item
-during which processes die time after time is halved until the part that kills them is alone, and that part is given up. The results of
-items are files, or lie in files that the caller writes, so that a run that is killed goes on with the items that have no result.
+Ray places the actors and moves the data. The rules for items are here: the item of a lost machine is done again; an item that kills its
+processes is halved until the part that kills them is alone, and this part is given up. The results of items are in files, so that a run
+that was killed goes on with the items that have no result.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from encoders.images.loader import in_order
 logger = logging.getLogger(__name__)
 
 DEATHS = 2
-"""An item during which so many processes died is halved; its parts may cost one more process each."""
+"""An item that killed this number of processes is halved; each of its parts may kill one more process."""
 STARTS = 5
-"""So many processes in a row may die before they can work."""
+"""The run ends if this number of processes in a row die before they can work."""
 PATIENCE = 60.0
-"""Seconds without any process after which the user is told what the cluster has no room for."""
+"""Seconds without any process after which a warning says that the cluster has no room."""
 PARTS = 32
-"""A kill costs no more than this fraction of the work so far, and so many actors have work from the beginning."""
+"""An item is at most this fraction of the work before it, so that a kill costs little and this number of actors have work early."""
 
 
 class Item(Protocol):
-    """Work that does not depend on other items."""
+    """An item is work that does not depend on other items."""
 
     def halves(self) -> list[Any]:
         """Return two smaller items; none for an item that cannot be divided."""
@@ -46,7 +46,7 @@ Work = Callable[[Given], Result]
 
 @dataclass(frozen=True)
 class GivenUp:
-    """Stands for the result of an item that killed every process that worked on it."""
+    """GivenUp stands for the result of an item that killed every process that worked on it."""
 
     reason: str
 
@@ -57,13 +57,13 @@ Parts = list[tuple[Given, Result | GivenUp]]
 
 @dataclass(frozen=True)
 class Cluster:
-    """The actors that do the work, each a process of its own.
+    """A cluster says where the actors are and how many there are. Each actor is a process.
 
     Args:
         address: of a Ray cluster, as `ray.init` takes it; "" is the cluster of this machine, or this machine alone.
         gpus_per_actor: GPUs, or a fraction of a GPU, of an actor. Default: one GPU if the cluster has GPUs. Actors without a GPU
             have all cores of a machine.
-        least: the work begins when so many actors have started.
+        least: the work begins when this number of actors have started.
         most: the largest number of actors. Default: as many as the cluster has room for now.
     """
 
@@ -163,7 +163,7 @@ def _collector() -> Any:
 
 
 class _Actor:
-    """Runs in a process of its own."""
+    """An actor runs in a process of its own."""
 
     def __init__(self, make: Callable[[], Work[Any, Any]], folder: str) -> None:
         with suppress(OSError):  # a machine that does not see the folder from which relative paths start may do without
@@ -184,7 +184,7 @@ class _Actor:
 
 @dataclass
 class _Task:
-    """An item, or a part of one, and what has become of it."""
+    """A task is an item, or a part of an item, and its outcome."""
 
     item: Any
     deaths: int = 0
@@ -200,7 +200,7 @@ class _Task:
 
 
 class _Actors:
-    """The actors of a run. An actor is taken on when its process has started; a dead actor is replaced."""
+    """The actors of a run work on tasks. An actor gets tasks when its process has started; a dead actor is replaced."""
 
     def __init__(self, ray: Any, make: Callable[[], Work[Any, Any]], cluster: Cluster, lanes: int) -> None:
         self._ray, self._lanes = ray, lanes
@@ -255,7 +255,7 @@ class _Actors:
                     yield actor
 
     def _wait(self) -> None:
-        """Wait until something ends, and note what has become of it."""
+        """Wait until a start or a task ends, and note its outcome."""
         ended, _ = self._ray.wait([*self._running, *self._starting], timeout=PATIENCE / 4)
         for reference in ended:
             if reference in self._starting:

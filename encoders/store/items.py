@@ -28,7 +28,7 @@ from encoders.store.shards import write_shard
 
 
 class Content(NamedTuple):
-    """An image of an item."""
+    """Content is an image of an item."""
 
     key: str
     """Its content key."""
@@ -42,7 +42,7 @@ class Content(NamedTuple):
 
 @dataclass(frozen=True)
 class EncodeItem:
-    """Images that are encoded together."""
+    """An EncodeItem holds images that are encoded together."""
 
     numbers: dict[str, int]
     """The number of the shard of each encoder."""
@@ -61,7 +61,7 @@ class EncodeItem:
 
 
 class Outcome(NamedTuple):
-    """What has become of an item's images, by content key."""
+    """An outcome holds the sizes and the failures of an item's images, by content key."""
 
     sizes: dict[str, tuple[int, int]]
     """Width and height."""
@@ -72,7 +72,7 @@ class Outcome(NamedTuple):
 
 
 class ItemEncoder:
-    """The function that encodes an item. It writes the shards, and returns the `Outcome`.
+    """ItemEncoder is the function that encodes an item. It writes the shards, and returns the `Outcome`.
 
     Args:
         encoders: by their names in the store. A copy of an encoder is used where device, dtype or mode must change, because casting

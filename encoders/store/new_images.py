@@ -1,4 +1,4 @@
-"""The images of a run are read and hashed in threads; those that an encoder lacks are cut into items."""
+"""NewImages reads and hashes the images of a run in threads, and makes items of the images that an encoder lacks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHARD_BYTES, SHARD_IMAGES, READ_BYTES = 2**28, 65_536, 2**27
 
 
 class ReadImage(NamedTuple):
-    """An image as a thread has read it."""
+    """A ReadImage is an image as a thread has read it."""
 
     name: str
     key: str = ""
@@ -37,7 +37,7 @@ class ReadImage(NamedTuple):
 
 
 class NewImages:
-    """The images of a run. `_read` runs in threads, all else in one.
+    """NewImages holds the images of a run. `_read` runs in threads, everything else in the main thread.
 
     Attributes:
         names: name -> content key of the images so far; "" if it is not known.

@@ -31,14 +31,14 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 """Version of the folder."""
 FEW, MANY = 16, 64
-"""Squares along a side of the triangle: at most `FEW` of up to `LARGE` images, or else at most `MANY`, about 2,000 in the triangle."""
+"""Largest number of squares along a side of the triangle: `FEW` squares of up to `LARGE` images, else `MANY`; then there are 2,000."""
 SMALL, LARGE = 256, 8192
 """Images along a side of a square: enough to keep a processor busy for some hundredths of a second."""
 
 
 @dataclass(frozen=True)
 class Square:
-    """Pairs with i in `rows` and j in `columns`, on or above the diagonal."""
+    """A square holds the pairs with i in `rows` and j in `columns`, on or above the diagonal."""
 
     rows: slice
     columns: slice
@@ -52,7 +52,7 @@ class Square:
 
 
 class PairLedger:
-    """The finished squares of one search in `folder`, which is made if need be.
+    """PairLedger keeps the finished squares of a search in `folder`, which is made if need be.
 
     Args:
         most: how many pairs of a square are kept, the best.
@@ -125,7 +125,7 @@ class PairLedger:
 
 
 class SquareSearch:
-    """The function that compares a square and stores its pairs. It returns how many there are.
+    """SquareSearch is the function that compares a square and stores its pairs. It returns their number.
 
     Args:
         moves: whether the embeddings move to the GPU of this process, if it has a GPU.

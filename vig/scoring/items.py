@@ -23,7 +23,7 @@ from vig.scoring.scores import Score, to_table
 
 @dataclass(frozen=True)
 class ScoreItem:
-    """Records that are scored together."""
+    """A ScoreItem holds records that are scored together."""
 
     records: list[Row]
     number: int | None
@@ -40,7 +40,7 @@ class ScoreItem:
 
 
 class Scored(NamedTuple):
-    """What has become of an item's records."""
+    """Scored holds the outcome of an item's records."""
 
     scores: list[Score]
     """The scores, unless they are in a shard."""
@@ -52,7 +52,7 @@ class Scored(NamedTuple):
 
 @dataclass
 class Total:
-    """What has become of all records so far."""
+    """A total holds the outcome of all records so far."""
 
     scores: list[Score] = field(default_factory=list)
     number: int = 0
@@ -72,7 +72,7 @@ class Total:
 
 
 class ItemScorer:
-    """The function that scores an item. It writes the shard, and returns what has become of the records.
+    """ItemScorer is the function that scores an item. It writes the shard, and returns the outcome.
 
     Args:
         new_reader: makes a `PairReader`.

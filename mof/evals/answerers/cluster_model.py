@@ -1,4 +1,4 @@
-"""A model on each actor of a Ray cluster."""
+"""ClusterModel answers prompts by a model on each actor of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mof.evals.answering import Answer, Prompt
 
 @dataclass(frozen=True)
 class PromptItem:
-    """Prompts that are answered together."""
+    """A PromptItem holds prompts that are answered together."""
 
     start: int
     """The position of the first among all prompts."""
@@ -27,7 +27,7 @@ class PromptItem:
 
 
 class ClusterModel:
-    """The answers of a `LocalModel`, in the same batches, which is sent to the actors."""
+    """ClusterModel sends a `LocalModel` to the actors. It answers in the batches of the `LocalModel`."""
 
     def __init__(self, model: LocalModel, cluster: Cluster) -> None:
         self.name, self.settings, self._model, self._cluster = model.name, model.settings, model, cluster
@@ -44,7 +44,7 @@ class ClusterModel:
 
 
 class ModelOnActor:
-    """The function that answers the prompts of an item."""
+    """ModelOnActor is the function that answers the prompts of an item."""
 
     def __init__(self, model: LocalModel) -> None:
         model.model.to("cuda" if torch.cuda.is_available() else "cpu")
