@@ -2,6 +2,7 @@
 
     python benchmarks/vig_scoring.py                       # vocabularies of 32k and 128k
     python benchmarks/vig_scoring.py --vocabularies 32000 --repeats 1
+    python benchmarks/vig_scoring.py --measures            # vig.score also gives logits and entropies, the plain way does not
 
 The model is a LLaVA with a Llama of 8 layers and width 512, and a small vision tower. A record has 576 image tokens, three records have
 the same image, and 12 % of a record's tokens are answers. Both methods start from the same records as tokens and pixels (the time for
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import time
 import warnings
+from functools import partial
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -28,6 +30,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from mof.data.answer_tokens import Example
 from mof.data.collator import collate
+from vig.output_head import Values, cross_entropy, loss_logit_entropy
 from vig.scoring.answer_losses import AnswerLosses
 from vig.scoring.batches import Batch, make_batches
 from vig.scoring.pairs import Pair
@@ -85,12 +88,15 @@ def plain(model: LlavaForConditionalGeneration, pairs: list[Pair]) -> dict[str, 
     return result
 
 
-def ours(model: LlavaForConditionalGeneration, pairs: list[Pair], batch_tokens: int = 16384) -> dict[str, np.ndarray]:
+def ours(
+    model: LlavaForConditionalGeneration, pairs: list[Pair], batch_tokens: int = 16384, values: Values = cross_entropy
+) -> dict[str, np.ndarray]:
     """Return id -> token VIGs, computed as in `vig.score`."""
     result = {}
-    losses = AnswerLosses(model, 0)
+    losses = AnswerLosses(model, 0, values)
     for batch in make_batches(pairs, batch_tokens, 64):
-        clean, null = (losses(branch, batch.prefix) for branch in _branches(batch))  # [N], [N]
+        both = (losses(branch, batch.prefix) for branch in _branches(batch))  # [N] or [N, 3] each
+        clean, null = (values.view(len(values), -1)[:, 0] for values in both)  # [N], [N]
         counts = [int(pair.clean.answer_mask.sum()) for pair in batch.pairs]
         for pair, vig in zip(batch.pairs, (null - clean).split(counts), strict=True):
             result[pair.id] = vig.numpy()
@@ -101,7 +107,7 @@ def _branches(batch: Batch) -> tuple[list[list[Example]], list[list[Example]]]:
     return [[pair.clean for pair in group] for group in batch.groups], [[pair.null for pair in group] for group in batch.groups]
 
 
-METHODS = {"two plain forwards": plain, "vig.score": ours}
+METHODS = {"two plain forwards": plain, "vig.score": ours, "with measures": partial(ours, values=loss_logit_entropy)}
 
 
 def peak_memory(method: str, vocabulary: int) -> float:
@@ -117,29 +123,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocabularies", type=int, nargs="+", default=[32_000, 128_000])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--measures", action="store_true", help="measure vig.score with all measures of a token, too")
+    parser.add_argument("--no-memory", action="store_true", help="measure the time only, without further processes")
     parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)  # a measurement in a separate process
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     if arguments.memory:
         print(peak_memory(arguments.memory[0], int(arguments.memory[1])))
         return
+    methods = {name: method for name, method in METHODS.items() if arguments.measures or name != "with measures"}
     for vocabulary in arguments.vocabularies:
         model, pairs = build_model(vocabulary), build_pairs(vocabulary)
-        least, results = dict.fromkeys(METHODS, float("inf")), {}
+        least, results = dict.fromkeys(methods, float("inf")), {}
         for _ in range(arguments.repeats):
-            for name, method in METHODS.items():
+            for name, method in methods.items():
                 start = time.perf_counter()
                 results[name] = method(model, pairs)
                 least[name] = min(least[name], time.perf_counter() - start)
-        reference, fast = results.values()
-        apart = max(float(np.abs(fast[id] - reference[id]).max()) for id in reference)
-        memory = {}
-        for name in METHODS:
+        reference, *fast = results.values()
+        apart = max(float(np.abs(result[id] - reference[id]).max()) for result in fast for id in reference)
+        memory = dict.fromkeys(methods, float("nan"))
+        for name in () if arguments.no_memory else methods:
             command = [sys.executable, __file__, "--memory", name, str(vocabulary)]
             at_once = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**18)}  # freed memory goes back to the system
             memory[name] = float(subprocess.run(command, check=True, capture_output=True, text=True, env=at_once).stdout.splitlines()[-1])
-        slow = next(iter(METHODS))
-        for name in METHODS:
+        slow = next(iter(methods))
+        for name in methods:
             print(
                 f"vocabulary {vocabulary:>7,}  {name:<18} {least[name]:7.2f} s  {least[slow] / least[name]:5.2f} x  "
                 f"{memory[name]:5.2f} GB  {memory[slow] / memory[name]:5.1f} x less",

@@ -212,7 +212,8 @@ class Encoder(nn.Module, ABC):
         """
         _check_pixels(pixels)
         parameter = next(self.tower.parameters())
-        x = pixels.to(parameter.device).float()  # [B, 3, H, W]
+        # A tower that is offloaded lies on the meta device between two calls, and comes to the pixels.
+        x = pixels.to(pixels.device if parameter.is_meta else parameter.device).float()  # [B, 3, H, W]
         if pixels.dtype == torch.uint8:
             x = x / 255
         if x.shape[-2:] != (self.image_size, self.image_size):

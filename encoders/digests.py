@@ -37,7 +37,7 @@ def checks() -> bool:
 def seal(content: bytes) -> bytes:
     """Return the content with its digest in place of the last `BLANK`."""
     start = content.rindex(BLANK.encode()) + len(MARK) + 1
-    return content[:start] + _digest(content).encode() + content[start + 32 :]
+    return content[:start] + _digest(content, start).encode() + content[start + 32 :]
 
 
 def check(content: bytes, name: object) -> None:
@@ -46,7 +46,7 @@ def check(content: bytes, name: object) -> None:
     if place < 0 or not checks():
         return
     match = next(iter(PATTERN.finditer(content, max(0, place - len(BLANK)))), None)
-    if match is None or match[1].decode() != _digest(content[: match.start(1)] + b"0" * 32 + content[match.end(1) :]):
+    if match is None or match[1].decode() != _digest(content, match.start(1)):
         raise DamagedError(f"{name} is damaged, or was edited: its digest does not fit its content")
 
 
@@ -92,5 +92,9 @@ def damaged(folder: Path, listed: Mapping[str, str]) -> dict[Path, str]:
     return faults
 
 
-def _digest(content: bytes) -> str:
-    return xxhash.xxh3_128_hexdigest(content)
+def _digest(content: bytes, start: int) -> str:
+    """Return the digest of the content with zeros in place of the 32 digits that begin at `start`."""
+    view, digest = memoryview(content), xxhash.xxh3_128()
+    for piece in (view[:start], b"0" * 32, view[start + 32 :]):
+        digest.update(piece)
+    return digest.hexdigest()

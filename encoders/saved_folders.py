@@ -1,4 +1,4 @@
-"""A folder with files of other libraries, for example a saved model or a checkpoint, holds a sealed list of the files' digests."""
+"""Files that cannot hold a digest themselves, such as saved models, CSV and plain JSON, have it in a sealed JSON file beside them."""
 
 from __future__ import annotations
 
@@ -53,6 +53,29 @@ def check_folder(folder: str | os.PathLike[str], without: str = "") -> None:
     if faults := damaged(Path(folder), listed):
         raise DamagedError(
             f"{'; '.join(faults.values())}. Save the model again, or put back a copy; after changes of your own, delete {path}"
+        )
+
+
+def card_path(file: Path) -> Path:
+    """Return the path of the card of a data file, which lists the file's digest: selected.card.json beside selected.json."""
+    return file.with_name(f"{file.stem}.card.json")
+
+
+def check_listed(file: Path, listing: Path, remedy: str) -> None:
+    """Raise a DamagedError if the sealed JSON `listing` has another digest of the file. A file in no listing passes.
+
+    A listing of a single file is compared whatever that file's name is: both may have been renamed, or belong to different files.
+
+    Args:
+        remedy: the advice to a user of a damaged file, for the message.
+    """
+    if not checks() or not listing.is_file():
+        return
+    listed = read_sealed(listing).get("files", {})
+    noted = next(iter(listed.values())) if len(listed) == 1 else listed.get(file.name)
+    if noted is not None and file_digest(file) != noted:
+        raise DamagedError(
+            f"{file} is damaged, or was edited: {listing} has another digest; {remedy}. After changes of your own, delete that file"
         )
 
 

@@ -83,13 +83,14 @@ class MoFModel(StrictCheckpoints):
             **kwargs: further arguments of the language model.
 
         Raises:
-            ValueError: if the numbers of image tokens and image features differ.
+            ValueError: if the numbers of image tokens and image features differ, and for several tokens after a recurrent state.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if past_key_values is not None and not self._remembers(cache):  # peft gives its prefix in this way, beside an empty cache
             cache = past_key_values
         if self._recurrent and self._remembers(cache):
+            self._refuse_several(input_ids if inputs_embeds is None else inputs_embeds)
             attention_mask = None  # the state already leaves out padding
         if self.cache_name:
             kwargs[self.cache_name] = cache
@@ -97,24 +98,33 @@ class MoFModel(StrictCheckpoints):
             raise ValueError(f"{type(self.language_model).__name__} takes none of the caches {', '.join(CACHE_NAMES)}; give none")
         if input_ids is not None and self._has_layer_tables:
             kwargs["per_layer_inputs"] = self._look_up_layers(input_ids)
-        images = {"pixel_values": pixel_values, "encoder_features": encoder_features, "image_features": image_features}
-        images = {name: value for name, value in images.items() if value is not None}
+        inputs = {"pixel_values": pixel_values, "encoder_features": encoder_features, "image_features": image_features}
+        images = {name: value for name, value in inputs.items() if value is not None}
         inputs_embeds = self._embed(input_ids, inputs_embeds, images, cache)  # [R, L, D]
         if self._llm_takes_positions:
-            positions = self._count_positions(attention_mask, inputs_embeds.shape[1], cache)
-            kwargs["position_ids"] = positions if position_ids is None else position_ids  # [R, L]
+            if position_ids is None:
+                position_ids = self._count_positions(attention_mask, inputs_embeds.shape[1], cache)  # [R, L]
+            kwargs["position_ids"] = position_ids
         return self.language_model(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
 
     def _remembers(self, cache: Any) -> bool:
         """Return whether the cache holds earlier tokens."""
         return cache is not None and bool(cache.has_previous_state() if self._recurrent else cache.get_seq_length() > 0)
 
-    def _count_positions(self, attention_mask: Tensor | None, new: int, cache: Any) -> Tensor | None:
+    def _refuse_several(self, tokens: Any) -> None:
+        """Raise a ValueError for several tokens, because transformers continues from a recurrent state with a single token [R, 1, ...]."""
+        if tokens.shape[1] > 1:
+            raise ValueError(
+                f"{type(self.language_model).__name__} continues from a state by one token at a time, not by {tokens.shape[1]}: give the "
+                "whole text without the cache"
+            )
+
+    def _count_positions(self, attention_mask: Any, new: int, cache: Any) -> Tensor | None:
         """Return the positions [R, new] of the last `new` tokens, without counting padding. None leaves them to the language model.
 
         A mask [R, L] that is longer than `new` covers padding among the earlier tokens too.
         """
-        if attention_mask is None or attention_mask.ndim != 2:
+        if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
             return None
         if attention_mask.shape[1] == new and self._remembers(cache):
             return None

@@ -14,7 +14,7 @@ from accelerate import init_empty_weights
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from encoders import build_encoder
+from encoders import Encoder, build_encoder
 from encoders.saved_folders import check_folder, recording
 from mof.adapter import build_mixer
 from mof.auto_map import OpenedByCode
@@ -28,12 +28,34 @@ HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "re
 
 
 def build_configured_mixer(config: MoFConfig) -> Mixer:
-    """Return the mixer that the config describes. Its encoders load their own weights, unless the checkpoint holds the weights."""
+    """Return the mixer that the config describes.
+
+    Its encoders load their own weights, unless the checkpoint holds the weights or parameters are made on the meta device.
+
+    Raises:
+        ValueError: for a config without encoders, and for an encoder that cannot be built on the meta device.
+    """
     if not config.encoders:
         raise ValueError("the config names no encoders; make a model with MoFForConditionalGeneration.from_parts")
-    encoders = {name: build_encoder(**spec, pretrained=not config.embed_encoders) for name, spec in config.encoders.items()}
+    empty = nn.Linear(1, 1).weight.is_meta  # under torch.device("meta") or accelerate's init_empty_weights
+    encoders = {name: _build(name, spec, empty or config.embed_encoders, empty) for name, spec in config.encoders.items()}
     width = config.embedding_width or config.get_text_config().hidden_size
-    return build_mixer(config.fusion, encoders, width, **config.fusion_options)
+    mixer = build_mixer(config.fusion, encoders, width, **config.fusion_options)
+    return mixer.to("meta") if torch.empty(0).is_meta else mixer
+
+
+def _build(name: str, spec: dict[str, Any], without_weights: bool, empty: bool) -> Encoder:
+    """Return the encoder of a spec. Libraries compute with the tensors of a new encoder, so no tensor but parameters is made empty."""
+    try:
+        with torch.device("cpu"):
+            return build_encoder(**spec, pretrained=not without_weights)
+    except Exception as error:  # whatever a library raises that meets an empty tensor
+        if not empty:
+            raise
+        raise ValueError(
+            f"encoder {name!r} ({spec['name']}) cannot be built without memory, on the meta device: {error} "
+            "Load the model with from_pretrained, which builds its encoders first"
+        ) from error
 
 
 class StrictCheckpoints(OpenedByCode, PreTrainedModel):
@@ -124,8 +146,10 @@ def _complete(loaded: Mixer, built: Mixer, embedded: bool) -> None:
     Encoders that are not in the checkpoint are copied whole. Encoders in the checkpoint lack only the buffers that are never saved.
     """
     if not embedded:
-        adapter = next(loaded.parameters())
-        loaded.encoders = built.encoders.to(adapter.device, adapter.dtype)
+        adapter, hook = next(loaded.parameters()), getattr(loaded, "_hf_hook", None)
+        # An adapter that is offloaded lies on the meta device; accelerate's hook knows the device that computes.
+        device = hook.execution_device if adapter.is_meta and hook is not None else adapter.device
+        loaded.encoders = built.encoders.to(device, adapter.dtype)
         return
     _copy_unsaved_buffers(built.encoders, loaded.encoders)
     for encoder in loaded.encoders.values():

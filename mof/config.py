@@ -50,7 +50,7 @@ class MoFConfig(NamesCode, PreTrainedConfig):
             text_config = AutoConfig.for_model(text_config.pop("model_type", "llama"), **text_config)
         if fusion not in FUSIONS:
             raise ValueError(f"unknown fusion {fusion!r}; expected one of {', '.join(FUSIONS)}")
-        self.text_config = text_config
+        self.text_config: PreTrainedConfig = text_config
         if kwargs.get("attn_implementation") is not None:
             self._attn_implementation = kwargs["attn_implementation"]  # the setter also sets it for the language model
         encoders = encoders or {}
@@ -71,10 +71,18 @@ class MoFConfig(NamesCode, PreTrainedConfig):
         """Return the number of tokens that the language model knows. Trainers read it here."""
         return self.text_config.vocab_size
 
+    @vocab_size.setter
+    def vocab_size(self, value: int) -> None:
+        self.text_config.vocab_size = value
+
     @property
     def tie_word_embeddings(self) -> bool:
         """Return whether the language model's head shares the weights of the embeddings."""
         return self.text_config.tie_word_embeddings
+
+    @tie_word_embeddings.setter
+    def tie_word_embeddings(self, value: bool) -> None:
+        self.text_config.tie_word_embeddings = value
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of config.json, without the path from which the language model was loaded."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
@@ -14,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoProcessor, BatchFeature, PreTrainedTokenizerBase
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.processing_utils import ProcessingKwargs, ProcessorMixin
+from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from encoders import StoredImage, View
 from encoders.images.opening import ADDRESSES, read_address
@@ -198,44 +197,37 @@ class MoFProcessor(NamesCode, ProcessorMixin):
         check_folder(pretrained_model_name_or_path, without=WEIGHTS)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
-    def __call__(self, images: Any = None, text: str | list[str] | None = None, **kwargs: Any) -> BatchFeature:
-        """Return the model's inputs for texts with a placeholder for each image, and for the images of all texts in order.
+    # The call is transformers' own: it takes images and texts with a placeholder per image, all images in order, and options of both.
+    # It brings `return_mm_token_type_ids`, `return_text_replacement_offsets`, and the refusal of truncation that cuts an image.
 
-        Args:
-            **kwargs: options of the tokenizer, and `image_size`, `fit` and `background` for the image processor. They may also be
-                given in dicts `text_kwargs` and `images_kwargs`, as for any processor of transformers.
+    def prepare_inputs_layout(self, images: Any = None, text: str | list[str] | None = None, **kwargs: Any) -> tuple[Any, ...]:
+        """Return images and texts as flat lists, or None, where there are none, and two times None for videos and audio."""
+        images = None if images is None else _flatten(images)
+        return images or None, [text] if isinstance(text, str) else None if text is None else list(text), None, None
 
-        Raises:
-            ValueError: if the numbers of placeholders and images differ.
-        """
-        options = self._merge_kwargs(ProcessingKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
-        images_options, options = options["images_kwargs"], options["text_kwargs"]
-        return_tensors = options.pop("return_tensors", None)
-        return_replacements = options.pop("return_text_replacement_offsets", False)
-        texts = [text] if isinstance(text, str) else list(text or [])
-        flat = [] if images is None else _flatten(images)
-        placeholders = sum(part.count(self.image_token) for part in texts)
-        if texts and placeholders != len(flat):
-            raise ValueError(f"{placeholders} {self.image_token} placeholders in the text, but {len(flat)} images")
-        data: dict[str, Any] = {}
-        if texts:
-            expanded = [part.replace(self.image_token, self.image_token * self.tokens_per_image) for part in texts]
-            data.update(self.tokenizer(expanded, **options))
-        if return_replacements:
-            data["text_replacement_offsets"] = [self._replacements(part) for part in texts]
-        if flat:
-            data.update(self.image_processor(flat, **images_options))
-        return BatchFeature(data, tensor_type=return_tensors)
+    def validate_inputs(self, images: Any = None, text: list[str] | None = None, **kwargs: Any) -> None:
+        """Raise a ValueError when placeholders and images differ in number, and when neither is given."""
+        if images is None and text is None:
+            raise ValueError("give images, text or both")
+        placeholders, count = sum(part.count(self.image_token) for part in text or []), len(images or [])
+        if text is not None and placeholders != count:
+            raise ValueError(f"{placeholders} {self.image_token} placeholders in the text, but {count} images")
 
-    def _replacements(self, text: str) -> list[dict[str, Any]]:
-        """Return the place of each placeholder of `text` before and after expansion. transformers shifts its masks by these places."""
-        length = len(self.image_token)
-        starts = [match.start() for match in re.finditer(re.escape(self.image_token), text)]
-        grown = length * (self.tokens_per_image - 1)
-        return [
-            {"span": (start, start + length), "new_span": (start + i * grown, start + (i + 1) * grown + length)}
-            for i, start in enumerate(starts)
-        ]
+    def _process_images(self, images: list[Any], **options: Any) -> tuple[BatchFeature, list[str]]:
+        """Return the model's image inputs, and the text that replaces the placeholder of each image."""
+        processed = self.image_processor(images, **options)
+        return processed, [self.replace_image_token(processed, index) for index in range(len(images))]
+
+    def replace_image_token(self, image_inputs: Any, image_idx: int, **kwargs: Any) -> str:
+        """Return the text that replaces the placeholder of an image. All images have the same number of tokens."""
+        return self.image_token * self.tokens_per_image
+
+    def _get_num_multimodal_tokens(self, image_sizes: Sequence[Sequence[int]] | None = None, **kwargs: Any) -> MultiModalData:
+        """Return the tokens and the rows of pixel_values that each image takes, for sizes (rows, columns); servers ask for them."""
+        count = len(image_sizes or [])
+        if image_sizes is None:
+            return MultiModalData()
+        return MultiModalData(num_image_tokens=[self.tokens_per_image] * count, num_image_patches=[1] * count)
 
 
 AutoProcessor.register(MoFConfig, MoFProcessor, exist_ok=True)
@@ -247,7 +239,7 @@ def _from_array(array: np.ndarray | Tensor) -> Image.Image:
     if str(array.dtype).removeprefix("torch.") != "uint8" or array.ndim != 3 or array.shape[channels] != 3:
         raise ValueError(
             f"an image as {type(array).__name__} must be {expected} of uint8, got {list(array.shape)} of {array.dtype}; "
-            "give several images as a list"
+            "scale other numbers to 0..255 and round them first, and give several images as a list"
         )
     pixels = array.permute(1, 2, 0).cpu().numpy() if isinstance(array, Tensor) else array
     return Image.fromarray(np.ascontiguousarray(pixels))

@@ -21,11 +21,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from support.tiny import build_llm, build_model, build_tokenizer
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from encoders import Encoder, build_encoder
 from mof import MoFForConditionalGeneration, MoFProcessor
+
+settings.register_profile("unhurried", deadline=None)  # the first example of a test may import torch
+settings.load_profile("unhurried")
 
 
 @pytest.fixture(autouse=True)

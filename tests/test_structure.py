@@ -51,3 +51,9 @@ def test_importing_the_packages_loads_no_torch() -> None:
     loaded = loaded_by("import encoders, mof, vig")
     assert {"encoders", "mof", "vig"} <= loaded
     assert not loaded & {"torch", "transformers", "timm", "open_clip", "pyarrow", "PIL", "numpy"}
+
+
+def test_selection_and_report_load_no_torch() -> None:
+    """It would take seconds and 0.7 GB, and they calculate with NumPy and Arrow."""
+    loaded = loaded_by("import vig.cli.select, vig.cli.report")
+    assert "vig.selection.thresholds" in loaded and not loaded & {"torch", "transformers", "matplotlib"}

@@ -1,8 +1,8 @@
 """The model sees a null image in place of the image when VIG measures how much the image helped.
 
 A null image has the size of the image that it replaces, so both passes of the score have the same tokens. It depends only on that
-image (and the seed), so all records with an image share its null image too. "drop" is the exception: it leaves the image out of the
-conversation.
+image (and the seed), so all records with an image share its null image too. There are two
+exceptions: "drop" leaves the image out of the conversation, and "attention" hides its tokens from the attention of all other tokens.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ NULLS: dict[str, Maker] = {
     "shuffle": _shuffle,  # another record's image, seeded by the image
 }
 DROP = "drop"  # no visual tokens: the image's placeholder leaves the conversation
-NULL_NAMES = (*NULLS, DROP)
+ATTENTION = "attention"  # the image's tokens keep their places, but no token attends to them (CAL, arXiv 2405.17871)
+NULL_NAMES = (*NULLS, DROP, ATTENTION)
 
 
 class NullImages:
@@ -87,7 +88,7 @@ class NullImages:
         only_image: the index of the single image in each record that is replaced; None replaces all.
 
     Raises:
-        ValueError: for an unknown name or a negative index.
+        ValueError: for an unknown name, a negative index, or an index with "attention", which hides all images.
     """
 
     def __init__(
@@ -101,8 +102,10 @@ class NullImages:
             raise ValueError(f"unknown null image {null!r}; expected one of {', '.join(NULL_NAMES)}, or a function")
         if only_image is not None and only_image < 0:
             raise ValueError(f"only_image is an index from 0 on, or None for all images; got {only_image}")
+        if null == ATTENTION and only_image is not None:
+            raise ValueError("null='attention' hides all images of a record; leave only_image out")
         self._seed, self._donors, self.only_image = seed, donors, only_image
-        self.drops = null == DROP
+        self.drops, self.hides = null == DROP, null == ATTENTION
         self._make = _maker(null)
         self.description = _describe(null, donors, only_image)
         """The entry of a run's manifest about its null image."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 
 from vig.scoring.scores import Score
 
-# Shapes: N = values, T = answer tokens of a record, over all its turns.
+# Shapes: N = values, T = answer tokens of a record or of a turn, W = words of a turn.
+
+WORD = re.compile(r"\w+")
 
 
 # --- tokens and words of a score
@@ -43,25 +46,32 @@ def turns(score: Score) -> list[NDArray[np.int64]]:
 
 def answer_words(score: Score) -> list[list[Word]]:
     """Return the words of each turn, in order. End-of-turn tokens belong to no word."""
-    return [_words(score, turn[~np.isin(turn, score.turn_ends)]) for turn in turns(score)]
+    return [_words(score, turn) for turn in _without_ends(score)]
 
 
 def word_places(score: Score) -> list[tuple[str, NDArray[np.int64]]]:
     """Return each word of the answers with the indices of the answer tokens that hold a part of it."""
-    return [word for turn in turns(score) for word in _places(score, turn[~np.isin(turn, score.turn_ends)])]
+    parts = ((part, *_held(score, part)) for part in _without_ends(score))
+    return [(word, part[tokens]) for part, words, held in parts for word, tokens in zip(words, held, strict=True)]
+
+
+def _without_ends(score: Score) -> Iterator[NDArray[np.int64]]:
+    """Yield indices into the answer tokens, turn by turn, without end-of-turn tokens."""
+    return (turn[~np.isin(turn, score.turn_ends)] for turn in turns(score))
 
 
 def _words(score: Score, places: NDArray[np.int64]) -> list[Word]:
-    vig = score.token_vig.astype(np.float64)  # [T]
-    return [Word(text, float(vig[tokens].sum())) for text, tokens in _places(score, places)]
+    words, held = _held(score, places)
+    sums = np.where(held, score.token_vig[places].astype(np.float64), 0).sum(axis=1)  # [W]
+    return [Word(word, total) for word, total in zip(words, sums.tolist(), strict=True)]
 
 
-def _places(score: Score, places: NDArray[np.int64]) -> list[tuple[str, NDArray[np.int64]]]:
-    if not len(places):
-        return []
-    starts, ends = score.token_starts[places], score.token_ends[places]  # [T] each, of this turn
-    matches = re.compile(r"\w+").finditer(score.answer, int(starts.min()), int(ends.max()))
-    return [(match.group(), places[(starts < match.end()) & (ends > match.start())]) for match in matches]
+def _held(score: Score, places: NDArray[np.int64]) -> tuple[list[str], NDArray[np.bool_]]:
+    """Return the words of a turn and [W, T], whether each word has a part in each of the turn's tokens."""
+    starts, ends = score.token_starts[places], score.token_ends[places]  # [T] each
+    matches = list(WORD.finditer(score.answer, int(starts.min()), int(ends.max()))) if len(places) else []
+    spans = np.array([match.span() for match in matches], np.int64).reshape(-1, 2)  # [W, 2]
+    return [match.group() for match in matches], (starts < spans[:, 1:]) & (ends > spans[:, :1])
 
 
 # --- kinds of words
@@ -123,7 +133,12 @@ def parts_of_speech(words: Sequence[str]) -> list[str | None]:
 
     tags = [name for _, name in tag(" ".join(words), tokenize=False)]
     assert len(tags) == len(words), f"{len(words)} words, but {len(tags)} tags: {words}"
-    return [next((name for prefix, name in _PARTS_OF_SPEECH.items() if tag.startswith(prefix)), None) for tag in tags]
+    return [_part_of_speech(tag) for tag in tags]
+
+
+@cache
+def _part_of_speech(tag: str) -> str | None:
+    return next((name for prefix, name in _PARTS_OF_SPEECH.items() if tag.startswith(prefix)), None)
 
 
 # --- means

@@ -83,7 +83,7 @@ def in_order(
 
     At most `ahead` items wait at a time.
     """
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="in-order", initializer=prepare)
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="image-loader", initializer=prepare)
     try:
         waiting: deque[Future[Result]] = deque()
         rest = iter(items)

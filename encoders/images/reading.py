@@ -9,16 +9,17 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import torch
 from PIL import ExifTags, Image
 from PIL.ImageFile import ImageFile
-from torch import Tensor
-from torch.nn import functional as F
 
 from encoders.images.opening import ImageError, ImageLimits, check_opened, open_image, read_file, reason
+
+if TYPE_CHECKING:
+    from torch import Tensor  # imported late: who only reads images, or digests records, does without
 
 # Shapes: H, W = rows and columns of an image, N = length of the blurred axis.
 
@@ -146,6 +147,7 @@ def _convert(image: Image.Image, name: str) -> Image.Image:
     if image.mode.startswith(("I", "F")):
         return _from_wide_grey(image, name)
     if "transparency" in image.info or image.getbands()[-1] in ("A", "a"):
+        image = image.convert("LA") if image.mode == "La" else image  # Pillow knows no way from it to any other mode
         image = image if image.mode == "RGBA" else image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image if image.mode == "RGB" and not isinstance(image, ImageFile) else image.convert("RGB")
@@ -180,6 +182,8 @@ def blur(image: Image.Image) -> Image.Image:
     the image (`BLUR_KERNELS`). Borders are reflected. An axis of n pixels can be reflected by at most n - 1 pixels, so k is at
     most 2n - 1 on this axis; sigma does not change.
     """
+    import torch
+
     kernel = next(k for width, k in BLUR_KERNELS if image.width >= width)
     pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float()  # [3, H, W]
     pixels = _blur_last_axis(pixels, kernel)  # [3, H, W]
@@ -189,6 +193,9 @@ def blur(image: Image.Image) -> Image.Image:
 
 def _blur_last_axis(pixels: Tensor, kernel: int) -> Tensor:
     """Blur the last axis: [3, M, N] -> [3, M, N]. An FFT is used, because its cost does not grow with the hundreds of taps."""
+    import torch
+    from torch.nn import functional as F
+
     length = pixels.shape[-1]
     reach = min(kernel // 2, length - 1)
     taps = torch.arange(-reach, reach + 1, dtype=torch.float64)  # [2*reach+1]

@@ -19,6 +19,8 @@ from encoders.images.remote import is_url, opened_url, remote_files, remote_imag
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 CHUNK = 2**20  # bytes that are read at a time to skip a tar member
 EXTENSIONS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+MOST_SKIPPED = 2**34
+"""Bytes of a member without use, beyond the size of the tar's file: a few kilobytes can decompress to terabytes of zeros."""
 LONGEST_HEADER = 2**20  # bytes of a header extension (a long name, for example), because tarfile holds it in memory
 MOST_MISSING = 20  # if the first files of a list, in this number, are all missing, the list starts from another folder
 
@@ -216,7 +218,7 @@ def tar_images(path: Path | str, limits: ImageLimits | None = None) -> Iterator[
                 if member.isreg() and base.lower().endswith(endings) and not base.startswith("."):
                     name = _unused(f"{tar}/{_as_text(member.name)}", names)
                     yield name, _member(archive, member, name, limits)
-                _skip_rest(archive)
+                _skip_rest(archive, most=path.stat().st_size + MOST_SKIPPED)
                 last = _as_text(member.name)
     except Exception as error:  # tarfile and the decompressors raise errors of many kinds (ValueError, EOFError, ...) for bad bytes
         yield tar, ImageError(f"{tar}: cannot be read on after {last}, what follows is lost ({error})")
@@ -246,9 +248,11 @@ def _member(archive: tarfile.TarFile, member: tarfile.TarInfo, name: str, limits
     return file.read()
 
 
-def _skip_rest(archive: tarfile.TarFile) -> None:
-    """Read the rest up to the next header. tarfile would not notice a cut within it, and would expand a file with holes."""
+def _skip_rest(archive: tarfile.TarFile, most: int) -> None:
+    """Read the rest up to the next header, at most `most` bytes. tarfile would not notice a cut, and would expand a file with holes."""
     stream: Any = archive.fileobj
+    if archive.offset - stream.tell() > most:
+        raise tarfile.ReadError(f"a member of {archive.offset - stream.tell():,} bytes; unpack the tar, or take the member out")
     while (rest := archive.offset - stream.tell()) > 0:
         if not stream.read(min(CHUNK, rest)):
             raise tarfile.ReadError("unexpected end of data")

@@ -28,6 +28,7 @@ from encoders.command_options import (
     usable_device,
 )
 from encoders.presets import caveat
+from encoders.saved_folders import record
 
 if TYPE_CHECKING:
     from mof.pairs.image_collection import ImageCollection
@@ -150,6 +151,7 @@ def mine(
     output.mkdir(parents=True, exist_ok=True)
     pairs.to_parquet(output / "pairs.parquet", collection.names)
     pairs.to_csv(output / "pairs.csv", collection.names)
+    record(output, ["pairs.csv"])
     names = (" + ".join(clip), " + ".join(dino))
     counts = (collection.duplicates, collection.unreadable)
     page = output / "gallery.html"

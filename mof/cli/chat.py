@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, TextStreame
 from encoders import read_image
 from encoders.command_options import DecodingName, Device, MaxNewTokens, Model, TrustRemoteCode, usable_device
 from mof.auto_classes import register_auto_classes
-from mof.data.prompts import ready_for_prompts
+from mof.data.prompts import prompt_inputs, ready_for_prompts
 from mof.evals.decoding import Decoding, load_decoding, load_explainer
 
 
@@ -98,8 +98,7 @@ def _further(method: Decoding | None, processor: Any, messages: list[dict[str, A
 
 def _inputs(processor: Any, messages: list[dict[str, Any]], network: Any) -> dict[str, Any]:
     """Return the model's inputs on its device, and floats (pixels) in its dtype."""
-    options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-    inputs = processor.apply_chat_template(messages, **options)
+    inputs = prompt_inputs(processor, [messages], add_generation_prompt=True)
     return {name: x.to(network.device, network.dtype if x.is_floating_point() else None) for name, x in inputs.items()}
 
 

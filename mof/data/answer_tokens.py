@@ -27,8 +27,10 @@ from mof.data.templates import Span, template_of
 
 # Shapes: T tokens of a record, A answer tokens among them.
 
+ATTENTION_MASK = "attention_mask"
+"""Where an example has it: int64 [T], 0 for tokens that no token may attend to."""
 # A few processors return these outputs, which hold a value for each token. They are cut and padded with the ids.
-PER_TOKEN = ("token_type_ids", "mm_token_type_ids")
+PER_TOKEN = ("token_type_ids", "mm_token_type_ids", ATTENTION_MASK)
 CROSS_MASK = "cross_attention_mask"  # [1, T, ...], in Llama 3.2 Vision: it says which tokens of a record see which image
 
 

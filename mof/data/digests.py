@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from encoders.images.reading import pixels_of
-from mof.data.forms import is_empty
+from mof.data.forms import is_empty, is_tensor
 
 SCORED = "scored_digest"
 """The key of a selected record under which its digest stands. The digest is made without the keys `SELECTED`."""
 SELECTED = ("token_mask", "token_weights", SCORED)
 """The keys that a selection adds to a record."""
+_SELECTED = frozenset(SELECTED)
 
 
 def record_id(raw: Any) -> str:
@@ -27,14 +27,15 @@ def record_id(raw: Any) -> str:
     """
     if not isinstance(raw, Mapping):
         return digest(raw)
-    if not is_empty(raw.get("id")):
-        return str(raw["id"].item() if isinstance(raw["id"], Tensor) else raw["id"])
+    id = raw.get("id")
+    if not is_empty(id):
+        return id if type(id) is str else str(id.item() if is_tensor(id) else id)
     return digest(unselected(raw))
 
 
 def unselected(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return a record without the keys that a selection adds."""
-    return {key: value for key, value in raw.items() if key not in SELECTED} if any(key in raw for key in SELECTED) else raw
+    return raw if _SELECTED.isdisjoint(raw) else {key: value for key, value in raw.items() if key not in _SELECTED}
 
 
 def digest(value: Any) -> str:
@@ -72,16 +73,21 @@ def _with_text_keys(value: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     """Return a value that JSON can hold: for bytes and images (as encoders see them) a hash, for other values their text."""
-    if isinstance(value, bytes):
+    if isinstance(value, (bytes, bytearray, memoryview)):
         return hashlib.sha256(value).hexdigest()
     if isinstance(value, Image.Image):
         mode, size, pixels = pixels_of(value)
         return [mode, size, hashlib.sha256(pixels).hexdigest()]
-    if isinstance(value, Tensor):
+    if is_tensor(value):
         value = value.cpu().numpy()
     if isinstance(value, (np.ndarray, np.generic)):  # the text of an array leaves out its middle
         return [str(value.dtype), value.shape, hashlib.sha256(value.tobytes()).hexdigest()]
     return str(value)
 
 
-_encode = json.JSONEncoder(sort_keys=True, default=_plain).encode  # made once, because millions of records are digested
+_encode = json.JSONEncoder(sort_keys=True, check_circular=False, default=_plain).encode
+if (_make_encoder := getattr(json.encoder, "c_make_encoder", None)) is not None:  # made once; `encode` makes it for each of millions
+    _pieces = _make_encoder(None, _plain, json.encoder.encode_basestring_ascii, None, ": ", ", ", True, False, True)
+
+    def _encode(value: Any) -> str:
+        return "".join(_pieces(value, 0))

@@ -9,21 +9,20 @@ import base64
 import binascii
 import json
 import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 TURNS = ("conversations", "messages", "conversation")
 QUESTION_AND_ANSWER = (("prompt", "completion"), ("query", "response"))  # keys of TRL, keys of ms-swift
 IMAGE_PARTS = ("image", "image_url", "input_image")
 TEXT_PARTS = ("text", "input_text", "output_text")
-ARRAYS = (np.ndarray, np.generic, Tensor)  # entries of a data set in the format "numpy" or "torch"
 
-# Shapes: n images, H, W = rows and columns, C = 1, 3 or 4 channels.
+# Shapes: n images, H, W = rows and columns, C = 1 to 4 channels.
 
 
 def to_mapping(raw: Any) -> Any:
@@ -35,7 +34,7 @@ def to_mapping(raw: Any) -> Any:
         return {"messages": raw}
     if not isinstance(raw, Mapping):
         return raw
-    if any(isinstance(value, ARRAYS) for value in raw.values()):
+    if any(map(_is_array, raw.values())):
         raw = {key: _without_arrays(value) for key, value in raw.items()}
     turns = first_of(raw, *TURNS)
     if isinstance(turns, list) and turns is not raw.get("conversation"):
@@ -104,16 +103,27 @@ def _parsed(text: str) -> Any:
         return None
 
 
+def is_tensor(value: Any) -> bool:
+    """Return whether a value is a tensor of torch. Without torch, which takes seconds to import, there are none."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def _is_array(value: Any) -> bool:
+    """Return whether a value is an entry of a data set in the format "numpy" or "torch"."""
+    return isinstance(value, (np.ndarray, np.generic)) or is_tensor(value)
+
+
 def _without_arrays(value: Any) -> Any:
     """Return a value with images, lists and numbers in place of arrays. An image is [H, W, C] in NumPy and [C, H, W] in torch."""
     if isinstance(value, Mapping):
         return {key: _without_arrays(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.dtype == object):
         return [_without_arrays(entry) for entry in value]
-    if not isinstance(value, ARRAYS):
+    if not _is_array(value):
         return value
-    array = value.movedim(-3, -1).cpu().numpy() if isinstance(value, Tensor) and value.ndim > 2 else np.asarray(value)
-    if array.dtype == np.uint8 and array.ndim in (3, 4):
+    array = value.movedim(-3, -1).cpu().numpy() if is_tensor(value) and value.ndim > 2 else np.asarray(value)
+    if array.dtype == np.uint8 and array.ndim in (3, 4) and 1 <= array.shape[-1] <= 4:
         images = array if array.ndim == 4 else array[None]  # [n, H, W, C]
         opened = [Image.fromarray(np.ascontiguousarray(image.squeeze(-1) if image.shape[-1] == 1 else image)) for image in images]
         return opened if array.ndim == 4 else opened[0]

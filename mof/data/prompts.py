@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
@@ -18,6 +19,17 @@ def ready_for_prompts(processor: ProcessorMixin) -> None:
     """
     append_nothing(processor.tokenizer)
     refuse_endless(template_of(processor))
+
+
+def prompt_inputs(processor: ProcessorMixin, chats: Sequence[Sequence[Mapping[str, Any]]], **options: Any) -> Any:
+    """Return the model's inputs for conversations, by the processor's `apply_chat_template` with these options.
+
+    Raises:
+        TemplateBoundsError: for a conversation with which the chat template does not come to an end.
+    """
+    for chat in chats:
+        refuse_endless(template_of(processor), chat)
+    return processor.apply_chat_template(chats, tokenize=True, return_dict=True, return_tensors="pt", **options)
 
 
 def append_nothing(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -251,15 +251,16 @@ def _texts(messages: list[Message], role: str) -> list[str]:
 def _asks_in_plain_text(raw: Any) -> bool:
     """Return whether the first question of a chat is plain text, so that nothing in it can say where an image stands."""
     turns = first_of(to_mapping(raw), "conversations", "messages")
-    question = next((turn for turn in turns if ROLES.get(str(turn.get("role")).strip().lower()) == "user"), {})
+    question: Mapping[str, Any] = next((turn for turn in turns if ROLES.get(str(turn.get("role")).strip().lower()) == "user"), {})
     return isinstance(question.get("content"), str)
 
 
 def _resolve(name: str, image: Any, folder: str | os.PathLike[str] | None) -> ImageSource:
     if isinstance(image, Mapping) and image.keys() & {"bytes", "path"}:
         image = first_of(image, "bytes", "path")
-    if isinstance(image, bytes):
+    if isinstance(image, (bytes, bytearray, memoryview)):
         try:
+            image = bytes(image)
             return open_image(image, f"<image of {len(image)} bytes>")  # the image is decoded when its pixels are needed
         except ImageError as error:
             raise RecordError(f"record {name!r}: {error}") from error

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import sys
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic_core import from_json
 
+from encoders.saved_folders import card_path, check_listed
 from mof.data.digests import record_id
 from mof.data.forms import TURNS, to_mapping
 from mof.data.records import RecordError, shown
@@ -23,6 +24,9 @@ from mof.data.records import RecordError, shown
 PIECE = 1 << 20  # characters of a file that are read at a time
 TABLE_ROWS = 256  # rows of a table that are read at a time; they may hold images
 SPACE, COMMA, CLOSE = re.compile(r"\s*"), re.compile(r"\s*,\s*"), re.compile(r"\s*\]")
+JOINT = re.compile(r'\}\s*,\s*\{\s*"[^"\\]*"')  # between two items that are dicts, up to the first key
+NEAR = 1 << 14  # characters in which the end of an item is looked for
+SCAN = json.JSONDecoder().raw_decode
 BEHIND = re.compile(r"[\s,\]]")  # characters that may follow an item of a list
 
 RawRecord = Mapping[str, Any] | list[Any]  # see `mof.data.records.to_record`
@@ -75,9 +79,11 @@ def read_rows(path: str | os.PathLike[str]) -> list[Any]:
 def stream_rows(path: str | os.PathLike[str]) -> Iterator[Any]:
     """Yield the records that `read_rows` returns, without holding them in memory. The errors are the same.
 
-    For a broken list in a `.json` file, the error is raised only after the records before the fault.
+    For a broken list in a `.json` file, the error is raised only after the records before the fault. A DamagedError
+    refuses selected records that do not fit their card.
     """
     path = Path(path)
+    check_listed(path, card_path(path), "select the records again")
     empty = True
     for row in READERS.get(path.suffix, _items)(path):
         if empty and isinstance(row, UnreadableRow):
@@ -126,16 +132,21 @@ def rows(records: Iterable[RawRecord]) -> Iterator[Row]:
     Args:
         records: an iterable of records, or an object that `opened` takes.
     """
-    times = Counter[str]()
+    return (row for _, row in rows_by_id(records))
+
+
+def rows_by_id(records: Iterable[RawRecord]) -> Iterator[tuple[str, Row]]:
+    """Yield the id and the row of each record of `rows`."""
+    times: dict[str, int] = {}
     for row in _rows(opened(records)):
         id = id_of(row)
-        times[id] += 1
-        if times[id] > 1:
+        count = times[id] = times.get(id, 0) + 1
+        if count > 1:
             while (numbered := f"{id}#{times[id]}") in times:
                 times[id] += 1
-            times[numbered] += 1
-            row = _renamed(row, numbered)
-        yield row
+            times[numbered] = 1
+            id, row = numbered, _renamed(row, numbered)
+        yield id, row
 
 
 def _rows(records: Any) -> Iterator[Row]:
@@ -161,18 +172,23 @@ def id_of(raw: Row) -> str:
     return raw.id if isinstance(raw, UnreadableRow) else record_id(raw)
 
 
-def _parse(content: bytes, where: str) -> Any:
+def _decoded(content: bytes) -> Any:
+    """Return the value of JSON in UTF-8. pydantic's parser is fast, keeps equal keys once in memory, and reads a little less than json."""
     try:
-        return json.loads(content.removeprefix(codecs.BOM_UTF8).decode(), object_pairs_hook=_with_shared_keys)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        return UnreadableRow(where, f"not JSON ({error})")
+        return from_json(content, cache_strings="keys")
+    except ValueError:  # also a byte order mark, half a surrogate pair, or a value nested deeper than 200 times
+        return json.loads(content.removeprefix(codecs.BOM_UTF8).decode())
 
 
 def _lines(path: Path) -> Iterator[Row]:
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield _parse(line, f"{path.name}, line {number}")
+            if not line.isspace():
+                try:
+                    row = _decoded(line)
+                except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+                    row = UnreadableRow(f"{path.name}, line {number}", f"not JSON ({error})")
+                yield row
 
 
 def _table_rows(path: Path) -> Iterator[Any]:
@@ -190,9 +206,10 @@ def _items(path: Path) -> Iterator[Any]:
         yield from _pieces(path)
     except (ValueError, RecursionError):  # no list, or a fault; the whole file is parsed to name its place
         content = path.read_bytes()
-        whole = _parse(content, str(path)) if content.strip() else []
-        if isinstance(whole, UnreadableRow):
-            raise RecordError(f"{whole.id}: {whole.reason}; expected a file of one list, or one dict a line in a .jsonl file") from None
+        try:
+            whole = _decoded(content) if content.strip() else []
+        except (ValueError, RecursionError) as error:
+            raise RecordError(f"{path}: not JSON ({error}); expected a file of one list, or one dict a line in a .jsonl file") from None
         if not isinstance(whole, list):
             raise RecordError(f"{path}: expected a list of records, got a {type(whole).__name__}; one dict a line is .jsonl") from None
         assert not whole, "a sound list is read in pieces"
@@ -200,16 +217,15 @@ def _items(path: Path) -> Iterator[Any]:
 
 def _pieces(path: Path) -> Iterator[Any]:
     """Yield the items of a JSON list. A ValueError or RecursionError says that the file is no JSON list."""
-    scan = json.JSONDecoder(object_pairs_hook=_with_shared_keys).raw_decode
     with path.open(encoding="utf-8-sig") as file:
         text = file.read(PIECE).lstrip()
         if not text.startswith("["):
             raise ValueError("no list")
-        place, gap, size = 1, SPACE, PIECE
+        place, gap, size, joint = 1, SPACE, PIECE, ""
         while True:
             try:
                 start = gap.match(text, place)
-                item, end = scan(text, start.end() if start else len(text))
+                item, end = _item(text, start.end() if start else len(text), joint)
                 if not BEHIND.match(text, end):
                     raise ValueError("the item may go on")
             except ValueError:
@@ -221,14 +237,27 @@ def _pieces(path: Path) -> Iterator[Any]:
                 text, place, size = text[place:] + more, 0, 2 * size  # twice as much: a long item is parsed a few times only
                 continue
             yield item
+            if not joint or not text.startswith(joint, end - 1):
+                between = JOINT.match(text, end - 1)
+                joint = between[0] if between else ""
             place, gap, size = end, COMMA, PIECE
         if text[close.end() :].strip() or file.read().strip():
             raise ValueError("text behind the list")
 
 
-def _with_shared_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a dict whose keys are in memory only once, for any number of records."""
-    return {sys.intern(key): value for key, value in pairs}
+def _item(text: str, start: int, joint: str) -> tuple[Any, int]:
+    """Return the JSON value that starts there, and where it ends. ValueError if none does.
+
+    Args:
+        joint: the text between the two items before, such as '}, {"id"'. Most items end where it comes next.
+    """
+    end = text.find(joint, start, start + NEAR) + 1 if joint else 0
+    if end:
+        try:
+            return from_json(text[start:end], cache_strings="keys"), end
+        except ValueError:  # it also stands within this item
+            pass
+    return SCAN(text, start)
 
 
 READERS = {".jsonl": _lines, ".parquet": _table_rows}  # all other files hold a list

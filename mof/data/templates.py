@@ -24,6 +24,8 @@ Span = tuple[int, int]  # characters start..end-1
 MOST_STEPS = 300_000  # rounds of loops and calls of macros
 MOST_CHARACTERS = 50_000_000
 
+SHORT_CHAT = ({"role": "user", "content": [{"type": "text", "text": "-"}]},)
+
 MARKED = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 START, END = (f"\ufdd0{secrets.token_hex(8)}\ufdd1" for _ in range(2))  # random, so that no text holds them
 _steps: ContextVar[int] = ContextVar("steps")
@@ -148,12 +150,11 @@ def _no_tools() -> Any:
     return None if text == "True" else []
 
 
-def refuse_endless(template: str | None) -> None:
-    """Render a short conversation, to raise a TemplateBoundsError for an endless template. Other errors are ignored here."""
-    parts = [{"type": "text", "text": "-"}]
+def refuse_endless(template: str | None, messages: Sequence[Mapping[str, Any]] = SHORT_CHAT) -> None:
+    """Render a conversation. A TemplateBoundsError refuses a template without end; other faults show where the text is used."""
     try:
         if template is not None:
-            render(template, [{"role": "user", "content": parts}], add_generation_prompt=True)
+            render(template, messages, add_generation_prompt=True)
     except TemplateBoundsError:
         raise
     except Exception:  # for example, the template needs a system message, or a variable that the tokenizer would give

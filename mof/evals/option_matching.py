@@ -1,7 +1,7 @@
 """The option that an answer chooses: options are read from `(a) Open (b) Closed`, answers are matched by letter and by text.
 
-An answer that names no option, or several, chooses none. An option shortly after "not" or "never" is not named. The time is
-proportional to the answer's length.
+An answer that names no option, or several, chooses none. An option shortly after "not" or "never" is not named, nor is an option in
+a clause that begins with a denied belief: "I do not think the door is open". The time is proportional to the answer's length.
 """
 
 from __future__ import annotations
@@ -13,8 +13,29 @@ from itertools import dropwhile, takewhile
 
 _OPTION = re.compile(r"\(([A-Za-z])\)")
 _WORD = re.compile(r"\w+(?:'\w+)*|[^\w\s]")
-_NEGATIONS = {"not", "never", "cannot", "neither", "nor"}
+_NEGATIONS = {"not", "never", "cannot", "neither", "nor", "nowhere", "hardly", "without"}
 _NEGATION_REACH = 2  # words: "not open", "not the open"
+_BELIEFS = {
+    "think",
+    "believe",
+    "say",
+    "see",
+    "look",
+    "looks",
+    "looking",
+    "appear",
+    "appears",
+    "seem",
+    "seems",
+    "sure",
+    "certain",
+    "convinced",
+}
+_BELIEFS |= {"guess", "expect", "agree"}
+"""Words that take a denial along to the end of their clause: "don't think it's open", "doesn't appear to be open"."""
+_DOUBTS = {"doubt", "deny", "unlikely", "impossible"}
+"""Words that deny the rest of their clause by themselves, unless they are denied: "I doubt that it is open", but "no doubt it is open"."""
+_BELIEF_REACH = 12  # words
 
 # Letters are looked for in tokens: abbreviations, words with their hyphens, and signs.
 _TOKEN = re.compile(r"(?:\w\.){2,}\w?|\w+(?:['-]\w+)*|[^\w\s]")
@@ -124,14 +145,15 @@ def _lines(answer: str) -> list[list[str]]:
 
 
 def _answer_parts(lines: Sequence[list[str]]) -> Iterator[list[str]]:
-    """Yield the rest of each sentence from the word "answer" on."""
+    """Yield the rest of each sentence from the word "answer" on; the whole sentence where words before "answer" deny the rest."""
     for line in lines:
         ends = [place + 1 for place, token in enumerate(line) if token in ".!?"]
         for start, end in zip([0, *ends], [*ends, len(line)], strict=True):
             sentence = line[start:end]
             place = next((place for place, token in enumerate(sentence) if token.casefold() == "answer"), None)
             if place is not None:
-                yield sentence[place:]
+                denied = _negated([token.casefold() for token in sentence], place, _DENIAL_REACH)
+                yield sentence if denied else sentence[place:]
 
 
 def _holds_only(line: Sequence[str], words: Container[str]) -> bool:
@@ -205,13 +227,20 @@ def _texts(answer: str, options: Mapping[str, str]) -> set[str]:
 
 
 def _negated(words: Sequence[str], position: int, reach: int = _NEGATION_REACH) -> bool:
-    """Return whether the last few words deny the word at `position`; a sign in between ends the denial."""
-    for word in reversed(words[max(0, position - reach) : position]):
-        if not word[0].isalnum() or word in _TURNS:
-            return False
-        if word in _NEGATIONS or word.endswith("n't"):
+    """Return whether the words before `position` in its clause deny it: one of the last few, or a denied belief further in front."""
+    before = reversed(words[max(0, position - _BELIEF_REACH) : position])
+    clause = list(takewhile(lambda word: word[0].isalnum() and word not in _TURNS, before))
+    if any(_denies(word) for word in clause[:reach]) or clause[:1] == ["no"] or clause[:2] == ["longer", "no"]:
+        return True
+    for place, word in enumerate(clause):
+        denied = any(_denies(other) or other == "no" for other in clause[place + 1 : place + 3])
+        if (word in _BELIEFS and denied) or (word in _DOUBTS and not denied):
             return True
     return False
+
+
+def _denies(word: str) -> bool:
+    return word in _NEGATIONS or word.endswith("n't")
 
 
 def _words(text: str) -> list[str]:

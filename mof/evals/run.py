@@ -135,5 +135,9 @@ def _refusals(prompts: Sequence[Prompt], answers: Sequence[Answer], consequence:
 def _decoding(answerer: Answerer, official: str) -> str:
     if isinstance(answerer, AnswersFile):
         return "finished answers: how they were made is not known"
-    decoding = answerer.settings.get("decoding", "greedy")
-    return f"{'greedy decoding' if decoding == 'greedy' else f'decoding {decoding}, greedily'}; {official}"
+    return f"{decoding_note(answerer.settings.get('decoding', 'greedy'))}; {official}"
+
+
+def decoding_note(decoding: str) -> str:
+    """Return the words of a report for the decoding in an answerer's settings."""
+    return "greedy decoding" if decoding == "greedy" else f"decoding {decoding}, greedily"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from encoders.csv_cells import plain_cell, write_csv
 from encoders.digests import DamagedError
+from encoders.saved_folders import DIGESTS, check_listed
 from encoders.tables import read_table, write_table
 
 # Shapes: N images, M pairs.
@@ -149,6 +150,7 @@ def _read(file: Path) -> list[Pair]:
         if file.suffix == ".parquet":
             table = read_table(file)
         else:
+            check_listed(file, file.with_name(DIGESTS), "put back a copy")
             names = pyarrow.csv.ConvertOptions(
                 column_types={"image_i": pa.string(), "image_j": pa.string()}
             )  # even if they look like numbers

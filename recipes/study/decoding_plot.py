@@ -40,7 +40,7 @@ def plot_decoding(rows: Rows, file: Path) -> None:
 
 
 def _values(rows: Rows, model: str, way: str, measure: str, name: str) -> list[float]:
-    return [100 * row[measure][name] for row in rows if (row["model"], row["way"]) == (model, way)]
+    return [100 * row[measure][name] for row in rows if (row["model"], row["way"]) == (model, way) and measure in row]
 
 
 def _point(rows: Rows, model: str, way: str) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from mof.adapter import Mixer, build_mixer
 from mof.language_models import MINI_LM
 from study.memory import GIB, GPU, Layer
 from study.settings import Setting
+from vig.output_head import GRADIENT_CHUNK
 
 CAPTION_TOKENS = 128
 """Text tokens of the longest stage 1 record in a batch: LLaVA's captions and prompts have fewer."""
@@ -62,13 +63,14 @@ class Plan:
         """Return the bytes of activations at their peak, for a forward pass of a GPU.
 
         Checkpointed: the input of every decoder layer, and the larger of a recomputed layer and the logits, since these
-        are not alive at the same moment. Else: all layers and the logits. A logit takes 14 bytes: 2 in bf16, and 4 each
-        as fp32, as log-softmax and as its gradient. In both cases the adapters hold an image per record.
+        are not alive at the same moment. Else: all layers and the logits. The trainer makes the logits of `GRADIENT_CHUNK`
+        tokens at a time. A logit takes 14 bytes: 2 in bf16, and 4 each as fp32, as log-softmax and as its gradient. In both
+        cases the adapters hold an image per record.
         """
         records, _ = self.setting.stages[stage].split(self.devices)
         tokens = records * self.tokens[stage]
         layer = tokens * self.layer.saved(stage == "finetune", self.width)
-        logits = tokens * self.config.vocab_size * (14 if self.width == 2 else 12)
+        logits = min(tokens, GRADIENT_CHUNK) * self.config.vocab_size * (14 if self.width == 2 else 12)
         adapters, layers = records * self.adapter_bytes, self.config.num_hidden_layers
         if checkpointed:
             return adapters + tokens * self.layer.hidden * self.width * layers + max(layer, logits)

@@ -112,6 +112,7 @@ def test_layout_is_open_to_others(photos: Path, encoders: dict[str, Encoder], tm
     (file,) = (tmp_path / "store" / manifest["a"]["folder"]).iterdir()
     with safe_open(file, "pt") as shard:
         shapes = {name: (shard.get_slice(name).get_dtype(), shard.get_slice(name).get_shape()) for name in shard.keys()}  # noqa: SIM118
+        assert shard.metadata()["encoder"] == "a"
     assert shapes == {
         "keys": ("U8", [12, 16]),
         "embeddings": ("F32", [12, 16]),

@@ -346,6 +346,16 @@ def test_a_changed_byte_of_a_tar_ends_in_no_other_error(
     assert all(isinstance(content, bytes | ImageError) for _, content in ImageSources(file))
 
 
+def test_a_huge_member_without_use_is_not_decompressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    members = {"0.jpg": b"first", "zeros.bin": bytes(2**20), "1.jpg": b"last"}
+    plain, compressed = make_tar(tmp_path / "a.tar", members), make_tar(tmp_path / "a.tar.gz", members, "w:gz")
+    assert [content for _, content in tar_images(compressed)] == [b"first", b"last"]
+    monkeypatch.setattr("encoders.images.sources.MOST_SKIPPED", 2**19)
+    assert [content for _, content in tar_images(plain)] == [b"first", b"last"]  # nothing is expanded
+    (_, first), (name, error) = tar_images(compressed)
+    assert first == b"first" and name == str(compressed) and "after 0.jpg" in str(error) and "1,048,576 bytes; unpack" in str(error)
+
+
 def test_tar_without_images_is_named(tmp_path: Path) -> None:
     ((_, error),) = ImageSources(make_tar(tmp_path / "t.tar", {"a.json": b"{}"}))
     assert isinstance(error, ImageError) and "holds no images" in str(error)

@@ -43,6 +43,12 @@ def encode(image: Image.Image, format: str, **options) -> bytes:
 # --- read_image ---
 
 
+def test_grey_with_premultiplied_transparency() -> None:
+    grey = Image.new("LA", (2, 1), (100, 255))
+    grey.putpixel((1, 0), (100, 0))
+    assert list(read_image(grey.convert("La")).getdata()) == [(100, 100, 100), (255, 255, 255)]
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "RGBA", "LA", "I;16", "YCbCr"])
 @pytest.mark.parametrize("size", [(1, 1), (5, 3)])
 def test_every_mode_becomes_rgb_of_the_same_size(mode: str, size: tuple[int, int], tmp_path: Path) -> None:

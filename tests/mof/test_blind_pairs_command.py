@@ -19,7 +19,9 @@ from support.half_encoders import RUNS
 from typer.testing import CliRunner, Result
 
 from encoders import FeatureStore
+from encoders.digests import DamagedError
 from mof.cli.app import build_app
+from mof.pairs.pair_table import PairTable
 
 COLOURS = {"red": (230, 30, 30), "green": (30, 230, 30), "blue": (30, 30, 230)}
 EVIL = "x<img src=q onerror=alert(1)><!--<script>'.png"
@@ -104,6 +106,12 @@ def test_a_folder_end_to_end(photos: Path, tmp_path: Path) -> None:
     assert [float(row["gap"]) for row in listed] == pytest.approx([row["gap"] for row in rows])
     failures = map(json.loads, (out / "features/failures.jsonl").read_text().splitlines())
     assert {Path(failure["name"]).name for failure in failures} == {"damaged.jpg", EVIL_DAMAGE, "text.jpg"}
+
+    (out / "pairs.parquet").unlink()
+    assert [pair.names for pair in PairTable(out).pairs] == [(row["image_i"], row["image_j"]) for row in rows]
+    (out / "pairs.csv").write_text((out / "pairs.csv").read_text().replace("0.", "1.", 1))
+    with pytest.raises(DamagedError, match=r"pairs\.csv is damaged.*digests\.json has another digest; put back a copy"):
+        PairTable(out)
 
 
 def test_the_gallery_holds_everything_and_runs_nothing_of_a_name(photos: Path, tmp_path: Path) -> None:

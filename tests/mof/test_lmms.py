@@ -74,6 +74,11 @@ def instances(count: int, length: int, until: list[str], target: Callable[[Any],
     return made, {"t": {"test": documents}}
 
 
+def test_a_batch_size_is_a_number(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"batch_size.*'auto:4'"):
+        MofLmms(str(folder), batch_size="auto:4")
+
+
 def test_the_entry_point_is_what_lmms_eval_expects(monkeypatch: pytest.MonkeyPatch) -> None:
     declared = re.search(
         r'\[project.entry-points."lmms_eval.models"\]\nmof = "([^"]+)"', (Path(__file__).parents[2] / "pyproject.toml").read_text()

@@ -89,6 +89,16 @@ def test_any_text_parses_or_is_refused(text: str) -> None:
         ("They aren't open", OPEN, None, None, None),
         ("They aren\u2019t open", OPEN, None, None, None),
         ("It is not really closed", OPEN, None, None, None),
+        ("I don't think it's open", OPEN, None, None, None),
+        ("I do not believe that the wings of the butterfly are open", OPEN, None, None, None),
+        ("They don't appear to be open", OPEN, None, None, None),
+        ("I doubt that it is open.", OPEN, None, None, None),
+        ("No doubt it is open.", OPEN, None, "a", "a"),
+        ("Without a doubt, open", OPEN, None, "a", "a"),
+        ("It is no longer open", OPEN, None, None, None),
+        ("I don't think that the answer is B", OPEN, None, None, None),
+        ("I don't think it's open, it is closed", OPEN, None, "b", "b"),
+        ("I'm not sure, but I think it's closed", OPEN, None, "b", "b"),
         # both, or at odds
         ("(a) or (b)", OPEN, None, None, None),
         ("A or B", OPEN, None, None, None),
@@ -165,7 +175,8 @@ def test_long_answers_take_time_in_proportion(piece: str) -> None:
     match_answer("answer is" + piece * (2**16 // len(piece)) + "B", OPEN)
 
 
-unnegated = plain_words.filter(lambda words: not {"not", "never", "cannot", "neither", "nor"} & set(words.split()))
+DENIALS = {"not", "never", "cannot", "neither", "nor", "nowhere", "hardly", "without", "no", "doubt", "deny", "unlikely", "impossible"}
+unnegated = plain_words.filter(lambda words: not DENIALS & set(words.split()))
 two_options = st.lists(unnegated, min_size=2, max_size=4, unique=True).map(lambda words: dict(zip("abcd", words, strict=False)))
 
 

@@ -128,6 +128,18 @@ def test_absolute_paths_are_taken_inside_the_folder_without_a_folder_and_under_t
     assert [to_record(raw, place).images for place in (folder, None, "/")] == [[str(folder / "cat.png")]] * 3
 
 
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_the_bytes_of_a_file_in_any_type(kind: type) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (3, 2)).save(buffer, "PNG")
+    record = llava("<image>", "A cat.", image=kind(buffer.getvalue()))
+    assert to_record(record).images[0].size == (3, 2)
+    assert digest(record) == digest(llava("<image>", "A cat.", image=buffer.getvalue()))
+    with pytest.raises(RecordError) as refused:
+        to_record(llava("<image>", "A cat.", image=kind(b"secret")))
+    assert "secret" not in str(refused.value)
+
+
 def test_bytes_of_a_format_that_starts_a_program_are_refused() -> None:
     with pytest.raises(RecordError, match="'r1'.*EPS"):
         to_record(llava("<image>", "A cat.", image={"bytes": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "path": None}))

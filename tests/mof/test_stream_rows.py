@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from mof.data import rows
 from mof.data.records import RecordError
-from mof.data.rows import read_rows, stream_rows
+from mof.data.rows import _decoded, read_rows, stream_rows
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
 JSON = st.recursive(
@@ -59,3 +61,51 @@ def test_lines(tmp_path: Path, content) -> None:
         assert "x.jsonl" in str(error)
     else:
         assert list(stream_rows(tmp_path / "x.jsonl")) == expected
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=())),  # with halves of characters
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None)
+@given(VALUES, st.booleans())
+def test_the_fast_parser_says_what_json_says(value: Any, ascii: bool) -> None:
+    text = json.dumps(value, ensure_ascii=ascii).encode("utf-8", "surrogatepass")
+    try:
+        expected = json.loads(text.decode())
+    except ValueError:
+        with pytest.raises(ValueError):
+            _decoded(text)
+    else:
+        assert repr(_decoded(text)) == repr(expected)  # NaN is not equal to itself
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=12) | st.text('[]{}"0123456789.eE+-,: nulltrefasINy\\', max_size=12).map(str.encode))
+def test_the_fast_parser_takes_nothing_that_json_refuses(text: bytes) -> None:
+    try:
+        expected = repr(json.loads(text.removeprefix(codecs.BOM_UTF8).decode()))
+    except ValueError:
+        with pytest.raises(ValueError):
+            _decoded(text)
+    else:
+        assert repr(_decoded(text)) == expected
+
+
+def test_items_whose_joints_stand_within_them_too(tmp_path: Path) -> None:
+    """The end of an item is guessed by the text between two items, which may stand within the next."""
+    inner = [{"id": 1}, {"id": 2}]
+    items = [
+        {"id": "a"},
+        {"id": "b", "more": inner, "text": '}, {"id": 3'},
+        {"id": "c", "more": inner},
+        {"x": 1},
+        {"id": "d"},
+        5,
+        {"id": "e"},
+    ]
+    (tmp_path / "x.json").write_text(json.dumps(items))
+    assert list(stream_rows(tmp_path / "x.json")) == items

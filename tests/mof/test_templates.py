@@ -13,6 +13,7 @@ from mof import MoFForConditionalGeneration, MoFProcessor
 from mof.chat_templates import CHATML, VICUNA
 from mof.data.answer_tokens import encode_record
 from mof.data.collator import SupervisedCollator
+from mof.data.prompts import prompt_inputs
 from mof.data.records import RecordError, to_record
 from mof.data.templates import TemplateBoundsError, marks_answers, render
 
@@ -75,6 +76,18 @@ def test_a_processor_with_a_template_without_end_is_refused(
     monkeypatch.setattr("mof.data.templates.MOST_STEPS", 1000)
     with pytest.raises(TemplateBoundsError, match="1000 steps"):
         MoFProcessor.from_parts(tiny_model, tiny_tokenizer, chat_template=NESTED)
+
+
+def test_a_conversation_that_makes_a_template_endless_is_refused_at_generation(
+    tiny_processor: MoFProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mof.data.templates.MOST_STEPS", 1000)
+    loops = "{% for i in range(100) %}{% for j in range(100) %}{% endfor %}{% endfor %}"
+    tiny_processor.chat_template = "{% if 'xyzzy' in messages[0].content[0].text %}" + loops + "{% endif %}" + VICUNA
+    chats = [[{"role": "user", "content": [{"type": "text", "text": text}]}] for text in ("Hello", "xyzzy")]
+    assert prompt_inputs(tiny_processor, chats[:1], add_generation_prompt=True)["input_ids"].shape[0] == 1
+    with pytest.raises(TemplateBoundsError, match="1000 steps"):
+        prompt_inputs(tiny_processor, chats, add_generation_prompt=True, processor_kwargs={"padding": True})
 
 
 @pytest.mark.parametrize("fault", ["{{ raise_exception('no system turn') }}", "{{ messages.a.b }}", "{{ 1 + 'a' }}", "{{ 1 / 0 }}"])

@@ -59,7 +59,8 @@ BAD: dict[str, Any] = {
     "two placeholders": {"image": "0.png", "conversations": [{"from": "human", "value": "<image><image>"}, CONVERSATION[1]]},
     "missing file": {"image": "missing.png", "conversations": CONVERSATION},
     "a folder": {"image": ".", "conversations": CONVERSATION},
-    "an array": {"image": np.zeros((4, 4, 3), np.uint8), "conversations": CONVERSATION},
+    "an array of floats": {"image": np.zeros((4, 4, 3)), "conversations": CONVERSATION},
+    "an array of five channels": {"image": np.zeros((4, 4, 5), np.uint8), "conversations": CONVERSATION},
     "bytes that are no image": {"image": {"bytes": b"GIF89a?", "path": None}, "conversations": CONVERSATION},
     "cut bytes": {"image": {"bytes": PNG[:400], "path": None}, "conversations": CONVERSATION},
     "neither bytes nor path": {"image": {"bytes": None, "path": None}, "conversations": CONVERSATION},
@@ -71,6 +72,7 @@ BAD: dict[str, Any] = {
 SOUND: dict[str, Any] = {
     "bytes": {"image": {"bytes": PNG, "path": "somewhere.png"}, "conversations": CONVERSATION},
     "path": {"image": {"bytes": None, "path": "0.png"}, "conversations": CONVERSATION},
+    "an array": {"image": np.zeros((4, 4, 3), np.uint8), "conversations": CONVERSATION},
     "one pixel": chat("What?", Image.new("RGB", (1, 1))),
     "a line": chat("What?", Image.new("RGB", (300, 1))),
     "grey": chat("What?", Image.new("L", (20, 20))),

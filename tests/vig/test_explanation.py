@@ -8,17 +8,21 @@ import json
 import os
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support.families import build
+from support.tiny import build_model, build_tokenizer
 from support.two_passes import TOKENS, chats, encoder, next_logits, settings
-from transformers import GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig, MambaConfig
 from typer.testing import CliRunner
 
 import vig.cli.app
+from mof import MoFProcessor
+from mof.chat_templates import VICUNA
 from mof.cli.app import build_app
 from vig import score
 from vig.decoding import PAI, VAR, VCD, Decoding
@@ -101,6 +105,18 @@ def test_images_in_tiles_or_aside_are_not_drawn(family: str) -> None:
     assert explanation.panels == [] and len(explanation.answers[0].tokens) == 3
 
 
+def test_attention_that_cannot_be_seen_is_not_drawn() -> None:
+    """Mamba has none."""
+    words, sizes = build_tokenizer(), {"vocab_size": 300, "hidden_size": 32, "state_size": 8, "num_hidden_layers": 2, "pad_token_id": 0}
+    model = build_model(words, AutoModelForCausalLM.from_config(MambaConfig(**sizes, initializer_range=0.3)).eval())
+    processor = MoFProcessor.from_parts(model, words, chat_template=VICUNA)
+    quiet(model, processor)
+    explanation = explain(model, processor, chats((1,))[0], VCD(null="noise"), max_new_tokens=3)
+    assert explanation.panels == [] and [len(answer.tokens) for answer in explanation.answers] == [3, 3]
+    with pytest.raises(ValueError, match="pai.*mamba"):
+        explain(model, processor, chats((1,))[0], PAI(first_layer=0), max_new_tokens=3)
+
+
 def test_what_is_left_behind_and_refused(tiny_model: Any, tiny_processor: Any) -> None:
     (chat,) = chats((1,))
     names = [getattr(getattr(module, "config", None), "_attn_implementation", None) for module in tiny_model.modules()]
@@ -177,6 +193,7 @@ def test_the_report_explains_the_outermost_records(
     folder: Path, tiny_model: Any, tiny_processor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vig.report.page.EXPLAINED", 1)
+    monkeypatch.setattr("vig.report.explanation.explain", partial(explain, max_new_tokens=3))
     score(tiny_model, tiny_processor, json.loads((folder / "records.json").read_text()), folder / "scores", image_folder=folder)
     inputs = ("--records", folder / "records.json", "--images", folder, "-o", folder / "page.html")
     run = mof("vig", "report", folder / "scores", *inputs, "--model", folder / "model", "--decoding", "vcd:null=noise")

@@ -74,10 +74,16 @@ def test_a_language_model_without_linear_layers_is_refused(tiny_model, monkeypat
         add_lora(tiny_model, 2)
 
 
-def test_matrices_out_of_reach_are_named(tiny_tokenizer, caplog) -> None:
+def test_matrices_out_of_reach_are_named(tiny_tokenizer, caplog, monkeypatch) -> None:
     """DBRX's experts are read by another module than the one that keeps them."""
     experts, attention = {"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2}, {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 1e4}
     config = DbrxConfig(vocab_size=264, d_model=32, n_heads=4, n_layers=2, ffn_config=experts, attn_config=attention)
-    adapted = add_lora(build_model(tiny_tokenizer, AutoModelForCausalLM.from_config(config)), 2)
+    model = build_model(tiny_tokenizer, AutoModelForCausalLM.from_config(config))
+    with pytest.raises(
+        ValueError, match=r"LoRA reaches 12% of the weights in the blocks of DbrxForCausalLM: 6 large matrices .*experts\.mlp"
+    ):
+        add_lora(model, 2)
+    monkeypatch.setattr("vig.training.preparation.MOST_MISSED", 0.9)
+    adapted = add_lora(model, 2)
     assert "6 large matrices get no adapters" in caplog.text and "experts.mlp" in caplog.text
     assert adapted(input_ids=torch.tensor([[3, 4]])).logits.isfinite().all()

@@ -11,8 +11,10 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 import vig.cli.app
+from encoders.digests import DamagedError
 from mof import MoFForConditionalGeneration, MoFProcessor
 from mof.cli.app import build_app
+from mof.data import read_records
 from vig import load_scores
 
 APP = build_app({"vig": vig.cli.app.app})
@@ -154,6 +156,11 @@ def test_calibration_floor_and_card(folder: Path) -> None:
     for record in chosen:  # what LLaVA's trainer reads
         assert (folder / record["image"]).is_file() and [turn["from"] for turn in record["conversations"]] == ["human", "gpt"]
     refused(run("select", "--scores", output, *inputs, "--by", "entropy", "--output", folder / "x.json"), "--measures entropy")
+    mask = chosen[0]["token_mask"]
+    chosen[0]["token_mask"] = [not mask[0], *mask[1:]]  # the record itself is unchanged
+    (folder / "chosen.json").write_text(json.dumps(chosen))
+    with pytest.raises(DamagedError, match=r"chosen\.json is damaged.*chosen\.card\.json has another digest; select the records again"):
+        read_records(folder / "chosen.json")
 
 
 def test_a_share_of_each_cluster_of_questions(folder: Path) -> None:

@@ -3,12 +3,14 @@
 import copy
 import json
 import random
+import shutil
 import time
 from importlib.metadata import version
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image, ImageOps
 from support import launch
 from support.same_scores import assert_same
 from support.tiny_llava import build_records
@@ -76,6 +78,19 @@ def test_scored_records_are_not_scored_again(llava, records, image_folder, tmp_p
     assert both.ids == [record["id"] for record in records]
     assert_same(both[:3], first)
     assert_same(score(*llava, records[1:3], tmp_path, image_folder=image_folder), first[1:3])  # only what was asked for
+
+
+def test_another_image_under_the_same_path_is_noticed(llava, records, image_folder, tmp_path) -> None:
+    images = shutil.copytree(image_folder, tmp_path / "images")
+    first = score(*llava, records, tmp_path / "scores", image_folder=images)
+    changed = images / records[1]["image"]
+    changed.touch()  # the same pixels at another time
+    assert_same(score(*llava, records, tmp_path / "scores", image_folder=images), first)
+    ImageOps.invert(Image.open(changed).convert("RGB")).save(changed)
+    with pytest.raises(ValueError, match=f"record '{records[1]['id']}' was replaced"):
+        score(*llava, records, tmp_path / "scores", image_folder=images)
+    changed.unlink()  # the score stands
+    assert_same(score(*llava, records, tmp_path / "scores", image_folder=images), first)
 
 
 def test_a_failed_record_is_tried_again(llava, records, image_folder, tmp_path) -> None:

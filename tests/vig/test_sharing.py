@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from support.tiny import build_model
 from transformers import AutoModelForCausalLM, Gemma2Config, MambaConfig, MistralConfig
 
+import vig.nulls
+import vig.scoring.pairs
 from mof import MoFProcessor
 from mof.data.answer_tokens import Example
 from vig import score
@@ -247,3 +250,18 @@ def test_windows_are_cut_by_tokens_and_by_records() -> None:
     pairs = [pair(i, 10, 0, 0) for i in range(5)]
     assert [len(window) for window in windows([*pairs, None, None], 20, 100)] == [2, 2, 3]
     assert [len(window) for window in windows([*pairs, None, None], 1000, 3)] == [3, 3, 1]
+
+
+def test_each_image_is_decoded_once_and_blurred_once(llava, records, image_folder, monkeypatch) -> None:
+    """Twelve records on three images, and no two neighbours on the same image."""
+    many = [{**record, "id": f"{record['id']}-{copy}"} for copy in range(4) for record in records[:3]]
+    assert len({record["image"] for record in many}) == 3
+    calls = Counter[str]()
+
+    def counted(name: str, function):
+        return lambda *args: calls.update([name]) or function(*args)
+
+    monkeypatch.setattr(vig.scoring.pairs, "read_image", counted("decoded", vig.scoring.pairs.read_image))
+    monkeypatch.setattr(vig.nulls, "blur", counted("blurred", vig.nulls.blur))
+    assert len(score(*llava, many, image_folder=image_folder)) == 12
+    assert calls == {"decoded": 3, "blurred": 3}

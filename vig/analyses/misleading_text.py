@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from encoders.images.opening import inside
 from encoders.images.reading import read_image
 from encoders.progress import tracked
-from mof.data.prompts import ready_for_prompts
+from mof.data.prompts import prompt_inputs, ready_for_prompts
 from mof.data.records import ImageSource
 
 Question = Mapping[str, Any]
@@ -95,8 +95,7 @@ def _answers(
         for text, image in zip(texts, images, strict=True)
     ]
     padding = {"padding": True, "padding_side": "left"}  # answers begin where the questions end
-    options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True, "return_tensors": "pt"}
-    inputs = processor.apply_chat_template(messages, **options, processor_kwargs=padding).to(model.device)
+    inputs = prompt_inputs(processor, messages, add_generation_prompt=True, processor_kwargs=padding).to(model.device)
     tokens = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)  # [B, L + new]
     return processor.tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 

@@ -12,17 +12,17 @@ from typing import Annotated, Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 import typer
+from pydantic_core import to_json
 
 from encoders.command_groups import starts_over
 from encoders.command_options import Records, output_option, seed_option
 from encoders.runs import write_whole
+from encoders.saved_folders import card_path
 from mof.data.digests import unselected
 from mof.data.rows import stream_rows
-from vig.saved_models import load_network, load_processor
 from vig.scoring.scores import Scores, load_scores
 from vig.selection import thresholds
-from vig.selection.card import card_path, write_card
-from vig.selection.clusters import instruction_clusters
+from vig.selection.card import write_card
 from vig.selection.measures import MEASURES
 from vig.selection.random_control import Level, random_selection
 from vig.selection.sources import record_sources
@@ -118,6 +118,9 @@ def select(
 
 def _clusters(scores: Scores, records: Path, count: int, seed: int) -> dict[str, str]:
     """Return id -> cluster, by the embeddings of the model that made the scores."""
+    from vig.saved_models import load_network, load_processor  # slow to import
+    from vig.selection.clusters import instruction_clusters
+
     folder = Path(scores.manifest["about"].get("model", ""))
     if not folder.is_dir() or not folder.name:
         raise ValueError(f"--clusters needs the model of the scores, which was in {str(folder)!r}; put it back there")
@@ -139,19 +142,27 @@ def write_records(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
     """
     if path.suffix == ".parquet":
         return _write_table(path, list(records))
-    start, between, end = ("", "\n", "\n") if path.suffix == ".jsonl" else ("[", ", ", "]")
+    start, between, end = (b"", b"\n", b"\n") if path.suffix == ".jsonl" else (b"[", b",\n", b"]\n")
     count = 0
 
     def write(temporary: Path) -> None:
         nonlocal count
-        with temporary.open("w", encoding="utf-8") as file:
+        with temporary.open("wb") as file:
             file.write(start)
             for count, record in enumerate(records, start=1):
-                file.write(f"{between if count > 1 else ''}{json.dumps(record, default=partial(_refuse, path))}")
+                file.write((between if count > 1 else b"") + as_json(record, path))
             file.write(end)
 
     write_whole(path, write)
     return count
+
+
+def as_json(record: Mapping[str, Any], path: Path) -> bytes:
+    """Return a record as a line of JSON. pydantic writes it in a third of the time, but no half of a surrogate pair."""
+    try:
+        return to_json(record, inf_nan_mode="constants", fallback=partial(_refuse, path))
+    except ValueError:
+        return json.dumps(record, default=partial(_refuse, path)).encode()
 
 
 def _write_table(path: Path, records: list[Mapping[str, Any]]) -> int:

@@ -34,6 +34,7 @@ class NullBranch:
             )
         own = copy.deepcopy(generation_config)
         own.update(max_new_tokens=generation_config.max_length - input_ids.shape[1], max_length=None, min_length=0, stop_strings=None)
+        own.update(output_attentions=False, output_hidden_states=False)
         self.ids, self.kwargs, self.config = model.generate(**inputs, generation_config=own, custom_generate=_prepared)  # ids [R, P]
         if len(self.ids) != len(input_ids):
             raise ValueError(f"null_inputs have {len(self.ids)} rows (beams counted), but the inputs {len(input_ids)}: give one per record")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vig.decoding.method import Decoding
 from vig.decoding.null_chats import Chat, disturbed_chat, null_chat
-from vig.nulls import NULL_NAMES
+from vig.nulls import ATTENTION, NULL_NAMES
 
 
 def plausible(scores: Tensor, logits: Tensor, beta: float) -> Tensor:
@@ -25,12 +25,12 @@ class Contrast(Decoding):
     """A method with a second branch that sees null images."""
 
     null: str = "drop"
-    """The name of the null image (`vig.nulls`); "shuffle" needs other records, so it is refused."""
+    """The name of the null image (`vig.nulls`); "shuffle", which needs other records, and "attention" are refused."""
     seed: int = 0
     """It seeds null images, together with the image's pixels."""
 
     def __post_init__(self) -> None:
-        known = [name for name in NULL_NAMES if name != "shuffle"]
+        known = [name for name in NULL_NAMES if name not in ("shuffle", ATTENTION)]
         if self.null not in known:
             raise ValueError(f"{self.name}: unknown null image {self.null!r}; expected one of {', '.join(known)}")
         for field in fields(self):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from encoders.pages import signed, write_page
 from encoders.pages.charts import Bar, column_edges, histogram, interval_bars, to_svg
 from encoders.progress import tracked
-from mof.data.rows import RawRecord, UnreadableRow, id_of, rows
+from mof.data.rows import RawRecord, UnreadableRow, rows_by_id
 from vig.report.null_comparison import compare_nulls, null_name, reference_of
 from vig.report.samples import SampleReader, colour_scale
 from vig.scoring.calibration import diagnosis
@@ -67,7 +67,7 @@ def write_report(
     scores = selection.scores
     lowest, highest = _ends(scores, samples)
     wanted = {score.id for score in (*lowest, *highest)}
-    by_id = {id: row for row in rows(records) if (id := id_of(row)) in wanted and not isinstance(row, UnreadableRow)}
+    by_id = {id: row for id, row in rows_by_id(records) if id in wanted and not isinstance(row, UnreadableRow)}
     reader = SampleReader(selection, by_id, scores.manifest["identity"], image_folder)
     shown = {"highest": [reader.read(score) for score in highest], "lowest": [reader.read(score) for score in lowest]}
     runs = [scores, *others]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mof.data.answer_tokens import Example
+from mof.data.answer_tokens import ATTENTION_MASK, Example
 from mof.data.collator import collate
 from vig.output_head import HeadPass, Values, cross_entropy, replaced_forward, target_positions
 from vig.scoring.prefix_cache import cache_name, image_positions, part, shared_cache
@@ -38,7 +38,7 @@ class AnswerLosses:
     """
 
     def __init__(self, model: PreTrainedModel, pad_token_id: int, values: Values = cross_entropy) -> None:
-        self._model, self._pad_token_id, self._values = model, pad_token_id, values
+        self.model, self._pad_token_id, self._values = model, pad_token_id, values
         self._head: nn.Module | None = model.get_output_embeddings()
         self._untouched = False  # True if the model gives its head's output as its logits; known after the first check
         self._may_share = True
@@ -87,12 +87,12 @@ class AnswerLosses:
         firsts: list[Tensor] = []  # first position of the head's output and of the logits; copies, because models write into both
         with (
             self._head.register_forward_hook(lambda _, inputs, output: firsts.append(output[:1, :1].clone())),
-            self._model.register_forward_hook(lambda _, inputs, output: firsts.append(output.logits[:1, :1].clone())),
+            self.model.register_forward_hook(lambda _, inputs, output: firsts.append(output.logits[:1, :1].clone())),
         ):
-            plain = self._plain_losses(self._collate([examples[shortest]]))  # [its answer tokens]
+            plain = self._plain_losses(self._whole([examples[shortest]]))  # [its answer tokens]
         try:
             if len(firsts) < 2:
-                raise ValueError(f"{type(self._model).__name__} does not take its logits from its output embeddings")
+                raise ValueError(f"{type(self.model).__name__} does not take its logits from its output embeddings")
             self._untouched = torch.equal(firsts[-2], firsts[-1].to(firsts[-2]))
             losses = self._losses(groups, prefix)  # [N]
         except torch.OutOfMemoryError:
@@ -104,20 +104,20 @@ class AnswerLosses:
             difference = (fast - plain).abs().where(plain.isfinite(), 0)  # [its answer tokens, ...]
             difference = difference if difference.dim() == 1 else difference[:, 0]  # [its answer tokens] of the losses
             # in half precision two right ways differ by a few hundredths of a nat; a wrong way differs by much more on average
-            exact = self._model.dtype in (torch.float32, torch.float64)
+            exact = self.model.dtype in (torch.float32, torch.float64)
             apart = float(difference.max() if exact else difference.mean())
             if apart <= (1e-3 if exact else 5e-2):
                 self._checked.add(prefix > 0)
                 return losses
             reason = f"it differs by {apart:.1g} nats from a plain forward pass"
-        logger.warning("scoring %s %s, which is slower: %s", type(self._model).__name__, otherwise, reason)
+        logger.warning("scoring %s %s, which is slower: %s", type(self.model).__name__, otherwise, reason)
         return None
 
     def _losses(self, groups: Groups, prefix: int) -> Tensor:
         examples = [example for group in groups for example in group]
         if prefix:
             return self._shared_losses(groups, examples, prefix)
-        batch = self._collate(examples)
+        batch = self._whole(examples)
         return self._plain_losses(batch) if self._head is None else self._head_losses(batch, {"use_cache": False})
 
     def _shared_losses(self, groups: Groups, examples: Sequence[Example], prefix: int) -> Tensor:
@@ -129,15 +129,15 @@ class AnswerLosses:
         sizes = [len(group) for group in groups]
         start = self._collate([part(group[0], 0, prefix) for group in groups])
         rest = self._collate([part(example, prefix, None) for example in examples])
-        positions = image_positions(self._model, examples, self._pad_token_id)  # [3, R, P + S]
+        positions = image_positions(self.model, examples, self._pad_token_id)  # [3, R, P + S]
         if positions is not None:
             first_rows = torch.tensor([0, *sizes[:-1]]).cumsum(0)  # [G]
             start["position_ids"] = positions[:, first_rows, :prefix]  # [3, G, P]
             rest["position_ids"] = positions[:, :, prefix:]  # [3, R, S]
         with replaced_forward(self._head, lambda own, hidden: own(hidden[:1, :1])):  # no logits of a prefix are needed
-            output = self._model(**self._inputs(start), use_cache=True)
+            output = self.model(**self._inputs(start), use_cache=True)
         name = cache_name(output)
-        seen = rest["attention_mask"].new_ones(len(examples), prefix)  # [R, P]
+        seen = start["attention_mask"].repeat_interleave(torch.tensor(sizes), dim=0)  # [R, P]
         rest["attention_mask"] = torch.cat([seen, rest["attention_mask"]], dim=1)  # [R, P + S]
         return self._head_losses(rest, {name: shared_cache(getattr(output, name), sizes, prefix), "use_cache": True})
 
@@ -146,7 +146,7 @@ class AnswerLosses:
         assert self._head is not None
         head_pass = HeadPass(batch["labels"], self._values)
         with head_pass.at(self._head, untouched=self._untouched):
-            logits = self._model(**self._inputs(batch), **options).logits
+            logits = self.model(**self._inputs(batch), **options).logits
         return head_pass.result(logits)  # [N]
 
     def _plain_losses(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -157,17 +157,24 @@ class AnswerLosses:
         (records, length), (positions, targets) = batch["labels"].shape, target_positions(batch["labels"])  # [N], [N]
         rows, columns = positions // length, positions % length  # [N], [N]
         inputs, kept = self._inputs(batch), torch.arange(length)  # [K] = [S]
-        if "logits_to_keep" in inspect.signature(self._model.forward).parameters:
+        if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
             kept, columns = columns.unique(return_inverse=True)  # [K], [N]
-            inputs["logits_to_keep"] = kept.to(self._model.device)
-        logits = self._model(**inputs, use_cache=False).logits  # [R, K, V]
+            inputs["logits_to_keep"] = kept.to(self.model.device)
+        logits = self.model(**inputs, use_cache=False).logits  # [R, K, V]
         if logits.shape[:2] != (records, len(kept)):
             raise ValueError(
-                f"{type(self._model).__name__} gave logits of shape {tuple(logits.shape)}, expected {records} records with "
+                f"{type(self.model).__name__} gave logits of shape {tuple(logits.shape)}, expected {records} records with "
                 f"{len(kept)} positions: processor and model must agree on the number of tokens per image"
             )
         answers = logits[rows.to(logits.device), columns.to(logits.device)].float()  # [N, V]
         return self._values(answers, targets.to(logits.device))  # [N, ...]
+
+    def _whole(self, examples: Sequence[Example]) -> dict[str, Tensor]:
+        """The batch of whole examples. A model that finds positions from image sizes would miss images that a mask hides."""
+        batch = self._collate(examples)
+        hidden = any(ATTENTION_MASK in example.images for example in examples)
+        positions = image_positions(self.model, examples, self._pad_token_id) if hidden else None  # [3, R, S]
+        return batch if positions is None else {**batch, "position_ids": positions}
 
     def _collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         # padding goes right, whatever the tokenizer prefers, so that no position moves and a causal model never sees the padding
@@ -175,4 +182,4 @@ class AnswerLosses:
 
     def _inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the model's inputs of a batch, on the device of the model."""
-        return {name: value.to(self._model.device) for name, value in batch.items() if name != "labels"}
+        return {name: value.to(self.model.device) for name, value in batch.items() if name != "labels"}

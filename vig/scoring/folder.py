@@ -106,10 +106,12 @@ class ScoreFolder:
         """Return the rows of all shards, a table of `columns`."""
         return read_shards(self.path, self._schema, self._run, columns)
 
-    def digests(self) -> dict[str, str]:
-        """Return id -> digest of every record that has a row."""
-        table = self.read(["id", "digest"])
-        return dict(zip(table["id"].to_pylist(), table["digest"].to_pylist(), strict=True))
+    def known(self) -> dict[str, tuple[str, str, str]]:
+        """Return id -> (digest, image_digest, image_files) of every record that has a row; the last two are "" in older folders."""
+        names = [name for name in ("id", "digest", "image_digest", "image_files") if name in self._schema.names]
+        ids, *columns = (column.to_pylist() for column in self.read(names).columns)
+        columns += [[""] * len(ids)] * (3 - len(columns))
+        return dict(zip(ids, zip(*columns, strict=True), strict=True))
 
     def number(self, item: int) -> int:
         """Return the number of an item's shard: the item's own, unless an earlier run wrote a shard of this number."""
@@ -176,7 +178,7 @@ def read_lists(folder: Path, listed: Mapping[str, str]) -> tuple[list[str], dict
     if faults := damaged(folder, {name: digest for name, digest in listed.items() if not name.endswith(".parquet")}):
         raise DamagedError(f"{'; '.join(faults.values())}; score again with this folder to write it anew")
     text_only, rejected = (
-        [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        [json.loads(line) for line in path.read_bytes().split(b"\n") if line] if path.is_file() else []
         for path in (file_of(folder, TEXT_ONLY), file_of(folder, REJECTED))
     )
     return [row["id"] for row in text_only], {row["id"]: row["reason"] for row in rejected}

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from encoders.runs import versions
 from encoders.store.fingerprints import weights_digest
 from mof.data.digests import digest
+from vig.scoring.scores import IMAGE_COLUMNS
 
 # Entries of a config that saving, loading or training fill in. No forward pass depends on them.
 _LABELS = {"_name_or_path", "transformers_version", "architectures", "dtype", "use_cache"}
@@ -37,6 +38,7 @@ def scoring_identity(
         "null": dict(null),
         "max_length": max_length,
         "seed": seed,
+        "image_columns": list(IMAGE_COLUMNS),  # a folder without them is of earlier releases
         **({"measures": list(measures)} if measures else {}),  # without measures, the identity is the same as in earlier releases
         "versions": versions("mof-vig", "torch", "transformers"),
     }

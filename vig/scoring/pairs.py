@@ -17,10 +17,10 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from encoders import StoredImages
 from encoders.images.reading import ImageError, read_image
-from mof.data.answer_tokens import Example, encode_record
+from mof.data.answer_tokens import ATTENTION_MASK, Example, encode_record
 from mof.data.digests import digest
 from mof.data.records import ImageSource, Record, RecordError, shortened, to_record
-from mof.data.rows import Row, UnreadableRow, id_of
+from mof.data.rows import RawRecord, Row, UnreadableRow, id_of
 from vig.nulls import NullImages, pixel_digest
 from vig.scoring.prefix_cache import part
 
@@ -46,6 +46,8 @@ class Pair:
     """Digest of the record's images; equal for records with the same images."""
     prefix: int
     """Number of tokens up to the last image, which records with the same images may share; 0 if answer tokens are among them."""
+    image_files: str = ""
+    """See `file_states`."""
 
 
 @dataclass
@@ -56,6 +58,8 @@ class _Images:
     shown: list[Any]
     """RGB images, or `StoredImage`s."""
     digest: str
+    files: str = ""
+    """The states of the files before they were read."""
     clean: dict[str, Tensor] | None = None
     """The processor's outputs for these images."""
     null: dict[str, Tensor] | None = None
@@ -72,6 +76,8 @@ class PairReader:
     max_length: int
     stored_images: tuple[StoredImages, StoredImages] | None = None
     """The stores of the images and of the null images."""
+    image_token_id: int | None = None
+    """The model's image token; needed where the null image is "attention"."""
     text_only: list[str] = field(default_factory=list)
     """Ids of records without an image that can be trained on."""
     failures: dict[str, str] = field(default_factory=dict)
@@ -105,11 +111,11 @@ class PairReader:
         if not record.images:  # not earlier: training takes text-only records without a score, so they must have been encoded
             self.text_only.append(record.id)
             return None
-        null = self._encode_without(record, clean) if self.nulls.drops else self._encode_null(record, clean, images)
+        null = self._null(record, clean, images)
         images.clean = images.clean or clean.images
         clean = replace(clean, images={**clean.images, **_alike(images.clean, clean.images)})  # records with these images share the tensors
         turn_ends = _turn_ends(clean.input_ids, clean.answer_mask, self._special_ids)
-        return Pair(record.id, digest, clean, null, turn_ends, images.digest, self._prefix(clean))
+        return Pair(record.id, digest, clean, null, turn_ends, images.digest, self._prefix(clean), images.files)
 
     def _read_images(self, record: Record) -> _Images:
         """Return the images of a record. Consecutive records with the same images share them, and the processor's outputs for them."""
@@ -118,15 +124,39 @@ class PairReader:
                 images = self._shown(list(record.images))
             except ImageError as error:
                 raise ImageError(f"record {record.id!r}: {error}") from error
-            self._last = replace(self._last, sources=images.sources) if images.digest == self._last.digest else images
+            same = images.digest == self._last.digest
+            self._last = replace(self._last, sources=images.sources, files=images.files) if same else images
         return self._last
 
     def _shown(self, sources: list[ImageSource]) -> _Images:
+        files = file_states(sources)
         if self.stored_images is None:
             images = [read_image(image) for image in sources]
-            return _Images(sources, images, "".join(map(pixel_digest, images)))
+            return _Images(sources, images, "".join(map(pixel_digest, images)), files)
         stored = [self.stored_images[0](image) for image in sources]
-        return _Images(sources, stored, "".join(image.key for image in stored))
+        return _Images(sources, stored, "".join(image.key for image in stored), files)
+
+    def shows_others(self, raw: RawRecord, image_digest: str, files: str) -> bool:
+        """Return whether other pixels lie under the image paths of a record by now.
+
+        They are read only if a file has another size or time. A file that is gone is none with other pixels.
+
+        Args:
+            image_digest, files: the fields of the record's score.
+        """
+        try:
+            sources = list(to_record(raw, self.image_folder).images) if files else []
+            return file_states(sources) != files and digest(self._shown(sources).digest) != image_digest
+        except (RecordError, ImageError):
+            return False
+
+    def _null(self, record: Record, clean: Example, images: _Images) -> Example:
+        if self.nulls.drops:
+            return self._encode_without(record, clean)
+        if self.nulls.hides:
+            seen = (clean.input_ids != self.image_token_id).to(torch.int64)  # [T]
+            return replace(clean, images={**clean.images, ATTENTION_MASK: seen})
+        return self._encode_null(record, clean, images)
 
     def _encode_null(self, record: Record, clean: Example, images: _Images) -> Example:
         """Return the example with the same tokens and the null images."""
@@ -158,6 +188,12 @@ class PairReader:
         reason = shortened(reason)
         logger.warning("record %s is not scored: %s", shortened(repr(id)), reason)
         self.failures[id] = reason
+
+
+def file_states(sources: Sequence[ImageSource]) -> str:
+    """Return size and time of change of each image's file, in nanoseconds: "311:1764467040000000000 ...". Images in memory have none."""
+    states = (os.stat(source) for source in sources if isinstance(source, (str, os.PathLike)) and os.path.isfile(source))
+    return " ".join(f"{state.st_size}:{state.st_mtime_ns}" for state in states)
 
 
 def _same(images: Sequence[ImageSource], last: Sequence[ImageSource]) -> bool:

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from mof.data.digests import digest
 from mof.data.rows import Row
 from vig.scoring.answer_losses import AnswerLosses
 from vig.scoring.batches import Batch, make_batches, windows
+from vig.scoring.hidden_images import CannotHideError, refuse_seeing
 from vig.scoring.pairs import Pair, PairReader
 from vig.scoring.scores import MEASURES, Score, columns_of
 
@@ -36,6 +38,7 @@ class TwoPasses:
         self._losses, self._reader = losses, reader
         self._batch_tokens, self._batch_size = batch_tokens, batch_size
         self._refused_in_a_row = 0
+        self._obeys_masks = not reader.nulls.hides  # known after the first batch
 
     def scores(self, records: Iterable[Row]) -> list[Score]:
         """Return the scores of all records that have one; the reader keeps account of the others."""
@@ -62,6 +65,7 @@ class TwoPasses:
     def _batch(self, batch: Batch) -> list[Score] | None:
         """Return the scores of a batch without the records that the model refuses, or None if memory ran out."""
         pairs = batch.pairs
+        self._check_hiding(pairs[0])
         try:
             both = self._both_losses(batch)  # [2, N, M]
         except torch.OutOfMemoryError:
@@ -88,6 +92,17 @@ class TwoPasses:
                 self._reader.fail(pair.id, "the model's loss on it is not finite")
         return scores
 
+    def _check_hiding(self, pair: Pair) -> None:
+        if self._obeys_masks:
+            return
+        try:
+            refuse_seeing(self._losses, pair.null)
+            self._obeys_masks = True
+        except CannotHideError:
+            raise
+        except Exception:  # the fault of this record, which its own pass will name; the next batch is checked
+            return
+
     def _both_losses(self, batch: Batch) -> NDArray[np.float32]:
         """Return the losses (and other measures) of all answer tokens with the images and with the null images, [2, N, M]."""
         clean = self._losses([[pair.clean for pair in group] for group in batch.groups], batch.prefix)  # [N] or [N, M]
@@ -101,6 +116,7 @@ def _to_score(pair: Pair, clean: NDArray[np.float32], null: NDArray[np.float32],
     loss, null_loss = clean[:, 0], null[:, 0]  # [T], [T]
     kept = [values[:, MEASURES.index(name)] for name in measures for values in (clean, null)]  # arrays [T]
     extra: dict[str, Any] = dict(zip(columns_of(measures), kept, strict=True))
+    extra |= {"image_digest": digest(pair.images), "image_files": pair.image_files}
     token_vig = null_loss - loss  # [T]
     # a mean that is rounded to float32 never exceeds the largest of its values, so a selected record has a token to select
     vig, mean_loss, mean_null = (float(np.float32(x.mean(dtype=np.float64))) for x in (token_vig, loss, null_loss))

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.utils import ModelOutput
 
-from mof.data.answer_tokens import PER_TOKEN, Example
+from mof.data.answer_tokens import ATTENTION_MASK, PER_TOKEN, Example
 from mof.data.collator import collate
 
 # Shapes: G = groups of records that share a prefix, R = records of all groups, P = tokens of a prefix, S = padded tokens
@@ -93,7 +93,7 @@ def image_positions(model: PreTrainedModel, examples: Sequence[Example], pad_tok
     locate = getattr(model.base_model, "get_rope_index", None)
     if locate is None:
         return None
-    wanted = set(inspect.signature(locate).parameters)
+    wanted = set(inspect.signature(locate).parameters) - {ATTENTION_MASK}  # hidden tokens have their positions, too
     sized = [replace(e, images={key: value for key, value in e.images.items() if key in wanted}) for e in examples]
     batch = collate(sized, pad_token_id)
-    return locate(**{key: value for key, value in batch.items() if key in wanted})[0]  # [3, R, L]
+    return locate(**{key: value for key, value in batch.items() if key in {*wanted, ATTENTION_MASK}})[0]  # [3, R, L]

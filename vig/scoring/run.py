@@ -19,12 +19,13 @@ from encoders.cluster import Cluster, grown, worked
 from encoders.progress import progress_bar
 from mof.data.digests import digest
 from mof.data.records import ImageSource, RecordError, images_of, refuse_missing_images, to_record
-from mof.data.rows import RawRecord, Row, id_of, opened, rows
+from mof.data.rows import RawRecord, Row, id_of, opened, rows, rows_by_id
 from vig.nulls import NullImages
 from vig.processes import Processes
 from vig.scoring.batches import by_image
 from vig.scoring.calibration import Sample, calibration, with_swapped_images
 from vig.scoring.folder import ScoreFolder
+from vig.scoring.hidden_images import image_token_of
 from vig.scoring.identity import scoring_identity
 from vig.scoring.items import ItemScorer, ScoreItem, Total
 from vig.scoring.pairs import PairReader
@@ -111,7 +112,9 @@ def score(
         nulls.description["stored"] = [store.description for store in stored_images]
     identity = scoring_identity(model, processor, nulls.description, max_length, seed, measures)
     schema = schema_of(identity)
-    new_reader = partial(PairReader, processor, image_folder, nulls, max_length, stored_images)
+    new_reader = partial(
+        PairReader, processor, image_folder, nulls, max_length, stored_images, image_token_of(model) if nulls.hides else None
+    )
     if isinstance(records, Sequence):  # a list can show a wrong folder before anything is scored
         refuse_missing_images(records, image_folder)
     processes = Processes.all()
@@ -124,10 +127,10 @@ def score(
         shard = None if folder is None else folder.shard
         options: dict[str, Any] = {"batch_tokens": batch_tokens, "batch_size": batch_size, "measures": measures}
         make = partial(ItemScorer, model, new_reader, shard, schema, moves=cluster is not None, **options)
-        done = {} if folder is None else folder.digests()
+        done = {} if folder is None else folder.known()
         ids: dict[str, None] = {}  # all ids, in the order of the records; complete when all records are read
         sample = Sample()
-        own: Iterable[Row] = _own_share(records, done, ids, processes, sample)
+        own: Iterable[Row] = _own_share(records, done, ids, processes, sample, new_reader())
         total = None
         if isinstance(records, Sequence):
             own = by_image(list(own))
@@ -191,22 +194,30 @@ def _together(
 
 
 def _own_share(
-    records: Iterable[RawRecord], done: Mapping[str, str], ids: dict[str, None], processes: Processes, sample: Sample
+    records: Iterable[RawRecord],
+    done: Mapping[str, tuple[str, str, str]],
+    ids: dict[str, None],
+    processes: Processes,
+    sample: Sample,
+    reader: PairReader,
 ) -> Iterator[Row]:
     """Yield the records of this process. The ids of all records are put into `ids`, and all records are offered to `sample`.
 
     Args:
-        done: id -> digest of the records that have a score.
+        done: id -> digests of the records that have a score (`ScoreFolder.known`).
 
     Raises:
-        ValueError: for a record that has changed since it was scored.
+        ValueError: for a record that has changed since it was scored, or whose image was replaced.
     """
-    for raw in rows(records):
-        id = id_of(raw)
+    for id, raw in rows_by_id(records):
         ids[id] = None
         sample.add(id, raw)
-        if id in done and done[id] != digest(raw):
-            raise ValueError(f"the folder holds scores of other records under the same ids; give a new folder. Changed: {id}")
+        if id in done:
+            scored, *images = done[id]
+            if scored != digest(raw):
+                raise ValueError(f"the folder holds scores of other records under the same ids; give a new folder. Changed: {id}")
+            if reader.shows_others(raw, *images):
+                raise ValueError(f"an image of record {id!r} was replaced by another since it was scored; give a new folder")
         if processes.count == 1 or int(digest(images_of(raw) or raw), 16) % processes.count == processes.rank:
             yield raw
 

@@ -53,10 +53,14 @@ def columns_of(measures: Sequence[str]) -> list[str]:
 
 
 def schema_of(identity: Mapping[str, Any]) -> pa.Schema:
-    """Return the columns that a run of this identity writes: `SCHEMA` and the columns of its measures."""
+    """Return the columns that a run of this identity writes: `SCHEMA`, those of its measures, and those of its image files."""
     extra = [pa.field(name, pa.list_(pa.float32())) for name in columns_of(identity.get("measures", ()))]
+    extra += [pa.field(name, pa.string()) for name in identity.get("image_columns", ())]  # earlier releases had none
     return pa.schema([*SCHEMA, *extra])
 
+
+IMAGE_COLUMNS = ("image_digest", "image_files")
+"""The columns that tell whether an image was replaced."""
 
 LIGHT = ["id", "digest", "vig", "token_vig", "turn_ends"]
 """The columns that selections and distributions need."""
@@ -105,6 +109,10 @@ class Score:
     """[T] entropy over the vocabulary with the image, in nats."""
     null_token_entropy: NDArray[np.float32] | None = None
     """[T] entropy over the vocabulary with the null image."""
+    image_digest: str = ""
+    """Digest of the images' pixels when they were scored: a run is not resumed with other images under the same paths."""
+    image_files: str = ""
+    """Size and time of the images' files then; as long as these are the same, the pixels are not looked at."""
 
     def __repr__(self) -> str:
         losses = f"loss {self.loss:.3f} with the image, {self.null_loss:.3f} with the null image"
@@ -283,7 +291,8 @@ def _rows(column: pa.ChunkedArray) -> list[Any]:
 
 def _flat(column: pa.ChunkedArray) -> NDArray[Any]:
     """Return the values of all rows of a list column, row after row."""
-    return pc.list_flatten(column).combine_chunks().to_numpy()  # a single chunk needs no copy
+    chunks = [chunk.flatten().to_numpy() for chunk in column.chunks]  # a single chunk is not copied
+    return chunks[0] if len(chunks) == 1 else np.concatenate([np.empty(0, column.type.value_type.to_pandas_dtype()), *chunks])
 
 
 def _bounds(column: pa.ChunkedArray) -> NDArray[np.int64]:
@@ -314,6 +323,6 @@ def load_scores(folder: str | os.PathLike[str]) -> Scores:
             f"{folder}: the run saved {manifest['scores']} scores, but the shards hold {len(scores)}; put back the missing shards, "
             "remove copies, or score again with this folder to fill the gap"
         )
-    if twice := len(scores) - len(set(scores.ids)):
+    if twice := len(scores) - len(scores.places):
         raise ValueError(f"{folder}: {twice} records are in the shards more than once; remove copies of shards")
     return scores

@@ -8,13 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from encoders.digests import file_digest
-from encoders.runs import versions, write_json
+from encoders.runs import versions, write_sealed
+from encoders.saved_folders import card_path
 from vig.selection.selected import Selection
-
-
-def card_path(output: Path) -> Path:
-    """Return the path of the card of a file of selected records: selected.card.json beside selected.json."""
-    return output.with_name(f"{output.stem}.card.json")
 
 
 def write_card(output: Path, selection: Selection, settings: Mapping[str, Any], records: int) -> None:
@@ -25,9 +21,10 @@ def write_card(output: Path, selection: Selection, settings: Mapping[str, Any], 
         records: number of records in the file, text-only records among them.
     """
     manifest, summary = selection.scores.manifest, selection.summary()
-    identity = manifest["identity"]
+    identity, digest = manifest["identity"], file_digest(output)
     content = {
-        "data": {"file": output.name, "records": records, "xxh3": file_digest(output)},
+        "data": {"file": output.name, "records": records, "xxh3": digest},
+        "files": {output.name: digest},  # it is compared when the records are read
         "model": {"name": manifest.get("about", {}).get("model"), "class": identity.get("model"), "weights": identity.get("weights")},
         "null": identity.get("null"),
         "measure": selection.by,
@@ -37,4 +34,4 @@ def write_card(output: Path, selection: Selection, settings: Mapping[str, Any], 
         "calibration": manifest.get("calibration", {}),
         "versions": versions("mof-vig"),
     }
-    write_json(card_path(output), content)
+    write_sealed(card_path(output), content)

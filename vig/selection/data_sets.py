@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from mof.data.digests import SELECTED
+from mof.data.digests import SCORED, SELECTED, digest
 from mof.data.rows import id_of, rows
 
 
@@ -25,11 +25,18 @@ def with_numbered_ids(data_set: Any) -> Any:
     return data_set.remove_columns("id").add_column("id", numbered)
 
 
-def with_entries(data_set: Any, kept: Iterable[tuple[int, Mapping[str, Any]]]) -> Any:
-    """Return the kept rows of a data set (place and new entries of each) with the new entries as columns, in place of earlier ones."""
+def with_entries(data_set: Any, kept: Iterable[tuple[int, Mapping[str, Any], dict[str, Any]]]) -> Any:
+    """Return the kept rows of a data set with their new entries as columns, in place of earlier ones.
+
+    Args:
+        kept: place, record and new entries of each kept row.
+    """
     places, columns = [], dict[str, list[Any]]()
-    for place, entries in kept:
+    without_ids = "id" not in data_set.column_names
+    for place, record, entries in kept:
         places.append(place)
+        if without_ids and "id" in record and SCORED in entries:  # a row that occurs several times has no number in the data set
+            entries[SCORED] = digest({name: value for name, value in record.items() if name != "id"})
         for name, value in entries.items():
             columns.setdefault(name, [None] * len(data_set))[place] = value
     data_set = data_set.remove_columns([name for name in SELECTED if name in data_set.column_names])

@@ -65,7 +65,7 @@ def cal(scores: Scores) -> Values:
 
     The weight is the answer token's logit with the image minus its logit without it, clamped to 1..5, and averaged over three
     neighbours as by torch's AvgPool1d(3, stride=1, padding=1): beyond the ends of a record's answer stand zeros. The paper's null
-    hides the image from the attention; null="drop" leaves it out.
+    is "attention".
     """
     clamped = (scores.column("token_logit") - scores.column("null_token_logit")).clip(1, 5)  # [A]
     index = np.arange(len(clamped))

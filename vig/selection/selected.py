@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from mof.data.digests import SCORED, digest, unselected
 from mof.data.records import RecordError, to_record
-from mof.data.rows import RawRecord, UnreadableRow, id_of, opened, rows
+from mof.data.rows import RawRecord, UnreadableRow, opened, rows_by_id
 from vig.scoring.scores import Scores
 from vig.selection.data_sets import is_data_set, with_entries, with_numbered_ids
 from vig.selection.sources import NO_SOURCE
@@ -128,37 +128,42 @@ class Selection:
         Raises:
             ValueError: for a record that has changed since it was scored, or if the scoring run met none of the records.
         """
-        records = opened(records)
-        if is_data_set(records, "IterableDataset"):
-            return records.from_generator(self.applied, gen_kwargs={"records": records})
-        if not is_data_set(records, "Dataset"):
-            return list(self.applied(records))
-        records = with_numbered_ids(records)
-        return with_entries(records, ((place, entries) for place, _, entries in self._kept(records)))
+        given = opened(records)
+        if is_data_set(given, "IterableDataset"):
+            return given.from_generator(self.applied, gen_kwargs={"records": given})
+        if not is_data_set(given, "Dataset"):
+            return list(self.applied(given))
+        given = with_numbered_ids(given)
+        return with_entries(given, self._kept(given))
 
     def applied(self, records: Iterable[RawRecord]) -> Iterator[dict[str, Any]]:
         """Yield the records that `apply` returns, without holding them in memory."""
         return ({**record, **entries} for _, record, entries in self._kept(records))
 
-    def _kept(self, records: Iterable[RawRecord]) -> Iterator[tuple[int, dict[str, Any], dict[str, Any]]]:
+    def _kept(self, records: Iterable[RawRecord]) -> Iterator[tuple[int, Mapping[str, Any], dict[str, Any]]]:
         """Yield place, record and new entries of each record that `apply` returns."""
-        text_only, values = set(self.scores.manifest["text_only"]), self.token_masks if self.token_weights is None else self.token_weights
-        key, known, unknown = "token_mask" if self.token_weights is None else "token_weights", 0, 0
-        for row, record in enumerate(rows(records)):
-            id = id_of(record)
-            place = self.scores.places.get(id)
-            known += place is not None or id in text_only or id in self.scores.failures
+        places, digests, bounds = self.scores.places, self.scores.digests, self.scores.bounds
+        failures, text_only = self.scores.failures, set(self.scores.manifest["text_only"])
+        key, values = ("token_mask", self.token_masks) if self.token_weights is None else ("token_weights", self.token_weights)
+        known = unknown = 0
+        for row, (id, record) in enumerate(rows_by_id(records)):
+            place = places.get(id)
             if place is not None:
+                known += 1
                 given = digest(record)
-                if not was_scored(record, given, self.scores.digests[place]):
+                if given != digests[place] and not was_scored(record, given, digests[place]):
                     raise ValueError(f"record {id!r} is not what was scored; {AS_SCORED}")
                 if values.chosen[place]:
-                    own = unselected(_as_dict(record, id))
-                    yield row, own, {key: values[id].tolist(), SCORED: given if own == record else digest(own)}  # a digest takes its time
-            elif id in text_only or (id not in self.scores.failures and _is_text_only(record)):
-                yield row, _as_dict(record, id), {}
+                    own = unselected(_as_mapping(record, id))
+                    scored = given if own is record else digest(own)  # a digest takes its time
+                    yield row, own, {key: values.flat[bounds[place] : bounds[place + 1]].tolist(), SCORED: scored}
+            elif id in failures:
+                known += 1
+            elif id in text_only or _is_text_only(record):
+                known += id in text_only
+                yield row, _as_mapping(record, id), {}
             else:
-                unknown += id not in self.scores.failures
+                unknown += 1
         if not known:
             raise ValueError(f"the scoring run met none of these records; {AS_SCORED}")
         if unknown:
@@ -190,9 +195,9 @@ def source_codes(scores: Scores, sources: Mapping[str, str]) -> tuple[list[str],
     return names, np.array([places[name] for name in named], np.int64)
 
 
-def _as_dict(record: Any, id: str) -> dict[str, Any]:
-    """Return the record as a dict: a list of messages has no place for a mask."""
-    return dict(record) if isinstance(record, Mapping) else {"id": id, "messages": record}
+def _as_mapping(record: Any, id: str) -> Mapping[str, Any]:
+    """Return the record as a mapping: a list of messages has no place for a mask."""
+    return record if isinstance(record, Mapping) else {"id": id, "messages": record}
 
 
 def _is_text_only(record: Any) -> bool:

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from mof.data.records import images_of
-from mof.data.rows import RawRecord, id_of, rows
+from mof.data.rows import RawRecord, rows_by_id
 
 NO_SOURCE = "(none)"
 
@@ -21,8 +21,8 @@ def record_sources(records: Iterable[RawRecord], key: str = "source") -> dict[st
     absolute paths it is the first folder below the folder that all of them share.
     """
     if key != "image":
-        return {id_of(record): _value(record, key) for record in rows(records)}
-    paths = {id_of(record): _first_path(record) for record in rows(records)}
+        return {id: _value(record, key) for id, record in rows_by_id(records)}
+    paths = {id: _first_path(record) for id, record in rows_by_id(records)}
     absolute = {path.parent for path in paths.values() if path.is_absolute()}
     shared = PurePath(os.path.commonpath(absolute) if absolute else "/")
     return {id: _top_folder(path, shared) for id, path in paths.items()}

@@ -25,6 +25,7 @@ from mof.data.rows import read_records
 NAMES = sorted(field.name for field in dataclasses.fields(TrainingArguments) if field.init)
 logger = logging.getLogger(__name__)
 NAMED = 3  # problems in a message
+MOST_MISSED = 0.5  # of the weights in the blocks, without adapters
 
 
 class _Parser(HfArgumentParser):
@@ -147,7 +148,8 @@ def add_lora(model: PreTrainedModel, rank: int) -> Any:
     modules of other classes: they get no adapters.
 
     Raises:
-        ValueError: if peft is missing, or for a language model without linear layers.
+        ValueError: if peft is missing, or for a language model that has no linear layers, or keeps more than half of the weights of its
+            blocks in another way (DBRX's experts).
     """
     if find_spec("peft") is None:
         raise ValueError('LoRA needs peft: pip install -e ".[lora]"')
@@ -159,6 +161,13 @@ def add_lora(model: PreTrainedModel, rank: int) -> Any:
     largest = max(own_weight.numel() for module in linear.values() for own_weight in module.parameters(recurse=False))
     fused = [name for name, weight in own.items() if weight.ndim == 3 and 4 * weight.numel() >= largest]
     if missed := [name for name, weight in own.items() if weight.ndim == 2 and weight.numel() >= largest]:
+        weights = [*own.values(), *(weight for module in linear.values() for weight in module.parameters(recurse=False))]
+        share = sum(own[name].numel() for name in missed) / sum(weight.numel() for weight in weights)
+        if share > MOST_MISSED:
+            raise ValueError(
+                f"LoRA reaches {1 - share:.0%} of the weights in the blocks of {type(model.get_decoder()).__name__}: {len(missed)} large "
+                f"matrices are kept in a way that peft cannot adapt, the first is {missed[0]}; train without LoRA"
+            )
         logger.warning("LoRA: %d large matrices get no adapters and stay as they are, the first is %s", len(missed), missed[0])
     transposed = all(isinstance(module, Conv1D) for module in linear.values())
     targets = LoraConfig(

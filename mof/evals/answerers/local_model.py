@@ -16,7 +16,7 @@ from encoders import read_image
 from encoders.saved_folders import check_folder
 from encoders.store.fingerprints import weights_digest
 from mof.auto_classes import register_auto_classes
-from mof.data.prompts import ready_for_prompts
+from mof.data.prompts import prompt_inputs, ready_for_prompts
 from mof.evals.answering import Answer, Prompt
 from mof.evals.decoding import Decoding
 
@@ -163,10 +163,8 @@ class LocalModel:
             inputs = self.processor(images=images or None, text=texts, padding=True, return_tensors="pt")
             return inputs.to(self.model.device, self.model.dtype)
         continues = chats[0][-1]["role"] == "assistant"
-        inputs = self.processor.apply_chat_template(
-            chats, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=not continues,
-            continue_final_message=continues, processor_kwargs={"padding": True},
-        )  # fmt: skip
+        options = {"add_generation_prompt": not continues, "continue_final_message": continues, "processor_kwargs": {"padding": True}}
+        inputs = prompt_inputs(self.processor, chats, **options)
         return inputs.to(self.model.device, self.model.dtype)
 
 

@@ -31,7 +31,7 @@ class MofLmms(lmms):
         decoding: a decoding method, NAME[:OPTION=VALUE...]. There are no log-likelihoods then.
 
     Raises:
-        ValueError: for a folder without a model, or several processes.
+        ValueError: for a folder without a model, several processes, or a batch size that is no number.
     """
 
     is_simple = True  # lmms-eval's word for: takes an image and a text, not messages
@@ -49,6 +49,8 @@ class MofLmms(lmms):
         super().__init__()
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("mof runs in one process: start lmms-eval without accelerate or torchrun")
+        if not str(batch_size).isdigit():  # lmms-eval also has "auto", which tries sizes out on models of its own
+            raise ValueError(f"batch_size must be a number for mof, got {batch_size!r}: give the number of prompts in a batch, as in 8")
         self._loaded = LocalModel.load(pretrained, dtype=dtype, batch_size=int(batch_size), decoding=load_decoding(decoding))
         if device is not None:
             self._loaded.model.to(torch.device(device))

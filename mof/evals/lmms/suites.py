@@ -18,7 +18,7 @@ from encoders.runs import versions, write_sealed_lines
 from mof.evals.answerers.api_keys import OPENAI_KEY, key_for, without_key
 from mof.evals.benchmark import Measure, Measured, Row
 from mof.evals.intervals import Given
-from mof.evals.run import FORMAT, claimed_folder, row_name, write_result
+from mof.evals.run import FORMAT, claimed_folder, decoding_note, row_name, write_result
 
 NAME = "lmms-eval"
 MEASURES = {
@@ -113,7 +113,7 @@ def _measure(suite: str, run: SuiteRun, model: Any, judge: str, console: Console
             console.print(f"{task}: not run ({failed[task]})", style="yellow")
     ran = list(dict.fromkeys(figure["task"] for figure in figures))
     judged = [task for task in ran if task in JUDGED]
-    deviations = [f"by lmms-eval {versions('lmms_eval')['lmms_eval']}, with its prompts; greedy decoding"]
+    deviations = [f"by lmms-eval {versions('lmms_eval')['lmms_eval']}, with its prompts; {decoding_note(model.settings['decoding'])}"]
     deviations += [DEVIATIONS[task] for task in ran if task in DEVIATIONS]
     deviations += [f"{', '.join(judged)}: judged by {judge}"] if judged else []
     deviations += [f"the first {run.limit} questions of each"] if run.limit is not None else []
