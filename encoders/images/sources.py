@@ -218,7 +218,7 @@ def tar_images(path: Path | str, limits: ImageLimits | None = None) -> Iterator[
                 if member.isreg() and base.lower().endswith(endings) and not base.startswith("."):
                     name = _unused(f"{tar}/{_as_text(member.name)}", names)
                     yield name, _member(archive, member, name, limits)
-                _skip_rest(archive, most=path.stat().st_size + MOST_SKIPPED)
+                _skip_rest(archive, most=(0 if isinstance(path, str) else path.stat().st_size) + MOST_SKIPPED)
                 last = _as_text(member.name)
     except Exception as error:  # tarfile and the decompressors raise errors of many kinds (ValueError, EOFError, ...) for bad bytes
         yield tar, ImageError(f"{tar}: cannot be read on after {last}, what follows is lost ({error})")
