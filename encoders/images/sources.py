@@ -214,7 +214,7 @@ def tar_images(path: Path | str, limits: ImageLimits | None = None) -> Iterator[
             opened_url(path) if isinstance(path, str) else path.open("rb") as stream,
             tarfile.open(fileobj=stream, mode="r|*", tarinfo=_StrictHeader) as archive,
         ):
-            size = path.stat().st_size if isinstance(path, Path) else stream.size or sys.maxsize  # a few storages do not tell the size
+            size = path.stat().st_size if isinstance(path, Path) else getattr(stream, "size", None) or sys.maxsize  # if it is not told
             for member in archive:
                 base = os.path.basename(member.name)
                 if member.isreg() and base.lower().endswith(endings) and not base.startswith("."):
