@@ -102,6 +102,8 @@ class StrictCheckpoints(OpenedByCode, PreTrainedModel):
         """
         path = pretrained_model_name_or_path
         check_folder(path)
+        if "torch_dtype" in kwargs:  # the older name
+            kwargs["dtype"] = kwargs.pop("torch_dtype")
         hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
         if config is None:
             config, kwargs = cls.config_class.from_pretrained(path, return_unused_kwargs=True, **hub, **kwargs)

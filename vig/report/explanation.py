@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, ProcessorMixin
 
 from encoders.pages import write_page
-from mof.data.prompts import ready_for_prompts
+from mof.data.prompts import prompt_inputs, ready_for_prompts
 from mof.data.records import to_record
 from mof.data.rows import RawRecord
 from vig.decoding import Decoding
@@ -170,7 +170,7 @@ def explain(
 def _encode(model: PreTrainedModel, processor: Any, chats: Sequence[Chat]) -> dict[str, Any]:
     """Return the model's inputs on its device, and floats (pixels) in its dtype."""
     ready_for_prompts(processor)
-    inputs = processor.apply_chat_template(list(chats), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt")
+    inputs = prompt_inputs(processor, list(chats), add_generation_prompt=True)
     return {name: x.to(model.device, model.dtype if x.is_floating_point() else None) for name, x in inputs.items()}
 
 
