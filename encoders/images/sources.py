@@ -6,6 +6,7 @@ import glob
 import hashlib
 import os
 import re
+import sys
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -213,12 +214,13 @@ def tar_images(path: Path | str, limits: ImageLimits | None = None) -> Iterator[
             opened_url(path) if isinstance(path, str) else path.open("rb") as stream,
             tarfile.open(fileobj=stream, mode="r|*", tarinfo=_StrictHeader) as archive,
         ):
+            size = path.stat().st_size if isinstance(path, Path) else getattr(stream, "size", None) or sys.maxsize  # if it is not told
             for member in archive:
                 base = os.path.basename(member.name)
                 if member.isreg() and base.lower().endswith(endings) and not base.startswith("."):
                     name = _unused(f"{tar}/{_as_text(member.name)}", names)
                     yield name, _member(archive, member, name, limits)
-                _skip_rest(archive, most=(0 if isinstance(path, str) else path.stat().st_size) + MOST_SKIPPED)
+                _skip_rest(archive, most=size + MOST_SKIPPED)
                 last = _as_text(member.name)
     except Exception as error:  # tarfile and the decompressors raise errors of many kinds (ValueError, EOFError, ...) for bad bytes
         yield tar, ImageError(f"{tar}: cannot be read on after {last}, what follows is lost ({error})")

@@ -19,7 +19,7 @@ from encoders.cluster import Cluster, grown, worked
 from encoders.progress import progress_bar
 from mof.data.digests import digest
 from mof.data.records import ImageSource, RecordError, images_of, refuse_missing_images, to_record
-from mof.data.rows import RawRecord, Row, id_of, opened, rows, rows_by_id
+from mof.data.rows import RawRecord, Row, UnreadableRow, id_of, opened, rows, rows_by_id
 from vig.nulls import NullImages
 from vig.processes import Processes
 from vig.scoring.batches import by_image
@@ -216,7 +216,7 @@ def _own_share(
             scored, *images = done[id]
             if scored != digest(raw):
                 raise ValueError(f"the folder holds scores of other records under the same ids; give a new folder. Changed: {id}")
-            if reader.shows_others(raw, *images):
+            if not isinstance(raw, UnreadableRow) and reader.shows_others(raw, *images):
                 raise ValueError(f"an image of record {id!r} was replaced by another since it was scored; give a new folder")
         if processes.count == 1 or int(digest(images_of(raw) or raw), 16) % processes.count == processes.rank:
             yield raw
