@@ -66,6 +66,7 @@ def test_gains_table_and_chart(tmp_path: Path) -> None:
     ]  # fmt: skip
     gains = np.array([100, 0, -100, 0])
     assert gain_in_pairs(rows, "vcd") == f"+0.0 ±{1.96 * gains.std(ddof=1) / 2:.1f}" and gain_in_pairs(rows, "greedy") == ""
+    assert gain_in_pairs(rows[1:2], "vcd") == ""
     console = Console(width=200, record=True, file=(tmp_path / "out").open("w"))
     console.print(table_of(rows, "m"))
     assert "75.0" in console.export_text()
