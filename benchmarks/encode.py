@@ -40,7 +40,7 @@ from transformers import BitImageProcessor, CLIPImageProcessor, CLIPVisionConfig
 
 from encoders import Encoder, build_encoder, encode_images, read_image
 from encoders.images.sources import ImageSources
-from encoders.store.jobs import Job
+from encoders.store.items import ItemEncoder
 
 LAYERS = {"clip": -2, "dino": -1}
 BATCH = 16
@@ -130,18 +130,18 @@ def one_decode(folder: Path, files: list[Path], both: bool, clock: Clock) -> lis
 
 
 def stored(folder: Path, files: list[Path], both: bool, clock: Clock, dtype: torch.dtype | None = None) -> None:
-    encode = Job._encode
+    encode = ItemEncoder._features
 
-    def timed(job: Job, images: list[Tensor]) -> dict[str, Tensor]:
+    def timed(self: ItemEncoder, name: str, images: list[Tensor]) -> dict[str, Tensor]:
         with clock("network", time.thread_time):
-            return encode(job, images)
+            return encode(self, name, images)
 
-    Job._encode = timed  # type: ignore[method-assign]
+    ItemEncoder._features = timed  # type: ignore[method-assign]
     start = time.process_time()
     with tempfile.TemporaryDirectory() as out:
         encode_images(files, ours(folder), out, embeddings=both, tokens="float16", batch_size=BATCH, dtype=dtype)
     clock.seconds["pixels"] = time.process_time() - start - clock.seconds["network"]  # with the time for hashing and writing
-    Job._encode = encode  # type: ignore[method-assign]
+    ItemEncoder._features = encode  # type: ignore[method-assign]
 
 
 METHODS: dict[str, Callable[..., object]] = {

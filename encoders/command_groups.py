@@ -105,9 +105,12 @@ class LateGroup(TyperGroup):
             formatter.write_dl(rows)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments, also with `--debug` behind the command."""
+        """Parse the arguments, also with `--debug` behind the command and with `--ray` without an address."""
         if ctx.parent is None and any(parameter.name == "debug" for parameter in self.params) and "--debug" in args:
             args = ["--debug", *(argument for argument in args if argument != "--debug")]
+        if ctx.parent is None:
+            behind = zip(args, [*args[1:], "-"], strict=True)
+            args = ["--ray=" if argument == "--ray" and following.startswith("-") else argument for argument, following in behind]
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import typer
 
 if TYPE_CHECKING:
+    from encoders.cluster import Cluster
     from encoders.images.opening import ImageLimits
 
 T = TypeVar("T")
@@ -71,6 +72,48 @@ MaxBytes = Annotated[int | None, typer.Option("--max-bytes", min=1, help="Larges
 MaxPixels = Annotated[
     int | None, typer.Option("--max-pixels", min=1, help="Largest image, in pixels (width times height). Default: 89 million.")
 ]
+
+
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="[ADDRESS]",
+        help="Let processes on a Ray cluster do the work; without an address: this machine's cluster, or this machine's GPUs.",
+    ),
+]
+GpusPerActor = Annotated[
+    float | None,
+    typer.Option("--gpus-per-actor", min=0, help="With --ray: GPUs, or a part of a GPU, of a process. Default: 1 if there are GPUs."),
+]
+Actors = Annotated[
+    str | None,
+    typer.Option(
+        "--actors",
+        metavar="MIN:MAX",
+        help="With --ray: number of processes at the beginning, and at most. Default: as many as the cluster has room for.",
+    ),
+]
+
+
+def cluster_of(ray: str | None, gpus_per_actor: float | None, actors: str | None) -> Cluster | None:
+    """Return the cluster of the options `--ray`, `--gpus-per-actor` and `--actors`; None without `--ray`.
+
+    Raises:
+        ValueError: for the others without `--ray`, and for numbers that are not MIN:MAX.
+    """
+    from encoders.cluster import Cluster  # slow
+
+    if ray is None:
+        if gpus_per_actor is not None or actors is not None:
+            raise ValueError("--gpus-per-actor and --actors go with --ray")
+        return None
+    if actors is None:
+        return Cluster(ray, gpus_per_actor)
+    least, _, most = actors.partition(":")
+    if not (least.isdecimal() and most.isdecimal() and 1 <= int(least) <= int(most)):
+        raise ValueError(f"--actors {actors}: expected the numbers MIN:MAX of processes, such as 1:8")
+    return Cluster(ray, gpus_per_actor, int(least), int(most))
 
 
 def image_limits(max_bytes: int | None, max_pixels: int | None) -> ImageLimits:

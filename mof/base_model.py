@@ -98,8 +98,8 @@ class MoFModel(StrictCheckpoints):
             raise ValueError(f"{type(self.language_model).__name__} takes none of the caches {', '.join(CACHE_NAMES)}; give none")
         if input_ids is not None and self._has_layer_tables:
             kwargs["per_layer_inputs"] = self._look_up_layers(input_ids)
-        images = {"pixel_values": pixel_values, "encoder_features": encoder_features, "image_features": image_features}
-        images = {name: value for name, value in images.items() if value is not None}
+        inputs = {"pixel_values": pixel_values, "encoder_features": encoder_features, "image_features": image_features}
+        images = {name: value for name, value in inputs.items() if value is not None}
         inputs_embeds = self._embed(input_ids, inputs_embeds, images, cache)  # [R, L, D]
         if self._llm_takes_positions:
             if position_ids is None:

@@ -102,9 +102,13 @@ class StrictCheckpoints(OpenedByCode, PreTrainedModel):
         """
         path = pretrained_model_name_or_path
         check_folder(path)
+        # torch_dtype is the older name. Neither goes to the config, whose own dtype is the dtype of "auto".
+        dtypes = [kwargs.pop(name) for name in ("torch_dtype", "dtype") if name in kwargs]
         hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}
         if config is None:
             config, kwargs = cls.config_class.from_pretrained(path, return_unused_kwargs=True, **hub, **kwargs)
+        if dtypes:
+            kwargs["dtype"] = dtypes[-1]
         # Encoders come from several libraries, and few of them can be built inside transformers' meta-device context.
         mixer = build_configured_mixer(config)
         if (quantization := kwargs.get("quantization_config")) is not None:

@@ -50,7 +50,7 @@ class MoFConfig(NamesCode, PreTrainedConfig):
             text_config = AutoConfig.for_model(text_config.pop("model_type", "llama"), **text_config)
         if fusion not in FUSIONS:
             raise ValueError(f"unknown fusion {fusion!r}; expected one of {', '.join(FUSIONS)}")
-        self.text_config = text_config
+        self.text_config: PreTrainedConfig = text_config
         if kwargs.get("attn_implementation") is not None:
             self._attn_implementation = kwargs["attn_implementation"]  # the setter also sets it for the language model
         encoders = encoders or {}

@@ -73,7 +73,8 @@ class BlockEncoder(Encoder):
     def patch_tokens(self, x: Tensor) -> Tensor:
         if (parts := self.blocks_and_norm()) is None:
             return self.stage_tokens(x)  # [B, h*w, D]
-        with block_outputs(parts[0], self.layers, leave=True) as outputs:  # [B, L, D] each
+        leave = not torch.compiler.is_compiling()  # a trace follows each call to its end
+        with block_outputs(parts[0], self.layers, leave=leave) as outputs:  # [B, L, D] each
             self.image_embedding(x)
         return self._patches(outputs, parts[1])  # [B, h*w, D]
 

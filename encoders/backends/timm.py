@@ -135,6 +135,7 @@ def stage_maps(trunk: Any, x: Tensor, layers: Sequence[int], norm: bool) -> Tens
     return torch.cat([outputs[layer] for layer in layers], dim=1)  # [B, D, h, w]
 
 
+@torch.no_grad()
 def stage_grid(trunk: Any, image_size: int, layers: Sequence[int], norm: bool) -> tuple[int, int]:
     """Return (h, w) of the maps. It is measured by a pass on the meta device, because many networks lose border pixels, or round up.
 
@@ -143,18 +144,23 @@ def stage_grid(trunk: Any, image_size: int, layers: Sequence[int], norm: bool) -
     """
     tensors = [*trunk.parameters(), *trunk.buffers()]
     shell = copy.deepcopy(trunk, {id(tensor): tensor.detach().to("meta") for tensor in tensors})  # takes no memory for weights
-    pixels = torch.empty(1, 3, image_size, image_size, device="meta", dtype=next(trunk.parameters()).dtype)
     try:
-        with torch.no_grad():
-            maps = stage_maps(shell, pixels, layers, norm)  # [1, D, h, w]
-        _, _, height, width = maps.shape
-    except Exception as error:  # networks raise errors of any kind
+        try:
+            _, _, height, width = stage_maps(shell, _blank(shell, image_size), layers, norm).shape  # [1, D, h, w]
+        except (RuntimeError, NotImplementedError):  # a few networks look at numbers while they run
+            _, _, height, width = stage_maps(trunk, _blank(trunk, image_size), layers, norm).shape  # [1, D, h, w]
+    except Exception as error:  # networks raise any kind
         reason = str(error).partition("\n")[0]
         raise ValueError(
             f"timm's {type(trunk).__name__} gives no map of tokens for {image_size} pixels ({type(error).__name__}: {reason}); "
             "choose another image_size, layer or norm"
         ) from error
     return height, width
+
+
+def _blank(trunk: Any, image_size: int) -> Tensor:
+    parameter = next(trunk.parameters())
+    return torch.zeros(1, 3, image_size, image_size, dtype=parameter.dtype, device=parameter.device)  # [1, 3, S, S]
 
 
 def _head_input(trunk: Any, x: Tensor) -> Tensor:

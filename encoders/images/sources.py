@@ -6,6 +6,7 @@ import glob
 import hashlib
 import os
 import re
+import sys
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from braceexpand import braceexpand
 
 from encoders.images.opening import ImageError, ImageLimits, suffixes
+from encoders.images.remote import is_url, opened_url, remote_files, remote_image
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 CHUNK = 2**20  # bytes that are read at a time to skip a tar member
@@ -43,10 +45,12 @@ class ImageSources:
         images: a single source or a list of sources. A source is a folder (searched with its subfolders; links are followed, hidden
             files are left out), an image, a `.txt` file with a path in each line (relative to the `.txt` file), a tar, plain or
             compressed (`TAR_SUFFIXES`), or a pattern of these, with `*`, `**`, `?`, `[...]` or braces as in bash:
-            "data/train-{000..127}.tar".
+            "data/train-{000..127}.tar". A source may also be the URL of an image, a tar, a folder or a pattern:
+            "s3://bucket/train-{000..127}.tar" (`encoders.images.remote`).
         limits: the largest member of a tar that is read.
 
     Attributes:
+        given: the sources, as absolute paths.
         total: the number of images, or None with tars, because their members are not known before they are read.
 
     Raises:
@@ -56,30 +60,40 @@ class ImageSources:
     def __init__(self, images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], limits: ImageLimits | None = None) -> None:
         self._limits = limits
         given = [images] if isinstance(images, (str, os.PathLike)) else list(images)
+        self.given = [readable(path) for path in given]
         if not given:
             raise ValueError("no images: give a folder, a list (.txt), an image or a tar")
-        paths = [path for pattern in given for path in _expand(os.fspath(pattern))]
-        self._tars_and_files: list[Path | list[Path]] = [path if _is_tar(path) else _listed(path) for path in paths]
-        counts = [len(part) for part in self._tars_and_files if isinstance(part, list)]
-        self.total = sum(counts) if len(counts) == len(paths) else None
+        self._tars_and_files: list[str | Path | list[Path]] = []  # a URL, a tar, or images
+        for pattern in (os.fspath(source) for source in given):
+            if is_url(pattern):
+                self._tars_and_files += [url for name in _alternatives(pattern) for url in remote_files(name, TAR_SUFFIXES)]
+            else:
+                self._tars_and_files += [path if _is_tar(path) else _listed(path) for path in _expand(pattern)]
+        counts = [len(part) if isinstance(part, list) else 1 for part in self._tars_and_files if not _holds_tar(part)]
+        self.total = sum(counts) if len(counts) == len(self._tars_and_files) else None
 
     def __iter__(self) -> Iterator[tuple[str, Content]]:
         for part in self._tars_and_files:
             if isinstance(part, list):
                 yield from ((readable(path), path) for path in part)
-            else:
+            elif _holds_tar(part):
                 yield from tar_images(part, self._limits)
+            else:
+                yield str(part), remote_image(str(part), self._limits or ImageLimits())
 
     def among(self, names: Iterable[str]) -> list[str]:
         """Return the `names` that belong to these images. All names under a tar's path count, because its members are not known."""
-        files = {readable(path) for part in self._tars_and_files if isinstance(part, list) for path in part}
-        tars = tuple(f"{readable(part)}/" for part in self._tars_and_files if isinstance(part, Path))
+        files = {readable(path) for part in self._tars_and_files for path in (part if isinstance(part, list) else [part])}
+        tars = tuple(f"{readable(part)}/" for part in self._tars_and_files if not isinstance(part, list) and _holds_tar(part))
         return [name for name in names if name in files or name.startswith(tars)]
 
 
 def readable(path: str | os.PathLike[str]) -> str:
-    """Return the absolute path as text, a different text for each path. Bytes of a file name that are no UTF-8 are written as \\xff."""
-    return _as_text(os.path.abspath(path))
+    """Return the absolute path as text, a different text for each path. Bytes of a file name that are no UTF-8 are written as \\xff.
+
+    A URL is returned as it is.
+    """
+    return path if isinstance(path, str) and is_url(path) else _as_text(os.path.abspath(path))
 
 
 def _as_text(name: str) -> str:
@@ -89,13 +103,23 @@ def _as_text(name: str) -> str:
 
 
 def exists(name: str) -> bool:
-    """Return whether the file exists to which `readable` gave this name. For a tar's member, return whether the tar exists."""
+    """Return whether the file exists to which `readable` gave this name. For a tar's member, return whether the tar exists.
+
+    The files of URLs are taken to exist.
+    """
+    if is_url(name):
+        return True
     path = re.sub(rb"\\x(5c|[89a-f][0-9a-f])", lambda match: bytes.fromhex(match[1].decode()), name.encode())
     return os.path.lexists(name) or os.path.lexists(path) or any(_is_tar(parent) for parent in Path(name).parents)
 
 
 def _is_tar(path: Path) -> bool:
     return path.name.lower().endswith(TAR_SUFFIXES) and path.is_file()
+
+
+def _holds_tar(source: str | Path | list[Path]) -> bool:
+    """Return whether a source is a tar."""
+    return isinstance(source, Path) or (isinstance(source, str) and source.lower().endswith(TAR_SUFFIXES))
 
 
 def _listed(path: Path) -> list[Path]:
@@ -176,19 +200,27 @@ class _StrictHeader(tarfile.TarInfo):
         return header
 
 
-def tar_images(path: Path, limits: ImageLimits | None = None) -> Iterator[tuple[str, Content]]:
-    """Yield (name, content) of a tar's images in order, and (name of the tar, ImageError) for a part that cannot be read."""
+def tar_images(path: Path | str, limits: ImageLimits | None = None) -> Iterator[tuple[str, Content]]:
+    """Yield (name, content) of a tar's images in order, and (name of the tar, ImageError) for a part that cannot be read.
+
+    Args:
+        path: a file, or a URL.
+    """
     limits, endings = limits or ImageLimits(), tuple(suffixes())
     tar, last = readable(path), "its beginning"
     names = dict[str, int]()
     try:
-        with tarfile.open(path, "r|*", tarinfo=_StrictHeader) as archive:
+        with (
+            opened_url(path) if isinstance(path, str) else path.open("rb") as stream,
+            tarfile.open(fileobj=stream, mode="r|*", tarinfo=_StrictHeader) as archive,
+        ):
+            size = path.stat().st_size if isinstance(path, Path) else getattr(stream, "size", None) or sys.maxsize  # if it is not told
             for member in archive:
                 base = os.path.basename(member.name)
                 if member.isreg() and base.lower().endswith(endings) and not base.startswith("."):
                     name = _unused(f"{tar}/{_as_text(member.name)}", names)
                     yield name, _member(archive, member, name, limits)
-                _skip_rest(archive, most=path.stat().st_size + MOST_SKIPPED)
+                _skip_rest(archive, most=size + MOST_SKIPPED)
                 last = _as_text(member.name)
     except Exception as error:  # tarfile and the decompressors raise errors of many kinds (ValueError, EOFError, ...) for bad bytes
         yield tar, ImageError(f"{tar}: cannot be read on after {last}, what follows is lost ({error})")

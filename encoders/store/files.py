@@ -7,7 +7,7 @@
     <encoder>/features-00000.safetensors, ...  content keys, embeddings, tokens, scales: a row for each content
 
 Every file is written whole under a temporary name and then renamed, and holds a digest and the store's identity. An image
-counts as encoded when its key is in a shard. The index is written before the shards, so it may list images that are not encoded yet.
+counts as encoded when its key is in a shard. The index is written after the shards, so it may lack images of a run that was stopped.
 """
 
 from __future__ import annotations
@@ -175,6 +175,11 @@ class ImageIndex:
         if self._entries.get(name) != entry:
             self._entries[name] = entry
             self._new.append(entry)
+
+    @property
+    def uncommitted(self) -> int:
+        """The number of new entries that are not on disk yet."""
+        return len(self._new)
 
     def commit(self) -> None:
         """Write the new entries as a file of the index."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +53,13 @@ def declare(
     embeddings: bool,
     tokens: TokenFormat | None,
     dtype: torch.dtype | None,
+    sources: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Add the encoders to the store's manifest, and return the manifest, which now says that the run is not complete.
+
+    Args:
+        sources: of the images. A new store gets its identity from them and its first encoders, so that the same run writes the same
+            bytes anywhere.
 
     Raises:
         ValueError: if no encoder is given, if nothing is to be stored of an encoder, or if the store holds an encoder's name with another
@@ -82,6 +86,8 @@ def declare(
             raise ValueError(
                 f"{store} holds features of {name!r} with {', '.join(different)}: ask for the same, or use another name or store"
             )
+    fingerprints = {name: entry["fingerprint"] for name, entry in manifest["encoders"].items()}
+    manifest["store"] = manifest["store"] or run_digest({"images": list(sources), "encoders": fingerprints})
     manifest["shards"] = {name: shards for name, shards in manifest.get("shards", {}).items() if name not in encoders}
     write_sealed(store / MANIFEST, manifest)
     return manifest
@@ -99,7 +105,6 @@ def _manifest_to_fill(store: Path) -> dict[str, Any]:
             raise
         logger.warning("%s; it is written anew for the encoders of this run; `mof encode` with the others enters them again", error)
         manifest["store"] = identities.pop()
-    manifest["store"] = manifest["store"] or secrets.token_hex(16)
     return {key: value for key, value in manifest.items() if key != "files"}
 
 

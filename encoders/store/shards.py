@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +20,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from encoders.digests import DamagedError, checks
-from encoders.runs import remove_unfinished, write_bytes
-from encoders.store.files import KEY_TYPE, next_number, numbered, pack_keys, unpack_keys
+from encoders.runs import write_bytes
+from encoders.store.files import KEY_TYPE, pack_keys, unpack_keys
 from encoders.tables import refuse_foreign
 
 # Shapes: n = rows of a shard, m = rows that are checked, B = images of a batch.
@@ -88,7 +88,16 @@ def write_shard(path: Path, keys: list[str], features: dict[str, Tensor], metada
     metadata = {**metadata, **rows, "run": run, "file": path.name}
     metadata[DIGEST] = _header_digest(packed, features, metadata)
     tensors = {"keys": torch.from_numpy(packed.view(np.uint8).reshape(-1, KEY_TYPE.itemsize).copy()), **features}  # [n, 16]
-    write_bytes(path, save(tensors, metadata))
+    write_bytes(path, _in_order(save(tensors, metadata)))
+
+
+def _in_order(content: bytes) -> bytes:
+    """Return a safetensors file with its metadata in order of their names, which safetensors writes in any order."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size)
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
 
 
 def row_digests(rows: Tensor, keys: NDArray[np.bytes_]) -> NDArray[np.uint64]:
@@ -108,81 +117,33 @@ def _header_digest(keys: NDArray[np.bytes_], features: dict[str, Tensor], metada
     return xxhash.xxh3_128_hexdigest(json.dumps(header, sort_keys=True).encode() + np.ascontiguousarray(keys).tobytes())
 
 
-@dataclass
-class Errors:
-    """Errors holds the sum, number and maximum of the relative errors of int8 tokens."""
-
-    total: float = 0.0
-    count: int = 0
-    largest: float = 0.0
-
-    def __add__(self, more: Errors) -> Errors:
-        return Errors(self.total + more.total, self.count + more.count, max(self.largest, more.largest))
-
-    def summary(self) -> dict[str, float]:
-        """Return the mean and the maximum of the errors."""
-        return {"mean": self.total / max(self.count, 1), "max": self.largest}
-
-
-class ShardWriter:
-    """ShardWriter writes the features of an encoder. Damaged shards are deleted first, so that their images count as not encoded.
+def sound_keys(files: Iterable[Path], run: str) -> set[str]:
+    """Return the content keys in the shards of an encoder. A damaged shard is deleted, so that its images count as not encoded.
 
     Args:
         run: as in `write_shard`.
         encoder: the name that the shards carry in their metadata, for readers of single files.
 
-    Attributes:
-        claimed: keys of the images that are encoded, or will be encoded in this run.
-        pending: number of bytes that wait to be written.
-
     Raises:
         ForeignError: for a shard of another store or another encoder.
     """
-
-    def __init__(self, folder: Path, run: str, encoder: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_unfinished(folder)
-        self.folder, self.run, self.encoder = folder, run, encoder
-        files = numbered(folder, "features", ".safetensors")
-        self._number = next_number(files)
-        self.claimed = {key for file in files for key in self._sound_keys(file)}
-        self._keys: list[str] = []
-        self._rows: list[dict[str, Tensor]] = []
-        self.pending = 0
-
-    def _sound_keys(self, file: Path) -> list[str]:
+    keys = set[str]()
+    for file in files:
         try:
-            shard = Shard(file, self.run)
+            shard = Shard(file, run)
             shard.check()
+            keys.update(unpack_keys(shard.keys))
         except DamagedError as error:
             logger.warning("%s", error)
             file.unlink()
-            return []
-        return unpack_keys(shard.keys)
+    return keys
 
-    def __len__(self) -> int:
-        """Return the number of rows that wait to be written."""
-        return len(self._keys)
 
-    def add(self, keys: list[str], features: dict[str, Tensor]) -> None:
-        """Collect the features (kind -> [B, ...]) of the images with these keys."""
-        self._keys += keys
-        self._rows.append(features)
-        self.pending += sum(value.nbytes for value in features.values())
-
-    def commit(self) -> None:
-        """Write the new rows as a shard."""
-        if not self._keys:
-            return
-        shard = {kind: torch.cat([rows[kind] for rows in self._rows]) for kind in self._rows[0]}  # [n, ...]
-        metadata = {"encoder": self.encoder}
-        if "errors" in shard:
-            errors = shard.pop("errors").double()  # [n, T]
-            metadata["errors"] = json.dumps([float(errors.sum()), errors.numel(), float(errors.max())])
-        write_shard(self.folder / f"features-{self._number:05d}.safetensors", self._keys, shard, metadata, self.run)
-        self._number, self._keys, self._rows, self.pending = self._number + 1, [], [], 0
-
-    def errors(self) -> Errors:
-        """Return the errors of all int8 tokens in the shards."""
-        texts = [Shard(file).metadata.get("errors") for file in numbered(self.folder, "features", ".safetensors")]
-        return sum((Errors(*json.loads(text)) for text in texts if text), Errors())
+def int8_errors(files: Iterable[Path]) -> dict[str, float]:
+    """Return the mean and the maximum of the relative errors of all int8 tokens in the shards of an encoder."""
+    texts = [Shard(file).metadata.get("errors") for file in files]
+    totals = [json.loads(text) for text in texts if text]  # of the sum, the number and the maximum
+    return {
+        "mean": sum(total for total, _, _ in totals) / max(sum(n for _, n, _ in totals), 1),
+        "max": max((m for _, _, m in totals), default=0.0),
+    }

@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from encoders.command_groups import resumes
-from encoders.command_options import MODEL_HELP, DecodingName, DtypeName, TrustRemoteCode, output_option, seed_option
+from encoders.command_options import (
+    MODEL_HELP,
+    Actors,
+    DecodingName,
+    DtypeName,
+    GpusPerActor,
+    Ray,
+    TrustRemoteCode,
+    cluster_of,
+    output_option,
+    seed_option,
+)
 from mof.evals.decoding import load_decoding
 
 if TYPE_CHECKING:
@@ -46,9 +57,14 @@ class AnswererOptions:
         typer.Option(help="Environment variable with the endpoint's API key. Default: OPENAI_API_KEY for OpenAI's host, else no key."),
     ] = None
 
+    ray: Ray = None
+    gpus_per_actor: GpusPerActor = None
+    actors: Actors = None
+
     def run(self, max_new_tokens: int) -> Run:
         """Return the run with its answerer. ValueError unless exactly one answerer is named."""
         from mof.evals.answerers import AnswersFile, LocalModel  # slow
+        from mof.evals.answerers.cluster_model import ClusterModel
         from mof.evals.run import Run
 
         given = [name for name in ("model", "endpoint", "answers") if getattr(self, name) is not None]
@@ -56,6 +72,9 @@ class AnswererOptions:
             raise ValueError("give one of --model FOLDER, --endpoint URL with --model-name NAME, and --answers FILE")
         if self.decoding is not None and self.model is None:
             raise ValueError("--decoding is for --model: finished answers and endpoints are decoded elsewhere")
+        cluster = cluster_of(self.ray, self.gpus_per_actor, self.actors)
+        if cluster is not None and self.model is None:
+            raise ValueError("--ray is for --model: finished answers and endpoints run elsewhere")
         answerer: Answerer
         if self.answers is not None:
             answerer = AnswersFile(self.answers)
@@ -68,7 +87,9 @@ class AnswererOptions:
                 "max_new_tokens": max_new_tokens,
                 "decoding": load_decoding(self.decoding),
             }
-            answerer = LocalModel.load(self.model, dtype=self.dtype, trust_remote_code=self.trust_remote_code, **options)
+            options |= {"dtype": self.dtype, "trust_remote_code": self.trust_remote_code}
+            model = LocalModel.load(self.model, device=None if cluster is None else "cpu", **options)
+            answerer = model if cluster is None else ClusterModel(model, cluster)
         return Run(self.output, answerer, self.cache, progress=True, name=self.name, seed=self.seed)
 
     def endpoint_of(self, url: str, model: str, max_new_tokens: int, key_variable: str | None) -> Endpoint:

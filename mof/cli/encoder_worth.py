@@ -20,6 +20,9 @@ def encoders(
     model: Annotated[Path, typer.Option(help=MODEL_HELP)],
     output: Annotated[Path, output_option("Folder for a run of the whole model, and a run for each line of the table.")],
     mmvp: Annotated[Path | None, typer.Option(help="Measure by MMVP: a folder as `mof eval mmvp --data` takes it.")] = None,
+    prompt: Annotated[
+        Literal["official", "letter", "question"], typer.Option(help="With --mmvp: the prompt, as `mof eval mmvp` takes it.")
+    ] = "official",
     pope: Annotated[Path | None, typer.Option(help="Measure by POPE: a folder as `mof eval pope --data` takes it.")] = None,
     images: Annotated[Path | None, images_option("With --pope: folder of the photos.")] = None,
     replacement: Annotated[
@@ -56,7 +59,7 @@ def encoders(
 
         questions = read_mmvp(mmvp)
         pictures = [str(question.image) for question in questions]
-        measurement = lambda run: eval_mmvp(run, questions)  # noqa: E731
+        measurement = lambda run: eval_mmvp(run, questions, prompt)  # noqa: E731
     else:
         from mof.evals.pope import eval_pope, read_pope
 
@@ -74,13 +77,18 @@ def worth_tables(result: EncoderWorth, name: str) -> list[TextTable | str]:
     """Return the table of scores and rates, a table of rates by pattern if there are patterns, and the information gap."""
     others = {f"without {encoder}": worth for encoder, worth in result.encoders.items()}
     others |= {f"{picture} images": worth for picture, worth in result.pictures.items()}
-    rows = {name: [f"{100 * result.score:.1f}", "-", "-"]}
+    rows = {name: [f"{100 * result.score:.1f}", "-", "-", "-", "-"]}
     for line, worth in others.items():
-        low, high = worth.loss.interval
-        loss = f"{100 * worth.loss.value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-        low, high = worth.rate_interval
-        rows[line] = [f"{100 * worth.score:.1f}", loss, f"{worth.rate:.2f} [{low:.2f}, {high:.2f}]"]
-    tables: list[TextTable | str] = [TextTable(f"{result.measure}, %", ("score", "lost", "utilisation rate"), rows)]
+        losses, rates = worth.loss.interval, worth.rate_interval  # no space: a cell would break there
+        rows[line] = [
+            f"{100 * worth.score:.1f}",
+            f"{100 * worth.loss.value:.1f}",
+            f"[{100 * losses[0]:.1f},{100 * losses[1]:.1f}]",
+            f"{worth.rate:.2f}",
+            f"[{rates[0]:.2f},{rates[1]:.2f}]",
+        ]
+    columns = ("score", "lost", "95 %", "utilisation rate", "95 %")
+    tables: list[TextTable | str] = [TextTable(f"{result.measure}, %", columns, rows)]
     patterns = [pattern for pattern, share in result.patterns.items() if share > 0]
     if patterns:
         by_pattern = {line: [f"{worth.patterns[pattern]:.2f}" for pattern in patterns] for line, worth in others.items()}

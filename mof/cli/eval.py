@@ -38,6 +38,9 @@ def mmvp(
     \b
     Example:
       mof eval mmvp --data MMVP --model runs/mof --output evals/mof-mmvp
+    \b
+    On all GPUs of this machine, or of a Ray cluster with its address:
+      mof eval mmvp --data MMVP --model runs/mof --output evals/mof-mmvp --ray
     """
     from mof.evals.mmvp import LABELS, eval_mmvp, read_mmvp
 

@@ -27,7 +27,7 @@ def record_id(raw: Any) -> str:
     """
     if not isinstance(raw, Mapping):
         return digest(raw)
-    id = raw.get("id")
+    id: Any = raw.get("id")
     if not is_empty(id):
         return id if type(id) is str else str(id.item() if is_tensor(id) else id)
     return digest(unselected(raw))
@@ -85,9 +85,4 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-_encode = json.JSONEncoder(sort_keys=True, check_circular=False, default=_plain).encode
-if (_make_encoder := getattr(json.encoder, "c_make_encoder", None)) is not None:  # made once; `encode` makes it for each of millions
-    _pieces = _make_encoder(None, _plain, json.encoder.encode_basestring_ascii, None, ": ", ", ", True, False, True)
-
-    def _encode(value: Any) -> str:
-        return "".join(_pieces(value, 0))
+_encode = json.JSONEncoder(sort_keys=True, check_circular=False, default=_plain).encode  # made once, as millions are digested

@@ -40,6 +40,11 @@ class PairComparison:
         self.tile = TILE if self.device.type == "cpu" else GPU_TILE
         self.images = len(clips[0])
 
+    def moved(self, device: str) -> PairComparison:
+        """Return the comparison on another device."""
+        clips, dinos = ([rows.moved(device) for rows in encoders] for encoders in (self.clips, self.dinos))
+        return PairComparison(clips, dinos, self.above, self.below)
+
     @cached_property
     def sieve(self) -> Sieve | FullComparison:
         return sieve(self.clips, self.above, self.dinos[0], self.below)

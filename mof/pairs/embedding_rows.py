@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Iterator
+from copy import copy
+from mmap import mmap
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,8 @@ class EmbeddingRows:
 
     def __init__(self, source: Any, name: str, device: str | torch.device = "cpu") -> None:
         self.name, self.device = name, torch.device(device)
+        whole = isinstance(source, np.memmap) and isinstance(source.base, mmap) and source.flags.c_contiguous
+        self._mapped = source if whole and source.filename is not None else None
         self.values = _tensor(source)
         if self.values.ndim != 2:
             raise ValueError(f"{name} must be embeddings of shape [N, D], got {list(self.values.shape)}")
@@ -49,6 +53,30 @@ class EmbeddingRows:
             warnings.warn(f"{name}: rows are not of unit length; they are normalised", stacklevel=4)
         # Rows whose length float32 cannot tell from 1 are left as they are.
         self._divisors = None if off < 5e-7 else torch.where(lengths > SHORTEST, lengths, torch.inf)[:, None]  # [N, 1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process maps a file of embeddings again, rather than being sent its content."""
+        if (mapped := self._mapped) is None:
+            return self.__dict__
+        place = {"filename": mapped.filename, "dtype": mapped.dtype, "shape": mapped.shape, "offset": mapped.offset}
+        return {**self.__dict__, "values": None, "_mapped": None, "place": place, "digest_there": self.digest()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        place, digest = state.pop("place", None), state.pop("digest_there", None)
+        self.__dict__.update(state)
+        if place is not None:
+            self._mapped = np.memmap(mode="c", **place)
+            self.values = _tensor(self._mapped)
+            if self.digest() != digest:
+                raise ValueError(f"{place['filename']} is not the same file on all machines of the cluster, or was changed in memory")
+
+    def moved(self, device: str) -> EmbeddingRows:
+        """Return the same rows, handed out on another device. A memory map stays where it is."""
+        moved = copy(self)
+        moved.device = torch.device(device)
+        moved.values = self.values if self._mapped is not None else self.values.to(device)
+        moved._divisors = None if self._divisors is None else self._divisors.to(device)
+        return moved
 
     def __len__(self) -> int:
         return len(self.values)

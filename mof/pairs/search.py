@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from encoders import FeatureStore
+from encoders.cluster import Cluster
 from mof.pairs.choice import Rules, choose
 from mof.pairs.comparison import PairComparison
 from mof.pairs.embedding_rows import EmbeddingRows
@@ -35,6 +36,7 @@ def blind_pairs(
     duplicates_by: Any = None,
     per_cluster: int | None = None,
     ledger: str | Path | None = None,
+    cluster: Cluster | None = None,
     device: str | torch.device = "cpu",
     progress: bool = False,
 ) -> BlindPairs:
@@ -59,8 +61,9 @@ def blind_pairs(
             only compressed and resized copies count (`mof.pairs.image_collection.ThumbnailEncoder`).
         per_cluster: largest number of pairs of a cluster to keep. A pair belongs to the cluster of its image i: the first image, by gap,
             with CLIP cosine > `clip_above` to it.
-        ledger: a folder through which any number of processes or machines share the work, each calling this function with the same
-            arguments (see `mof.pairs.ledger`). All of them return the whole result. A stopped search goes on where it was.
+        ledger: a folder for the finished parts of the search, with which a stopped search goes on (`mof.pairs.ledger`).
+        cluster: Ray's actors that compare the images (`encoders.cluster`), in place of this process. They need the folder `ledger`,
+            which all of them see, and use a GPU if they have a GPU.
         device: where the products are computed.
         progress: whether a bar is shown.
 
@@ -72,6 +75,8 @@ def blind_pairs(
         raise ValueError(f"thresholds must be numbers, got clip_above={clip_above}, dino_below={dino_below}")
     if duplicates_by is not None and duplicates_above is None:
         raise ValueError("duplicates_by needs the cosine above which two images are duplicates: give duplicates_above, too")
+    if cluster is not None and ledger is None:
+        raise ValueError("cluster needs the folder in which its machines put the pairs that they find: give ledger, too")
     rules = Rules(max_pairs, one_per_image, duplicates_above, per_cluster)
     _refuse_different_images(clip, dino)
     clips, dinos = _encoders(clip, "clip", device), _encoders(dino, "dino", device)
@@ -81,7 +86,7 @@ def blind_pairs(
             raise ValueError(f"clip has {len(clips[0])} rows, {rows.name} {len(rows)}: all must be of the same images, in the same order")
     comparison = PairComparison(clips, dinos, clip_above, dino_below)
     with torch.autocast(comparison.device.type, enabled=False):
-        found = comparison.found if ledger is None else PairLedger(ledger, comparison, rules.most_per_tile).found
+        found = comparison.found if ledger is None else PairLedger(ledger, comparison, rules.most_per_tile, cluster).found
         pairs, total = choose(lambda: found(progress), rules, clips, alike, clip_above)
     i, j, clip_similarity, dino_similarity = (np.ascontiguousarray(pairs[name]) for name in ("i", "j", "clip", "dino"))
     return BlindPairs(i, j, clip_similarity, dino_similarity, len(clips[0]), total)

@@ -73,18 +73,20 @@ def plot_selection(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
 
 
 def plot_noise(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
-    """Write noise.png and noise-mixed.png into `folder` from the rows of results.json, as far as they have such rows. Return their paths.
+    """Write charts into `folder` from the rows of results.json; return their paths.
 
-    The first shows accuracy against the share of ungrounded records, a line per selection; the second has a bar per selection.
+    There is a chart of bars for each noise, such as noise-mixed.png. With several shares of ungrounded records, noise.png shows
+    accuracy against the share, a line per selection.
     """
     written = []
-    if ungrounded := [row for row in rows if row["noise"] != "mixed"]:
+    for noise, same in grouped(rows, "noise").items():
+        written.append(folder / f"noise-{noise}.png")
+        save(accuracy_bars(same), written[-1])
+    ungrounded = [row for row in rows if row["noise"] != "mixed"]
+    if len({row["noise"] for row in ungrounded}) > 1:
         with _lines(ungrounded, "noise", lambda row: 100 * float(row["noise"]), "records without ground, %") as drawn:
             written.append(folder / "noise.png")
             save(drawn, written[-1])
-    if mixed := [row for row in rows if row["noise"] == "mixed"]:
-        written.append(folder / "noise-mixed.png")
-        save(accuracy_bars(mixed), written[-1])
     return written
 
 

@@ -75,7 +75,9 @@ def _deciding(score: Score, words: Mapping[str, list[tuple[str, str, bool]]]) ->
     deciding, grounded = (np.zeros(len(score.token_vig), bool) for _ in range(2))
     place = 0
     for answer, word, true in words[score.id]:
-        place = score.answer.index(answer, place)
+        place = score.answer.find(answer, place)
+        if place < 0:
+            break  # the record was cut at max_length
         start = place + answer.rindex(f"{word}.")  # every sentence of an answer ends with its deciding word
         inside = (score.token_starts < start + len(word)) & (score.token_ends > start)
         deciding |= inside

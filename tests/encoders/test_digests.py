@@ -22,7 +22,7 @@ from encoders import Encoder, FeatureStore, View, encode_images
 from encoders.digests import DamagedError, open_json, seal_json
 from encoders.runs import read_sealed, write_sealed
 from encoders.saved_folders import check_folder, recording
-from encoders.store import writer as store_writer
+from encoders.store import new_images
 from encoders.store.shards import Shard
 from encoders.tables import ForeignError, read_table, write_table
 
@@ -136,7 +136,7 @@ def photos(tmp_path: Path) -> Path:
 
 def encode(photos: Path, store: Path, encoders: dict[str, Encoder], **options: Any) -> FeatureStore:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store_writer, "SHARD_IMAGES", 4)
+        patch.setattr(new_images, "SHARD_IMAGES", 4)
         encode_images(photos, encoders, store, batch_size=4, **{"tokens": "int8", **options})
     return FeatureStore(store)
 

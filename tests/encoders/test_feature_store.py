@@ -36,8 +36,7 @@ from encoders.images.opening import read_file
 from encoders.images.reading import blur
 from encoders.images.resizing import to_pixels
 from encoders.runs import read_sealed, write_sealed
-from encoders.store import feature_store
-from encoders.store import writer as store_writer
+from encoders.store import feature_store, new_images
 from encoders.store.files import pack, unpack
 from encoders.store.fingerprints import fingerprint, weights_digest
 
@@ -113,6 +112,7 @@ def test_layout_is_open_to_others(photos: Path, encoders: dict[str, Encoder], tm
     (file,) = (tmp_path / "store" / manifest["a"]["folder"]).iterdir()
     with safe_open(file, "pt") as shard:
         shapes = {name: (shard.get_slice(name).get_dtype(), shard.get_slice(name).get_shape()) for name in shard.keys()}  # noqa: SIM118
+        assert shard.metadata()["encoder"] == "a"
     assert shapes == {
         "keys": ("U8", [12, 16]),
         "embeddings": ("F32", [12, 16]),
@@ -330,7 +330,6 @@ PLAIN = """
 import torch
 from torch import nn
 from encoders import Encoder, encode_images
-from encoders.store import writer as store_writer
 
 class Plain(Encoder):
     def __init__(self, side):
@@ -351,7 +350,6 @@ SCRIPT = (
     PLAIN
     + """
 import sys
-store_writer.SECONDS = store_writer.SHARE = 0
 print("ready", flush=True)
 encode(sys.argv[1], sys.argv[2])
 """
@@ -402,10 +400,8 @@ def test_killed_and_resumed_is_as_never_killed(tmp_path: Path) -> None:
     assert (again.encoded, again.images, again.duplicates, again.unreadable) == (0, 108, 10, 2)
 
 
-def test_store_that_is_being_written_can_be_read(photos: Path, encoders: dict, tmp_path: Path, monkeypatch, caplog) -> None:
+def test_store_that_is_being_written_can_be_read(photos: Path, encoders: dict, tmp_path: Path, caplog) -> None:
     """Stopped between the shard of one encoder and that of the other: only what both have is a row."""
-    monkeypatch.setattr(store_writer, "SECONDS", 0)
-    monkeypatch.setattr(store_writer, "SHARE", 0)
     encode_images(photos, encoders, tmp_path / "store", tokens="float16", batch_size=2)
     folders = {name: tmp_path / "store" / entry["folder"] for name, entry in FeatureStore(tmp_path / "store").manifest.items()}
     for name, kept in (("a", 4), ("b", 1)):
@@ -457,7 +453,7 @@ def test_known_files_are_not_read_again(
 ) -> None:
     encode_images(photos, encoders, tmp_path / "store")
     read: list[Path] = []
-    for module in (store_writer, feature_store):
+    for module in (new_images, feature_store):
         monkeypatch.setattr(module, "read_file", lambda path, limits=None: read.append(Path(path)) or read_file(path))
     encode_images(photos, encoders, tmp_path / "store")
     assert [path for path in read if path.parent == photos] == []
@@ -556,7 +552,7 @@ def test_second_writer_is_refused_and_a_dead_one_is_no_hindrance(photos: Path, e
 @pytest.fixture
 def sharded(photos: Path, encoders: dict[str, Encoder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FeatureStore:
     """Six shards of two rows."""
-    monkeypatch.setattr(store_writer, "SHARD_IMAGES", 2)
+    monkeypatch.setattr(new_images, "SHARD_IMAGES", 2)
     encode_images(photos, encoders, tmp_path / "store", tokens="int8", batch_size=2)
     store = FeatureStore(tmp_path / "store")
     assert len(list((tmp_path / "store" / store.manifest["a"]["folder"]).iterdir())) == 6
@@ -578,7 +574,7 @@ def sharded_once(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
     for i in range(12):
         photo(folder / f"photos/{i:02d}.png", i)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store_writer, "SHARD_IMAGES", 2)
+        patch.setattr(new_images, "SHARD_IMAGES", 2)
         encode_images(folder / "photos", {"b": build_encoder("tiny-b")}, folder / "store", tokens="int8", batch_size=2)
     return FeatureStore(folder / "store")
 

@@ -8,15 +8,17 @@ import io
 import os
 import tarfile
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encoders import ImageError
 from encoders.images.opening import ImageLimits
-from encoders.images.sources import ImageSources, content_key, readable, tar_images
+from encoders.images.sources import ImageSources, content_key, exists, readable, tar_images
 
 
 def write(folder: Path, *names: str) -> Path:
@@ -40,6 +42,61 @@ def make_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
 
 
 MEMBERS = {f"{i}.{suffix}": bytes([i]) * 3000 for i in range(4) for suffix in ("jpg", "json")}
+
+
+# --- URLs ---
+
+
+@pytest.fixture
+def bucket() -> Iterator[str]:
+    """A URL of a storage in memory, with two tars, two images and a file of another kind."""
+    storage = fsspec.filesystem("memory")
+    for number in (0, 1):
+        tar = io.BytesIO()
+        with tarfile.open(fileobj=tar, mode="w") as archive:
+            header = tarfile.TarInfo(f"{number}.png")
+            header.size = 4
+            archive.addfile(header, io.BytesIO(b"tar%d" % number))
+        storage.pipe(f"/bucket/train-{number}.tar", tar.getvalue())
+        storage.pipe(f"/bucket/photos/{number}.PNG", b"file%d" % number)
+    storage.pipe("/bucket/photos/notes.md", b"no image")
+    yield "memory://bucket"
+    storage.rm("/bucket", recursive=True)
+
+
+@pytest.mark.parametrize("pattern", ["train-{0..1}.tar", "train-*.tar"])
+def test_urls_of_tars_are_read_as_streams(bucket: str, pattern: str) -> None:
+    sources = ImageSources(f"{bucket}/{pattern}")
+    members = [(f"memory:///bucket/train-{number}.tar/{number}.png", b"tar%d" % number) for number in (0, 1)]
+    assert list(sources) == members and sources.total is None
+    assert sources.among([members[0][0], "memory:///elsewhere/0.png"]) == [members[0][0]] and exists(members[0][0])
+
+
+def test_urls_of_folders_and_images(bucket: str, tmp_path: Path) -> None:
+    images = [(f"memory:///bucket/photos/{number}.PNG", b"file%d" % number) for number in (0, 1)]
+    sources = ImageSources(f"{bucket}/photos")
+    assert list(sources) == images and sources.total == 2 and sources.among([images[1][0], "x"]) == [images[1][0]]
+    assert next(iter(ImageSources([f"{bucket}/photos/1.PNG", write(tmp_path, "a.png")]))) == images[1]
+    (_, refused) = next(iter(ImageSources(f"{bucket}/photos/0.PNG", ImageLimits(max_bytes=3))))
+    assert isinstance(refused, ImageError) and "5 bytes" in str(refused)
+
+
+def test_urls_that_lead_nowhere_are_refused(bucket: str) -> None:
+    for url, message in (
+        (f"{bucket}/none.tar", r"none\.tar: no such file"),
+        (f"{bucket}/photos/*.md", r"notes\.md is no source"),
+        ("nothing://a/b.tar", "nothing://a/b.tar: .*nothing"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ImageSources(url)
+
+
+def test_a_lost_connection_is_named(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = ImageSources([f"{bucket}/train-*.tar", f"{bucket}/photos/0.PNG"])
+    fsspec.filesystem("memory").rm("/bucket/train-0.tar")
+    fsspec.filesystem("memory").rm("/bucket/photos/0.PNG")
+    (_, first), (_, second), (_, third) = sources
+    assert "train-0.tar: cannot be read on" in str(first) and second == b"tar1" and "0.PNG: cannot be read" in str(third)
 
 
 # --- folders, lists, patterns ---

@@ -135,6 +135,15 @@ def test_a_network_that_cannot_run_on_a_size_is_refused_with_the_reason() -> Non
         build_encoder("timm:inception_v4", pretrained=False, image_size=32)
 
 
+def test_a_network_that_looks_at_numbers_is_measured_by_a_pass_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = timm.models.convnext.ConvNeXt
+    own = kind.forward_intermediates
+    monkeypatch.setattr(kind, "forward_intermediates", lambda self, x, **options: own(self, x * x.isfinite().all().item(), **options))
+    with torch.device("meta"), pytest.raises(ValueError, match=r"ConvNeXt.*160 pixels.*item"):
+        build_encoder("timm:test_convnext", pretrained=False)
+    assert build_encoder("timm:test_convnext", pretrained=False).grid == (5, 5)
+
+
 # --- inside open_clip ---
 
 

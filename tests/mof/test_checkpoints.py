@@ -195,3 +195,26 @@ def test_one_encoder_under_two_names_is_refused_before_its_weights_would_be_lost
     assert list(MoFForConditionalGeneration.from_pretrained(tmp_path).mixer.encoders) == ["a", "b"]
     with pytest.raises(ValueError, match="'a' and 'b' are the same object"):
         MoFForConditionalGeneration.from_parts(mixer, build_llm(tiny_tokenizer), tiny_tokenizer, embed_encoders=True)
+
+
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_the_dtype_of_a_folder_is_kept(name: str, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    build_model(tiny_tokenizer, build_llm(tiny_tokenizer, dtype=torch.bfloat16)).save_pretrained(tmp_path)
+    assert MoFForConditionalGeneration.from_pretrained(tmp_path, **{name: "auto"}).dtype == torch.bfloat16
+    assert MoFForConditionalGeneration.from_pretrained(tmp_path, **{name: torch.float32}).dtype == torch.float32
+
+
+@torch.no_grad()
+def test_the_base_model_opens_the_same_folder(
+    tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor, tmp_path: Path
+) -> None:
+    pixels = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    batch = tiny_processor(images=[pixels], text="<image>What?", return_tensors="pt")
+    tiny_model.save_pretrained(tmp_path / "whole")
+    base = AutoModel.from_pretrained(tmp_path / "whole")
+    hidden = base.eval()(**batch).last_hidden_state
+    assert torch.equal(hidden, tiny_model.base_model(**batch).last_hidden_state)
+    torch.testing.assert_close(tiny_model.get_output_embeddings()(hidden), tiny_model(**batch).logits)
+    base.save_pretrained(tmp_path / "base")
+    assert torch.equal(AutoModel.from_pretrained(tmp_path / "base").eval()(**batch).last_hidden_state, hidden)
+    assert "_name_or_path" not in (tmp_path / "whole" / "config.json").read_text()

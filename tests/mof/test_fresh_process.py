@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from support.launch import kill, run, start
 from support.tiny import build_llm, build_tokenizer
@@ -30,6 +31,7 @@ LENGTH = 6
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A model with the encoders that ship with the package, its processor, and an image. New processes keep code in a folder beside it."""
+    torch.manual_seed(0)
     tokenizer = build_tokenizer()
     encoders = {"clip": build_encoder("mini-clip"), "dino": build_encoder("mini-dino")}
     model = MoFForConditionalGeneration.from_parts(InterleavedMoF(encoders, 32), build_llm(tokenizer), tokenizer)
@@ -166,4 +168,5 @@ def test_the_client_of_openai(folder: Path, address: str) -> None:
         pieces = [
             chunk.choices[0].delta.content or "" for chunk in client.chat.completions.create(messages=messages, stream=True, **options)
         ]
-        assert "".join(pieces) == expected and sum(map(bool, pieces)) > 1
+        # A stream that ends within a character keeps its first bytes back.
+        assert "".join(pieces).rstrip("\ufffd") == expected.rstrip("\ufffd") and sum(map(bool, pieces)) > 1

@@ -1,30 +1,29 @@
-"""The shared ledger: with killed workers, other machines, restarts and other searches, the result is always that of a single run."""
+"""The ledger of a search: killed, damaged, of earlier releases and of other searches, the result is always that of a single run."""
 
-import json
 import multiprocessing
-import os
+import pickle
 import random
-import socket
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from support.spectra import embeddings
 
-from encoders.runs import RunFile
+from encoders.runs import RunLock
 from mof import blind_pairs
 from mof.pairs import comparison as pair_comparison
 from mof.pairs import ledger as pair_ledger
 from mof.pairs.comparison import PairComparison
+from mof.pairs.embedding_rows import EmbeddingRows
+from mof.pairs.ledger import square_size
 
 THRESHOLDS = (0.6, 0.2)
 
 
 @pytest.fixture(autouse=True)
 def small_squares(monkeypatch):
-    monkeypatch.setattr(pair_ledger, "SMALLEST", 128)
+    monkeypatch.setattr(pair_ledger, "square_size", lambda images: 128)
     monkeypatch.setattr(pair_comparison, "TILE", 32)
 
 
@@ -46,32 +45,25 @@ def work(folder, result, count):
 
 
 @pytest.mark.multiprocess
-def test_four_processes_two_of_them_killed(tmp_path):
+def test_a_killed_search_goes_on(tmp_path):
     count, folder = 1200, tmp_path / "ledger"
     single = blind_pairs(*collection(count), *THRESHOLDS)
     assert len(single) > 1000
-    context = multiprocessing.get_context("fork")
-    workers = [context.Process(target=work, args=(folder, tmp_path / f"{n}.npz", count)) for n in range(4)]
-    for worker in workers:
-        worker.start()
-    while len(list(folder.glob("*.npz"))) < 5:
+    worker = multiprocessing.get_context("fork").Process(target=work, args=(folder, tmp_path / "never.npz", count))
+    worker.start()
+    while len(list(folder.glob("*-*.npz"))) < 5:
+        assert worker.is_alive()
         time.sleep(0.01)
-    doomed = random.sample(range(4), 2)
-    for n in doomed:
-        time.sleep(random.uniform(0, 0.1))
-        workers[n].kill()
-        workers[n].join()
-    killed_at = len(list(folder.glob("*.npz")))
-    for worker in workers:
-        worker.join(60)  # far less than the time-out of a claim
+    worker.kill()
+    worker.join()
+    before = {path.name: path.stat().st_mtime_ns for path in folder.glob("[0-9]*.npz")}
     squares = 10 * 11 // 2
-    assert killed_at < squares, "all was over before the second was killed"
-    assert len([path for path in folder.glob("*-*.npz") if not path.name.startswith(".tmp-")]) == squares
-    for n in set(range(4)) - set(doomed):
-        assert workers[n].exitcode == 0
-        with np.load(tmp_path / f"{n}.npz") as found:
-            for ours, theirs in zip(arrays(single), found.values(), strict=True):
-                np.testing.assert_array_equal(ours, theirs)
+    assert len(before) < squares, "all was over before it was killed"
+    again = blind_pairs(*collection(count), *THRESHOLDS, ledger=folder)
+    assert {name: (folder / name).stat().st_mtime_ns for name in before} == before
+    assert len(list(folder.glob("*.npz"))) == squares
+    for ours, theirs in zip(arrays(single), arrays(again), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.fixture
@@ -93,45 +85,13 @@ def test_a_restart_does_what_is_missing_and_no_more(tmp_path, compared, monkeypa
     results = sorted(tmp_path.glob("*.npz"))
     results[2].unlink()
     (tmp_path / f".tmp-there-17-{results[2].name}").write_bytes(b"half")  # of a worker killed while it wrote
-    (tmp_path / results[2].with_suffix(".claim").name).write_text(f"{socket.gethostname()} 4194305")  # no process has that number
+    (tmp_path / results[2].with_suffix(".claim").name).write_text("host 17")  # of an earlier release
     monkeypatch.setattr(pair_comparison, "TILE", 96)  # a machine of another kind may compare in other tiles
     again = search(tmp_path)
     assert len(compared) == 7
     for ours, theirs in zip(arrays(whole), arrays(again), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     assert not list(tmp_path.glob("*.claim"))
-
-
-def test_the_claim_of_another_machine_counts_while_it_is_renewed(tmp_path, monkeypatch, compared):
-    monkeypatch.setattr(pair_ledger, "POLL", 0.05)
-    monkeypatch.setattr(pair_ledger, "TIMEOUT", 0.4)
-    search(tmp_path)
-    (tmp_path / "0-128.npz").unlink()
-    claim = tmp_path / "0-128.claim"
-    claim.write_text("elsewhere 1")
-    sleep, start, looks = time.sleep, time.monotonic(), []
-
-    def renew(seconds: float) -> None:
-        sleep(seconds)
-        looks.append(len(compared))
-        if len(looks) < 12:
-            os.utime(claim, ns=(0, len(looks)))  # by a clock that is years behind
-
-    monkeypatch.setattr(pair_ledger.time, "sleep", renew)
-    search(tmp_path)
-    assert looks[11] == 6  # not while it was renewed
-    assert len(compared) == 7
-    assert time.monotonic() - start > 0.4 + 11 * 0.05
-
-
-def test_a_long_square_renews_its_claim(tmp_path, monkeypatch):
-    monkeypatch.setattr(pair_ledger, "RENEWAL", 0.0)
-    monkeypatch.setattr(pair_comparison, "GROUP", 2)
-    written = []
-    write = pair_ledger.write_text
-    monkeypatch.setattr(pair_ledger, "write_text", lambda path, text: (written.append(path.name), write(path, text)))
-    search(tmp_path)
-    assert len(set(written)) == 6 < len(written)
 
 
 @pytest.mark.parametrize(
@@ -144,24 +104,37 @@ def test_the_ledger_of_another_search_is_refused(tmp_path, change, message):
         search(tmp_path, **change)
 
 
-def test_of_two_searches_that_start_together_only_the_same_is_joined(tmp_path, monkeypatch):
-    write = RunFile.write
-    monkeypatch.setattr(RunFile, "write", lambda self, identity: (time.sleep(0.2), write(self, identity))[1])
-    with ThreadPoolExecutor(3) as pool:
-        started = [pool.submit(search, tmp_path / "new", above) for above in (0.6, 0.61, 0.6)]
-    refused = [isinstance(search.exception(), ValueError) for search in started]
-    assert refused in ([False, True, False], [True, False, True])
+def test_a_ledger_of_an_earlier_release_is_continued_in_its_own_squares(tmp_path, compared, monkeypatch):
+    whole = search(tmp_path)
+    (tmp_path / "128-128.npz").unlink()
+    monkeypatch.setattr(pair_ledger, "square_size", lambda images: 32)
+    for ours, theirs in zip(arrays(whole), arrays(search(tmp_path)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert len(compared) == 7
 
 
-def test_a_ledger_of_an_earlier_release_is_continued(tmp_path, compared):
+def test_two_searches_do_not_write_at_the_same_time(tmp_path):
     search(tmp_path)
-    identity = json.loads((tmp_path / "ledger.json").read_text())["identity"]
-    (tmp_path / "ledger.json").write_text(json.dumps(identity, indent=1))
-    search(tmp_path)
-    assert len(compared) == 6
-    (tmp_path / "ledger.json").write_text(json.dumps(identity, indent=1))
-    with pytest.raises(ValueError, match="clip_above"):
-        search(tmp_path, above=0.61)
+    with RunLock(tmp_path), pytest.raises(ValueError, match="another run is writing"):
+        search(tmp_path)
+
+
+def test_few_squares_for_few_images():
+    assert [square_size(images) for images in (0, 100, 5000, 100_000, 400_000, 10**7)] == [256, 256, 320, 6272, 8192, 156256]
+
+
+def test_a_file_of_embeddings_is_mapped_by_other_processes(tmp_path):
+    clip, _ = collection(4000)
+    np.save(tmp_path / "clip.npy", clip)
+    mapped = np.load(tmp_path / "clip.npy", mmap_mode="c")
+    content = pickle.dumps(EmbeddingRows(mapped, "clip"))
+    assert len(content) < 10_000 < clip.nbytes
+    index = torch.arange(5)
+    assert torch.equal(pickle.loads(content).take(index), EmbeddingRows(clip, "clip").take(index))
+    assert len(pickle.dumps(EmbeddingRows(mapped[5:], "clip"))) > clip.nbytes / 2, "a part of a file is sent"
+    mapped[7] *= 2  # in memory only
+    with pytest.raises(ValueError, match=r"clip\.npy is not the same"):
+        pickle.loads(pickle.dumps(EmbeddingRows(mapped, "clip")))
 
 
 def test_other_embeddings_are_refused_to_the_last_bit(tmp_path):

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.slow
 
 TARGETS = r".*language_model.*(q_proj|v_proj)"
 CONFIGS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "lora": (peft.LoraConfig, {"task_type": "CAUSAL_LM", "r": 4, "target_modules": TARGETS}),
-    "ia3": (peft.IA3Config, {"task_type": "CAUSAL_LM", "target_modules": TARGETS, "feedforward_modules": []}),
+    "lora": (peft.LoraConfig, {"task_type": "CAUSAL_LM", "r": 4, "target_modules": TARGETS, "init_lora_weights": False}),
+    "ia3": (peft.IA3Config, {"task_type": "CAUSAL_LM", "target_modules": TARGETS, "feedforward_modules": [], "init_ia3_weights": False}),
     "prefix": (peft.PrefixTuningConfig, {"task_type": "CAUSAL_LM", "num_virtual_tokens": 4}),
     "prompt": (peft.PromptTuningConfig, {"task_type": "CAUSAL_LM", "num_virtual_tokens": 4}),
 }
@@ -46,9 +46,9 @@ TESTS = (
 @pytest.mark.parametrize("test", TESTS)
 @pytest.mark.parametrize("config", CONFIGS)
 def test_peft(config: str, test: str, tmp_path: Path) -> None:
-    suite = load_suite("peft", "testing_common", {"diffusers": ("StableDiffusionPipeline",)})
+    suite = load_suite("peft", "testing_common", {"diffusers": {"StableDiffusionPipeline": type("StableDiffusionPipeline", (), {})}})
     tokenizer = build_tokenizer()
-    build_model(tokenizer, build_llm(tokenizer)).save_pretrained(tmp_path / "model")
+    build_model(tokenizer, build_llm(tokenizer, initializer_range=0.05)).save_pretrained(tmp_path / "model")
 
     class Tester(suite.PeftCommonTester):
         transformers_class = MoFForConditionalGeneration

@@ -70,5 +70,13 @@ def test_each_kind_is_compared_with_what_the_picture_decides():
     assert table["boilerplate"]["token vig"] == 1.0
 
 
+def test_turns_that_were_cut_at_the_longest_length_are_left_out():
+    answers, words = ["It is red.", "It is plain."], ["red", "plain"]
+    scores = [score("a", answers[:1], [2.0], words[:1], 1.0), score("b", answers, [1.0, 3.0], words, 1.0)]
+    truth = {id: {"noise": noise, "words": words, "grounded": [noise is None] * 2} for id, noise in (("a", None), ("b", "swapped"))}
+    table = separation(Scores(scores, MANIFEST), [record(id, answers) for id in "ab"], truth)
+    assert table["swapped"]["token vig"] == 0.5  # 2 against 1 and 3
+
+
 def test_without_the_truth_there_is_nothing_to_compare():
     assert separation(Scores([], MANIFEST), [], {}) == {}

@@ -26,14 +26,15 @@ def test_both_pictures_are_written(tmp_path):
 
 def test_selections_are_drawn_as_one_line_per_way_and_panel(tmp_path):
     rows = [
-        {"selection": way, "keep": keep, "noise": str(0.2 * seed), "active_tokens": 100 * (keep or 1) + seed, "pair_accuracy": 0.5, "question_accuracy": 0.6,
-         "misled_accuracy": 0.1 * seed}
+        {"name": f"{way}", "selection": way, "keep": keep, "noise": str(0.2 * seed), "active_tokens": 100 * (keep or 1) + seed,
+         "visual_tokens": 50, "pair_accuracy": 0.5, "question_accuracy": 0.6, "misled_accuracy": 0.1 * seed}
         for way, keeps in ((None, [None]), ("vig", [0.3, 0.7]), ("random", [0.7, 0.3]))
         for keep in keeps
         for seed in (1, 2)
     ]  # fmt: skip
-    mixed = {"name": "vig mixed", "noise": "mixed", "visual_tokens": 50}
-    for written in (plot_selection(rows, tmp_path), plot_noise([*rows, rows[0] | mixed], tmp_path)):
-        assert {path.stem for path in written} in ({"selection"}, {"noise", "noise-mixed"})
-        path = written[-1]
+    mixed = [row | {"noise": "mixed"} for row in rows]
+    assert [path.stem for path in plot_noise(mixed, tmp_path)] == ["noise-mixed"]
+    written = [*plot_selection(rows, tmp_path), *plot_noise([*rows, *mixed], tmp_path)]
+    assert [path.stem for path in written] == ["selection", "noise-0.2", "noise-0.4", "noise-mixed", "noise"]
+    for path in written:
         assert len(Image.open(path).convert("L").getcolors()) > 10

@@ -11,26 +11,27 @@ import tarfile
 import tempfile
 import types
 import unittest
+import unittest.mock
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 
-def load_suite(distribution: str, module: str, absent: dict[str, tuple[str, ...]]) -> types.ModuleType:
+def load_suite(distribution: str, module: str, absent: dict[str, dict[str, Any]]) -> types.ModuleType:
     """Return a test module of a distribution.
 
     Args:
-        absent: module -> classes: what the suite imports, and neither its distribution nor this machine may have. These classes
-            are then empty.
+        absent: module -> name -> stand-in, for names that the suite imports and that its distribution or this machine may lack.
     """
     folder = _fetch(distribution)
     package = types.ModuleType(f"{distribution}_suite")
     package.__path__ = [str(folder)]
     sys.modules[package.__name__] = package
-    for name, classes in absent.items():
-        _stand_in(f"{package.__name__}{name}" if name.startswith(".") else name, classes)
-    return importlib.import_module(f"{package.__name__}.{module}")
+    for name, members in absent.items():
+        _stand_in(f"{package.__name__}{name}" if name.startswith(".") else name, members)
+    with unittest.mock.patch.object(pytest.mark, "_config", None):  # our --strict-markers does not know theirs
+        return importlib.import_module(f"{package.__name__}.{module}")
 
 
 def _fetch(distribution: str) -> Path:
@@ -51,17 +52,17 @@ def _fetch(distribution: str) -> Path:
     return folder / "tests"
 
 
-def _stand_in(name: str, classes: tuple[str, ...]) -> None:
+def _stand_in(name: str, members: dict[str, Any]) -> None:
+    """Make a module of these members where there is no module of this name."""
     try:
         importlib.import_module(name)
     except ImportError:
         parent = name.rpartition(".")[0]
         if parent and parent not in sys.modules:
-            _stand_in(parent, ())
+            _stand_in(parent, {})
         module = types.ModuleType(name)
         module.__path__ = []
-        for each in classes:
-            setattr(module, each, type(each, (), {}))
+        vars(module).update(members)
         sys.modules[name] = module
 
 

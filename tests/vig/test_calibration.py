@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy.stats import mannwhitneyu
 from support.tiny_llava import build_records
 
+from encoders import build_encoder
+from mof import InterleavedMoF, MoFForConditionalGeneration, MoFProcessor
 from mof.data.records import to_record
+from mof.data.rows import read_records
+from mof.language_models import load_language_model
+from mof.miniature import write_dataset
 from vig import load_scores, score
 from vig.scoring import run
 from vig.scoring.calibration import Sample, calibration, diagnosis, with_swapped_images
@@ -68,6 +74,20 @@ def test_diagnosis_names_what_the_model_reads() -> None:
         word in diagnosis({**found, "auroc": auroc}) for auroc, word in ((0.9, "to help"), (0.8, "uncertain"), (0.6, "or to hurt"))
     ] == [True] * 3
     assert diagnosis({}) == ""
+
+
+def test_a_model_without_stage_1_is_said_to_be_unfit(tmp_path) -> None:
+    """mini-lm reads soft tokens, but its adapter is random."""
+    torch.manual_seed(0)
+    llm, tokenizer = load_language_model("mini-lm")
+    mixer = InterleavedMoF({"dino": build_encoder("mini-dino")}, llm.config.hidden_size)
+    model = MoFForConditionalGeneration.from_parts(mixer, llm, tokenizer)
+    write_dataset(tmp_path, align=0, finetune=40, pairs=0)
+    records = list(read_records(tmp_path / "finetune.json"))
+    scores = score(model, MoFProcessor.from_parts(model, tokenizer), records, image_folder=tmp_path / "images", calibrate=True)
+    found = scores.manifest["calibration"]
+    assert abs(found["auroc"] - 0.5) < 0.15 and sum(row["reads"] for row in found["classes"].values()) <= 1  # by chance
+    assert "to gain nothing or to hurt: align the model longer" in diagnosis(found)
 
 
 def test_one_image_cannot_be_swapped(llava, tmp_path) -> None:

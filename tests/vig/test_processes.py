@@ -24,7 +24,6 @@ torch.set_num_threads(1)
 import vig.scoring.passes
 from support.tiny_llava import build_llava, many_records
 folder, delay = Path(sys.argv[1]), float(sys.argv[2])
-vig.scoring.passes.SHARD_RECORDS = 2
 original = vig.scoring.passes.TwoPasses._batch
 def slow(*args):
     time.sleep(delay)

@@ -148,7 +148,7 @@ def test_every_token_of_the_samples_is_there(tmp_path: Path, photos: Path, recor
             assert ("help" if score.token_vig[i] >= 0 else "harm") in classes.split()
             assert ("on" in classes.split()) == mask[i]
             assert ("end" in classes.split()) == (i in score.turn_ends)
-    titles = [written for tag, written in written.tags if tag == "span" and "title" in written]
+    titles = [named for tag, named in written.tags if tag == "span" and "title" in named]
     expected = [f"{vig:+.3f} nats".replace("-", "\u2212") for score in shown for vig in score.token_vig]
     assert [title["title"] for title in titles] == expected
 
@@ -189,9 +189,7 @@ def test_nothing_is_loaded_and_nothing_runs(tmp_path: Path, photos: Path) -> Non
     tags = {tag for tag, _ in written.tags}
     assert not tags & {"link", "iframe", "object", "embed", "base", "form"}
     assert not [name for _, attributes in written.tags for name in attributes if name.startswith("on")]
-    links = [
-        value for _, written in written.tags for name, value in written.items() if name in ("src", "href", "srcset", "xlink:href", "data")
-    ]
+    links = [value for _, named in written.tags for name, value in named.items() if name in ("src", "href", "srcset", "xlink:href", "data")]
     assert links and all(link is not None and link.startswith(("data:image/", "#")) for link in links)
     text = (tmp_path / "x.html").read_text()
     assert "url(" not in text and "@import" not in text
@@ -213,7 +211,7 @@ def test_without_images_the_page_says_so(tmp_path: Path, records: list[dict[str,
     written = write(tmp_path / "x.html", selection, records)
     assert "made without images" in written.text and not written.values("img", "src")
     written = write(tmp_path / "x.html", selection, records, image_folder=tmp_path / "nowhere")
-    assert "4 of the images shown here could not be read" in written.text and "a.png: not written" in written.text
+    assert "4 of the images shown here could not be read" in written.text and "a.png: not found" in written.text
 
 
 def test_sparsity_by_source(tmp_path: Path) -> None:

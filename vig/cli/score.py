@@ -10,7 +10,18 @@ import typer
 from accelerate import PartialState
 
 from encoders.command_groups import resumes
-from encoders.command_options import Images, Model, Records, TrustRemoteCode, output_option, seed_option
+from encoders.command_options import (
+    Actors,
+    GpusPerActor,
+    Images,
+    Model,
+    Ray,
+    Records,
+    TrustRemoteCode,
+    cluster_of,
+    output_option,
+    seed_option,
+)
 from mof.data.rows import read_rows
 from vig.nulls import NULL_NAMES
 from vig.saved_models import load_network, load_processor, stored_images
@@ -44,6 +55,9 @@ def score(
     features: Annotated[Path | None, typer.Option(help="Store of `mof encode --model`, read in place of running the encoders.")] = None,
     blurred_features: Annotated[Path | None, typer.Option(help="Store of `mof encode --model --blurred`, with --features.")] = None,
     trust_remote_code: TrustRemoteCode = False,
+    ray: Ray = None,
+    gpus_per_actor: GpusPerActor = None,
+    actors: Actors = None,
 ) -> None:
     """Measure how much the image helped each answer token of each record.
 
@@ -51,9 +65,8 @@ def score(
     Example:
       mof vig score --model runs/mof --records data/train.json --images data/images --output runs/scores
     \b
-    On several GPUs, each with a share of the records; the same command resumes it, also with another number of GPUs:
-      torchrun --no-python --nproc_per_node 8 mof vig score --model runs/mof --records data/train.json --images data/images \\
-        --output runs/scores
+    On all GPUs of this machine, or of a Ray cluster with its address; the same command resumes it, also with other numbers of GPUs:
+      mof vig score --model runs/mof --records data/train.json --images data/images --output runs/scores --ray
     """
     if (features is None) != (blurred_features is None):
         raise ValueError("--features and --blurred-features go together: the score compares the two")
@@ -63,7 +76,9 @@ def score(
     raw = read_rows(records)
     network = load_network(model, trust_remote_code=trust_remote_code)
     process = PartialState(cpu=not torch.accelerator.is_available())
-    network.to(process.device)
+    cluster = cluster_of(ray, gpus_per_actor, actors)
+    if cluster is None:
+        network.to(process.device)
     stored = None
     if features is not None and blurred_features is not None:
         stored = stored_images(network, processor, features), stored_images(network, processor, blurred_features, blurred=True)
@@ -82,6 +97,7 @@ def score(
         seed=seed,
         measures=measures or (),
         calibrate=calibrate,
+        cluster=cluster,
     )
     if raw and len(scores.failures) == len(raw):
         raise ValueError(f"none of the {len(raw)} records could be scored; {file_of(output, REJECTED)} says why")

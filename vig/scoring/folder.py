@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from encoders.digests import DamagedError, damaged, file_digest
 from encoders.runs import LOCKS, RunFile, RunLock, remove_unfinished, run_digest, write_text
-from encoders.tables import ForeignError, read_table, run_of, write_table
+from encoders.tables import ForeignError, read_table, run_of
 from vig.processes import Processes
 
 MANIFEST, REJECTED, TEXT_ONLY = "_manifest.json", "_rejected.jsonl", "_text_only.jsonl"
@@ -62,9 +62,10 @@ class ScoreFolder:
         except BaseException:
             self._lock.release()
             raise
-        self._prefix = f"shard-{self._rank:04d}-"
-        numbers = [int(path.stem.removeprefix(self._prefix)) for path in self.path.glob(f"{self._prefix}*.parquet")]
-        self._next_number = 1 + max(numbers, default=-1)
+        prefix = f"shard-{self._rank:04d}-"
+        self._numbers = {int(path.stem.removeprefix(prefix)) for path in self.path.glob(f"{prefix}*.parquet")}
+        self.shard = (str(self.path.absolute()).replace("{", "{{").replace("}", "}}") + f"/{prefix}{{:05d}}.parquet", self._run)
+        """The path of the shard with a number, to be formatted, and the run that it names."""
 
     def __enter__(self) -> ScoreFolder:
         return self
@@ -112,16 +113,15 @@ class ScoreFolder:
         columns += [[""] * len(ids)] * (3 - len(columns))
         return dict(zip(ids, zip(*columns, strict=True), strict=True))
 
-    def append(self, rows: pa.Table) -> None:
-        """Save the rows as another shard. Without rows nothing is written."""
-        if not len(rows):
-            return
+    def number(self, item: int) -> int:
+        """Return the number of an item's shard: the item's own, unless an earlier run wrote a shard of this number."""
+        return item + (max(self._numbers) + 1 if item in self._numbers else 0)
+
+    def begin(self) -> None:
+        """Note that there will be more shards."""
         if self._complete:  # this run has more records than the last run
             self._write_manifest(complete=False)
             self._complete = False
-        shard = self.path / f"{self._prefix}{self._next_number:05d}.parquet"
-        write_table(shard, rows, self._run)
-        self._next_number += 1
 
     def finish(
         self, text_only: Iterable[str], failures: Mapping[str, str], about: Mapping[str, str], calibration: Mapping[str, Any] | None = None

@@ -20,7 +20,7 @@ from encoders.images.reading import ImageError, read_image
 from mof.data.answer_tokens import ATTENTION_MASK, Example, encode_record
 from mof.data.digests import digest
 from mof.data.records import ImageSource, Record, RecordError, shortened, to_record
-from mof.data.rows import RawRecord, Row, UnreadableRow, id_of
+from mof.data.rows import Row, UnreadableRow, id_of
 from vig.nulls import NullImages, pixel_digest
 from vig.scoring.prefix_cache import part
 
@@ -136,7 +136,7 @@ class PairReader:
         stored = [self.stored_images[0](image) for image in sources]
         return _Images(sources, stored, "".join(image.key for image in stored), files)
 
-    def shows_others(self, raw: RawRecord, image_digest: str, files: str) -> bool:
+    def shows_others(self, raw: Row, image_digest: str, files: str) -> bool:
         """Return whether other pixels lie under the image paths of a record by now.
 
         They are read only if a file has another size or time. A file that is gone is none with other pixels.
@@ -154,7 +154,8 @@ class PairReader:
         if self.nulls.drops:
             return self._encode_without(record, clean)
         if self.nulls.hides:
-            seen = (clean.input_ids != self.image_token_id).to(torch.int64)  # [T]
+            assert self.image_token_id is not None
+            seen = clean.input_ids.ne(self.image_token_id).to(torch.int64)  # [T]
             return replace(clean, images={**clean.images, ATTENTION_MASK: seen})
         return self._encode_null(record, clean, images)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from encoders.progress import progress_bar
 from mof.data.digests import digest
 from mof.data.rows import Row
 from vig.scoring.answer_losses import AnswerLosses
@@ -23,66 +22,35 @@ from vig.scoring.scores import MEASURES, Score, columns_of
 
 logger = logging.getLogger(__name__)
 
-SHARD_RECORDS = 256  # a run that is killed loses at most this number of scores
 WINDOW_BATCHES = 8  # the records of this number of batches are read, then sorted by length and by image
 MOST_FAILURES = 50  # if the model refuses this number of records in a row, the fault is not in the records
 
 
 class TwoPasses:
-    """TwoPasses runs the loop that scores records, and hands the scores on in portions.
+    """TwoPasses scores records.
 
     Args:
-        save: takes the next scores, fewer than `SHARD_RECORDS` plus a batch; called also when the run is interrupted.
         batch_tokens, batch_size, measures: see `vig.score`. With measures, `losses` returns the values of all `MEASURES`.
     """
 
-    def __init__(
-        self,
-        losses: AnswerLosses,
-        reader: PairReader,
-        save: Callable[[list[Score]], None],
-        batch_tokens: int,
-        batch_size: int,
-        measures: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, losses: AnswerLosses, reader: PairReader, batch_tokens: int, batch_size: int, measures: Sequence[str] = ()) -> None:
         self._measures = measures
-        self._losses, self._reader, self._save = losses, reader, save
+        self._losses, self._reader = losses, reader
         self._batch_tokens, self._batch_size = batch_tokens, batch_size
-        self._unsaved: list[Score] = []
         self._refused_in_a_row = 0
         self._obeys_masks = not reader.nulls.hides  # known after the first batch
 
-    def run(self, records: Iterable[Row], *, visible: bool = True) -> None:
-        """Score all records.
-
-        Args:
-            visible: show a progress bar; without a terminal or a notebook, a line a minute.
-        """
-        total = len(records) if isinstance(records, Sized) else None
+    def scores(self, records: Iterable[Row]) -> list[Score]:
+        """Return the scores of all records that have one; the reader keeps account of the others."""
         tokens, size = WINDOW_BATCHES * self._batch_tokens, WINDOW_BATCHES * self._batch_size
-        try:
-            with progress_bar("records", total, visible) as advance:
-                done, scored, sum_of_vig, note = 0, 0, 0.0, ""
-                for window in windows(map(self._reader.read, records), tokens, size):
-                    done += window.count(None)
-                    advance(done, note)
-                    for batch, scores in self._window([pair for pair in window if pair is not None]):
-                        self._unsaved += scores
-                        if len(self._unsaved) >= SHARD_RECORDS:
-                            self._save_all()
-                        done, scored = done + len(batch.pairs), scored + len(scores)
-                        sum_of_vig += sum(score.vig for score in scores)
-                        note = f"mean VIG {sum_of_vig / max(scored, 1):.3f}"
-                        advance(done, note)
-        finally:  # an interrupted run loses nothing, a killed run at most SHARD_RECORDS scores
-            self._save_all()
+        return [
+            score
+            for window in windows(map(self._reader.read, records), tokens, size)
+            for scores in self._window([pair for pair in window if pair is not None])
+            for score in scores
+        ]
 
-    def _save_all(self) -> None:
-        scores, self._unsaved = self._unsaved, []
-        if scores:
-            self._save(scores)
-
-    def _window(self, pairs: Sequence[Pair]) -> Iterator[tuple[Batch, list[Score]]]:
+    def _window(self, pairs: Sequence[Pair]) -> Iterator[list[Score]]:
         batches = make_batches(pairs, self._batch_tokens, self._batch_size)
         while batches:
             batch = batches.pop(0)
@@ -92,7 +60,7 @@ class TwoPasses:
                 rest = [pair for waiting in [batch, *batches] for pair in waiting.pairs]
                 batches = make_batches(rest, self._batch_tokens, self._batch_size)
             else:
-                yield batch, scores
+                yield scores
 
     def _batch(self, batch: Batch) -> list[Score] | None:
         """Return the scores of a batch without the records that the model refuses, or None if memory ran out."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import replace
+from contextlib import ExitStack, closing
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -14,20 +15,21 @@ from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
 from encoders import StoredImages
+from encoders.cluster import Cluster, grown, worked
+from encoders.progress import progress_bar
 from mof.data.digests import digest
 from mof.data.records import ImageSource, RecordError, images_of, refuse_missing_images, to_record
-from mof.data.rows import RawRecord, Row, opened, rows, rows_by_id
+from mof.data.rows import RawRecord, Row, UnreadableRow, id_of, opened, rows, rows_by_id
 from vig.nulls import NullImages
-from vig.output_head import cross_entropy, evaluating, loss_logit_entropy
 from vig.processes import Processes
-from vig.scoring.answer_losses import AnswerLosses
 from vig.scoring.batches import by_image
 from vig.scoring.calibration import Sample, calibration, with_swapped_images
 from vig.scoring.folder import ScoreFolder
 from vig.scoring.hidden_images import image_token_of
 from vig.scoring.identity import scoring_identity
+from vig.scoring.items import ItemScorer, ScoreItem, Total
 from vig.scoring.pairs import PairReader
-from vig.scoring.passes import TwoPasses
+from vig.scoring.passes import WINDOW_BATCHES
 from vig.scoring.scores import MEASURES, Part, Score, Scores, schema_of, to_table
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ def score(
     seed: int = 0,
     measures: Sequence[str] = (),
     calibrate: bool = False,
+    cluster: Cluster | None = None,
 ) -> Scores:
     """Measure the visual information gain (VIG) of every answer token of every record that has an image (arXiv 2602.17186).
 
@@ -86,6 +89,8 @@ def score(
             (`vig.selection.measures` needs them).
         calibrate: score 1 % of the records (50 to 1,000) with swapped images too, and keep in the manifest how well VIG tells right
             from swapped images (`vig.scoring.calibration`).
+        cluster: Ray's actors that score (`encoders.cluster`), in place of this process. They see the images and the folder of the
+            scores; the model, which may lie in the memory of the CPU here, is sent to them.
 
     Raises:
         ValueError: for a list whose first records all lack their images, an unknown null image, a chat template without
@@ -107,53 +112,70 @@ def score(
         nulls.description["stored"] = [store.description for store in stored_images]
     identity = scoring_identity(model, processor, nulls.description, max_length, seed, measures)
     schema = schema_of(identity)
-    reader = PairReader(processor, image_folder, nulls, max_length, stored_images, image_token_of(model) if nulls.hides else None)
+    new_reader = partial(
+        PairReader, processor, image_folder, nulls, max_length, stored_images, image_token_of(model) if nulls.hides else None
+    )
     if isinstance(records, Sequence):  # a list can show a wrong folder before anything is scored
         refuse_missing_images(records, image_folder)
-    tokenizer = processor.tokenizer
-    padding = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id  # padding is masked, so any id is right
-    losses = AnswerLosses(model, padding, loss_logit_entropy if measures else cross_entropy)
     processes = Processes.all()
+    if cluster is not None and processes.count > 1:
+        raise ValueError("a cluster scores in place of processes that torchrun or accelerate starts: use either")
     with ExitStack() as stack:
         stack.callback(processes.close)
         processes.require_equal(identity, "model, processor and settings")
         folder = None if output_dir is None else stack.enter_context(ScoreFolder(output_dir, identity, schema, processes))
-        fresh: list[Score] = []
-        save = fresh.extend if folder is None else lambda scores: folder.append(to_table(scores, schema))
-        passes = TwoPasses(losses, reader, save, batch_tokens, batch_size, measures)
+        shard = None if folder is None else folder.shard
+        options: dict[str, Any] = {"batch_tokens": batch_tokens, "batch_size": batch_size, "measures": measures}
+        make = partial(ItemScorer, model, new_reader, shard, schema, moves=cluster is not None, **options)
         done = {} if folder is None else folder.known()
         ids: dict[str, None] = {}  # all ids, in the order of the records; complete when all records are read
         sample = Sample()
-        todo: Iterable[Row] = _unscored(records, done, ids, processes, sample, reader)
+        own: Iterable[Row] = _own_share(records, done, ids, processes, sample, new_reader())
+        total = None
         if isinstance(records, Sequence):
-            todo = by_image(list(todo))
-            logger.info("%d of %d records are to be scored", len(todo), len(records))
-        with evaluating(model):
-            passes.run(todo, visible=processes.rank == 0)
-            known = folder.calibration if folder is not None and folder.calibration.get("digest") == sample.digest else {}
-            swapped: list[Score] = []
-            if calibrate and not known:
-                other = replace(reader, text_only=[], failures={})
+            own = by_image(list(own))
+            total = sum(id_of(raw) not in done for raw in own)
+            logger.info("%d of %d records are to be scored", total, len(records))
+        known: dict[str, Any] = {} if folder is None else folder.calibration
+
+        def items() -> Iterator[ScoreItem]:
+            nonlocal known
+            for number, share in enumerate(_cut(own, batch_size)):
+                if todo := [raw for raw in share if id_of(raw) not in done]:
+                    if folder is not None:
+                        folder.begin()
+                    yield ScoreItem(todo, None if folder is None else folder.number(number))
+            if known.get("digest") != sample.digest:  # known when all records are read
+                known = {"digest": sample.digest} if calibrate else {}
+            if known.keys() == {"digest"}:
                 mine = with_swapped_images(sample.records, image_folder)[processes.rank :: processes.count]
-                TwoPasses(losses, other, swapped.extend, batch_tokens, batch_size).run(mine, visible=processes.rank == 0)
-                known = {"digest": sample.digest}
+                yield from (ScoreItem(share, None, swapped=True) for share in _cut(mine, batch_size))
+
+        result, swapped, seen = Total(), Total(), 0
+        with (
+            progress_bar("records", total, processes.rank == 0) as advance,
+            closing(worked(make, items(), cluster)) as work,
+        ):
+            for item, parts in work:
+                (swapped if item.swapped else result).add(parts)
+                seen += 0 if item.swapped else len(item.records)
+                advance(seen, f"mean VIG {result.sum_of_vig / result.number:.3f}" if result.number else "")
         manifest = {"identity": dict(identity), "about": {"model": model.name_or_path}, "calibration": known}
-        return _together(processes, folder, fresh, swapped, reader, ids, manifest)
+        return _together(processes, folder, result, swapped.scores, ids, manifest)
 
 
 def _together(
     processes: Processes,
     folder: ScoreFolder | None,
-    fresh: list[Score],
+    result: Total,
     swapped: list[Score],
-    reader: PairReader,
     ids: Mapping[str, None],
     manifest: dict[str, Any],
 ) -> Scores:
     """Return the scores of all processes, in the order of the records."""
     if processes.count > 1:
         processes.require_equal(digest(sorted(ids)), "the records")
-    parts = processes.gather((fresh, swapped, reader.text_only, reader.failures))
+    parts = processes.gather((result.scores, swapped, result.text_only, result.failures))
     text_only = {id for _, _, ids_without, _ in parts for id in ids_without}
     reasons = {id: reason for _, _, _, failures in parts for id, reason in failures.items()}
     lists = [id for id in ids if id in text_only], {id: reasons[id] for id in ids if id in reasons}
@@ -171,7 +193,7 @@ def _together(
     return scores
 
 
-def _unscored(
+def _own_share(
     records: Iterable[RawRecord],
     done: Mapping[str, tuple[str, str, str]],
     ids: dict[str, None],
@@ -179,9 +201,7 @@ def _unscored(
     sample: Sample,
     reader: PairReader,
 ) -> Iterator[Row]:
-    """Yield the records of this process that have no score yet.
-
-    The ids of all records are put into `ids`, and all records are offered to `sample`.
+    """Yield the records of this process. The ids of all records are put into `ids`, and all records are offered to `sample`.
 
     Args:
         done: id -> digests of the records that have a score (`ScoreFolder.known`).
@@ -196,10 +216,18 @@ def _unscored(
             scored, *images = done[id]
             if scored != digest(raw):
                 raise ValueError(f"the folder holds scores of other records under the same ids; give a new folder. Changed: {id}")
-            if reader.shows_others(raw, *images):
+            if not isinstance(raw, UnreadableRow) and reader.shows_others(raw, *images):
                 raise ValueError(f"an image of record {id!r} was replaced by another since it was scored; give a new folder")
-        elif processes.count == 1 or int(digest(images_of(raw) or raw), 16) % processes.count == processes.rank:
+        if processes.count == 1 or int(digest(images_of(raw) or raw), 16) % processes.count == processes.rank:
             yield raw
+
+
+def _cut(records: Iterable[Row], batch_size: int) -> Iterator[list[Row]]:
+    """Cut records into items. An item depends on all records, done or not: a run that goes on after a kill makes the same batches."""
+    position, rest = 0, iter(records)
+    while share := list(islice(rest, grown(position, batch_size, WINDOW_BATCHES * batch_size))):
+        yield share
+        position += len(share)
 
 
 def _donors(records: Iterable[RawRecord], image_folder: str | os.PathLike[str] | None) -> list[ImageSource]:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from encoders.runs import run_digest
+from encoders.tables import write_table
 from vig.processes import Processes
 from vig.scoring.folder import SHARDS, ScoreFolder, manifest_file, read_lists, read_shard
 
@@ -262,7 +263,9 @@ class Scores(Sequence[Score]):
         with ScoreFolder(folder, self.manifest["identity"], self.schema, Processes()) as target:
             if held := len(target.read(["id"])):
                 raise ValueError(f"{folder} already holds {held} scores; give an empty folder")
-            target.append(self.table())
+            path, run = target.shard
+            if len(self):
+                write_table(Path(path.format(0)), self.table(), run)
             target.finish(self.manifest["text_only"], self.failures, self.manifest.get("about", {}), self.manifest.get("calibration"))
 
 

@@ -71,8 +71,10 @@ class LocalModel:
         }  # fmt: skip
 
     @classmethod
-    def load(cls, folder: str | Path, *, dtype: str = "float32", trust_remote_code: bool = False, **options: Any) -> LocalModel:
-        """Load a folder that `save_pretrained` wrote, onto the GPU if there is one.
+    def load(
+        cls, folder: str | Path, *, dtype: str = "float32", device: str | None = None, trust_remote_code: bool = False, **options: Any
+    ) -> LocalModel:
+        """Load a folder that `save_pretrained` wrote, onto `device`, or else onto the GPU if there is a GPU.
 
         Its identity is made of the weights in memory, encoders included, and of the folder's other files.
 
@@ -93,7 +95,7 @@ class LocalModel:
                 raise ValueError(
                     f"{folder}: {parameter_name} holds values that are not finite; its training diverged, or the file is damaged"
                 )
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
+        model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         identity = f"weights {weights_digest(model)}, files {_files_digest(folder)}"
         return cls(
             model, AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code), str(folder),

@@ -1,0 +1,308 @@
+"""Independent items of work are done in this process, or by actors (processes) on the machines of a Ray cluster.
+
+Ray places the actors and moves the data. The rules for items are here: the item of a lost machine is done again; an item that kills its
+processes is halved until the part that kills them is alone, and this part is given up. The results of items are in files, so that a run
+that was killed goes on with the items that have no result.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+from encoders.images.loader import in_order
+
+logger = logging.getLogger(__name__)
+
+DEATHS = 2
+"""An item that killed this number of processes is halved; each of its parts may kill one more process."""
+STARTS = 5
+"""The run ends if this number of processes in a row die before they can work."""
+PATIENCE = 60.0
+"""Seconds without any process after which a warning says that the cluster has no room."""
+PARTS = 32
+"""An item is at most this fraction of the work before it, so that a kill costs little and this number of actors have work early."""
+
+
+class Item(Protocol):
+    """An item is work that does not depend on other items."""
+
+    def halves(self) -> list[Any]:
+        """Return two smaller items; none for an item that cannot be divided."""
+
+
+Given = TypeVar("Given", bound=Item)
+Result = TypeVar("Result")
+Work = Callable[[Given], Result]
+
+
+@dataclass(frozen=True)
+class GivenUp:
+    """GivenUp stands for the result of an item that killed every process that worked on it."""
+
+    reason: str
+
+
+Parts = list[tuple[Given, Result | GivenUp]]
+"""The results of an item: its own, or those of the parts that it was divided into."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster says where the actors are and how many there are. Each actor is a process.
+
+    Args:
+        address: of a Ray cluster, as `ray.init` takes it; "" is the cluster of this machine, or this machine alone.
+        gpus_per_actor: GPUs, or a fraction of a GPU, of an actor. Default: one GPU if the cluster has GPUs. Actors without a GPU
+            have all cores of a machine.
+        least: the work begins when this number of actors have started.
+        most: the largest number of actors. Default: as many as the cluster has room for now.
+    """
+
+    address: str = ""
+    gpus_per_actor: float | None = None
+    least: int = 1
+    most: int | None = None
+
+    @contextmanager
+    def connected(self) -> Iterator[Any]:
+        """Connect to the cluster unless the program is connected, and yield the module ray.
+
+        Raises:
+            ValueError: where Ray is not installed.
+            ConnectionError: where no cluster has this address.
+        """
+        try:
+            import ray
+        except ImportError:
+            raise ValueError('--ray needs the library Ray: pip install "mof-vig[cluster]"') from None
+        if ray.is_initialized():
+            yield ray
+            return
+        ray.init(self.address or None, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            yield ray
+        finally:
+            ray.shutdown()
+
+    def sized(self, ray: Any) -> tuple[int, dict[str, float]]:
+        """Return how many actors are started at most, and what each of them needs: `num_gpus` and `num_cpus`.
+
+        Raises:
+            ValueError: for a cluster without room for a single actor, unless `most` says how far it may grow.
+        """
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+        with_gpus = [node for node in nodes if node.get("GPU", 0) > 0]
+        gpus = self.gpus_per_actor if self.gpus_per_actor is not None else float(bool(with_gpus))
+        if gpus:
+            room = sum(int(node["GPU"] / gpus + 1e-9) for node in with_gpus)
+            cores = min((int(node["CPU"] * gpus / node["GPU"]) for node in with_gpus), default=1)
+        else:
+            room, cores = len(nodes), min((int(node["CPU"]) for node in nodes), default=1)
+        if not (most := self.most or room):
+            raise ValueError(f"the Ray cluster has no room for an actor with {gpus:g} GPUs; it has {ray.cluster_resources()}")
+        return most, {"num_gpus": gpus, "num_cpus": max(cores, 1)}
+
+
+def worked(
+    make: Callable[[], Work[Given, Result]], items: Iterable[Given], cluster: Cluster | None = None, lanes: int = 1
+) -> Generator[tuple[Given, Parts]]:
+    """Do the work on all items. Yield each item with its results, in the order of the items.
+
+    Args:
+        make: makes the function that does the work, in each process. With a cluster, it is sent there, with all that it holds.
+        items: are taken as they are needed. With a cluster, they are sent to the process that works on them.
+        cluster: None works in this process.
+        lanes: how many items a process works on at a time.
+
+    Raises:
+        Exception: of `make` and of its function, which must keep what is wrong with a part of an item to itself.
+    """
+    if cluster is not None:
+        with cluster.connected() as ray:
+            yield from _Actors(ray, make, cluster, lanes).run(items)
+        return
+    work = make()
+
+    def whole(item: Given) -> tuple[Given, Parts]:
+        return item, [(item, work(item))]
+
+    yield from map(whole, items) if lanes == 1 else in_order(whole, items, lanes, lanes + 1)
+
+
+def grown(position: int, least: int, most: int) -> int:
+    """Return the size of the item that begins at this position of the work: a multiple of `least`, unless that is above `most`."""
+    return max(least, min(most, position // PARTS) // least * least)
+
+
+def file_number(item: int, part: int = 1) -> int:
+    """Return the number of the file of an item. Parts (the halves of part n are 2n and 2n + 1) have numbers that no item has."""
+    return item if part == 1 else 10**9 + 2**16 * item + part
+
+
+def _let_models_travel() -> None:
+    """Let a model of transformers that has run be pickled: its hooks refer to a variable of which each process has its own."""
+    with suppress(ImportError):
+        from transformers.utils.output_capturing import CompileableContextVar
+
+        copyreg.pickle(CompileableContextVar, lambda _: (_collector, ()))  # type: ignore[arg-type, return-value]
+
+
+def _collector() -> Any:
+    from transformers.utils.output_capturing import _active_collector
+
+    return _active_collector
+
+
+class _Actor:
+    """An actor runs in a process of its own."""
+
+    def __init__(self, make: Callable[[], Work[Any, Any]], folder: str) -> None:
+        with suppress(OSError):  # a machine that does not see the folder from which relative paths start may do without
+            os.chdir(folder)
+        self._error: Exception | None = None
+        try:
+            self._work = make()
+        except Exception as error:
+            self._error = error
+
+    def start(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def work(self, item: Any) -> Any:
+        return self._work(item)
+
+
+@dataclass
+class _Task:
+    """A task is an item, or a part of an item, and its outcome."""
+
+    item: Any
+    deaths: int = 0
+    result: Any = None
+    done: bool = False
+    parts: list[_Task] = field(default_factory=list)
+
+    def finished(self) -> bool:
+        return self.done or (bool(self.parts) and all(part.finished() for part in self.parts))
+
+    def results(self) -> Parts:
+        return [(self.item, self.result)] if self.done else [result for part in self.parts for result in part.results()]
+
+
+class _Actors:
+    """The actors of a run work on tasks. An actor gets tasks when its process has started; a dead actor is replaced."""
+
+    def __init__(self, ray: Any, make: Callable[[], Work[Any, Any]], cluster: Cluster, lanes: int) -> None:
+        self._ray, self._lanes = ray, lanes
+        self._most, needs = cluster.sized(ray)
+        self._least = min(cluster.least, self._most)
+        _let_models_travel()
+        self._new = partial(ray.remote(max_concurrency=lanes, **needs)(_Actor).remote, ray.put(make), os.getcwd())
+        self._needs = ", ".join(f"{name}={number:g}" for name, number in needs.items())
+        self._starting: dict[Any, Any] = {}  # reference -> actor
+        self._running: dict[Any, tuple[Any, _Task]] = {}  # reference -> actor and its task
+        self._actors: list[Any] = []
+        self._again: deque[_Task] = deque()
+        self._failed_starts, self._begun, self._since, self._told = 0, False, time.monotonic(), False
+
+    def run(self, items: Iterable[Any]) -> Iterator[tuple[Any, Parts]]:
+        source, order, more = iter(items), deque[_Task](), True
+        try:
+            while True:
+                self._take_on()
+                for actor in self._free():
+                    task = self._again.popleft() if self._again else None
+                    if task is None and more and len(order) < 2 * self._lanes * self._most:  # results wait for those before them
+                        item = next(source, None)
+                        more = item is not None
+                        task = _Task(item) if more else None
+                        order.extend([task] if task else [])
+                    if task is None:
+                        break
+                    self._running[actor.work.remote(task.item)] = (actor, task)
+                while order and order[0].finished():
+                    task = order.popleft()
+                    yield task.item, task.results()
+                if not more and not order:
+                    return
+                self._wait()
+        finally:
+            for actor in (*self._actors, *self._starting.values()):
+                self._ray.kill(actor)
+
+    def _take_on(self) -> None:
+        """Start processes up to the largest number. Those for which the cluster has no room yet wait there, and it may grow."""
+        while len(self._actors) + len(self._starting) < self._most:
+            actor = self._new()
+            self._starting[actor.start.remote()] = actor
+
+    def _free(self) -> Iterator[Any]:
+        """Yield actors that can take a task, those with fewer tasks first."""
+        self._begun = self._begun or len(self._actors) >= self._least
+        for load in range(self._lanes if self._begun else 0):
+            for actor in self._actors.copy():
+                if sum(busy is actor for busy, _ in self._running.values()) == load:
+                    yield actor
+
+    def _wait(self) -> None:
+        """Wait until a start or a task ends, and note its outcome."""
+        ended, _ = self._ray.wait([*self._running, *self._starting], timeout=PATIENCE / 4)
+        for reference in ended:
+            if reference in self._starting:
+                self._started(reference)
+            elif reference in self._running:
+                self._ended(reference)
+        if self._actors:
+            self._since, self._told = time.monotonic(), False
+        elif not self._told and time.monotonic() - self._since > PATIENCE:
+            self._told = True
+            logger.warning("no process has started yet: the cluster has no room for an actor with %s", self._needs)
+
+    def _started(self, reference: Any) -> None:
+        actor = self._starting.pop(reference)
+        try:
+            self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:  # of `make`
+            raise (error.cause if isinstance(error.cause, Exception) else error) from None
+        except self._ray.exceptions.RayError as error:
+            self._failed_starts += 1
+            if self._failed_starts >= STARTS:
+                raise ValueError(f"{STARTS} processes died in a row before they could work, the last: {error}") from error
+        else:
+            self._failed_starts = 0
+            self._actors.append(actor)
+
+    def _ended(self, reference: Any) -> None:
+        actor, task = self._running.pop(reference)
+        try:
+            task.result, task.done = self._ray.get(reference), True
+        except self._ray.exceptions.RayTaskError as error:  # of the work
+            raise (error.cause if isinstance(error.cause, Exception) else error) from None
+        except self._ray.exceptions.RayError as error:  # of the actor, its machine, or the way from there
+            self._lost(task, error)
+            if actor in self._actors:
+                self._actors.remove(actor)
+                self._ray.kill(actor)
+
+    def _lost(self, task: _Task, error: Exception) -> None:
+        """Have the task done again; divide it or give it up if it has cost too many processes."""
+        task.deaths += 1
+        halves = task.item.halves() if task.deaths >= DEATHS else []
+        if halves:
+            task.parts = [_Task(half, DEATHS - 1) for half in halves]
+            self._again.extend(task.parts)
+        elif task.deaths <= DEATHS:
+            self._again.append(task)
+        else:
+            reason = " ".join(str(error).split())
+            task.result, task.done = GivenUp(f"every process that worked on it died, {task.deaths} in all ({reason})"), True

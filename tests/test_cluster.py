@@ -1,0 +1,315 @@
+"""The jobs on two nodes of a Ray cluster, one of which is lost in the middle, give the bytes that one process gives."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.killing_encoder import KillingEncoder
+from support.spectra import embeddings
+from support.tiny import TinyEncoder
+from support.tiny_llava import build_llava, many_records
+
+from encoders import FeatureStore, encode_images
+from encoders.cluster import Cluster, _let_models_travel, file_number, grown, worked
+from encoders.command_options import cluster_of
+from mof import blind_pairs
+from mof.evals.answerers import LocalModel
+from mof.evals.answerers.cluster_model import ClusterModel
+from mof.evals.answering import AnswerCache, Prompt, answer_all
+from mof.pairs import ledger as pair_ledger
+from vig import score
+
+
+class Numbers(list):
+    """An item of numbers."""
+
+    def halves(self) -> list[Numbers]:
+        middle = len(self) // 2
+        return [Numbers(self[:middle]), Numbers(self[middle:])] if middle else []
+
+
+def test_items_are_done_in_order_and_taken_as_they_are_needed() -> None:
+    taken = []
+
+    def items() -> Iterator[Numbers]:
+        for number in range(40):
+            taken.append(number)
+            yield Numbers([number])
+
+    for lanes in (1, 3):
+        taken.clear()
+        work = worked(lambda: sum, items(), lanes=lanes)
+        assert next(work) == ([0], [([0], 0)]) and len(taken) <= lanes + 1
+        assert [item[0] for item, _ in work] == list(range(1, 40))
+
+
+def test_an_item_is_a_small_part_of_the_work_before_it() -> None:
+    starts = [0]
+    while starts[-1] < 100_000:
+        starts.append(starts[-1] + grown(starts[-1], 8, 1000))
+    sizes = np.diff(starts)
+    assert sizes[:32].tolist() == [8] * 32 and sizes.max() == 1000 and all(size % 8 == 0 for size in sizes)
+    assert all(size <= max(8, start / 32) for start, size in zip(starts, sizes, strict=False))
+    assert grown(0, 64, 10) == 64
+
+
+def test_parts_of_items_have_numbers_of_their_own() -> None:
+    numbers = [file_number(item, part) for item in (0, 1, 10**6) for part in range(1, 2**12)]
+    assert len(set(numbers)) == len(numbers) and file_number(7) == 7
+
+
+def test_options_of_a_cluster() -> None:
+    assert cluster_of(None, None, None) is None
+    assert cluster_of("", None, "2:8") == Cluster("", None, 2, 8)
+    assert cluster_of("host:1", 0.5, None) == Cluster("host:1", 0.5)
+    for actors in ("8", "2:1", "0:1", "a:b", ""):
+        with pytest.raises(ValueError, match=f"--actors {actors}.*MIN:MAX"):
+            cluster_of("", None, actors)
+    with pytest.raises(ValueError, match="--ray"):
+        cluster_of(None, 1.0, None)
+
+
+def test_a_model_that_has_run_can_be_sent() -> None:
+    """Transformers keeps hooks on it, which record hidden states in a variable of the process."""
+    cloudpickle = pytest.importorskip("ray.cloudpickle")
+    model, _ = build_llava()
+    inputs = {"input_ids": torch.arange(5, 15)[None], "output_hidden_states": True}
+    expected = model(**inputs).hidden_states
+    _let_models_travel()
+    sent = cloudpickle.loads(cloudpickle.dumps(model))(**inputs).hidden_states
+    assert len(sent) == len(expected) > 1 and all(torch.equal(a, b) for a, b in zip(sent, expected, strict=True))
+
+
+# --- on two nodes ---
+
+needs_ray = pytest.mark.skipif("not __import__('importlib.util').util.find_spec('ray')", reason="ray is not installed")
+NODE = {"num_cpus": 1, "object_store_memory": 150 * 2**20}
+
+
+class Nodes:
+    """A cluster of two nodes with a core each."""
+
+    def __init__(self) -> None:
+        import ray
+        from ray.cluster_utils import Cluster as RayCluster
+
+        self.cluster, self.second = RayCluster(), None
+        for left in (2, 1, 0):  # on a busy machine, Ray's 30 seconds for a start may be over too soon
+            try:
+                self.cluster.add_node(**NODE, include_dashboard=False)
+                break
+            except Exception:
+                if not left:
+                    raise
+        ray.init(self.cluster.address, log_to_driver=False, logging_level="ERROR")
+        self.grow()
+
+    def grow(self) -> None:
+        if self.second is None:
+            self.second = self.cluster.add_node(**NODE)
+            self.cluster.wait_for_nodes()
+
+    @contextmanager
+    def losing_one(self, results: Callable[[], int], after: int) -> Iterator[None]:
+        """Remove the second node once there are so many results; the work must not be over then."""
+        self.grow()
+        over, lost_at = threading.Event(), list[int]()
+
+        def lose() -> None:
+            while results() < after and not over.is_set():
+                time.sleep(0.02)
+            lost_at.append(results())
+            self.cluster.remove_node(self.second, allow_graceful=False)
+            self.second = None
+
+        thread = threading.Thread(target=lose)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+        assert lost_at[0] < results(), "all was over before the node was lost"
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_DEDUP_LOGS="0")
+    nodes = Nodes()
+    yield nodes
+    import ray
+
+    ray.shutdown()
+    nodes.cluster.shutdown()
+
+
+def picture(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).resize((40, 40)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def tar_of(path: Path, contents: list[bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for number, content in enumerate(contents):
+            member = tarfile.TarInfo(f"{number:04d}.png")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def poisoned(path: Path) -> Path:
+    contents = [picture(number % 140) for number in range(150)]  # the last ten are doubles
+    for number in (3, 64, 65, 120):
+        contents[number] = contents[number][:120] if number % 2 else b"no image"
+    return tar_of(path, contents)
+
+
+def two_encoders() -> dict[str, TinyEncoder]:
+    return {"a": TinyEncoder(16, 8, 32, 0.5, 1), "b": TinyEncoder(24, 4, 24, 0.4, 3)}
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Return the content of every file by its path, without locks."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file() and "lock" not in path.name}
+
+
+def count(folder: Path, pattern: str) -> Callable[[], int]:
+    return lambda: len(list(folder.glob(pattern)))
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_encoding_with_a_lost_node(nodes: Nodes, tmp_path: Path) -> None:
+    tar = poisoned(tmp_path / "photos.tar")
+    options: dict[str, Any] = {"tokens": "int8", "batch_size": 4, "progress": False}
+    expected = encode_images(tar, two_encoders(), tmp_path / "alone", **options)
+    with nodes.losing_one(count(tmp_path / "nodes", "a-*/features-*"), 6):
+        report = encode_images(tar, two_encoders(), tmp_path / "nodes", **options, cluster=Cluster())
+    assert report == expected and (report.images, report.duplicates, report.unreadable) == (136, 10, 4)
+    assert files_of(tmp_path / "nodes") == files_of(tmp_path / "alone")
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_an_image_that_kills_every_process_is_listed_and_costs_itself_alone(nodes: Nodes, tmp_path: Path) -> None:
+    contents = [picture(number) for number in range(4)]
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 40), "red").save(buffer, "PNG")
+    tar = tar_of(tmp_path / "photos.tar", [*contents[:2], buffer.getvalue(), *contents[2:]])
+    nodes.grow()
+    report = encode_images(tar, {"a": KillingEncoder()}, tmp_path / "store", progress=False, cluster=Cluster())
+    assert (report.images, report.unreadable) == (4, 1)
+    (failure,) = map(json.loads, (tmp_path / "store/failures.jsonl").read_text().splitlines())
+    assert failure["name"].endswith("photos.tar/0002.png") and "every process that worked on it died, 3 in all" in failure["reason"]
+    store = FeatureStore(tmp_path / "store")
+    plain = TinyEncoder(16, 8, 32, 0.5, 1)
+    encode_images(tar, {"a": plain}, tmp_path / "plain", progress=False)
+    expected = FeatureStore(tmp_path / "plain")
+    for name in store.names:
+        ours, theirs = (of.embeddings("a")[of.names.index(name)] for of in (store, expected))
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+DRIVER = """
+import sys
+import ray
+from pathlib import Path
+from encoders import encode_images
+from encoders.cluster import Cluster
+from support.tiny import TinyEncoder
+encoders = {"a": TinyEncoder(16, 8, 32, 0.5, 1), "b": TinyEncoder(24, 4, 24, 0.4, 3)}
+encode_images(sys.argv[1], encoders, sys.argv[2], tokens="int8", batch_size=4, progress=False, cluster=Cluster(sys.argv[3]))
+"""
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_a_killed_driver_goes_on_from_the_finished_shards(nodes: Nodes, tmp_path: Path) -> None:
+    tar, store = poisoned(tmp_path / "photos.tar"), tmp_path / "nodes"
+    nodes.grow()
+    root = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": f"{root}:{root}/tests", "OMP_NUM_THREADS": "1"}
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, tar, store, nodes.cluster.address], env=environment, stderr=subprocess.PIPE)
+    done = count(store, "a-*/features-*")
+    while done() < 5:
+        assert driver.poll() is None, driver.communicate()[1]
+        time.sleep(0.02)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    time.sleep(1)  # its actors end
+    before = {path: path.stat().st_mtime_ns for path in store.glob("*/features-*")}
+    assert 5 <= done() < 38
+    options: dict[str, Any] = {"tokens": "int8", "batch_size": 4, "progress": False}
+    report = encode_images(tar, two_encoders(), store, **options, cluster=Cluster())
+    assert report.encoded < report.images == 136
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "finished shards stay"
+    encode_images(tar, two_encoders(), tmp_path / "alone", **options)
+    assert files_of(store) == files_of(tmp_path / "alone")
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_a_search_with_a_lost_node(nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pair_ledger, "square_size", lambda images: 64)
+    rng = np.random.default_rng(0)
+    clip, dino = embeddings(rng, 1200, 24, "usual"), embeddings(rng, 1200, 24, "flat")
+    alone = blind_pairs(clip, dino, 0.6, 0.2, ledger=tmp_path / "alone", max_pairs=500, one_per_image=True)
+    with nodes.losing_one(count(tmp_path / "nodes", "*.npz"), 10):
+        pairs = blind_pairs(clip, dino, 0.6, 0.2, ledger=tmp_path / "nodes", max_pairs=500, one_per_image=True, cluster=Cluster())
+    assert files_of(tmp_path / "nodes") == files_of(tmp_path / "alone") and len(files_of(tmp_path / "nodes")) == 19 * 20 // 2 + 1
+    cosines = [x.astype(np.float64) @ x.T.astype(np.float64) for x in (clip, dino)]
+    assert pairs.total == alone.total == int(np.triu((cosines[0] > 0.6) & (cosines[1] < 0.2), 1).sum())
+    assert pairs.table().equals(alone.table())
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_scoring_with_a_lost_node(nodes: Nodes, tmp_path: Path) -> None:
+    records = many_records(tmp_path / "images")
+    options: dict[str, Any] = {"image_folder": tmp_path / "images", "batch_size": 1, "calibrate": True}
+    alone = score(*build_llava(), records, tmp_path / "alone", **options)
+    with nodes.losing_one(count(tmp_path / "nodes", "shard-*"), 4):
+        scores = score(*build_llava(), records, tmp_path / "nodes", **options, cluster=Cluster())
+    assert files_of(tmp_path / "nodes") == files_of(tmp_path / "alone")
+    assert scores.ids == alone.ids and len(scores) == 24 and scores.failures == alone.failures and scores.manifest == alone.manifest
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_answers_with_a_lost_node(nodes: Nodes, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (30, 30, 3), dtype=np.uint8)) for _ in range(24)]
+    prompts = [Prompt.about(str(n), image, "Which?", ("left", "right")) for n, image in enumerate(images)]
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    prompts.insert(5, Prompt.about("bad", str(tmp_path / "bad.png"), "Which?"))
+    model = LocalModel(*build_llava(), "tiny", batch_size=2, max_new_tokens=4)
+    alone = answer_all(model, prompts, AnswerCache(tmp_path / "alone.jsonl"))
+    cache = tmp_path / "nodes.jsonl"
+    with nodes.losing_one(lambda: len(cache.read_bytes().splitlines()) if cache.exists() else 0, 5):
+        answers = answer_all(ClusterModel(model, Cluster()), prompts, AnswerCache(cache))
+    assert answers == alone and cache.read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
+    assert answers[0][5].error
