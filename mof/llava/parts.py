@@ -119,7 +119,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"{file} is missing: expected the folder of a checkpoint, with its config.json")
     try:
-        config = json.loads(file.read_text())
+        config = json.loads(file.read_bytes())
     except ValueError as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
     if not isinstance(config, dict):

@@ -62,7 +62,7 @@ def _index(folder: Path, stem: str, ending: str) -> Path:
 def _read_index(index: Path) -> dict[str, str]:
     """Return key -> name of the key's shard."""
     try:
-        return {key: Path(name).name for key, name in json.loads(index.read_text())["weight_map"].items()}
+        return {key: Path(name).name for key, name in json.loads(index.read_bytes())["weight_map"].items()}
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise WeightsError(f"{index} cannot be read as an index of shards: {error!r}") from error
 

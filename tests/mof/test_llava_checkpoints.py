@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import shutil
@@ -244,6 +245,16 @@ def same_outputs(before: Loaded, after: Loaded) -> None:
     assert all(torch.equal(inputs[0][key], inputs[1][key]) for key in inputs[0])
     with torch.no_grad():
         assert torch.equal(before.model(**inputs[0]).logits, after.model(**inputs[1]).logits)
+
+
+def test_files_with_a_byte_order_mark(parts: dict, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """Editors on Windows put the mark in front when a user saves config.json or an index of shards."""
+    write_original(tmp_path, tiny_tokenizer, llava_state(parts), shards=2)
+    plain, edited = load_checkpoint(tmp_path), [tmp_path / "config.json", *tmp_path.glob("*.index.json")]
+    assert len(edited) == 2
+    for file in edited:
+        file.write_bytes(codecs.BOM_UTF8 + file.read_bytes())
+    same_outputs(plain, load_checkpoint(tmp_path))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
