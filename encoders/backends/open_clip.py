@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +163,7 @@ def _create(model_name: str, tag: str | None, weights: str | None, pretrained: b
         with explain_download(f"config.json of {source}"):
             folder = cached_instead(source)  # without an answer from the hub, open_clip would ask for half a minute
         text |= {"hf_model_name": str(folder or source), "hf_model_pretrained": False}
-    with refuse_misfit(path) if path else explain_download(f"config.json of {source}"):
+    with refuse_misfit(path) if path else explain_download(f"config.json of {source}"), _random_weights_are_meant():
         return open_clip.create_model(
             model_name,
             pretrained=path,  # None: random weights
@@ -178,7 +181,7 @@ def _create_external(model_name: str, weights: str | None, pretrained: bool) -> 
     loads_weights = pretrained and weights is None
     options = {"pretrained_text": False, "device": torch.empty(0).device}
     what = f"{model_name} (open_clip_config.json, open_clip_model.safetensors)"
-    with explain_download(what):
+    with explain_download(what), _random_weights_are_meant():
         scheme, _, repository = model_name.partition(":")
         folder = cached_instead(repository) if scheme == "hf-hub" else None
         name = model_name if folder is None else f"local-dir:{folder}"
@@ -187,6 +190,21 @@ def _create_external(model_name: str, weights: str | None, pretrained: bool) -> 
         with refuse_misfit(weights):
             open_clip.load_checkpoint(clip, weights, strict=True, weights_only=True)
     return clip
+
+
+@contextmanager
+def _random_weights_are_meant() -> Iterator[None]:
+    """Keep back open_clip's warning of random weights. The caller asked for random weights, or loads others into the model afterwards."""
+    root = logging.getLogger()  # open_clip writes to the root logger
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "Model initialized randomly" not in record.getMessage()
+
+    root.addFilter(is_other)
+    try:
+        yield
+    finally:
+        root.removeFilter(is_other)
 
 
 def _locate(model_name: str, tag: str | None, weights: str | None, declared: dict[str, Any]) -> str:

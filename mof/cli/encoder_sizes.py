@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,12 +28,8 @@ class Unfilled(TorchFunctionMode):
 
 def measure(name: str) -> tuple[int, int, int, int, float, bool]:
     """Return the sizes of an encoder (`mof.cli.encoder_table.Sizes`), for the layer that it gives by default and its native image size."""
-    logging.disable(logging.WARNING)  # open_clip warns that weights are random, as they should be here
-    try:
-        with torch.device("meta"), Unfilled():
-            encoder = build_encoder(name, pretrained=False)
-    finally:
-        logging.disable(logging.NOTSET)
+    with torch.device("meta"), Unfilled():
+        encoder = build_encoder(name, pretrained=False)
     millions = round(sum(parameter.numel() for parameter in encoder.parameters()) / 1e6, 1)
     return encoder.width, encoder.patch_size, encoder.image_size, encoder.grid[0] * encoder.grid[1], millions, encoder.has_text
 

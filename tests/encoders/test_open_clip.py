@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +141,7 @@ def test_weight_files_load_strictly(name: str, weights: Path, suffix: str, tmp_p
         assert part in str(error.value)
 
 
-def test_weights_from_a_local_dir(name: str, weights: Path, tmp_path: Path) -> None:
+def test_weights_from_a_local_dir(name: str, weights: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": open_clip.get_model_config(name)}))
@@ -152,6 +153,10 @@ def test_weights_from_a_local_dir(name: str, weights: Path, tmp_path: Path) -> N
     assert not torch.equal(random(image).tokens, expected)
     (folder / "open_clip_model.safetensors").unlink()
     assert torch.equal(build_encoder(f"open_clip:local-dir:{folder}", weights=weights)(image).tokens, expected)
+    build_encoder(f"open_clip:{name}", pretrained=False)
+    assert "randomly" not in caplog.text  # open_clip warns of random weights, which are asked for or filled afterwards
+    open_clip.create_model(name)
+    assert "randomly" in caplog.text and not logging.getLogger().filters
 
 
 def test_openai_tag_brings_quick_gelu_and_the_tag_its_statistics() -> None:
