@@ -50,7 +50,7 @@ def test_a_conversation(
     talk = chat(tmp_path / "model", *arguments, typed="Colour?\n\nAnd now?\n")
     assert single.exit_code == talk.exit_code == 0, talk.output
     assert talk.stdout.startswith(single.stdout)  # greedy, and nothing but the answers
-    first, again, second = asked
+    (first,), (again,), (second,) = asked
     assert first == again and [part["type"] for part in first[0]["content"]] == ["image", "text"][not with_image :]
     question, answer, further = second
     assert [question] == first and further == {"role": "user", "content": [{"type": "text", "text": "And now?"}]}

@@ -146,6 +146,7 @@ def explain(
     if not images:
         raise ValueError("an explanation compares the answer with the answer to a null image, but the conversation has no image")
     null = method if isinstance(method, Contrast) and method.contrasts else Contrast(null="blur")
+    ready_for_prompts(processor)
     encode = partial(_encode, model, processor)
     inputs = encode([chat])
     options = {"do_sample": False, "num_beams": 1, "max_new_tokens": max_new_tokens, "return_dict_in_generate": True}
@@ -169,8 +170,7 @@ def explain(
 
 def _encode(model: PreTrainedModel, processor: Any, chats: Sequence[Chat]) -> dict[str, Any]:
     """Return the model's inputs on its device, and floats (pixels) in its dtype."""
-    ready_for_prompts(processor)
-    inputs = prompt_inputs(processor, list(chats), add_generation_prompt=True)
+    inputs = prompt_inputs(processor, chats, add_generation_prompt=True)
     return {name: x.to(model.device, model.dtype if x.is_floating_point() else None) for name, x in inputs.items()}
 
 
