@@ -502,6 +502,7 @@ def test_records_that_changed_after_the_selection_are_refused(folder, tmp_path) 
     records = json.loads(selected.read_text())
     records[1]["conversations"][1]["value"] = records[1]["conversations"][1]["value"].swapcase()
     selected.write_text(json.dumps(records))
+    card_path(selected).unlink()  # it would refuse any edit
     refused(run(*arguments(folder, tmp_path / "out", records=selected)), "'r1'", "has changed")
     processor = build_llava()[1]
     with pytest.raises(RecordError, match="'r1' has changed"):
