@@ -75,7 +75,7 @@ def check_listed(file: Path, listing: Path, remedy: str) -> None:
     noted = next(iter(listed.values())) if len(listed) == 1 else listed.get(file.name)
     if noted is not None and file_digest(file) != noted:
         raise DamagedError(
-            f"{file} is damaged, or was edited: {listing} has another digest; {remedy}. After changes of your own, delete that file"
+            f"{file} is damaged, or was edited: {listing} has another digest; {remedy}, or delete {listing.name} after changes of your own"
         )
 
 

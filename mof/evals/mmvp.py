@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mof.evals.answering import Answer, Answerer, Prompt, answer_all
+from mof.evals.answering import Answer, Answerer, Prompt
 from mof.evals.benchmark import Measure, Measured, Row
 from mof.evals.intervals import Figure, Tally
 from mof.evals.judge import judged
@@ -151,14 +151,6 @@ MATCHES: dict[str, Callable[[Question, Answer], str | None]] = {
     "likelihood": _likeliest,
 }
 """Ways to match an answer to an option's letter; the first gives a result's headline."""
-
-
-def measure(answerer: Answerer, questions: Sequence[Question], prompt: str = "official", *, progress: bool = False) -> Score:
-    """Ask the questions and score the answers by the first of `MATCHES` and the released labels; nothing is written."""
-    prompts = [replace(question.prompt(prompt), options=()) for question in questions]  # likelihoods are not asked for
-    answers, _ = answer_all(answerer, prompts, progress=progress)
-    match = next(iter(MATCHES.values()))
-    return score(questions, [match(q, a) == q.labels["released"] for q, a in zip(questions, answers, strict=True)])
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ from mof import MoFForConditionalGeneration, MoFProcessor, probe_mmvp_vlm
 from mof.cli.app import build_app
 from mof.evals.answering import Answer
 from mof.evals.chair import CocoWords, read_objects, score_chair
-from mof.evals.mmvp import measure, read_mmvp
+from mof.evals.mmvp import eval_mmvp, read_mmvp
 from mof.evals.mmvp_vlm import read_mmvp_vlm
 from mof.evals.patterns import PATTERNS as MMVP_PATTERNS
 from mof.evals.pope import STRATEGIES, read_pope
+from mof.evals.run import Run
 from mof.miniature import write_benchmarks
 from mof.miniature.benchmarks import described_pair, objects
 from mof.miniature.language import options, statement, word
@@ -85,7 +86,7 @@ def test_rows_99_and_100_are_not_corrected(tmp_path):
     assert ("a", "b") in seen
 
 
-def test_whoever_sees_everything_is_right_and_whoever_guesses_is_not(drawn):
+def test_whoever_sees_everything_is_right_and_whoever_guesses_is_not(drawn, tmp_path):
     """The scores' ends: right answers, in the words of the miniature, and always the first option."""
     questions = read_mmvp(drawn / "MMVP")
     by_prompt = {question.prompt("question").id: question for question in questions}
@@ -96,7 +97,7 @@ def test_whoever_sees_everything_is_right_and_whoever_guesses_is_not(drawn):
         def answer(self, prompts):
             for i, prompt in enumerate(prompts):
                 question = by_prompt[prompt.id]
-                assert prompt.messages[0]["content"][-1]["text"] == question.question and prompt.options == ()
+                assert prompt.messages[0]["content"][-1]["text"] == question.question
                 yield i, Answer(f"It is {self.choose(question)}.")
 
         def choose(self, question):
@@ -106,9 +107,10 @@ def test_whoever_sees_everything_is_right_and_whoever_guesses_is_not(drawn):
         def choose(self, question):
             return question.options["a"]
 
-    assert measure(Knowing(), questions, "question").pair_accuracy == 1
-    guessed = measure(Guessing(), questions, "question")
-    assert (guessed.pair_accuracy, guessed.question_accuracy) == (0, 0.5) and list(guessed.by_pattern) == list(MMVP_PATTERNS)
+    assert eval_mmvp(Run(tmp_path / "knowing", Knowing()), questions, "question")["pair_accuracy"] == 1
+    guessed = eval_mmvp(Run(tmp_path / "guessing", Guessing()), questions, "question")
+    assert (guessed["pair_accuracy"], guessed["question_accuracy"]) == (0, 0.5)
+    assert list(guessed["scores"][guessed["matched_by"]]["released"]["by_pattern"]) == list(MMVP_PATTERNS)
 
 
 def test_pope_asks_about_what_is_there_and_about_as_much_that_is_not(drawn):

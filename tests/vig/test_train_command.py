@@ -18,6 +18,7 @@ from typer.testing import CliRunner, Result
 
 import vig.cli.app
 from encoders.runs import RunLock
+from encoders.saved_folders import card_path
 from mof import MoFProcessor
 from mof.cli.app import build_app
 from mof.data.collator import SupervisedCollator
@@ -356,6 +357,9 @@ def test_a_selection_that_does_not_fit_is_refused_at_once(folder, tmp_path) -> N
     for record in records:
         record["token_mask"].append(True)
     selected.write_text(json.dumps(records))
+    card = card_path(selected)
+    refused(run(*arguments(folder, tmp_path / "out", records=selected)), "selected.json", f"delete {card.name}")
+    card.unlink()
     refused(run(*arguments(folder, tmp_path / "out", records=selected)), "token_mask", "another tokenizer")
     assert not (tmp_path / "out").exists()
 
@@ -498,6 +502,7 @@ def test_records_that_changed_after_the_selection_are_refused(folder, tmp_path) 
     records = json.loads(selected.read_text())
     records[1]["conversations"][1]["value"] = records[1]["conversations"][1]["value"].swapcase()
     selected.write_text(json.dumps(records))
+    card_path(selected).unlink()  # it would refuse any edit
     refused(run(*arguments(folder, tmp_path / "out", records=selected)), "'r1'", "has changed")
     processor = build_llava()[1]
     with pytest.raises(RecordError, match="'r1' has changed"):

@@ -120,12 +120,12 @@ def diagnosis(result: Mapping[str, Any]) -> str:
     if auroc is None:
         return "Not calibrated: fewer than two records could be scored with the image of another record too."
     reads = {flag: ", ".join(kind for kind, row in result["classes"].items() if row["reads"] is flag) or "none" for flag in (True, False)}
-    if auroc >= HELPS:
-        verdict = "expected to help where answers are wrong or need no image, and to hurt on clean data, where --floor is safer"
-    elif auroc >= NO_GAIN:
-        verdict = "of uncertain use; --floor is safer"
-    else:
+    if auroc < NO_GAIN or not any(row["reads"] for row in result["classes"].values()):  # AUROC alone varies in small samples
         verdict = "expected to gain nothing or to hurt: align the model longer and score again"
+    elif auroc >= HELPS:
+        verdict = "expected to help where answers are wrong or need no image, and to hurt on clean data, where --floor is safer"
+    else:
+        verdict = "of uncertain use; --floor is safer"
     return (
         f"AUROC {auroc:.2f} of right against swapped images ({result['records']} records); word classes it reads: {reads[True]}; "
         f"does not read: {reads[False]}. Selection is {verdict} (limits {HELPS} and {NO_GAIN} are from a miniature study)."
