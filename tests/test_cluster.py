@@ -204,7 +204,7 @@ def test_encoding_with_a_lost_node(nodes: Nodes, tmp_path: Path) -> None:
     expected = encode_images(tar, two_encoders(), tmp_path / "alone", **options)
     with nodes.losing_one(count(tmp_path / "nodes", "a-*/features-*"), 6):
         report = encode_images(tar, two_encoders(), tmp_path / "nodes", **options, cluster=Cluster())
-    assert report == expected and (report.images, report.duplicates, report.unreadable) == (136, 10, 4)
+    assert report == expected and (report.images, report.duplicates, report.unreadable) == (137, 9, 4)  # a double of image 3 is sound
     assert files_of(tmp_path / "nodes") == files_of(tmp_path / "alone")
 
 
@@ -214,7 +214,7 @@ def test_encoding_with_a_lost_node(nodes: Nodes, tmp_path: Path) -> None:
 def test_an_image_that_kills_every_process_is_listed_and_costs_itself_alone(nodes: Nodes, tmp_path: Path) -> None:
     contents = [picture(number) for number in range(4)]
     buffer = io.BytesIO()
-    Image.new("RGB", (40, 40), "red").save(buffer, "PNG")
+    Image.new("RGB", (40, 40), "grey").save(buffer, "PNG")
     tar = tar_of(tmp_path / "photos.tar", [*contents[:2], buffer.getvalue(), *contents[2:]])
     nodes.grow()
     report = encode_images(tar, {"a": KillingEncoder()}, tmp_path / "store", progress=False, cluster=Cluster())
