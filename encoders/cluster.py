@@ -148,12 +148,32 @@ def file_number(item: int, part: int = 1) -> int:
     return item if part == 1 else 10**9 + 2**16 * item + part
 
 
-def _let_models_travel() -> None:
-    """Let a model of transformers that has run be pickled: its hooks refer to a variable of which each process has its own."""
-    with suppress(ImportError):
-        from transformers.utils.output_capturing import CompileableContextVar
+class Parcel:
+    """A parcel holds `make` on its way to another process, where models of transformers that were built here must work too."""
 
-        copyreg.pickle(CompileableContextVar, lambda _: (_collector, ()))  # type: ignore[arg-type, return-value]
+    def __init__(self, make: Callable[[], Work[Any, Any]]) -> None:
+        self._make = make
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        with suppress(ImportError):  # a model that has run holds hooks that refer to a variable of which each process has its own
+            from transformers.utils.output_capturing import CompileableContextVar
+
+            copyreg.pickle(CompileableContextVar, lambda _: (_collector, ()))  # type: ignore[arg-type, return-value]
+        return _unpacked, (dict(_recorded()), self._make)
+
+
+def _unpacked(recorded: dict[str, Any], make: Callable[[], Work[Any, Any]]) -> Callable[[], Work[Any, Any]]:
+    dict.update(_recorded(), recorded)  # the registry's own method takes a model for a key
+    return make
+
+
+def _recorded() -> dict[str, Any]:
+    """Return transformers' registry of the hidden states that models can give, which a model enters when it is built."""
+    try:
+        from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
+    except ImportError:
+        return {}
+    return _CAN_RECORD_REGISTRY
 
 
 def _collector() -> Any:
@@ -206,8 +226,7 @@ class _Actors:
         self._ray, self._lanes = ray, lanes
         self._most, needs = cluster.sized(ray)
         self._least = min(cluster.least, self._most)
-        _let_models_travel()
-        self._new = partial(ray.remote(max_concurrency=lanes, **needs)(_Actor).remote, ray.put(make), os.getcwd())
+        self._new = partial(ray.remote(max_concurrency=lanes, **needs)(_Actor).remote, ray.put(Parcel(make)), os.getcwd())
         self._needs = ", ".join(f"{name}={number:g}" for name, number in needs.items())
         self._starting: dict[Any, Any] = {}  # reference -> actor
         self._running: dict[Any, tuple[Any, _Task]] = {}  # reference -> actor and its task

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from support.tiny import TinyEncoder
 from support.tiny_llava import build_llava, many_records
 
 from encoders import FeatureStore, encode_images
-from encoders.cluster import Cluster, _let_models_travel, file_number, grown, worked
+from encoders.cluster import Cluster, Parcel, file_number, grown, worked
 from encoders.command_options import cluster_of
 from mof import blind_pairs
 from mof.evals.answerers import LocalModel
@@ -85,14 +86,16 @@ def test_options_of_a_cluster() -> None:
         cluster_of(None, 1.0, None)
 
 
-def test_a_model_that_has_run_can_be_sent() -> None:
-    """Transformers keeps hooks on it, which record hidden states in a variable of the process."""
+def test_a_model_that_has_run_works_in_another_process(tmp_path: Path) -> None:
+    """Transformers keeps hooks on it, which record hidden states, and a registry of the hidden states that it can give."""
     cloudpickle = pytest.importorskip("ray.cloudpickle")
     model, _ = build_llava()
     inputs = {"input_ids": torch.arange(5, 15)[None], "output_hidden_states": True}
     expected = model(**inputs).hidden_states
-    _let_models_travel()
-    sent = cloudpickle.loads(cloudpickle.dumps(model))(**inputs).hidden_states
+    (tmp_path / "parcel").write_bytes(cloudpickle.dumps(Parcel(partial(model, **inputs))))
+    load = "import sys, torch, ray.cloudpickle as c; p = sys.argv[1]; torch.save(c.load(open(p, 'rb'))().hidden_states, p + '.pt')"
+    subprocess.run([sys.executable, "-c", load, str(tmp_path / "parcel")], check=True)
+    sent = torch.load(tmp_path / "parcel.pt")
     assert len(sent) == len(expected) > 1 and all(torch.equal(a, b) for a, b in zip(sent, expected, strict=True))
 
 
