@@ -95,7 +95,7 @@ def declare(
 
 def _manifest_to_fill(store: Path) -> dict[str, Any]:
     """Return the manifest of an old or new store, without the entries of a complete run. A damaged manifest is replaced by a new one."""
-    manifest: dict[str, Any] = {"format": FORMAT, "version": versions("mof-vig")["mof-vig"], "store": "", "encoders": {}}
+    manifest: dict[str, Any] = {"store": "", "format": FORMAT, "version": versions("mof-vig")["mof-vig"], "encoders": {}}
     try:
         if (store / MANIFEST).is_file():
             manifest = read_manifest(store)
