@@ -79,9 +79,7 @@ def test_matrices_out_of_reach_are_named(tiny_tokenizer, caplog, monkeypatch) ->
     experts, attention = {"ffn_hidden_size": 64, "moe_num_experts": 4, "moe_top_k": 2}, {"kv_n_heads": 2, "clip_qkv": 8, "rope_theta": 1e4}
     config = DbrxConfig(vocab_size=264, d_model=32, n_heads=4, n_layers=2, ffn_config=experts, attn_config=attention)
     model = build_model(tiny_tokenizer, AutoModelForCausalLM.from_config(config))
-    with pytest.raises(
-        ValueError, match=r"LoRA reaches 12% of the weights in the blocks of Dbrx\w+: 6 large matrices .*experts\.mlp"
-    ):
+    with pytest.raises(ValueError, match=r"LoRA reaches 12% of the weights in the blocks of Dbrx\w+: 6 large matrices .*experts\.mlp"):
         add_lora(model, 2)
     monkeypatch.setattr("vig.training.preparation.MOST_MISSED", 0.9)
     adapted = add_lora(model, 2)
