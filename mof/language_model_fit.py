@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from mof.generation import CACHE_NAMES
+
 if TYPE_CHECKING:
     from mof.model import MoFForConditionalGeneration
 
@@ -73,7 +75,7 @@ def _misfits(model: MoFForConditionalGeneration) -> list[str]:
     compare(model(input_ids=padded, attention_mask=mask).logits[0, PADDING:], alone, "padding on the left changes its answers")
     if not reasons and model.cache_name:
         start = model(input_ids=padded[:, :-1], attention_mask=mask[:, :-1], use_cache=True)
-        cache = {model.cache_name: getattr(start, model.cache_name)}
-        step = model(input_ids=padded[:, -1:], attention_mask=mask, use_cache=True, **cache)
+        cache = next(start[name] for name in CACHE_NAMES if name in start)  # outputs name it in another way than the model may
+        step = model(input_ids=padded[:, -1:], attention_mask=mask, use_cache=True, cache=cache)
         compare(step.logits[0, -1:], alone[-1:], "it does not go on from its cache")
     return reasons

@@ -81,7 +81,12 @@ def test_going_on_from_a_cache(kind: str, given: str) -> None:
     images = torch.cat([image for record in earlier for image in (*record.split(1), pixels(9)[None])])
     expected = model.generate(input_ids=ids, attention_mask=mask, pixel_values=images, **OPTIONS, use_cache=False)
     known = said.sequences.shape[1] - 1  # the last token was written, and not read yet
-    inputs = {"input_ids": ids, "attention_mask": mask, "pixel_values": images, "cache": copy.deepcopy(said.cache)}
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "pixel_values": images,
+        "cache": copy.deepcopy(said.get("cache", said.get("past_key_values"))),
+    }
     if given != "all images":
         inputs["pixel_values"] = ask["pixel_values"]
     if given == "new tokens and images":
