@@ -76,8 +76,7 @@ def test_a_person_walks_through_the_pairs_by_keyboard(tmp_path, open_page):
     with serving(folder) as server:
         page = open_page(server.url)
         assert page.inner_text("#title") == "Pair 1 of 4" and page.inner_text("#clip") == "0.990"
-        page.wait_for_load_state("networkidle")
-        assert all(page.evaluate(f"document.getElementById('image-{side}').naturalWidth") == 16 for side in (0, 1))
+        page.wait_for_function("[0, 1].every(side => document.getElementById(`image-${side}`).naturalWidth == 16)")
         type_all(page)
         wait(page, "#missing", "Done.")
         assert {name: saved(folder)[-1][name] for name in COMPLETE} == COMPLETE
@@ -90,10 +89,9 @@ def test_a_person_walks_through_the_pairs_by_keyboard(tmp_path, open_page):
         page.keyboard.press("u")
         wait(page, "#title", "Pair 4 of 4")
         wait(page, "#counts", "1 of 4 done · 1 skipped · 1 flagged")
-        for _ in range(3):
+        for number in (3, 2, 1):
             page.keyboard.press("ArrowLeft")
-            page.wait_for_timeout(150)
-        wait(page, "#title", "Pair 1 of 4")
+            wait(page, "#title", f"Pair {number} of 4")
         assert page.input_value("#question") == COMPLETE["question"]
         page.keyboard.press("b")  # the other way round
         page.keyboard.press("ArrowRight")  # saved before it goes
@@ -217,7 +215,8 @@ def test_a_pair_is_enlarged_and_shown_in_turn(tmp_path, open_page):
         assert page.evaluate("document.getElementById('keys').getBoundingClientRect().bottom") <= 800  # no scrolling for the keys
         page.keyboard.press("z")
         shown = page.locator("#large > div:visible")
-        assert shown.count() == 2 and page.evaluate("[...document.querySelectorAll('#large img')].map(img => img.naturalWidth)") == [16, 16]
+        assert shown.count() == 2
+        page.wait_for_function("[...document.querySelectorAll('#large img')].every(img => img.naturalWidth == 16)")
         page.keyboard.press("+")
         assert len(set(page.evaluate("[...document.querySelectorAll('#large img')].map(img => img.style.transform)"))) == 1
         seen = []

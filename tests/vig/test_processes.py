@@ -91,7 +91,7 @@ def start_and_kill(folder: Path, shards: int, *, all_of_them: bool) -> set[str]:
 def test_killed_and_resumed_by_another_number_of_processes(llava, alone, tmp_path) -> None:
     first = start_and_kill(tmp_path, 3, all_of_them=False)
     second = start_and_kill(tmp_path, 8, all_of_them=True)
-    assert 4 <= len(first) < len(second) < 24 and first < second
+    assert 3 <= len(first) < len(second) < 24 and first < second
     records, output = many_records(tmp_path / "images"), tmp_path / "scores"
     resumed = score(*llava, records, output, image_folder=tmp_path / "images", batch_size=1)
     assert resumed.ids == alone.ids and resumed.failures == alone.failures
