@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -76,13 +77,18 @@ class Selection:
         lines = [f"Selection from {len(self.scores):,} scored records", *str(self.summary()).splitlines()]
         return "\n".join(lines if len(lines) <= 10 else [*lines[:9], f"  and {len(lines) - 9} more sources; summary() shows all"])
 
+    @cached_property
+    def source_codes(self) -> tuple[list[str], NDArray[np.int64]]:
+        """Return the sources, and [N] the index of each record's source among them; see the function of this name."""
+        return source_codes(self.scores, self.sources)
+
     @property
     def sample_ids(self) -> list[str]:
         return list(self.token_masks)
 
     def summary(self) -> Summary:
         """Count everything, and each source in the order of the alphabet."""
-        names, codes = source_codes(self.scores, self.sources)
+        names, codes = self.source_codes
         lengths = np.diff(self.scores.bounds)  # [N]
         tokens = _sums(self.token_masks.flat, self.scores.bounds)  # [N]
         columns = (self.token_masks.chosen, np.ones(len(codes)), tokens, lengths)  # arrays [N], in the order of `Counts`
