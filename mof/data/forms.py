@@ -83,6 +83,11 @@ def first_of(raw: Mapping[str, Any], *keys: str) -> Any:
     return next((value for value in values if not is_empty(value)), values[0] if values else None)
 
 
+def whole_characters(text: str) -> str:
+    """Return the text with U+FFFD in place of each half of a surrogate pair, which JSON can write and no file in UTF-8 takes."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def is_empty(value: Any) -> bool:
     """Return whether a value counts as absent: null, "", [], and NaN, which stands for null in a DataFrame."""
     if isinstance(value, float):
