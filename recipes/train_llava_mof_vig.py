@@ -238,7 +238,8 @@ class RowRun:
     def mislead(self, folder: Path) -> dict[str, Any]:
         questions = misleading_questions(self.setting.data.scenes.pairs, np.random.default_rng([self.seed, 1]))
         model, processor = load(self.path("finetune", self.row.name))
-        return {"misled_accuracy": misleading_text(model, processor, questions, batch_size=128, progress=True)["misled"].question_accuracy}
+        answered = misleading_text(model, processor, questions, batch_size=128, ways=["misled"], progress=True)
+        return {"misled_accuracy": answered["misled"].question_accuracy}
 
 
 # --- parts of the stages
