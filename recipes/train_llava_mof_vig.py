@@ -31,6 +31,11 @@ prediction 1 held in the mean; 2, 4 and 6 failed. Written down before the second
        better than `lowest-loss` on misled questions, and not worse in pairs.
     10. With the noise `mixed`, `vig` gains less over `random` in pairs than at 40 % ungrounded, because true answers are not wrong to
        learn from, and `plausible` answers may have a positive VIG.
+Written down before the third run, for the rows that the second run did not reach (seed 0):
+    11. At 40 %, `vig-samples` comes within 5 points of `vig` in pairs, `vig-tokens` stays at least 5 points below `vig`, and
+        `vig-steps` is at most 3 points below `vig`: fewer steps are not why `vig` gains.
+    12. At 20 %, `vig` gains more than 5 points over `random`, at 60 % more than 10. Its gain over `everything` grows with the share.
+    13. Without noise, `vig` loses more than 10 points to `everything` and `vig-floor` from 3 to 10. `random` loses more than both.
 """
 
 import argparse
@@ -233,7 +238,8 @@ class RowRun:
     def mislead(self, folder: Path) -> dict[str, Any]:
         questions = misleading_questions(self.setting.data.scenes.pairs, np.random.default_rng([self.seed, 1]))
         model, processor = load(self.path("finetune", self.row.name))
-        return {"misled_accuracy": misleading_text(model, processor, questions, batch_size=128, progress=True)["misled"].question_accuracy}
+        answered = misleading_text(model, processor, questions, batch_size=128, ways=["misled"], progress=True)
+        return {"misled_accuracy": answered["misled"].question_accuracy}
 
 
 # --- parts of the stages
