@@ -93,7 +93,7 @@ def fusion_rows(setting: Setting) -> list[Row]:
     rows, columns = setting.grid or encoders[0].grid
     fused = [Row(fusion, names, fusion, worth=True) for fusion in FUSIONS]
     longer = (("grid", (2 * rows, columns)),)
-    equal = [Row(f"{fusion}-equal", names, fusion, longer) for fusion in FUSIONS if fusion not in ("interleaved", "sequence")]
+    equal = [Row(f"{fusion}-equal", names, fusion, longer) for fusion, mixer in FUSIONS.items() if not mixer.side_by_side]
     additive = [
         Row(f"additive-{share:g}", names, "additive", (("weights", {names[0]: 1 - share, names[1]: share}),))
         for share in SSL_RATIOS[1:-1]

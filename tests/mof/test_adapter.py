@@ -128,6 +128,33 @@ def test_pooling_averages_neighbours(pool: int | tuple[int, int], pixels: Tensor
     assert mixer.tokens_per_image == len(cells) == mixer(pixels).shape[1]
 
 
+@pytest.mark.parametrize("block", [2, 4])
+def test_unshuffling_keeps_every_number(block: int, pixels: Tensor) -> None:
+    encoder = FixedEncoder(7, 4, seed=3)
+    mixer = ConcatMoF({"fixed": encoder}, HIDDEN, pool=block, unshuffle=True)
+    maps = encoder(pixels).tokens.view(2, 4, 4, 7).permute(0, 3, 1, 2)
+    expected = F.pixel_unshuffle(maps, block).flatten(2).transpose(1, 2)  # [2, 16 / block ** 2, 7 * block ** 2]
+    assert torch.equal(mixer.encode(pixels)["fixed"], expected)
+    assert mixer.widths == {"fixed": 7 * block**2} and mixer(pixels).shape == (2, 16 // block**2, HIDDEN)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_oblong_blocks_are_unshuffled_in_every_fusion(fusion: str, pixels: Tensor) -> None:
+    """A token sees the cells of its block and no other; layers are added before the cells of a block are put side by side."""
+    deep, last = FixedEncoder(10, 4, seed=1), FixedEncoder(5, 4, seed=2)
+    deep.layers, deep.layer_widths = (1, 0), (5, 5)
+    mixer = build_mixer(fusion, {"deep": deep, "last": last}, HIDDEN, pool=(1, 2), unshuffle=True, weigh_layers=True)
+    assert mixer.widths == {"deep": 10, "last": 10} and mixer.token_grid == (4, 2)
+    averaged, tokens = deep(pixels).tokens.view(2, 4, 4, 2, 5).mean(3), last(pixels).tokens.view(2, 4, 4, 5)
+    features = {}
+    for name, maps in (("deep", averaged), ("last", tokens)):
+        blocks = [torch.stack([maps[:, row, column], maps[:, row, column + 1]], -1) for row in range(4) for column in (0, 2)]
+        features[name] = torch.stack([block.flatten(1) for block in blocks], 1)  # [2, 8, 5 * 2], the cells of a channel side by side
+    plain = build_mixer(fusion, {"deep": FixedEncoder(10, 4, seed=1), "last": FixedEncoder(10, 4, seed=2)}, HIDDEN, grid=(4, 2))
+    plain.load_state_dict({key: value for key, value in mixer.state_dict().items() if not key.startswith("layer_weights")})
+    torch.testing.assert_close(mixer(pixels), plain.fuse(features))
+
+
 def test_fusions_can_be_compared_at_equal_token_counts(tiny_encoders: dict[str, Encoder], pixels: Tensor) -> None:
     interleaved = InterleavedMoF(tiny_encoders, HIDDEN, pool=(1, 2))
     concat = ConcatMoF(tiny_encoders, HIDDEN)
@@ -243,7 +270,7 @@ def test_trainable_encoder_gets_gradient(pixels: Tensor) -> None:
         ("additive", {"weights": {"a": 0.375, "c": 0.625}}),
         ("concat", {}),
         ("sequence", {"weigh_layers": True}),
-        ("gated", {"pool": 2}),
+        ("gated", {"pool": 2, "unshuffle": True}),
         ("cross_attention", {"grid": (8, 8), "pool": 2, "window": (1, 2), "heads": 5}),
     ],
 )
