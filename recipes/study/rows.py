@@ -40,7 +40,7 @@ class Row:
     noise: str | None = None
     """The name in `study.ways.NOISE` of the noise in stage 2; None: the setting's."""
     worth: bool = False
-    """Whether the worth of each encoder is measured, too."""
+    """Whether the worth of each encoder is measured, too, with seed 0 only: it asks the questions five times more."""
     stored: bool = False
     """Whether the features of the setting's encoders are read from a store, which all such rows share."""
     like: str | None = None
