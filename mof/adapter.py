@@ -181,7 +181,7 @@ class CrossAttentionMoF(AdaptedMixer):
         windows = rearrange(tokens, "b (r i c j) n d -> (b r c) (i j n) d", **sizes)  # [B*Q, tokens of a window, D]
         queries = self.queries.repeat(len(tokens), 1).unsqueeze(1)  # [B*Q, 1, D]
         fused, _ = self.attention(queries, windows, windows, need_weights=False)  # [B*Q, 1, D]
-        return fused.view(len(tokens), -1, self.hidden_size)  # [B, Q, D]
+        return fused.view(len(tokens), self.tokens_per_image, self.hidden_size)  # [B, Q, D]
 
 
 FUSIONS: dict[str, type[Mixer]] = {
