@@ -283,10 +283,9 @@ def build(setting: Setting, row: Row) -> tuple[MoFForConditionalGeneration, MoFP
     encoders = {}
     for name in row.encoders:  # an encoder that comes twice gets another name the second time, and another adapter
         encoders[name if name not in encoders else f"{name}_again"] = build_encoder(**setting.encoders[name])
-    options = {"pool": setting.pool, "grid": setting.grid} | dict(row.options)
-    mixer = build_mixer(row.fusion, encoders, llm.config.get_text_config().hidden_size, **options)
+    mixer = build_mixer(row.fusion, encoders, llm.config.get_text_config().hidden_size, **setting.mixer_options | dict(row.options))
     model = MoFForConditionalGeneration.from_parts(mixer, llm, tokenizer)
-    return model, MoFProcessor.from_parts(model, tokenizer)
+    return model, MoFProcessor.from_parts(model, tokenizer, max_tiles=setting.max_tiles)
 
 
 def load(folder: Path) -> tuple[MoFForConditionalGeneration, MoFProcessor]:

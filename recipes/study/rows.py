@@ -142,24 +142,28 @@ def study_tables(rows: Sequence[dict[str, Any]]) -> list[TextTable]:
     """Return a table of accuracies and costs from the rows of results.json, with a line per name: mean and spread over seeds.
     A second table shows pair accuracy by pattern, where pairs were asked.
 
-    The column "misled" is the accuracy of questions after a false statement, where that was measured.
+    The column "misled" is the accuracy of questions after a false statement, where that was measured; other tables show the trained
+    parameters of the mixer instead.
     """
     by_name = grouped(rows, "name")
     shares = {"pairs": "pair_accuracy", "questions": "question_accuracy", "misled": "misled_accuracy"}
-    if not any("misled_accuracy" in row for row in rows):
+    adapters = {"adapters": "adapter_parameters"}
+    if any("misled_accuracy" in row for row in rows):
+        del adapters["adapters"]  # for a line of 80 characters
+    else:
         del shares["misled"]
     cells = {
         name: [
             *(spread([row.get(key) for row in same]) for key in shares.values()),
             str(same[0]["visual_tokens"]),
-            f"{same[0]['adapter_parameters']:,}" if "adapter_parameters" in same[0] else "-",
+            *(f"{same[0][key]:,}" for key in adapters.values()),
             f"{statistics.fmean(row['active_tokens'] for row in same):,.0f}",
             f"{statistics.fmean(row['seconds'] for row in same):.0f}",
             str(len(same)),
         ]
         for name, same in by_name.items()
     }
-    headings = [*shares, "visual tokens", "adapters", "active tokens", "seconds", "seeds"]
+    headings = [*shares, "visual tokens", *adapters, "active tokens", "seconds", "seeds"]
     tables = [TextTable("held-out scenes, right in %; a pair is two questions, by chance 25", headings, cells, "row")]
     if patterns := list(rows[-1]["by_pattern"]):
         means = {
