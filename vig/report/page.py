@@ -22,7 +22,7 @@ from vig.report.null_comparison import compare_nulls, null_name, reference_of
 from vig.report.samples import SampleReader, colour_scale
 from vig.scoring.calibration import diagnosis
 from vig.scoring.scores import ENCODER, Score, Scores
-from vig.selection.selected import Selection, source_codes
+from vig.selection.selected import Selection
 from vig.words import Mean, answer_words, can_tag, parts_of_speech, word_class
 
 if TYPE_CHECKING:
