@@ -90,11 +90,13 @@ def expected_tokens(by: str, clean: dict, null: dict) -> np.ndarray:
         return torch.nn.AvgPool1d(3, stride=1, padding=1)(weight[None])[0].numpy()
     if by == "entropy":
         return null["entropy"] - clean["entropy"]
+    if by == "gain":
+        return np.exp(-clean["loss"]) - np.exp(-null["loss"])
     log_ratio = (clean["loss"] - null["loss"]).clip(-20, 20)  # log p_null - log p
     return {"vig": -log_ratio, "vppo": np.exp(log_ratio) - log_ratio - 1}[by]
 
 
-@pytest.mark.parametrize("by", ["vig", "cal", "entropy", "vppo"])
+@pytest.mark.parametrize("by", ["vig", "cal", "entropy", "vppo", "gain"])
 def test_token_measures_follow_their_formulas(measured, both, by) -> None:
     expected = [expected_tokens(by, *both[id]) for id in measured.ids]
     selection = select(measured, 0.4, by=by, token_keep=0.5, keep_end_of_turn=False)
