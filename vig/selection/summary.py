@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 MUCH = 0.5
-"""From this share of helped tokens without a loss on, the summary warns. In the study of noise (docs/results/noise.md), the share was 59, 75
-and 77 % in the three selections by VIG that lost 44 points, gained least, and lost 39 points; it was 0 in those that gained most."""
+"""From this share of helped tokens without a loss on, the summary warns. In the study of noise (docs/results/noise.md), the share was
+59, 75 and 77 % in the three selections that lost 44 points, gained least, and lost 39 points; it was 0 in those that gained most."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,15 @@ class Summary(Counts):
         )
         text += f"; {self.text_only} text-only kept whole" if self.text_only else ""
         text += f"; {self.failed} failed left out" if self.failed else ""
+        if self.helped_left_out >= MUCH:
+            text += (
+                f"\n{self.helped_left_out:.0%} of the kept samples' tokens that the image helped get no loss: the token threshold is high. In "
+                "the\nminiature study this did harm; --token-threshold none keeps whole samples, --floor drops only what the image harmed"
+            )
         width = max(map(len, self.sources), default=0)
         for source, counts in self.sources.items():
             text += (
                 f"\n  {source:<{width}}  {counts.samples_kept:>7} of {counts.samples_total:>7} samples  "
                 f"{counts.tokens_kept:>9} of {counts.tokens_total:>9} answer tokens  sparsity {counts.sparsity:6.1%}"
-            )
-        if self.helped_left_out >= MUCH:
-            text += (
-                f"\n{self.helped_left_out:.0%} of the kept samples' tokens that the image helped get no loss, because the token threshold "
-                "lies above 0. Such selections did harm in the miniature study; --token-threshold none keeps whole samples, --floor "
-                "drops only what the image harmed"
             )
         return text
