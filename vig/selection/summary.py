@@ -51,8 +51,8 @@ class Summary(Counts):
         text += f"; {self.failed} failed left out" if self.failed else ""
         if self.helped_left_out >= MUCH:
             text += (
-                f"\n{self.helped_left_out:.0%} of the kept samples' tokens that the image helped get no loss (high threshold). "
-                "In the\nminiature study this did harm; --token-threshold none keeps whole samples, --floor drops only what the image harmed"
+                f"\n{self.helped_left_out:.0%} of the kept samples' tokens that the image helped get no loss (their threshold is high). "
+                "In the\nminiature study this did harm; --token-threshold none keeps whole samples, --floor drops what the image harmed"
             )
         width = max(map(len, self.sources), default=0)
         for source, counts in self.sources.items():
