@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel, ProcessorMixin
 
 from encoders.pages import write_page
+from encoders.pages.thumbnails import thumbnail_uri
 from mof.data.prompts import prompt_inputs, ready_for_prompts
 from mof.data.records import to_record
 from mof.data.rows import RawRecord
@@ -24,7 +25,7 @@ from vig.decoding import Decoding
 from vig.decoding.attention import EditedAttention, image_tokens, prompt_images
 from vig.decoding.contrasts import ICD, Contrast
 from vig.decoding.null_chats import Chat, images_of, text_of
-from vig.report.samples import colour_scale, small_copy
+from vig.report.samples import THUMBNAIL, colour_scale
 
 # Shapes: P tokens of the prompt, K keys, H heads, Y layers, T tokens of an image, N tokens of the answer, V the vocabulary.
 
@@ -222,9 +223,7 @@ def _shown(pixels: Tensor) -> str:
     values = pixels.float().cpu()
     if pixels.dtype != torch.uint8:
         values = (values - values.amin()) / (values.amax() - values.amin()).clamp(min=1e-6) * 255
-    shown = small_copy(Image.fromarray(values.round().byte().permute(1, 2, 0).numpy()))
-    assert shown is not None
-    return shown
+    return thumbnail_uri(Image.fromarray(values.round().byte().permute(1, 2, 0).numpy()), THUMBNAIL)
 
 
 def first_question(raw: RawRecord, image_folder: str | os.PathLike[str] | None) -> Chat:
