@@ -38,6 +38,7 @@ class Plan:
     trainable: dict[str, int]
     """Trained parameters by stage."""
     tokens_per_image: int
+    """Visual tokens of an image, at most; with tiles, of the thumbnail and of as many tiles as there may be."""
     steps: dict[str, int | None]
     """Steps by stage, and of "finetune, VIG" with the selected records only. None where the number of records is not known."""
     tokens: dict[str, int]
@@ -112,10 +113,12 @@ def plan(setting: Setting, devices: int = 8) -> Plan:
     config = _llm_config(setting)
     with torch.device("meta"):
         encoders = {name: build_encoder(**spec, pretrained=False) for name, spec in setting.encoders.items()}
-        mixer = build_mixer(setting.fusion, encoders, config.hidden_size, pool=setting.pool, grid=setting.grid)
+        mixer = build_mixer(setting.fusion, encoders, config.hidden_size, **setting.mixer_options)
         llm = AutoModelForCausalLM.from_config(config)
-    if mixer.tokens_per_image >= setting.max_length:
-        raise ValueError(f"{mixer.tokens_per_image} visual tokens leave no room for text in max_length {setting.max_length}")
+    shown = 1 if setting.max_tiles == 1 else 1 + setting.max_tiles  # a large image has a thumbnail and tiles
+    visual_tokens = shown * mixer.tokens_per_image
+    if visual_tokens >= setting.max_length:
+        raise ValueError(f"{visual_tokens} visual tokens leave no room for text in max_length {setting.max_length}")
     adapters = sum(p.numel() for name, p in mixer.named_parameters() if not name.startswith("encoders."))
     towers = {name: _vision_size(spec) for name, spec in setting.encoders.items()}
     mixer_trainable = adapters + sum(towers[name] for name, encoder in encoders.items() if not encoder.frozen)
@@ -132,14 +135,14 @@ def plan(setting: Setting, devices: int = 8) -> Plan:
         llm=_size(llm),
         lora=lora,
         trainable={"align": mixer_trainable, "finetune": lora or mixer_trainable + _size(llm)},
-        tokens_per_image=mixer.tokens_per_image,
+        tokens_per_image=visual_tokens,
         steps=_steps(setting),
-        tokens={"align": min(setting.max_length, mixer.tokens_per_image + CAPTION_TOKENS), "finetune": setting.max_length},
+        tokens={"align": min(setting.max_length, visual_tokens + CAPTION_TOKENS), "finetune": setting.max_length},
         config=config,
         layer=layer,
         decoder_layer=_size(llm.model.layers[0]),
         embeddings=_size(nn.ModuleList([head, table])),
-        adapter_bytes=_adapter_bytes(mixer, 2 if setting.bf16 else 4),
+        adapter_bytes=shown * _adapter_bytes(mixer, 2 if setting.bf16 else 4),
     )
 
 

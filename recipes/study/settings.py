@@ -168,6 +168,12 @@ class Setting:
     """Token budget: this many (rows, columns) of patches are averaged."""
     grid: RowsAndColumns | None = None
     """The common grid (rows, columns); None is the first encoder's."""
+    unshuffle: bool = False
+    """Put the channels of pooled patches side by side instead of averaging them."""
+    weigh_layers: bool = False
+    """Add the layers of an encoder that gives several (`layer: [-2, -5]`) with learnt weights, instead of joining their channels."""
+    max_tiles: Count = 1
+    """Tiles of an image with more pixels than the encoders' input, beside its thumbnail; 1 makes no tiles."""
     keep: Share = 0.7
     """Share of the samples that VIG selects."""
     null: Literal[tuple(NULLS)] = "blur"
@@ -183,6 +189,11 @@ class Setting:
     def __post_init__(self) -> None:
         if self.align.lora:
             raise ValueError("lora is for finetune: in align, the adapters between encoders and language model train, and nothing else")
+
+    @property
+    def mixer_options(self) -> dict[str, Any]:
+        """Return the options of `mof.adapter.build_mixer` that hold for every fusion."""
+        return {"pool": self.pool, "grid": self.grid, "unshuffle": self.unshuffle, "weigh_layers": self.weigh_layers}
 
     @property
     def stages(self) -> dict[str, Stage]:

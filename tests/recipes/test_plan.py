@@ -116,6 +116,14 @@ def test_trainable_encoders_unknown_numbers_of_records_and_fusions():
     assert plan(small(fusion="concat"), devices=1).tokens_per_image * 2 == frozen.tokens_per_image
 
 
+def test_tiles_and_unshuffling_count():
+    whole, tiled = plan(small(), devices=1), plan(small(max_tiles=3), devices=1)
+    assert (tiled.tokens_per_image, tiled.adapter_bytes) == (4 * whole.tokens_per_image, 4 * whole.adapter_bytes)
+    unshuffled, pooled = (plan(small(pool=(2, 2), unshuffle=unshuffle), devices=1) for unshuffle in (True, False))
+    assert whole.tokens_per_image == 4 * unshuffled.tokens_per_image == 4 * pooled.tokens_per_image
+    assert pooled.adapters < unshuffled.adapters < 4 * pooled.adapters
+
+
 def test_errors_say_what_to_do(tmp_path: Path):
     with pytest.raises(ValueError, match="'org/model'.*llm_config"):
         plan(small(llm="org/model", llm_config=None))
