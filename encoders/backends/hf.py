@@ -139,6 +139,7 @@ class HFEncoder(BlockEncoder):
         self.flexible = getattr(vision, "is_native", True) and not family.frames
         self.family, self.source = family, source
         self._tokenizer: Any = None  # read on first use
+        self.watch_blocks()
 
     @property
     def _vision(self) -> Any:

@@ -92,13 +92,12 @@ class WithoutEncoder:
         """Return the mean [P, C] of the encoder's tokens at the common grid."""
         if not images:
             raise ValueError("the mean of an encoder's tokens needs images, got none")
-        total: Tensor | None = None
+        total, count = torch.zeros((), dtype=torch.float64), 0
         for image in images:
-            pixels = self._model.processor.image_processor(read_image(image), return_tensors="pt")["pixel_values"]  # [1, 3, S, S]
-            tokens = self._mixer.encode(pixels.to(self._model.model.device))[self._encoder].double().sum(0)  # [P, C]
-            total = tokens if total is None else total + tokens
-        assert total is not None
-        return total / len(images)
+            pixels = self._model.processor.image_processor(read_image(image), return_tensors="pt")["pixel_values"]  # [tiles, 3, S, S]
+            tokens = self._mixer.encode(pixels.to(self._model.model.device))[self._encoder]  # [tiles, P, C]
+            total, count = total + tokens.double().sum(0), count + len(tokens)  # [P, C]
+        return total / count
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from vig.report.null_comparison import compare_nulls, null_name, reference_of
 from vig.report.samples import SampleReader, colour_scale
 from vig.scoring.calibration import diagnosis
 from vig.scoring.scores import ENCODER, Score, Scores
-from vig.selection.selected import Selection, source_codes
+from vig.selection.selected import Selection
 from vig.words import Mean, answer_words, can_tag, parts_of_speech, word_class
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def _evenly(scores: Scores, count: int) -> list[Score]:
 
 def _by_source(selection: Selection) -> dict[str, NDArray[np.float32]]:
     """Return source -> sample VIG, the largest source first. Records without a source are a group, too."""
-    names, codes = source_codes(selection.scores, selection.sources)
+    names, codes = selection.source_codes
     groups = {name: selection.scores.vig[codes == code] for code, name in enumerate(names)}
     return dict(sorted(groups.items(), key=lambda group: (-len(group[1]), group[0])))
 

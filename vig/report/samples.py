@@ -129,7 +129,10 @@ class SampleReader:
             return [Picture(_name(source), None, None) for source in images_of(raw)][:MOST_IMAGES]
         nulls = [None] * len(images) if self._nulls is None else self._nulls(id, images)
         triples = list(zip(sources, images, nulls, strict=True))[:MOST_IMAGES]
-        return [Picture(_name(source), small_copy(image), small_copy(null)) for source, image, null in triples]
+        return [
+            Picture(_name(source), thumbnail_uri(image, THUMBNAIL), null and thumbnail_uri(null, THUMBNAIL))
+            for source, image, null in triples
+        ]
 
 
 def _name(source: Any) -> str:
@@ -141,11 +144,6 @@ def _turns(questions: list[str], answers: list[list[Token]]) -> list[Turn]:
     if len(answers) == 1 and len(questions) > 1:
         questions = ["\n".join(questions)]
     return [Turn(question or "", answer or []) for question, answer in zip_longest(questions, answers)]
-
-
-def small_copy(image: Image.Image | None) -> str | None:
-    """Return the image as a data URI, made smaller if it is large; None for None."""
-    return None if image is None else thumbnail_uri(image, THUMBNAIL)
 
 
 def colour_scale(values: Sequence[float] | NDArray[np.floating]) -> float:

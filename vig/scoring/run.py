@@ -54,6 +54,7 @@ def score(
     per_encoder: bool = False,
     calibrate: bool = False,
     cluster: Cluster | None = None,
+    about: Mapping[str, str] | None = None,
 ) -> Scores:
     """Measure the visual information gain (VIG) of every answer token of every record that has an image (arXiv 2602.17186).
 
@@ -96,6 +97,7 @@ def score(
             from swapped images (`vig.scoring.calibration`).
         cluster: Ray's actors that score (`encoders.cluster`), in place of this process. They see the images and the folder of the
             scores; the model, which may lie in the memory of the CPU here, is sent to them.
+        about: texts for readers of the scores, beside the name of the model (`ScoreFolder.finish`).
 
     Raises:
         ValueError: for a list whose first records all lack their images, an unknown null image, `per_encoder` with a model that is no
@@ -168,7 +170,7 @@ def score(
                 (swapped if item.swapped else result).add(parts)
                 seen += 0 if item.swapped else len(item.records)
                 advance(seen, f"mean VIG {result.sum_of_vig / result.number:.3f}" if result.number else "")
-        manifest = {"identity": dict(identity), "about": {"model": model.name_or_path}, "calibration": known}
+        manifest = {"identity": dict(identity), "about": {"model": model.name_or_path, **(about or {})}, "calibration": known}
         return _together(processes, folder, result, swapped.scores, ids, manifest)
 
 
