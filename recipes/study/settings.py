@@ -44,10 +44,16 @@ class Stage:
     warmup_ratio: Share = 0.03
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     gradient_checkpointing: bool = False
+    lora: Count | None = None
+    """Rank of adapters beside the matrices of the language model, which alone train in stage 2. None: everything trains."""
+    load_in_4bit: bool = False
+    """Hold the language model in 4 bits while `lora` trains (QLoRA)."""
 
     def __post_init__(self) -> None:
         if self.epochs <= 0 and self.max_steps <= 0:
             raise ValueError("expected epochs > 0 or max_steps > 0")
+        if self.load_in_4bit and self.lora is None:
+            raise ValueError("load_in_4bit needs lora, the rank of the adapters that train")
 
     def split(self, devices: int) -> tuple[int, int]:
         """Return (records per forward pass on each device, accumulated passes). Their product over all devices is `batch_size`.
@@ -179,6 +185,10 @@ class Setting:
     """Processes per device that read records while the device computes."""
     strict: bool = False
     """End at the first image that cannot be used; otherwise its record is logged, counted and left out."""
+
+    def __post_init__(self) -> None:
+        if self.align.lora:
+            raise ValueError("lora is for finetune: in align, the adapters between encoders and language model train, and nothing else")
 
     @property
     def mixer_options(self) -> dict[str, Any]:

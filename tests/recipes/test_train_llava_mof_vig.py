@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -101,6 +102,22 @@ def test_only_adapters_move_while_aligning_and_encoders_are_never_saved(finished
     for key, weight in shipped.items():
         assert aligned[f"language_model.{key}"].equal(weight.float()), key
     assert not tuned["language_model.model.layers.0.mlp.up_proj.weight"].equal(aligned["language_model.model.layers.0.mlp.up_proj.weight"])
+
+
+@pytest.mark.slow
+def test_stage_2_with_a_language_model_in_4_bits(config, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    setting = yaml.safe_load(config.read_text())
+    setting["finetune"] |= {"lora": 4, "load_in_4bit": True}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(setting))
+    run("--config", tmp_path / "small.yaml", "--output", tmp_path / "run", "--rows", "interleaved")
+    (row,) = json.loads((tmp_path / "run/results.json").read_text())["rows"]
+    assert row["pair_accuracy"] is not None and row["misled_accuracy"] is not None
+    aligned, tuned = (load_file(tmp_path / f"run/seed-0/{stage}-interleaved/model.safetensors") for stage in ("align", "finetune"))
+    for name, weight in tuned.items():
+        change = weight - aligned[name]
+        assert bool(change.any()) == ("_proj" in name), name
+        assert not change.any() or torch.linalg.matrix_rank(change, rtol=1e-4) == 4
 
 
 @pytest.mark.slow
