@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from glob import escape
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from secrets import token_hex
@@ -25,10 +26,11 @@ LOCKS = "*lock-[0-9][0-9][0-9][0-9]"  # earlier releases put no underscore befor
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file under a temporary name, then rename it. A crash of process or machine leaves no broken file.
 
-    The temporary name ends like the file's own name, because a few writers choose the format by the suffix. It also holds random digits:
-    other users with access to the folder cannot put a link there in advance, and machines that share the folder write different files.
+    The temporary name ends like the file's own name, because a few writers choose the format by the suffix. It holds the number of the
+    process for `remove_leftovers`, and random digits: other users with access to the folder cannot put a link there in advance, and
+    machines that share the folder write different files.
     """
-    temporary = path.with_name(f"{TEMPORARY}{token_hex(8)}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{token_hex(8)}-{path.name}")
     try:
         write(temporary)
         _flush(temporary)  # otherwise a power cut could leave the name without the bytes
@@ -124,6 +126,16 @@ def remove_unfinished(folder: Path) -> None:
     """Delete the unfinished files of a killed process. Only the process that holds the folder's lock may call this."""
     for path in folder.glob(f"{TEMPORARY}*"):
         path.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete the unfinished files that killed processes left of the file `path` and of files beside it with the same stem."""
+    from psutil import pid_exists  # only commands that write single files need it
+
+    for leftover in path.parent.glob(f"{TEMPORARY}*-{escape(path.stem)}.*"):
+        process = leftover.name.removeprefix(TEMPORARY).partition("-")[0]
+        if leftover.is_file() and not (process.isdecimal() and pid_exists(int(process))):
+            leftover.unlink(missing_ok=True)
 
 
 def versions(*packages: str) -> dict[str, str]:

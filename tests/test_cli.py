@@ -22,6 +22,7 @@ from encoders import build_encoder
 from encoders.command_groups import command_group, resumes
 from mof import MoFForConditionalGeneration, MoFProcessor
 from mof.cli.app import build_app
+from mof.data.digests import digest
 from mof.data.records import RecordError
 from vig import load_scores
 
@@ -285,6 +286,33 @@ def test_interrupted_before_the_file_is_written(folder: Path, monkeypatch: pytes
     result = run("vig", command, *scores, "--records", folder / "records.json", "--output", folder / "x")
     assert result.exit_code == 130 and "nothing was written; the same command" in result.stderr
     assert not (folder / "x").exists()
+
+
+def test_an_interrupted_probe_says_what_to_do(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mof.evals.mmvp_vlm.probe_mmvp_vlm", interrupted)
+    result = run("probe", "mmvp-vlm", "--data", folder, "--encoder", "mini-clip", "--output", tmp_path / "probes")
+    assert result.exit_code == 130 and "nothing was written; the same command" in result.stderr
+    assert not (tmp_path / "probes").exists()
+
+
+def test_records_of_the_very_file_that_was_scored_are_not_digested(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of the file is known by its content; in an edited file, each record is compared."""
+    assert score(folder).exit_code == 0
+    given, output = folder / "copy.json", folder / "out.json"
+    given.write_text((folder / "records.json").read_text())
+    inputs = ("--scores", folder / "scores", "--records", given, "--keep", "1", "--output", output)
+    assert run("vig", "select", *inputs).exit_code == 0
+    plain, digested = json.loads(output.read_text()), []
+    monkeypatch.setattr("vig.selection.selected.digest", lambda record: digested.append(record) or digest(record))
+    assert run("vig", "select", *inputs).exit_code == 0 and not digested
+    given.write_text(json.dumps(json.loads(given.read_text()), indent=1))  # the same records in another file
+    assert run("vig", "select", *inputs).exit_code == 0
+    assert len(digested) == len(COLOURS) and json.loads(output.read_text()) == plain
+    given.write_text(given.read_text().replace("It is", "Is it"))
+    refused(run("vig", "select", *inputs), "is not what was scored")
 
 
 def test_errors_name_options_and_leave_paths_alone() -> None:

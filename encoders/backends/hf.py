@@ -118,6 +118,7 @@ class HFEncoder(BlockEncoder):
         self.flexible = getattr(vision, "is_native", True)  # AIMv2 has sizes with and without interpolation
         self.family, self.source = family, source
         self._tokenizer: Any = None  # read on first use
+        self.watch_blocks()
 
     @property
     def _vision(self) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import open_clip
 import torch
@@ -17,6 +17,9 @@ from encoders.backends.torch_hub import DinoV2, TorchHubEncoder
 from mof.llava.towers import VISION
 from mof.llava.weights import first
 from mof.mixer import Mixer
+
+if TYPE_CHECKING:
+    from mof.processor import MoFProcessor
 
 # Shapes: D the width of a tower.
 
@@ -35,8 +38,10 @@ OPEN_CLIP_NAMES = {
 """Name in open_clip -> name in transformers, for the parts of a tower and of a block."""
 
 
-def refuse_pooled(mixer: Mixer) -> None:
-    """Raise a ValueError if the mixer pools or interpolates the tokens of an encoder, or weighs its layers."""
+def refuse_unpublished(mixer: Mixer, processor: MoFProcessor) -> None:
+    """Raise a ValueError if the mixer pools or interpolates the tokens of an encoder, or weighs its layers, and if images have tiles."""
+    if (most := processor.image_processor.max_tiles) > 1:
+        raise ValueError(f"images have up to {most} tiles: no published layout says so")
     if mixer.layer_weights:
         raise ValueError(f"layers of {', '.join(mixer.layer_weights)} are added with learnt weights: no published layout says so")
     for name, encoder in mixer.encoders.items():

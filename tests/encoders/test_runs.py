@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from encoders.command_groups import starts_over
 from encoders.runs import RunFile, RunLock, differences, remove_unfinished, versions, write_json, write_whole
 
 SCALARS = st.none() | st.integers() | st.text(max_size=3)
@@ -93,3 +94,20 @@ def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
         holder.wait()
     with RunLock(tmp_path):
         pass
+
+
+def test_unfinished_files_of_killed_processes_go(tmp_path: Path) -> None:
+    """A command that writes a single file deletes them before it begins, but not the file that a living process is writing."""
+    output, other = tmp_path / "selected[1].json", tmp_path / ".tmp-1234abcd-other.json"
+    other.write_text("of another file")
+    (tmp_path / ".tmp-0123456789abcdef-selected[1].card.json").write_text("of an earlier release")
+    code = f"from pathlib import Path; from encoders.runs import write_whole; write_whole(Path({str(output)!r}), lambda path: (path.write_text('['), print(path, flush=True), input()))"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+        unfinished = Path(writer.stdout.readline().removesuffix("\n"))
+        write = starts_over(lambda output: write_json(output, []))
+        write(output=output)
+        assert set(tmp_path.iterdir()) == {output, other, unfinished}
+        writer.kill()
+        writer.wait()
+    write(output=output)
+    assert set(tmp_path.iterdir()) == {output, other}

@@ -73,6 +73,11 @@ def blocks_of(encoder: Encoder) -> nn.ModuleList:
     return next(modules[path] for path in paths if path in modules)
 
 
+def hooks_of(module: nn.Module) -> list[Any]:
+    """The hooks on a module and its parts, before and after their forward passes."""
+    return [hook for part in module.modules() for hooks in (part._forward_pre_hooks, part._forward_hooks) for hook in hooks.values()]
+
+
 def block_outputs(blocks: nn.ModuleList, run: Callable[[], object]) -> list[Tensor]:
     """Return what goes into the first block and comes out of each, in order, while `run` runs."""
     outputs: list[Tensor] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from encoders.tables import write_table
 from mof.data.rows import Row, id_of
 from vig.output_head import cross_entropy, evaluating, loss_logit_entropy
 from vig.scoring.answer_losses import AnswerLosses
+from vig.scoring.encoder_branches import EncoderBranches
 from vig.scoring.pairs import PairReader
 from vig.scoring.passes import TwoPasses
 from vig.scoring.scores import Score, to_table
@@ -77,7 +79,7 @@ class ItemScorer:
     Args:
         new_reader: makes a `PairReader`.
         shard: the path of the shard with a number, out of a folder that all processes see; and the run that it names.
-        batch_tokens, batch_size, measures: see `vig.score`.
+        batch_tokens, batch_size, measures, per_encoder: see `vig.score`.
         moves: whether the model is this process's own: it moves to the GPU, if there is a GPU, and stays in eval mode.
     """
 
@@ -91,6 +93,7 @@ class ItemScorer:
         batch_tokens: int,
         batch_size: int,
         measures: Sequence[str],
+        per_encoder: bool,
         moves: bool,
     ) -> None:
         if moves:
@@ -99,11 +102,13 @@ class ItemScorer:
         tokenizer = self._reader.processor.tokenizer
         padding = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id  # masked out: any id will do
         losses = AnswerLosses(model, padding, loss_logit_entropy if measures else cross_entropy)
-        self._passes = TwoPasses(losses, self._reader, batch_tokens, batch_size, measures)
+        passes = partial(TwoPasses, losses, self._reader, batch_tokens, batch_size, measures)
+        own = passes(EncoderBranches(model)) if per_encoder else passes()
+        self._passes = {False: own, True: passes()}  # swapped images calibrate the whole model
 
     def __call__(self, item: ScoreItem) -> Scored:
         with evaluating(self._model):
-            scores = self._passes.scores(item.records)
+            scores = self._passes[item.swapped].scores(item.records)
         text_only, self._reader.text_only = self._reader.text_only, []
         failures, self._reader.failures = self._reader.failures, {}
         if item.number is not None and self._shard is not None and scores:
