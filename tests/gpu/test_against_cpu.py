@@ -92,7 +92,7 @@ def test_feature_stores(device: str, tmp_path: Path, records: list[dict[str, Any
 @pytest.mark.parametrize("null", ["blur", "attention", "drop"])
 def test_scores(device: str, llava: Any, records: list[dict[str, Any]], tmp_path: Path, null: str) -> None:
     model, processor = llava
-    options = {"image_folder": tmp_path / "images", "null": null, "measures": ("logit", "entropy")}
+    options = {"image_folder": tmp_path / "images", "null": null, "measures": ("loss", "logit", "entropy")}
     expected = score(model, processor, records, **options)
     found = score(copy.deepcopy(model).to(device), processor, records, tmp_path / "scores", **options)
     assert found.ids == expected.ids and not found.failures

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support import launch
 
 FOLDER = launch.ROOT / "benchmarks" / "gpu"
@@ -42,6 +43,36 @@ def run(script: Path, *options: object) -> str:
     result = subprocess.run([sys.executable, script, *map(str, options)], capture_output=True, text=True, env=launch.environment())
     assert result.returncode == 0, result.stderr
     return result.stdout
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+
+@pytest.mark.slow
+def test_the_models_of_full_size(benchmark: None) -> None:
+    """They are built as on a GPU, on the meta device: names, sizes and the number of visual tokens are right, without a network."""
+    import language_lines
+    from encoder_lines import ENCODERS, built
+    from measure import operations
+
+    giga = {}
+    for name, options in ENCODERS.items():
+        encoder = built(options, torch.device("meta"))
+        side = encoder.image_size
+        giga[name] = operations(lambda e=encoder, s=side: e(torch.zeros(1, 3, s, s, dtype=torch.uint8, device="meta"))) / 2e9
+        assert str(side) in name
+    assert giga["CLIP ViT-L/14-336"] == pytest.approx(
+        191.1 * 23 / 24, rel=0.02
+    )  # multiply-adds as timm counts them, without the last block
+    assert giga["SigLIP SO400M/14-384"] == pytest.approx(335.4 * 26 / 27, rel=0.03)
+    for shape, billions in {"1B": 1.1, "7B": 6.74}.items():
+        model = language_lines.build_model(shape, 32_000, torch.device("meta"), tiny=False)
+        count = sum(parameter.numel() for parameter in model.language_model.parameters())
+        assert count / 1e9 == pytest.approx(billions, rel=0.01)
+        assert model.mixer.tokens_per_image == 1152 and model.dtype == torch.bfloat16
+        assert len(language_lines.examples(model, 2, 3)[1]) == 3
 
 
 @pytest.mark.slow
