@@ -19,10 +19,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from encoders.digests import file_digest
 from encoders.runs import write_text
+from encoders.tables import write_table
 from mof.data.digests import digest
 from vig.processes import Processes
-from vig.scoring.folder import ScoreFolder
+from vig.scoring.folder import RECORDS_DIGEST, ScoreFolder
 from vig.scoring.scores import SCHEMA
 
 SHARD = 4096  # rows of a shard
@@ -52,12 +54,13 @@ def make(folder: Path, count: int) -> None:
     rng = np.random.default_rng(0)
     lines = []
     with ScoreFolder(folder / "scores", IDENTITY, SCHEMA, Processes()) as scores:
-        for start in range(0, count, SHARD):
+        path, run = scores.shard
+        for number, start in enumerate(range(0, count, SHARD)):
             records = [record(rng, index) for index in range(start, min(start + SHARD, count))]
             lines += [json.dumps(raw) for raw in records]
-            scores.append(pa.table(columns(rng, records), schema=SCHEMA))
-        scores.finish([], {}, {})
-    write_text(folder / "records.jsonl", "\n".join(lines) + "\n")
+            write_table(Path(path.format(number)), pa.table(columns(rng, records), schema=SCHEMA), run)
+        write_text(folder / "records.jsonl", "\n".join(lines) + "\n")
+        scores.finish([], {}, {RECORDS_DIGEST: file_digest(folder / "records.jsonl")})
 
 
 def record(rng: np.random.Generator, index: int) -> dict:

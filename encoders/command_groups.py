@@ -61,8 +61,20 @@ def resumes(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def starts_over(command: Callable[..., None]) -> Callable[..., None]:
-    """Decorate a command that writes its file at the end, so that the message of Ctrl-C says that nothing was written."""
-    return _advising(command, "nothing was written; the same command starts from the beginning")
+    """Decorate a command that writes its file at the end, so that the message of Ctrl-C says that nothing was written.
+
+    Unfinished files that a killed run left beside the command's `output` are deleted first.
+    """
+
+    @functools.wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        from encoders.runs import remove_leftovers  # slow for `mof --help`
+
+        if isinstance(options.get("output"), Path):
+            remove_leftovers(options["output"])
+        command(*args, **options)
+
+    return _advising(run, "nothing was written; the same command starts from the beginning")
 
 
 def _advising(command: Callable[..., None], advice: str) -> Callable[..., None]:

@@ -6,9 +6,11 @@ import ctypes
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from glob import escape
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from secrets import token_hex
@@ -22,13 +24,29 @@ TEMPORARY = ".tmp-"  # the beginning of the names of unfinished files
 LOCKS = "*lock-[0-9][0-9][0-9][0-9]"  # earlier releases put no underscore before the name
 
 
+def local_path(path: str | Path) -> Path:
+    """Return the path of a file or folder to write. Images may be read from any storage, but files are written to file systems only.
+
+    Raises:
+        ValueError: for a URL, such as "s3://bucket/features", also as a `Path`, which keeps only one of the two slashes.
+    """
+    if re.match(r"[A-Za-z][\w+.-]+:/", str(path)):
+        raise ValueError(
+            f"{path} is a URL, but outputs need a folder: files there are renamed and locked, which object storage cannot do. Give a "
+            "folder on a disk, or on a file system that all machines share (NFS, Lustre), and copy it when the command is done: "
+            "aws s3 sync FOLDER URL, gcloud storage rsync or rclone. Before a run goes on elsewhere, copy the folder back"
+        )
+    return Path(path)
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file under a temporary name, then rename it. A crash of process or machine leaves no broken file.
 
-    The temporary name ends like the file's own name, because a few writers choose the format by the suffix. It also holds random digits:
-    other users with access to the folder cannot put a link there in advance, and machines that share the folder write different files.
+    The temporary name ends like the file's own name, because a few writers choose the format by the suffix. It holds the number of the
+    process for `remove_leftovers`, and random digits: other users with access to the folder cannot put a link there in advance, and
+    machines that share the folder write different files.
     """
-    temporary = path.with_name(f"{TEMPORARY}{token_hex(8)}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{token_hex(8)}-{path.name}")
     try:
         write(temporary)
         _flush(temporary)  # otherwise a power cut could leave the name without the bytes
@@ -126,6 +144,16 @@ def remove_unfinished(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def remove_leftovers(path: Path) -> None:
+    """Delete the unfinished files that killed processes left of the file `path` and of files beside it with the same stem."""
+    from psutil import pid_exists  # only commands that write single files need it
+
+    for leftover in path.parent.glob(f"{TEMPORARY}*-{escape(path.stem)}.*"):
+        process = leftover.name.removeprefix(TEMPORARY).partition("-")[0]
+        if leftover.is_file() and not (process.isdecimal() and pid_exists(int(process))):
+            leftover.unlink(missing_ok=True)
+
+
 def versions(*packages: str) -> dict[str, str]:
     """Return the installed version of each package, or "source" for a package that is used without being installed."""
 
@@ -164,7 +192,7 @@ class RunFile:
     """
 
     def __init__(self, path: Path, what: str, format: int, remedy: str) -> None:
-        self.path, self.what, self.format, self.remedy = path, what, format, remedy
+        self.path, self.what, self.format, self.remedy = local_path(path), what, format, remedy
 
     def read(self) -> dict[str, Any]:
         """Return the file's content.

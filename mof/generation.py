@@ -20,6 +20,12 @@ CACHE_NAMES = ("cache", "past_key_values", "cache_params")  # since transformers
 class ImageGenerationMixin(GenerationMixin):
     """ImageGenerationMixin is the part of `MoFForConditionalGeneration` that prepares the steps of `generate`."""
 
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Write tokens as in transformers. A cache may be given as `cache`, also before transformers 5.24, which has other names for it."""
+        if "cache" in kwargs and self.cache_name and not self._recurrent:  # transformers must not see a recurrent state
+            kwargs[self.cache_name] = kwargs.pop("cache")
+        return super().generate(*args, **kwargs)
+
     def prepare_inputs_for_generation(
         self,
         input_ids: Tensor,

@@ -22,6 +22,7 @@ from encoders import build_encoder
 from encoders.command_groups import command_group, resumes
 from mof import MoFForConditionalGeneration, MoFProcessor
 from mof.cli.app import build_app
+from mof.data.digests import digest
 from mof.data.records import RecordError
 from vig import load_scores
 
@@ -287,6 +288,33 @@ def test_interrupted_before_the_file_is_written(folder: Path, monkeypatch: pytes
     assert not (folder / "x").exists()
 
 
+def test_an_interrupted_probe_says_what_to_do(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mof.evals.mmvp_vlm.probe_mmvp_vlm", interrupted)
+    result = run("probe", "mmvp-vlm", "--data", folder, "--encoder", "mini-clip", "--output", tmp_path / "probes")
+    assert result.exit_code == 130 and "nothing was written; the same command" in result.stderr
+    assert not (tmp_path / "probes").exists()
+
+
+def test_records_of_the_very_file_that_was_scored_are_not_digested(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy of the file is known by its content; in an edited file, each record is compared."""
+    assert score(folder).exit_code == 0
+    given, output = folder / "copy.json", folder / "out.json"
+    given.write_text((folder / "records.json").read_text())
+    inputs = ("--scores", folder / "scores", "--records", given, "--keep", "1", "--output", output)
+    assert run("vig", "select", *inputs).exit_code == 0
+    plain, digested = json.loads(output.read_text()), []
+    monkeypatch.setattr("vig.selection.selected.digest", lambda record: digested.append(record) or digest(record))
+    assert run("vig", "select", *inputs).exit_code == 0 and not digested
+    given.write_text(json.dumps(json.loads(given.read_text()), indent=1))  # the same records in another file
+    assert run("vig", "select", *inputs).exit_code == 0
+    assert len(digested) == len(COLOURS) and json.loads(output.read_text()) == plain
+    given.write_text(given.read_text().replace("It is", "Is it"))
+    refused(run("vig", "select", *inputs), "is not what was scored")
+
+
 def test_errors_name_options_and_leave_paths_alone() -> None:
     def fail(images: Annotated[Path | None, typer.Option()] = None, max_length: Annotated[int, typer.Option()] = 1) -> None:
         raise RecordError("/data/max_length/image_folder.png: not in image_folder=/data, max_length: 3; give a larger max_length.")
@@ -304,3 +332,17 @@ def test_old_spellings_still_work(folder: Path) -> None:
     assert not re.search("--image-folder|--output-dir|--out\\b", run("vig", "score", "--help").stdout)
     result = run("encode", "--out", folder / "store", "--images", folder, "--encoder", "eagle-eye")
     assert result.exit_code == 2 and "--output" in result.stderr.splitlines()[0]
+
+
+OUTPUTS = [words for words in commands(typer.main.get_group(APP)) if "--output" in run(*words, "--help").output]
+
+
+@pytest.mark.parametrize("words", OUTPUTS, ids=" ".join)
+def test_an_output_on_object_storage_is_refused_by_name(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path of this name would be a folder "s3:" here."""
+    monkeypatch.chdir(tmp_path)
+    result = run(*words, "x", "--output", "s3://bucket/out")  # some take a positional argument
+    assert result.exit_code == 2
+    said = " ".join(re.sub(r"[^\w:/ -]", " ", result.output).split())
+    assert "s3://bucket/out is a URL" in said and "sync" in said
+    assert not list(tmp_path.iterdir())

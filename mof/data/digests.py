@@ -25,12 +25,12 @@ def record_id(raw: Any) -> str:
 
     The digest leaves out the keys `SELECTED`, so that a record has the same id in scoring and in training.
     """
-    if not isinstance(raw, Mapping):
+    if not isinstance(raw, (dict, Mapping)):  # a dict is told much faster than another mapping
         return digest(raw)
     id: Any = raw.get("id")
-    if not is_empty(id):
-        return id if type(id) is str else str(id.item() if is_tensor(id) else id)
-    return digest(unselected(raw))
+    if type(id) is str and id:
+        return id
+    return digest(unselected(raw)) if is_empty(id) else str(id.item() if is_tensor(id) else id)
 
 
 def unselected(raw: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -140,12 +140,12 @@ def rows_by_id(records: Iterable[RawRecord]) -> Iterator[tuple[str, Row]]:
     times: dict[str, int] = {}
     for row in _rows(opened(records)):
         id = id_of(row)
-        count = times[id] = times.get(id, 0) + 1
-        if count > 1:
+        if id in times:
+            times[id] += 1
             while (numbered := f"{id}#{times[id]}") in times:
                 times[id] += 1
-            times[numbered] = 1
             id, row = numbered, _renamed(row, numbered)
+        times[id] = 1
         yield id, row
 
 

@@ -41,26 +41,32 @@ _BELIEF_REACH = 12  # words
 _TOKEN = re.compile(r"(?:\w\.){2,}\w?|\w+(?:['-]\w+)*|[^\w\s]")
 _ANSWER_MARK = re.compile(r"\\boxed|</?answer>", re.IGNORECASE)
 _DECORATION = re.compile(
-    r"\\[a-z]+|</\w{1,20}>|<\w{2,20}>|[*_`$#\"\u2018\u201c\u201d]|(?<!\w)'|'(?!\w)|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]"
+    r"\\[a-z]+|<(?P<tag>[a-z])>(?=[^<]{0,99}</(?P=tag)>)|</\w{1,20}>|<\w{2,20}>|[*_`$#\"\u2018\u201c\u201d]|(?<!\w)'|'(?!\w)|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]"
 )
 """LaTeX, tags, Markdown, quotes, and scripts that put no spaces around a letter."""
 _BRACKETS = str.maketrans("[]{}\u3010\u3011", "()()()")
-_TOGETHER = {"and", "or", "both", "either", "/", "&"}
+_TOGETHER = {"and", "or", "both", "either", "vs", "versus", "/", "&"}
 _FILLERS = set(
     re.findall(
         r"\S+",
         """the final correct best right most likely my answer option choice letter response is be would it it's that that's this
         i i'd i'll i'm we think believe say guess choose chosen pick select selected go going with so therefore thus hence then ok okay
-        clearly definitely probably to must should will""",
+        clearly definitely probably surely certainly obviously to must should will has seems appears looks like matches vote for ans
+        answer's""",
     )
 )
 """Words that say nothing beside a letter: a clause of these and a letter gives the letter."""
-_BEFORE_YES = {"the", "final", "correct", "my", "answer", "is", "so"}
+_BEFORE_YES = {
+    *("the", "final", "correct", "my", "answer", "is", "so", "would", "must", "be", "it", "i", "think", "believe", "i'd", "say"),
+    *("definitely", "certainly", "clearly", "surely", "sure", "of", "course"),
+}
 _LEADS = {"option", "choice", "answer", "choose", "pick", "select", "with"}
-_FOLLOWERS = {"is", "isn't", "was", "would", "seems", "looks", "appears", "because", "since", "as", "matches", "fits", "describes"}
+_FOLLOWERS = {"is", "isn't", "was", "would", "seems", "looks", "appears", "because", "since", "as", "matches", "fits", "describes", "best"}
 """Words that follow a letter and never the article "a"."""
 _REASONS = {"because", "since", "as"}
-_DENIALS = {*_NEGATIONS, "wrong", "incorrect", "false"}
+_DENIALS = {*_NEGATIONS, "wrong", "incorrect", "false", "unlikely"}
+_ALL_BUT = {("anything", "but"), ("everything", "but"), ("all", "but")}
+"""Words directly before a letter that leave this letter out."""
 _DENIAL_REACH = 4  # words before a letter: "I do not think it is B"
 _TURNS = {"but", "rather", "instead"}  # end a clause, and the reach of a denial
 
@@ -205,6 +211,8 @@ def _denied(words: Sequence[str], place: int) -> bool:
     if following and following[0] not in _REASONS and any(word in _DENIALS or word.endswith("n't") for word in following):
         return True
     before = [word for word in words[max(0, place - 2 * _DENIAL_REACH) : place] if word not in "()"]
+    if before[-1:] == ["except"] or tuple(before[-2:]) in _ALL_BUT:
+        return True
     return _negated(before, len(before), _DENIAL_REACH)
 
 

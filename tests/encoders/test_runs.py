@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from encoders.runs import RunFile, RunLock, differences, remove_unfinished, versions, write_json, write_whole
+from encoders.command_groups import starts_over
+from encoders.runs import RunFile, RunLock, differences, local_path, remove_unfinished, versions, write_json, write_whole
 
 SCALARS = st.none() | st.integers() | st.text(max_size=3)
 IDENTITIES = st.dictionaries(st.text(max_size=3), SCALARS | st.dictionaries(st.text(max_size=3), SCALARS, max_size=3), max_size=4)
@@ -34,6 +35,19 @@ def test_a_writer_that_fails_changes_nothing(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a.json").read_text()) == {"old": 1}
     remove_unfinished(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/out", "gs://bucket", "hf://datasets/x", "s3:/bucket/out", Path("s3://bucket/out")])
+def test_a_url_is_no_output(url: str | Path) -> None:
+    with pytest.raises(ValueError, match=f"{url} is a URL.*sync FOLDER URL"):
+        local_path(url)
+    with pytest.raises(ValueError, match="is a URL"):
+        RunFile(Path(url) / "run.json", "test run", 1, "give a new folder")
+
+
+def test_other_names_are_outputs(tmp_path: Path) -> None:
+    for path in (tmp_path, "runs/a:b", "C:/runs", "./s3:/x", "a"):
+        assert local_path(path) == Path(path)
 
 
 @given(IDENTITIES, IDENTITIES)
@@ -93,3 +107,20 @@ def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
         holder.wait()
     with RunLock(tmp_path):
         pass
+
+
+def test_unfinished_files_of_killed_processes_go(tmp_path: Path) -> None:
+    """A command that writes a single file deletes them before it begins, but not the file that a living process is writing."""
+    output, other = tmp_path / "selected[1].json", tmp_path / ".tmp-1234abcd-other.json"
+    other.write_text("of another file")
+    (tmp_path / ".tmp-0123456789abcdef-selected[1].card.json").write_text("of an earlier release")
+    code = f"from pathlib import Path; from encoders.runs import write_whole; write_whole(Path({str(output)!r}), lambda path: (path.write_text('['), print(path, flush=True), input()))"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+        unfinished = Path(writer.stdout.readline().removesuffix("\n"))
+        write = starts_over(lambda output: write_json(output, []))
+        write(output=output)
+        assert set(tmp_path.iterdir()) == {output, other, unfinished}
+        writer.kill()
+        writer.wait()
+    write(output=output)
+    assert set(tmp_path.iterdir()) == {output, other}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -27,6 +28,7 @@ from study.plan import Plan, _adapter_bytes, fits, plan
 from study.plan_hours import ASSUMED, LINES, RESULTS, hours, measured_shares
 from study.plan_tables import plan_tables
 from study.settings import Setting, Stage, read_setting
+from vig.training.preparation import add_lora
 
 CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
 LLAMA = {
@@ -167,6 +169,14 @@ def test_trainable_encoders_unknown_numbers_of_records_and_fusions():
     assert plan(small(fusion="concat"), devices=1).tokens_per_image * 2 == frozen.tokens_per_image
 
 
+def test_tiles_and_unshuffling_count():
+    whole, tiled = plan(small(), devices=1), plan(small(max_tiles=3), devices=1)
+    assert (tiled.tokens_per_image, tiled.adapter_bytes) == (4 * whole.tokens_per_image, 4 * whole.adapter_bytes)
+    unshuffled, pooled = (plan(small(pool=(2, 2), unshuffle=unshuffle), devices=1) for unshuffle in (True, False))
+    assert whole.tokens_per_image == 4 * unshuffled.tokens_per_image == 4 * pooled.tokens_per_image
+    assert pooled.adapters < unshuffled.adapters < 4 * pooled.adapters
+
+
 def test_errors_say_what_to_do(tmp_path: Path):
     with pytest.raises(ValueError, match="'org/model'.*llm_config"):
         plan(small(llm="org/model", llm_config=None))
@@ -222,6 +232,44 @@ def test_a_layer_saves_what_autograd_saves(heads: int, trainable: bool, dtype: t
     per_token = (measured[1] - measured[0]) / 2 / tokens
     layer = Layer(hidden=64, queries=64, keys=16 * heads, mlp=48)
     assert layer.saved(trainable, dtype.itemsize) == pytest.approx(per_token, rel=0.1)
+
+
+def test_a_layer_with_lora_saves_what_autograd_saves():
+    pytest.importorskip("peft")
+    values, tokens, rank = {key: value for key, value in LLAMA.items() if key != "model_type"} | {"hidden_size": 64}, 256, 8
+    measured = []
+    for layers in (2, 4):
+        model = LlamaForCausalLM(LlamaConfig(**values | {"num_hidden_layers": layers}, attn_implementation="sdpa"))
+        adapted = add_lora(model.requires_grad_(False), rank)
+        embeds = torch.randn(1, tokens, 64, requires_grad=True)
+        measured.append(saved_bytes(adapted, lambda model=model, embeds=embeds: model.model(inputs_embeds=embeds, use_cache=False)))
+    layer = Layer(hidden=64, queries=64, keys=32, mlp=48)
+    assert layer.saved(True, 4, rank) == pytest.approx((measured[1] - measured[0]) / 2 / tokens, rel=0.1)
+    trained = sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+    assert trained == 4 * rank * sum(map(sum, layer.matrices))
+
+
+def test_the_plan_for_a_gpu_of_24_gib():
+    setting = read_setting(CONFIGS / "llava15_7b_qlora.yaml")
+    qlora = plan(setting, devices=1)
+    assert setting.finetune.lora == 128 and qlora.lora == qlora.trainable["finetune"] == 2 * 159_907_840  # published for rank 64
+    for name, stage in setting.stages.items():
+        assert stage.gradient_checkpointing and fits(qlora.memory(name, False, checkpointed=True), 24)
+    whole = plan(dataclasses.replace(setting, finetune=dataclasses.replace(setting.finetune, load_in_4bit=False)), devices=1)
+    saved = whole.memory("finetune", False, True)["weights"] - qlora.memory("finetune", False, True)["weights"]
+    matrices = 6_738_415_616 - 2 * 32000 * 4096 - 65 * 4096  # without embeddings, head and norms
+    assert saved == pytest.approx((2 - (4 + 0.127) / 8) * matrices, rel=1e-3)  # 0.127: of the scales, in the paper
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(plan_tables(qlora, 24))
+    assert "24 GiB" in (text := console.export_text()) and "LoRA beside it" in text and "sharded" not in text.split("finetune")[-1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"), [({"align": {"lora": 8}}, "lora is for finetune"), ({"finetune": {"load_in_4bit": True}}, "needs lora")]
+)
+def test_4_bits_where_nothing_could_train(changes: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        small(**{name: Stage(1e-3, 8, **options) for name, options in changes.items()})
 
 
 def test_adapters_save_what_autograd_saves(tiny_encoders: dict):

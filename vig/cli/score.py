@@ -22,12 +22,13 @@ from encoders.command_options import (
     output_option,
     seed_option,
 )
+from encoders.digests import file_digest
 from mof.data.rows import read_rows
 from vig.nulls import NULL_NAMES
 from vig.saved_models import load_network, load_processor, stored_images
 from vig.scoring import run
 from vig.scoring.calibration import diagnosis
-from vig.scoring.folder import REJECTED, file_of
+from vig.scoring.folder import RECORDS_DIGEST, REJECTED, file_of
 from vig.scoring.scores import MEASURES
 
 
@@ -49,6 +50,10 @@ def score(
         list[str] | None,
         typer.Option(help=f"Save this value of every answer token too, in both passes: {', '.join(MEASURES)}. Can be given several times."),
     ] = None,
+    per_encoder: Annotated[
+        bool,
+        typer.Option("--per-encoder", help="For a mixture: also measure each encoder's VIG, by a pass where it alone sees the null image."),
+    ] = False,
     calibrate: Annotated[
         bool, typer.Option(help="Score 1 % of the records with swapped images too (50 to 1,000), and say whether the scorer is fit.")
     ] = True,
@@ -73,6 +78,7 @@ def score(
     if not images.is_dir():
         raise ValueError(f"--images {images} is no folder: expected the folder that the records' image paths start from")
     processor = load_processor(model, trust_remote_code=trust_remote_code)
+    about = {RECORDS_DIGEST: file_digest(records)} if records.is_file() else {}
     raw = read_rows(records)
     network = load_network(model, trust_remote_code=trust_remote_code)
     process = PartialState(cpu=not torch.accelerator.is_available())
@@ -96,8 +102,10 @@ def score(
         stored_images=stored,
         seed=seed,
         measures=measures or (),
+        per_encoder=per_encoder,
         calibrate=calibrate,
         cluster=cluster,
+        about=about,
     )
     if raw and len(scores.failures) == len(raw):
         raise ValueError(f"none of the {len(raw)} records could be scored; {file_of(output, REJECTED)} says why")

@@ -16,10 +16,12 @@ from pydantic_core import to_json
 
 from encoders.command_groups import starts_over
 from encoders.command_options import Records, output_option, seed_option
+from encoders.digests import file_digest
 from encoders.runs import write_whole
 from encoders.saved_folders import card_path
 from mof.data.digests import unselected
 from mof.data.rows import stream_rows
+from vig.scoring.folder import RECORDS_DIGEST
 from vig.scoring.scores import Scores, load_scores
 from vig.selection import thresholds
 from vig.selection.card import write_card
@@ -105,7 +107,8 @@ def select(
     if weights is not None:
         selection = selection.weighted(*weights)
     given = Counter[None]()
-    kept = write_records(output, selection.applied(_counted(stream_rows(records), given)))
+    as_scored = records.is_file() and loaded.manifest["about"].get(RECORDS_DIGEST) == file_digest(records)
+    kept = write_records(output, selection.applied(_counted(stream_rows(records), given), as_scored=as_scored))
     settings = {
         "keep": keep, "threshold": threshold, "floor": floor, "token_threshold": token_threshold, "token_keep": token_keep,
         "end_of_turn": end_of_turn, "source_key": source_key, "quota": quota or [], "clusters": clusters, "random": random,

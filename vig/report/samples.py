@@ -45,6 +45,8 @@ class Token:
     supervised: bool
     """Whether the selection spends loss on it."""
     end_of_turn: bool
+    by_encoder: dict[str, float]
+    """Encoder -> VIG of this encoder alone, for scores that have it."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,12 @@ class SampleReader:
         mask, ends = self._selection.token_masks.get(score.id), set(score.turn_ends.tolist())
         supervised = [False] * len(score.token_vig) if mask is None else mask.tolist()
         texts, vig = token_texts(score), score.token_vig.tolist()
-        answers = [[Token(texts[i], vig[i], supervised[i], i in ends) for i in turn.tolist()] for turn in turns(score)]
+        split = {name: values.tolist() for name, values in score.encoder_vig.items()}
+
+        def token(i: int) -> Token:
+            return Token(texts[i], vig[i], supervised[i], i in ends, {name: values[i] for name, values in split.items()})
+
+        answers = [[token(i) for i in turn.tolist()] for turn in turns(score)]
         source = self._selection.sources.get(score.id)
         return Sample(score, source, mask is not None, self._pictures(score.id, raw), _turns(texts_of(raw, "user"), answers))
 
@@ -122,7 +129,10 @@ class SampleReader:
             return [Picture(_name(source), None, None) for source in images_of(raw)][:MOST_IMAGES]
         nulls = [None] * len(images) if self._nulls is None else self._nulls(id, images)
         triples = list(zip(sources, images, nulls, strict=True))[:MOST_IMAGES]
-        return [Picture(_name(source), small_copy(image), small_copy(null)) for source, image, null in triples]
+        return [
+            Picture(_name(source), thumbnail_uri(image, THUMBNAIL), null and thumbnail_uri(null, THUMBNAIL))
+            for source, image, null in triples
+        ]
 
 
 def _name(source: Any) -> str:
@@ -134,11 +144,6 @@ def _turns(questions: list[str], answers: list[list[Token]]) -> list[Turn]:
     if len(answers) == 1 and len(questions) > 1:
         questions = ["\n".join(questions)]
     return [Turn(question or "", answer or []) for question, answer in zip_longest(questions, answers)]
-
-
-def small_copy(image: Image.Image | None) -> str | None:
-    """Return the image as a data URI, made smaller if it is large; None for None."""
-    return None if image is None else thumbnail_uri(image, THUMBNAIL)
 
 
 def colour_scale(values: Sequence[float] | NDArray[np.floating]) -> float:

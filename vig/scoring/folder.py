@@ -31,6 +31,8 @@ from vig.processes import Processes
 MANIFEST, REJECTED, TEXT_ONLY = "_manifest.json", "_rejected.jsonl", "_text_only.jsonl"
 SHARDS = "shard-*.parquet"
 FORMAT = 1  # format version of the whole folder
+RECORDS_DIGEST = "records_xxh3"
+"""Under this name, "about" in the manifest has the digest of the file of records, if all of them came from a file."""
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +131,7 @@ class ScoreFolder:
         """Mark the run as complete. A single process calls this when all are done.
 
         Args:
-            about: names for readers that are no part of the run's identity, such as the folder of the model.
+            about: texts for readers that are no part of the run's identity: the folder of the model, and `RECORDS_DIGEST`.
             calibration: see `vig.scoring.calibration`.
         """
         text, rejected = [{"id": id} for id in text_only], [{"id": id, "reason": reason} for id, reason in failures.items()]

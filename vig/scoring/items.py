@@ -16,6 +16,7 @@ from encoders.tables import write_table
 from mof.data.rows import Row, id_of
 from vig.output_head import cross_entropy, loss_logit_entropy
 from vig.scoring.answer_losses import AnswerLosses
+from vig.scoring.encoder_branches import EncoderBranches
 from vig.scoring.pairs import PairReader
 from vig.scoring.passes import TwoPasses
 from vig.scoring.scores import Score, to_table
@@ -80,7 +81,7 @@ class ItemScorer:
     Args:
         new_reader: makes a `PairReader`.
         shard: the path of the shard with a number, out of a folder that all processes see; and the run that it names.
-        batch_tokens, batch_size, measures: see `vig.score`.
+        batch_tokens, batch_size, measures, per_encoder: see `vig.score`.
         moves: whether the model is this process's own: it moves to the GPU, if there is a GPU, and stays in eval mode.
     """
 
@@ -94,6 +95,7 @@ class ItemScorer:
         batch_tokens: int,
         batch_size: int,
         measures: Sequence[str],
+        per_encoder: bool,
         moves: bool,
     ) -> None:
         if moves:
@@ -102,11 +104,13 @@ class ItemScorer:
         tokenizer = new_reader().processor.tokenizer
         padding = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id  # masked out: any id will do
         losses = AnswerLosses(model, padding, loss_logit_entropy if measures else cross_entropy)
+        self._branches = EncoderBranches(model) if per_encoder else None
         self._passes = TwoPasses(losses, batch_tokens, batch_size, measures)
 
     def __call__(self, item: ScoreItem) -> Scored:
         reader = self._new_reader()
-        scores = self._passes.scores(item.records, reader)
+        branches = None if item.swapped else self._branches  # swapped images calibrate the whole model
+        scores = self._passes.scores(item.records, reader, branches)
         if item.number is not None and self._shard is not None and scores:
             path, run = self._shard
             write_table(Path(path.format(file_number(item.number, item.part))), to_table(scores, self._schema), run)

@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from vig.selection.summary import Counts, Summary
 
 CONTENT = ("id", "image", "images", "conversations", "messages")  # the entries of a record that its scores depend on
 MOST_CHOICES = 256  # sets of entries that are tried: each may have been added to a record after it was scored
+BLOCK = 1 << 16  # records whose tokens are counted at a time
 AS_SCORED = "give the records as they were scored, or score these"
 logger = logging.getLogger(__name__)
 
@@ -75,15 +77,20 @@ class Selection:
         lines = [f"Selection from {len(self.scores):,} scored records", *str(self.summary()).splitlines()]
         return "\n".join(lines if len(lines) <= 10 else [*lines[:9], f"  and {len(lines) - 9} more sources; summary() shows all"])
 
+    @cached_property
+    def source_codes(self) -> tuple[list[str], NDArray[np.int64]]:
+        """Return the sources, and [N] the index of each record's source among them; see the function of this name."""
+        return source_codes(self.scores, self.sources)
+
     @property
     def sample_ids(self) -> list[str]:
         return list(self.token_masks)
 
     def summary(self) -> Summary:
         """Count everything, and each source in the order of the alphabet."""
-        names, codes = source_codes(self.scores, self.sources)
+        names, codes = self.source_codes
         lengths = np.diff(self.scores.bounds)  # [N]
-        tokens = np.add.reduceat(np.append(self.token_masks.flat, False), self.scores.bounds[:-1], dtype=np.int64) * (lengths > 0)  # [N]
+        tokens = _sums(self.token_masks.flat, self.scores.bounds)  # [N]
         columns = (self.token_masks.chosen, np.ones(len(codes)), tokens, lengths)  # arrays [N], in the order of `Counts`
         by_source = [np.bincount(codes, column, len(names)).astype(int).tolist() for column in columns]
         samples_kept, samples_total, tokens_kept, tokens_total = map(sum, by_source)
@@ -97,7 +104,13 @@ class Selection:
             failed=len(self.scores.failures),
             text_only=len(self.scores.manifest["text_only"]),
             sources={name: Counts(*row) for name, *row in zip(names, *by_source, strict=True)} if self.sources else {},
+            helped_left_out=self._helped_left_out() if self.by == "vig" and self.threshold is not None else 0.0,
         )
+
+    def _helped_left_out(self) -> float:
+        """Return the share of the kept samples' tokens with a VIG above 0 that the mask leaves out."""
+        helped = np.repeat(self.token_masks.chosen, np.diff(self.scores.bounds)) & (self.scores.token_vig > 0)  # [A]
+        return float((helped & ~self.token_masks.flat).sum() / max(helped.sum(), 1))
 
     def weighted(self, low: float, high: float) -> Selection:
         """Return this selection with token weights in place of a hard mask: each token counts by its VIG, or by the measure `by`.
@@ -136,27 +149,32 @@ class Selection:
         given = with_numbered_ids(given)
         return with_entries(given, self._kept(given))
 
-    def applied(self, records: Iterable[RawRecord]) -> Iterator[dict[str, Any]]:
-        """Yield the records that `apply` returns, without holding them in memory."""
-        return ({**record, **entries} for _, record, entries in self._kept(records))
+    def applied(self, records: Iterable[RawRecord], *, as_scored: bool = False) -> Iterator[dict[str, Any]]:
+        """Yield the records that `apply` returns, without holding them in memory.
 
-    def _kept(self, records: Iterable[RawRecord]) -> Iterator[tuple[int, Mapping[str, Any], dict[str, Any]]]:
+        Args:
+            as_scored: whether the records are known to be the records that were scored, so that their digests need not be compared.
+        """
+        return ({**record, **entries} for _, record, entries in self._kept(records, as_scored))
+
+    def _kept(self, records: Iterable[RawRecord], as_scored: bool = False) -> Iterator[tuple[int, Mapping[str, Any], dict[str, Any]]]:
         """Yield place, record and new entries of each record that `apply` returns."""
-        places, digests, bounds = self.scores.places, self.scores.digests, self.scores.bounds
+        places, digests = self.scores.places, self.scores.digests
         failures, text_only = self.scores.failures, set(self.scores.manifest["text_only"])
         key, values = ("token_mask", self.token_masks) if self.token_weights is None else ("token_weights", self.token_weights)
+        chosen, flat, bounds = map(memoryview, (values.chosen, values.flat, self.scores.bounds))  # faster than arrays, value by value
         known = unknown = 0
         for row, (id, record) in enumerate(rows_by_id(records)):
             place = places.get(id)
             if place is not None:
                 known += 1
-                given = digest(record)
+                given = digests[place] if as_scored else digest(record)
                 if given != digests[place] and not was_scored(record, given, digests[place]):
                     raise ValueError(f"record {id!r} is not what was scored; {AS_SCORED}")
-                if values.chosen[place]:
+                if chosen[place]:
                     own = unselected(_as_mapping(record, id))
                     scored = given if own is record else digest(own)  # a digest takes its time
-                    yield row, own, {key: values.flat[bounds[place] : bounds[place + 1]].tolist(), SCORED: scored}
+                    yield row, own, {key: flat[bounds[place] : bounds[place + 1]].tolist(), SCORED: scored}
             elif id in failures:
                 known += 1
             elif id in text_only or _is_text_only(record):
@@ -185,6 +203,16 @@ def was_scored(record: RawRecord | UnreadableRow, given: str, scored: str) -> bo
     return any(digest({key: value for key, value in record.items() if key not in keys}) == scored for keys in added)
 
 
+def _sums(mask: NDArray[np.bool_], bounds: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return [N], the number of True values of each record in `mask` [A]. Blocks of records keep numpy's copies small."""
+    sums = []
+    for start in range(0, len(bounds) - 1, BLOCK):
+        inside = bounds[start : start + BLOCK + 1] - bounds[start]
+        block = np.append(mask[bounds[start] : bounds[start] + inside[-1]], False)
+        sums.append(np.add.reduceat(block, inside[:-1], dtype=np.int64) * (np.diff(inside) > 0))
+    return np.concatenate([np.empty(0, np.int64), *sums])
+
+
 def source_codes(scores: Scores, sources: Mapping[str, str]) -> tuple[list[str], NDArray[np.int64]]:
     """Return the sources of the scored records in the order of the alphabet, and [N] the index of each record's source among them."""
     if not sources:
@@ -197,7 +225,7 @@ def source_codes(scores: Scores, sources: Mapping[str, str]) -> tuple[list[str],
 
 def _as_mapping(record: Any, id: str) -> Mapping[str, Any]:
     """Return the record as a mapping: a list of messages has no place for a mask."""
-    return record if isinstance(record, Mapping) else {"id": id, "messages": record}
+    return record if isinstance(record, (dict, Mapping)) else {"id": id, "messages": record}
 
 
 def _is_text_only(record: Any) -> bool:
