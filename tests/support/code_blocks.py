@@ -83,7 +83,8 @@ def _check_python(block: Block) -> None:
         head, *rest = ast.unparse(call.func).split(".")
         if head in names and all(part.isidentifier() for part in rest):
             called = reduce(getattr, rest, names[head])
-            inspect.signature(called).bind_partial(*call.args, **{keyword.arg or "": None for keyword in call.keywords})
+            if not inspect.isbuiltin(called):  # they have no signature
+                inspect.signature(called).bind_partial(*call.args, **{keyword.arg or "": None for keyword in call.keywords})
 
 
 def _run_command(command: str, only_check: bool, patch: pytest.MonkeyPatch) -> None:
