@@ -7,3 +7,5 @@ models after `from mof import MoFForConditionalGeneration` (or MoFConfig, MoFPro
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+__version__ = "0.1.0"

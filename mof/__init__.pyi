@@ -18,3 +18,5 @@ __all__ = [
     "probe_mmvp_vlm",
     "register_auto_classes",
 ]
+
+__version__: str

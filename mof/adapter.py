@@ -6,7 +6,6 @@ the width of the language model.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -42,11 +41,7 @@ class AdaptedMixer(Mixer):
 class InterleavedMoF(AdaptedMixer):
     """InterleavedMoF has an adapter for each encoder and interleaves their tokens: token i of encoder k gets slot N*i + k."""
 
-    fusion = "interleaved"
-
-    @property
-    def tokens_per_image(self) -> int:
-        return len(self.encoders) * self.positions
+    fusion, side_by_side = "interleaved", True
 
     @property
     def token_places(self) -> dict[str, range]:
@@ -59,11 +54,7 @@ class InterleavedMoF(AdaptedMixer):
 class SequenceMoF(AdaptedMixer):
     """SequenceMoF has an adapter for each encoder and puts all tokens of an encoder behind the tokens of the encoder before it."""
 
-    fusion = "sequence"
-
-    @property
-    def tokens_per_image(self) -> int:
-        return len(self.encoders) * self.positions
+    fusion, side_by_side = "sequence", True
 
     @property
     def token_places(self) -> dict[str, range]:
@@ -181,10 +172,6 @@ class CrossAttentionMoF(AdaptedMixer):
         return rows // self.window[0], columns // self.window[1]
 
     @property
-    def tokens_per_image(self) -> int:
-        return math.prod(self.token_grid)
-
-    @property
     def options(self) -> dict[str, Any]:
         return super().options | {"window": list(self.window), "heads": self.heads}
 
@@ -194,7 +181,7 @@ class CrossAttentionMoF(AdaptedMixer):
         windows = rearrange(tokens, "b (r i c j) n d -> (b r c) (i j n) d", **sizes)  # [B*Q, tokens of a window, D]
         queries = self.queries.repeat(len(tokens), 1).unsqueeze(1)  # [B*Q, 1, D]
         fused, _ = self.attention(queries, windows, windows, need_weights=False)  # [B*Q, 1, D]
-        return fused.view(len(tokens), -1, self.hidden_size)  # [B, Q, D]
+        return fused.view(len(tokens), self.tokens_per_image, self.hidden_size)  # [B, Q, D]
 
 
 FUSIONS: dict[str, type[Mixer]] = {

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,6 +27,8 @@ class Mixer(nn.Module):
         hidden_size: D, the width of the language model's token embeddings, mostly its hidden size.
         pool: tokens of p x p neighbours, or p x q for a pair, are averaged before the adapter. pool=(1, 2) halves the tokens, so
             that two interleaved encoders need as many tokens as a single encoder.
+        unshuffle: put the channels of these neighbours side by side instead of averaging them, so that no number is lost (the pixel
+            unshuffle of InternVL). The adapters then read p * q times as many channels.
         grid: the common grid (rows, columns); by default the grid of the first encoder.
         projector: the kind of the adapters, see `mof.adapter.build_projector`.
         weigh_layers: if an encoder returns several layers side by side (`layer=[-2, -5]`), the layers are added with learnt
@@ -36,6 +40,7 @@ class Mixer(nn.Module):
     """
 
     fusion: ClassVar[str]
+    side_by_side: ClassVar[bool] = False  # whether each encoder has tokens of its own
     encoders: Any  # an nn.ModuleDict of Encoder
 
     def __init__(
@@ -47,6 +52,7 @@ class Mixer(nn.Module):
         grid: tuple[int, int] | None = None,
         projector: str = "mlp2x_gelu",
         weigh_layers: bool = False,
+        unshuffle: bool = False,
     ) -> None:
         super().__init__()
         if not encoders:
@@ -56,7 +62,7 @@ class Mixer(nn.Module):
         self.hidden_size, self.projector = hidden_size, projector
         rows, columns = grid or next(iter(encoders.values())).grid
         down, across = (pool, pool) if isinstance(pool, int) else pool
-        self.grid, self.pool = (rows, columns), (down, across)
+        self.grid, self.pool, self.unshuffle = (rows, columns), (down, across), unshuffle
         if min(rows, columns, down, across) < 1 or rows % down or columns % across:
             raise ValueError(f"a grid of {rows} x {columns} patches cannot be pooled by {down} x {across}: it must divide")
         for encoder in encoders.values():
@@ -74,9 +80,10 @@ class Mixer(nn.Module):
     def __repr__(self) -> str:
         adapters = sum(parameter.numel() for name, parameter in self.named_parameters() if not name.startswith("encoders."))
         name, grid, pool = type(self).__name__, " x ".join(map(str, self.grid)), " x ".join(map(str, self.pool))
+        way = "unshuffled" if self.unshuffle else "pooled"
         lines = [
             f"{name}: {self.tokens_per_image} tokens of {self.hidden_size} channels for an image of {self.image_size} pixels",
-            f"  {grid} grid, pooled {pool}; adapters {self.projector}, {adapters / 1e6:,.2f} M parameters",
+            f"  {grid} grid, {way} {pool}; adapters {self.projector}, {adapters / 1e6:,.2f} M parameters",
         ]
         for name, encoder in self.encoders.items():
             grid, state = " x ".join(map(str, encoder.grid)), "frozen" if encoder.frozen else "trainable"
@@ -85,9 +92,10 @@ class Mixer(nn.Module):
 
     @property
     def widths(self) -> dict[str, int]:
-        """Return encoder -> C, the number of channels that its adapter reads."""
+        """Return encoder -> the number of channels that its adapter reads: C, or p * q * C with `unshuffle`."""
         layers = {name: len(weights) for name, weights in self.layer_weights.items()}
-        return {name: encoder.width // layers.get(name, 1) for name, encoder in self.encoders.items()}
+        neighbours = math.prod(self.pool) if self.unshuffle else 1
+        return {name: neighbours * encoder.width // layers.get(name, 1) for name, encoder in self.encoders.items()}
 
     @property
     def positions(self) -> int:
@@ -102,7 +110,7 @@ class Mixer(nn.Module):
     @property
     def tokens_per_image(self) -> int:
         """Return T, the number of tokens of an image in the language model's context."""
-        return self.positions
+        return math.prod(self.token_grid) * (len(self.encoders) if self.side_by_side else 1)
 
     @property
     def token_places(self) -> dict[str, range]:
@@ -121,7 +129,7 @@ class Mixer(nn.Module):
     def options(self) -> dict[str, Any]:
         """Return the constructor's options (JSON-able)."""
         options = {"pool": list(self.pool), "grid": list(self.grid), "projector": self.projector}
-        return options | ({"weigh_layers": True} if self.layer_weights else {})
+        return options | ({"weigh_layers": True} if self.layer_weights else {}) | ({"unshuffle": True} if self.unshuffle else {})
 
     @property
     def spec(self) -> dict[str, Any]:
@@ -176,6 +184,9 @@ class Mixer(nn.Module):
         maps = tokens.unflatten(1, grid).permute(0, 3, 1, 2).float()  # [B, C, rows, columns]
         if grid != self.grid:
             maps = F.interpolate(maps, self.grid, mode="bilinear", antialias=True)  # [B, C, h, w]
+        if self.unshuffle:
+            p, q = self.pool
+            return rearrange(maps, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=q).to(tokens.dtype)  # [B, P, C * p * q]
         maps = F.avg_pool2d(maps, self.pool)  # [B, C, h/p, w/q]
         return maps.flatten(2).transpose(1, 2).to(tokens.dtype)  # [B, P, C]
 
@@ -193,7 +204,10 @@ class Mixer(nn.Module):
         return [self._weighed(name, features[name]) for name in self.encoders]
 
     def _weighed(self, encoder: str, tokens: Tensor) -> Tensor:
-        """Return the weighted sum [B, P, C] of an encoder's layers [B, P, layers * C], or the tokens as they are."""
+        """Return the weighted sum [B, P, C] of an encoder's layers [B, P, layers * C], or the tokens as they are.
+
+        Unshuffling keeps the channels of a layer together.
+        """
         if encoder not in self.layer_weights:
             return tokens
         weights = self.layer_weights[encoder].softmax(0).to(tokens)  # [layers]

@@ -25,11 +25,13 @@ from mof.chat_templates import choose_chat_template
 from mof.config import MoFConfig
 from mof.data.prompts import ready_for_prompts
 from mof.data.records import IMAGE_PLACEHOLDER
+from mof.tiles import count_tiles, tiled_pixels
 
 if TYPE_CHECKING:
     from mof.model import MoFForConditionalGeneration
 
-# Shapes: M images of all texts in order, S the side of an image, H, W = rows and columns of an image as given.
+# Shapes: M images of all texts in order (with tiles, an image counts once for its thumbnail and once for each tile), S the side of an
+# image, H, W = rows and columns of an image as given.
 
 
 class MoFImagesKwargs(TypedDict, total=False):
@@ -38,6 +40,7 @@ class MoFImagesKwargs(TypedDict, total=False):
     image_size: int
     fit: Fit
     background: Sequence[int]
+    max_tiles: int
     return_tensors: str | None
 
 
@@ -49,6 +52,11 @@ class MoFImageProcessor(NamesCode, BaseImageProcessor):
         fit: the way in which an image becomes square: "pad", "crop" or "squash", as in `encoders.preprocessing.Preprocessing`.
         background: RGB in 0..255, around padded images.
         interpolation, centre: the filter, and the rounding of the crop's place, as in `encoders.preprocessing.Preprocessing`.
+        max_tiles: the largest number of tiles of an image. An image of more than S x S pixels gives its thumbnail and its tiles
+            (`mof.tiles`), each with the tokens of an image. By default there are no tiles.
+
+    Raises:
+        ValueError: for `max_tiles` below 1.
     """
 
     model_input_names: ClassVar[list[str]] = ["pixel_values"]
@@ -61,9 +69,13 @@ class MoFImageProcessor(NamesCode, BaseImageProcessor):
         background: Sequence[int] = (122, 116, 104),
         interpolation: Interpolation = "bicubic",
         centre: Centre = "round",
+        max_tiles: int = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        if max_tiles < 1:
+            raise ValueError(f"max_tiles must be at least 1, got {max_tiles}; 1 makes no tiles")
+        self.max_tiles = max_tiles
         self.image_size, self.fit, self.background = image_size, fit, list(background)
         self.interpolation, self.centre = interpolation, centre
 
@@ -102,25 +114,42 @@ class MoFImageProcessor(NamesCode, BaseImageProcessor):
         image_size: int | None = None,
         fit: Fit | None = None,
         background: Sequence[int] | None = None,
+        max_tiles: int | None = None,
         return_tensors: str | None = None,
     ) -> BatchFeature:
         """Return pixel_values [M, 3, S, S] uint8 of a single image or nested lists of images.
 
         An option that is None has the processor's value. Images from a feature store (`encoders.StoredImage`) give encoder_features
-        [M, F] instead.
+        [M, F] instead. With tiles, `tile_counts` says how many of the M belong to each image.
+
+        Raises:
+            ValueError: for images of which only some come out of a feature store, and for tiles of stored images.
         """
+        most = self.max_tiles if max_tiles is None else max_tiles
         flat = _flatten(images)
         if stored := [image.features for image in flat if isinstance(image, StoredImage)]:
             if len(stored) != len(flat):
                 raise ValueError(
                     f"{len(stored)} of {len(flat)} images come out of a feature store; a batch takes all of its images from there, or none"
                 )
+            if most > 1:
+                raise ValueError(
+                    f"a feature store holds whole images, without tiles: set max_tiles=1 (now {most}) or encode while training"
+                )
             return BatchFeature({"encoder_features": torch.stack(stored)}, tensor_type=return_tensors)  # [M, F]
         flat = self.fetch_images(flat)
         chosen: dict[str, Any] = {"image_size": image_size, "fit": fit, "background": background}
         view = replace(self.view, **{name: value for name, value in chosen.items() if value is not None})
-        pixels = torch.stack([view.pixels(image) for image in flat])  # [M, 3, S, S]
-        return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
+        if most == 1:
+            return BatchFeature({"pixel_values": torch.stack([view.pixels(image) for image in flat])}, tensor_type=return_tensors)
+        tiles = [tiled_pixels(image, view, most) for image in flat]  # of [K, 3, S, S]
+        counts = [len(pixels) for pixels in tiles]
+        return BatchFeature({"pixel_values": torch.cat(tiles), "tile_counts": counts}, tensor_type=return_tensors)  # [M, 3, S, S]
+
+    def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> int:
+        """Return the number of rows of pixel_values that an image of this size gives. Servers ask for it by this name."""
+        options = images_kwargs or {}
+        return count_tiles(height, width, options.get("image_size") or self.image_size, options.get("max_tiles") or self.max_tiles)
 
 
 AutoImageProcessor.register(MoFConfig, image_processor_classes=dict.fromkeys(("torchvision", "pil"), MoFImageProcessor), exist_ok=True)
@@ -133,7 +162,8 @@ class MoFProcessor(NamesCode, ProcessorMixin):
     prompt ends.
 
     Args:
-        tokens_per_image: the number of image tokens that replace a placeholder: the mixer's `tokens_per_image`.
+        tokens_per_image: the number of image tokens that replace a placeholder, for an image without tiles: the mixer's
+            `tokens_per_image`.
         image_token: the placeholder, which is a single token of the tokenizer.
     """
 
@@ -154,12 +184,13 @@ class MoFProcessor(NamesCode, ProcessorMixin):
 
     @classmethod
     def from_parts(
-        cls, model: MoFForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None
+        cls, model: MoFForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None, max_tiles: int = 1
     ) -> MoFProcessor:
         """Return the processor of a model. A tokenizer without padding token pads with its end-of-sequence token.
 
         Args:
             chat_template: a Jinja template; by default `mof.chat_templates` chooses the template.
+            max_tiles: the largest number of tiles of an image, see `MoFImageProcessor`.
 
         Raises:
             ValueError: for a tokenizer other than the model's.
@@ -170,7 +201,7 @@ class MoFProcessor(NamesCode, ProcessorMixin):
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         processor = cls(
-            MoFImageProcessor(mixer.image_size, background=background),
+            MoFImageProcessor(mixer.image_size, background=background, max_tiles=max_tiles),
             tokenizer,
             chat_template=chat_template or choose_chat_template(tokenizer),
             tokens_per_image=mixer.tokens_per_image,
@@ -216,18 +247,21 @@ class MoFProcessor(NamesCode, ProcessorMixin):
     def _process_images(self, images: list[Any], **options: Any) -> tuple[BatchFeature, list[str]]:
         """Return the model's image inputs, and the text that replaces the placeholder of each image."""
         processed = self.image_processor(images, **options)
-        return processed, [self.replace_image_token(processed, index) for index in range(len(images))]
+        texts = [self.replace_image_token(processed, index) for index in range(len(images))]
+        processed.pop("tile_counts", None)  # the model does not take it
+        return processed, texts
 
     def replace_image_token(self, image_inputs: Any, image_idx: int, **kwargs: Any) -> str:
-        """Return the text that replaces the placeholder of an image. All images have the same number of tokens."""
-        return self.image_token * self.tokens_per_image
+        """Return the text that replaces the placeholder of an image: the tokens of its thumbnail and of its tiles."""
+        tiles = int(image_inputs["tile_counts"][image_idx]) if "tile_counts" in image_inputs else 1
+        return self.image_token * (tiles * self.tokens_per_image)
 
     def _get_num_multimodal_tokens(self, image_sizes: Sequence[Sequence[int]] | None = None, **kwargs: Any) -> MultiModalData:
         """Return the tokens and the rows of pixel_values that each image takes, for sizes (rows, columns); servers ask for them."""
-        count = len(image_sizes or [])
         if image_sizes is None:
             return MultiModalData()
-        return MultiModalData(num_image_tokens=[self.tokens_per_image] * count, num_image_patches=[1] * count)
+        tiles = [self.image_processor.get_number_of_image_patches(height, width, kwargs) for height, width in image_sizes]
+        return MultiModalData(num_image_tokens=[self.tokens_per_image * count for count in tiles], num_image_patches=tiles)
 
 
 AutoProcessor.register(MoFConfig, MoFProcessor, exist_ok=True)

@@ -2,6 +2,7 @@
 
     python recipes/train_llava_mof_vig.py --output runs/default
     python recipes/compare_decoding.py runs/default/seed-0/finetune-interleaved* --output decoding.json --plot decoding.png
+    python recipes/compare_decoding.py runs/smollm2_photos/seed-0/* --photos DATA --output photos.json  # CHAIR on COCO's photos
 
 Every model answers the same questions about held-out scenes: pairs (MMVP's form), questions after a false statement, POPE's yes-or-no
 questions, and requests for a caption (CHAIR). Each method has its published default and three strengths, decoded greedily. Controls:
@@ -57,6 +58,8 @@ from vig.analyses.misleading_text import named_option
 from vig.decoding import build_decoding
 
 console = Console()
+Row = dict[str, Any]
+Rows = Sequence[Row]
 BATCH = 64
 MEASURES = ("pairs", "misled", "yes or no", "captions")
 SHARE = 20 / 4096**0.5  # VAR's tau over the highest |RMSNorm(h)| that the 7B model allows
@@ -96,7 +99,7 @@ def ways(width: int) -> list[Way]:
         "lacing": ["lacing", "lacing:scale=1.25", "lacing:scale=2", "lacing:scale=2.5"],
     }
     sample = {"do_sample": True, "temperature": 1.0, "top_k": 0}
-    told, asked = ("yes or no",), ("pairs", "yes or no")
+    told, asked = ("yes or no",), ("pairs", "yes or no", "captions")
     return [
         Way("greedy"),
         *(Way(text, text) for texts in greedy.values() for text in texts),
@@ -198,9 +201,6 @@ def draw(folder: Path, pairs: int, scenes: int, seed: int) -> dict[str, Question
     pope = read_pope(folder / POPE)
     distinct = list(dict.fromkeys((question.image, question.text) for question in pope))  # the three strategies share most questions
     place = {key: number for number, key in enumerate(distinct)}
-    pictures = sorted((folder / IMAGES).iterdir())
-    words = CocoWords(folder / CHAIR / "synonyms.txt")
-    objects = read_objects(words, [folder / CHAIR / "instances.json"], [folder / CHAIR / "captions.json"])
 
     def of_pairs(answers: list[str]) -> dict[str, Any]:
         right = [match_answer(text, row.options) == row.labels["released"] for row, text in zip(rows, answers, strict=True)]
@@ -215,37 +215,47 @@ def draw(folder: Path, pairs: int, scenes: int, seed: int) -> dict[str, Question
         figures = score_pope(pope, every)["mean"]
         return {**figures, "neither": float(np.mean(list(map(says_neither, answers)))), "words": mean_words(answers)}
 
-    def of_captions(answers: list[str]) -> dict[str, Any]:
-        captions = {str(int(file.stem)): text for file, text in zip(pictures, answers, strict=True)}
-        score = score_chair(words, objects, captions)
-        return {"chair_i": score.chair_i, "chair_s": score.chair_s, "words": score.mean_length}
-
     told = [(row["image"], f"{row['false_statement']}\n{row['question']}") for row in misled]
     return {
         "pairs": Questions([(row.image, row.question) for row in rows], 16, of_pairs),
         "misled": Questions(told, 16, of_misled),
         "yes or no": Questions([(folder / IMAGES / image, text) for image, text in distinct], 4, of_pope),
-        "captions": Questions([(file, DESCRIBE) for file in pictures], 90, of_captions),
+        "captions": captions_of(folder / IMAGES, folder / CHAIR, folder / CHAIR / "synonyms.txt", "", DESCRIBE, 90),
     }
+
+
+def captions_of(images: Path, annotations: Path, synonyms: Path, end: str, request: str, tokens: int) -> Questions:
+    """Return CHAIR's request for a caption of each image, with COCO's files `instances{end}.json` and `captions{end}.json`."""
+    words, pictures = CocoWords(synonyms), sorted(images.iterdir())
+    objects = read_objects(words, [annotations / f"instances{end}.json"], [annotations / f"captions{end}.json"])
+
+    def figures(answers: list[str]) -> dict[str, Any]:
+        captions = {str(int(file.stem)): text for file, text in zip(pictures, answers, strict=True)}
+        score = score_chair(words, objects, captions)
+        return {"chair_i": score.chair_i, "chair_s": score.chair_s, "words": score.mean_length, "mentions": score.mentions_per_caption}
+
+    return Questions([(file, request) for file in pictures], tokens, figures)
 
 
 def mean_words(answers: Sequence[str]) -> float:
     return float(np.mean([len(text.split()) for text in answers]))
 
 
-def measure(folder: Path, benchmarks: Mapping[str, Questions], wanted: Callable[[str], bool], seed: int) -> Iterator[dict[str, Any]]:
-    """Yield the figures of each way to decode, of one model, whose name is wanted."""
+def measure(folder: Path, benchmarks: Mapping[str, Questions], known: Rows, names: Sequence[str] | None, seed: int) -> Iterator[Row]:
+    """Yield a row with the figures of each way to decode (or of those with these names), of one model. Known figures are taken over."""
     answerer = Answerer(folder)
-    every = ways(answerer.model.config.get_text_config().hidden_size)
-    for way in [way for way in every if wanted(way.name)]:
+    key = {"model": folder.name, "seed": folder.parent.name}
+    for way in ways(answerer.model.config.get_text_config().hidden_size):
+        row = next((row for row in known if row.items() >= {**key, "way": way.name}.items()), {**key, "way": way.name, "seconds": 0.0})
+        missing = [name for name in way.measures if name in benchmarks and name not in row]
+        if way.name not in (names or [way.name]) or not missing:
+            continue
         started = time.perf_counter()
-        figures = {}
-        for name in [name for name in way.measures if name in benchmarks]:
+        for name in missing:
             questions = benchmarks[name]
             asked = [(picture, way.before + text) for picture, text in questions.asked]
-            figures[name] = questions.figures(answerer.answers(asked, way, questions.tokens, seed))
-        if figures:
-            yield {"model": folder.name, "seed": folder.parent.name, "way": way.name, **figures, "seconds": time.perf_counter() - started}
+            row = {**row, name: questions.figures(answerer.answers(asked, way, questions.tokens, seed))}
+        yield {**row, "seconds": row["seconds"] + time.perf_counter() - started}
 
 
 def table_of(rows: Sequence[dict[str, Any]], model: str) -> TextTable:
@@ -268,7 +278,8 @@ def table_of(rows: Sequence[dict[str, Any]], model: str) -> TextTable:
 def gain_in_pairs(rows: Sequence[dict[str, Any]], way: str) -> str:
     """Return the gain in points over greedy decoding, or for sampled ways over plain sampling, on the same pairs of all seeds."""
     base = "sampled" if way.startswith("sampled") else "greedy"
-    right = {(row["way"], row["seed"]): np.array(row["pairs"]["right"]).reshape(-1, 2).all(axis=1) for row in rows if "pairs" in row}
+    asked = [row for row in rows if "right" in row.get("pairs", {})]
+    right = {(row["way"], row["seed"]): np.array(row["pairs"]["right"]).reshape(-1, 2).all(axis=1) for row in asked}
     seeds = [seed for name, seed in right if name == way and (base, seed) in right]
     if way == base or not seeds:
         return ""
@@ -303,21 +314,25 @@ def main() -> None:
     options.add_argument("--pairs", type=int, default=15, help="pairs for each of the nine patterns; half as many are asked misled")
     options.add_argument("--scenes", type=int, default=60, help="scenes for yes-or-no questions and captions")
     options.add_argument("--seed", type=int, default=5, help="seed of the held-out scenes, and of sampling")
+    options.add_argument("--photos", type=Path, help="folder with COCO's photos and annotations, whose captions are asked for instead")
     options.add_argument("--plot", type=Path, help="PNG or SVG file")
     options.output("JSON file for the figures; answers that it has are not asked for again", required=True)
     args = options.parse_args()
     register_auto_classes()
-    drawn = {"pairs": args.pairs, "scenes": args.scenes, "seed": args.seed}
+    drawn = {"pairs": args.pairs, "scenes": args.scenes, "seed": args.seed} | ({"photos": args.photos.name} if args.photos else {})
     rows = known_rows(args.output, drawn)
     with tempfile.TemporaryDirectory() as folder:
-        every = draw(Path(folder) / "benchmarks", args.pairs, args.scenes, args.seed)
-        benchmarks = {name: every[name] for name in args.measures}
+        if args.photos:
+            coco, synonyms = args.photos / "coco", args.photos / "chair/synonyms.txt"
+            every = {"captions": captions_of(coco / "train2017", coco, synonyms, "_train", "Describe this image in one sentence.", 40)}
+        else:
+            every = draw(Path(folder) / "benchmarks", args.pairs, args.scenes, args.seed)
+        benchmarks = {name: every[name] for name in args.measures if name in every}
         for model in args.models:
-            done = {row["way"] for row in rows if (row["seed"], row["model"]) == (model.parent.name, model.name)}
-            for row in measure(model, benchmarks, lambda way, done=done: way not in done and way in (args.ways or [way]), args.seed):
-                rows.append(row)
+            for row in measure(model, benchmarks, rows, args.ways, args.seed):
+                rows = [old for old in rows if any(old[key] != row[key] for key in ("model", "seed", "way"))] + [row]
+                write_json(args.output, {"rows": rows, "drawn": drawn, "versions": versions("torch", "transformers")})
                 console.print(f"{row['seed']}/{row['model']}: {row['way']}, {row['seconds']:.0f} s")
-            write_json(args.output, {"rows": rows, "drawn": drawn, "versions": versions("torch", "transformers")})
     console.print(*(table_of(rows, model) for model in dict.fromkeys(row["model"] for row in rows)))
     if args.plot:
         plot_decoding(rows, args.plot)

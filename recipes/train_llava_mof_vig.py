@@ -2,7 +2,7 @@
 
 These commands run the embedded miniature, then the three studies on it:
     python recipes/train_llava_mof_vig.py
-    python recipes/train_llava_mof_vig.py --compare fusion --seeds 0 1 2 --output runs/fusion
+    python recipes/train_llava_mof_vig.py --compare fusion --config recipes/configs/miniature_short.yaml --output runs/fusion
     python recipes/train_llava_mof_vig.py --compare selection --seeds 0 1 2 --output runs/selection
     python recipes/train_llava_mof_vig.py --compare noise --seeds 0 1 2 3 4 --output runs/noise
 
@@ -11,6 +11,10 @@ These commands run a real language model on real photos, then plan and run LLaVA
     python recipes/train_llava_mof_vig.py --config recipes/configs/llava15_7b.yaml --dry-run
     accelerate launch --config_file recipes/configs/launch/fsdp2.yaml recipes/train_llava_mof_vig.py \\
         --config recipes/configs/llava15_7b.yaml --data-dir DATA --rows interleaved+vig --output runs/llava15_7b
+
+These commands plan and run it on a single GPU of 24 GiB, with LoRA on a language model in 4 bits (QLoRA):
+    python recipes/train_llava_mof_vig.py --config recipes/configs/llava15_7b_qlora.yaml --dry-run --devices 1 --gpu-memory 24
+    python recipes/train_llava_mof_vig.py --config recipes/configs/llava15_7b_qlora.yaml --data-dir DATA --rows interleaved+vig
 
 The study of noise asks whether VIG keeps the records whose answers the image supports. These predictions were written down before the
 first run, after a trial with three seeds on other held-out pairs. The primary contrast is `vig 0.4` minus `random 0.4` in pair accuracy,
@@ -31,6 +35,32 @@ prediction 1 held in the mean; 2, 4 and 6 failed. Written down before the second
        better than `lowest-loss` on misled questions, and not worse in pairs.
     10. With the noise `mixed`, `vig` gains less over `random` in pairs than at 40 % ungrounded, because true answers are not wrong to
        learn from, and `plausible` answers may have a positive VIG.
+Written down before the third run, for the rows that the second run did not reach (seed 0):
+    11. At 40 %, `vig-samples` comes within 5 points of `vig` in pairs, `vig-tokens` stays at least 5 points below `vig`, and
+        `vig-steps` is at most 3 points below `vig`: fewer steps are not why `vig` gains.
+    12. At 20 %, `vig` gains more than 5 points over `random`, at 60 % more than 10. Its gain over `everything` grows with the share.
+    13. Without noise, `vig` loses more than 10 points to `everything` and `vig-floor` from 3 to 10. `random` loses more than both.
+After the failure with the noise `mixed` (docs/results/noise.md), the scores of 500 training records of seed 0 were looked at: unseen words
+have a large VIG by accident, their shared threshold drops nine tenths of the tokens of true records, and the rise of a token's
+probability (`gain`) tells true records from boilerplate with AUROC .81, guessable .65, plausible .71 (VIG: .50, .58, .46). Without labels,
+AUROC against swapped images says the same: .78 against .69. A scorer warmed on a tenth of stage 2 tells them no better. Hence, seed 0:
+    14. With the noise `mixed`, `gain-samples` comes within 4 points of `everything` in pairs: it does no harm. Misled questions stay within
+        10 points of `everything`, because guessable records are not found.
+    15. With the noise `mixed`, `vig-samples` is at least 30 points better than `vig`, but below `gain-samples`.
+    16. At 40 % ungrounded, `gain-samples` comes within 4 points of `vig-samples`.
+
+The study of fusions asks which way to join two encoders is best, with each fusion's own number of tokens and with equal numbers
+(`-equal`), on records without noise. These predictions were written down after a trial of `clip` (15.8 % of other held-out pairs) and
+`interleaved` (37.5 %), before any other fusion was run:
+    1. Every fusion gains more than 10 points of pair accuracy over `clip`, and `clipx2` gains less than 3.
+    2. `sequence` is within 3 points of `interleaved`. The order of tokens matters little, because attention finds them in any order.
+    3. `concat` is within 5 points of `interleaved` with half as many tokens (Eagle), and better than `additive`, which mixes two spaces.
+    4. `cross_attention` is the worst fusion: its queries and its attention must be learnt in few steps.
+    5. Tokens without new information change little: each `-equal` row is within 3 points of the row without it.
+    6. The curve of `additive` as published (arXiv 2401.06209, table 2): pair accuracy rises with DINOv2's share up to 0.75, and fewer
+       answers name an option of the question, by more than 3 points from a share of 0.25 to 0.875. (The second is expected to fail:
+       mini-dino sees nearly all that mini-clip sees.)
+    7. In every fusion, DINOv2's utilisation rate is above CLIP's, and neither is negative.
 """
 
 import argparse
@@ -49,12 +79,13 @@ from accelerate import PartialState
 from rich.console import Console
 from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
 
-from encoders import build_encoder
+from encoders import FeatureStore, StoredImages, build_encoder, encode_images
 from mof import MoFForConditionalGeneration, MoFProcessor
 from mof.adapter import build_mixer
 from mof.evals import mmvp
 from mof.evals.answerers import LocalModel
 from mof.evals.answering import answer_all
+from mof.evals.encoder_worth import encoder_worth
 from mof.evals.option_matching import match_answer
 from mof.language_models import load_language_model
 from mof.miniature import write_dataset
@@ -74,7 +105,9 @@ from vig import load_scores, score, select
 from vig.analyses.image_match import right_against_other_image
 from vig.analyses.misleading_text import misleading_text
 from vig.report import write_report
+from vig.saved_models import load_in_4bit
 from vig.training import finetune
+from vig.training.preparation import add_lora
 
 console = Console()
 
@@ -87,7 +120,7 @@ def main() -> None:
     console.quiet = not PartialState().is_main_process
     setting = read_setting(args.config, **({"strict": True} if args.strict else {}))
     if args.dry_run:
-        console.print(plan_tables(plan(setting, devices=args.devices)))
+        console.print(plan_tables(plan(setting, devices=args.devices), args.gpu_memory))
         return
     if args.quick and setting.data.scenes:
         setting.data.scenes = setting.data.scenes.twentieth()
@@ -144,6 +177,8 @@ def show(results: list[dict[str, Any]], compare: str | None, folder: RunFolder) 
             console.print(row["name"], "on held-out captions:", row["held_out"])
     if results[0]["by_pattern"]:
         console.print(contrasts(results) if compare == "noise" else bars(results))
+        if compare == "fusion":
+            console.print(contrasts(results, "name", ("interleaved", "clip")))
         if PartialState().is_main_process:
             plot = {"selection": plot_selection, "noise": plot_noise}.get(compare or "", plot_study)
             console.print("picture:", *plot(results, folder.path("plots")), soft_wrap=True)
@@ -179,9 +214,11 @@ class RowRun:
         measured = {key: value for key, value in facts[-1].items() if key not in ("seconds", "active_tokens", "losses")}
         if row.misled:
             measured |= self.stage("misled", row.name, self.mislead)
+        if row.worth and self.seed == 0:
+            measured |= self.stage("worth", row.name, self.weigh)
         return {
             "name": row.name, "selection": row.selection, "keep": row.keep, "noise": row.noise, "visual_tokens": facts[0]["visual_tokens"],
-            "active_tokens": facts[-1]["active_tokens"], "seconds": round(sum(fact["seconds"] for fact in facts), 1), "seed": self.seed,
+            "adapter_parameters": facts[0]["adapter_parameters"], "active_tokens": facts[-1]["active_tokens"], "seconds": round(sum(fact["seconds"] for fact in facts), 1), "seed": self.seed,
             **measured, "losses": {"align": facts[0]["losses"], "finetune": facts[-1]["losses"]},
         } | ({"aligned": facts[0]["held_out"]} if "held_out" in facts[0] else {})  # fmt: skip
 
@@ -202,13 +239,30 @@ class RowRun:
         model.requires_grad_(False)
         for name, parameter in model.mixer.named_parameters():
             parameter.requires_grad_(not name.startswith("encoders."))
-        facts = train(model, processor, self.records.align, self.setting.align, self.setting, folder, self.seed)
-        return facts | {"visual_tokens": model.mixer.tokens_per_image} | held_out_vig(model, processor, self.records, self.setting)
+        adapters = sum(parameter.numel() for parameter in model.mixer.parameters() if parameter.requires_grad)
+        stored = self.stored_images(model, processor)
+        facts = train(model, processor, self.records.align, self.setting.align, self.setting, folder, self.seed, stored)
+        facts |= {"visual_tokens": model.mixer.tokens_per_image, "adapter_parameters": adapters}
+        return facts | held_out_vig(model, processor, self.records, self.setting)
+
+    def stored_images(self, model: MoFForConditionalGeneration, processor: MoFProcessor) -> StoredImages | None:
+        """Return the features of all images of both stages, which the first row encodes; None for a row whose encoders run."""
+        if not self.row.stored:
+            return None
+        encoders, view = dict(model.mixer.encoders.items()), processor.image_processor.view
+        images = sorted({image for record in [*self.records.align, *self.records.finetune] for image in record["images"]})
+
+        def encode(folder: Path) -> None:
+            if PartialState().is_main_process:
+                encode_images(images, encoders, folder / "store", embeddings=False, tokens="float16", view=view)
+
+        self.folder.stage("features", encode)
+        return StoredImages(FeatureStore(self.folder.path("features/store"), list(encoders)), encoders, view)
 
     def score(self, folder: Path) -> dict[str, Any]:
         start, setting, records = time.monotonic(), self.setting, self.records.finetune
         model, processor = load(self.path("align", self.row.aligned))
-        options = {"batch_size": setting.score_batch_size, "max_length": setting.max_length}
+        options = {"batch_size": setting.score_batch_size, "max_length": setting.max_length, "measures": ["loss"]}
         score(model.to(PartialState().device), processor, records, folder, setting.null, **options)
         facts = {"seconds": time.monotonic() - start, "auroc": separation(load_scores(folder), records, self.records.truth)}
         self.folder.write(f"{self.row.mix}.json", records)  # as they were scored, for `mof vig report`
@@ -221,19 +275,36 @@ class RowRun:
 
     def finetune(self, folder: Path, records: list[dict[str, Any]]) -> dict[str, Any]:
         set_seed(self.seed)
-        model, processor = load(self.path("align", self.row.aligned))
-        model.requires_grad_(True)
-        model.mixer.encoders.requires_grad_(False)
-        stage = self.setting.finetune
+        stage, aligned = self.setting.finetune, self.path("align", self.row.aligned)
+        model, processor = load(aligned)
+        stored_images = self.stored_images(model, processor)
+        if stage.load_in_4bit:
+            model = load_in_4bit(aligned, bf16=self.setting.bf16)
+        if stage.lora:
+            model = add_lora(model, stage.lora)
+        else:
+            model.requires_grad_(True)
+            model.mixer.encoders.requires_grad_(False)
         if self.row.selection == "vig-steps":
             stage = dataclasses.replace(stage, max_steps=stage.steps(len(self.records.finetune)))
-        facts = train(model, processor, records, stage, self.setting, folder, self.seed)
+        whole = (lambda: load(aligned)[0]) if stage.load_in_4bit else None
+        facts = train(model, processor, records, stage, self.setting, folder, self.seed, stored_images, whole)
+        if stage.lora:
+            model = load(folder)[0].to(PartialState().device)  # with LoRA merged into it
         return facts | evaluate(model, processor, self.records, self.setting)
 
     def mislead(self, folder: Path) -> dict[str, Any]:
         questions = misleading_questions(self.setting.data.scenes.pairs, np.random.default_rng([self.seed, 1]))
         model, processor = load(self.path("finetune", self.row.name))
-        return {"misled_accuracy": misleading_text(model, processor, questions, batch_size=128, progress=True)["misled"].question_accuracy}
+        answered = misleading_text(model, processor, questions, batch_size=128, ways=["misled"], progress=True)
+        return {"misled_accuracy": answered["misled"].question_accuracy}
+
+    def weigh(self, folder: Path) -> dict[str, Any]:
+        questions = self.records.pairs
+        answerer = LocalModel(*load(self.path("finetune", self.row.name)), self.row.name, batch_size=64, max_new_tokens=16)
+        pictures = list(dict.fromkeys(str(question.image) for question in questions))
+        result = encoder_worth(answerer, lambda run: mmvp.eval_mmvp(run, questions, "question"), pictures, folder)
+        return {"worth": {name: dataclasses.asdict(worth) for name, worth in (result.encoders | result.pictures).items()}}
 
 
 # --- parts of the stages
@@ -243,10 +314,9 @@ def build(setting: Setting, row: Row) -> tuple[MoFForConditionalGeneration, MoFP
     encoders = {}
     for name in row.encoders:  # an encoder that comes twice gets another name the second time, and another adapter
         encoders[name if name not in encoders else f"{name}_again"] = build_encoder(**setting.encoders[name])
-    options = {"pool": setting.pool, "grid": setting.grid} | dict(row.options)
-    mixer = build_mixer(row.fusion, encoders, llm.config.get_text_config().hidden_size, **options)
+    mixer = build_mixer(row.fusion, encoders, llm.config.get_text_config().hidden_size, **setting.mixer_options | dict(row.options))
     model = MoFForConditionalGeneration.from_parts(mixer, llm, tokenizer)
-    return model, MoFProcessor.from_parts(model, tokenizer)
+    return model, MoFProcessor.from_parts(model, tokenizer, max_tiles=setting.max_tiles)
 
 
 def load(folder: Path) -> tuple[MoFForConditionalGeneration, MoFProcessor]:
@@ -257,14 +327,17 @@ def load(folder: Path) -> tuple[MoFForConditionalGeneration, MoFProcessor]:
 
 def train(
     model: MoFForConditionalGeneration, processor: MoFProcessor, records: list[dict[str, Any]], stage: Stage, setting: Setting,
-    folder: Path, seed: int,
+    folder: Path, seed: int, stored_images: StoredImages | None, whole: Callable[[], MoFForConditionalGeneration] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Train the parameters that require gradient, from the folder's last checkpoint. Save model and processor into `folder`."""
+    """Train the parameters that require gradient, from the folder's last checkpoint. Save model and processor into `folder`.
+
+    For a model in 4 bits, `whole` loads the model into which the trained LoRA is merged.
+    """
     per_device, accumulation = stage.split(PartialState().num_processes)
     steps = stage.steps(len(records))
     facts = finetune(
-        model, processor, records, folder, gradient_checkpointing=stage.gradient_checkpointing,
-        trainer_options={"max_length": setting.max_length, "strict": setting.strict}, seed=seed, bf16=setting.bf16,
+        model, processor, records, folder, whole=whole, gradient_checkpointing=stage.gradient_checkpointing,
+        trainer_options={"max_length": setting.max_length, "strict": setting.strict, "stored_images": stored_images}, seed=seed, bf16=setting.bf16,
         learning_rate=stage.learning_rate, weight_decay=stage.weight_decay, warmup_steps=math.ceil(stage.warmup_ratio * steps),
         num_train_epochs=stage.epochs, max_steps=stage.max_steps, per_device_train_batch_size=per_device,
         gradient_accumulation_steps=accumulation, logging_steps=max(1, steps // 10), save_steps=max(1, steps // 4),
@@ -283,9 +356,11 @@ def evaluate(model: MoFForConditionalGeneration, processor: MoFProcessor, record
         asked = [dataclasses.replace(question.prompt("question"), options=()) for question in records.pairs]  # they name their options
         said, _ = answer_all(answerer, asked, progress=True)
         answers = {question.id: answer.text for question, answer in zip(records.pairs, said, strict=True)}
-        right = [match_answer(answers[question.id], question.options) == question.labels["released"] for question in records.pairs]
+        chosen = [match_answer(answers[question.id], question.options) for question in records.pairs]
+        right = [option == question.labels["released"] for option, question in zip(chosen, records.pairs, strict=True)]
         result = mmvp.score(records.pairs, right)
         accuracy = {"pair_accuracy": result.pair_accuracy, "question_accuracy": result.question_accuracy}
+        accuracy["option_named"] = sum(option is not None for option in chosen) / len(chosen)
         accuracy["by_pattern"] = {pattern: shares["pair_accuracy"] for pattern, shares in result.by_pattern.items()}
         accuracy["pairs_right"] = [int(first and second) for first, second in zip(right[0::2], right[1::2], strict=True)]
         accuracy["examples"] = {str(question.id): answers[question.id] for pair in example_pairs(records.pairs) for question in pair}
@@ -317,6 +392,7 @@ def arguments() -> argparse.Namespace:
     )
     options.add_argument("--dry-run", action="store_true", help="no training: parameters, tokens, memory and steps")
     options.add_argument("--devices", type=int, default=8, help="GPUs to plan for, with --dry-run")
+    options.add_argument("--gpu-memory", type=int, default=80, help="GiB of a GPU to plan for, with --dry-run")
     options.add_argument("--quick", action="store_true", help="a twentieth of the miniature, to see that everything works")
     return options.parse_args()
 

@@ -16,8 +16,46 @@ Grid = tuple[int, int]
 # Shapes: B = images, L = patch and prefix tokens, D = width.
 
 
+KEPT = "kept_in_trace"
+"""Entry in the `__dict__` of a block: where the hooks of `watch` put the block's input and output while a pass is traced."""
+
+
 class _Reached(Exception):
     """_Reached ends a forward pass early."""
+
+
+def watch(blocks: nn.ModuleList, layers: Iterable[int]) -> None:
+    """Install the hooks that `traced_outputs` needs on the blocks of these layers. torch.compile cannot trace the installation."""
+    for layer in layers:
+        if layer:
+            blocks[layer - 1].register_forward_hook(_keep_output)
+        else:
+            blocks[0].register_forward_pre_hook(_keep_input)
+
+
+def _keep_output(block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    if (kept := block.__dict__.get(KEPT)) is not None:
+        kept["output"] = output
+
+
+def _keep_input(block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    if (kept := block.__dict__.get(KEPT)) is not None:
+        kept["input"] = inputs[0]
+
+
+def traced_outputs(blocks: nn.ModuleList, layers: Iterable[int], run: Callable[[], object]) -> dict[int, Tensor]:
+    """Return the outputs [B, L, D] of layers, as `block_outputs` collects them, of a pass that torch.compile or torch.export traces.
+
+    The whole tower runs in the trace, and the blocks after the last layer drop out of the graph.
+    """
+    read = {layer: blocks[max(layer - 1, 0)] for layer in layers}
+    for block in read.values():
+        block.__dict__[KEPT] = {}
+    run()
+    outputs = {layer: block.__dict__[KEPT]["output" if layer else "input"] for layer, block in read.items()}
+    for block in read.values():
+        block.__dict__[KEPT] = None
+    return outputs
 
 
 @contextmanager
@@ -32,19 +70,19 @@ def block_outputs(blocks: nn.ModuleList, layers: Iterable[int], leave: bool = Fa
     outputs: dict[int, Tensor] = {}
     wanted, thread = set(layers), threading.get_ident()
 
-    def keep(layer: int, tokens: Tensor) -> None:
+    def keep(layer: int, tokens: Tensor | tuple[Tensor, ...]) -> None:
         if threading.get_ident() != thread:
             return
-        outputs[layer] = tokens
+        outputs[layer] = tokens[0] if isinstance(tokens, tuple) else tokens  # V-JEPA 2 returns its attention, too
         if leave and layer == max(wanted):
             raise _Reached
 
-    def watch(layer: int) -> Callable[..., None]:
+    def keeping(layer: int) -> Callable[..., None]:
         return lambda _block, inputs, *output: keep(layer, output[0] if output else inputs[0])
 
-    hooks = [blocks[layer - 1].register_forward_hook(watch(layer)) for layer in wanted if layer]
+    hooks = [blocks[layer - 1].register_forward_hook(keeping(layer)) for layer in wanted if layer]
     if 0 in wanted:
-        hooks.append(blocks[0].register_forward_pre_hook(watch(0)))
+        hooks.append(blocks[0].register_forward_pre_hook(keeping(0)))
     try:
         yield outputs
     except _Reached:
@@ -59,8 +97,14 @@ class BlockEncoder(Encoder):
     """BlockEncoder is an encoder whose tower has blocks that take and return tokens [B, L, D], prefix tokens first.
 
     The tower runs its blocks itself, because only the tower knows their arguments (masks, rotary positions). A subclass implements
-    `blocks_and_norm` and `image_embedding`, and `stage_tokens` for towers without equal blocks.
+    `blocks_and_norm` and `image_embedding`, and `stage_tokens` for towers without equal blocks. At the end of its `__init__`, it calls
+    `watch_blocks`.
     """
+
+    def watch_blocks(self) -> None:
+        """Prepare the blocks for torch.compile."""
+        if (parts := self.blocks_and_norm()) is not None:
+            watch(parts[0], set(self.layers))
 
     def blocks_and_norm(self) -> tuple[nn.ModuleList, nn.Module] | None:
         """Return the tower's blocks and its final norm, or None for a tower without equal blocks, which is read by `stage_tokens`."""
@@ -73,8 +117,9 @@ class BlockEncoder(Encoder):
     def patch_tokens(self, x: Tensor) -> Tensor:
         if (parts := self.blocks_and_norm()) is None:
             return self.stage_tokens(x)  # [B, h*w, D]
-        leave = not torch.compiler.is_compiling()  # a trace follows each call to its end
-        with block_outputs(parts[0], self.layers, leave=leave) as outputs:  # [B, L, D] each
+        if torch.compiler.is_compiling():
+            return self._patches(traced_outputs(parts[0], self.layers, lambda: self.image_embedding(x)), parts[1])  # [B, h*w, D]
+        with block_outputs(parts[0], self.layers, leave=True) as outputs:  # [B, L, D] each
             self.image_embedding(x)
         return self._patches(outputs, parts[1])  # [B, h*w, D]
 

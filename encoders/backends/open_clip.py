@@ -68,6 +68,7 @@ class OpenClipEncoder(BlockEncoder):
         self._positions = Positions()
         self._offline = offline
         self._tokenizer: Any = None  # made on first use, because some tokenizers come from the hub
+        self.watch_blocks()
 
     def blocks_and_norm(self) -> tuple[nn.ModuleList, nn.Module] | None:
         visual = self.tower.visual

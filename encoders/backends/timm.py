@@ -59,6 +59,7 @@ class TimmEncoder(BlockEncoder):
         )
         self.prefix_tokens, self.flexible = prefix_tokens(trunk), takes_any_size(trunk)
         self._positions = Positions()
+        self.watch_blocks()
 
     def blocks_and_norm(self) -> tuple[nn.ModuleList, nn.Module] | None:
         return blocks_and_norm(self.tower)

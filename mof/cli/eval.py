@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +14,7 @@ from mof.cli.tables import percent_table, show_result
 from mof.evals.published import MMVP
 from mof.evals.text_tables import TextTable
 
+DESCRIBE = "Please describe this image in detail."  # CHAIR prescribes no words
 PhotoFolder = Annotated[Path | None, images_option("Folder of the photos. Finished answers need none.")]
 
 
@@ -109,7 +108,7 @@ def chair(
     synonyms: Annotated[Path, typer.Option(help="One line per class, of synonyms separated by commas: CHAIR's synonyms.txt.")],
     images: PhotoFolder = None,
     count: Annotated[int | None, typer.Option(min=1, help="Describe only this many of the photos, drawn with seed 0.")] = None,
-    prompt: Annotated[str, typer.Option(help="The question about each photo.")] = "Please describe this image in detail.",
+    prompt: Annotated[str, typer.Option(help="The question about each photo.")] = DESCRIBE,
     max_new_tokens: MaxNewTokens = 512,
 ) -> None:
     """Measure the share of the objects in captions that are not in the photos.
@@ -123,7 +122,7 @@ def chair(
     if images is None and answerer.answers is None:
         raise ValueError("give --images, the folder of the photos")
     from mof.evals.answerers import AnswersFile
-    from mof.evals.chair import CocoWords, eval_chair, read_objects
+    from mof.evals.chair import CocoWords, eval_chair, photos, read_objects
 
     words = CocoWords(synonyms)
     objects = read_objects(words, instances, captions)
@@ -132,7 +131,7 @@ def chair(
         result = eval_chair(run, words, objects, dict.fromkeys(run.answerer.answers), None)
     else:
         assert images is not None
-        result = eval_chair(run, words, objects, _photos(instances, images, count), prompt)
+        result = eval_chair(run, words, objects, photos(instances, images, count), prompt)
     table = percent_table("CHAIR, %", ("CHAIR i", "CHAIR s"), {result["model"]: [result["chair_i"], result["chair_s"]]})
     length, mentions = result["mean_length"], result["mentions_per_caption"]
     line = f"{result['captions']} captions of {length:.1f} words with {mentions:.1f} objects on average"
@@ -177,20 +176,6 @@ def suite(
     result = run_suite(suite, SuiteRun(model, output, name, seed, dtype, batch_size, limit, decoding), Console())
     title = f"{result['model']}, suite {suite} by lmms-eval"
     show_result(result, output, TextTable(title, ("value", "questions"), rows_of(result["figures"]), "benchmark"))
-
-
-def _photos(instances: Sequence[Path], folder: Path, count: int | None) -> dict[str, Path]:
-    """Return image id -> file of the listed photos that are in the folder, or of `count` of them."""
-    from encoders.images.opening import inside
-    from mof.evals.chair import read_coco
-
-    listed = [image for file in instances for image in read_coco(file, "category_id").get("images", [])]
-    files = {str(image["id"]): Path(inside(folder, image["file_name"])) for image in listed}
-    present = {id: file for id, file in files.items() if file.is_file()}
-    if not present or (count is not None and count > len(present)):
-        raise ValueError(f"{folder} holds {len(present)} of the {len(files)} photos that {instances[0]} lists; wanted {count or 'some'}")
-    chosen = sorted(present) if count is None else random.Random(0).sample(sorted(present), count)
-    return {id: present[id] for id in chosen}
 
 
 def _agreement(judge: dict[str, Any]) -> str:

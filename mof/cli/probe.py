@@ -45,9 +45,8 @@ def mmvp_vlm(
     for result in results:
         if output is not None:
             output.mkdir(parents=True, exist_ok=True)
-            stem = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in result.encoder)
-            result.to_json(output / f"{stem}.json")
-            result.to_csv(output / f"{stem}.csv")
+            result.to_json(output / f"{_stem(result.encoder)}.json")
+            result.to_csv(output / f"{_stem(result.encoder)}.csv")
     console = Console()
     rows = probe_rows(results)
     others = "" if results[0].not_official is None else ", on MMVP-VLM, which these pairs are not"
@@ -65,7 +64,52 @@ def mmvp_vlm(
         plot_probe(f"{'MMVP-VLM' if results[0].not_official is None else 'Pairs, not MMVP-VLM'}: {results[0].folder}", tables, plot)
 
 
-probe = command_group({"mmvp-vlm": mmvp_vlm}, help="Measure what encoders are blind to.")
+@starts_over
+def layers(
+    data: Annotated[Path, typer.Option(help="Folder of pairs in MMVP's layout: Questions.csv and the images.")],
+    encoder: Annotated[list[str], typer.Option(help="Name of an encoder, as build_encoder takes it. Can be given several times.")],
+    patterns: Annotated[Path | None, typer.Option(help="File of ids and patterns, if Questions.csv has no category.")] = None,
+    cells: Annotated[int, typer.Option(min=1, help="Tokens are averaged over so many rows and columns; 1 forgets places.")] = 4,
+    output: Annotated[Path | None, output_option("Folder for a .json and a .csv per encoder.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Picture of the shares by layer, .png or .svg.")] = None,
+) -> None:
+    """Measure by a linear probe of every layer what an encoder still tells: the share of right pairs by pattern; chance is 25 %.
+
+    \b
+    Example:
+      mof probe layers --data runs/benchmarks/MMVP --encoder mini-clip --encoder mini-dino --output probes --plot probes/layers.png
+    """
+    from rich.console import Console
+
+    from mof.evals.layer_probe import probe_layers
+    from mof.evals.mmvp import read_mmvp
+    from mof.evals.plots import plot_layers
+
+    questions = read_mmvp(data, patterns)
+    results = [probe_layers(name, questions, cells=cells, progress=True) for name in encoder]
+    console = Console()
+    for result in results:
+        if output is not None:
+            output.mkdir(parents=True, exist_ok=True)
+            result.write(output, _stem(result.encoder))
+        title = f"{result.encoder}: right pairs by layer, %; chance 25"
+        shown = {layer: [f"{value:.1f}" for value in row.values()] for layer, row in result.rows().items()}
+        console.print(TextTable(title, [*result.by_pattern, "average"], shown, "layer"))
+        best = result.average.index(max(result.average))
+        low, high = result.intervals[best]
+        console.print(f"best layer {result.layers[best]}: {100 * result.average[best]:.1f} % [{100 * low:.1f},{100 * high:.1f}]")
+    if left_out := results[0].left_out:
+        console.print(f"{left_out} of {len(questions) // 2} pairs are left out: an answer of theirs occurs in no other pair of the pattern")
+    if plot is not None:
+        plot_layers({result.encoder: result.rows() for result in results}, plot)
+
+
+def _stem(encoder: str) -> str:
+    """Return the name of an encoder as a name of files."""
+    return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in encoder)
+
+
+probe = command_group({"mmvp-vlm": mmvp_vlm, "layers": layers}, help="Measure what encoders are blind to.")
 Rows = dict[str, dict[str, float]]
 """name -> {type: value, ..., "average": value}"""
 

@@ -65,6 +65,8 @@ class Answer:
     output_tokens: int = 0
     error: str | None = None
     """Why this prompt will never be answered, such as an endpoint's content filter. The text is then empty."""
+    option_tokens: tuple[int, ...] | None = None
+    """The number of tokens of each option, with the log-likelihoods."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "text", whole_characters(self.text))
@@ -138,8 +140,8 @@ class AnswerCache:
 
 
 def _to_answer(fields: dict[str, Any]) -> Answer:
-    likelihoods = fields["log_likelihoods"]
-    return Answer(**fields | {"log_likelihoods": None if likelihoods is None else tuple(likelihoods)})
+    lists = {name: fields.get(name) for name in ("log_likelihoods", "option_tokens")}  # older releases kept no number of tokens
+    return Answer(**fields | {name: None if values is None else tuple(values) for name, values in lists.items()})
 
 
 def answer_all(

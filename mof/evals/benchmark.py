@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from mof.evals.intervals import Figure
+from mof.evals.intervals import Figure, Tally
 
 Row = dict[str, Any]  # JSON-able
 
@@ -39,6 +39,8 @@ class Measured:
     """Key of `Benchmark.MEASURES` -> figure."""
     patterns: dict[str, float] = field(default_factory=dict)
     """Pattern, as the questions spell it -> share of right pairs."""
+    parts: dict[str, Tally] = field(default_factory=dict)
+    """Part of the benchmark, such as a pattern or a strategy -> the headline's figure on this part alone."""
     wrong_pairs: list[tuple[Row, Row]] = field(default_factory=list)
     """For MMVP, the two rows of answers.jsonl for each pair that does not count."""
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import re
 import statistics
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from encoders.images.opening import inside
 from mof.evals.answering import Answer, Prompt
 from mof.evals.benchmark import Measure, Measured, Row
 from mof.evals.intervals import Figure, Given, Tally
@@ -138,6 +140,21 @@ def read_coco(file: str | Path, field: str) -> dict[str, Any]:
     if not good:
         raise ValueError(f"{file} is no annotation file of COCO: expected 'annotations' with image_id and {field}")
     return document
+
+
+def photos(instances: Sequence[Path], folder: Path, count: int | None) -> dict[str, Path]:
+    """Return image id -> file of the photos that COCO's instances files list and that are in the folder, or of `count` of them.
+
+    Raises:
+        ValueError: for a folder with fewer of these photos.
+    """
+    listed = [image for file in instances for image in read_coco(file, "category_id").get("images", [])]
+    files = {str(image["id"]): Path(inside(folder, image["file_name"])) for image in listed}
+    present = {id: file for id, file in files.items() if file.is_file()}
+    if not present or (count is not None and count > len(present)):
+        raise ValueError(f"{folder} holds {len(present)} of the {len(files)} photos that {instances[0]} lists; wanted {count or 'some'}")
+    chosen = sorted(present) if count is None else random.Random(0).sample(sorted(present), count)
+    return {id: present[id] for id in chosen}
 
 
 @dataclass(frozen=True)

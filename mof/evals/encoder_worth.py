@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from encoders import read_image
-from encoders.images.reading import blur
 from mof.data.records import ImageSource
 from mof.evals.answerers import LocalModel
 from mof.evals.answering import Answer, Prompt, image_hash
 from mof.evals.benchmark import Row
-from mof.evals.intervals import Difference, Interval, Tally, difference
+from mof.evals.intervals import Difference, Figure, Interval, Tally, difference
+from mof.evals.other_pictures import OtherPictures, Picture
 from mof.evals.outcomes import BENCHMARKS, MEASURES, Outcome, read_outcome
 from mof.evals.run import Run
 from mof.mixer import Mixer
@@ -33,7 +33,6 @@ from mof.mixer import Mixer
 Replacement = Literal["mean", "zero", "mask"]
 """The tokens of the encoder that is taken away become their mean over the benchmark's images, position by position; or zeros; or
 they are masked: the language model goes on as if they were not there."""
-Picture = Literal["blurred", "swapped"]
 MEAN_IMAGES = 64  # whose mean stands for an encoder
 
 Measurement = Callable[[Run], Row]
@@ -93,35 +92,12 @@ class WithoutEncoder:
         """Return the mean [P, C] of the encoder's tokens at the common grid."""
         if not images:
             raise ValueError("the mean of an encoder's tokens needs images, got none")
-        total: Tensor | None = None
+        total, count = torch.zeros((), dtype=torch.float64), 0
         for image in images:
-            pixels = self._model.processor.image_processor(read_image(image), return_tensors="pt")["pixel_values"]  # [1, 3, S, S]
-            tokens = self._mixer.encode(pixels.to(self._model.model.device))[self._encoder].double().sum(0)  # [P, C]
-            total = tokens if total is None else total + tokens
-        assert total is not None
-        return total / len(images)
-
-
-class OtherPictures:
-    """A model that is shown the blurred image, or another image of the benchmark: the image half the list of images further on.
-
-    Raises:
-        ValueError: for fewer than two images, which cannot be swapped.
-    """
-
-    def __init__(self, model: LocalModel, picture: Picture, images: Sequence[ImageSource]) -> None:
-        self._model, self._picture = model, picture
-        if len(images) < 2:
-            raise ValueError(f"images can be swapped if there are at least two, got {len(images)}")
-        half = len(images) // 2  # neighbours are often the two images of a pair
-        self._others = dict(zip(map(str, images), [*images[half:], *images[:half]], strict=True))
-        self.name, self.settings = f"{model.name}, {picture} images", model.settings | {"images": picture}
-
-    def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
-        return self._model.answer([replace(prompt, images=[self._shown(image) for image in prompt.images]) for prompt in prompts])
-
-    def _shown(self, image: ImageSource) -> ImageSource:
-        return blur(read_image(image)) if self._picture == "blurred" else self._others[str(image)]
+            pixels = self._model.processor.image_processor(read_image(image), return_tensors="pt")["pixel_values"]  # [tiles, 3, S, S]
+            tokens = self._mixer.encode(pixels.to(self._model.model.device))[self._encoder]  # [tiles, P, C]
+            total, count = total + tokens.double().sum(0), count + len(tokens)  # [P, C]
+        return total / count
 
 
 @dataclass(frozen=True)
@@ -132,10 +108,10 @@ class Worth:
     loss: Difference
     """The whole model's score minus this, with the paired interval; the reverse for a measure that is better when lower."""
     rate: float
-    """The loss as a share of the whole model's score: the conditional utilisation rate. NaN for a score of 0."""
+    """The loss as a share of the whole model's score: the conditional utilisation rate. Not finite for a score of 0."""
     rate_interval: Interval
-    patterns: dict[str, float]
-    """Pattern -> rate of the pattern's share of right pairs, where questions name their patterns and the whole model has any right."""
+    parts: dict[str, Worth] = field(default_factory=dict)
+    """Part of the benchmark -> the same on this part alone: MMVP's patterns where questions name them, POPE's strategies."""
 
 
 @dataclass(frozen=True)
@@ -143,12 +119,15 @@ class EncoderWorth:
     """The result of `encoder_worth`."""
 
     measure: str
-    """The title of the headline."""
+    """The title of the headline, with its unit."""
+    scale: float
+    """The number by which scores are multiplied for this unit: 100 for a share that is told in %."""
     score: float
     encoders: dict[str, Worth]
     pictures: dict[str, Worth]
-    """"blurred" and "swapped" -> what the score owes to the image as a whole."""
-    patterns: dict[str, float]
+    """"blurred" and "swapped" -> the worth of the image as a whole."""
+    parts: dict[str, float]
+    """Part of the benchmark -> the whole model's score."""
 
     @property
     def information_gap(self) -> float:
@@ -169,7 +148,7 @@ def encoder_worth(
     """Ask a benchmark of the whole model, without each encoder, and with blurred and swapped images.
 
     Args:
-        measurement: asks the benchmark: `lambda run: eval_mmvp(run, questions)`, or eval_pope or eval_chair.
+        measurement: asks the benchmark: `lambda run: eval_mmvp(run, questions)`, or eval_pope, eval_chair or eval_captions.
         images: the benchmark's images, without repetition.
         output: gets a folder of an evaluation for each of these, which `mof eval report` reads. A run that was cut off goes on.
         run: the name, seed and progress bar of the runs.
@@ -193,22 +172,28 @@ def encoder_worth(
     worths = {folder: _worth(measure, whole, other) for folder, other in measured.items()}
     encoders = {name: worths[f"without-{name}"] for name in mixer_of(model).encoders}
     pictures = {picture: worths[picture] for picture in get_args(Picture)}
-    title = f"{MEASURES[measure].benchmark} {MEASURES[measure].title.removesuffix(', %')}"
-    return EncoderWorth(title, whole.figures[measure].value, encoders, pictures, whole.patterns)
+    title = f"{MEASURES[measure].benchmark} {MEASURES[measure].title}"
+    parts = {name: figure.value for name, figure in whole.parts.items()}
+    return EncoderWorth(title, MEASURES[measure].scale, whole.figures[measure].value, encoders, pictures, parts)
 
 
 def _worth(measure: str, whole: Outcome, other: Outcome) -> Worth:
-    all_figures, figures = whole.figures[measure], other.figures[measure]
-    better, worse = (figures, all_figures) if MEASURES[measure].better == "lower" else (all_figures, figures)
-    loss = difference([better], [worse])
-    assert isinstance(all_figures, Tally) and isinstance(figures, Tally) and loss is not None  # the same questions
-    sign = 1 if better is all_figures else -1
+    lower = MEASURES[measure].better == "lower"
+    parts = {name: _compared(figure, other.parts[name], lower) for name, figure in whole.parts.items()}
+    return replace(_compared(whole.figures[measure], other.figures[measure], lower), parts=parts)
+
+
+def _compared(whole: Figure, other: Figure, lower: bool) -> Worth:
+    """Return the worth of the thing that `other` lacks. `lower` means that a lower figure is better."""
+    loss = difference([other], [whole]) if lower else difference([whole], [other])
+    assert isinstance(whole, Tally) and isinstance(other, Tally) and loss is not None  # the same questions
     with np.errstate(invalid="ignore", divide="ignore"):
-        rates = sign * (1 - figures.resampled / all_figures.resampled)  # [R]
-        rate = float(sign * (1 - np.float64(figures.value) / all_figures.value))
-    low, high = np.nanquantile(np.where(np.isfinite(rates), rates, np.nan), (0.025, 0.975))
-    patterns = {name: 1 - other.patterns[name] / share for name, share in whole.patterns.items() if share > 0}
-    return Worth(figures.value, loss, rate, (float(low), float(high)), patterns)
+        shares = other.resampled / whole.resampled  # [R]
+        share = float(np.float64(other.value) / whole.value)
+    rates = shares - 1 if lower else 1 - shares  # [R]
+    finite = rates[np.isfinite(rates)]
+    low, high = np.quantile(finite, (0.025, 0.975)) if len(finite) else (np.nan, np.nan)
+    return Worth(other.value, loss, share - 1 if lower else 1 - share, (float(low), float(high)))
 
 
 def mixer_of(model: LocalModel) -> Mixer:

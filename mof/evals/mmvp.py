@@ -249,4 +249,15 @@ def measured(result: Row, rows: list[Row]) -> Measured:
     by_pattern = result["scores"][headline]["released"]["by_pattern"]
     wrong = [pair for pair in pairs if not all(row["right"][headline]["released"] for row in pair)]
     patterns = {name: shares["pair_accuracy"] for name, shares in by_pattern.items()}
-    return Measured(f"{len(pairs)} pairs", figures, patterns, wrong)
+    return Measured(f"{len(pairs)} pairs", figures, patterns, _parts(pairs, units, headline), wrong)
+
+
+def _parts(pairs: Sequence[tuple[Row, Row]], units: Sequence[str], way: str) -> dict[str, Tally]:
+    """Return pattern -> share of right pairs, by released labels."""
+    patterns = [first["pattern"] for first, _ in pairs]
+    right = [all(row["right"][way]["released"] for row in pair) for pair in pairs]
+    parts = {}
+    for name in dict.fromkeys(pattern for pattern in patterns if pattern is not None):
+        own = [place for place, pattern in enumerate(patterns) if pattern == name]
+        parts[name] = Tally.of([units[place] for place in own], [right[place] for place in own], 1)
+    return parts

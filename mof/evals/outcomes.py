@@ -8,13 +8,13 @@ from pathlib import Path
 
 from encoders.digests import DamagedError, damaged
 from encoders.runs import read_sealed, read_sealed_lines
-from mof.evals import chair, mmvp, mmvp_vlm, pope
+from mof.evals import captions, chair, mmvp, mmvp_vlm, pope
 from mof.evals.benchmark import Benchmark, Measured, Row
 from mof.evals.intervals import Tally
 from mof.evals.lmms import suites
 from mof.evals.run import FORMAT
 
-BENCHMARKS: dict[str, Benchmark] = {benchmark.NAME: benchmark for benchmark in (mmvp_vlm, mmvp, pope, chair, suites)}
+BENCHMARKS: dict[str, Benchmark] = {benchmark.NAME: benchmark for benchmark in (mmvp_vlm, mmvp, pope, chair, captions, suites)}
 MEASURES = {key: measure for benchmark in BENCHMARKS.values() for key, measure in benchmark.MEASURES.items()}
 """The columns of a report, in their order."""
 
@@ -49,7 +49,7 @@ def read_outcome(place: str | Path) -> Outcome:
         if document.get("format", FORMAT) != FORMAT:  # older releases wrote none
             raise ValueError(f"format {document['format']!r}, this version of mof-vig reads {FORMAT}")
         benchmark = BENCHMARKS[document["benchmark"]]
-        rows = read_sealed_lines(answers) if benchmark in (mmvp, pope, chair) else []  # the others have none
+        rows = read_sealed_lines(answers) if benchmark in (mmvp, pope, chair, captions) else []  # the others have none
         outcome = _outcome(file, document, benchmark.measured(document, rows))
     except OSError as error:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Charts of probes: heat maps of encoders by pattern, and lines of encoders and models along the patterns."""
+"""Charts of probes: heat maps of encoders by pattern, lines along the layers, and lines of encoders and models along the patterns."""
 
 from __future__ import annotations
 
@@ -37,6 +37,24 @@ def plot_probe(title: str, tables: Mapping[str, Rows], path: Path) -> None:
             axes.set_title(label, loc="left", fontsize=12)
             drawn.colorbar(image, ax=axes, label="cosine x 100" if "cosine" in label else "%")
             axes.set_xlabel("visual pattern")
+    save(drawn, path)
+
+
+def plot_layers(probes: Mapping[str, Rows], path: Path) -> None:
+    """Write a chart for each encoder -> layer -> {pattern: right pairs in %}: a line for each pattern along the layers, PNG or SVG."""
+    with figure(720, 330 * len(probes) + 60) as drawn:
+        panels = drawn.subplots(len(probes), squeeze=False)[:, 0]
+        for axes, (encoder, rows) in zip(panels, probes.items(), strict=True):
+            for number, pattern in enumerate(next(iter(rows.values()))):
+                average = pattern == "average"
+                style = {"color": COLOURS["text"], "linewidth": 3} if average else {"color": f"C{number}"}
+                axes.plot(list(rows), [row[pattern] for row in rows.values()], "o-", label=pattern, **style)
+            axes.axhline(25, color=COLOURS["text"], linestyle=":", linewidth=1)  # chance
+            axes.set(xlabel="layer", ylabel="right pairs, %", ylim=(-3, 103))
+            axes.set_title(encoder, loc="left", fontsize=12)
+            axes.yaxis.grid(True)
+        handles, labels = panels[0].get_legend_handles_labels()
+        drawn.legend(handles, labels, loc="outside right upper")
     save(drawn, path)
 
 

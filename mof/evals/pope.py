@@ -15,7 +15,7 @@ import numpy as np
 from encoders.images.opening import inside
 from mof.evals.answering import Answer, Prompt
 from mof.evals.benchmark import Measure, Measured, Row
-from mof.evals.intervals import Counts, Tally
+from mof.evals.intervals import Counts, Figure, Tally
 from mof.evals.run import Run
 
 NAME = "pope"
@@ -171,7 +171,9 @@ def measured(result: Row, rows: list[Row]) -> Measured:
     flat = counts.reshape(len(photos), -1)  # [U, S*4]
     rates = {"accuracy": "accuracy", "f1": "f1", "yes": "yes_ratio"}
     basis = f"{len(rows)} questions about {len(photos)} photos ({', '.join(strategies)})"
-    return Measured(basis, {f"pope {key}": Tally(units, flat, _by_strategy(RATES[name])) for key, name in rates.items()})
+    figures: dict[str, Figure] = {f"pope {key}": Tally(units, flat, _by_strategy(RATES[name])) for key, name in rates.items()}
+    parts = {strategy: Tally(units, counts[:, place], RATES["accuracy"]) for place, strategy in enumerate(strategies)}
+    return Measured(basis, figures, parts=parts)
 
 
 def _by_strategy(rate: Callable[[Counts], Counts]) -> Callable[[Counts], Counts]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import open_clip
 import torch
@@ -17,6 +17,9 @@ from encoders.backends.torch_hub import DinoV2, TorchHubEncoder
 from mof.llava.towers import VISION
 from mof.llava.weights import first
 from mof.mixer import Mixer
+
+if TYPE_CHECKING:
+    from mof.processor import MoFImageProcessor
 
 # Shapes: D the width of a tower.
 
@@ -44,6 +47,12 @@ def refuse_pooled(mixer: Mixer) -> None:
             raise ValueError(
                 f"encoder {name} gives {encoder.grid} tokens, pooled from {mixer.grid} by {mixer.pool}: no published layout says so"
             )
+
+
+def refuse_tiles(images: MoFImageProcessor) -> None:
+    """Raise a ValueError for images that are cut into tiles."""
+    if images.max_tiles > 1:
+        raise ValueError(f"images have up to {images.max_tiles} tiles: no published layout says so; set max_tiles=1 to export without them")
 
 
 def as_vision_model(encoder: Encoder) -> tuple[PretrainedConfig, dict[str, Tensor]]:

@@ -1,10 +1,11 @@
 """An estimate of the memory that mixed-precision training with AdamW takes, in bytes per GPU:
 
-    weights      trainable: 4 a parameter, the fp32 master. Frozen: 2, kept in bf16.
+    weights      trainable: 4 a parameter, the fp32 master. Frozen: 2, kept in bf16; 0.516 for matrices in 4 bits.
     gradients    trainable: 4.
     optimizer    trainable: 8, AdamW's two fp32 moments.
     gathered     the bf16 weights that are whole on each GPU at a time. Sharded: two decoder layers (the layer at work, and the
-                 next layer, prefetched) and both embeddings. Plain data parallel: autocast's bf16 copies of all trainable weights.
+                 next layer, prefetched) and both embeddings. Plain data parallel: autocast's bf16 copies of all trainable weights; in 4 bits
+                 also the largest matrix, which is whole while it is multiplied.
     activations  see `Layer` and `study.plan.Plan.activations`.
 
 Sharding (FSDP2, ZeRO-3) divides the first three by the number of GPUs. Only the small frozen encoders are whole on every GPU.
@@ -17,8 +18,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 GIB = 2**30
+FOUR_BITS = (4 + 8 / 64 + 32 / (64 * 256)) / 8
+"""Bytes of a parameter in 4 bits: a scale of 8 bits for 64 parameters, and a scale of 32 bits for 256 scales (QLoRA, arXiv 2305.14314)."""
 GPU = 80
-"""GiB of a GPU. The estimate may fill nine tenths."""
+"""GiB of a GPU where nothing else is said. The estimate may fill nine tenths."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +33,21 @@ class Layer:
     keys: int
     mlp: int
 
-    def saved(self, trainable: bool, width: int) -> int:
+    @property
+    def matrices(self) -> list[tuple[int, int]]:
+        """The inputs and outputs of the seven matrices."""
+        attention = [(self.hidden, self.queries), *[(self.hidden, self.keys)] * 2, (self.queries, self.hidden)]
+        return [*attention, *[(self.hidden, self.mlp)] * 2, (self.mlp, self.hidden)]
+
+    def saved(self, trainable: bool, width: int, rank: int = 0) -> int:
         """Return the bytes that a token keeps for the backward pass, at `width` bytes per number. The norms work in fp32.
 
         Norm: its fp32 input; trainable also the normalised input (for its weight) and its output (for the linears after
-        it). Attention: queries, keys, values and its output, which attention's own backward needs. MLP: gate, up and the
-        activated gate; trainable also their product (for the linear after it).
+        it). LoRA of this rank: the output and the middle of LoRA, but not the normalised input. Attention: queries, keys,
+        values and its output, which attention's own backward needs. MLP: gate, up and the activated gate; trainable also
+        their product (for the linear after it).
         """
-        norm = self.hidden * (4 + 2 * width * trainable)
+        norm = self.hidden * (4 + width * ((1 if rank else 2) if trainable else 0))
         attention = 2 * width * (self.queries + self.keys)
         mlp = width * self.mlp * (3 + trainable)
-        return 2 * norm + attention + mlp
+        return 2 * norm + attention + mlp + width * rank * len(self.matrices)

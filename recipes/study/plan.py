@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from encoders import build_encoder
+from encoders import Encoder, build_encoder
 from mof.adapter import Mixer, build_mixer
 from mof.language_models import MINI_LM
-from study.memory import GIB, GPU, Layer
+from study.memory import FOUR_BITS, GIB, GPU, Layer
 from study.settings import Setting
 from vig.output_head import GRADIENT_CHUNK
 
@@ -33,9 +34,12 @@ class Plan:
     adapters: int
     llm: int
     """Parameters of the language model, without the row that an `<image>` token may add to its embeddings."""
+    lora: int
+    """Parameters of LoRA in stage 2."""
     trainable: dict[str, int]
     """Trained parameters by stage."""
     tokens_per_image: int
+    """Visual tokens of an image, at most; with tiles, of the thumbnail and of as many tiles as there may be."""
     steps: dict[str, int | None]
     """Steps by stage, and of "finetune, VIG" with the selected records only. None where the number of records is not known."""
     tokens: dict[str, int]
@@ -49,6 +53,8 @@ class Plan:
     """Parameters of the input and output embeddings."""
     adapter_bytes: int
     """Bytes that the adapters keep for the backward pass, per image."""
+    image_operations: float
+    """Floating point operations of the encoders' forward pass, per image."""
 
     @property
     def width(self) -> int:
@@ -69,7 +75,7 @@ class Plan:
         """
         records, _ = self.setting.stages[stage].split(self.devices)
         tokens = records * self.tokens[stage]
-        layer = tokens * self.layer.saved(stage == "finetune", self.width)
+        layer = tokens * self.layer.saved(stage == "finetune", self.width, self.setting.stages[stage].lora or 0)
         logits = min(tokens, GRADIENT_CHUNK) * self.config.vocab_size * (14 if self.width == 2 else 12)
         adapters, layers = records * self.adapter_bytes, self.config.num_hidden_layers
         if checkpointed:
@@ -80,11 +86,14 @@ class Plan:
         """Return the parts of the estimate for a stage ("align", "finetune"), in bytes per GPU."""
         trainable, share = self.trainable[stage], self.devices if sharded else 1
         frozen_encoders = sum(self.encoders.values()) + self.adapters - self.trainable["align"]
-        frozen = self.total - trainable - frozen_encoders
-        copies = trainable if self.width < 4 else 0
+        lora, small = self.setting.stages[stage].lora, self.setting.stages[stage].load_in_4bit
+        frozen = self.total - frozen_encoders - (0 if lora else trainable)
+        sizes = [inputs * outputs for inputs, outputs in self.layer.matrices]
+        in_4bit = sum(sizes) * self.config.num_hidden_layers if small else 0
+        copies = (trainable if self.width < 4 else 0) + (max(sizes) if small else 0)
         gathered = 2 * self.decoder_layer + self.embeddings if sharded else copies
         return {
-            "weights": (4 * trainable + self.width * frozen) / share + self.width * frozen_encoders,
+            "weights": (4 * trainable + self.width * (frozen - in_4bit) + FOUR_BITS * in_4bit) / share + self.width * frozen_encoders,
             "gradients": 4 * trainable / share,
             "optimizer": 8 * trainable / share,
             "gathered": gathered * self.width,
@@ -92,8 +101,9 @@ class Plan:
         }
 
 
-def fits(memory: dict[str, float]) -> bool:
-    return sum(memory.values()) <= 0.9 * GPU * GIB
+def fits(memory: dict[str, float], gpu: int = GPU) -> bool:
+    """Return whether a GPU with this memory, in GiB, is enough."""
+    return sum(memory.values()) <= 0.9 * gpu * GIB
 
 
 def plan(setting: Setting, devices: int = 8) -> Plan:
@@ -106,31 +116,37 @@ def plan(setting: Setting, devices: int = 8) -> Plan:
     config = _llm_config(setting)
     with torch.device("meta"):
         encoders = {name: build_encoder(**spec, pretrained=False) for name, spec in setting.encoders.items()}
-        mixer = build_mixer(setting.fusion, encoders, config.hidden_size, pool=setting.pool, grid=setting.grid)
+        mixer = build_mixer(setting.fusion, encoders, config.hidden_size, **setting.mixer_options)
         llm = AutoModelForCausalLM.from_config(config)
-    if mixer.tokens_per_image >= setting.max_length:
-        raise ValueError(f"{mixer.tokens_per_image} visual tokens leave no room for text in max_length {setting.max_length}")
+    shown = 1 if setting.max_tiles == 1 else 1 + setting.max_tiles  # a large image has a thumbnail and tiles
+    visual_tokens = shown * mixer.tokens_per_image
+    if visual_tokens >= setting.max_length:
+        raise ValueError(f"{visual_tokens} visual tokens leave no room for text in max_length {setting.max_length}")
     adapters = sum(p.numel() for name, p in mixer.named_parameters() if not name.startswith("encoders."))
     towers = {name: _vision_size(spec) for name, spec in setting.encoders.items()}
     mixer_trainable = adapters + sum(towers[name] for name, encoder in encoders.items() if not encoder.frozen)
     for stage in setting.stages.values():
         stage.split(devices)
     head, table = llm.get_output_embeddings(), llm.get_input_embeddings()
+    layer = _layer(config)
+    lora = (setting.finetune.lora or 0) * sum(map(sum, layer.matrices)) * config.num_hidden_layers
     return Plan(
         setting=setting,
         devices=devices,
         encoders=towers,
         adapters=adapters,
         llm=_size(llm),
-        trainable={"align": mixer_trainable, "finetune": mixer_trainable + _size(llm)},
-        tokens_per_image=mixer.tokens_per_image,
+        lora=lora,
+        trainable={"align": mixer_trainable, "finetune": lora or mixer_trainable + _size(llm)},
+        tokens_per_image=visual_tokens,
         steps=_steps(setting),
-        tokens={"align": min(setting.max_length, mixer.tokens_per_image + CAPTION_TOKENS), "finetune": setting.max_length},
+        tokens={"align": min(setting.max_length, visual_tokens + CAPTION_TOKENS), "finetune": setting.max_length},
         config=config,
-        layer=_layer(config),
+        layer=layer,
         decoder_layer=_size(llm.model.layers[0]),
         embeddings=_size(nn.ModuleList([head, table])),
-        adapter_bytes=_adapter_bytes(mixer, 2 if setting.bf16 else 4),
+        adapter_bytes=shown * _adapter_bytes(mixer, 2 if setting.bf16 else 4),
+        image_operations=shown * sum(map(_operations, encoders.values())),
     )
 
 
@@ -172,6 +188,14 @@ def _vision_size(spec: dict[str, Any]) -> int:
         seen = encoder(pixels).tokens if encoder.embed_dim is None else encoder.embed_image(pixels)
         seen.sum().backward()
     return sum(parameter.numel() for parameter in encoder.parameters() if parameter.grad is not None)
+
+
+def _operations(encoder: Encoder) -> float:
+    """Return the operations of the forward pass for an image. The encoder is on the meta device."""
+    pixels = torch.zeros(1, 3, encoder.image_size, encoder.image_size, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        encoder(pixels)
+    return float(counter.get_total_flops())
 
 
 def _adapter_bytes(mixer: Mixer, width: int) -> int:

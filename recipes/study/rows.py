@@ -17,7 +17,7 @@ from rich.table import Table
 from scipy.stats import ttest_1samp
 
 from encoders import build_encoder
-from mof.adapter import SSL_RATIOS
+from mof.adapter import FUSIONS, SSL_RATIOS
 from mof.evals.text_tables import TextTable
 from study.settings import Setting
 from study.ways import KEEPS, NOISE, NOISE_WAYS, WAYS
@@ -39,6 +39,10 @@ class Row:
     """Whether the model is also asked questions after false statements."""
     noise: str | None = None
     """The name in `study.ways.NOISE` of the noise in stage 2; None: the setting's."""
+    worth: bool = False
+    """Whether the worth of each encoder is measured, too, with seed 0 only: it asks the questions five times more."""
+    stored: bool = False
+    """Whether the features of the setting's encoders are read from a store, which all such rows share."""
     like: str | None = None
     """The row whose stage 1 this row uses; None: this row has its own stage 1."""
 
@@ -70,25 +74,35 @@ def table_rows(setting: Setting) -> list[Row]:
 
 
 def fusion_rows(setting: Setting) -> list[Row]:
-    """Return the rows of --compare fusion. The first encoder twice, interleaved, costs as many visual tokens as two encoders.
+    """Return the rows of --compare fusion, all on records without noise.
+
+    Every fusion has a row. A fusion that merges both encoders in each position also has a row with a grid twice as long, "-equal", so
+    that it has as many visual tokens as two encoders side by side. The controls are each encoder alone and the first encoder twice.
 
     Raises:
         ValueError: for a setting without two encoders of the same width, which the additive rows need, or without pairs.
     """
     names = tuple(setting.encoders)
-    with torch.device("meta"):  # widths without weights
-        widths = {name: build_encoder(**spec, pretrained=False).width for name, spec in setting.encoders.items()}
+    with torch.device("meta"):  # sizes without weights
+        encoders = [build_encoder(**spec, pretrained=False) for spec in setting.encoders.values()]
+    widths = {name: encoder.width for name, encoder in zip(names, encoders, strict=True)}
     if len(widths) != 2 or len(set(widths.values())) > 1 or not setting.data.scenes:
         raise ValueError(
             f"--compare fusion needs two encoders of the same width and held-out pairs (data: scenes); {setting.name} has {widths}"
         )
-    rows = [Row(name, (name,), "interleaved") for name in names]
-    rows.append(Row(f"{names[0]}x2", (names[0], names[0]), "interleaved"))
-    for ratio in SSL_RATIOS[1:-1]:
-        rows.append(Row(f"additive {ratio:g}", names, "additive", (("weights", {names[0]: 1 - ratio, names[1]: ratio}),)))
-    rows.append(Row("concat", names, "concat"))
-    fused = Row("interleaved", names, "interleaved")
-    return [*rows, fused, fused.selected("random"), fused.selected("vig")]
+    rows, columns = setting.grid or encoders[0].grid
+    fused = [Row(fusion, names, fusion, worth=True) for fusion in FUSIONS]
+    longer = (("grid", (2 * rows, columns)),)
+    equal = [Row(f"{fusion}-equal", names, fusion, longer) for fusion, mixer in FUSIONS.items() if not mixer.side_by_side]
+    additive = [
+        Row(f"additive-{share:g}", names, "additive", (("weights", {names[0]: 1 - share, names[1]: share}),))
+        for share in SSL_RATIOS[1:-1]
+        if share != 0.5  # the row "additive"
+    ]
+    alone = [Row(name, (name,), "interleaved") for name in names]
+    twice = Row(f"{names[0]}x2", (names[0], names[0]), "interleaved")
+    stored = [dataclasses.replace(row, stored=True) for row in (*fused, *equal, *additive)]
+    return [dataclasses.replace(row, noise="0") for row in (*stored, *alone, twice)]
 
 
 def selection_rows(setting: Setting) -> list[Row]:
@@ -128,23 +142,28 @@ def study_tables(rows: Sequence[dict[str, Any]]) -> list[TextTable]:
     """Return a table of accuracies and costs from the rows of results.json, with a line per name: mean and spread over seeds.
     A second table shows pair accuracy by pattern, where pairs were asked.
 
-    The column "misled" is the accuracy of questions after a false statement, where that was measured.
+    The column "misled" is the accuracy of questions after a false statement, where that was measured; other tables show the trained
+    parameters of the mixer instead.
     """
     by_name = grouped(rows, "name")
     shares = {"pairs": "pair_accuracy", "questions": "question_accuracy", "misled": "misled_accuracy"}
-    if not any("misled_accuracy" in row for row in rows):
+    adapters = {"adapters": "adapter_parameters"}
+    if any("misled_accuracy" in row for row in rows):
+        del adapters["adapters"]  # for a line of 80 characters
+    else:
         del shares["misled"]
     cells = {
         name: [
             *(spread([row.get(key) for row in same]) for key in shares.values()),
             str(same[0]["visual_tokens"]),
+            *(f"{same[0][key]:,}" for key in adapters.values()),
             f"{statistics.fmean(row['active_tokens'] for row in same):,.0f}",
             f"{statistics.fmean(row['seconds'] for row in same):.0f}",
             str(len(same)),
         ]
         for name, same in by_name.items()
     }
-    headings = [*shares, "visual tokens", "active tokens", "seconds", "seeds"]
+    headings = [*shares, "visual tokens", *adapters, "active tokens", "seconds", "seeds"]
     tables = [TextTable("held-out scenes, right in %; a pair is two questions, by chance 25", headings, cells, "row")]
     if patterns := list(rows[-1]["by_pattern"]):
         means = {
@@ -173,23 +192,27 @@ def bars(rows: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def contrasts(rows: Sequence[dict[str, Any]]) -> Table:
-    """Return each way's difference to `random` and to `everything` with each noise, in points of pair accuracy, paired over seeds.
+def contrasts(rows: Sequence[dict[str, Any]], key: str = "selection", controls: Sequence[str] = ("random", "everything")) -> Table:
+    """Return each way's difference to the controls with each noise, in points of pair accuracy, paired over seeds.
 
     The intervals have 95 % by Student's t. Over seeds, they say nothing about other pictures than the held-out pictures. Over pairs,
     they take the mean over seeds of each held-out pair, and say nothing about other seeds.
+
+    Args:
+        key: the field of a row that names its way.
+        controls: values of this field.
     """
     table = Table(title="differences in pair accuracy, points [95 % over seeds] [95 % over pairs]", box=SIMPLE)
-    for heading in ("noise", "way", "minus random", "minus everything", "seeds"):
+    for heading in ("noise", "way", *(f"minus {control}" for control in controls), "seeds"):
         table.add_column(heading, no_wrap=True)
-    values = {(row["noise"], row["selection"], row["seed"]): row for row in rows}
-    for noise, way in dict.fromkeys(key[:2] for key in values):
+    values = {(row["noise"], row[key], row["seed"]): row for row in rows}
+    for noise, way in dict.fromkeys(place[:2] for place in values):
         cells = []
-        for control in ("random", "everything"):
+        for control in controls:
             seeds = [seed for share, name, seed in values if (share, name) == (noise, way) and (noise, control, seed) in values]
             pairs = [(values[noise, way, seed], values[noise, control, seed]) for seed in seeds]
             cells.append(_contrast(pairs) if way != control else "")
-        table.add_row(noise, way, *cells, str(sum(key[:2] == (noise, way) for key in values)))
+        table.add_row(noise, way, *cells, str(sum(place[:2] == (noise, way) for place in values)))
     return table
 
 

@@ -44,10 +44,16 @@ class Stage:
     warmup_ratio: Share = 0.03
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     gradient_checkpointing: bool = False
+    lora: Count | None = None
+    """Rank of adapters beside the matrices of the language model, which alone train in stage 2. None: everything trains."""
+    load_in_4bit: bool = False
+    """Hold the language model in 4 bits while `lora` trains (QLoRA)."""
 
     def __post_init__(self) -> None:
         if self.epochs <= 0 and self.max_steps <= 0:
             raise ValueError("expected epochs > 0 or max_steps > 0")
+        if self.load_in_4bit and self.lora is None:
+            raise ValueError("load_in_4bit needs lora, the rank of the adapters that train")
 
     def split(self, devices: int) -> tuple[int, int]:
         """Return (records per forward pass on each device, accumulated passes). Their product over all devices is `batch_size`.
@@ -162,6 +168,12 @@ class Setting:
     """Token budget: this many (rows, columns) of patches are averaged."""
     grid: RowsAndColumns | None = None
     """The common grid (rows, columns); None is the first encoder's."""
+    unshuffle: bool = False
+    """Put the channels of pooled patches side by side instead of averaging them."""
+    weigh_layers: bool = False
+    """Add the layers of an encoder that gives several (`layer: [-2, -5]`) with learnt weights, instead of joining their channels."""
+    max_tiles: Count = 1
+    """Tiles of an image with more pixels than the encoders' input, beside its thumbnail; 1 makes no tiles."""
     keep: Share = 0.7
     """Share of the samples that VIG selects."""
     null: Literal[tuple(NULLS)] = "blur"
@@ -173,6 +185,15 @@ class Setting:
     """Processes per device that read records while the device computes."""
     strict: bool = False
     """End at the first image that cannot be used; otherwise its record is logged, counted and left out."""
+
+    def __post_init__(self) -> None:
+        if self.align.lora:
+            raise ValueError("lora is for finetune: in align, the adapters between encoders and language model train, and nothing else")
+
+    @property
+    def mixer_options(self) -> dict[str, Any]:
+        """Return the options of `mof.adapter.build_mixer` that hold for every fusion."""
+        return {"pool": self.pool, "grid": self.grid, "unshuffle": self.unshuffle, "weigh_layers": self.weigh_layers}
 
     @property
     def stages(self) -> dict[str, Stage]:

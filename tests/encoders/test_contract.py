@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 
@@ -58,6 +59,22 @@ def test_layer_is_that_blocks_output_and_no_later_block_runs(build: Build, layer
     assert ran[:wanted] == list(blocks_of(encoder))[:wanted] and len(ran) <= max(wanted, 1)
     assert encoder.blocks == wanted
     assert torch.equal(tokens, whole[wanted][:, -16:])
+
+
+@pytest.mark.parametrize("options", [{}, {"norm": True, "layer": [-2, 0, 1]}], ids=str)
+@torch.no_grad()
+def test_compiled_in_one_graph(build: Build, options: dict) -> None:
+    """Without an eager pass before, and again after other passes; `fullgraph` refuses a graph break."""
+    torch.compiler.reset()  # it counts how often the same code was compiled, whatever the encoder
+    encoder = build(**options)
+    image = pixels(encoder.image_size)
+    compiled = torch.compile(encoder, backend="eager", fullgraph=True)
+    expected = compiled(image).tokens
+    for _ in range(2):
+        torch.testing.assert_close(encoder(image).tokens, expected)
+        assert torch.equal(compiled(image).tokens, expected)
+    copied = torch.compile(copy.deepcopy(encoder), backend="eager", fullgraph=True)
+    assert torch.equal(copied(image).tokens, expected)
 
 
 def test_default_layer(encoder: Encoder) -> None:

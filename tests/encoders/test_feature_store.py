@@ -28,7 +28,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
-from support.tiny_towers import blocks_of
+from support.tiny_towers import blocks_of, hooks_of
 from torch import Tensor, nn
 
 from encoders import Encoder, FeatureStore, ImageError, View, build_encoder, encode_images
@@ -170,6 +170,7 @@ def test_both_features_come_from_one_pass_even_in_threads(build: Callable[..., E
     """The very values of two passes, whatever other threads do with the same tower at the same time."""
     for options in ({}, {"norm": True}, {"layer": [-2, 0, 1]}):
         encoder = build(**options)
+        before = hooks_of(encoder)
         batches = [torch.randint(0, 256, (3, 3, encoder.image_size, encoder.image_size), dtype=torch.uint8) for _ in range(6)]
         with torch.no_grad():
             expected = [(encoder.embed_image(batch), encoder(batch).tokens) for batch in batches]
@@ -179,7 +180,7 @@ def test_both_features_come_from_one_pass_even_in_threads(build: Callable[..., E
         for (embedding, tokens), together, features in zip(expected, both, alone, strict=True):
             assert torch.equal(together[0], embedding) and torch.equal(together[1].tokens, tokens)
             assert torch.equal(features.tokens, tokens)
-        assert not any(module._forward_hooks or module._forward_pre_hooks for module in encoder.modules())
+        assert hooks_of(encoder) == before
 
 
 def test_one_pass_runs_each_block_once(build: Callable[..., Encoder]) -> None:

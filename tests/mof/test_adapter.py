@@ -98,21 +98,19 @@ def test_flexible_encoders_are_resized_to_the_common_grid(tiny_encoders: dict[st
     assert mixer.image_size == 40
 
 
-@pytest.mark.parametrize("side", [3, 7, 12])
-def test_other_encoders_are_interpolated(side: int, pixels: Tensor) -> None:
+@pytest.mark.parametrize("grid", [(3, 3), (7, 7), (12, 4), (5, 9)])
+def test_other_encoders_are_interpolated(grid: tuple[int, int], pixels: Tensor) -> None:
     """Against bilinear interpolation written as two matrices, triangle filters widened when shrinking."""
     encoder = FixedEncoder(5, 6, seed=2)
-    mixer = ConcatMoF({"fixed": encoder}, HIDDEN, grid=(side, side))
-    tokens = mixer.encode(pixels)["fixed"]
-
-    scale = 6 / side
-    reach = max(scale, 1)
-    centres = (torch.arange(side) + 0.5) * scale
-    weights = (1 - ((torch.arange(6) + 0.5)[None] - centres[:, None]).abs() / reach).clamp(min=0)  # [side, 6]
-    weights = weights / weights.sum(1, keepdim=True)
-    grid = encoder(pixels).tokens.view(2, 6, 6, 5)
-    expected = torch.einsum("ri,cj,bijd->brcd", weights, weights, grid).reshape(2, side * side, 5)
-    torch.testing.assert_close(tokens, expected)
+    mixer = ConcatMoF({"fixed": encoder}, HIDDEN, grid=grid)
+    matrices = []
+    for side in grid:
+        centres = (torch.arange(side) + 0.5) * 6 / side
+        weights = (1 - ((torch.arange(6) + 0.5)[None] - centres[:, None]).abs() / max(6 / side, 1)).clamp(min=0)  # [side, 6]
+        matrices.append(weights / weights.sum(1, keepdim=True))
+    maps = encoder(pixels).tokens.view(2, 6, 6, 5)
+    expected = torch.einsum("ri,cj,bijd->brcd", *matrices, maps).flatten(1, 2)
+    torch.testing.assert_close(mixer.encode(pixels)["fixed"], expected)
 
 
 @pytest.mark.parametrize("pool", [2, (1, 2), (4, 1)])
@@ -126,6 +124,33 @@ def test_pooling_averages_neighbours(pool: int | tuple[int, int], pixels: Tensor
     ]
     torch.testing.assert_close(mixer.encode(pixels)["fixed"], torch.stack(cells, 1))
     assert mixer.tokens_per_image == len(cells) == mixer(pixels).shape[1]
+
+
+@pytest.mark.parametrize("block", [2, 4])
+def test_unshuffling_keeps_every_number(block: int, pixels: Tensor) -> None:
+    encoder = FixedEncoder(7, 4, seed=3)
+    mixer = ConcatMoF({"fixed": encoder}, HIDDEN, pool=block, unshuffle=True)
+    maps = encoder(pixels).tokens.view(2, 4, 4, 7).permute(0, 3, 1, 2)
+    expected = F.pixel_unshuffle(maps, block).flatten(2).transpose(1, 2)  # [2, 16 / block ** 2, 7 * block ** 2]
+    assert torch.equal(mixer.encode(pixels)["fixed"], expected)
+    assert mixer.widths == {"fixed": 7 * block**2} and mixer(pixels).shape == (2, 16 // block**2, HIDDEN)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_oblong_blocks_are_unshuffled_in_every_fusion(fusion: str, pixels: Tensor) -> None:
+    """A token sees the cells of its block and no other; layers are added before the cells of a block are put side by side."""
+    deep, last = FixedEncoder(10, 4, seed=1), FixedEncoder(5, 4, seed=2)
+    deep.layers, deep.layer_widths = (1, 0), (5, 5)
+    mixer = build_mixer(fusion, {"deep": deep, "last": last}, HIDDEN, pool=(1, 2), unshuffle=True, weigh_layers=True)
+    assert mixer.widths == {"deep": 10, "last": 10} and mixer.token_grid == (4, 2)
+    averaged, tokens = deep(pixels).tokens.view(2, 4, 4, 2, 5).mean(3), last(pixels).tokens.view(2, 4, 4, 5)
+    features = {}
+    for name, maps in (("deep", averaged), ("last", tokens)):
+        blocks = [torch.stack([maps[:, row, column], maps[:, row, column + 1]], -1) for row in range(4) for column in (0, 2)]
+        features[name] = torch.stack([block.flatten(1) for block in blocks], 1)  # [2, 8, 5 * 2], the cells of a channel side by side
+    plain = build_mixer(fusion, {"deep": FixedEncoder(10, 4, seed=1), "last": FixedEncoder(10, 4, seed=2)}, HIDDEN, grid=(4, 2))
+    plain.load_state_dict({key: value for key, value in mixer.state_dict().items() if not key.startswith("layer_weights")})
+    torch.testing.assert_close(mixer(pixels), plain.fuse(features))
 
 
 def test_fusions_can_be_compared_at_equal_token_counts(tiny_encoders: dict[str, Encoder], pixels: Tensor) -> None:
@@ -155,6 +180,11 @@ def test_ratio_sweep_runs_from_one_encoder_to_the_other(pixels: Tensor) -> None:
     np.testing.assert_allclose(np.array(steps) / steps[0], np.diff(SSL_RATIOS) / SSL_RATIOS[1], rtol=1e-4)
 
 
+def test_gates_start_with_equal_weights(three: dict[str, Encoder], pixels: Tensor) -> None:
+    mixer = GatedMoF(three, HIDDEN)
+    torch.testing.assert_close(mixer(pixels), sum(mixer.adapters[name](encoder(pixels).tokens) for name, encoder in three.items()) / 3)
+
+
 def test_concat_puts_channels_side_by_side(three: dict[str, Encoder], pixels: Tensor) -> None:
     mixer = ConcatMoF(three, HIDDEN)
     tokens = np.concatenate([encoder(pixels).tokens.numpy() for encoder in three.values()], axis=-1)
@@ -172,41 +202,82 @@ def test_sequence_holds_the_interleaved_tokens_in_another_order(three: dict[str,
         assert torch.equal(behind[:, sequence.token_places[name]], side_by_side[:, interleaved.token_places[name]])
 
 
-def test_gates_weigh_each_position_by_its_features(three: dict[str, Encoder], pixels: Tensor) -> None:
-    mixer = GatedMoF(three, HIDDEN)
-    tokens = {name: mixer.adapters[name](encoder(pixels).tokens) for name, encoder in three.items()}  # of [2, 16, HIDDEN]
-    torch.testing.assert_close(mixer(pixels), sum(tokens.values()) / 3)  # a gate that is not trained yet
-    torch.nn.init.normal_(mixer.gate.weight, generator=_seeded(0))
-    torch.nn.init.normal_(mixer.gate.bias, generator=_seeded(1))
-    expected = torch.empty(2, 16, HIDDEN)
-    for image in range(2):
-        for position in range(16):
-            features = torch.cat([encoder(pixels).tokens[image, position] for encoder in three.values()])
-            scores = (mixer.gate.weight @ features + mixer.gate.bias).exp()
-            parts = [score * part[image, position] for score, part in zip(scores, tokens.values(), strict=True)]
-            expected[image, position] = sum(parts) / scores.sum()
-    torch.testing.assert_close(mixer(pixels), expected)
+def by_hand(mixer: Mixer, features: dict[str, Tensor]) -> Tensor:
+    """Every token [B, T, D] of a fusion, computed for itself: image by image and position by position."""
+    names, (rows, columns) = list(mixer.encoders), mixer.token_grid
+    images, positions = len(features[names[0]]), mixer.positions
+    cells = rows * columns
+    tokens = torch.zeros(images, mixer.tokens_per_image, HIDDEN)
+    for b in range(images):
+        own = {name: features[name][b] for name in names}  # of [positions, C]
+        for p in range(cells):
+            match mixer.fusion:
+                case "interleaved" | "sequence":
+                    for k, name in enumerate(names):
+                        tokens[b, len(names) * p + k if mixer.fusion == "interleaved" else cells * k + p] = mixer.adapters[name](
+                            own[name][p]
+                        )
+                case "additive":
+                    tokens[b, p] = mixer.adapter(sum(mixer.weights[name] * own[name][p] for name in names))
+                case "concat":
+                    tokens[b, p] = mixer.adapter(torch.cat([own[name][p] for name in names]))
+                case "gated":
+                    scores = (mixer.gate.weight @ torch.cat([own[name][p] for name in names]) + mixer.gate.bias).exp()
+                    adapted = [mixer.adapters[name](own[name][p]) for name in names]
+                    tokens[b, p] = sum(score * part for score, part in zip(scores, adapted, strict=True)) / scores.sum()
+                case "cross_attention":
+                    down, across = mixer.window
+                    width = columns * across
+                    seen = [
+                        down * (p // columns) * width + across * (p % columns) + i * width + j for i in range(down) for j in range(across)
+                    ]
+                    assert max(seen) < positions
+                    cell = torch.stack([mixer.adapters[name](own[name][place]) for name in names for place in seen])
+                    tokens[b, p] = mixer.attention.out_proj(heads_by_hand(mixer, mixer.queries[p], cell))
+    return tokens
 
 
-@pytest.mark.parametrize("window", [(1, 1), (2, 2), (1, 4)])
-def test_queries_attend_to_their_window_of_all_encoders(window: tuple[int, int], three: dict[str, Encoder], pixels: Tensor) -> None:
-    """Against attention written head by head, cell by cell."""
-    mixer = CrossAttentionMoF(three, HIDDEN, window=window, heads=2)
-    torch.nn.init.normal_(mixer.attention.in_proj_bias, generator=_seeded(2))
-    keys, values = mixer.attention.in_proj_weight[HIDDEN:].chunk(2)  # [HIDDEN, HIDDEN] each
-    query_bias, key_bias, value_bias = mixer.attention.in_proj_bias.chunk(3)
-    maps = torch.stack([mixer.adapters[name](encoder(pixels).tokens).view(2, 4, 4, HIDDEN) for name, encoder in three.items()])
-    corners = [(row, column) for row in range(0, 4, window[0]) for column in range(0, 4, window[1])]
-    expected = torch.empty(2, len(corners), HIDDEN)
-    for image in range(2):
-        for q, (row, column) in enumerate(corners):
-            cell = maps[:, image, row : row + window[0], column : column + window[1]].reshape(-1, HIDDEN)
-            query = mixer.attention.in_proj_weight[:HIDDEN] @ mixer.queries[q] + query_bias
-            for head in (slice(0, HIDDEN // 2), slice(HIDDEN // 2, HIDDEN)):
-                looks = ((cell @ keys.T + key_bias)[:, head] @ query[head] / (HIDDEN / 2) ** 0.5).softmax(0)
-                expected[image, q, head] = looks @ (cell @ values.T + value_bias)[:, head]
-    assert mixer.tokens_per_image == len(corners) and mixer.token_grid == (4 // window[0], 4 // window[1])
-    torch.testing.assert_close(mixer(pixels), mixer.attention.out_proj(expected))
+def heads_by_hand(mixer: Mixer, query: Tensor, cell: Tensor) -> Tensor:
+    """What each head of a query [D] reads in the tokens [n, D] of its window."""
+    (asks, keys, values), size = mixer.attention.in_proj_weight.chunk(3), HIDDEN // mixer.heads  # [D, D] each
+    ask_bias, key_bias, value_bias = mixer.attention.in_proj_bias.chunk(3)
+    query, out = asks @ query + ask_bias, torch.empty(HIDDEN)
+    for head in (slice(start, start + size) for start in range(0, HIDDEN, size)):
+        looks = ((cell @ keys.T + key_bias)[:, head] @ query[head] / size**0.5).softmax(0)
+        out[head] = looks @ (cell @ values.T + value_bias)[:, head]
+    return out
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize(
+    ("sides", "options", "images"),
+    [
+        ([4, 4, 4], {}, 2),
+        ([4, 5, 3], {"grid": (3, 5)}, 1),  # three sizes of encoders, none of them on the oblong grid
+        ([6, 4], {"grid": (6, 4), "pool": (3, 1)}, 2),
+        ([6, 4], {"grid": (2, 6), "pool": (1, 3), "unshuffle": True}, 2),
+        ([5], {}, 3),  # a single encoder
+        ([4, 2], {"grid": (1, 7)}, 0),  # no image
+    ],
+)
+def test_tokens_are_those_computed_by_hand(fusion: str, sides: list[int], options: dict, images: int, pixels: Tensor) -> None:
+    widths = [8] * len(sides) if fusion == "additive" else [8, 5, 11]
+    encoders = {f"e{k}": FixedEncoder(widths[k], side, seed=k) for k, side in enumerate(sides)}
+    windows = {(2, 4): (2, 1), (4, 4): (2, 2), (3, 5): (1, 5), (2, 2): (1, 2)}
+    extra: dict = {"additive": {"weights": {name: 0.1 + k for k, name in enumerate(encoders)}}}.get(fusion, {})
+    if fusion == "cross_attention":
+        grid, pool = options.get("grid", (sides[0], sides[0])), options.get("pool", (1, 1))
+        extra = {"heads": 2, "window": windows.get((grid[0] // pool[0], grid[1] // pool[1]), (1, 1))}
+    mixer = build_mixer(fusion, encoders, HIDDEN, **options, **extra)
+    for name, parameter in mixer.named_parameters():
+        if name.startswith("gate.") or name == "attention.in_proj_bias":  # they start as zeros
+            torch.nn.init.normal_(parameter, generator=_seeded(3))
+    features = {name: tokens[:images] for name, tokens in mixer.encode(pixels.repeat(2, 1, 1, 1)).items()}
+    fused = mixer.fuse(features)
+    assert fused.shape == (images, mixer.tokens_per_image, HIDDEN)
+    torch.testing.assert_close(fused, by_hand(mixer, features))
+    places = [place for part in mixer.token_places.values() for place in part]
+    assert sorted(places) == list(range(mixer.tokens_per_image))
 
 
 @pytest.mark.parametrize("fusion", ["additive", "gated", "concat", "cross_attention"])
@@ -243,7 +314,7 @@ def test_trainable_encoder_gets_gradient(pixels: Tensor) -> None:
         ("additive", {"weights": {"a": 0.375, "c": 0.625}}),
         ("concat", {}),
         ("sequence", {"weigh_layers": True}),
-        ("gated", {"pool": 2}),
+        ("gated", {"pool": 2, "unshuffle": True}),
         ("cross_attention", {"grid": (8, 8), "pool": 2, "window": (1, 2), "heads": 5}),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,14 +14,21 @@ from support.tiny import build_llm
 from torch import Tensor
 from typer.testing import CliRunner
 
+import vig
 from encoders.images.reading import blur
 from encoders.runs import read_sealed_lines
 from mof import ConcatMoF, MoFForConditionalGeneration, MoFProcessor
 from mof.cli.app import build_app
 from mof.evals.answerers import LocalModel
 from mof.evals.answering import Answer, Prompt
-from mof.evals.encoder_worth import OtherPictures, Replacement, WithoutEncoder, encoder_worth
+from mof.evals.captions import eval_captions, read_captions
+from mof.evals.encoder_worth import Replacement, WithoutEncoder, encoder_worth
+from mof.evals.mmvp import eval_mmvp, read_mmvp
+from mof.evals.other_pictures import OtherPictures
+from mof.evals.outcomes import read_outcome
 from mof.evals.pope import PopeQuestion, eval_pope
+from mof.evals.run import Run
+from mof.miniature.benchmarks import write_benchmarks
 
 OPTIONS = ("(a)", "(b) or longer")
 
@@ -98,6 +106,22 @@ def test_other_pictures(local: LocalModel, images: list[str]) -> None:
         OtherPictures(local, "swapped", images[:1])
 
 
+def test_blurred_images_are_in_memory_piece_by_piece(images: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mof.evals.other_pictures.PIECE", 2)
+    sizes = []
+
+    class Counting:
+        name, settings = "counting", {}
+
+        def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
+            sizes.append(len(prompts))
+            yield from ((i, Answer(prompt.id)) for i, prompt in reversed(list(enumerate(prompts))))
+
+    prompts = [Prompt.about(file, file, "?") for file in images[:5]]
+    answers = dict(OtherPictures(Counting(), "blurred", images).answer(prompts))
+    assert sizes == [2, 2, 1] and [answers[i].text for i in range(5)] == images[:5]
+
+
 class Reader(LocalModel):
     """Says yes where the first channel of encoder a's tokens is above the median over the images."""
 
@@ -130,7 +154,7 @@ def test_an_encoder_that_is_not_read_is_worth_nothing(
         return eval_pope(run, questions, tmp_path / "photos")
 
     result = encoder_worth(reader, measured, images, tmp_path / "worth")
-    assert result.measure == "POPE accuracy" and result.score == pytest.approx(5 / 6)
+    assert result.measure == "POPE accuracy, %" and result.score == pytest.approx(5 / 6)
     useless, useful = result.encoders["b"], result.encoders["a"]
     assert (useless.score, useless.loss.value, useless.rate) == (result.score, 0, 0) and useless.rate_interval == (0, 0)
     # Without encoder a, all images get the same answer.
@@ -145,6 +169,95 @@ def test_an_encoder_that_is_not_read_is_worth_nothing(
     assert result.pictures["swapped"].score == pytest.approx(right)
     reader.answer = lambda prompts: iter([pytest.fail("asked again") for _ in prompts])  # the answers of the first run are kept
     assert encoder_worth(reader, measured, images, tmp_path / "worth") == result
+
+
+def test_each_pattern_has_its_rates_and_intervals(
+    tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor, tmp_path: Path
+) -> None:
+    write_benchmarks(tmp_path / "data", pairs=3, scenes=1)
+    questions = [question for question in read_mmvp(tmp_path / "data" / "MMVP") if question.pattern in ("Color", "Text")]
+    missed = {"Color": 1, "Text": 0}  # pairs that the whole model gets wrong
+
+    class Knowing(LocalModel):
+        """Answers all questions but the first pairs of a pattern, and knows nothing of texts without encoder b."""
+
+        def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
+            features = self.model.mixer.fuse({"a": torch.zeros(1, 16, 16), "b": torch.ones(1, 16, 24)})
+            sighted = features[0, 1, 0] != self.model.mixer.adapters["b"](torch.zeros(24))[0]
+            for place, prompt in enumerate(prompts):
+                question = next(question for question in questions if str(question.id) == prompt.id)
+                pair = [q for q in questions if q.pattern == question.pattern].index(question) // 2
+                knows = pair >= missed[question.pattern] and (sighted or question.pattern != "Text")
+                letter = question.labels["released"]
+                yield place, Answer(f"({letter})" if knows else f"({'ab'.replace(letter, '')})")
+
+    local = Knowing(tiny_model, tiny_processor, "knowing")
+    images = [str(question.image) for question in questions]
+    with torch.no_grad():
+        result = encoder_worth(local, lambda run: eval_mmvp(run, questions), images, tmp_path / "worth", replacement="zero")
+    assert result.parts == {"Color": pytest.approx(2 / 3), "Text": 1} and result.scale == 100
+    parts = result.encoders["b"].parts
+    assert (parts["Text"].score, parts["Text"].loss.value, parts["Text"].rate, parts["Text"].rate_interval) == (0, 1, 1, (1, 1))
+    assert (parts["Color"].loss.value, parts["Color"].loss.interval, parts["Color"].rate) == (0, (0, 0), 0)
+    assert result.encoders["b"].rate == pytest.approx(3 / 5) and result.encoders["a"].rate == 0
+    low, high = result.encoders["b"].loss.interval
+    assert low < 0.5 < high  # the loss is 3 of 6 pairs
+
+
+def test_vig_of_captions_is_that_of_the_scorer(local: LocalModel, images: list[str], tmp_path: Path) -> None:
+    records = [
+        {
+            "id": str(i),
+            "image": Path(file).name,
+            "conversations": [{"from": "human", "value": f"<image>\n{'What? ' * (i + 1)}"}, {"from": "gpt", "value": f"It is {i}."}],
+        }
+        for i, file in enumerate(images)
+    ]
+    records.append({"id": "text", "conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}]})
+    captions = read_captions(records, tmp_path / "photos")
+    assert [caption.prompt.id for caption in captions] == [str(i) for i in range(6)]
+    result = eval_captions(Run(tmp_path / "vig", local), captions)
+    own = {row["id"]: row["null_loss"] - row["loss"] for row in read_sealed_lines(tmp_path / "vig" / "answers.jsonl")}
+    for score in vig.score(local.model, local.processor, records, image_folder=tmp_path / "photos"):
+        of_text = np.delete(score.token_vig, score.turn_ends)
+        assert own[score.id] == pytest.approx(float(of_text.mean()), abs=2e-5) and abs(own[score.id]) > 1e-4
+    assert result["vig"] == pytest.approx(np.mean(list(own.values())))
+    with pytest.raises(ValueError, match="none of the 1 records"):
+        read_captions(records[-1:], tmp_path / "photos")
+
+
+@pytest.mark.slow
+def test_a_useless_encoder_is_worth_nothing_on_every_benchmark(
+    tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Encoder b has random weights that its adapter ignores. Without it, nothing changes."""
+    monkeypatch.setenv("COLUMNS", "200")
+    with torch.no_grad():
+        tiny_model.mixer.adapters["b"][0].weight.zero_()
+    tiny_model.save_pretrained(tmp_path / "model")
+    tiny_processor.save_pretrained(tmp_path / "model")
+    data = tmp_path / "data"
+    write_benchmarks(data, pairs=1, scenes=3)
+    files = [file.name for file in sorted((data / "images").iterdir())]
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A ball."}]
+    (tmp_path / "records.json").write_text(json.dumps([{"id": name, "image": name, "conversations": turns} for name in files]))
+    chair = ["--instances", data / "CHAIR" / "instances.json", "--captions", data / "CHAIR" / "captions.json"]
+    benchmarks = {
+        "MMVP right pairs": ["--mmvp", data / "MMVP"],
+        "POPE accuracy": ["--pope", data / "POPE", "--images", data / "images"],
+        "CHAIR CHAIR s": [*chair, "--synonyms", data / "CHAIR" / "synonyms.txt", "--images", data / "images", "--count", "2"],
+        "Captions VIG, nats": ["--records", tmp_path / "records.json", "--images", data / "images"],
+    }
+    for number, (title, options) in enumerate(benchmarks.items()):
+        command = ["eval", "encoders", "--model", tmp_path / "model", "-o", tmp_path / str(number), "--max-new-tokens", "2", *options]
+        result = CliRunner().invoke(build_app({}), list(map(str, command)))
+        assert result.exit_code == 0, result.output
+        assert title in result.output
+        useless = [line.split() for line in result.output.splitlines() if line.strip().startswith("without b")]
+        assert len(useless) == 1 + {"MMVP right pairs": 9, "POPE accuracy": 3}.get(title, 0)
+        assert all(float(line[3]) == 0 and set(line[4]) <= set("[0.,-]") for line in useless), useless
+    whole, blind = (read_outcome(tmp_path / "3" / name).figures["caption vig"].value for name in ("all", "blurred"))
+    assert blind == 0 != whole
 
 
 def test_what_cannot_be_taken_away_is_refused(

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from encoders import build_encoder
+from mof.adapter import FUSIONS, build_mixer
 from study.rows import COMPARISONS, contrasts, spread, study_tables, table_rows
 from study.settings import read_setting
 from study.ways import KEEPS, NOISE, NOISE_WAYS, WAYS
@@ -30,6 +32,26 @@ def test_rows_have_names_of_their_own_and_share_stage_1_where_they_may(study, se
     stage_1 = {row.aligned: (row.encoders, row.fusion, row.options) for row in rows}
     assert all(stage_1[row.aligned] == (row.encoders, row.fusion, row.options) for row in rows)
     assert all(row.like in (None, "interleaved") for row in rows)
+
+
+def test_every_fusion_has_a_row_with_as_many_tokens_as_two_encoders(setting):
+    rows = {row.name: row for row in COMPARISONS["fusion"](setting)}
+    tokens = {}
+    for name, row in rows.items():
+        encoders = {
+            f"{part}{k}": build_encoder(part, pretrained=False) for k, part in enumerate(setting.encoders[n]["name"] for n in row.encoders)
+        }
+        options = dict(row.options)
+        if "weights" in options:
+            options["weights"] = dict(zip(encoders, options["weights"].values(), strict=True))
+            assert sum(options["weights"].values()) == 1
+        tokens[name] = build_mixer(row.fusion, encoders, 192, **options).tokens_per_image
+    assert set(FUSIONS) < rows.keys() and {row.noise for row in rows.values()} == {"0"}
+    equal = [name if FUSIONS[name].side_by_side else f"{name}-equal" for name in FUSIONS]
+    assert {tokens[name] for name in (*equal, "clipx2")} == {50}
+    assert {tokens[name] for name in rows.keys() - {*equal, "clipx2"}} == {25}
+    assert {name for name, row in rows.items() if row.worth} == set(FUSIONS)
+    assert {name for name, row in rows.items() if not row.stored} == {"clip", "dinov2", "clipx2"}  # the store holds both encoders
 
 
 def test_every_way_at_every_share_starts_from_one_stage_1(setting):
@@ -70,6 +92,7 @@ def test_a_study_without_pairs_is_refused(study):
 def row(name, accuracy, seed):
     return {
         "name": name, "pair_accuracy": accuracy, "question_accuracy": accuracy, "visual_tokens": 25, "active_tokens": 1000,
+        "adapter_parameters": 74112,
         "seconds": 2.0, "seed": seed, "by_pattern": {} if accuracy is None else {"Text": accuracy},
     }  # fmt: skip
 
@@ -85,6 +108,7 @@ def test_one_line_per_name_and_a_table_of_patterns():
     assert [list(table.rows) for table in tables] == [["clip", "interleaved"]] * 2
     assert [cells[0] for cells in tables[0].rows.values()] == ["20.0 ±14.1", "20.0"]
     assert [cells[0] for cells in tables[1].rows.values()] == ["20", "20"]
+    assert tables[0].rows["clip"][tables[0].columns.index("adapters")] == "74,112"
 
 
 def test_questions_after_a_false_statement_have_a_column_where_they_were_asked():

@@ -12,12 +12,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import train_llava_mof_vig
 import vig.cli.app
+from encoders import FeatureStore
 from mof.cli.app import build_app
 from study.command import current_spelling
 
@@ -103,6 +105,22 @@ def test_only_adapters_move_while_aligning_and_encoders_are_never_saved(finished
 
 
 @pytest.mark.slow
+def test_stage_2_with_a_language_model_in_4_bits(config, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    setting = yaml.safe_load(config.read_text())
+    setting["finetune"] |= {"lora": 4, "load_in_4bit": True}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(setting))
+    run("--config", tmp_path / "small.yaml", "--output", tmp_path / "run", "--rows", "interleaved")
+    (row,) = json.loads((tmp_path / "run/results.json").read_text())["rows"]
+    assert row["pair_accuracy"] is not None and row["misled_accuracy"] is not None
+    aligned, tuned = (load_file(tmp_path / f"run/seed-0/{stage}-interleaved/model.safetensors") for stage in ("align", "finetune"))
+    for name, weight in tuned.items():
+        change = weight - aligned[name]
+        assert bool(change.any()) == ("_proj" in name), name
+        assert not change.any() or torch.linalg.matrix_rank(change, rtol=1e-4) == 4
+
+
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_a_run_killed_in_the_middle_of_a_stage_resumes_to_the_same_result(config, finished, tmp_path):
     folder, row = tmp_path / "killed", "interleaved+vig"
@@ -130,6 +148,20 @@ def test_resuming_with_other_rows_keeps_those_that_are_there(config, finished):
     run("--config", config, "--output", finished[0], "--resume", "--rows", "clip")
     after = json.loads((finished[0] / "results.json").read_text())["rows"]
     assert sorted(after, key=lambda row: row["name"]) == sorted(before, key=lambda row: row["name"])
+
+
+@pytest.mark.slow
+def test_fusions_share_features_and_say_what_each_encoder_is_worth(config, tmp_path):
+    folder = tmp_path / "fusion"
+    run("--compare", "fusion", "--config", config, "--output", folder, "--rows", "concat", "concat-equal", "clip")
+    rows = {row["name"]: row for row in json.loads((folder / "results.json").read_text())["rows"]}
+    assert {name: row["visual_tokens"] for name, row in rows.items()} == {"concat": 25, "concat-equal": 50, "clip": 25}
+    assert rows["concat"]["adapter_parameters"] == rows["concat-equal"]["adapter_parameters"] == 2 * 192 * 192 + 192 + 192 * 192 + 192
+    assert set(rows["concat"]["worth"]) == {"clip", "dinov2", "blurred", "swapped"} and "worth" not in rows["concat-equal"]
+    assert all(0 <= row["option_named"] <= 1 for row in rows.values())
+    store = FeatureStore(folder / "features/store")
+    assert set(store.manifest) == {"clip", "dinov2"} and len(store.keys) == 16 + 36  # a tenth of the 40 records has no image
+    assert not json.loads((folder / "data-noise/finetune-0-truth.json").read_text())["talk-0"]["noise"]
 
 
 @pytest.mark.slow

@@ -230,6 +230,7 @@ def without_pair(question: dict[str, Any]) -> dict[str, Any]:
 def test_a_real_model_answers(llava: Llava, questions: list[dict[str, Any]], tmp_path: Path) -> None:
     found = misleading_text(*llava, questions, image_folder=tmp_path, max_new_tokens=3)
     assert found["alone"].questions == 4
+    assert misleading_text(*llava, questions, image_folder=tmp_path, max_new_tokens=3, ways=["misled"]) == {"misled": found["misled"]}
 
 
 @pytest.mark.parametrize(

@@ -44,9 +44,10 @@ def misleading_text(
     image_folder: str | os.PathLike[str] | None = None,
     batch_size: int = 32,
     max_new_tokens: int = 32,
+    ways: Sequence[str] = ("alone", "misled"),
     progress: bool = False,
 ) -> dict[str, Answered]:
-    """Return the accuracy of the model's greedy answers, by the way to ask: "alone" and "misled".
+    """Return the accuracy of the model's greedy answers, by the way to ask (of `ways`): "alone" and "misled".
 
     An answer is right when it holds the right option and no other. To mislead, the "false_statement" is put before the
     question; a question without a false statement gets "The answer is X." with its first wrong option.
@@ -64,8 +65,8 @@ def misleading_text(
     sources = [question["image"] for question in questions]
     images = [image if isinstance(image, Image.Image) or image_folder is None else inside(image_folder, image) for image in sources]
     results = {}
-    for name, texts in asked.items():
-        answers: list[str] = []
+    for name in ways:
+        texts, answers = asked[name], list[str]()
         for start in tracked(range(0, len(texts), batch_size), f"batches of questions, {name}", shown=progress):
             part = slice(start, start + batch_size)
             answers += _answers(model, processor, texts[part], images[part], max_new_tokens)

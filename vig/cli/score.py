@@ -50,6 +50,10 @@ def score(
         list[str] | None,
         typer.Option(help=f"Save this value of every answer token too, in both passes: {', '.join(MEASURES)}. Can be given several times."),
     ] = None,
+    per_encoder: Annotated[
+        bool,
+        typer.Option("--per-encoder", help="For a mixture: also measure each encoder's VIG, by a pass where it alone sees the null image."),
+    ] = False,
     calibrate: Annotated[
         bool, typer.Option(help="Score 1 % of the records with swapped images too (50 to 1,000), and say whether the scorer is fit.")
     ] = True,
@@ -98,6 +102,7 @@ def score(
         stored_images=stored,
         seed=seed,
         measures=measures or (),
+        per_encoder=per_encoder,
         calibrate=calibrate,
         cluster=cluster,
         about=about,

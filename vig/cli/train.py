@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from encoders.runs import RunLock
 from encoders.store.fingerprints import weights_digest
 from mof.data.digests import digest
 from vig.processes import Processes
-from vig.saved_models import load_network, load_processor, stored_images
+from vig.saved_models import load_in_4bit, load_network, load_processor, stored_images
 from vig.scoring.identity import processor_identity
 from vig.training.finetuning import CHECKPOINTS, DEFAULTS, claim, finetune, finish, result
 from vig.training.preparation import add_lora, freeze_encoder, parse_arguments, read_training_records, require_apart
@@ -53,6 +54,10 @@ def train(
     lora: Annotated[
         int | None, typer.Option(min=1, metavar="RANK", help="Train low-rank adapters of the language model only; merged at the end.")
     ] = None,
+    in_4bit: Annotated[
+        bool,
+        typer.Option("--load-in-4bit", help="Hold the language model in 4 bits while --lora trains (QLoRA). The result is a whole model."),
+    ] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16. A model in half precision always does.")] = False,
     gradient_checkpointing: Annotated[bool, typer.Option("--gradient-checkpointing", help="Less memory, a third more time.")] = False,
     padding_free: Annotated[bool, typer.Option("--padding-free", help="Put the records of a batch into one row without padding.")] = False,
@@ -81,12 +86,18 @@ def train(
       mof train --model llava --records data/train.json --images data/images --output runs/tuned --lora 64 --bf16 \\
         --gradient-checkpointing --set save_steps=200 --set report_to=wandb
       torchrun --no-python --nproc_per_node 8 mof train --model llava --records ... (as before)
+    \b
+    A 7B model on a GPU of 24 GB:
+      mof train --model llava --records data/train.json --images data/images --output runs/tuned --lora 64 --load-in-4bit --bf16 \\
+        --gradient-checkpointing --batch-size 4 --accumulate 4 --set optim=paged_adamw_8bit
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers fork after the tokenizer was used
     transformers.utils.logging.disable_progress_bar()  # hides the bars of loading and saving, but not the bar of training
     peak = (2e-4 if lora else 2e-5) if learning_rate is None else learning_rate
     if not (epochs > 0 and peak > 0):
         raise ValueError(f"--epochs and --learning-rate should be above 0, got {epochs} and {peak}")
+    if in_4bit and lora is None:
+        raise ValueError("--load-in-4bit needs --lora RANK: numbers of 4 bits cannot be trained, but adapters beside them can")
     arguments = {"warmup_steps": 0.03, "num_train_epochs": epochs, "learning_rate": peak, **parse_arguments(more or [], OWN)}
     arguments |= {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulate}
     process = PartialState(cpu=not torch.accelerator.is_available())  # or processes on CPUs would not find each other
@@ -99,13 +110,12 @@ def train(
         arguments = {"eval_strategy": "steps", "eval_steps": every, "per_device_eval_batch_size": batch_size, **arguments}
     elif arguments.get("eval_strategy", "no") != "no":
         raise ValueError(f"--set eval_strategy={arguments['eval_strategy']} needs --eval-records")
-    network = _load(model, trust_remote_code)
+    network = load_in_4bit(model, bf16=bf16, trust_remote_code=trust_remote_code) if in_4bit else _load(model, trust_remote_code)
     arguments["bf16"] = bf16 or network.dtype == torch.bfloat16
     options: dict[str, Any] = {"image_folder": images, "max_length": max_length, "padding_free": padding_free}
     options["eval_dataset"] = evaluation
     run = {**arguments, "lora": lora, "max_length": max_length, "processes": process.num_processes, **processor_identity(processor)}
-    if padding_free:  # otherwise absent, as in the runs of earlier releases
-        run["padding_free"] = True
+    run |= {name: True for name, given in (("padding_free", padding_free), ("load_in_4bit", in_4bit)) if given}  # absent in older runs
     if evaluation is not None:
         run["eval_records"] = digest(evaluation)
     if features is not None:
@@ -123,7 +133,14 @@ def train(
             set_seed(arguments.get("seed", 42))
             network = add_lora(network, lora)
         facts = finetune(
-            network, processor, raw, output, gradient_checkpointing=gradient_checkpointing, trainer_options=options, **arguments
+            network,
+            processor,
+            raw,
+            output,
+            whole=partial(_load, model, trust_remote_code) if in_4bit else None,
+            gradient_checkpointing=gradient_checkpointing,
+            trainer_options=options,
+            **arguments,
         )
         if process.is_main_process:
             finish(output, facts)

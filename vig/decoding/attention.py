@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,8 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-if TYPE_CHECKING:
-    from vig.decoding.edits import AttentionEdit
-
-# Shapes: R rows of a batch (records times beams), L tokens of a sequence so far, H heads, G key-value heads, S query tokens of a pass,
-# Q edited query tokens (the last of them), K keys, E channels of a head, D channels of a token.
+# Shapes: R rows of a batch (records times beams), P tokens of a prompt, H heads, G key-value heads, S query tokens of a pass,
+# Q edited query tokens (the last of them), K keys, E channels of a head.
 
 NAME = "vig-decoding"
 _active: ContextVar[EditedAttention] = ContextVar(NAME)
@@ -44,50 +41,58 @@ def image_tokens(model: PreTrainedModel, input_ids: Tensor) -> Tensor | None:
     return None if aside or token is None else input_ids == token
 
 
+def prompt_images(model: PreTrainedModel, method: str, input_ids: Tensor, inputs: Mapping[str, Any]) -> Tensor | None:
+    """Return [R, P] whether a token of a prompt is an image token; None for a prompt without images.
+
+    Raises:
+        ValueError: for a model that puts no image tokens between the tokens of the text, naming the method.
+    """
+    image = image_tokens(model, input_ids)
+    if image is None or inputs.get("inputs_embeds") is not None:
+        raise ValueError(f"{method} needs image tokens between the tokens of the text, which {type(model).__name__} has not")
+    return image if image.any() else None
+
+
 class EditedAttention:
-    """The attention of one generation.
+    """The attention of one generation. This class changes nothing, but lets the weights of the last token be seen.
 
     Args:
-        image, text: [R, P] whether a token of the prompt is an image token, or another token that is no padding.
+        method: the name of the method, for messages.
+        image: [R, P] whether a token of the prompt is an image token.
+        starts: [R] the first token of each row whose attention is edited.
+        layers: the edited layers of the language model, counted from 0; negative numbers count from the end.
     """
 
-    def __init__(self, model: PreTrainedModel, edit: AttentionEdit, image: Tensor, text: Tensor) -> None:
-        self.model, self.edit, self.image, self.text, self.length = model, edit, image, text, image.shape[1]
-        decoder = model.config.get_text_config(decoder=True)
-        configs = [decoder, *(module.config for module in model.modules() if type(getattr(module, "config", None)) is type(decoder))]
-        self._configs = list({id(config): config for config in configs}.values())
-        self._layers = edit.layers(decoder.num_hidden_layers)
-        if not self._layers:
+    def __init__(self, model: PreTrainedModel, method: str, image: Tensor, starts: Tensor, layers: slice = slice(None)) -> None:
+        self.model, self.method, self.image, self.length = model, method, image, image.shape[1]
+        self.decoder = model.config.get_text_config(decoder=True)
+        every = [
+            self.decoder,
+            *(module.config for module in model.modules() if type(getattr(module, "config", None)) is type(self.decoder)),
+        ]
+        self._configs = list({id(config): config for config in every}.values())
+        self.layers = range(self.decoder.num_hidden_layers)[layers]
+        if not self.layers:
             raise ValueError(
-                f"{edit.name} edits the layers from {edit.first_layer} on, but the language model has {decoder.num_hidden_layers}: "
+                f"{method} edits the layers from {layers.start} on, but the language model has {self.decoder.num_hidden_layers}: "
                 "give a lower first_layer"
             )
-        edit.check_width(decoder.hidden_size)
-        self._starts = edit.starts(image)  # [R] the first edited token of each row
-        self._first = int(self._starts.min())
-        self._sinks: dict[int, Tensor] = {}  # layer -> [R, P]
+        self._starts, self._first = starts, int(starts.min())
         self._called = False
 
-    @classmethod
-    def of(cls, model: PreTrainedModel, input_ids: Tensor, edit: AttentionEdit, inputs: Mapping[str, Any]) -> EditedAttention | None:
-        """Return the attention for a prompt [R, P]; None for a prompt without images.
+    def edit_scores(self, scores: Tensor, image: Tensor, layer: int) -> Tensor:
+        """Return the edited scores [R, H, Q, K] before the mask and the softmax; `image` [R, 1, Q, K] marks what is to be edited."""
+        return scores
 
-        Raises:
-            ValueError: for a model that puts no image tokens between the tokens of the text.
-        """
-        image = image_tokens(model, input_ids)
-        if image is None or inputs.get("inputs_embeds") is not None:
-            raise ValueError(f"{edit.name} needs image tokens between the tokens of the text, which {type(model).__name__} has not")
-        mask = inputs.get("attention_mask")
-        text = ~image if mask is None else ~image & mask.bool()
-        return cls(model, edit, image, text) if image.any() else None
+    def edit_weights(self, weights: Tensor, image: Tensor, layer: int) -> Tensor:
+        """Return the edited weights [R, H, Q, K]; `image` [R, 1, Q, K] marks what is to be edited."""
+        return weights
 
     @contextmanager
     def on(self, length: int) -> Iterator[None]:
         """Edit the attention of passes on sequences of `length` tokens (with those in the cache)."""
         self.length = length
         names = [config._attn_implementation for config in self._configs]
-        hooks = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer, hook in self._finders()]
         token = _active.set(self)
         try:
             for config in self._configs:
@@ -97,31 +102,11 @@ class EditedAttention:
             _active.reset(token)
             for config, name in zip(self._configs, names, strict=True):
                 config._attn_implementation = name
-            for hook in hooks:
-                hook.remove()
         if not self._called:
             raise ValueError(
-                f"{self.edit.name} edits attention, but the language model of {type(self.model).__name__} ({self._configs[0].model_type}) "
+                f"{self.method} edits attention, but the language model of {type(self.model).__name__} ({self.decoder.model_type}) "
                 "does not take its attention from transformers' AttentionInterface; choose a contrast such as vcd"
             )
-
-    def _finders(self) -> Iterator[tuple[nn.Module, Any]]:
-        """Yield the edited layers, each with a hook that finds its sinks."""
-        if not self.edit.needs_sinks:
-            return
-        decoder = type(self.model.config.get_text_config(decoder=True))
-        for name, module in self.model.named_modules():
-            layer, config = getattr(module, "layer_idx", -1), getattr(module, "config", None)
-            if layer in self._layers and type(config) is decoder and "Attention" in type(module).__name__:
-                yield self.model.get_submodule(name.rpartition(".")[0]), self._finder(layer)
-
-    def _finder(self, layer: int) -> Any:
-        def find(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            states = args[0] if args else kwargs["hidden_states"]  # [R, S, D]
-            if states.shape[1] == self.length:  # the whole sequence, with all images
-                self._sinks[layer] = self.edit.find_sinks(states[:, : self.image.shape[1]], self.image, self.text)
-
-        return find
 
     def __call__(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
@@ -133,49 +118,44 @@ class EditedAttention:
         self._called = True
         if unknown := [name for name in ("s_aux", "position_bias") if options.get(name) is not None]:
             raise ValueError(
-                f"{self.edit.name} cannot edit the attention of {type(self.model).__name__} ({self._configs[0].model_type}), "
+                f"{self.method} cannot edit the attention of {type(self.model).__name__} ({self.decoder.model_type}), "
                 f"which has {', '.join(unknown)}"
             )
-        edited = min(query.shape[2], self.length - self._first) if module.layer_idx in self._layers else 0
-        dense = query.shape[2] if options.get("softcap") else max(edited, 1)
-        rows, weights = self._dense(module, query[:, :, -dense:], key, value, attention_mask, edited > 0, options)
+        number: Any = module.layer_idx
+        layer = number if number in self.layers else None
+        edited = 0 if layer is None else min(query.shape[2], self.length - self._first)
+        dense = query.shape[2] if options.get("softcap") else max(edited, 1)  # torch's attention knows no cap
+        rows, weights = self._dense(query[:, :, -dense:], key, value, attention_mask, layer if edited > 0 else None, options)
         if dense < query.shape[2]:
             others, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options | {"output_attentions": False})
             rows = torch.cat([others[:, :-dense], rows], dim=1)
         return rows, weights
 
     def _dense(
-        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, edited: bool, options: dict[str, Any]
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, layer: int | None, options: dict[str, Any]
     ) -> tuple[Tensor, Tensor]:
-        """Return the attention [R, Q, H, E] of the last Q tokens, edited from each row's first edited token on, and its weights."""
-        count, keys, shape = query.shape[2], key.shape[2], (*query.shape[:3], key.shape[2])
-        scale = options.get("scaling")
-        scores = _by_group(query, key) @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scale is None else scale)
-        scores = scores.view(shape)  # [R, H, Q, K]
+        """Return the attention [R, Q, H, E] of the last Q tokens and its weights, edited in a layer from each row's first token on."""
+        count, keys = query.shape[2], key.shape[2]
+        scale = options.get("scaling") or query.shape[-1] ** -0.5
+        scores = (_by_group(query, key) @ key.transpose(2, 3) * scale).view(*query.shape[:3], keys)  # [R, H, Q, K]
         if cap := options.get("softcap"):
             scores = torch.tanh(scores / cap) * cap
-        places = torch.arange(self.length - count, self.length, device=query.device)  # [Q]
-        image = self._at_keys(self.image, keys) & (places[:, None] >= self._starts[:, None, None, None])  # [R, 1, Q, K]
-        if edited:
-            scores = self.edit.edit_scores(scores, image)
-        if mask is None:
-            causal = options.get("is_causal")
-            if getattr(module, "is_causal", True) if causal is None else causal:
-                last = torch.arange(count, device=query.device)[:, None] + min(keys, self.length) - count  # [Q, 1]
-                scores = scores.masked_fill(torch.arange(keys, device=query.device) > last, torch.finfo(scores.dtype).min)
+        places = torch.arange(self.length - count, self.length, device=query.device)[:, None]  # [Q, 1]
+        image = self.at_keys(self.image, keys) & (places >= self._starts[:, None, None, None])  # [R, 1, Q, K]
+        if layer is not None:
+            scores = self.edit_scores(scores, image, layer)
+        if mask is None:  # causal: a sliding window keeps the last tokens
+            mask = torch.arange(max(keys, self.length), device=query.device)[-keys:] <= places  # [Q, K]
         else:
             mask = mask[:, :, -count:]
-            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
         weights = F.softmax(scores, dim=-1, dtype=torch.float32)
-        if edited and self.edit.needs_sinks:
-            sinks = self._sinks.get(getattr(module, "layer_idx", -1))
-            if sinks is None:
-                raise ValueError(f"{self.edit.name} looks for sinks in the prompt, so it cannot go on from a cache: give the whole prompt")
-            weights = self.edit.edit_weights(weights, image, self._at_keys(sinks, keys) & image)
+        if layer is not None:
+            weights = self.edit_weights(weights, image, layer)
         return (_by_group(weights.to(value), key) @ value).view(*query.shape[:3], -1).transpose(1, 2), weights
 
-    def _at_keys(self, marks: Tensor, keys: int) -> Tensor:
-        """Return the marks [R, 1, 1, K] of the keys: a sliding window keeps the last tokens, a static cache has room behind them."""
+    def at_keys(self, marks: Tensor, keys: int) -> Tensor:
+        """Return marks [R, P] as [R, 1, 1, K] at the keys: a sliding window keeps the last tokens, a static cache has room behind them."""
         return F.pad(marks, (0, max(keys, self.length) - marks.shape[1]))[:, None, None, -keys:]
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import Cache, GenerationConfig, PreTrainedModel
+from transformers.utils import ModelOutput
 
 if TYPE_CHECKING:
     from vig.decoding.attention import EditedAttention
@@ -18,109 +20,167 @@ if TYPE_CHECKING:
 
 # Shapes: R rows of a batch (records times beams), P tokens of a prompt, N generated tokens, V the vocabulary.
 
+BY_TOKEN = ("attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids")
+"""Inputs with a value for each token [..., R, P], in which 0 is right for padding."""
+READ, UNREAD = {"pooler_output", "deepstack_features"}, {"last_hidden_state", "hidden_states", "attentions"}
+"""Image features that models read in generation, of all images and of each layer, and those that they do not read."""
 
-class NullBranch:
-    """The second branch, with a prompt and a cache of its own. transformers prepares both, so every model gets what it needs.
 
-    Raises:
-        ValueError: for null inputs that the model does not take, and when null inputs and inputs differ in their number of records.
-    """
+class Branch:
+    """Prompts [R, P] with the model's other inputs and a cache, as transformers prepares them, which grow token by token."""
 
-    def __init__(self, model: PreTrainedModel, inputs: Mapping[str, Any], generation_config: GenerationConfig, input_ids: Tensor) -> None:
-        if unknown := set(inputs) - set(inspect.signature(model.forward).parameters):
-            raise ValueError(
-                f"{type(model).__name__} does not take {', '.join(sorted(unknown))} of null_inputs: "
-                "a model that hands its images to a language model of its own before it generates cannot contrast them"
-            )
-        own = copy.deepcopy(generation_config)
-        own.update(max_new_tokens=generation_config.max_length - input_ids.shape[1], max_length=None, min_length=0, stop_strings=None)
-        own.update(output_attentions=False, output_hidden_states=False)
-        self.ids, self.kwargs, self.config = model.generate(**inputs, generation_config=own, custom_generate=_prepared)  # ids [R, P]
-        if len(self.ids) != len(input_ids):
-            raise ValueError(f"null_inputs have {len(self.ids)} rows (beams counted), but the inputs {len(input_ids)}: give one per record")
-        self.model, self.begun = model, False
+    def __init__(self, model: PreTrainedModel, ids: Tensor, kwargs: dict[str, Any], config: GenerationConfig) -> None:
+        self.model, self.ids, self.kwargs, self.config, self.begun = model, ids, kwargs, config, False
 
-    def logits(self, generated: Tensor) -> Tensor:
-        """Return the logits [R, V] behind the prompt and the generated tokens [R, N]."""
+    def step(self, generated: Tensor) -> Any:
+        """Return the model's output behind the prompt and the generated tokens [R, N]."""
         if self.begun:
-            ids = torch.cat([self.ids, generated], dim=1)  # [R, P + N]
             new = 1 if self.kwargs["use_cache"] else None
-            inputs = self.model.prepare_inputs_for_generation(ids, next_sequence_length=new, **self.kwargs)
-            output = self.model(**inputs, return_dict=True)
+            ids = torch.cat([self.ids, generated], dim=1)  # [R, P + N]
+            output = self.model(**self.model.prepare_inputs_for_generation(ids, next_sequence_length=new, **self.kwargs), return_dict=True)
         else:
             output = self.model._prefill(self.ids, self.config, self.kwargs)
         self.begun = True
         is_encoder_decoder = self.model.config.is_encoder_decoder
         self.kwargs = self.model._update_model_kwargs_for_generation(output, self.kwargs, is_encoder_decoder=is_encoder_decoder)
-        return output.logits[:, -1]
+        return output
+
+    @property
+    def caches(self) -> dict[str, Cache]:
+        """The cache under its name; empty for a model without."""
+        return {name: value for name, value in self.kwargs.items() if isinstance(value, Cache)}
 
     def reorder(self, beams: Tensor) -> None:
         """Let the cache follow the beams [R]."""
-        for name, value in self.kwargs.items():
-            if isinstance(value, Cache):
-                self.kwargs[name] = reordered(self.model, value, beams)
+        own = getattr(self.model, "_reorder_cache", None)  # transformers asks likewise
+        for name, cache in self.caches.items():
+            if own is None:
+                cache.reorder_cache(beams)
+            else:
+                self.kwargs[name] = own(cache, beams)
 
 
-def _prepared(
-    model: PreTrainedModel,
-    input_ids: Tensor,
-    logits_processor: Any,
-    stopping_criteria: Any,
-    generation_config: GenerationConfig,
-    **model_kwargs: Any,
-) -> tuple[Tensor, dict[str, Any], GenerationConfig]:
+def null_branch(clean: Branch, inputs: Mapping[str, Any]) -> Branch:
+    """Return the branch of the null inputs, which generates no more tokens than the branch with the images.
+
+    Raises:
+        ValueError: for null inputs that the model does not take, and when null inputs and inputs differ in their number of records.
+    """
+    if unknown := set(inputs) - set(inspect.signature(clean.model.forward).parameters):
+        raise ValueError(
+            f"{type(clean.model).__name__} does not take {', '.join(sorted(unknown))} of null_inputs: "
+            "a model that hands its images to a language model of its own before it generates cannot contrast them"
+        )
+    config = copy.deepcopy(clean.config)
+    config.update(max_new_tokens=clean.config.max_length - clean.ids.shape[1], max_length=None, min_length=0, stop_strings=None)
+    config.update(output_attentions=False, output_hidden_states=False)
+    ids, kwargs, config = clean.model.generate(**inputs, generation_config=config, custom_generate=_prepared)
+    if len(ids) != len(clean.ids):
+        raise ValueError(f"null_inputs have {len(ids)} rows (beams counted), but the inputs {len(clean.ids)}: give one per record")
+    return Branch(clean.model, ids, kwargs, config)
+
+
+def _prepared(model: Any, input_ids: Tensor, logits_processor: Any, stopping_criteria: Any, generation_config: Any, **kwargs: Any) -> Any:
     """Return what `generate` has prepared, in place of generating."""
-    return input_ids, model_kwargs, generation_config
+    return input_ids, kwargs, generation_config
 
 
-def reordered(model: PreTrainedModel, cache: Any, beams: Tensor) -> Any:
-    own = getattr(model, "_reorder_cache", None)  # transformers asks likewise
-    if own is not None:
-        return own(cache, beams)
-    cache.reorder_cache(beams)
-    return cache
+def joined(clean: Branch, null: Branch) -> Branch | None:
+    """Return a branch of 2R rows, those with the images first; None where both branches cannot share a batch.
+
+    They cannot in an encoder-decoder, with a cache that the caller gave, where attention or hidden states are asked for, and where the
+    null inputs have other names or shapes, such as those without images or with another number of image tokens. Prompts that differ in
+    length need an attention mask, and a model without recurrent states, which padding would enter.
+    """
+    model, branches = clean.model, (clean, null)
+    given = any(getattr(cache, "_is_user_defined", False) or cache.get_seq_length() for cache in clean.caches.values())
+    if given or model.config.is_encoder_decoder or clean.config.output_attentions or clean.config.output_hidden_states:
+        return None
+    long = max(branches, key=lambda branch: branch.ids.shape[1])
+    pads = [long.ids.shape[1] - branch.ids.shape[1] for branch in branches]
+    token, mask = clean.config._pad_token_tensor, clean.kwargs.get("attention_mask")
+    if any(pads) and (token is None or mask is None or mask.ndim > 2 or _is_recurrent(model)):
+        return None
+    names = {name for branch in branches for name in branch.kwargs.keys() - branch.caches.keys()}
+    try:
+        kwargs = {name: _both([branch.kwargs.get(name) for branch in branches], pads if name in BY_TOKEN else None) for name in names}
+    except _ApartError:
+        return None
+    ids = [F.pad(branch.ids, (pad, 0), value=int(token) if pad else 0) for branch, pad in zip(branches, pads, strict=True)]
+    return Branch(model, torch.cat(ids), kwargs | long.caches, long.config)
+
+
+class _ApartError(Exception):
+    """Two inputs have no common batch."""
+
+
+def _both(values: Sequence[Any], pads: Sequence[int] | None = None) -> Any:
+    """Return an input of both branches in a batch: tensors with rows, images or (with `pads`) tokens, lists of images, image features."""
+    if all(isinstance(value, Tensor) for value in values):
+        if pads is not None:
+            values = [F.pad(value, (pad, 0)) for value, pad in zip(values, pads, strict=True)]
+        if values[0].shape[1:] == values[1].shape[1:]:
+            return torch.cat(list(values), dim=0 if pads is None else -2)
+    elif all(isinstance(value, ModelOutput) and value.keys() <= READ | UNREAD for value in values):
+        read = {"pooler_output": _both([output.pooler_output for output in values])}
+        if "deepstack_features" in values[0]:
+            read["deepstack_features"] = [_both(layer) for layer in zip(*(output.deepstack_features for output in values), strict=True)]
+        return type(values[0])(**{**values[0], **read})
+    elif all(type(value) is dict for value in values) and values[0].keys() == values[1].keys():
+        return {name: _both([value[name] for value in values]) for name in values[0]}
+    elif all(isinstance(value, list | tuple) and all(isinstance(item, Tensor) for item in value) for value in values):
+        return [*values[0], *values[1]]
+    elif isinstance(values[0], bool | int | float | str | None) and values[0] == values[1]:
+        return values[0]
+    raise _ApartError
+
+
+def _is_recurrent(model: PreTrainedModel) -> bool:
+    kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or []
+    stateful = any(getattr(module, "_is_stateful", False) for module in model.modules())
+    return stateful or any("linear" in kind or "attention" not in kind for kind in kinds)
 
 
 class Branches:
-    """Stands in for the model in transformers' loops of generation: each pass runs both branches and gives the combined logits.
+    """Stands in for the model in transformers' loops of generation: each pass runs all branches and gives the logits to decode from.
 
-    The model itself is not changed.
+    The branches are the model with the images alone, or that and the null branch, or both joined in a batch. The model itself is not
+    changed.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, method: Decoding, prompt: int, null: NullBranch | None, attention: EditedAttention | None
-    ) -> None:
-        self._model, self._method, self._prompt, self._null, self._attention = model, method, prompt, null, attention
-        self._ids = torch.empty(0)  # [R, P + N]
+    def __init__(self, method: Decoding, branches: Sequence[Branch], prompt: int, attention: EditedAttention | None) -> None:
+        self._model, self._method, self._branches = branches[0].model, method, branches
+        self._prompt, self._attention = prompt, attention
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
-    def _prefill(self, *args: Any, **kwargs: Any) -> Any:
-        return type(self._model)._prefill(self, *args, **kwargs)
+    def __call__(self, input_ids: Tensor, **_: Any) -> Any:
+        generated = input_ids[:, self._prompt :]  # [R, N]
+        with nullcontext() if self._attention is None else self._attention.on(input_ids.shape[1]):
+            output = self._branches[0].step(generated.repeat(len(self._branches[0].ids) // len(input_ids), 1))
+        if self._method.contrasts:
+            every = [output, *(branch.step(generated) for branch in self._branches[1:])]
+            logits, null_logits = torch.cat([each.logits[:, -1].float() for each in every]).chunk(2)  # [R, V], [R, V]
+            output.logits = self._method.combine(logits, null_logits, generated.shape[1] + 1).unsqueeze(1)  # [R, 1, V]
+        return output
 
-    def _valid_auto_compile_criteria(self, *args: Any) -> bool:
-        return False  # a compiled model would bypass the second branch
+    def _prefill(self, input_ids: Tensor, *_: Any, **__: Any) -> Any:
+        return self(input_ids)
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        self._ids = input_ids
-        return self._model.prepare_inputs_for_generation(input_ids, *args, **kwargs)
+    def _valid_auto_compile_criteria(self, *_: Any) -> bool:
+        return False  # a compiled model would bypass the branches
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, *_: Any, **__: Any) -> dict[str, Any]:
+        return {"input_ids": input_ids}  # each branch prepares its own
+
+    def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: dict[str, Any], **_: Any) -> dict[str, Any]:
+        return model_kwargs | self._branches[0].caches
 
     def _reorder_cache(self, cache: Any, beams: Tensor) -> Any:
-        if self._null is not None:
-            self._null.reorder(beams)
-        return reordered(self._model, cache, beams)
-
-    def __call__(self, **inputs: Any) -> Any:
-        length = self._ids.shape[1]
-        with nullcontext() if self._attention is None else self._attention.on(length):
-            output = self._model(**inputs)
-        if self._null is not None:
-            null_logits = self._null.logits(self._ids[:, self._prompt :])
-            logits = output.logits[:, -1].float()  # [R, V]
-            step = length - self._prompt + 1
-            output.logits = self._method.combine(logits, null_logits.to(logits), step).unsqueeze(1)  # [R, 1, V]
-        return output
+        for branch in self._branches:
+            branch.reorder(torch.cat([beams, beams + len(beams)]) if len(branch.ids) > len(beams) else beams)
+        return next(iter(self._branches[0].caches.values()), cache)
 
 
 @contextmanager

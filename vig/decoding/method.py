@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import Cache, GenerationConfig, PreTrainedModel
 
-from vig.decoding.branches import Branches, NullBranch, kept_offsets
+from vig.decoding.branches import Branch, Branches, joined, kept_offsets, null_branch
 from vig.decoding.null_chats import Chat, has_image
 
 if TYPE_CHECKING:
@@ -25,8 +25,9 @@ class Decoding:
 
     `model.generate(**inputs, custom_generate=method, null_inputs=null)` decodes with it: greedily, by sampling or with beams, as the
     other arguments of `generate` say. A method that contrasts needs `null_inputs`, the model's inputs for the same conversations
-    without the right images; `options` makes them. `token_streamer` takes the place of `streamer`, which transformers does not hand
-    on. A method of strength 0 is plain decoding, bit for bit.
+    without the right images; `options` makes them. Both prompts are read in one batch, and grow in it, so that the output has no
+    cache; `vig.decoding.branches.joined` tells where this is impossible, and the prompts have passes of their own. `token_streamer`
+    takes the place of `streamer`, which transformers does not hand on. A method of strength 0 is plain decoding, bit for bit.
     """
 
     name: ClassVar[str]
@@ -91,11 +92,17 @@ class Decoding:
         attention = self.attention(model, input_ids, model_kwargs)
         if not self.contrasts and attention is None:
             return getattr(model, loop)(input_ids, **arguments, **model_kwargs)
+        branches = [Branch(model, input_ids, model_kwargs, generation_config)]
         with kept_offsets(model):
-            null = None
             if self.contrasts:
                 if null_inputs is None:
                     raise ValueError(f"{self.name} contrasts with a null image: give null_inputs, as {type(self).__name__}.options does")
-                null = NullBranch(model, null_inputs, generation_config, input_ids)
-            branches = Branches(model, self, input_ids.shape[1], null, attention)
-            return getattr(type(model), loop)(branches, input_ids, **arguments, **model_kwargs)
+                branches.append(null_branch(branches[0], null_inputs))
+                both = joined(*branches) if attention is None else None
+                branches = branches if both is None else [both]
+            runner = Branches(self, branches, input_ids.shape[1], attention)
+            made = getattr(type(model), loop)(runner, input_ids, **arguments, **model_kwargs)
+        if len(branches[0].ids) > len(input_ids) and not isinstance(made, Tensor):
+            for name in [name for name, value in made.items() if isinstance(value, Cache)]:
+                made[name] = None  # a conversation cannot go on with a cache that has the null rows
+        return made

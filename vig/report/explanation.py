@@ -22,9 +22,8 @@ from mof.data.prompts import prompt_inputs, ready_for_prompts
 from mof.data.records import to_record
 from mof.data.rows import RawRecord
 from vig.decoding import Decoding
-from vig.decoding.attention import EditedAttention, image_tokens
+from vig.decoding.attention import EditedAttention, image_tokens, prompt_images
 from vig.decoding.contrasts import ICD, Contrast
-from vig.decoding.edits import AttentionEdit
 from vig.decoding.null_chats import Chat, images_of, text_of
 from vig.report.samples import THUMBNAIL, colour_scale
 
@@ -40,6 +39,8 @@ class AnswerToken:
     text: str
     contrast: float
     """The token's loss with the null images minus its loss with the images, in nats."""
+    ends: bool
+    """Whether this is a special token, as at the end of an answer."""
     looks: list[list[int]]
     """The attention to the tokens of each `Panel`, row by row, in units of 0.00001: means over layers and heads."""
 
@@ -83,21 +84,6 @@ class Explanation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Watched(AttentionEdit):
-    """Changes nothing, but lets the attention of the last token be seen, without keeping that of the whole prompt."""
-
-    name: ClassVar[str] = "explanation"
-    first_layer: int = 0
-
-    @property
-    def edits(self) -> bool:
-        return True
-
-    def starts(self, image: Tensor) -> Tensor:
-        return torch.full_like(image[:, 0], image.shape[1], dtype=torch.long)
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Recorded(Decoding):
     """Decodes by a method, or plainly for None, and keeps the logits of both branches."""
 
@@ -115,7 +101,11 @@ class _Recorded(Decoding):
 
     def attention(self, model: PreTrainedModel, input_ids: Tensor, model_kwargs: Mapping[str, Any]) -> EditedAttention | None:
         edited = None if self.method is None else self.method.attention(model, input_ids, model_kwargs)
-        return _Watched().attention(model, input_ids, model_kwargs) if edited is None and self.watch else edited
+        if edited is not None or not self.watch:
+            return edited
+        image = prompt_images(model, self.name, input_ids, model_kwargs)
+        starts = input_ids.new_full((len(input_ids),), input_ids.shape[1])  # of the prompt's attention nothing is kept
+        return None if image is None else EditedAttention(model, self.name, image, starts)
 
     def null_chat(self, chat: Chat) -> Chat:
         return self.null.null_chat(chat)
@@ -184,7 +174,7 @@ def _answer(tokenizer: Any, recorded: _Recorded, made: Any, places: Sequence[Ten
         looks = [_look(made.attentions[step], place) for place in places]  # each [T]
         shares = [share + float(look.sum()) / len(ids) for share, look in zip(shares, looks, strict=True)]
         whole = [(look / UNIT).round().int().tolist() for look in looks]
-        tokens.append(AnswerToken(text, float(losses[1] - losses[0]), whole))
+        tokens.append(AnswerToken(text, float(losses[1] - losses[0]), token in tokenizer.all_special_ids, whole))
     return Answer("greedy" if recorded.method is None else str(recorded.method), tokens, shares)
 
 

@@ -21,7 +21,7 @@ from mof.data.rows import RawRecord, UnreadableRow, rows_by_id
 from vig.report.null_comparison import compare_nulls, null_name, reference_of
 from vig.report.samples import SampleReader, colour_scale
 from vig.scoring.calibration import diagnosis
-from vig.scoring.scores import Score, Scores
+from vig.scoring.scores import ENCODER, Score, Scores
 from vig.selection.selected import Selection
 from vig.words import Mean, answer_words, can_tag, parts_of_speech, word_class
 
@@ -95,6 +95,7 @@ def write_report(
         histogram=_histogram(scores.vig, scores.vig, threshold, "record"),
         token_histogram=_histogram(token_vig, token_vig, threshold, "token", log=True),
         token_mean=Mean.of(token_vig),
+        encoders=_by_encoder(scores),
         source_histograms=_source_histograms(scores.vig, sources, threshold),
         words=_words_of(_evenly(scores, WORD_RECORDS), progress),
         samples=shown,
@@ -127,6 +128,15 @@ def _sides(selection: Selection, threshold: float | None) -> list[dict[str, floa
         {"records": int(side.sum()), "tokens": int(lengths[side].sum()), "mean": float(scores.vig[side].mean()) if side.any() else 0.0}
         for side in (above, ~above)
     ]
+
+
+def _by_encoder(scores: Scores) -> dict[str, Mean]:
+    """Return encoder -> mean over all answer tokens of the VIG of this encoder alone, and the rest; {} for scores without these."""
+    columns = {name: scores.column(ENCODER + name) for name in scores.encoders}
+    if not columns:
+        return {}
+    columns["the rest"] = scores.token_vig - sum(columns.values())
+    return {name: Mean.of(values) for name, values in columns.items()}
 
 
 def _ends(scores: Scores, count: int) -> tuple[list[Score], list[Score]]:

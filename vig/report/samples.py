@@ -45,6 +45,8 @@ class Token:
     supervised: bool
     """Whether the selection spends loss on it."""
     end_of_turn: bool
+    by_encoder: dict[str, float]
+    """Encoder -> VIG of this encoder alone, for scores that have it."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,12 @@ class SampleReader:
         mask, ends = self._selection.token_masks.get(score.id), set(score.turn_ends.tolist())
         supervised = [False] * len(score.token_vig) if mask is None else mask.tolist()
         texts, vig = token_texts(score), score.token_vig.tolist()
-        answers = [[Token(texts[i], vig[i], supervised[i], i in ends) for i in turn.tolist()] for turn in turns(score)]
+        split = {name: values.tolist() for name, values in score.encoder_vig.items()}
+
+        def token(i: int) -> Token:
+            return Token(texts[i], vig[i], supervised[i], i in ends, {name: values[i] for name, values in split.items()})
+
+        answers = [[token(i) for i in turn.tolist()] for turn in turns(score)]
         source = self._selection.sources.get(score.id)
         return Sample(score, source, mask is not None, self._pictures(score.id, raw), _turns(texts_of(raw, "user"), answers))
 

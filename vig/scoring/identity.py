@@ -28,6 +28,7 @@ def scoring_identity(
     max_length: int,
     seed: int,
     measures: Sequence[str] = (),
+    encoders: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Return the part of the manifest that must be equal when a run is resumed (JSON-able)."""
     return {
@@ -39,7 +40,9 @@ def scoring_identity(
         "max_length": max_length,
         "seed": seed,
         "image_columns": list(IMAGE_COLUMNS),  # a folder without them is of earlier releases
-        **({"measures": list(measures)} if measures else {}),  # without measures, the identity is the same as in earlier releases
+        # without them, the identity is the same as in earlier releases
+        **({"measures": list(measures)} if measures else {}),
+        **({"encoders": list(encoders)} if encoders else {}),
         "versions": versions("mof-vig", "torch", "transformers"),
     }
 

@@ -24,10 +24,11 @@ from vig.nulls import NullImages
 from vig.processes import Processes
 from vig.scoring.batches import by_image
 from vig.scoring.calibration import Sample, calibration, with_swapped_images
+from vig.scoring.encoder_branches import mixture_of
 from vig.scoring.folder import ScoreFolder
 from vig.scoring.hidden_images import image_token_of
 from vig.scoring.identity import scoring_identity
-from vig.scoring.items import ItemScorer, ScoreItem, Total
+from vig.scoring.items import LANES, ItemScorer, ScoreItem, Total
 from vig.scoring.pairs import PairReader
 from vig.scoring.passes import WINDOW_BATCHES
 from vig.scoring.scores import MEASURES, Part, Score, Scores, schema_of, to_table
@@ -50,6 +51,7 @@ def score(
     stored_images: tuple[StoredImages, StoredImages] | None = None,
     seed: int = 0,
     measures: Sequence[str] = (),
+    per_encoder: bool = False,
     calibrate: bool = False,
     cluster: Cluster | None = None,
     about: Mapping[str, str] | None = None,
@@ -88,6 +90,9 @@ def score(
         seed: seed of the random null images.
         measures: "loss", "logit" and "entropy" save this value of every answer token too, with the image and with the null image
             (`vig.selection.measures` needs them).
+        per_encoder: measure the VIG of each encoder of a mixture too: the loss when this encoder alone sees the null image, minus the
+            loss with the image (`Score.encoder_vig`). Each encoder costs a further pass of the language model, and no encoder runs
+            more often.
         calibrate: score 1 % of the records (50 to 1,000) with swapped images too, and keep in the manifest how well VIG tells right
             from swapped images (`vig.scoring.calibration`).
         cluster: Ray's actors that score (`encoders.cluster`), in place of this process. They see the images and the folder of the
@@ -95,9 +100,9 @@ def score(
         about: texts for readers of the scores, beside the name of the model (`ScoreFolder.finish`).
 
     Raises:
-        ValueError: for a list whose first records all lack their images, an unknown null image, a chat template without
-            generation spans, an output folder that holds another run or to which another run is writing, or a record that
-            has changed since it was scored.
+        ValueError: for a list whose first records all lack their images, an unknown null image, `per_encoder` with a model that is no
+            mixture or a null image that no encoder sees, a chat template without generation spans, an output folder that holds another
+            run or to which another run is writing, or a record that has changed since it was scored.
     """
     if min(batch_size, batch_tokens) < 1:
         raise ValueError(f"batch_size and batch_tokens must be at least 1, got {batch_size} and {batch_tokens}")
@@ -112,7 +117,10 @@ def score(
         if null != "blur" or only_image is not None or [store.view.blurred for store in stored_images] != [False, True]:
             raise ValueError("stored_images are those of the images and of all of them blurred, in this order, for null='blur'")
         nulls.description["stored"] = [store.description for store in stored_images]
-    identity = scoring_identity(model, processor, nulls.description, max_length, seed, measures)
+    encoders = list(mixture_of(model).encoders) if per_encoder else []
+    if per_encoder and (nulls.drops or nulls.hides):
+        raise ValueError(f"per_encoder shows a null image to an encoder, and null={null!r} has none; take 'blur' or another null image")
+    identity = scoring_identity(model, processor, nulls.description, max_length, seed, measures, encoders)
     schema = schema_of(identity)
     new_reader = partial(
         PairReader, processor, image_folder, nulls, max_length, stored_images, image_token_of(model) if nulls.hides else None
@@ -127,7 +135,7 @@ def score(
         processes.require_equal(identity, "model, processor and settings")
         folder = None if output_dir is None else stack.enter_context(ScoreFolder(output_dir, identity, schema, processes))
         shard = None if folder is None else folder.shard
-        options: dict[str, Any] = {"batch_tokens": batch_tokens, "batch_size": batch_size, "measures": measures}
+        options: dict[str, Any] = {"batch_tokens": batch_tokens, "batch_size": batch_size, "measures": measures, "per_encoder": per_encoder}
         make = partial(ItemScorer, model, new_reader, shard, schema, moves=cluster is not None, **options)
         done = {} if folder is None else folder.known()
         ids: dict[str, None] = {}  # all ids, in the order of the records; complete when all records are read
@@ -156,7 +164,7 @@ def score(
         result, swapped, seen = Total(), Total(), 0
         with (
             progress_bar("records", total, processes.rank == 0) as advance,
-            closing(worked(make, items(), cluster)) as work,
+            closing(worked(make, items(), cluster, LANES)) as work,
         ):
             for item, parts in work:
                 (swapped if item.swapped else result).add(parts)

@@ -47,14 +47,19 @@ MEASURES = ("loss", "logit", "entropy")
 """The further values of each answer token that a run can save, each with the image and with the null image."""
 
 
+ENCODER = "token_vig_of_"
+"""With the name of an encoder behind it, a column of the VIG of this encoder. A score has these columns in `Score.encoder_vig`."""
+
+
 def columns_of(measures: Sequence[str]) -> list[str]:
     """Return the names of the columns of these measures. They are fields of `Score`."""
     return [f"{start}token_{measure}" for measure in measures for start in ("", "null_")]
 
 
 def schema_of(identity: Mapping[str, Any]) -> pa.Schema:
-    """Return the columns that a run of this identity writes: `SCHEMA`, those of its measures, and those of its image files."""
-    extra = [pa.field(name, pa.list_(pa.float32())) for name in columns_of(identity.get("measures", ()))]
+    """Return the columns that a run of this identity writes: `SCHEMA`, those of its measures, encoders and image files."""
+    per_token = [*columns_of(identity.get("measures", ())), *(ENCODER + name for name in identity.get("encoders", ()))]
+    extra = [pa.field(name, pa.list_(pa.float32())) for name in per_token]
     extra += [pa.field(name, pa.string()) for name in identity.get("image_columns", ())]  # earlier releases had none
     return pa.schema([*SCHEMA, *extra])
 
@@ -109,6 +114,9 @@ class Score:
     """[T] entropy over the vocabulary with the image, in nats."""
     null_token_entropy: NDArray[np.float32] | None = None
     """[T] entropy over the vocabulary with the null image."""
+    encoder_vig: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    """Encoder -> [T] loss when only this encoder sees the null image, minus loss with the image; empty unless the run had `per_encoder`.
+    The encoders' values need not add up to `token_vig`: the rest is what they tell only together, or what both tell."""
     image_digest: str = ""
     """Digest of the images' pixels when they were scored: a run is not resumed with other images under the same paths."""
     image_files: str = ""
@@ -222,12 +230,20 @@ class Scores(Sequence[Score]):
         ends = self._light["turn_ends"]
         return _flat(ends) + np.repeat(self.bounds[:-1], np.diff(_bounds(ends)))
 
+    @property
+    def encoders(self) -> list[str]:
+        """Return the encoders whose own VIG these scores hold."""
+        return list(self.manifest["identity"].get("encoders", ()))
+
     def column(self, name: str) -> NDArray[np.float32]:
         """Return [A], a column of values of all answer tokens, for example "null_token_logit", in the order of `token_vig`.
 
         Raises:
             ValueError: for scores without this column; the message names the command that makes it.
         """
+        if name.startswith(ENCODER) and name not in self.schema.names:
+            has = ", ".join(self.encoders) or "none; score again into a new folder with per_encoder=True (mof vig score --per-encoder)"
+            raise ValueError(f"these scores have no column {name!r}; encoders with a VIG of their own: {has}")
         if name not in self.schema.names:
             measure = name.rpartition("_")[2]
             raise ValueError(
@@ -270,12 +286,22 @@ class Scores(Sequence[Score]):
 
 
 def to_table(scores: Sequence[Score], schema: pa.Schema = SCHEMA) -> pa.Table:
-    return pa.table({name: [getattr(score, name) for score in scores] for name in schema.names}, schema=schema)
+    return pa.table({name: [_cell(score, name) for score in scores] for name in schema.names}, schema=schema)
+
+
+def _cell(score: Score, column: str) -> Any:
+    return score.encoder_vig[column.removeprefix(ENCODER)] if column.startswith(ENCODER) else getattr(score, column)
 
 
 def from_table(table: pa.Table) -> list[Score]:
     columns = [_rows(column) for column in table.columns]
-    return [Score(**dict(zip(table.column_names, row, strict=True))) for row in zip(*columns, strict=True)]
+    return [_score(dict(zip(table.column_names, row, strict=True))) for row in zip(*columns, strict=True)]
+
+
+def _score(cells: dict[str, Any]) -> Score:
+    encoders = [name for name in cells if name.startswith(ENCODER)]
+    encoder_vig = {name.removeprefix(ENCODER): cells.pop(name) for name in encoders}
+    return Score(**cells, encoder_vig=encoder_vig)
 
 
 def _rows(column: pa.ChunkedArray) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,13 @@ DEFAULTS: dict[str, Any] = {
 }
 """Arguments whose defaults differ from the defaults of `transformers.TrainingArguments`."""
 
+ON_GPU: dict[str, Any] = {
+    "optim": "adamw_torch_fused",
+    "dataloader_pin_memory": True,
+    "accelerator_config": {"non_blocking": True},  # batches travel from pinned memory while the device works
+}
+"""Further defaults where there is a GPU. On a CPU, fused AdamW rounds in another way, so that earlier results would change."""
+
 
 def finetune(
     model: PreTrainedModel,
@@ -40,6 +47,7 @@ def finetune(
     records: Sequence[Any],
     folder: Path,
     *,
+    whole: Callable[[], PreTrainedModel] | None = None,
     gradient_checkpointing: bool = False,
     trainer_options: dict[str, Any] | None = None,
     **arguments: Any,
@@ -55,6 +63,7 @@ def finetune(
         model: as it was loaded, on any device, or with LoRA around it (`vig.training.preparation.add_lora`).
         records: the records that `SelectiveTrainer` trains on, for example from `Selection.apply`.
         folder: it gets the trained model, and checkpoints in a folder inside of it.
+        whole: for LoRA on a model in 4 bits: loads the model in whole numbers, on any device. LoRA is merged into this model at the end.
         gradient_checkpointing: compute activations again in the backward pass. `TrainingArguments` has this too, but under a name
             that differs between versions.
         trainer_options: options of `SelectiveTrainer`: image_folder, max_length, stored_images, strict, padding_free, ...
@@ -77,7 +86,9 @@ def finetune(
     if gradient_checkpointing:  # the older name is deprecated from transformers 5.24 on
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-    device = {"use_cpu": not torch.accelerator.is_available(), "dataloader_pin_memory": torch.cuda.is_available()}
+    device: dict[str, Any] = {"use_cpu": not torch.accelerator.is_available(), "dataloader_pin_memory": False}
+    if torch.cuda.is_available():
+        device |= ON_GPU
     shown = {"disable_tqdm": not PartialState().is_local_main_process}
     try:
         args = TrainingArguments(str(folder / CHECKPOINTS), **{**DEFAULTS, **device, **shown, **arguments})
@@ -96,7 +107,7 @@ def finetune(
     if trainer.eval_dataset is not None and trainer.state.global_step not in evaluated:
         trainer.evaluate()
     with writing(folder):
-        _save(trainer, processor, own, folder, lora)
+        _save(trainer, processor, own, folder, lora, whole)
     left_out = torch.tensor(trainer.data_collator.left_out, device=args.device)
     return {
         "seconds": seconds,
@@ -162,14 +173,22 @@ def training_file(folder: Path) -> RunFile:
     return RunFile(folder / "training.json", "training", FORMAT, "give the same command to go on with it, or a new --output")
 
 
-def _save(trainer: SelectiveTrainer, processor: ProcessorMixin, dtypes: Mapping[str, torch.dtype], folder: Path, lora: bool) -> None:
+def _save(
+    trainer: SelectiveTrainer,
+    processor: ProcessorMixin,
+    dtypes: Mapping[str, torch.dtype],
+    folder: Path,
+    lora: bool,
+    whole: Callable[[], PreTrainedModel] | None,
+) -> None:
     """Save whole weights, in the types that they had when they were loaded."""
     process = PartialState()
     if lora:
-        whole = trainer.model.merge_and_unload()
-        _require_finite(whole.named_parameters())
         if process.is_main_process:
-            whole.save_pretrained(folder)
+            adapted = trainer.model if whole is None else _moved(trainer.model, whole())
+            merged = adapted.merge_and_unload()
+            _require_finite(merged.named_parameters())
+            merged.save_pretrained(folder)
     elif trainer.is_fsdp_enabled:  # shards cannot change type, and save_model writes nothing where checkpoints stay in shards
         state = trainer.accelerator.get_state_dict(trainer.model)  # on the main process
         if process.is_main_process:
@@ -184,6 +203,15 @@ def _save(trainer: SelectiveTrainer, processor: ProcessorMixin, dtypes: Mapping[
     if process.is_main_process:
         processor.save_pretrained(folder)
     process.wait_for_everyone()
+
+
+def _moved(adapted: Any, model: PreTrainedModel) -> Any:
+    """Return `model` with the low-rank adapters that the model `adapted` has."""
+    from peft import get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+
+    moved = get_peft_model(model, adapted.active_peft_config)
+    set_peft_model_state_dict(moved, get_peft_model_state_dict(adapted))
+    return moved
 
 
 def _require_finite(weights: Iterable[tuple[str, torch.Tensor]]) -> None:

@@ -122,7 +122,10 @@ class LocalModel:
     def _answers(self, prompts: Sequence[Prompt]) -> list[Answer]:
         made = self._generate(prompts)
         likelihoods = [self._option_likelihoods(prompt) for prompt in prompts]
-        return [Answer(text, scores, used, written) for (text, used, written), scores in zip(made, likelihoods, strict=True)]
+        return [
+            Answer(text, scores, used, written, option_tokens=lengths)
+            for (text, used, written), (scores, lengths) in zip(made, likelihoods, strict=True)
+        ]
 
     def _generate(self, prompts: Sequence[Prompt]) -> list[tuple[str, int, int]]:
         """Return text, number of tokens read and number of tokens written, per prompt."""
@@ -138,10 +141,10 @@ class LocalModel:
         made = (tokens != self._tokenizer.pad_token_id).sum(dim=1).tolist()
         return [(text.strip(), *counts) for text, *counts in zip(texts, used, made, strict=True)]
 
-    def _option_likelihoods(self, prompt: Prompt) -> tuple[float, ...] | None:
-        """Return the log-likelihood of each option's tokens after the prompt."""
+    def _option_likelihoods(self, prompt: Prompt) -> tuple[tuple[float, ...] | None, tuple[int, ...] | None]:
+        """Return the log-likelihood of each option's tokens after the prompt, and their numbers."""
         if not prompt.options or self.decoding is not None or self.model.config.is_encoder_decoder:
-            return None
+            return None, None
         start = self.encode([_chat(prompt, None)])
         alone = start["input_ids"][0][start["attention_mask"][0].bool()].tolist()
         inputs = self.encode([_chat(prompt, option) for option in prompt.options])
@@ -153,7 +156,8 @@ class LocalModel:
         logits = self.model(**inputs, **keep).logits[:, -longest - 1 : -1].float()  # [B, N, V]
         targets = ids[:, -longest:]  # [B, N]
         scores = logits.log_softmax(dim=-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)  # [B, N]
-        return tuple(float(row[longest - length :].double().sum()) for row, length in zip(scores, lengths, strict=True))
+        sums = tuple(float(row[longest - length :].double().sum()) for row, length in zip(scores, lengths, strict=True))
+        return sums, tuple(lengths)
 
     def encode(self, chats: Sequence[Any]) -> Any:
         """Return the model's inputs for conversations, all with the beginning of an answer or all without."""

@@ -1,0 +1,47 @@
+"""An answerer that is shown other pictures than a benchmark has: blurred, or swapped. It shows what answers owe to the images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from encoders import read_image
+from encoders.images.reading import blur
+from mof.data.records import ImageSource
+from mof.evals.answering import Answer, Answerer, Prompt
+
+Picture = Literal["blurred", "swapped"]
+PIECE = 64  # prompts whose blurred images are in memory at a time
+
+
+class OtherPictures:
+    """An answerer that is shown the blurred image, or another image of the benchmark: the image half the list of images further on.
+
+    Args:
+        images: the benchmark's image files, without repetition. Other images stay as they are.
+
+    Raises:
+        ValueError: for fewer than two images, which cannot be swapped.
+    """
+
+    def __init__(self, answerer: Answerer, picture: Picture, images: Sequence[ImageSource]) -> None:
+        self._answerer, self._picture = answerer, picture
+        if picture == "swapped" and len(images) < 2:
+            raise ValueError(f"images can be swapped if there are at least two, got {len(images)}")
+        half = len(images) // 2  # neighbours are often the two images of a pair
+        self._others = dict(zip(map(str, images), [*images[half:], *images[:half]], strict=True))
+        self.name, self.settings = f"{answerer.name}, {picture} images", answerer.settings | {"images": picture}
+        if "images" in answerer.settings:  # blurred images in place of the images of an answerer that is shown other images itself
+            self.settings["images"] = f"{picture}, {answerer.settings['images']}"
+
+    def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
+        for start in range(0, len(prompts), PIECE):
+            piece = [replace(prompt, images=[self._shown(image) for image in prompt.images]) for prompt in prompts[start : start + PIECE]]
+            for place, answer in self._answerer.answer(piece):
+                yield start + place, answer
+
+    def _shown(self, image: ImageSource) -> ImageSource:
+        if str(image) not in self._others:
+            return image
+        return blur(read_image(image)) if self._picture == "blurred" else self._others[str(image)]
