@@ -177,6 +177,8 @@ def show(results: list[dict[str, Any]], compare: str | None, folder: RunFolder) 
             console.print(row["name"], "on held-out captions:", row["held_out"])
     if results[0]["by_pattern"]:
         console.print(contrasts(results) if compare == "noise" else bars(results))
+        if compare == "fusion":
+            console.print(contrasts(results, "name", ("interleaved", "clip")))
         if PartialState().is_main_process:
             plot = {"selection": plot_selection, "noise": plot_noise}.get(compare or "", plot_study)
             console.print("picture:", *plot(results, folder.path("plots")), soft_wrap=True)

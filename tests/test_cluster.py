@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -84,6 +85,24 @@ def test_options_of_a_cluster() -> None:
             cluster_of("", None, actors)
     with pytest.raises(ValueError, match="--ray"):
         cluster_of(None, 1.0, None)
+
+
+def test_a_dead_cluster_is_found_out_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray tries a dead address for a quarter of an hour, also the address that `ray start` left behind before it crashed."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    assert Cluster().reachable() == "local" and Cluster("auto").reachable() == "auto"
+    (tmp_path / "ray").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        alive = f"127.0.0.1:{server.getsockname()[1]}"
+        (tmp_path / "ray/ray_current_cluster").write_text(alive)
+        assert Cluster().reachable() == Cluster(alive).reachable() == alive
+    assert Cluster().reachable() == "local"
+    with pytest.raises(ConnectionError, match=f"no Ray cluster answers at {alive}"):
+        Cluster(alive).reachable()
+    monkeypatch.setenv("RAY_ADDRESS", alive)
+    with pytest.raises(ConnectionError, match=alive):
+        Cluster().reachable()
 
 
 def test_a_model_that_has_run_works_in_another_process(tmp_path: Path) -> None:

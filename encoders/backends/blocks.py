@@ -70,10 +70,10 @@ def block_outputs(blocks: nn.ModuleList, layers: Iterable[int], leave: bool = Fa
     outputs: dict[int, Tensor] = {}
     wanted, thread = set(layers), threading.get_ident()
 
-    def keep(layer: int, tokens: Tensor) -> None:
+    def keep(layer: int, tokens: Tensor | tuple[Tensor, ...]) -> None:
         if threading.get_ident() != thread:
             return
-        outputs[layer] = tokens
+        outputs[layer] = tokens[0] if isinstance(tokens, tuple) else tokens  # V-JEPA 2 returns its attention, too
         if leave and layer == max(wanted):
             raise _Reached
 

@@ -1,4 +1,4 @@
-"""This backend builds vision transformers of transformers (CLIP, SigLIP, DINOv2, DINOv3, MAE, AIMv2, ...), by hub id or local folder."""
+"""This backend builds vision transformers of transformers (CLIP, SigLIP, DINOv3, MAE, C-RADIO, ...), by hub id or local folder."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 import transformers
+from open_clip.tokenizer import canonicalize_text
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PretrainedConfig
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, AutoVideoProcessor, PretrainedConfig
 
 from encoders.backends.blocks import BlockEncoder
 from encoders.images.resizing import Interpolation
@@ -42,7 +43,7 @@ class Family:
     blocks: str
     """List of transformer blocks, inside the tower."""
     norm: str
-    """Final norm, inside the tower."""
+    """Final norm, inside the tower; "" without a final norm."""
     tower: str = ""
     """Vision transformer; "" if it is the model itself."""
     class_token: bool = True
@@ -57,8 +58,10 @@ class Family:
     """Projection from the text tower's pooled output to the joint embedding; "" without a projection."""
     masks: bool = False
     """True if the forward pass hides patches, as in the pre-training of MAE."""
-    lower_case: bool = False
-    """True if the text tower was trained on lower-case texts. SigLIP's tokenizer makes texts lower-case, but SigLIP 2's does not."""
+    frames: bool = False
+    """True if the model takes videos. It sees an image as a still video of the length of a single patch."""
+    canonical: bool = False
+    """True if the text tower was trained on lower-case texts without punctuation. Only some of SigLIP's tokenizers make texts so."""
     unused: str = "classifier."
     """First part of the names of weights for another task. A checkpoint may hold them, but an encoder does not need them."""
 
@@ -74,6 +77,9 @@ PROJECTED: dict[str, Any] = {
 }
 DINOV2_PARTS: dict[str, Any] = {"blocks": "encoder.layer", "norm": "layernorm", "positions": False}
 
+PREFIXES = ("num_register_tokens", "num_cls_tokens", "num_registers", "n_cls_tokens")
+"""The numbers of tokens before the patches, beside a class token, in configs."""
+
 # config.model_type -> family
 FAMILIES = {
     "clip": Family("CLIPModel", **CLIP_PARTS, **PROJECTED),
@@ -82,14 +88,26 @@ FAMILIES = {
     "metaclip_2_vision_model": Family("MetaClip2VisionModel", **CLIP_PARTS),
     "aimv2": Family("Aimv2Model", **AIMV2_PARTS, **PROJECTED),
     "aimv2_vision_model": Family("Aimv2VisionModel", **AIMV2_PARTS),
-    "siglip": Family("SiglipModel", **SIGLIP_PARTS, tower="vision_model", text="text_model", lower_case=True),
+    "siglip": Family("SiglipModel", **SIGLIP_PARTS, tower="vision_model", text="text_model", canonical=True),
     "siglip_vision_model": Family("SiglipVisionModel", **SIGLIP_PARTS),
     "dinov2": Family("Dinov2Model", **DINOV2_PARTS),
     "dinov2_with_registers": Family("Dinov2WithRegistersModel", **DINOV2_PARTS),
     "dinov3_vit": Family("DINOv3ViTModel", blocks="model.layer", norm="norm", positions=False),
+    "tipsv2": Family("Tipsv2Model", **DINOV2_PARTS, tower="vision_model", text="text_model"),
+    "tipsv2_vision_model": Family("Tipsv2VisionModel", **DINOV2_PARTS),
+    "radio": Family("RadioModel", blocks="encoder.layer", norm="", class_token=False, positions=False),
+    "pixio": Family("PixioModel", blocks="layers", norm="layernorm", class_token=False, positions=False),
+    "ijepa": Family("IJepaModel", blocks="layers", norm="layernorm", class_token=False),
+    "vjepa2": Family("VJEPA2Model", blocks="layer", norm="layernorm", tower="encoder", class_token=False, positions=False, frames=True),
     "vit": Family("ViTModel", blocks="layers", norm="layernorm"),
     "vit_mae": Family("ViTMAEModel", blocks="layers", norm="layernorm", masks=True, unused="decoder."),
 }
+
+
+NAFLEX = (
+    "its NaFlex form takes images of any aspect ratio, and encoders take squares: name a SigLIP 2 of a fixed size, such as "
+    "hf:google/siglip2-base-patch16-256, or timm:naflexvit_base_patch16_siglip.v2_webli, which gives NaFlex squares"
+)
 
 
 class HFEncoder(BlockEncoder):
@@ -98,7 +116,7 @@ class HFEncoder(BlockEncoder):
     def __init__(self, model: nn.Module, source: str, processor: Any, **options: Any) -> None:
         config: Any = model.config
         family = FAMILIES[config.model_type]
-        vision = config.vision_config if family.tower else config
+        vision = getattr(config, "vision_config", config)
         head: Any = model.get_submodule(family.image_head) if family.image_head else None
         self.has_text = bool(family.text)  # set first, because the default layer depends on it
         super().__init__(
@@ -107,15 +125,18 @@ class HFEncoder(BlockEncoder):
             depth=vision.num_hidden_layers,
             patch_size=vision.patch_size,
             embed_dim=_embed_dim(head, vision),
-            image_size=vision.image_size,
-            mean=processor.image_mean,
-            std=processor.image_std,
+            image_size=vision.crop_size if family.frames else vision.image_size,
+            mean=processor.image_mean if processor.do_normalize else (0.0, 0.0, 0.0),  # C-RADIO normalises inside
+            std=processor.image_std if processor.do_normalize else (1.0, 1.0, 1.0),
             interpolation=FILTERS[int(processor.resample)],
             **_fit(processor, source),
             **options,
         )
-        self.prefix_tokens = int(family.class_token) + getattr(vision, "num_register_tokens", 0)
-        self.flexible = getattr(vision, "is_native", True)  # AIMv2 has sizes with and without interpolation
+        self.prefix_tokens = int(family.class_token) + sum(getattr(vision, name, 0) for name in PREFIXES)
+        if self.norm and not family.norm:
+            raise ValueError(f"{source} has no final norm, use norm=False")
+        # AIMv2 has sizes with and without interpolation, and V-JEPA 2 counts places on the grid of its training
+        self.flexible = getattr(vision, "is_native", True) and not family.frames
         self.family, self.source = family, source
         self._tokenizer: Any = None  # read on first use
         self.watch_blocks()
@@ -125,18 +146,25 @@ class HFEncoder(BlockEncoder):
         return self.tower.get_submodule(self.family.tower)
 
     def blocks_and_norm(self) -> tuple[nn.ModuleList, nn.Module]:
-        return self._vision.get_submodule(self.family.blocks), self._vision.get_submodule(self.family.norm)
+        norm = self._vision.get_submodule(self.family.norm) if self.family.norm else nn.Identity()
+        return self._vision.get_submodule(self.family.blocks), norm
 
     def _run(self, tower: nn.Module, x: Tensor) -> Any:
         options: dict[str, Any] = {"interpolate_pos_encoding": True} if self.family.positions else {}
         if self.family.masks:  # ascending noise keeps the patches in order, and a mask_ratio of 0 keeps all of them
             options["noise"] = torch.arange(self.grid[0] * self.grid[1], device=x.device).expand(len(x), -1)  # [B, h*w]
+        if self.family.frames:
+            x = x.unsqueeze(1).expand(-1, self.tower.config.tubelet_size, -1, -1, -1)  # [B, frames, 3, S, S]
         return tower(x, **options)
 
     def image_embedding(self, x: Tensor) -> Tensor:
         output = self._run(self._vision, x)
-        # MAE has no pooling, so its class token after the final norm is used.
-        pooled = output.pooler_output if "pooler_output" in output else output.last_hidden_state[:, 0]  # [B, D]
+        if "summary" in output:  # C-RADIO's class tokens side by side
+            return output.summary
+        # MAE has no pooling, so its class token after the final norm is used; I-JEPA has no class token either.
+        last = output.last_hidden_state  # [B, L, D]
+        alone = last[:, 0] if self.family.class_token else last.mean(dim=1)  # [B, D]
+        pooled = output.pooler_output if "pooler_output" in output else alone  # [B, D]
         return self.tower.get_submodule(self.family.image_head)(pooled) if self.family.image_head else pooled  # [B, E]
 
     def text_embedding(self, texts: list[str]) -> Tensor:
@@ -146,7 +174,7 @@ class HFEncoder(BlockEncoder):
                     self.source, local_files_only=_only_local(self.source), trust_remote_code=False
                 )
         length = self.tower.config.text_config.max_position_embeddings
-        texts = [text.lower() for text in texts] if self.family.lower_case else texts
+        texts = [canonicalize_text(text) for text in texts] if self.family.canonical else texts
         # SigLIP was trained with texts padded to the full length. CLIP masks the padding.
         tokens = self._tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         tokens = tokens.to(next(self.tower.parameters()).device)
@@ -158,6 +186,8 @@ def _embed_dim(head: Any, vision: Any) -> int | None:
     """Return the width of an image's embedding, or None for an AIMv2 tower without attention pooling."""
     if head is not None:
         return head.out_features
+    if (tokens := getattr(vision, "summary_idxs", None)) is not None:
+        return vision.hidden_size * len(tokens)
     return vision.hidden_size if getattr(vision, "use_head", True) else None
 
 
@@ -186,15 +216,18 @@ def build(model: str, *, config: Mapping[str, Any] | None = None, **options: Any
 
 
 def _build(model: str, *, pretrained: bool, weights: str | None, **options: Any) -> HFEncoder:
-    with explain_download(f"config.json or preprocessor_config.json of {model}", otherwise=INSTEAD_OF_FOLDER):
+    with explain_download(f"config.json of {model}", otherwise=INSTEAD_OF_FOLDER):
         local = _only_local(model)
         config = AutoConfig.from_pretrained(model, local_files_only=local, trust_remote_code=False)
-        processor = AutoImageProcessor.from_pretrained(model, local_files_only=local, trust_remote_code=False)
-    if config.model_type not in FAMILIES:
-        raise ValueError(f"{model} is a {config.model_type!r} model; the hf backend takes {', '.join(FAMILIES)}")
-    kind = getattr(transformers, FAMILIES[config.model_type].model)
-    if FAMILIES[config.model_type].masks:
+    if (family := FAMILIES.get(config.model_type)) is None:
+        advice = f"; {NAFLEX}" if config.model_type.startswith("siglip2") else ""
+        raise ValueError(f"{model} is a {config.model_type!r} model; the hf backend takes {', '.join(FAMILIES)}{advice}")
+    with explain_download(f"preprocessor_config.json of {model}", otherwise=INSTEAD_OF_FOLDER):
+        reader = AutoVideoProcessor if family.frames else AutoImageProcessor
+        processor = reader.from_pretrained(model, local_files_only=local, trust_remote_code=False)
+    if family.masks:
         config.mask_ratio = 0.0  # an encoder sees the whole image
+    kind = getattr(transformers, family.model)
     tower = _create(kind, model, config, weights, local) if pretrained else kind(config)
     return HFEncoder(tower, model, processor, **options)
 

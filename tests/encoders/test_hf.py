@@ -21,8 +21,10 @@ from encoders import build_encoder
 from encoders.backends.hf import FAMILIES
 
 TOLERANCE = {"atol": 1e-4, "rtol": 0.0}
-KINDS = [family.model for family in FAMILIES.values() if family.model != "ViTMAEModel"]
-IMAGE_TEXT = ["CLIPModel", "SiglipModel", "MetaClip2Model", "Aimv2Model"]
+SPECIAL = ("ViTMAEModel", "VJEPA2Model", "RadioModel", "IJepaModel")
+KINDS = [family.model for family in FAMILIES.values() if family.model not in SPECIAL]
+IMAGE_TEXT = ["CLIPModel", "SiglipModel", "MetaClip2Model", "Aimv2Model", "Tipsv2Model"]
+PROJECTED = ["CLIPModel", "MetaClip2Model", "Aimv2Model"]
 Folder = Callable[[str], str]
 VISION = {"hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES = {"image_size": 28, "patch_size": 7}
@@ -43,7 +45,7 @@ def test_features_equal_transformers_at_any_size(kind: str, side: int, hf_folder
     expected = torch.cat([output.hidden_states[layer][:, -side * side :] for layer in layers], dim=-1)
     torch.testing.assert_close(encoder(image).tokens, expected, **TOLERANCE)
     pooled = output.pooler_output
-    if kind in IMAGE_TEXT and kind != "SiglipModel":
+    if kind in PROJECTED:
         pooled = theirs.visual_projection(pooled)
     torch.testing.assert_close(encoder.embed_image(image), nn.functional.normalize(pooled, dim=-1), **TOLERANCE)
 
@@ -52,7 +54,7 @@ def test_features_equal_transformers_at_any_size(kind: str, side: int, hf_folder
 def test_text_equals_transformers(kind: str, hf_folder: Folder) -> None:
     folder = hf_folder(kind)
     theirs = getattr(transformers, kind).from_pretrained(folder).eval()
-    texts = ["a photo of a dog </s>", "red cat </s>"]
+    texts = ["a photo of a dog", "red cat"] if kind == "SiglipModel" else ["a photo of a dog </s>", "red cat </s>"]
     tokens = AutoTokenizer.from_pretrained(folder)(texts, padding="max_length", max_length=8, return_tensors="pt")
     image = torch.rand(2, 3, 28, 28)
     encoder = build_encoder(f"hf:{folder}")
@@ -60,6 +62,72 @@ def test_text_equals_transformers(kind: str, hf_folder: Folder) -> None:
         output = theirs(**tokens, pixel_values=encoder.prepare(image))
     torch.testing.assert_close(encoder.embed_text(texts), output.text_embeds, **TOLERANCE)
     torch.testing.assert_close(encoder.embed_image(image), output.image_embeds, **TOLERANCE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", [4, 6])
+def test_radio_normalises_inside_and_embeds_by_its_class_tokens(side: int, hf_folder: Folder) -> None:
+    folder = hf_folder("RadioModel")
+    theirs = transformers.RadioModel.from_pretrained(folder).eval()
+    image = torch.rand(2, 3, 7 * side, 7 * side)
+    encoder = build_encoder(f"hf:{folder}", image_size=7 * side, layer=[1, -1])
+    output = theirs(image, output_hidden_states=True)
+    expected = torch.cat([output.hidden_states[1][:, -side * side :], output.features], dim=-1)
+    torch.testing.assert_close(encoder(image).tokens, expected, **TOLERANCE)
+    torch.testing.assert_close(encoder.embed_image(image), nn.functional.normalize(output.summary, dim=-1), **TOLERANCE)
+    assert encoder.embed_dim == 48 and encoder.prefix_tokens == 5
+    with pytest.raises(ValueError, match="no final norm"):
+        build_encoder(f"hf:{folder}", norm=True)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm", [False, True])
+def test_v_jepa_sees_an_image_as_two_equal_frames(norm: bool, hf_folder: Folder) -> None:
+    folder = hf_folder("VJEPA2Model")
+    theirs = transformers.VJEPA2Model.from_pretrained(folder).eval()
+    image = torch.rand(2, 3, 28, 28)
+    encoder = build_encoder(f"hf:{folder}", layer=[0, 1, -1], norm=norm)
+    x = encoder.prepare(image)
+    torch.testing.assert_close(x[:, 0], (image[:, 0] - 0.5) / 0.2)
+    video = torch.stack([x, x], dim=1)  # [B, 2, 3, S, S]
+    states = [theirs.encoder.embeddings(video)]
+    for block in theirs.encoder.layer:
+        states.append(block(states[-1])[0])
+    final = theirs.encoder.layernorm if norm else nn.Identity()
+    expected = torch.cat([final(states[layer]) for layer in (0, 1, -1)], dim=-1)
+    torch.testing.assert_close(encoder(image).tokens, expected, **TOLERANCE)
+    last = theirs.get_vision_features(video)
+    torch.testing.assert_close(encoder.embed_image(image), nn.functional.normalize(last.mean(1), dim=-1), **TOLERANCE)
+    with pytest.raises(ValueError, match="28 pixels only"):
+        encoder.set_image_size(42)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("side", [4, 6])
+def test_i_jepa_embeds_by_the_mean_of_its_patches(side: int, hf_folder: Folder) -> None:
+    folder = hf_folder("IJepaModel")
+    theirs = transformers.IJepaModel.from_pretrained(folder).eval()
+    image = torch.rand(2, 3, 7 * side, 7 * side)
+    encoder = build_encoder(f"hf:{folder}", image_size=7 * side, layer=[0, 2])
+    output = theirs(encoder.prepare(image), output_hidden_states=True, interpolate_pos_encoding=True)
+    torch.testing.assert_close(encoder(image).tokens, torch.cat([output.hidden_states[k] for k in (0, 2)], -1), **TOLERANCE)
+    pooled = nn.functional.normalize(output.last_hidden_state.mean(1), dim=-1)
+    torch.testing.assert_close(encoder.embed_image(image), pooled, **TOLERANCE)
+
+
+def test_naflex_is_refused_by_name(tmp_path: Path) -> None:
+    transformers.Siglip2Config().save_pretrained(tmp_path)
+    transformers.Siglip2ImageProcessor().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"'siglip2'.*NaFlex.*siglip2-base-patch16-256"):
+        build_encoder(f"hf:{tmp_path}", pretrained=False)
+
+
+def test_siglips_texts_are_canonical_whatever_the_tokenizer_does(hf_folder: Folder) -> None:
+    encoder = build_encoder(f"hf:{hf_folder('SiglipModel')}")
+    plain = encoder.embed_text(["a photo of a dog", "red cat"])
+    torch.testing.assert_close(encoder.embed_text(["A photo of a DOG!", " Red_cat. "]), plain, **TOLERANCE)
+    clip = build_encoder(f"hf:{hf_folder('CLIPModel')}")
+    assert not torch.allclose(clip.embed_text(["red cat"]), clip.embed_text(["Red cat"]))
 
 
 @pytest.mark.parametrize("kind", ["CLIPModel", "SiglipVisionModel", "DINOv3ViTModel", "Aimv2VisionModel"])

@@ -33,6 +33,9 @@ MODELS = [
     "eva02_tiny_patch14_224",
     "vit_pe_core_tiny_patch16_384",
     "aimv2_large_patch14_224",
+    "vit_base_patch16_radio_v3",
+    "vit_base_patch14_reg1_tipsv2",
+    "vit_pe_spatial_tiny_patch16_512",
 ]
 
 

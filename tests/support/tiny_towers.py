@@ -11,7 +11,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
-from transformers import CLIPImageProcessor, PreTrainedTokenizerFast
+from transformers import CLIPImageProcessor, PreTrainedTokenizerFast, VJEPA2VideoProcessor
 
 from encoders import Encoder
 
@@ -58,10 +58,21 @@ def save_hf(kind: str, folder: Path) -> None:
         options.get("vision_config", options)["is_native"] = True
     if kind == "SiglipModel":
         options["text_config"] = {**TEXT, "projection_size": 24}
-    if kind == "DINOv3ViTModel":
+    if kind == "Tipsv2Model":
+        options = {"vision_config": {**VISION, **SIZES}, "text_config": TEXT}
+    if kind in ("DINOv3ViTModel", "Tipsv2VisionModel"):
         options["num_register_tokens"] = 2
+    if kind == "RadioModel":
+        options |= {"max_img_size": 56, "num_cls_tokens": 3, "num_registers": 2, "norm_mean": [0.5, 0.4, 0.3]}
+    if kind == "VJEPA2Model":
+        predictor = {"pred_hidden_size": 24, "pred_num_attention_heads": 2, "pred_num_hidden_layers": 1}
+        options = {**VISION, **predictor, "crop_size": 28, "patch_size": 7, "mlp_ratio": 2}
     randomised(model_class(model_class.config_class(**options))).save_pretrained(folder)
-    CLIPImageProcessor(image_mean=[0.5, 0.4, 0.3], image_std=[0.2, 0.3, 0.4]).save_pretrained(folder)
+    statistics = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4]}
+    if kind == "VJEPA2Model":
+        VJEPA2VideoProcessor(size={"shortest_edge": 32}, crop_size={"height": 28, "width": 28}, **statistics).save_pretrained(folder)
+    else:
+        CLIPImageProcessor(**statistics, do_normalize=kind != "RadioModel").save_pretrained(folder)
     word_tokenizer().save_pretrained(folder)
 
 
