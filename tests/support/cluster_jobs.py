@@ -6,6 +6,7 @@ python -m support.cluster_jobs JOB DATA OUTPUT ADDRESS
 from __future__ import annotations
 
 import io
+import json
 import sys
 import tarfile
 from collections.abc import Callable
@@ -55,7 +56,7 @@ def write_data(folder: Path) -> Path:
         contents[number] = contents[number][:120] if number % 2 else b"no image"
     tar_of(folder / "photos.tar", contents)
     (folder / "bad.png").write_bytes(b"no image")
-    many_records(folder / "images")
+    (folder / "records.json").write_text(json.dumps(many_records(folder / "images")))
     return folder
 
 
@@ -77,7 +78,7 @@ def search(data: Path, out: Path, cluster: Cluster | None) -> Any:
 
 def score_records(data: Path, out: Path, cluster: Cluster | None) -> Any:
     options = {"image_folder": data / "images", "batch_size": 1, "calibrate": True, "cluster": cluster}
-    scores = score(*build_llava(), many_records(data / "images"), out, **options)
+    scores = score(*build_llava(), json.loads((data / "records.json").read_text()), out, **options)
     return scores.ids, scores.failures, scores.manifest
 
 
