@@ -132,7 +132,7 @@ def one_decode(folder: Path, files: list[Path], both: bool, clock: Clock) -> lis
 def stored(folder: Path, files: list[Path], both: bool, clock: Clock, dtype: torch.dtype | None = None) -> None:
     encode = ItemEncoder._features
 
-    def timed(self: ItemEncoder, name: str, images: list[Tensor]) -> dict[str, Tensor]:
+    def timed(self: ItemEncoder, name: str, images: list[Tensor]) -> Any:
         with clock("network", time.thread_time):
             return encode(self, name, images)
 

@@ -10,12 +10,15 @@ from __future__ import annotations
 import copyreg
 import logging
 import os
+import re
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from encoders.images.loader import in_order
@@ -87,11 +90,27 @@ class Cluster:
         if ray.is_initialized():
             yield ray
             return
-        ray.init(self.address or None, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(self.reachable(), log_to_driver=False, logging_level=logging.ERROR)
         try:
             yield ray
         finally:
             ray.shutdown()
+
+    def reachable(self) -> str:
+        """Return the address for `ray.init`: "local" begins a cluster on this machine. Ray itself would try a dead address for minutes.
+
+        Raises:
+            ConnectionError: if nothing answers at the address, or at the address in the environment variable RAY_ADDRESS.
+        """
+        if address := self.address or os.environ.get("RAY_ADDRESS", ""):
+            if re.fullmatch(r"[^/]+:\d+", address) and not _answers(address):  # there are others, such as "auto"
+                raise ConnectionError(
+                    f"no Ray cluster answers at {address}; `ray start --head --port 6379` begins a cluster on its machine"
+                )
+            return address
+        begun = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")  # `ray start` writes it; a crash leaves it there
+        address = begun.read_text().strip() if begun.is_file() else ""
+        return address if _answers(address) else "local"
 
     def sized(self, ray: Any) -> tuple[int, dict[str, float]]:
         """Return how many actors are started at most, and what each of them needs: `num_gpus` and `num_cpus`.
@@ -110,6 +129,15 @@ class Cluster:
         if not (most := self.most or room):
             raise ValueError(f"the Ray cluster has no room for an actor with {gpus:g} GPUs; it has {ray.cluster_resources()}")
         return most, {"num_gpus": gpus, "num_cpus": max(cores, 1)}
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def worked(

@@ -23,8 +23,17 @@ IMAGES_HELP = "Folder that relative image paths of the records start from. Absol
 
 
 def output_option(help: str) -> Any:
-    """Return the option of a file or folder that the command writes."""
-    return typer.Option("--output", "-o", help=help)
+    """Return the option of a file or folder that the command writes. A URL is refused when the option is parsed."""
+    return typer.Option("--output", "-o", help=help, parser=_output_path, metavar="PATH")
+
+
+def _output_path(text: str) -> Path:
+    from encoders.runs import local_path
+
+    try:
+        return local_path(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def images_option(help: str = IMAGES_HELP) -> Any:

@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,21 @@ from encoders.digests import DamagedError, open_json, seal_json
 
 TEMPORARY = ".tmp-"  # the beginning of the names of unfinished files
 LOCKS = "*lock-[0-9][0-9][0-9][0-9]"  # earlier releases put no underscore before the name
+
+
+def local_path(path: str | Path) -> Path:
+    """Return the path of a file or folder to write. Images may be read from any storage, but files are written to file systems only.
+
+    Raises:
+        ValueError: for a URL, such as "s3://bucket/features", also as a `Path`, which keeps only one of the two slashes.
+    """
+    if re.match(r"[A-Za-z][\w+.-]+:/", str(path)):
+        raise ValueError(
+            f"{path} is a URL, but outputs need a folder: files there are renamed and locked, which object storage cannot do. Give a "
+            "folder on a disk, or on a file system that all machines share (NFS, Lustre), and copy it when the command is done: "
+            "aws s3 sync FOLDER URL, gcloud storage rsync or rclone. Before a run goes on elsewhere, copy the folder back"
+        )
+    return Path(path)
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -176,7 +192,7 @@ class RunFile:
     """
 
     def __init__(self, path: Path, what: str, format: int, remedy: str) -> None:
-        self.path, self.what, self.format, self.remedy = path, what, format, remedy
+        self.path, self.what, self.format, self.remedy = local_path(path), what, format, remedy
 
     def read(self) -> dict[str, Any]:
         """Return the file's content.

@@ -332,3 +332,17 @@ def test_old_spellings_still_work(folder: Path) -> None:
     assert not re.search("--image-folder|--output-dir|--out\\b", run("vig", "score", "--help").stdout)
     result = run("encode", "--out", folder / "store", "--images", folder, "--encoder", "eagle-eye")
     assert result.exit_code == 2 and "--output" in result.stderr.splitlines()[0]
+
+
+OUTPUTS = [words for words in commands(typer.main.get_group(APP)) if "--output" in run(*words, "--help").output]
+
+
+@pytest.mark.parametrize("words", OUTPUTS, ids=" ".join)
+def test_an_output_on_object_storage_is_refused_by_name(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path of this name would be a folder "s3:" here."""
+    monkeypatch.chdir(tmp_path)
+    result = run(*words, "x", "--output", "s3://bucket/out")  # some take a positional argument
+    assert result.exit_code == 2
+    said = " ".join(re.sub(r"[^\w:/ -]", " ", result.output).split())
+    assert "s3://bucket/out is a URL" in said and "sync" in said
+    assert not list(tmp_path.iterdir())

@@ -88,7 +88,14 @@ class HeadPass:
                 f"the model's output head works on {tuple(x.shape[:2])} records and positions, the labels are {tuple(self._shape)}: "
                 "processor and model must agree on the number of tokens per image"
             )
-        return x.flatten(0, 1)[self.positions.to(x.device)]
+        return x.flatten(0, 1)[sent(self.positions, x.device)]
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return the tensor on the device. From the CPU to a GPU it goes through pinned memory, so that nobody waits for the GPU's queue."""
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def target_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,7 +137,7 @@ def token_losses(rows: Tensor, targets: Tensor, logits_of: Forward | None = None
         logits = rows if logits_of is None else logits_of(rows[None])[0]  # [CHUNK, V]
         return values(logits.float(), targets.to(logits.device))
 
-    gradient = torch.is_grad_enabled()
+    targets, gradient = sent(targets, rows.device), torch.is_grad_enabled()
     size = GRADIENT_CHUNK if gradient else CHUNK
     losses_of = partial(checkpoint, chunk_losses, use_reentrant=False) if gradient and len(rows) > size else chunk_losses
     chunks = zip(rows.split(size), targets.split(size), strict=True)

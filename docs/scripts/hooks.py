@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ This page is written from the help texts when the site is built: `mof COMMAND --
 Exit codes: 0 for success, 1 for a bug or a damaged file, 2 for refused input, 130 for Ctrl-C. Errors of input are one line, and `mof
 --debug` shows the traceback. A command that was stopped goes on when it is called again.
 """
+OPTION = re.compile(r"(?<![\w`-])--[a-z][a-z-]*[a-z](?: [A-Z]{2,})?|\b[A-Z]+(?:_[A-Z]+)+(?:=\w+)?")
 RESULTS_FIRST = ("index.md", "noise.md", "clean-data.md", "photos.md")
 
 
@@ -67,8 +69,8 @@ def _section(words: list[str], command: Any) -> str:
     name = " ".join(words)
     records = [parameter.get_help_record(command.context_class(command, info_name=name)) for parameter in command.params]
     rows = [(option, meaning) for option, meaning in filter(None, records) if option != "--help"]
-    table = "".join(f"| `{_cell(option)}` | {_cell(meaning).replace('<', '&lt;')} |\n" for option, meaning in rows)
-    text = _example_in_fence((command.help or "").replace("\b\n", ""))
+    table = "".join(f"| `{_cell(option)}` | {_prose(_cell(meaning))} |\n" for option, meaning in rows)
+    text = _markdown((command.help or "").replace("\b\n", ""))
     return f"\n## {name}\n\n{text}\n" + (f"\n| option | meaning |\n| --- | --- |\n{table}" if table else "")
 
 
@@ -76,10 +78,16 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def _example_in_fence(text: str) -> str:
-    """Return a help text as Markdown: indented commands in fences, words that name options and commands untouched."""
+def _prose(text: str) -> str:
+    """Return text with the names of options and variables as code."""
+    return OPTION.sub(r"`\g<0>`", text).replace("<", "&lt;")
+
+
+def _markdown(text: str) -> str:
+    """Return a help text as Markdown, with indented commands in fences."""
     parts = re.split(r"((?:^ {2,}\S.*\n?)+)", text, flags=re.MULTILINE)
-    return "".join(
-        "\n```bash\n" + re.sub(r"^ {2}", "", part.rstrip("\n"), flags=re.MULTILINE) + "\n```\n" if part.startswith("  ") else part
-        for part in parts
-    )
+    return "".join(_fence(part) if part.startswith("  ") else _prose(part) for part in parts)
+
+
+def _fence(commands: str) -> str:
+    return f"\n```bash\n{textwrap.dedent(commands).rstrip()}\n```\n"

@@ -104,15 +104,19 @@ class ItemEncoder:
 
     def __call__(self, item: EncodeItem) -> Outcome:
         outcome = Outcome({}, {}, {})
-        rows: dict[str, list[tuple[list[str], dict[str, Tensor]]]] = {name: [] for name in self.encoders}
+        rows: dict[str, list[_Rows]] = {name: [] for name in self.encoders}
+        copied: list[_Copied] = []  # of the batch before: its features travel while the device works on the next batch
         with closing(in_order(self._load, item.contents, self.workers, 2 * self.workers + self.batch_size)) as stream:
             while batch := list(islice(stream, self.batch_size)):
                 outcome.unreadable.update((content.key, loaded) for content, loaded in batch if isinstance(loaded, str))
                 images = [(content, loaded) for content, loaded in batch if not isinstance(loaded, str)]
                 outcome.sizes.update((content.key, loaded.size) for content, loaded in images)
-                for name, parts in rows.items():
+                before, copied = copied, []
+                for name in rows:
                     if pixels := {content.key: loaded.pixels[name] for content, loaded in images if name in loaded.pixels}:
-                        parts.append(self._encode(name, pixels, outcome.refused))
+                        copied.append(_Copied(name, list(pixels), *self._features(name, list(pixels.values()))))
+                self._take(before, rows, outcome.refused)
+        self._take(copied, rows, outcome.refused)
         for name, parts in rows.items():
             self._write(name, item.number(name), [(keys, features) for keys, features in parts if keys])
         return outcome
@@ -131,26 +135,33 @@ class ItemEncoder:
         except Exception as error:  # of any library: an image of an odd shape costs this image alone
             return content, f"cannot be prepared ({type(error).__name__}: {error})"
 
-    def _encode(self, name: str, images: Mapping[str, Tensor], refused: dict[str, str]) -> tuple[list[str], dict[str, Tensor]]:
-        """Return the keys and the features by kind of a batch of images, key -> [3, S, S]. Those that are not finite are `refused`."""
-        keys, features = list(images), self._features(name, list(images.values()))
-        finite = features.pop("finite").tolist()  # [B]
-        if all(finite):
-            return keys, features
-        hint = "; values above 65504 do not fit float16: store them as bfloat16 or int8"
-        reason = f"{name} gives features that are not finite{hint if self.manifest['encoders'][name]['tokens'] == 'float16' else ''}"
-        refused.update((key, reason) for key, good in zip(keys, finite, strict=True) if not good)
-        kept = {kind: values[torch.tensor(finite)] for kind, values in features.items()}
-        return [key for key, good in zip(keys, finite, strict=True) if good], kept
+    def _take(self, copied: list[_Copied], rows: dict[str, list[_Rows]], refused: dict[str, str]) -> None:
+        """Wait for the features of a batch and add them to the rows of their encoders. Features that are not finite are `refused`."""
+        for name, keys, features, arrived in copied:
+            if arrived is not None:
+                arrived.synchronize()
+                features = {kind: values.clone() for kind, values in features.items()}  # the pinned memory serves the next batches
+            finite = features.pop("finite").tolist()  # [B]
+            if not all(finite):
+                hint = "; values above 65504 do not fit float16: store them as bfloat16 or int8"
+                small = self.manifest["encoders"][name]["tokens"] == "float16"
+                reason = f"{name} gives features that are not finite{hint if small else ''}"
+                refused.update((key, reason) for key, good in zip(keys, finite, strict=True) if not good)
+                features = {kind: values[torch.tensor(finite)] for kind, values in features.items()}
+                keys = [key for key, good in zip(keys, finite, strict=True) if good]
+            rows[name].append((keys, features))
 
     @torch.inference_mode()
-    def _features(self, name: str, images: list[Tensor]) -> dict[str, Tensor]:
-        """B images [3, S, S] -> their features by kind, in the CPU's memory, and whether they are "finite" [B]."""
+    def _features(self, name: str, images: list[Tensor]) -> tuple[dict[str, Tensor], torch.cuda.Event | None]:
+        """B images [3, S, S] -> their features by kind, and whether they are "finite" [B], all in the CPU's memory.
+
+        The second value is None, or the event after which the features have arrived there.
+        """
         encoder, entry = self.encoders[name], self.manifest["encoders"][name]
         device = next(encoder.tower.parameters()).device
-        pixels = torch.stack(images)  # [B, 3, S, S]
-        if device.type == "cuda":
-            pixels = pixels.pin_memory().to(device, non_blocking=True)
+        on_gpu = device.type == "cuda"
+        pixels = torch.empty(len(images), *images[0].shape, dtype=images[0].dtype, pin_memory=on_gpu)  # [B, 3, S, S]
+        pixels = torch.stack(images, out=pixels).to(device, non_blocking=on_gpu)  # [B, 3, S, S]
         features: dict[str, Tensor] = {}
         if entry["embeddings"] and entry["tokens"] is not None:
             features["embeddings"], patches = encoder.embed_with_tokens(pixels)  # [B, E], [B, T, D]
@@ -161,9 +172,14 @@ class ItemEncoder:
             features |= pack(encoder(pixels).tokens, entry["tokens"])  # [B, T, D]
         floats = [values for values in features.values() if values.is_floating_point()]
         features["finite"] = torch.stack([values.flatten(1).isfinite().all(1) for values in floats]).all(0)  # [B]
-        return {kind: value.cpu() for kind, value in features.items()}  # only the lane of this item waits for a GPU here
+        if not on_gpu:
+            return {kind: values.cpu() for kind, values in features.items()}, None
+        copies = {kind: values.to("cpu", non_blocking=True) for kind, values in features.items()}  # into pinned memory
+        arrived = torch.cuda.Event()
+        arrived.record(torch.cuda.current_stream(device))
+        return copies, arrived
 
-    def _write(self, name: str, number: int, batches: list[tuple[list[str], dict[str, Tensor]]]) -> None:
+    def _write(self, name: str, number: int, batches: list[_Rows]) -> None:
         """Write the features of all batches as a shard. No images make no shard."""
         if not batches:
             return
@@ -174,6 +190,19 @@ class ItemEncoder:
             metadata["errors"] = json.dumps([float(errors.sum()), errors.numel(), float(errors.max())])
         path = self.store / self.manifest["encoders"][name]["folder"] / f"features-{number:05d}.safetensors"
         write_shard(path, [key for keys, _ in batches for key in keys], shard, metadata, run_of(self.manifest, name))
+
+
+_Rows = tuple[list[str], dict[str, Tensor]]
+"""Content keys of images, and their features by kind."""
+
+
+class _Copied(NamedTuple):
+    """The features of a batch on their way into the CPU's memory."""
+
+    encoder: str
+    keys: list[str]
+    features: dict[str, Tensor]
+    arrived: torch.cuda.Event | None
 
 
 class _Loaded(NamedTuple):

@@ -17,7 +17,7 @@ from encoders.images.opening import ImageError, ImageLimits
 from encoders.images.sources import ImageSources, exists
 from encoders.preprocessing import View
 from encoders.progress import Advance, progress_bar
-from encoders.runs import RunLock, remove_unfinished
+from encoders.runs import RunLock, local_path, remove_unfinished
 from encoders.store.files import TOKEN_FORMATS, ImageIndex, TokenFormat, read_view, write_failures, write_view
 from encoders.store.items import ItemEncoder
 from encoders.store.manifest import complete, declare, shards_of
@@ -112,7 +112,7 @@ def encode_images(
     if batch_size < 1 or workers < 1:
         raise ValueError(f"batch_size and workers must be at least 1, got {batch_size} and {workers}")
     limits = limits or ImageLimits()
-    sources, store = ImageSources(images, limits), Path(out).absolute()
+    sources, store = ImageSources(images, limits), local_path(out).absolute()
     store.mkdir(parents=True, exist_ok=True)
     with RunLock(store):
         manifest = declare(store, encoders, view, embeddings=embeddings, tokens=tokens, dtype=dtype, sources=sources.given)

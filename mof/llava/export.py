@@ -15,7 +15,7 @@ from encoders.backends.hf import HFEncoder
 from encoders.backends.torch_hub import TorchHubEncoder
 from mof.data.records import IMAGE_PLACEHOLDER
 from mof.llava.keys import CLIP, DINO, LANGUAGE_MODEL, Layout, projector, tower
-from mof.llava.tower_export import as_torch_hub, as_vision_model, refuse_unpublished
+from mof.llava.tower_export import as_torch_hub, as_vision_model, refuse_pooled, refuse_tiles
 from mof.llava.towers import VISION
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ def save_original(model: MoFForConditionalGeneration, processor: MoFProcessor, f
             f"layout {layout.name} holds {len(layout.encoders)} interleaved encoder(s) before a Llama; this model has "
             f"{', '.join(mixer.encoders)}, fusion {mixer.fusion}, before a {model.language_model.config.model_type!r}"
         )
-    refuse_unpublished(mixer, processor)
+    refuse_pooled(mixer)
+    refuse_tiles(processor.image_processor)
     encoders = dict(zip(layout.encoders, mixer.encoders.values(), strict=True))
     config = _config(model, processor, encoders)
     state: dict[str, Tensor] = {}

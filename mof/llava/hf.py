@@ -23,7 +23,7 @@ from encoders.weight_files import explain_download, refuse_misfit
 from mof.data.records import IMAGE_PLACEHOLDER
 from mof.llava.keys import CLIP, HF_LLAVA, tower
 from mof.llava.parts import Checkpoint, assemble, choose_template, read_config
-from mof.llava.tower_export import as_vision_model, refuse_unpublished
+from mof.llava.tower_export import as_vision_model, refuse_pooled, refuse_tiles
 from mof.llava.towers import Tower, embedded_vision_tower
 from mof.llava.weights import open_weights
 
@@ -82,7 +82,7 @@ def save_hf_llava(model: MoFForConditionalGeneration, processor: MoFProcessor, f
         ValueError: for a model that this layout cannot hold, because it has several encoders, another fusion, or a pooled grid.
     """
     encoder, adapter, activation = _single(model)
-    refuse_unpublished(model.mixer, processor)
+    refuse_tiles(processor.image_processor)
     vision, tower_state = as_vision_model(encoder)
     has_class = vision.model_type == "clip_vision_model"
     strategy = "default" if has_class else "full"
@@ -131,6 +131,7 @@ def _single(model: MoFForConditionalGeneration) -> tuple[Encoder, nn.Module, str
             f"{mixer.fusion}, projector {mixer.projector}"
         )
     ((name, encoder),) = mixer.encoders.items()
+    refuse_pooled(mixer)
     return encoder, mixer.adapters[name], kind[1]
 
 

@@ -19,7 +19,7 @@ from mof.llava.weights import first
 from mof.mixer import Mixer
 
 if TYPE_CHECKING:
-    from mof.processor import MoFProcessor
+    from mof.processor import MoFImageProcessor
 
 # Shapes: D the width of a tower.
 
@@ -38,10 +38,8 @@ OPEN_CLIP_NAMES = {
 """Name in open_clip -> name in transformers, for the parts of a tower and of a block."""
 
 
-def refuse_unpublished(mixer: Mixer, processor: MoFProcessor) -> None:
-    """Raise a ValueError if the mixer pools or interpolates the tokens of an encoder, or weighs its layers, and if images have tiles."""
-    if (most := processor.image_processor.max_tiles) > 1:
-        raise ValueError(f"images have up to {most} tiles: no published layout says so")
+def refuse_pooled(mixer: Mixer) -> None:
+    """Raise a ValueError if the mixer pools or interpolates the tokens of an encoder, or weighs its layers."""
     if mixer.layer_weights:
         raise ValueError(f"layers of {', '.join(mixer.layer_weights)} are added with learnt weights: no published layout says so")
     for name, encoder in mixer.encoders.items():
@@ -49,6 +47,12 @@ def refuse_unpublished(mixer: Mixer, processor: MoFProcessor) -> None:
             raise ValueError(
                 f"encoder {name} gives {encoder.grid} tokens, pooled from {mixer.grid} by {mixer.pool}: no published layout says so"
             )
+
+
+def refuse_tiles(images: MoFImageProcessor) -> None:
+    """Raise a ValueError for images that are cut into tiles."""
+    if images.max_tiles > 1:
+        raise ValueError(f"images have up to {images.max_tiles} tiles: no published layout says so; set max_tiles=1 to export without them")
 
 
 def as_vision_model(encoder: Encoder) -> tuple[PretrainedConfig, dict[str, Tensor]]:

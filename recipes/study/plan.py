@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from encoders import build_encoder
+from encoders import Encoder, build_encoder
 from mof.adapter import Mixer, build_mixer
 from mof.language_models import MINI_LM
 from study.memory import FOUR_BITS, GIB, GPU, Layer
@@ -52,6 +53,8 @@ class Plan:
     """Parameters of the input and output embeddings."""
     adapter_bytes: int
     """Bytes that the adapters keep for the backward pass, per image."""
+    image_operations: float
+    """Floating point operations of the encoders' forward pass, per image."""
 
     @property
     def width(self) -> int:
@@ -143,6 +146,7 @@ def plan(setting: Setting, devices: int = 8) -> Plan:
         decoder_layer=_size(llm.model.layers[0]),
         embeddings=_size(nn.ModuleList([head, table])),
         adapter_bytes=shown * _adapter_bytes(mixer, 2 if setting.bf16 else 4),
+        image_operations=shown * sum(map(_operations, encoders.values())),
     )
 
 
@@ -184,6 +188,14 @@ def _vision_size(spec: dict[str, Any]) -> int:
         seen = encoder(pixels).tokens if encoder.embed_dim is None else encoder.embed_image(pixels)
         seen.sum().backward()
     return sum(parameter.numel() for parameter in encoder.parameters() if parameter.grad is not None)
+
+
+def _operations(encoder: Encoder) -> float:
+    """Return the operations of the forward pass for an image. The encoder is on the meta device."""
+    pixels = torch.zeros(1, 3, encoder.image_size, encoder.image_size, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        encoder(pixels)
+    return float(counter.get_total_flops())
 
 
 def _adapter_bytes(mixer: Mixer, width: int) -> int:

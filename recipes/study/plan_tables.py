@@ -1,4 +1,4 @@
-"""A plan as rich tables: parts, steps, memory."""
+"""A plan as rich tables: parts, steps, memory, hours."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from rich.table import Table
 
 from study.memory import GIB, GPU
 from study.plan import Plan, fits
+from study.plan_hours import ASSUMED, RECORDS_PER_IMAGE, TEXT, hours, measured_shares
 
 
 def plan_tables(plan: Plan, gpu: int = GPU) -> Group:
-    """Return the three tables, for rich to print. `gpu` is the memory of a GPU in GiB."""
-    return Group(parts_table(plan), steps_table(plan), memory_table(plan, gpu))
+    """Return the four tables, for rich to print. `gpu` is the memory of a GPU in GiB."""
+    return Group(parts_table(plan), steps_table(plan), memory_table(plan, gpu), hours_table(plan))
 
 
 def parts_table(plan: Plan) -> Table:
@@ -55,6 +56,21 @@ def memory_table(plan: Plan, gpu: int) -> Table:
                     "yes" if fits(memory, gpu) else "no",
                     style="bold" if checkpointed == stage.gradient_checkpointing else "dim",
                 )
+    return table
+
+
+def hours_table(plan: Plan) -> Table:
+    measured = measured_shares()
+    shares = {**ASSUMED, **measured}
+    kinds = ", ".join(f"{kind} {share:.0%} ({'measured' if kind in measured else 'assumed'})" for kind, share in shares.items())
+    table = _table(f"expected hours on {plan.devices} H100 or H200", ["stage"], ["records", "operations", "hours"])
+    for stage in hours(plan, shares):
+        table.add_row(stage.stage, f"{stage.records:,}", f"{sum(stage.operations.values()):.1e}", f"{stage.hours:.1f}")
+    text = " and ".join(map(str, TEXT.values()))
+    table.caption = (
+        f"Shares of the peak: {kinds}. Assumed: {text} text tokens a record in stage 1 and 2, {RECORDS_PER_IMAGE} records that share "
+        "an image in scoring, images that are decoded as fast as they are needed. The run takes align, score, and finetune with VIG."
+    )
     return table
 
 

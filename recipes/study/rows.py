@@ -192,23 +192,27 @@ def bars(rows: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def contrasts(rows: Sequence[dict[str, Any]]) -> Table:
-    """Return each way's difference to `random` and to `everything` with each noise, in points of pair accuracy, paired over seeds.
+def contrasts(rows: Sequence[dict[str, Any]], key: str = "selection", controls: Sequence[str] = ("random", "everything")) -> Table:
+    """Return each way's difference to the controls with each noise, in points of pair accuracy, paired over seeds.
 
     The intervals have 95 % by Student's t. Over seeds, they say nothing about other pictures than the held-out pictures. Over pairs,
     they take the mean over seeds of each held-out pair, and say nothing about other seeds.
+
+    Args:
+        key: the field of a row that names its way.
+        controls: values of this field.
     """
     table = Table(title="differences in pair accuracy, points [95 % over seeds] [95 % over pairs]", box=SIMPLE)
-    for heading in ("noise", "way", "minus random", "minus everything", "seeds"):
+    for heading in ("noise", "way", *(f"minus {control}" for control in controls), "seeds"):
         table.add_column(heading, no_wrap=True)
-    values = {(row["noise"], row["selection"], row["seed"]): row for row in rows}
-    for noise, way in dict.fromkeys(key[:2] for key in values):
+    values = {(row["noise"], row[key], row["seed"]): row for row in rows}
+    for noise, way in dict.fromkeys(place[:2] for place in values):
         cells = []
-        for control in ("random", "everything"):
+        for control in controls:
             seeds = [seed for share, name, seed in values if (share, name) == (noise, way) and (noise, control, seed) in values]
             pairs = [(values[noise, way, seed], values[noise, control, seed]) for seed in seeds]
             cells.append(_contrast(pairs) if way != control else "")
-        table.add_row(noise, way, *cells, str(sum(key[:2] == (noise, way) for key in values)))
+        table.add_row(noise, way, *cells, str(sum(place[:2] == (noise, way) for place in values)))
     return table
 
 

@@ -28,6 +28,7 @@ NOISE_WAYS = {
     "vig-shuffled": "as `vig`, but each sample has the VIG of another sample, and its tokens have each other's",
     "vig-samples": WAYS["vig-samples"],
     "vig-tokens": WAYS["vig-tokens"],
+    "gain-samples": "whole samples whose words the image made most probable (measure `gain`), as many as `vig-samples` has",
     "vig-steps": "the samples and tokens of `vig`, for as many optimizer steps as `everything` takes",
 }
 """The ways that --compare noise has with every noise."""
@@ -45,6 +46,8 @@ def select_by(way: str, scores: Scores, keep: float, seed: int) -> Selection:
     """Return the selection that a way of `WAYS` or `NOISE_WAYS` makes."""
     if way == "vig-tokens":
         return select(scores, keep=1, token_keep=keep)
+    if way == "gain-samples":
+        return select(scores, keep=keep, by="gain", token_threshold=None)
     if way == "vig-floor":
         return select(scores, floor=True)
     if way == "lowest-loss":

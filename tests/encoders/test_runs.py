@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from encoders.command_groups import starts_over
-from encoders.runs import RunFile, RunLock, differences, remove_unfinished, versions, write_json, write_whole
+from encoders.runs import RunFile, RunLock, differences, local_path, remove_unfinished, versions, write_json, write_whole
 
 SCALARS = st.none() | st.integers() | st.text(max_size=3)
 IDENTITIES = st.dictionaries(st.text(max_size=3), SCALARS | st.dictionaries(st.text(max_size=3), SCALARS, max_size=3), max_size=4)
@@ -35,6 +35,19 @@ def test_a_writer_that_fails_changes_nothing(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a.json").read_text()) == {"old": 1}
     remove_unfinished(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/out", "gs://bucket", "hf://datasets/x", "s3:/bucket/out", Path("s3://bucket/out")])
+def test_a_url_is_no_output(url: str | Path) -> None:
+    with pytest.raises(ValueError, match=f"{url} is a URL.*sync FOLDER URL"):
+        local_path(url)
+    with pytest.raises(ValueError, match="is a URL"):
+        RunFile(Path(url) / "run.json", "test run", 1, "give a new folder")
+
+
+def test_other_names_are_outputs(tmp_path: Path) -> None:
+    for path in (tmp_path, "runs/a:b", "C:/runs", "./s3:/x", "a"):
+        assert local_path(path) == Path(path)
 
 
 @given(IDENTITIES, IDENTITIES)

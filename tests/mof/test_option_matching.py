@@ -137,11 +137,14 @@ wings, these touch.|B is the correct answer.|B is correct|The correct option is 
 |Not A but B|It can't be A, so B.|I don't think it's A. It's B.|A is not correct; B is|A is incorrect. The answer is B.|<think>A or B? maybe A</think>B
 |(a) Open~(b) Closed~~B|Between A and B, the answer is B.|Option A says open. Option B says closed. Therefore, the answer is B.|\(B\)|\textbf{B}|[[B]]
 |Answer: B. Open wings look different.|(b) Closed~~Option (a) does not fit the photo.|B) Closed|It's (b) Closed|Based on it, I would choose option (b).|must be B
-|It is B that fits|Option b shows the wings|B is my answer|Answer:~~**B**|The final answer is $\boxed{B}$.|The answer is B, not A.|{"answer": "B"}|B — they touch"""  # noqa: RUF001
+|It is B that fits|Option b shows the wings|B is my answer|Answer:~~**B**|The final answer is $\boxed{B}$.|The answer is B, not A.|{"answer": "B"}|B — they touch
+|<b>B</b>|<p>B</p>|<u>(b)</u>|Surely B|It has to be B.|The answer seems to be B|It looks like B|It appears to be (b).|I vote for B|The answer's B|ans: b
+|B best describes the wings"""  # noqa: RUF001
 GIVES_NONE = r"""A door|A man is standing|C|(c)|Option C|A or B|(a) or (b)|both|Neither A nor B|not B|It is not (b)|I don't think it is B|The answer is not B
 |B is wrong|B isn't right|B is not correct|Plan B|Vitamin B|Exhibit A|Type A blood|A-frame house|U.S.A.|at 5 a.m.|B.B. King|B movies are fun|I see a B-52|The
 answer is a door|choose a door|It's a bird|with a hat|The answer is A or B|The answer is A, B|A/B|A & B|A~B|a (red) door|A (red) door|an a la carte|I cannot
-answer. A door is there.|Both A and B|A bird, a tree and a house|such a view|the letter A is on the sign|A man's hat|Is it A or B?|A: no wait, B"""
+answer. A door is there.|Both A and B|A bird, a tree and a house|such a view|the letter A is on the sign|A man's hat|Is it A or B?|A: no wait, B
+|A vs. B|B is unlikely|Anything but B|all but (b)|any letter except B|It looks like a door|<b>A</b> or <b>B</b>"""
 
 
 def spellings(text: str) -> list[str]:
@@ -160,7 +163,7 @@ def test_plain_ways_to_give_a_letter_and_words_that_only_look_like_it(text: str,
     ("text", "said"),
     [
         ("yes|Yes.|**Yes**|Yes, it does.|Yes~~It fits.|Answer: yes|The answer is yes.|'Yes'|Yes - it does|<answer>Yes</answer>|\\boxed{yes}|It fits.~Yes|"
-         "Yes, there is no doubt|<think>no</think>Yes|Yes, the answer is correct.", True),
+         "I think yes|The answer would be yes|Definitely yes|<b>Yes</b>|Yes, there is no doubt|<think>no</think>Yes|Yes, the answer is correct.", True),
         ("no|No.|NO|nO!|**No**|No, it does not.|No~~It differs|The answer is no.|Final answer: No|(no)|It differs.~~Answer: no", False),
         ("|maybe|Yes and no|yes or no|Yes/No|Nothing|another|yesterday|There is no error in it|The answer is correct|not sure", None),
     ],

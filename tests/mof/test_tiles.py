@@ -14,11 +14,12 @@ from torch.utils.data import DataLoader
 from transformers import AutoProcessor, PreTrainedTokenizerFast
 
 from encoders import StoredImage, View, build_encoder
-from mof import MoFForConditionalGeneration, MoFProcessor
+from mof import InterleavedMoF, MoFForConditionalGeneration, MoFProcessor
 from mof.adapter import FUSIONS, build_mixer
 from mof.data.collator import SupervisedCollator
 from mof.evals.answerers import LocalModel
 from mof.evals.encoder_worth import WithoutEncoder
+from mof.llava.loading import Loaded, save_checkpoint
 from mof.tiles import tile_grid, tiled_pixels
 from vig import score
 
@@ -176,3 +177,13 @@ def test_what_has_no_tiles_is_refused(
     with pytest.raises(ValueError, match="max_tiles=1.*4"):
         tiled.image_processor([StoredImage("key", torch.zeros(8))])
     assert "encoder_features" in copy.copy(tiled).image_processor([StoredImage("key", torch.zeros(8))], max_tiles=1)
+
+
+@pytest.mark.parametrize(("names", "layout"), [("a", "hf-llava"), ("a", "llava"), ("ab", "released-mof")])
+def test_published_layouts_have_no_tiles(names: str, layout: str, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    mixer = InterleavedMoF({name: build_encoder(f"tiny-{name}") for name in names}, 32)
+    model = MoFForConditionalGeneration.from_parts(mixer, build_llm(tiny_tokenizer), tiny_tokenizer)
+    processor = MoFProcessor.from_parts(model, tiny_tokenizer, max_tiles=4)
+    with pytest.raises(ValueError, match="up to 4 tiles"):
+        save_checkpoint(Loaded(model, processor, "mof", 0), tmp_path / "out", layout)
+    assert not (tmp_path / "out").exists()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import os
 import socket
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
 from accelerate.utils.dataclasses import DistributedType
@@ -23,6 +25,7 @@ from mof.adapter import InterleavedMoF
 from mof.language_models import MINI_LM
 from study.memory import GIB, Layer
 from study.plan import Plan, _adapter_bytes, fits, plan
+from study.plan_hours import ASSUMED, LINES, RESULTS, hours, measured_shares
 from study.plan_tables import plan_tables
 from study.settings import Setting, Stage, read_setting
 from vig.training.preparation import add_lora
@@ -91,6 +94,47 @@ def test_memory_of_the_published_setting(llava: dict[str, Plan]):
     assert llava_plan.memory("align", False, checkpointed=False)["optimizer"] == 8 * llava_plan.adapters
 
 
+def test_operations_of_the_encoders_are_those_published(llava: dict[str, Plan]):
+    """timm counts 191.1 GMACs for CLIP ViT-L/14-336's 24 blocks, of which LLaVA runs 23, and 0.6 for its patches; DINOv2's are alike."""
+    clip, dino = 2e9 * ((191.1 - 0.6) * 23 / 24 + 0.6), 2e9 * 191.1
+    assert llava["7b"].image_operations == pytest.approx(clip + dino, rel=0.02)
+
+
+def test_hours_of_llava_as_published():
+    """LLaVA-1.5 7B took 3.5 and 10 hours on 8 A100: stage 2 ran at a third of their peak of 312 TFLOP/s, stage 1 a little faster."""
+    values = yaml.safe_load((CONFIGS / "llava15_7b.yaml").read_text())
+    clip_only = read_setting(CONFIGS / "llava15_7b.yaml", encoders={"clip": values["encoders"]["clip"]})
+    stages = hours(plan(clip_only), dict.fromkeys(ASSUMED, 0.33), peak=312e12)
+    align, score, finetune, selected = (stage.hours for stage in stages)
+    assert align == pytest.approx(3.5, rel=0.4) and finetune == pytest.approx(10, rel=0.15)
+    assert score < 0.4 * finetune and selected == pytest.approx(finetune * 477_915 / 665_298, rel=0.02)
+    assert [stage.records for stage in stages] == [558_128, 624_610, 665_298, 477_915]
+
+
+def test_measured_shares_take_the_place_of_assumed_shares(llava: dict[str, Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    lines = [{"part": part, "name": name, "share": 0.2} for part, name in LINES.values()]
+    facts = {"about": {"device": "NVIDIA H200"}, "lines": [*lines[:2], lines[2] | {"share": None}]}
+    (tmp_path / "gpu.json").write_text(json.dumps(facts))
+    assert measured_shares(tmp_path / "gpu.json") == {"encoders": 0.2, "training": 0.2}
+    (tmp_path / "tiny.json").write_text(json.dumps(facts | {"about": {"tiny": "yes"}}))
+    assert measured_shares(tmp_path / "tiny.json") == measured_shares(tmp_path / "none.json") == {}
+    slow, fast = (sum(stage.hours for stage in hours(llava["7b"], dict.fromkeys(ASSUMED, share))) for share in (0.2, 0.4))
+    assert slow == pytest.approx(2 * fast)
+    assert measured_shares() == {} or RESULTS.is_file()
+
+
+def test_the_benchmark_has_the_lines_that_give_shares(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.syspath_prepend(str(CONFIGS.parents[1] / "benchmarks" / "gpu"))
+    import encoder_lines
+    import language_lines
+    from measure import Bench
+
+    bench = Bench(torch.device("cpu"), False, 0.0, tmp_path)
+    for add in (encoder_lines.add_pixel_lines, language_lines.add_scoring_lines, language_lines.add_training_lines):
+        add(bench)
+    assert {name for _, name in LINES.values()} <= set(bench.lines)
+
+
 def test_nothing_is_looked_up(llava: dict[str, Plan], monkeypatch: pytest.MonkeyPatch):
     def refuse(*_: object) -> None:
         raise AssertionError("a plan needs no network")
@@ -103,7 +147,16 @@ def test_the_tables_show_the_numbers(llava: dict[str, Plan]):
     console = Console(width=140, record=True, file=io.StringIO())
     console.print(plan_tables(llava["7b"]))
     text = console.export_text()
-    for shown in ("llava15_7b: 1,152 visual tokens per image", "6,738,415,616", "2,181", "5,198", "3,734", "sharded, checkpointed"):
+    assert "training 40% (assumed)" in " ".join(text.split()) or RESULTS.is_file()
+    for shown in (
+        "llava15_7b: 1,152 visual tokens per image",
+        "6,738,415,616",
+        "2,181",
+        "5,198",
+        "3,734",
+        "sharded, checkpointed",
+        "expected hours on 8",
+    ):
         assert shown in text
 
 

@@ -80,16 +80,9 @@ def null_branch(clean: Branch, inputs: Mapping[str, Any]) -> Branch:
     return Branch(clean.model, ids, kwargs, config)
 
 
-def _prepared(
-    model: PreTrainedModel,
-    input_ids: Tensor,
-    logits_processor: Any,
-    stopping_criteria: Any,
-    generation_config: GenerationConfig,
-    **model_kwargs: Any,
-) -> tuple[Tensor, dict[str, Any], GenerationConfig]:
+def _prepared(model: Any, input_ids: Tensor, logits_processor: Any, stopping_criteria: Any, generation_config: Any, **kwargs: Any) -> Any:
     """Return what `generate` has prepared, in place of generating."""
-    return input_ids, model_kwargs, generation_config
+    return input_ids, kwargs, generation_config
 
 
 def joined(clean: Branch, null: Branch) -> Branch | None:
@@ -132,7 +125,7 @@ def _both(values: Sequence[Any], pads: Sequence[int] | None = None) -> Any:
         read = {"pooler_output": _both([output.pooler_output for output in values])}
         if "deepstack_features" in values[0]:
             read["deepstack_features"] = [_both(layer) for layer in zip(*(output.deepstack_features for output in values), strict=True)]
-        return type(values[0])(**read)
+        return type(values[0])(**{**values[0], **read})
     elif all(type(value) is dict for value in values) and values[0].keys() == values[1].keys():
         return {name: _both([value[name] for value in values]) for name in values[0]}
     elif all(isinstance(value, list | tuple) and all(isinstance(item, Tensor) for item in value) for value in values):

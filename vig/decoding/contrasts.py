@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from vig.decoding.method import Decoding
-from vig.decoding.null_chats import Chat, disturbed_chat, null_chat
+from vig.decoding.null_chats import Chat, null_chat
 from vig.nulls import ATTENTION, NULL_NAMES
 
 
@@ -72,7 +72,7 @@ class ICD(VCD):
     instruction: str = "You are a confused object detector."
 
     def null_chat(self, chat: Chat) -> Chat:
-        return disturbed_chat(super().null_chat(chat), self.instruction)
+        return null_chat(chat, self.null, self.seed, self.instruction)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,8 +25,9 @@ class Decoding:
 
     `model.generate(**inputs, custom_generate=method, null_inputs=null)` decodes with it: greedily, by sampling or with beams, as the
     other arguments of `generate` say. A method that contrasts needs `null_inputs`, the model's inputs for the same conversations
-    without the right images; `options` makes them. `token_streamer` takes the place of `streamer`, which transformers does not hand
-    on. A method of strength 0 is plain decoding, bit for bit.
+    without the right images; `options` makes them. Both prompts are read in one batch, and grow in it, so that the output has no
+    cache; `vig.decoding.branches.joined` tells where this is impossible, and the prompts have passes of their own. `token_streamer`
+    takes the place of `streamer`, which transformers does not hand on. A method of strength 0 is plain decoding, bit for bit.
     """
 
     name: ClassVar[str]

@@ -28,25 +28,24 @@ def text_of(message: Mapping[str, Any]) -> str:
     return "\n".join(part["text"] for part in _parts(message) if part["type"] == "text")
 
 
-def null_chat(chat: Chat, null: str, seed: int) -> Chat:
-    """Return the conversation with null images of the name `null` (`vig.nulls`), or without images for "drop"."""
-    if null == DROP:
-        return [{**message, "content": [part for part in _parts(message) if not _is_image(part)]} for message in chat]
-    nulls = iter(NullImages(null, seed)("of the conversation", images_of(chat)))
-    return [
-        {**message, "content": [{**part, "image": next(nulls)} if _is_image(part) else part for part in _parts(message)]}
-        for message in chat
-    ]
+def null_chat(chat: Chat, null: str, seed: int, instruction: str = "") -> Chat:
+    """Return the conversation with null images of the name `null` (`vig.nulls`), or without images for "drop".
 
-
-def disturbed_chat(chat: Chat, instruction: str) -> Chat:
-    """Return the conversation with the instruction before the text of each of the user's messages."""
+    An instruction stands before the first text of each of the user's messages.
+    """
+    nulls = iter(() if null == DROP else NullImages(null, seed)("of the conversation", images_of(chat)))
     changed = []
     for message in chat:
-        parts = list(_parts(message))
-        first = next((i for i, part in enumerate(parts) if part["type"] == "text"), None)
-        if message["role"] == "user" and first is not None:
-            parts[first] = {**parts[first], "text": f"{instruction} {parts[first]['text']}"}
+        parts: list[Mapping[str, Any]] = []
+        begins = instruction if message["role"] == "user" else ""
+        for part in _parts(message):
+            if part["type"] == "text" and begins:
+                parts.append({**part, "text": f"{begins} {part['text']}"})
+                begins = ""
+            elif not _is_image(part):
+                parts.append(part)
+            elif null != DROP:
+                parts.append({**part, "image": next(nulls)})
         changed.append({**message, "content": parts})
     return changed
 

@@ -39,6 +39,8 @@ class AnswerToken:
     text: str
     contrast: float
     """The token's loss with the null images minus its loss with the images, in nats."""
+    ends: bool
+    """Whether this is a special token, as at the end of an answer."""
     looks: list[list[int]]
     """The attention to the tokens of each `Panel`, row by row, in units of 0.00001: means over layers and heads."""
 
@@ -172,7 +174,7 @@ def _answer(tokenizer: Any, recorded: _Recorded, made: Any, places: Sequence[Ten
         looks = [_look(made.attentions[step], place) for place in places]  # each [T]
         shares = [share + float(look.sum()) / len(ids) for share, look in zip(shares, looks, strict=True)]
         whole = [(look / UNIT).round().int().tolist() for look in looks]
-        tokens.append(AnswerToken(text, float(losses[1] - losses[0]), whole))
+        tokens.append(AnswerToken(text, float(losses[1] - losses[0]), token in tokenizer.all_special_ids, whole))
     return Answer("greedy" if recorded.method is None else str(recorded.method), tokens, shares)
 
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from mof.data.answer_tokens import ATTENTION_MASK, Example
 from mof.data.collator import collate
-from vig.output_head import HeadPass, Values, cross_entropy, replaced_forward, target_positions
+from vig.output_head import HeadPass, Values, cross_entropy, replaced_forward, sent, target_positions
 from vig.scoring.prefix_cache import cache_name, image_positions, part, shared_cache
 
 # Shapes: R = records in a batch, S = padded length, P = tokens of a shared prefix, G = groups that share a prefix, N = answer tokens in a
@@ -182,4 +182,4 @@ class AnswerLosses:
 
     def _inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the model's inputs of a batch, on the device of the model."""
-        return {name: value.to(self.model.device) for name, value in batch.items() if name != "labels"}
+        return {name: sent(value, self.model.device) for name, value in batch.items() if name != "labels"}

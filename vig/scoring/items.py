@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,12 +14,15 @@ from transformers import PreTrainedModel
 from encoders.cluster import GivenUp, Parts, file_number
 from encoders.tables import write_table
 from mof.data.rows import Row, id_of
-from vig.output_head import cross_entropy, evaluating, loss_logit_entropy
+from vig.output_head import cross_entropy, loss_logit_entropy
 from vig.scoring.answer_losses import AnswerLosses
 from vig.scoring.encoder_branches import EncoderBranches
 from vig.scoring.pairs import PairReader
 from vig.scoring.passes import TwoPasses
 from vig.scoring.scores import Score, to_table
+
+LANES = 2
+"""Items that are scored side by side: the records of one are read and their images decoded while the model works on the other."""
 
 
 @dataclass(frozen=True)
@@ -98,21 +100,19 @@ class ItemScorer:
     ) -> None:
         if moves:
             model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-        self._reader, self._shard, self._schema, self._model = new_reader(), shard, schema, model
-        tokenizer = self._reader.processor.tokenizer
+        self._new_reader, self._shard, self._schema = new_reader, shard, schema
+        tokenizer = new_reader().processor.tokenizer
         padding = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id  # masked out: any id will do
         losses = AnswerLosses(model, padding, loss_logit_entropy if measures else cross_entropy)
-        passes = partial(TwoPasses, losses, self._reader, batch_tokens, batch_size, measures)
-        own = passes(EncoderBranches(model)) if per_encoder else passes()
-        self._passes = {False: own, True: passes()}  # swapped images calibrate the whole model
+        self._branches = EncoderBranches(model) if per_encoder else None
+        self._passes = TwoPasses(losses, batch_tokens, batch_size, measures)
 
     def __call__(self, item: ScoreItem) -> Scored:
-        with evaluating(self._model):
-            scores = self._passes[item.swapped].scores(item.records)
-        text_only, self._reader.text_only = self._reader.text_only, []
-        failures, self._reader.failures = self._reader.failures, {}
+        reader = self._new_reader()
+        branches = None if item.swapped else self._branches  # swapped images calibrate the whole model
+        scores = self._passes.scores(item.records, reader, branches)
         if item.number is not None and self._shard is not None and scores:
             path, run = self._shard
             write_table(Path(path.format(file_number(item.number, item.part))), to_table(scores, self._schema), run)
         kept = scores if item.number is None else []
-        return Scored(kept, len(scores), sum(score.vig for score in scores), text_only, failures)
+        return Scored(kept, len(scores), sum(score.vig for score in scores), reader.text_only, reader.failures)

@@ -6,7 +6,9 @@ With `EncoderBranches`, there is a further pass for each encoder.
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 
 from mof.data.digests import digest
 from mof.data.rows import Row
+from vig.output_head import evaluating
 from vig.scoring.answer_losses import AnswerLosses
 from vig.scoring.batches import Batch, make_batches, windows
 from vig.scoring.encoder_branches import EncoderBranches
@@ -33,35 +36,49 @@ MOST_FAILURES = 50  # if the model refuses this number of records in a row, the 
 class TwoPasses:
     """TwoPasses scores records.
 
+    Several threads may call `scores`, each with its own reader: one of them reads and decodes while another uses the model.
+
     Args:
         batch_tokens, batch_size, measures: see `vig.score`. With measures, `losses` returns the values of all `MEASURES`.
-        branches: adds the VIG of each encoder to the scores.
     """
 
-    def __init__(
-        self,
-        losses: AnswerLosses,
-        reader: PairReader,
-        batch_tokens: int,
-        batch_size: int,
-        measures: Sequence[str] = (),
-        branches: EncoderBranches | None = None,
-    ) -> None:
-        self._measures, self._branches = measures, branches
-        self._losses, self._reader = losses, reader
+    def __init__(self, losses: AnswerLosses, batch_tokens: int, batch_size: int, measures: Sequence[str] = ()) -> None:
+        self._measures = measures
+        self._losses = losses
         self._batch_tokens, self._batch_size = batch_tokens, batch_size
         self._refused_in_a_row = 0
-        self._obeys_masks = not reader.nulls.hides  # known after the first batch
+        self._obeys_masks = False  # known after the first batch
+        self._reading, self._computing = threading.Lock(), threading.Lock()  # neither tokenizers nor models may be used by two threads
+        kind = losses.model.device.type  # "meta" for a model that is offloaded
+        under = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        self._autocast = torch.get_autocast_dtype(kind) if under else None  # of the thread that asked for scores
 
-    def scores(self, records: Iterable[Row]) -> list[Score]:
-        """Return the scores of all records that have one; the reader keeps account of the others."""
+    def scores(self, records: Iterable[Row], reader: PairReader, branches: EncoderBranches | None = None) -> list[Score]:
+        """Return the scores of all records that have one; the reader keeps account of the others.
+
+        Args:
+            branches: adds the VIG of each encoder to the scores.
+        """
         tokens, size = WINDOW_BATCHES * self._batch_tokens, WINDOW_BATCHES * self._batch_size
-        return [
-            score
-            for window in windows(map(self._reader.read, records), tokens, size)
-            for scores in self._window([pair for pair in window if pair is not None])
-            for score in scores
-        ]
+        read, scores = windows(map(reader.read, records), tokens, size), list[Score]()
+        while True:
+            with self._reading:
+                window = next(read, None)
+            if window is None:
+                return scores
+            with self._computing, self._conditions():
+                self._reader, self._branches = reader, branches
+                scores += [score for scores in self._window([pair for pair in window if pair is not None]) for score in scores]
+
+    def _conditions(self) -> ExitStack:
+        """Return the context in which this thread uses the model: in eval mode, on the model's GPU, and under the caller's autocast."""
+        model, stack = self._losses.model, ExitStack()
+        stack.enter_context(evaluating(model))
+        if self._autocast is not None:
+            stack.enter_context(torch.autocast(model.device.type, self._autocast))
+        if model.device.type == "cuda":
+            stack.enter_context(torch.cuda.device(model.device))
+        return stack
 
     def _window(self, pairs: Sequence[Pair]) -> Iterator[list[Score]]:
         batches = make_batches(pairs, self._batch_tokens, self._batch_size)
@@ -106,7 +123,7 @@ class TwoPasses:
         return scores
 
     def _check_hiding(self, pair: Pair) -> None:
-        if self._obeys_masks:
+        if self._obeys_masks or not self._reader.nulls.hides:
             return
         try:
             refuse_seeing(self._losses, pair.null)

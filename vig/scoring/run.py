@@ -28,7 +28,7 @@ from vig.scoring.encoder_branches import mixture_of
 from vig.scoring.folder import ScoreFolder
 from vig.scoring.hidden_images import image_token_of
 from vig.scoring.identity import scoring_identity
-from vig.scoring.items import ItemScorer, ScoreItem, Total
+from vig.scoring.items import LANES, ItemScorer, ScoreItem, Total
 from vig.scoring.pairs import PairReader
 from vig.scoring.passes import WINDOW_BATCHES
 from vig.scoring.scores import MEASURES, Part, Score, Scores, schema_of, to_table
@@ -164,7 +164,7 @@ def score(
         result, swapped, seen = Total(), Total(), 0
         with (
             progress_bar("records", total, processes.rank == 0) as advance,
-            closing(worked(make, items(), cluster)) as work,
+            closing(worked(make, items(), cluster, LANES)) as work,
         ):
             for item, parts in work:
                 (swapped if item.swapped else result).add(parts)

@@ -1,4 +1,4 @@
-"""Published measures of the help that an image gives to an answer. All come from the two passes of a score file.
+"""Published measures of the help that an image gives to an answer, and one of ours. All come from the two passes of a score file.
 
 Each is a function from scores to a value of every answer token, [A], or of every record, [N]. `vig.select(..., by=NAME)` takes the
 records (and tokens) with the highest values.
@@ -107,6 +107,15 @@ def vic(scores: Scores) -> Values:
     return values
 
 
+def gain(scores: Scores) -> Values:
+    """Return [A], the probability of each answer token with the image minus its probability with the null image; ours.
+
+    It lies in -1..1, and near 0 for words that the model cannot predict with or without the image. The VIG of these words can be large
+    by accident, because their losses are large.
+    """
+    return np.exp(-scores.column("token_loss")) - np.exp(-scores.column("null_token_loss"))
+
+
 MEASURES = {
     "vig": Measure(vig, lambda scores: scores.vig, neutral=0.0),
     "cal": Measure(cal),
@@ -114,6 +123,7 @@ MEASURES = {
     "vic": Measure(None, vic, neutral=1.0),
     "entropy": Measure(entropy, neutral=0.0),
     "vppo": Measure(vppo),
+    "gain": Measure(gain, neutral=0.0),
 }
 
 

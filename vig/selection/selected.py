@@ -104,7 +104,13 @@ class Selection:
             failed=len(self.scores.failures),
             text_only=len(self.scores.manifest["text_only"]),
             sources={name: Counts(*row) for name, *row in zip(names, *by_source, strict=True)} if self.sources else {},
+            helped_left_out=self._helped_left_out() if self.by == "vig" and self.threshold is not None else 0.0,
         )
+
+    def _helped_left_out(self) -> float:
+        """Return the share of the kept samples' tokens with a VIG above 0 that the mask leaves out."""
+        helped = np.repeat(self.token_masks.chosen, np.diff(self.scores.bounds)) & (self.scores.token_vig > 0)  # [A]
+        return float((helped & ~self.token_masks.flat).sum() / max(helped.sum(), 1))
 
     def weighted(self, low: float, high: float) -> Selection:
         """Return this selection with token weights in place of a hard mask: each token counts by its VIG, or by the measure `by`.

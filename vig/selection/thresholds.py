@@ -52,8 +52,8 @@ def select(
         sources: id -> source of each record (`vig.record_sources`). A record that is missing here has the source "(none)".
         quota: the smallest share to keep of every source, or a dict from sources to their smallest shares, in [0, 1].
 
-        by: the measure in place of VIG (`vig.selection.measures`): "vig", "cal", "visnec", "vic", "entropy" or "vppo". All thresholds
-            are of this measure. "visnec" and "vic" choose whole records: all their tokens are supervised.
+        by: the measure in place of VIG (`vig.selection.measures`): "vig", "cal", "visnec", "vic", "entropy", "vppo" or "gain". All
+            thresholds are of this measure. "visnec" and "vic" choose whole records: all their tokens are supervised.
         reference: scores of the same records by another model. The measure is then the loss minus the reference's loss (RHO-1).
         floor: keep everything but the samples and tokens that the image harmed: the threshold is the value of an image that changes
             nothing, 0 for VIG. `keep` and `threshold` do not matter then. A quota would bring harmed samples back.
@@ -67,7 +67,7 @@ def select(
     name = by if reference is None else "excess loss"
     if floor:
         if measure.neutral is None:
-            raise ValueError(f"floor drops what the image harmed, which {name} does not tell; take vig, visnec, vic or entropy")
+            raise ValueError(f"floor drops what the image harmed, which {name} does not tell; take vig, visnec, vic, entropy or gain")
         threshold = measure.neutral
     _check_share("keep", keep)
     if threshold is not None and not math.isfinite(threshold):
