@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,20 +21,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.cluster_jobs import JOBS, both_embeddings, picture, results, tar_of, write_data
 from support.killing_encoder import KillingEncoder
-from support.spectra import embeddings
 from support.tiny import TinyEncoder
-from support.tiny_llava import build_llava, many_records
+from support.tiny_llava import build_llava
 
 from encoders import FeatureStore, encode_images
 from encoders.cluster import Cluster, Parcel, file_number, grown, worked
 from encoders.command_options import cluster_of
-from mof import blind_pairs
-from mof.evals.answerers import LocalModel
-from mof.evals.answerers.cluster_model import ClusterModel
-from mof.evals.answering import AnswerCache, Prompt, answer_all
-from mof.pairs import ledger as pair_ledger
-from vig import score
 
 
 class Numbers(list):
@@ -181,53 +174,73 @@ def nodes() -> Iterator[Nodes]:
     nodes.cluster.shutdown()
 
 
-def picture(seed: int) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).resize((40, 40)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def tar_of(path: Path, contents: list[bytes]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for number, content in enumerate(contents):
-            member = tarfile.TarInfo(f"{number:04d}.png")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return path
-
-
-def poisoned(path: Path) -> Path:
-    contents = [picture(number % 140) for number in range(150)]  # the last ten are doubles
-    for number in (3, 64, 65, 120):
-        contents[number] = contents[number][:120] if number % 2 else b"no image"
-    return tar_of(path, contents)
-
-
-def two_encoders() -> dict[str, TinyEncoder]:
-    return {"a": TinyEncoder(16, 8, 32, 0.5, 1), "b": TinyEncoder(24, 4, 24, 0.4, 3)}
-
-
 def files_of(folder: Path) -> dict[str, bytes]:
     """Return the content of every file by its path, without locks."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file() and "lock" not in path.name}
 
 
-def count(folder: Path, pattern: str) -> Callable[[], int]:
-    return lambda: len(list(folder.glob(pattern)))
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module", params=JOBS)
+def alone(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Any]:
+    """The name of a job, the folder that this process filled, and what the job returned."""
+    out = tmp_path_factory.mktemp(request.param) / "alone"
+    return request.param, out, JOBS[request.param][0](data, out, None)
+
+
+def test_the_jobs_alone(alone: tuple[str, Path, Any]) -> None:
+    """The results that those of a cluster are compared with."""
+    name, out, result = alone
+    if name == "encode":
+        assert (result.images, result.duplicates, result.unreadable) == (137, 9, 4)  # a double of image 3 is sound
+    elif name == "search":
+        cosines = [x.astype(np.float64) @ x.T.astype(np.float64) for x in both_embeddings()]
+        assert result[0] == int(np.triu((cosines[0] > 0.6) & (cosines[1] < 0.2), 1).sum())
+        assert len(files_of(out)) == 19 * 20 // 2 + 1
+    elif name == "score":
+        assert len(result[0]) == 24
+    else:
+        assert len(result[0]) == 25 and result[0][5].error
 
 
 @needs_ray
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_encoding_with_a_lost_node(nodes: Nodes, tmp_path: Path) -> None:
-    tar = poisoned(tmp_path / "photos.tar")
-    options: dict[str, Any] = {"tokens": "int8", "batch_size": 4, "progress": False}
-    expected = encode_images(tar, two_encoders(), tmp_path / "alone", **options)
-    with nodes.losing_one(count(tmp_path / "nodes", "a-*/features-*"), 6):
-        report = encode_images(tar, two_encoders(), tmp_path / "nodes", **options, cluster=Cluster())
-    assert report == expected and (report.images, report.duplicates, report.unreadable) == (137, 9, 4)  # a double of image 3 is sound
-    assert files_of(tmp_path / "nodes") == files_of(tmp_path / "alone")
+def test_a_lost_node(nodes: Nodes, alone: tuple[str, Path, Any], data: Path, tmp_path: Path) -> None:
+    name, folder, expected = alone
+    job, _, middle = JOBS[name]
+    with nodes.losing_one(partial(results, name, tmp_path / "nodes"), middle):
+        result = job(data, tmp_path / "nodes", Cluster())
+    assert result == expected and files_of(tmp_path / "nodes") == files_of(folder)
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_a_killed_driver_goes_on_from_the_finished_files(nodes: Nodes, alone: tuple[str, Path, Any], data: Path, tmp_path: Path) -> None:
+    (name, folder, expected), out = alone, tmp_path / "nodes"
+    job, pattern, middle = JOBS[name]
+    nodes.grow()
+    root = Path(__file__).parents[1]
+    environment = {**os.environ, "PYTHONPATH": f"{root}:{root}/tests", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "support.cluster_jobs", name, data, out, nodes.cluster.address]
+    driver = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE)
+    while results(name, out) < middle:
+        assert driver.poll() is None, driver.communicate()[1]
+        time.sleep(0.02)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    time.sleep(1)  # its actors end
+    before = {path: path.stat().st_mtime_ns for path in out.glob(pattern)}
+    done = results(name, out)
+    result = job(data, out, Cluster())
+    assert middle <= done < results(name, out), "all was over before the driver was killed"
+    assert name == "answer" or {path: path.stat().st_mtime_ns for path in before} == before, "finished files stay"
+    assert files_of(out) == files_of(folder)
+    assert result.encoded < result.images if name == "encode" else result[0] == expected[0]
 
 
 @needs_ray
@@ -250,88 +263,3 @@ def test_an_image_that_kills_every_process_is_listed_and_costs_itself_alone(node
     for name in store.names:
         ours, theirs = (of.embeddings("a")[of.names.index(name)] for of in (store, expected))
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
-
-
-DRIVER = """
-import sys
-import ray
-from pathlib import Path
-from encoders import encode_images
-from encoders.cluster import Cluster
-from support.tiny import TinyEncoder
-encoders = {"a": TinyEncoder(16, 8, 32, 0.5, 1), "b": TinyEncoder(24, 4, 24, 0.4, 3)}
-encode_images(sys.argv[1], encoders, sys.argv[2], tokens="int8", batch_size=4, progress=False, cluster=Cluster(sys.argv[3]))
-"""
-
-
-@needs_ray
-@pytest.mark.slow
-@pytest.mark.multiprocess
-def test_a_killed_driver_goes_on_from_the_finished_shards(nodes: Nodes, tmp_path: Path) -> None:
-    tar, store = poisoned(tmp_path / "photos.tar"), tmp_path / "nodes"
-    nodes.grow()
-    root = Path(__file__).parents[1]
-    environment = {**os.environ, "PYTHONPATH": f"{root}:{root}/tests", "OMP_NUM_THREADS": "1"}
-    driver = subprocess.Popen([sys.executable, "-c", DRIVER, tar, store, nodes.cluster.address], env=environment, stderr=subprocess.PIPE)
-    done = count(store, "a-*/features-*")
-    while done() < 5:
-        assert driver.poll() is None, driver.communicate()[1]
-        time.sleep(0.02)
-    driver.send_signal(signal.SIGKILL)
-    driver.wait()
-    time.sleep(1)  # its actors end
-    before = {path: path.stat().st_mtime_ns for path in store.glob("*/features-*")}
-    assert 5 <= done() < 38
-    options: dict[str, Any] = {"tokens": "int8", "batch_size": 4, "progress": False}
-    report = encode_images(tar, two_encoders(), store, **options, cluster=Cluster())
-    assert report.encoded < report.images == 137
-    assert {path: path.stat().st_mtime_ns for path in before} == before, "finished shards stay"
-    encode_images(tar, two_encoders(), tmp_path / "alone", **options)
-    assert files_of(store) == files_of(tmp_path / "alone")
-
-
-@needs_ray
-@pytest.mark.slow
-@pytest.mark.multiprocess
-def test_a_search_with_a_lost_node(nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pair_ledger, "square_size", lambda images: 64)
-    rng = np.random.default_rng(0)
-    clip, dino = embeddings(rng, 1200, 24, "usual"), embeddings(rng, 1200, 24, "flat")
-    alone = blind_pairs(clip, dino, 0.6, 0.2, ledger=tmp_path / "alone", max_pairs=500, one_per_image=True)
-    with nodes.losing_one(count(tmp_path / "nodes", "*.npz"), 10):
-        pairs = blind_pairs(clip, dino, 0.6, 0.2, ledger=tmp_path / "nodes", max_pairs=500, one_per_image=True, cluster=Cluster())
-    assert files_of(tmp_path / "nodes") == files_of(tmp_path / "alone") and len(files_of(tmp_path / "nodes")) == 19 * 20 // 2 + 1
-    cosines = [x.astype(np.float64) @ x.T.astype(np.float64) for x in (clip, dino)]
-    assert pairs.total == alone.total == int(np.triu((cosines[0] > 0.6) & (cosines[1] < 0.2), 1).sum())
-    assert pairs.table().equals(alone.table())
-
-
-@needs_ray
-@pytest.mark.slow
-@pytest.mark.multiprocess
-def test_scoring_with_a_lost_node(nodes: Nodes, tmp_path: Path) -> None:
-    records = many_records(tmp_path / "images")
-    options: dict[str, Any] = {"image_folder": tmp_path / "images", "batch_size": 1, "calibrate": True}
-    alone = score(*build_llava(), records, tmp_path / "alone", **options)
-    with nodes.losing_one(count(tmp_path / "nodes", "shard-*"), 4):
-        scores = score(*build_llava(), records, tmp_path / "nodes", **options, cluster=Cluster())
-    assert files_of(tmp_path / "nodes") == files_of(tmp_path / "alone")
-    assert scores.ids == alone.ids and len(scores) == 24 and scores.failures == alone.failures and scores.manifest == alone.manifest
-
-
-@needs_ray
-@pytest.mark.slow
-@pytest.mark.multiprocess
-def test_answers_with_a_lost_node(nodes: Nodes, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    images = [Image.fromarray(rng.integers(0, 256, (30, 30, 3), dtype=np.uint8)) for _ in range(24)]
-    prompts = [Prompt.about(str(n), image, "Which?", ("left", "right")) for n, image in enumerate(images)]
-    (tmp_path / "bad.png").write_bytes(b"no image")
-    prompts.insert(5, Prompt.about("bad", str(tmp_path / "bad.png"), "Which?"))
-    model = LocalModel(*build_llava(), "tiny", batch_size=2, max_new_tokens=4)
-    alone = answer_all(model, prompts, AnswerCache(tmp_path / "alone.jsonl"))
-    cache = tmp_path / "nodes.jsonl"
-    with nodes.losing_one(lambda: len(cache.read_bytes().splitlines()) if cache.exists() else 0, 5):
-        answers = answer_all(ClusterModel(model, Cluster()), prompts, AnswerCache(cache))
-    assert answers == alone and cache.read_bytes() == (tmp_path / "alone.jsonl").read_bytes()
-    assert answers[0][5].error

@@ -64,7 +64,7 @@ def source_of(image: Any) -> Any:
     """Return the bytes of a data: address or the path of a file: address. Another value is returned as it is."""
     if isinstance(image, str) and image.startswith("data:"):
         try:
-            return base64.b64decode(image.partition(",")[2], validate=True)
+            return base64.b64decode("".join(image.partition(",")[2].split()), validate=True)  # lines may be broken, as in a mail
         except (binascii.Error, ValueError):
             return image
     if isinstance(image, str) and image.startswith("file://"):
