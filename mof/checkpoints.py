@@ -15,12 +15,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from encoders import Encoder, build_encoder
+from encoders.model_cards import write_section
 from encoders.saved_folders import check_folder, recording
 from mof.adapter import build_mixer
 from mof.auto_map import OpenedByCode
 from mof.config import MoFConfig
 from mof.llava.weights import list_faults
 from mof.mixer import Mixer
+from mof.model_card import HEAD, model_facts
 from mof.quantization import language_model_only
 
 ENCODERS_PREFIX = "mixer.encoders."  # keys of the encoders' weights in a state dict
@@ -64,10 +66,15 @@ class StrictCheckpoints(OpenedByCode, PreTrainedModel):
     config_class = MoFConfig
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Save as transformers does, and record digests. The encoders' weights are saved only with `config.embed_encoders`."""
+        """Save as transformers does, record digests, and write the model's part of the model card, README.md.
+
+        The encoders' weights are saved only with `config.embed_encoders`.
+        """
         self._skip_referred_keys()
         with recording(save_directory):
             super().save_pretrained(save_directory, **kwargs)
+        if os.path.isdir(save_directory) and kwargs.get("is_main_process", True):
+            write_section(save_directory, "Model", model_facts(self), HEAD)
 
     def _skip_referred_keys(self) -> None:
         """Make transformers leave out the keys of encoders to which the config only refers.
