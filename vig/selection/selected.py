@@ -164,8 +164,8 @@ class Selection:
         places, digests = self.scores.places, self.scores.digests
         failures, text_only = self.scores.failures, set(self.scores.manifest["text_only"])
         key, values = ("token_mask", self.token_masks) if self.token_weights is None else ("token_weights", self.token_weights)
-        views: list[Any] = [memoryview(array) for array in (values.chosen, values.flat, self.scores.bounds)]
-        chosen, flat, bounds = views  # faster than arrays, value by value
+        arrays: list[Any] = [values.chosen, values.flat, self.scores.bounds]
+        chosen, flat, bounds = [memoryview(array) for array in arrays]  # faster than arrays, value by value
         known = unknown = 0
         for row, (id, record) in enumerate(rows_by_id(records)):
             place = places.get(id)
