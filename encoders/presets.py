@@ -141,6 +141,19 @@ IMAGE_ONLY: list[Row] = [
     ("aimv2-h14-336", "timm:aimv2_huge_patch14_336.apple_pt", 336, "apple-ascl"),
     ("aimv2-1b14-336", "timm:aimv2_1b_patch14_336.apple_pt", 336, "apple-ascl"),
     ("aimv2-3b14-336", "timm:aimv2_3b_patch14_336.apple_pt", 336, "apple-ascl"),
+    # C-RADIOv3 and C-RADIOv4, arXiv 2412.07679
+    ("c-radiov3-b16-512", "timm:vit_base_patch16_radio_v3.c_radio", 512, "nvidia-open-model-license"),
+    ("c-radiov3-l16-512", "timm:vit_large_patch16_radio_v3.c_radio", 512, "nvidia-open-model-license"),
+    ("c-radiov3-h16-512", "timm:vit_huge_patch16_radio_v3.c_radio", 512, "nvidia-open-model-license"),
+    ("c-radiov4-so400m-16-512", "timm:vit_so400m_patch16_radio_v4.c_radio", 512, "nvidia-open-model-license"),
+    ("c-radiov4-h16-512", "timm:vit_huge_patch16_radio_v4.c_radio", 512, "nvidia-open-model-license"),
+    # TIPSv2 without its text tower
+    ("tipsv2-b14-448", "timm:vit_base_patch14_reg1_tipsv2.webli", 448, "apache-2.0"),
+    ("tipsv2-l14-448", "timm:vit_large_patch14_reg1_tipsv2.webli", 448, "apache-2.0"),
+    ("tipsv2-so400m-14-448", "timm:vit_so400m_patch14_reg1_tipsv2.webli", 448, "apache-2.0"),
+    # I-JEPA, arXiv 2301.08243
+    ("ijepa-vit-h14", "timm:vit_huge_patch14_gap_224.in1k_ijepa", 224, "cc-by-nc-4.0"),
+    ("ijepa-vit-h16-448", "timm:vit_huge_patch16_gap_448.in1k_ijepa", 448, "cc-by-nc-4.0"),
     # Perception Encoder tuned for dense tasks and for language models, arXiv 2504.13181
     ("pe-spatial-b16-512", "timm:vit_pe_spatial_base_patch16_512.fb", 512, "apache-2.0"),
     ("pe-spatial-l14-448", "timm:vit_pe_spatial_large_patch14_448.fb", 448, "apache-2.0"),

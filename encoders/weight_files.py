@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,37 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
         if not isinstance(state, Mapping):
             raise ValueError(f"expected a mapping of names to tensors, got a {type(state).__name__}")
-        return state.get("state_dict", state)  # training checkpoints often hold the weights under this key
+        while wrappers := [name for name in WRAPPERS if isinstance(state.get(name), Mapping)]:
+            state = state[wrappers[0]]
+        return state
+
+
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+"""Keys under which the checkpoints of training code hold the weights, beside the optimiser's state."""
+
+
+def without_prefix(state: Mapping[str, Tensor], wanted: Iterable[str], source: str | Path) -> dict[str, Tensor]:
+    """Return the tensors of a state under the names that a network has, where the state has a prefix before them, such as "module.clip.".
+
+    The tensors of other networks in the state, which have other prefixes, are left out with a warning.
+
+    Args:
+        wanted: the network's own names.
+
+    Raises:
+        WeightsError: if several prefixes fit, as for a network and its moving average.
+    """
+    names = list(wanted)
+    anchor = max(names, key=len)  # the longest name is in no other network
+    prefixes = [name.removesuffix(anchor) for name in state if name == anchor or name.endswith(f".{anchor}")]
+    if not prefixes or "" in prefixes:
+        return dict(state)
+    if len(prefixes) > 1:
+        raise WeightsError(f"{source} holds this network {len(prefixes)} times, under {', '.join(prefixes)}: save the one you mean")
+    own = {name.removeprefix(prefixes[0]): value for name, value in state.items() if name.startswith(prefixes[0])}
+    if others := [name for name in state if not name.startswith(prefixes[0])]:
+        warnings.warn(f"{source}: {len(others)} tensors outside of {prefixes[0]!r}, such as {others[0]}, are left out", stacklevel=2)
+    return own
 
 
 def load_strict(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:

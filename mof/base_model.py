@@ -164,6 +164,9 @@ class MoFModel(StrictCheckpoints):
         """Raise a ValueError unless `slots` [R, L] marks as many image tokens as the images have features."""
         each, count = self._tokens_of_each(images), sum(len(value) for value in images.values())
         marked = slots.sum()
+        if torch.compiler.is_compiling():  # a graph cannot read the number, and up to torch 2.9 not for transformers' check either
+            torch._assert_async(marked == count * each, f"the number of image tokens is not that of {count} images of {each} tokens")
+            return
         torch_compilable_check(
             marked == count * each,
             lambda: (

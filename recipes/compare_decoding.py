@@ -278,7 +278,8 @@ def table_of(rows: Sequence[dict[str, Any]], model: str) -> TextTable:
 def gain_in_pairs(rows: Sequence[dict[str, Any]], way: str) -> str:
     """Return the gain in points over greedy decoding, or for sampled ways over plain sampling, on the same pairs of all seeds."""
     base = "sampled" if way.startswith("sampled") else "greedy"
-    right = {(row["way"], row["seed"]): np.array(row["pairs"]["right"]).reshape(-1, 2).all(axis=1) for row in rows if "pairs" in row}
+    asked = [row for row in rows if "right" in row.get("pairs", {})]
+    right = {(row["way"], row["seed"]): np.array(row["pairs"]["right"]).reshape(-1, 2).all(axis=1) for row in asked}
     seeds = [seed for name, seed in right if name == way and (base, seed) in right]
     if way == base or not seeds:
         return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,17 @@ import numpy as np
 import pytest
 import torch
 from support.tiny_llava import build_llava, build_records
+from transformers import TrainingArguments
 
 from encoders import FeatureStore, build_encoder, encode_images
+from mof import probe_mmvp_vlm
+from mof.evals import mmvp
 from mof.evals.answerers import LocalModel
 from mof.evals.answering import Answer, Prompt
 from mof.evals.decoding import load_decoding
-from vig import score
+from mof.evals.run import Run
+from mof.miniature.benchmarks import write_benchmarks
+from vig import SelectiveTrainer, score
 
 EXACT = 1e-5
 BFLOAT16 = {"embeddings": 0.02, "nats": 0.25}
@@ -82,3 +88,53 @@ def test_prompts_answered_in_any_batch(records: list[dict[str, Any]], tmp_path: 
             assert (answer.text, answer.error, answer.output_tokens) == (expected.text, None, expected.output_tokens)
             if decoding is None:
                 np.testing.assert_allclose(answer.log_likelihoods, expected.log_likelihoods, atol=EXACT, rtol=1e-6)
+
+
+def test_pairs_answered_in_any_batch(tmp_path: Path) -> None:
+    write_benchmarks(tmp_path / "drawn", pairs=2, scenes=1)
+    questions = mmvp.read_mmvp(tmp_path / "drawn/MMVP")
+    rows = []
+    for size in (1, *SIZES):
+        model = LocalModel(*llava(torch.float32), "tiny", batch_size=size, max_new_tokens=6)
+        result = mmvp.eval_mmvp(Run(tmp_path / f"{size}", model), questions)
+        rows.append((result["pair_accuracy"], [json.loads(line) for line in (tmp_path / f"{size}/answers.jsonl").read_text().splitlines()]))
+    for accuracy, answers in rows[1:]:
+        assert accuracy == rows[0][0]
+        for answer, expected in zip(answers, rows[0][1], strict=True):
+            assert answer.pop("log_likelihoods") == pytest.approx(expected["log_likelihoods"], abs=EXACT)
+            assert answer == {name: value for name, value in expected.items() if name != "log_likelihoods"}
+
+
+def test_a_probe_of_images_encoded_in_any_batch(tmp_path: Path) -> None:
+    write_benchmarks(tmp_path / "drawn", pairs=2, scenes=1)
+    clip, folder = build_encoder("mini-clip"), tmp_path / "drawn/MMVP_VLM"
+    alone = probe_mmvp_vlm(clip, folder)
+    for size in SIZES:
+        encode_images(folder, {"mini-clip": clip}, tmp_path / f"{size}", batch_size=size, progress=False)
+        many = probe_mmvp_vlm(clip, folder, store=FeatureStore(tmp_path / f"{size}"))
+        assert many.by_pattern == alone.by_pattern
+        assert many.image_similarity == pytest.approx(alone.image_similarity, abs=EXACT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_training_losses_in_any_batch(records: list[dict[str, Any]], tmp_path: Path, dtype: torch.dtype) -> None:
+    """A batch's loss is the mean over its tokens of the losses that its records have alone."""
+    model, processor = llava(dtype)
+    arguments = TrainingArguments(str(tmp_path / "run"), use_cpu=True, report_to="none")
+    trainer = SelectiveTrainer(model.eval(), arguments, processing_class=processor, image_folder=tmp_path / "images")
+
+    def loss(chosen: list[dict[str, Any]]) -> tuple[float, int]:
+        batch = trainer.data_collator(chosen)
+        count = int((batch["labels"] != -100).sum())
+        with torch.no_grad():
+            return float(trainer.compute_loss(trainer.model, batch)), count
+
+    alone = [loss([record]) for record in records]
+    assert max(alone)[0] > min(alone)[0] + 0.5
+    for size in SIZES:
+        for start in range(0, len(records), size):
+            values, counts = np.array(alone[start : start + size]).T
+            expected = np.average(values, weights=counts)
+            assert loss(records[start : start + size])[0] == pytest.approx(
+                expected, abs=EXACT if dtype == torch.float32 else BFLOAT16["nats"]
+            )

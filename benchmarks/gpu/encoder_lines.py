@@ -26,7 +26,7 @@ ENCODERS: dict[str, dict[str, Any]] = {
 }
 TINY: dict[str, dict[str, Any]] = {
     "CLIP ViT-L/14-336": {"name": "mini-clip"},
-    "SigLIP SO400M/14-384": {"name": "siglip-vit-b16-224", "image_size": 32},
+    "SigLIP SO400M/14-384": {"name": "mini-clip"},
     "DINOv2 ViT-L/14-336": {"name": "mini-dino"},
     "DINOv3 ViT-L/16-384": {"name": "dinov3-vit-s16", "image_size": 32},
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -34,7 +35,7 @@ def write_tables(lines: Sequence[Line], folder: Path, seconds: float, tiny: bool
     table = Table(*COLUMNS, title=f"{about['device']}, torch {about['torch']}")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
     facts = "".join(f"- {name}: {value}\n" for name, value in about.items())
     sources = "".join(f"- peak of {name}: {value / 1e12:,.4g}e12 per second, {source}\n" for name, (value, source) in peaks.items())
     cells = [COLUMNS, ("---",) * len(COLUMNS), *rows]

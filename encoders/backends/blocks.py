@@ -33,9 +33,14 @@ def watch(blocks: nn.ModuleList, layers: Iterable[int]) -> None:
             blocks[0].register_forward_pre_hook(_keep_input)
 
 
-def _keep_output(block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+def _keep_output(block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
     if (kept := block.__dict__.get(KEPT)) is not None:
-        kept["output"] = output
+        kept["output"] = _tokens_of(output)
+
+
+def _tokens_of(output: Tensor | tuple[Tensor, ...]) -> Tensor:
+    """Return the tokens of a block's output, beside which V-JEPA 2 returns its attention."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 def _keep_input(block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -70,10 +75,10 @@ def block_outputs(blocks: nn.ModuleList, layers: Iterable[int], leave: bool = Fa
     outputs: dict[int, Tensor] = {}
     wanted, thread = set(layers), threading.get_ident()
 
-    def keep(layer: int, tokens: Tensor | tuple[Tensor, ...]) -> None:
+    def keep(layer: int, output: Tensor | tuple[Tensor, ...]) -> None:
         if threading.get_ident() != thread:
             return
-        outputs[layer] = tokens[0] if isinstance(tokens, tuple) else tokens  # V-JEPA 2 returns its attention, too
+        outputs[layer] = _tokens_of(output)
         if leave and layer == max(wanted):
             raise _Reached
 

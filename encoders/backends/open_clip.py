@@ -11,6 +11,8 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+from open_clip.convert import convert_state_dict
+from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
@@ -27,13 +29,17 @@ from encoders.weight_files import (
     explain_download,
     first_file,
     hub_answers,
+    read_state,
     refuse_misfit,
     warn_of_activation,
+    without_prefix,
 )
 
 # Shapes: B, S, h, w, D, E, T as in base.py; L = 1 + h*w.
 
 
+SCALARS = ("input_resolution", "context_length", "vocab_size")
+"""Numbers beside the weights in OpenAI's files."""
 FITS: dict[str, Fit] = {"shortest": "crop", "squash": "squash", "longest": "pad"}  # open_clip's resize_mode
 
 
@@ -164,10 +170,11 @@ def _create(model_name: str, tag: str | None, weights: str | None, pretrained: b
         with explain_download(f"config.json of {source}"):
             folder = cached_instead(source)  # without an answer from the hub, open_clip would ask for half a minute
         text |= {"hf_model_name": str(folder or source), "hf_model_pretrained": False}
+    given = path is not None and (weights is not None or not declared)  # the user's file, which other code may have written
     with refuse_misfit(path) if path else explain_download(f"config.json of {source}"), _random_weights_are_meant():
-        return open_clip.create_model(
+        clip = open_clip.create_model(
             model_name,
-            pretrained=path,  # None: random weights
+            pretrained=None if given else path,  # None: random weights
             weights_only=True,
             pretrained_text=False,
             device=torch.empty(0).device,  # otherwise open_clip moves the model to the CPU; torch 2.6 has no other way to get this device
@@ -175,6 +182,31 @@ def _create(model_name: str, tag: str | None, weights: str | None, pretrained: b
             force_preprocess_cfg={key: declared[key] for key in ("mean", "std", "interpolation", "resize_mode") if key in declared},
             **({} if source is None else {"text_cfg": text}),
         )
+    if path is not None and given:
+        _load(clip, path)
+    return clip
+
+
+def _load(clip: Any, path: str) -> None:
+    """Load a user's file: weights of open_clip or OpenAI, also as training code saves them, such as repaired CLIPs (DIVA, un2CLIP).
+
+    Raises:
+        WeightsError: for a file that cannot be read or does not fit.
+    """
+    if Path(path).suffix in (".npz", ".npy"):  # Google's own files of SigLIP
+        with refuse_misfit(path):
+            open_clip.load_checkpoint(clip, path)
+        return
+    state = without_prefix(read_state(path), [name for name in clip.state_dict() if name.startswith("visual.")], path)
+    with refuse_misfit(path):
+        state = convert_state_dict(clip, {name: value for name, value in state.items() if name not in SCALARS})
+        if "positional_embedding" in state and not hasattr(clip, "positional_embedding"):
+            state = convert_to_custom_text_state_dict(state)
+        for name in ("logit_scale", "logit_bias"):
+            if name in state and getattr(clip, name, None) is not None:
+                state[name] = state[name].reshape(getattr(clip, name).shape)
+        resize_pos_embed(state, clip)
+        clip.load_state_dict(state, strict=True)
 
 
 def _create_external(model_name: str, weights: str | None, pretrained: bool) -> nn.Module:
@@ -188,8 +220,7 @@ def _create_external(model_name: str, weights: str | None, pretrained: bool) -> 
         name = model_name if folder is None else f"local-dir:{folder}"
         clip = open_clip.create_model(name, load_weights=loads_weights, require_pretrained=loads_weights, **options)
     if pretrained and weights is not None:
-        with refuse_misfit(weights):
-            open_clip.load_checkpoint(clip, weights, strict=True, weights_only=True)
+        _load(clip, weights)
     return clip
 
 

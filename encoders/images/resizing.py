@@ -32,6 +32,7 @@ FILTERS = {name: Image.Resampling[name.upper()] for name in ("bicubic", "bilinea
 LARGEST = 2**27  # pixels between the two passes of a resize
 
 logger = logging.getLogger(__name__)
+_IMPORTING = threading.Lock()
 
 
 class Axis(NamedTuple):
@@ -97,9 +98,14 @@ def to_pixels(
     return _by_compiled(compiled, image, across, down, size, background, interpolation)
 
 
-@lru_cache
 def compiled_resize() -> ModuleType | None:
     """Return the module `encoders.images.compiled_resize`, or None without numba. The first import of the module is slow."""
+    with _IMPORTING:  # while an import fails in a thread, another thread may be given the module without its names
+        return _compiled_resize()
+
+
+@lru_cache
+def _compiled_resize() -> ModuleType | None:
     if os.environ.get("MOF_PIXELS") == "pillow":
         return None
     try:

@@ -33,7 +33,12 @@ from mof.cli.encoder_table import print_encoders
 
 @resumes
 def encode(
+    pattern: Annotated[str | None, typer.Argument(help="With --list: print only encoders whose names match, such as 'siglip*'.")] = None,
     list_encoders: Annotated[bool, typer.Option("--list", help="Print the encoders that are known by name.")] = False,
+    text_tower: Annotated[
+        bool | None, typer.Option("--text-tower/--no-text-tower", help="With --list: only encoders with, or without, a text tower.")
+    ] = None,
+    licence: Annotated[str | None, typer.Option(help="With --list: only encoders whose licence matches, such as 'apache*'.")] = None,
     images: ImageSources = None,
     encoder: Annotated[
         list[str] | None, typer.Option(help="Name, as --list shows it, or backend:model. Can be given several times.")
@@ -78,8 +83,10 @@ def encode(
       mof encode --images photos --encoder clip-vit-l14-336 --output features --ray head:6379
     """
     if list_encoders:
-        print_encoders()
+        print_encoders(pattern, text_tower, licence)
         return
+    if (pattern, text_tower, licence) != (None, None, None):
+        raise ValueError("a pattern, --text-tower and --licence choose among the encoders of --list")
     if not images or output is None or bool(encoder) == (model is not None):
         raise ValueError("give --images, --output, and either --encoder or --model; `mof encode --list` prints the encoders")
     if model is not None and (image_size is not None or layer is not None or not pretrained):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 
 import typer
@@ -18,17 +19,39 @@ Sizes = tuple[int, int, int, int, float, bool]
 """Width, patch size, image size, number of patch tokens, million parameters, and whether it has a text tower."""
 
 
-def print_encoders() -> None:
-    """Print the sizes of each encoder, for the layer that it gives by default and its native image size, and its licence."""
+def print_encoders(pattern: str | None = None, text_tower: bool | None = None, licence: str | None = None) -> None:
+    """Print the sizes of each encoder, for the layer that it gives by default and its native image size, and its licence.
+
+    Args:
+        pattern: print only encoders whose names match this, such as "siglip*" (`fnmatch`). A text without wildcards matches anywhere.
+        text_tower: print only encoders with a text tower (True) or without a text tower (False).
+        licence: print only encoders whose licence matches this, as `pattern`.
+
+    Raises:
+        ValueError: if no encoder is left.
+    """
     table = Table(*COLUMNS, box=None, pad_edge=False)
     for column in table.columns[1:6]:
         column.justify = "right"
     sizes = json.loads(SIZES.read_text(encoding="utf-8"))
-    for name in available_encoders():
-        table.add_row(name, *(_row(sizes[name], PRESETS[name].licence) if name in PRESETS else _measured(name)))
+    known = [name for name in available_encoders() if _matches(name, pattern)]
+    rows = {name: _row(sizes[name], PRESETS[name].licence) if name in PRESETS else _measured(name) for name in known}
+    towers = {None: ("yes", "no", "-"), True: ("yes",), False: ("no",)}[text_tower]
+    shown = [name for name, row in rows.items() if row[5] in towers and _matches(row[6], licence)]
+    if not shown:
+        raise ValueError("no encoder matches; `mof encode --list` alone prints all, and `--list 'clip*'` those whose names begin so")
+    for name in shown:
+        table.add_row(name, *rows[name])
     Console(width=120).print(table)
-    if note := caveat(available_encoders()):
+    if note := caveat(shown):
         typer.echo(note, err=True)  # so that the output is a table
+
+
+def _matches(text: str, pattern: str | None) -> bool:
+    if pattern is None:
+        return True
+    wildcard = any(mark in pattern for mark in "*?[")
+    return fnmatch(text.lower(), pattern.lower() if wildcard else f"*{pattern.lower()}*")
 
 
 def _measured(name: str) -> list[str]:

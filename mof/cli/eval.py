@@ -141,8 +141,10 @@ def chair(
 def suite(
     context: typer.Context,
     suite: Annotated[
-        Literal["vig", "mof"] | None,
-        typer.Option(help="The paper: MMHal-Bench, LLaVA-Bench, MM-Vet, MMBench, DocVQA, GQA, ScienceQA and CV-Bench, or four of them."),
+        Literal["vig", "mof", "vision"] | None,
+        typer.Option(
+            help="vig, mof: the paper's benchmarks besides MMVP, POPE and CHAIR. vision: benchmarks of seeing, from MMVP to AMBER."
+        ),
     ] = None,
     via: Annotated[str | None, typer.Option(hidden=True)] = None,  # ignored; had one value, and goes with the next release
     model: Annotated[Path | None, typer.Option(help=MODEL_HELP)] = None,

@@ -64,7 +64,7 @@ def source_of(image: Any) -> Any:
     """Return the bytes of a data: address or the path of a file: address. Another value is returned as it is."""
     if isinstance(image, str) and image.startswith("data:"):
         try:
-            return base64.b64decode(image.partition(",")[2], validate=True)
+            return base64.b64decode("".join(image.partition(",")[2].split()), validate=True)  # lines may be broken, as in a mail
         except (binascii.Error, ValueError):
             return image
     if isinstance(image, str) and image.startswith("file://"):
@@ -81,6 +81,11 @@ def first_of(raw: Mapping[str, Any], *keys: str) -> Any:
     """Return the first value under the keys that is not empty. If all are empty, return the first that is not None, or None."""
     values = [raw[key] for key in keys if raw.get(key) is not None]
     return next((value for value in values if not is_empty(value)), values[0] if values else None)
+
+
+def whole_characters(text: str) -> str:
+    """Return the text with U+FFFD in place of each half of a surrogate pair, which JSON can write and no file in UTF-8 takes."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def is_empty(value: Any) -> bool:

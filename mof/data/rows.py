@@ -28,6 +28,9 @@ JOINT = re.compile(r'\}\s*,\s*\{\s*"[^"\\]*"')  # between two items that are dic
 NEAR = 1 << 14  # characters in which the end of an item is looked for
 SCAN = json.JSONDecoder().raw_decode
 BEHIND = re.compile(r"[\s,\]]")  # characters that may follow an item of a list
+DEEPEST = 201  # levels of lists and dicts: what pydantic's parser takes; Python's limit depends on the functions that call the parser
+TOO_DEEP = f"its lists and dicts lie more than {DEEPEST} deep"
+BRACKET = re.compile(r'[\[{]|[\]}]|"(?:[^"\\]|\\.)*+"', re.DOTALL)  # a bracket outside of text, or a text
 
 RawRecord = Mapping[str, Any] | list[Any]  # see `mof.data.records.to_record`
 
@@ -176,8 +179,26 @@ def _decoded(content: bytes) -> Any:
     """Return the value of JSON in UTF-8. pydantic's parser is fast, keeps equal keys once in memory, and reads a little less than json."""
     try:
         return from_json(content, cache_strings="keys")
-    except ValueError:  # also a byte order mark, half a surrogate pair, or a value nested deeper than 200 times
-        return json.loads(content.removeprefix(codecs.BOM_UTF8).decode())
+    except ValueError:  # also a byte order mark, or half a surrogate pair
+        text = content.removeprefix(codecs.BOM_UTF8).decode()
+        if _is_deep(text, 0, len(text)):
+            raise ValueError(TOO_DEEP) from None
+        return json.loads(text)
+
+
+def _is_deep(text: str, start: int, end: int) -> bool:
+    return text.count("[", start, end) + text.count("{", start, end) > DEEPEST and _span(text, start)[1] > DEEPEST
+
+
+def _span(text: str, start: int) -> tuple[int, int]:
+    """Return where the JSON list or dict ends that begins at `start`, and the number of its levels. ValueError if it does not end."""
+    level = deepest = 0
+    for match in BRACKET.finditer(text, start):
+        level += (match[0] in "[{") - (match[0] in "]}")
+        deepest = max(level, deepest)
+        if not level:
+            return match.end(), deepest
+    raise ValueError("brackets that are not closed")
 
 
 def _lines(path: Path) -> Iterator[Row]:
@@ -217,6 +238,7 @@ def _items(path: Path) -> Iterator[Any]:
 
 def _pieces(path: Path) -> Iterator[Any]:
     """Yield the items of a JSON list. A ValueError or RecursionError says that the file is no JSON list."""
+    number = 0
     with path.open(encoding="utf-8-sig") as file:
         text = file.read(PIECE).lstrip()
         if not text.startswith("["):
@@ -236,7 +258,8 @@ def _pieces(path: Path) -> Iterator[Any]:
                     raise
                 text, place, size = text[place:] + more, 0, 2 * size  # twice as much: a long item is parsed a few times only
                 continue
-            yield item
+            number += 1
+            yield replace(item, id=f"{path.name}, record {number}") if isinstance(item, UnreadableRow) else item
             if not joint or not text.startswith(joint, end - 1):
                 between = JOINT.match(text, end - 1)
                 joint = between[0] if between else ""
@@ -246,7 +269,7 @@ def _pieces(path: Path) -> Iterator[Any]:
 
 
 def _item(text: str, start: int, joint: str) -> tuple[Any, int]:
-    """Return the JSON value that starts there, and where it ends. ValueError if none does.
+    """Return the JSON value that starts there, and where it ends; an UnreadableRow for a value that lies too deep. ValueError for no value.
 
     Args:
         joint: the text between the two items before, such as '}, {"id"'. Most items end where it comes next.
@@ -257,7 +280,11 @@ def _item(text: str, start: int, joint: str) -> tuple[Any, int]:
             return from_json(text[start:end], cache_strings="keys"), end
         except ValueError:  # it also stands within this item
             pass
-    return SCAN(text, start)
+    try:
+        item, end = SCAN(text, start)
+    except RecursionError:
+        item, end = None, _span(text, start)[0]
+    return (UnreadableRow("", TOO_DEEP) if _is_deep(text, start, end) else item), end
 
 
 READERS = {".jsonl": _lines, ".parquet": _table_rows}  # all other files hold a list

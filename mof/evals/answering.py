@@ -19,6 +19,7 @@ from encoders.digests import open_json, seal_json
 from encoders.images.opening import ImageError, read_file
 from encoders.images.reading import pixels_of
 from encoders.progress import progress_bar
+from mof.data.forms import whole_characters
 from mof.data.records import ImageSource
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,9 @@ class Answer:
     """Why this prompt will never be answered, such as an endpoint's content filter. The text is then empty."""
     option_tokens: tuple[int, ...] | None = None
     """The number of tokens of each option, with the log-likelihoods."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", whole_characters(self.text))
 
 
 class Answerer(Protocol):

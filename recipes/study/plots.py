@@ -23,6 +23,8 @@ MEASURES = {
 }
 
 
+MARKS = "osD^vPX*<>hd"  # of lines
+
 CHANCE = {"pair_accuracy": 25, "question_accuracy": 50, "misled_accuracy": 50}
 
 
@@ -101,7 +103,7 @@ def _lines(rows: list[dict[str, Any]], key: str, x: Callable[[dict[str, Any]], f
                     [statistics.fmean(values) for values in zip(*points[value], strict=True)]
                     for value in sorted(points, key=lambda value: value or 0)
                 ]
-                colour, mark = COLOURS[LINES[number % len(LINES)]], "osD^vPX*<>"[number]
+                colour, mark = COLOURS[LINES[number % len(LINES)]], MARKS[number % len(MARKS)]
                 axes.plot(*zip(*means, strict=True), label=selection or "all tokens", color=colour, marker=mark)
                 axes.plot(*zip(*itertools.chain(*points.values()), strict=True), ".", color=colour, alpha=0.4)
             axes.set_xlabel(f"{label} (dots: seeds)")

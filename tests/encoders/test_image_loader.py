@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ import pytest
 from PIL import Image
 
 from encoders import ImageError, ImageLoader, read_image
+from encoders.images.resizing import _compiled_resize, compiled_resize
 
 
 def png(value: int) -> bytes:
@@ -137,3 +141,21 @@ def test_work_happens_in_the_given_number_of_threads() -> None:
 def test_nonsense_is_refused(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="0"):
         ImageLoader([], **options)
+
+
+def test_threads_that_start_together_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The import of the compiled resize fails in a thread while the others ask for it."""
+
+    class NoNumba:
+        def find_spec(self, name, path=None, target=None):
+            if name == "numba":
+                time.sleep(0.2)
+                raise ModuleNotFoundError("no numba", name=name)
+
+    monkeypatch.setattr("sys.meta_path", [NoNumba(), *sys.meta_path])
+    for name in ("numba", "encoders.images.compiled_resize"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.delattr("encoders.images.compiled_resize", raising=False)
+    monkeypatch.setattr("encoders.images.resizing._compiled_resize", lru_cache(_compiled_resize.__wrapped__))
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(lambda _: compiled_resize(), range(4))) == [None] * 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -238,3 +239,46 @@ def test_a_file_that_does_not_say_its_activation_is_warned_of(tmp_path: Path, re
     ):
         with pytest.warns(UserWarning, match=r"openai.safetensors .*QuickGELU.* tiny-act-quickgelu"):
             build_encoder(name, **options)
+
+
+LAYOUTS: dict[str, Any] = {
+    "plain": lambda state: state,
+    "DIVA's, with the optimiser": lambda state: {"state_dict": state, "epoch": 3, "optimizer": {"state": {}}},
+    "model": lambda state: {"model": state, "step": 7},
+    "several processes": lambda state: {f"module.{name}": value for name, value in state.items()},
+    "clip of a larger model": lambda state: {"model": {f"module.clip.{name}": value for name, value in state.items()}},
+    "clip_model beside others": lambda state: (
+        {"denoiser.weight": torch.ones(2)} | {f"clip_model.{name}": value for name, value in state.items()}
+    ),
+    "OpenAI's numbers": lambda state: state | {"input_resolution": torch.tensor(28), "vocab_size": torch.tensor(10)},
+    "half precision": lambda state: {name: value.half() for name, value in state.items()},
+    "scale as a vector": lambda state: state | {"logit_scale": state["logit_scale"].reshape(1)},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_repaired_clips_load_in_the_layouts_of_training_code(layout: str, name: str, weights: Path, tmp_path: Path) -> None:
+    state = load_file(weights)
+    torch.save(LAYOUTS[layout](state), tmp_path / "repaired.pt")
+    beside = pytest.warns(UserWarning, match=r"1 tensors outside of 'clip_model\.', such as denoiser\.weight")
+    with beside if "beside" in layout else nullcontext():
+        encoder = build_encoder(f"open_clip:{name}", weights=tmp_path / "repaired.pt")
+    for key, value in encoder.tower.state_dict().items():
+        torch.testing.assert_close(value, state[key].half().float() if layout == "half precision" else state[key])
+    image = torch.rand(2, 3, 28, 28)
+    expected = build_encoder(f"open_clip:{name}", weights=weights)
+    tolerance = {"atol": 1e-2 if layout == "half precision" else 1e-6, "rtol": 0}
+    torch.testing.assert_close(encoder.embed_image(image), expected.embed_image(image), **tolerance)
+    torch.testing.assert_close(encoder.embed_text(["red cat"]), expected.embed_text(["red cat"]), **tolerance)
+
+
+def test_two_networks_in_one_file_are_refused(name: str, weights: Path, tmp_path: Path) -> None:
+    state = load_file(weights)
+    both = {f"{who}.{key}": value for who in ("student", "teacher") for key, value in state.items()}
+    torch.save(both, tmp_path / "both.pt")
+    with pytest.raises(ValueError, match=r"both\.pt holds this network 2 times, under student\., teacher\."):
+        build_encoder(f"open_clip:{name}", weights=tmp_path / "both.pt")
+    (first, *_) = (key for key in state if key.startswith("visual."))
+    torch.save({f"clip.{key}": value for key, value in state.items() if key != first}, tmp_path / "part.pt")
+    with pytest.raises(ValueError, match=first.replace(".", r"\.")):
+        build_encoder(f"open_clip:{name}", weights=tmp_path / "part.pt")

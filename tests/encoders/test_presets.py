@@ -159,7 +159,7 @@ def test_is_what_its_backend_declares(preset: tuple[str, Encoder]) -> None:
         )
         assert (encoder.mean, encoder.std, encoder.preprocessing.interpolation) == (config.mean, config.std, config.interpolation)
         assert PRESETS[name].licence == config.license
-        assert config.hf_hub_id or "moco-v3" in config.url
+        assert config.hf_hub_id or any(source in config.url for source in ("moco-v3", "ijepa"))
         return
     architecture, tag = split_weights(model)
     assert tag in open_clip.list_pretrained_tags_by_model(architecture)

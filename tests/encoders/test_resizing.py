@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms.functional import pil_to_tensor
 
-from encoders.images.resizing import compiled_resize, to_pixels
+from encoders.images.resizing import _compiled_resize, compiled_resize, to_pixels
 
 pytestmark = pytest.mark.skipif(compiled_resize() is None, reason="needs numba")
 
@@ -66,4 +66,4 @@ def test_squash_is_one_call_of_pillow(width: int, height: int) -> None:
 
 def test_pillow_alone_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOF_PIXELS", "pillow")
-    assert compiled_resize.__wrapped__() is None
+    assert _compiled_resize.__wrapped__() is None

@@ -92,7 +92,7 @@ def test_feature_stores(device: str, tmp_path: Path, records: list[dict[str, Any
 @pytest.mark.parametrize("null", ["blur", "attention", "drop"])
 def test_scores(device: str, llava: Any, records: list[dict[str, Any]], tmp_path: Path, null: str) -> None:
     model, processor = llava
-    options = {"image_folder": tmp_path / "images", "null": null, "measures": ("logit", "entropy")}
+    options = {"image_folder": tmp_path / "images", "null": null, "measures": ("loss", "logit", "entropy")}
     expected = score(model, processor, records, **options)
     found = score(copy.deepcopy(model).to(device), processor, records, tmp_path / "scores", **options)
     assert found.ids == expected.ids and not found.failures
@@ -156,3 +156,16 @@ def test_generation(device: str, tiny_model: MoFForConditionalGeneration, tiny_p
     found = copy.deepcopy(tiny_model).to(device).generate(**batch.to(device), **options)
     assert torch.equal(found.sequences.cpu(), expected.sequences)
     torch.testing.assert_close(torch.stack(found.logits).cpu(), torch.stack(expected.logits), **EXACT)
+
+
+@pytest.mark.parametrize("attention", ["eager", pytest.param("flex_attention", marks=pytest.mark.slow)])
+@torch.no_grad()
+def test_attention_implementations(device: str, tiny_model: MoFForConditionalGeneration, tmp_path: Path, attention: str) -> None:
+    """transformers' name of an attention implementation reaches the language model, and padding stays hidden."""
+    tiny_model.save_pretrained(tmp_path)
+    ids, mask = torch.randint(10, 200, (2, 12)), torch.ones(2, 12, dtype=torch.long)
+    mask[1, :4] = 0
+    model = MoFForConditionalGeneration.from_pretrained(tmp_path, attn_implementation=attention).to(device).eval()
+    assert model.language_model.config._attn_implementation == attention
+    expected = tiny_model(input_ids=ids, attention_mask=mask).logits[:, -1]
+    torch.testing.assert_close(model(input_ids=ids.to(device), attention_mask=mask.to(device)).logits[:, -1].cpu(), expected, **EXACT)

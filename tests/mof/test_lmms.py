@@ -18,7 +18,7 @@ from typer.testing import CliRunner, Result
 from mof import MoFForConditionalGeneration, MoFProcessor
 from mof.cli.app import build_app
 from mof.evals.answerers import LocalModel
-from mof.evals.answering import Prompt
+from mof.evals.answering import Answer, Prompt
 
 pytest.importorskip("lmms_eval")
 import datasets
@@ -288,3 +288,77 @@ def test_a_judge_that_does_not_reply_is_no_judge(folder: Path, data: Path, tmp_p
 def test_the_command_needs_what_it_needs(folder: Path) -> None:
     refused = suite("--suite", "vig", "--model", folder)
     assert refused.exit_code == 2 and "--suite with --model and --output" in refused.stderr
+
+
+SOURCES = {
+    "mmvp": "lmms-lab-eval/MMVP", "mmvp_vlm_choice": "MMVP_VLM/Questions.csv", "cv_bench": "nyu-visionx/CV-Bench",
+    "naturalbench": "BaiqiL/NaturalBench-lmms-eval", "blink": "BLINK-Benchmark/BLINK", "mmstar": "Lin-Chen/MMStar",
+    "realworldqa": "RealWorldQA", "vstar_bench": "vstar-bench", "hallusion_bench_image": "HallusionBench", "pope": "POPE",
+    "amber_d": "query_discriminative.json", "vismin": "mair-lab/vismin-bench",
+}  # fmt: skip
+
+
+def test_every_task_of_the_suite_vision_gets_as_far_as_its_data(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mof.evals.lmms.suites import SUITES
+
+    assert tuple(SOURCES) == SUITES["vision"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mof.evals.lmms.suites._check_judge", lambda: None)
+    shown = suite("--suite", "vision", "--model", folder, "--output", tmp_path / "out")
+    assert shown.exit_code == 2 and "no task of the suite vision could be run" in shown.stderr
+    failed = json.loads((tmp_path / "out" / "result.json").read_text())["failed"]
+    assert {task: place for task, place in SOURCES.items() if place not in failed[task]} == {}, failed
+
+
+def test_our_own_tasks_of_the_suite_vision(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Right answers are known here: the answerer below sees only the photo's number in its width."""
+    place = tmp_path / "data"
+    (place / "MMVP_VLM" / "MLLM_VLM Images" / "State").mkdir(parents=True)
+    (place / "AMBER" / "data" / "query").mkdir(parents=True)
+    (place / "AMBER" / "image").mkdir()
+    shades = [Image.new("RGB", (30 + i, 20), (40 * i, 0, 0)) for i in range(4)]
+    rows = ["Question ID,Type,Statement", *(f"{i + 1},State,statement {i + 1}" for i in range(4))]
+    (place / "MMVP_VLM" / "Questions.csv").write_text("\n".join(rows))
+    queries, annotations = [], [{"id": 1, "type": "generative", "truth": ["tree"]}]
+    for i, image in enumerate(shades):
+        image.save(place / "MMVP_VLM" / "MLLM_VLM Images" / "State" / f"{i + 1}.jpg")
+        image.save(place / "AMBER" / "image" / f"AMBER_{i}.jpg")
+        queries.append({"id": 1005 + i, "image": f"AMBER_{i}.jpg", "query": "Is there a cat in this image?"})
+        annotations.append({"id": 1005 + i, "type": "discriminative-hallucination", "truth": "no" if i else "yes"})
+    (place / "AMBER" / "data" / "query" / "query_discriminative.json").write_text(json.dumps(queries))
+    (place / "AMBER" / "data" / "annotations.json").write_text(json.dumps(annotations))
+    kinds = {f"text_question_{k}": ["<image_0> Does it show A) x or B) y?"] * 2 for k in (0, 1)}
+    kinds |= {f"image_question_{k}": ["<image_0> <image_1> Which shows it, the First or the Second?"] * 2 for k in (0, 1)}
+    answers = {"text_answer_0": ["A"] * 2, "text_answer_1": ["B"] * 2, "image_answer_0": ["First."] * 2, "image_answer_1": ["Second."] * 2}
+    images = {"image_0": [shades[0], shades[2]], "image_1": [shades[1], shades[3]]}
+    write(place / "mair-lab/vismin-bench", "default", "test", {"category": ["object"] * 2, **images, **kinds, **answers})
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf"))
+    monkeypatch.setattr("mof.evals.lmms.suites.SUITES", {"vision": ("mmvp_vlm_choice", "amber_d", "vismin")})
+    asked: list[str] = []
+
+    def answer(self: LocalModel, prompts: list[Prompt]) -> Any:
+        for i, prompt in enumerate(prompts):
+            words, seen = prompt.messages[0]["content"][-1]["text"], [image.size[0] - 30 for image in prompt.images]
+            asked.append(words)
+            if "Which statement" in words:
+                text = "(b)" if seen[0] == 1 else "(a)"  # pair 1 is right, pair 2 is not
+            elif "cat" in words:
+                text = {0: "Yes.", 1: "No, there is none.", 2: "yes"}.get(seen[0], "Perhaps.")
+            elif "A)" in words:
+                text = "(B) y" if seen[0] in (1, 3) else "A"
+            else:
+                text = "first" if len(asked) % 2 else "Second"
+            yield i, Answer(text)
+
+    monkeypatch.setattr(LocalModel, "answer", answer)
+    shown = suite("--suite", "vision", "--model", folder, "--output", tmp_path / "out")
+    assert shown.exit_code == 0, shown.output
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    values = {f"{figure['task']} {figure['metric']}": figure["value"] for figure in result["figures"]}
+    assert result["failed"] == {}
+    assert values["mmvp_vlm_choice mmvp_vlm_pairs"] == 0.5
+    assert values["amber_d amber_accuracy"] == 0.5 and values["amber_d amber_f1"] == pytest.approx(2 * 1 / (3 + 1))
+    assert values["vismin vismin_text"] == 1 and values["vismin vismin_group"] == values["vismin vismin_image"] <= 1
+    assert "Which statement describes the image? (a) statement 1 (b) statement 2" in asked[0]
+    assert "Is there a cat in this image? Please answer Yes or No." in asked and not any("<image" in words for words in asked)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mof.data import rows
 from mof.data.records import RecordError
-from mof.data.rows import _decoded, read_rows, stream_rows
+from mof.data.rows import UnreadableRow, _decoded, read_rows, stream_rows
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
 JSON = st.recursive(
@@ -109,3 +109,22 @@ def test_items_whose_joints_stand_within_them_too(tmp_path: Path) -> None:
     ]
     (tmp_path / "x.json").write_text(json.dumps(items))
     assert list(stream_rows(tmp_path / "x.json")) == items
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl"])
+@pytest.mark.parametrize("depth", [100, 201, 202, 500, 976, 100_000])
+def test_a_record_whose_lists_lie_deep_costs_itself_wherever_it_is_read(tmp_path: Path, suffix: str, depth: int) -> None:
+    """Python's own limit would depend on how many functions are at work, so that scoring could read what selecting could not."""
+    good, deep = '{"id": "good", "text": "[[[\\"]"}', '{"id": "deep", "more": ' + "[" * (depth - 1) + "]" * (depth - 1) + "}"
+    file = tmp_path / f"x.{suffix}"
+    file.write_text("\n".join([good, deep, good]) if suffix == "jsonl" else f"[{good}, {deep}, {good}]")
+
+    def read(frames: int) -> list[Any]:
+        return list(stream_rows(file)) if not frames else read(frames - 1)
+
+    first, middle, last = read(0)
+    assert first == last == {"id": "good", "text": '[[["]'}
+    assert (
+        (middle["id"] == "deep") if depth <= 201 else (isinstance(middle, UnreadableRow) and "2" in middle.id and "deep" in middle.reason)
+    )
+    assert read(300) == [first, middle, last]

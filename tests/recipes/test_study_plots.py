@@ -2,6 +2,7 @@ from PIL import Image
 
 from mof.miniature.scenes import PATTERNS
 from study.plots import plot_noise, plot_selection, plot_study
+from study.ways import NOISE_WAYS
 
 
 def test_both_pictures_are_written(tmp_path):
@@ -38,3 +39,5 @@ def test_selections_are_drawn_as_one_line_per_way_and_panel(tmp_path):
     assert [path.stem for path in written] == ["selection", "noise-0.2", "noise-0.4", "noise-mixed", "noise"]
     for path in written:
         assert len(Image.open(path).convert("L").getcolors()) > 10
+    every_way = [rows[0] | {"selection": way, "noise": noise} for way in NOISE_WAYS for noise in ("0.2", "0.4")]
+    assert plot_noise(every_way, tmp_path)[-1].stem == "noise"

@@ -1,7 +1,7 @@
 """The code blocks of Markdown pages: `run` runs them, `check` checks blocks that cannot run in a test.
 
 A comment before a block says that it is only checked, and why: `<!-- only checked: needs eight GPUs -->`. Then its options, arguments,
-imports and files must exist. Three things are never done: `pip install` only has to name extras that exist (`.ci/run` installs for real),
+imports and files must exist. Blocks of `docs/results/` are commands of studies and measurements, and are always only checked. Three things are never done: `pip install` only has to name extras that exist (`.ci/run` installs for real),
 `python -m pytest` is not run inside itself, and the main recipe runs with --quick and only its last row, which goes through all stages
 (`.ci/run` runs all rows). Everything runs in the test's process, since starting Python takes most of the time of most commands.
 """
@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^(?:<!-- only checked: ([^\n]+) -->\n)?```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 APP = build_app({"train": "vig.cli.train:train", "vig": "vig.cli.app:app"})
 LAUNCHERS = re.compile(r"torchrun --no-python --nproc_per_node \d+ |accelerate launch --config_file (\S+) ")
+SCRIPTS = ("recipes/", "benchmarks/", "docs/scripts/")
 TOOLS = (["python", "-m", "pytest"], ["python", "-m", "build"], ["twine"], ["mkdocs"], ["pre-commit"], ["rm", "-rf", "dist"])
 
 
@@ -49,7 +50,8 @@ def blocks(page: Path) -> list[Block]:
     """Return the blocks of a page, in order."""
     text = page.read_text()
     fences = len(re.findall(r"^```", text, re.MULTILINE))
-    found = [Block(f"{page.name}, block {n}", *match.groups("")) for n, match in enumerate(BLOCK.finditer(text))]
+    default = "a study" if page.parent.name == "results" else ""
+    found = [Block(f"{page.name}, block {n}", *match.groups(default)) for n, match in enumerate(BLOCK.finditer(text))]
     assert fences == 2 * len(found), f"{page.name}: a block without a language, or not at the beginning of a line"
     return found
 
@@ -83,7 +85,8 @@ def _check_python(block: Block) -> None:
         head, *rest = ast.unparse(call.func).split(".")
         if head in names and all(part.isidentifier() for part in rest):
             called = reduce(getattr, rest, names[head])
-            inspect.signature(called).bind_partial(*call.args, **{keyword.arg or "": None for keyword in call.keywords})
+            if not inspect.isbuiltin(called):  # they have no signature
+                inspect.signature(called).bind_partial(*call.args, **{keyword.arg or "": None for keyword in call.keywords})
 
 
 def _run_command(command: str, only_check: bool, patch: pytest.MonkeyPatch) -> None:
@@ -91,8 +94,8 @@ def _run_command(command: str, only_check: bool, patch: pytest.MonkeyPatch) -> N
         assert only_check and (launcher[1] is None or (ROOT / launcher[1]).is_file()), command
         command = command[launcher.end() :]
     words = shlex.split(command, comments=True)
-    if (words[0] == "python" and words[1].startswith("recipes/")) or words[0].startswith("recipes/"):
-        _run_recipe(words[words[0] == "python" :], only_check, patch)
+    if (words[0] == "python" and words[1].startswith(SCRIPTS)) or words[0].startswith(SCRIPTS):
+        _run_script(words[words[0] == "python" :], only_check, patch)
     elif words[0] == "mof":
         _run_mof(words, only_check, patch)
     elif words[0] == "pip":
@@ -109,11 +112,12 @@ def _run_mof(words: list[str], only_check: bool, patch: pytest.MonkeyPatch) -> N
     assert result.exit_code == 0, f"{shlex.join(words)}\n{result.output}"
 
 
-def _run_recipe(words: list[str], only_check: bool, patch: pytest.MonkeyPatch) -> None:
+def _run_script(words: list[str], only_check: bool, patch: pytest.MonkeyPatch) -> None:
     for word in words:
-        assert not word.startswith("recipes/") or (ROOT / word).is_file(), f"{word} is missing"
+        assert not word.startswith(SCRIPTS) or (ROOT / word).is_file(), f"{word} is missing"
     if only_check:
         return
+    assert words[0].startswith("recipes/"), f"only recipes run in a test: {words[0]}"
     quick = words[0].endswith("train_llava_mof_vig.py") and "--dry-run" not in words
     patch.setattr("sys.argv", [*words, *(["--quick", "--rows", "interleaved+vig"] if quick else [])])
     importlib.import_module(Path(words[0]).stem).main()

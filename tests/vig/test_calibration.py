@@ -18,6 +18,7 @@ from mof.miniature import write_dataset
 from vig import load_scores, score
 from vig.scoring import run
 from vig.scoring.calibration import Sample, calibration, diagnosis, with_swapped_images
+from vig.selection.measures import measure_named
 
 
 def test_sample_is_one_per_cent_of_the_records_with_images() -> None:
@@ -52,6 +53,16 @@ def test_auroc_is_that_of_records_scored_with_other_images(llava, records, image
     monkeypatch.setattr(run, "with_swapped_images", lambda *_: pytest.fail("it is calibrated already"))
     assert score(*llava, records, tmp_path, image_folder=image_folder, calibrate=True).manifest["calibration"] == found
     assert score(*llava, records, image_folder=image_folder).manifest["calibration"] == {}
+
+
+def test_auroc_of_the_rise_of_probability_needs_the_losses(llava, records, image_folder) -> None:
+    scores = score(*llava, records, image_folder=image_folder, calibrate=True, measures=["loss"])
+    swapped = [raw | {"image": records[(place + 1) % 5]["image"]} for place, raw in enumerate(records)]
+    other = score(*llava, swapped, image_folder=image_folder, measures=["loss"])
+    gains = [measure_named("gain", side).of(side)[1] for side in (scores, other)]
+    found = scores.manifest["calibration"]
+    assert found["gain"] == pytest.approx(mannwhitneyu(*gains).statistic / 25)
+    assert f", {found['gain']:.2f} by `gain` of right" in diagnosis(found)
 
 
 def made(vig: list[float], word: str) -> list:

@@ -121,7 +121,8 @@ class EditedAttention:
                 f"{self.method} cannot edit the attention of {type(self.model).__name__} ({self.decoder.model_type}), "
                 f"which has {', '.join(unknown)}"
             )
-        layer = module.layer_idx if module.layer_idx in self.layers else None
+        number: Any = module.layer_idx
+        layer = number if number in self.layers else None
         edited = 0 if layer is None else min(query.shape[2], self.length - self._first)
         dense = query.shape[2] if options.get("softcap") else max(edited, 1)  # torch's attention knows no cap
         rows, weights = self._dense(query[:, :, -dense:], key, value, attention_mask, layer if edited > 0 else None, options)

@@ -130,7 +130,7 @@ class SampleReader:
         nulls = [None] * len(images) if self._nulls is None else self._nulls(id, images)
         triples = list(zip(sources, images, nulls, strict=True))[:MOST_IMAGES]
         return [
-            Picture(_name(source), thumbnail_uri(image, THUMBNAIL), null and thumbnail_uri(null, THUMBNAIL))
+            Picture(_name(source), thumbnail_uri(image, THUMBNAIL), None if null is None else thumbnail_uri(null, THUMBNAIL))
             for source, image, null in triples
         ]
 

@@ -12,6 +12,8 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from mof.data.records import RecordError, digest, images_of, to_record
 from mof.data.rows import Row
 from vig.scoring.scores import Score
@@ -95,7 +97,15 @@ def calibration(right: Sequence[Score], swapped: Sequence[Score]) -> dict[str, A
     for kind, sides in sorted(words.items()):
         class_auroc, p = _higher(*sides)
         classes[kind] = {"auroc": class_auroc, "words": len(sides[0]), "reads": p < 0.05}
-    return {"records": len(right), "auroc": auroc, "classes": classes}
+    result = {"records": len(right), "auroc": auroc, "classes": classes}
+    gains = [[_gain(score) for score in scores if score.token_loss is not None] for scores in (right, swapped)]
+    return result | ({"gain": _higher(*gains)[0]} if all(gains) else {})
+
+
+def _gain(score: Score) -> float:
+    """Return the mean rise of the probability of the answer tokens, which words that the model cannot predict hardly change."""
+    assert score.token_loss is not None and score.null_token_loss is not None
+    return float((np.exp(-score.token_loss) - np.exp(-score.null_token_loss)).mean())
 
 
 def _higher(right: Sequence[float], swapped: Sequence[float]) -> tuple[float | None, float]:
@@ -126,7 +136,8 @@ def diagnosis(result: Mapping[str, Any]) -> str:
         verdict = "expected to help where answers are wrong or need no image, and to hurt on clean data, where --floor is safer"
     else:
         verdict = "of uncertain use; --floor is safer"
+    gain = f", {result['gain']:.2f} by `gain`" if result.get("gain") is not None else ""
     return (
-        f"AUROC {auroc:.2f} of right against swapped images ({result['records']} records); word classes it reads: {reads[True]}; "
+        f"AUROC {auroc:.2f}{gain} of right against swapped images ({result['records']} records); word classes it reads: {reads[True]}; "
         f"does not read: {reads[False]}. Selection is {verdict} (limits {HELPS} and {NO_GAIN} are from a miniature study)."
     )

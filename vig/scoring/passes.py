@@ -49,8 +49,9 @@ class TwoPasses:
         self._refused_in_a_row = 0
         self._obeys_masks = False  # known after the first batch
         self._reading, self._computing = threading.Lock(), threading.Lock()  # neither tokenizers nor models may be used by two threads
-        kind = losses.model.device.type
-        self._autocast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)  # of the thread that asked for scores
+        kind = losses.model.device.type  # "meta" for a model that is offloaded
+        under = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        self._autocast = torch.get_autocast_dtype(kind) if under else None  # of the thread that asked for scores
 
     def scores(self, records: Iterable[Row], reader: PairReader, branches: EncoderBranches | None = None) -> list[Score]:
         """Return the scores of all records that have one; the reader keeps account of the others.
@@ -71,10 +72,10 @@ class TwoPasses:
 
     def _conditions(self) -> ExitStack:
         """Return the context in which this thread uses the model: in eval mode, on the model's GPU, and under the caller's autocast."""
-        model, (enabled, dtype) = self._losses.model, self._autocast
-        stack = ExitStack()
+        model, stack = self._losses.model, ExitStack()
         stack.enter_context(evaluating(model))
-        stack.enter_context(torch.autocast(model.device.type, dtype, enabled))
+        if self._autocast is not None:
+            stack.enter_context(torch.autocast(model.device.type, self._autocast))
         if model.device.type == "cuda":
             stack.enter_context(torch.cuda.device(model.device))
         return stack

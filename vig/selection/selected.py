@@ -109,8 +109,10 @@ class Selection:
 
     def _helped_left_out(self) -> float:
         """Return the share of the kept samples' tokens with a VIG above 0 that the mask leaves out."""
-        helped = np.repeat(self.token_masks.chosen, np.diff(self.scores.bounds)) & (self.scores.token_vig > 0)  # [A]
-        return float((helped & ~self.token_masks.flat).sum() / max(helped.sum(), 1))
+        helped = self.scores.token_vig > 0  # [A]
+        left_out = helped > self.token_masks.flat  # [A]
+        helped_count, left_out_count = (_sums(tokens, self.scores.bounds)[self.token_masks.chosen].sum() for tokens in (helped, left_out))
+        return float(left_out_count / max(helped_count, 1))
 
     def weighted(self, low: float, high: float) -> Selection:
         """Return this selection with token weights in place of a hard mask: each token counts by its VIG, or by the measure `by`.
@@ -162,7 +164,8 @@ class Selection:
         places, digests = self.scores.places, self.scores.digests
         failures, text_only = self.scores.failures, set(self.scores.manifest["text_only"])
         key, values = ("token_mask", self.token_masks) if self.token_weights is None else ("token_weights", self.token_weights)
-        chosen, flat, bounds = map(memoryview, (values.chosen, values.flat, self.scores.bounds))  # faster than arrays, value by value
+        views: list[Any] = [memoryview(array) for array in (values.chosen, values.flat, self.scores.bounds)]
+        chosen, flat, bounds = views  # faster than arrays, value by value
         known = unknown = 0
         for row, (id, record) in enumerate(rows_by_id(records)):
             place = places.get(id)

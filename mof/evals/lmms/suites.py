@@ -36,6 +36,24 @@ MEASURES = {
     "gqa exact_match": Measure("GQA", "accuracy, %", "answers equal to the right answer"),
     "scienceqa_img exact_match": Measure("ScienceQA, images", "accuracy, %", "right letters, of the questions with an image"),
     "cv_bench cv_bench_acc": Measure("CV-Bench", "accuracy, %", "right letters over all questions"),
+    "mmvp mmvp_pair_accuracy": Measure("MMVP by lmms-eval", "right pairs, %", "pairs with both questions right", chance=0.25),
+    "mmvp_vlm_choice mmvp_vlm_pairs": Measure(
+        "MMVP-VLM, asked", "right pairs, %", "pairs of photos, each with the right of two statements", chance=0.25
+    ),
+    "naturalbench naturalbench_G_ACC": Measure("NaturalBench", "group accuracy, %", "two photos with two questions, all four right"),
+    "blink blink_acc": Measure("BLINK", "accuracy, %", "right letters over all questions"),
+    "mmstar average": Measure("MMStar", "accuracy, %", "right letters, the mean over categories"),
+    "realworldqa exact_match": Measure("RealWorldQA", "accuracy, %", "answers equal to the right answer"),
+    "vstar_bench vstar_overall_acc": Measure("V*", "accuracy, %", "right letters about small things in large photos", scale=1),
+    "hallusion_bench_image aAcc": Measure("HallusionBench", "accuracy, %", "a judge says whether single answers are right", scale=1),
+    "hallusion_bench_image qAcc": Measure("HallusionBench", "right questions, %", "right for all photos of the question", scale=1),
+    "pope pope_accuracy": Measure("POPE by lmms-eval", "accuracy, %", "right answers, yes or no", chance=0.5),
+    "pope pope_yes_ratio": Measure("POPE by lmms-eval", "yes, %", "share of yes among the answers; half are right", ""),
+    "amber_d amber_accuracy": Measure("AMBER, discriminative", "accuracy, %", "right answers, yes or no"),
+    "amber_d amber_f1": Measure("AMBER, discriminative", "F1, %", "of the answer no, which names a hallucination"),
+    "vismin vismin_text": Measure("VisMin", "text, %", "pairs of photos with the right caption of each", chance=0.25),
+    "vismin vismin_image": Measure("VisMin", "image, %", "pairs of captions with the right photo of each", chance=0.25),
+    "vismin vismin_group": Measure("VisMin", "group, %", "pairs with all four questions right", chance=1 / 16),
 }
 """A measure is called by its task and its metric."""
 HEADLINE = "", ""
@@ -44,12 +62,18 @@ SUITES = {
         "mmhal_bench", "llava_in_the_wild", "mmvet", "mmbench_en_dev_static", "docvqa_val", "gqa", "scienceqa_img", "cv_bench",
     ),
     "mof": ("llava_in_the_wild", "mmbench_en_dev_static", "gqa", "scienceqa_img"),
+    "vision": (
+        "mmvp", "mmvp_vlm_choice", "cv_bench", "naturalbench", "blink", "mmstar", "realworldqa", "vstar_bench", "hallusion_bench_image",
+        "pope", "amber_d", "vismin",
+    ),
 }  # fmt: skip
-"""The tasks of each paper besides MMVP, POPE and CHAIR, which `mof eval` runs itself."""
-JUDGED = {"mmhal_bench", "llava_in_the_wild", "mmvet"}
+"""The tasks of each paper besides MMVP, POPE and CHAIR, which `mof eval` runs itself; and the benchmarks of seeing, these included."""
+JUDGED = {"mmhal_bench", "llava_in_the_wild", "mmvet", "hallusion_bench_image"}
 DEVIATIONS = {
     "mmhal_bench": "mmhal_bench: the judge's wording is ours",
     "mmbench_en_dev_static": "mmbench_en_dev_static: letters are found by rule; the official run asks gpt-3.5-turbo",
+    "mmvp_vlm_choice": "mmvp_vlm_choice: two statements are options of a question; the official run compares embeddings",
+    "amber_d": "amber_d: asked with 'Please answer Yes or No.'; the first yes or no of an answer counts",
     "cv_bench": "cv_bench: mean over questions; the official score is the mean of its 2D and 3D halves",
 }
 JUDGE = "gpt-4o-2024-11-20"  # lmms-eval's default; the variable MODEL_VERSION names another
@@ -140,7 +164,7 @@ def _run_task(task: str, model: Any, run: SuiteRun, manager: Any) -> list[Row]:
         model, tasks=[task], task_manager=manager, limit=run.limit, bootstrap_iters=0, cli_args=arguments, verbosity="WARNING",
         batch_size=run.batch_size,
     )  # fmt: skip
-    samples = measured["samples"][task]
+    samples = [sample for of_task in measured["samples"].values() for sample in of_task]  # a group such as blink has several tasks
     folder = run.out / "answers"
     folder.mkdir(exist_ok=True)
     rows = [{"id": sample["doc_id"], "target": sample["target"], "answer": sample["filtered_resps"][0]} for sample in samples]

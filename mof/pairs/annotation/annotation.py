@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mof.data.forms import whole_characters
 from mof.evals.benchmark_folders import options_problem
 from mof.evals.patterns import PATTERNS
 
@@ -83,5 +84,4 @@ def _check(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
 def _plain(text: Any) -> str:
     if not isinstance(text, str) or len(text) > LONGEST:
         raise ValueError(f"expected a text of at most {LONGEST} characters, got {str(text)[:200]}")
-    whole = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # no file takes half a surrogate
-    return " ".join(_CONTROL.sub(" ", whole).split())
+    return " ".join(_CONTROL.sub(" ", whole_characters(text)).split())
