@@ -74,7 +74,15 @@ class StrictCheckpoints(OpenedByCode, PreTrainedModel):
         with recording(save_directory):
             super().save_pretrained(save_directory, **kwargs)
         if os.path.isdir(save_directory) and kwargs.get("is_main_process", True):
-            write_section(save_directory, "Model", model_facts(self), HEAD)
+            self._write_card(save_directory)
+
+    def _write_card(self, folder: str | os.PathLike[str]) -> None:
+        write_section(folder, "Model", model_facts(self), HEAD)
+
+    def _upload_modified_files(self, working_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Upload as transformers does, which has put the hub's card into the folder before."""
+        self._write_card(working_dir)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     def _skip_referred_keys(self) -> None:
         """Make transformers leave out the keys of encoders to which the config only refers.

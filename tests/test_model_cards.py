@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import ModelCard
 from support.tiny import build_model
 from support.tiny_llava import build_records
 from transformers import PreTrainedTokenizerFast
+from transformers.utils import hub
 from typer.testing import CliRunner
 
 import vig.cli.app
@@ -62,6 +64,21 @@ def test_saved_model_has_a_card(tiny_tokenizer: PreTrainedTokenizerFast, tmp_pat
     (tmp_path / CARD).write_text("mine")
     MoFForConditionalGeneration.from_pretrained(tmp_path).save_pretrained(tmp_path)  # an edited card is no damage
     assert (tmp_path / CARD).read_text().startswith("mine\n\n<!-- mof-vig: Model -->")
+
+
+def test_pushed_model_has_its_card(tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's card, which transformers downloads or makes, gets our section before the upload."""
+    uploaded: list[str] = []
+
+    def upload(_: object, folder: str, *args: object, **kwargs: object) -> None:
+        uploaded.append((Path(folder) / CARD).read_text())
+
+    monkeypatch.setattr(hub, "hf_api", lambda: SimpleNamespace(create_repo=lambda name, **_: SimpleNamespace(repo_id=name)))
+    monkeypatch.setattr(hub, "create_and_tag_model_card", lambda *_, **__: ModelCard("---\nlicense: mit\n---\nof the hub\n"))
+    monkeypatch.setattr(hub.PushToHubMixin, "_upload_modified_files", upload)
+    build_model(tiny_tokenizer).push_to_hub("me/model")
+    [text] = uploaded
+    assert "license: mit" in text and "of the hub" in text and rows(ModelCard(text), "Model")["tokens of an image"] == "32"
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from encoders.command_groups import starts_over
+from encoders.command_options import output_option
 from encoders.runs import replace_folder, write_json
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ RECORD = "conversion.json"
 def convert(
     source: Annotated[Path, typer.Argument(help="Folder of LLaVA-1.5 (whole, stage 1, LoRA), MoF, Hugging Face LLaVA, or ours.")],
     out: Annotated[Path | None, typer.Argument(hidden=True)] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Folder to write.")] = None,
+    output: Annotated[Path | None, output_option("Folder to write.")] = None,
     to: Annotated[
         Literal["mof", "hf-llava", "llava", "released-mof"],
         typer.Option(help="Layout to write; mof is this library's own, which `mof chat` loads."),

@@ -170,8 +170,7 @@ class Selection:
         failures, text_only = self.scores.failures, set(self.scores.manifest["text_only"])
         key, values = ("token_mask", self.token_masks) if self.token_weights is None else ("token_weights", self.token_weights)
         arrays: list[Any] = [values.chosen, values.flat, self.scores.bounds]
-        views: list[Any] = [memoryview(array) for array in arrays]
-        chosen, flat, bounds = views  # faster than arrays, value by value
+        chosen, flat, bounds = [memoryview(array) for array in arrays]  # faster than arrays, value by value
         known = unknown = 0
         for row, (id, record) in enumerate(rows_by_id(records)):
             place = places.get(id)
