@@ -23,7 +23,7 @@ Exit codes: 0 for success, 1 for a bug or a damaged file, 2 for refused input, 1
 --debug` shows the traceback. A command that was stopped goes on when it is called again.
 """
 OPTION = re.compile(r"(?<![\w`-])--[a-z][a-z-]*[a-z](?: [A-Z]{2,})?|\b[A-Z]+(?:_[A-Z]+)+(?:=\w+)?")
-WORD = re.compile(r"<code>([^<\s]{1,28})</code>")
+WORD = re.compile(r"<code>([^<\s]{1,28}|--[^<]{1,26})</code>")
 RESULTS_FIRST = ("index.md", "noise.md", "clean-data.md", "photos.md")
 
 
