@@ -136,7 +136,7 @@ def _letters(answer: str, options: Mapping[str, str]) -> tuple[set[str], str]:
     whole answer.
     """
     lines = _lines(answer)
-    parts = [] if ["answer"] in map(_words, options.values()) else _answer_parts(lines)
+    parts = [] if any("answer" in _words(option) for option in options.values()) else _answer_parts(lines)
     chosen = [part for part in parts if _named(part, options)]
     if not chosen:
         single = [(line, letters) for line in lines if len(letters := _named(line, options)) == 1]
