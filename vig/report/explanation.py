@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, ProcessorMixin
 
-from encoders.pages import write_page
+from encoders.pages import colour_scale, write_page
 from encoders.pages.thumbnails import thumbnail_uri
 from mof.data.prompts import prompt_inputs, ready_for_prompts
 from mof.data.records import to_record
@@ -25,7 +25,7 @@ from vig.decoding import Decoding
 from vig.decoding.attention import EditedAttention, image_tokens, prompt_images
 from vig.decoding.contrasts import ICD, Contrast
 from vig.decoding.null_chats import Chat, images_of, text_of
-from vig.report.samples import THUMBNAIL, colour_scale
+from vig.report.samples import THUMBNAIL
 
 # Shapes: P tokens of the prompt, K keys, H heads, Y layers, T tokens of an image, N tokens of the answer, V the vocabulary.
 
