@@ -100,3 +100,14 @@ def test_version_is_the_same_everywhere() -> None:
     assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "mof.__version__"}
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == mof.__version__
     assert f"\n## {mof.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_forms_and_workflows_of_github_are_yaml() -> None:
+    files = {path.name: yaml.safe_load(path.read_text()) for path in (ROOT / ".github").rglob("*.yml")}
+    assert files.keys() == {"bug.yml", "feature.yml", "config.yml", "ci.yml"}
+    for form in ("bug.yml", "feature.yml"):
+        assert all(part["attributes"]["label"].endswith("?") or part["attributes"]["label"] == "Versions" for part in files[form]["body"])
+    classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
+    jobs = files["ci.yml"]["jobs"]
+    versions = ["3.11", *jobs["newest"]["strategy"]["matrix"]["python"]]  # .ci/run and .ci/oldest take 3.11
+    assert versions == re.findall(r"Python :: (3\.\d+)", " ".join(classifiers))

@@ -1,4 +1,4 @@
-"""A linear probe of every layer of an encoder: which layer still tells left from right, three from four, open from closed?
+"""A linear probe of every layer of an encoder, to find the layers that tell left from right, three from four, open from closed.
 
 The pairs have MMVP's layout (`mof.evals.mmvp`): a question about two images with two different answers. For each pattern, ridge
 regression from a layer's patch tokens to the answers is fitted on four fifths of the pairs and measured on the others, in turn. A pair
@@ -107,15 +107,18 @@ def _answers(pair: tuple[Question, Question]) -> tuple[str, str]:
 
 
 def _groups(questions: Sequence[Question]) -> dict[str, list[tuple[Question, Question]]]:
-    """Return pattern -> its pairs whose two answers differ and occur in at least `FEWEST` pairs."""
+    """Return pattern -> its pairs whose two answers differ and occur in at least `FEWEST` of these pairs."""
     groups: dict[str, list[tuple[Question, Question]]] = {}
     for pair in zip(questions[0::2], questions[1::2], strict=True):
         groups.setdefault(pair[0].pattern or "all", []).append(pair)
-    kept = {}
-    for pattern, pairs in groups.items():
-        counts = Counter(answer for pair in pairs for answer in set(_answers(pair)))
-        kept[pattern] = [pair for pair in pairs if len(set(_answers(pair))) == 2 and min(counts[a] for a in _answers(pair)) >= FEWEST]
+    kept = {pattern: _learnable(pairs) for pattern, pairs in groups.items()}
     return {pattern: pairs for pattern, pairs in kept.items() if pairs}
+
+
+def _learnable(pairs: list[tuple[Question, Question]]) -> list[tuple[Question, Question]]:
+    counts = Counter(answer for pair in pairs for answer in set(_answers(pair)))
+    kept = [pair for pair in pairs if len(set(_answers(pair))) == 2 and min(counts[answer] for answer in _answers(pair)) >= FEWEST]
+    return kept if len(kept) == len(pairs) else _learnable(kept)  # a pair that is left out takes its answers along
 
 
 def _features(

@@ -64,9 +64,11 @@ _LEADS = {"option", "choice", "answer", "choose", "pick", "select", "with"}
 _FOLLOWERS = {"is", "isn't", "was", "would", "seems", "looks", "appears", "because", "since", "as", "matches", "fits", "describes", "best"}
 """Words that follow a letter and never the article "a"."""
 _REASONS = {"because", "since", "as"}
-_DENIALS = {*_NEGATIONS, "wrong", "incorrect", "false", "unlikely"}
+_WRONG = {"wrong", "incorrect", "false"}
+_DENIALS = {*_NEGATIONS, *_WRONG, "unlikely"}
 _ALL_BUT = {("anything", "but"), ("everything", "but"), ("all", "but")}
 """Words directly before a letter that leave this letter out."""
+_REFUSAL_REACH = 8  # words and signs on either side
 _DENIAL_REACH = 4  # words before a letter: "I do not think it is B"
 _TURNS = {"but", "rather", "instead"}  # end a clause, and the reach of a denial
 
@@ -134,7 +136,8 @@ def _letters(answer: str, options: Mapping[str, str]) -> tuple[set[str], str]:
     whole answer.
     """
     lines = _lines(answer)
-    chosen = [part for part in _answer_parts(lines) if _named(part, options)]
+    parts = [] if any("answer" in _words(option) for option in options.values()) else _answer_parts(lines)
+    chosen = [part for part in parts if _named(part, options)]
     if not chosen:
         single = [(line, letters) for line in lines if len(letters := _named(line, options)) == 1]
         chosen = [line for line, letters in single if _holds_only(line, letters)]
@@ -158,7 +161,8 @@ def _answer_parts(lines: Sequence[list[str]]) -> Iterator[list[str]]:
             sentence = line[start:end]
             place = next((place for place, token in enumerate(sentence) if token.casefold() == "answer"), None)
             if place is not None:
-                denied = _negated([token.casefold() for token in sentence], place, _DENIAL_REACH)
+                before = [token.casefold() for token in sentence[:place]]
+                denied = before[-1:] in ([word] for word in _WRONG) or _negated(before, place, _DENIAL_REACH)
                 yield sentence if denied else sentence[place:]
 
 
@@ -175,7 +179,7 @@ def _named(line: Sequence[str], options: Mapping[str, str]) -> set[str]:
     for start, end in zip([0, *(place + 1 for place in ends)], [*ends, len(words)], strict=True):
         clause = words[start:end]
         places = [] if options.keys().isdisjoint(clause) else _given(line[start:end], clause, options)
-        named |= {words[start + place] for place in places if not _denied(words, start + place)}
+        named |= {words[start + place] for place in places if not _denied(words, start + place, options)}
     return named
 
 
@@ -205,10 +209,17 @@ def _given(clause: Sequence[str], words: Sequence[str], options: Mapping[str, st
     return given
 
 
-def _denied(words: Sequence[str], place: int) -> bool:
-    """Return whether the words around a letter deny it: "I do not think it is B", "B is wrong"."""
-    following = list(takewhile(lambda word: word[0].isalnum() and word not in _TURNS, words[place + 1 : place + 4]))
-    if following and following[0] not in _REASONS and any(word in _DENIALS or word.endswith("n't") for word in following):
+def _denied(words: Sequence[str], place: int, options: Mapping[str, str]) -> bool:
+    """Return whether the words around a letter deny it: "I do not think it is B", "B is wrong", but not "B is not wrong"."""
+    following = _clause(words[place + 1 : place + 4])
+    denials = [place for place, word in enumerate(following) if word in _DENIALS or _denies(word)]
+    twice = len(denials) > 1 and denials[0] + 1 == denials[1] and following[denials[1]] in _WRONG
+    if denials and not twice and following[0] not in _REASONS:
+        return True
+    end = place + 2 if words[place + 1 : place + 2] == [")"] else place + 1
+    option = _words(options[words[place]])
+    end += len(option) if list(words[end : end + len(option)]) == option else 0
+    if not twice and _refused(words, place, end, options):
         return True
     before = [word for word in words[max(0, place - 2 * _DENIAL_REACH) : place] if word not in "()"]
     if before[-1:] == ["except"] or tuple(before[-2:]) in _ALL_BUT:
@@ -216,10 +227,45 @@ def _denied(words: Sequence[str], place: int) -> bool:
     return _negated(before, len(before), _DENIAL_REACH)
 
 
+def _refused(words: Sequence[str], start: int, end: int, options: Mapping[str, str]) -> bool:
+    """Return whether the words beside words[start:end] refuse it: "incorrect: B", "the wrong answer is B", "B? No.", "B (wrong)".
+
+    Words of an option refuse nothing: "B: No" gives the option "No".
+    """
+    own = {word for option in options.values() for word in _words(option)}
+    signs, said, next_sign = _beside(words[end : end + _REFUSAL_REACH])
+    no = {"no", "nope"} if {"?", "("} & {*signs} else set()  # "B - no, they are closed" gives a reason
+    refusals = _WRONG | no | {word for word in said if _denies(word) and next_sign != "("}  # "closed, not (a) open"
+    if refusals.issuperset(said[:1]) and said[1:] in ([], ["really"]) and said and next_sign != ":" and own.isdisjoint(said):
+        return True
+    front = words[max(0, start - _REFUSAL_REACH) : start][::-1]
+    signs, said, next_sign = _beside(front)
+    if not said and next_sign == ":":  # fillers, as in "incorrect: it is B"
+        signs, said, next_sign = _beside(front[front.index(":") :])
+    if not {*signs} <= {"(", ":"} or next_sign == ")" or not own.isdisjoint(said):
+        return False
+    denials = {word for word in said if _denies(word)} if ":" in signs else set()
+    wrong = _WRONG & {*said}
+    return bool(wrong) != bool(denials) and {*said} <= {*wrong, *denials, "options", "answers", "choices"}
+
+
+def _beside(words: Sequence[str]) -> tuple[list[str], list[str], str]:
+    """Return the signs with which the words begin, the clause behind them without fillers, and the sign behind the clause."""
+    signs = list(takewhile(lambda word: not word[0].isalnum(), words))
+    clause = _clause(words[len(signs) :])
+    return signs, [word for word in clause if word not in _FILLERS], next(iter(words[len(signs) + len(clause) :]), "")
+
+
+def _clause(words: Sequence[str]) -> list[str]:
+    """Return the words before the first sign or turn."""
+    return list(takewhile(lambda word: word[0].isalnum() and word not in _TURNS, words))
+
+
 # --- words
 def _texts(answer: str, options: Mapping[str, str]) -> set[str]:
     """Return the options whose words are in the answer. Longer options come first, and a shorter one may not use their words."""
     words = _words(answer)
+    whole = list(words)
     named = set()
     for letter, option in sorted(options.items(), key=lambda item: -len(_words(item[1]))):
         wanted = _words(option)
@@ -228,7 +274,8 @@ def _texts(answer: str, options: Mapping[str, str]) -> set[str]:
             if words[position : position + len(wanted)] != wanted:
                 position += 1
                 continue
-            if not _negated(words, position):
+            start = position - next((back for back in (1, 2) if whole[max(0, position - back)] == letter), 0)  # "(a) open", "a. open"
+            if not _negated(words, position) and not _refused(whole, start, position + len(wanted), options):
                 named.add(letter)
             words[position : position + len(wanted)] = ["\0"] * len(wanted)  # taken; as a sign, it also ends a negation's reach
     return named
@@ -237,7 +284,7 @@ def _texts(answer: str, options: Mapping[str, str]) -> set[str]:
 def _negated(words: Sequence[str], position: int, reach: int = _NEGATION_REACH) -> bool:
     """Return whether the words before `position` in its clause deny it: one of the last few, or a denied belief further in front."""
     before = reversed(words[max(0, position - _BELIEF_REACH) : position])
-    clause = list(takewhile(lambda word: word[0].isalnum() and word not in _TURNS, before))
+    clause = _clause(list(before))
     if any(_denies(word) for word in clause[:reach]) or clause[:1] == ["no"] or clause[:2] == ["longer", "no"]:
         return True
     for place, word in enumerate(clause):

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from encoders import build_encoder
 from mof.cli.app import build_app
-from mof.evals.layer_probe import STRENGTHS, _encoded, probe_layers, ridge, right_pairs
-from mof.evals.mmvp import read_mmvp
+from mof.evals.layer_probe import STRENGTHS, _encoded, _groups, probe_layers, ridge, right_pairs
+from mof.evals.mmvp import Question, read_mmvp
 
 
 def test_ridge_equals_the_normal_equations_with_the_best_strength() -> None:
@@ -87,6 +87,18 @@ def test_every_layer_of_an_encoder(tmp_path: Path) -> None:
         probe_layers("mini-dino", read_mmvp(tmp_path), cells=0)
     with pytest.raises(ValueError, match="none of the 1 pairs"):
         probe_layers("mini-dino", read_mmvp(tmp_path)[-2:])
+
+
+def test_a_pair_whose_answer_is_only_in_pairs_that_are_left_out_is_left_out_too() -> None:
+    def asked(number: int, *answers: str) -> list[Question]:
+        text = "(a) {} (b) {}".format(*answers)
+        return [Question(2 * number + k, "Which?", text, {"released": "ab"[k], "corrected": "ab"[k]}) for k in (0, 1)]
+
+    others = [*asked(1, "one", "two"), *asked(2, "one", "three"), *asked(3, "two", "four")]
+    with pytest.raises(ValueError, match="none of the 3 pairs"):
+        probe_layers("mini-dino", others)
+    whole = [*asked(4, "red", "blue"), *asked(5, "blue", "red")]
+    assert _groups([*others, *whole]) == {"all": [(whole[0], whole[1]), (whole[2], whole[3])]}
 
 
 @torch.no_grad()

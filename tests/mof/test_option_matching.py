@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mof.evals.option_matching import match_answer, match_letter, match_text, parse_options, yes_or_no
 
 OPEN = {"a": "Open", "b": "Closed"}
 YES = {"a": "Yes", "b": "No"}
+RIGHT = {"a": "Correct", "b": "Incorrect"}
 VISIBLE = {"a": "Visible", "b": "Not visible"}
 BUTTON = {"a": "OK/SELECT", "b": "OK"}
 HOW_MANY = {"a": "One", "b": "More than one"}
@@ -121,6 +122,13 @@ def test_any_text_parses_or_is_refused(text: str) -> None:
         ("One apple", HOW_MANY, None, "a", "a"),
         ("12", CLOCK, None, "a", "a"),
         ("closer to 1.", CLOCK, None, "b", "b"),
+        ("Closed is wrong", OPEN, None, None, None),
+        ("Closed? No.", OPEN, None, None, None),
+        ("Closed? No, open.", OPEN, None, "a", "a"),
+        ("Open - wrong. Closed - right", OPEN, None, "b", "b"),
+        ("B: No", YES, "b", "b", "b"),
+        ("B: Incorrect", RIGHT, "b", "b", "b"),
+        ("Incorrect: B", RIGHT, "b", "b", "b"),
         ("Upside-down", {"a": "Upright", "b": "Upside down"}, None, "b", "b"),
     ],
 )  # fmt: skip
@@ -139,12 +147,14 @@ wings, these touch.|B is the correct answer.|B is correct|The correct option is 
 |Answer: B. Open wings look different.|(b) Closed~~Option (a) does not fit the photo.|B) Closed|It's (b) Closed|Based on it, I would choose option (b).|must be B
 |It is B that fits|Option b shows the wings|B is my answer|Answer:~~**B**|The final answer is $\boxed{B}$.|The answer is B, not A.|{"answer": "B"}|B — they touch
 |<b>B</b>|<p>B</p>|<u>(b)</u>|Surely B|It has to be B.|The answer seems to be B|It looks like B|It appears to be (b).|I vote for B|The answer's B|ans: b
-|B best describes the wings"""  # noqa: RUF001
+|B best describes the wings|A? No, B.|Is it A? No. It is B.|B is not wrong|Not incorrect: B|A: wrong. B: right.|(A) incorrect (B) correct|B! Not A.|B, no doubt
+|The incorrect answer is A. The correct answer is B.|Incorrect: A. Correct: B|Correct answer: B; incorrect: A|B - no, they are not open|The statement is false: B"""  # noqa: RUF001
 GIVES_NONE = r"""A door|A man is standing|C|(c)|Option C|A or B|(a) or (b)|both|Neither A nor B|not B|It is not (b)|I don't think it is B|The answer is not B
 |B is wrong|B isn't right|B is not correct|Plan B|Vitamin B|Exhibit A|Type A blood|A-frame house|U.S.A.|at 5 a.m.|B.B. King|B movies are fun|I see a B-52|The
 answer is a door|choose a door|It's a bird|with a hat|The answer is A or B|The answer is A, B|A/B|A & B|A~B|a (red) door|A (red) door|an a la carte|I cannot
 answer. A door is there.|Both A and B|A bird, a tree and a house|such a view|the letter A is on the sign|A man's hat|Is it A or B?|A: no wait, B
-|A vs. B|B is unlikely|Anything but B|all but (b)|any letter except B|It looks like a door|<b>A</b> or <b>B</b>"""
+|A vs. B|B is unlikely|Anything but B|all but (b)|any letter except B|It looks like a door|<b>A</b> or <b>B</b>|B? No.|B? Not really.|B (no)|B, incorrect|B - wrong|B (incorrect)
+|(b) (wrong)|Incorrect: B|Wrong answer: B|Incorrect options: (b)|Not correct: B|The wrong option is B|The incorrect answer is B.|Incorrect: B (Closed)|(b) Closed is wrong|The wrong option is (b) Closed"""
 
 
 def spellings(text: str) -> list[str]:
@@ -200,6 +210,7 @@ def test_any_answer_is_matched_or_not_and_case_of_words_does_not_matter(options:
 
 
 @given(two_options, st.permutations("ab"))
+@example({"a": "0", "b": "answer"}, ["b", "a"])
 def test_two_letters_or_two_options_choose_none(options: dict[str, str], order: list[str]) -> None:
     first, second = order
     assert match_answer(f"({first}) or ({second})", options) is None
