@@ -117,6 +117,13 @@ class Encoder(nn.Module, ABC):
             f"  {count / 1e6:,.1f} M parameters, {'frozen' if self.frozen else 'trainable'}{place}"
         )
 
+    def _repr_html_(self) -> str:
+        from encoders.pages.notebook import notebook_table, shortened  # only notebooks need it
+
+        lines = [line.strip() for line in repr(self).splitlines()[-3:]]  # a name may have several lines
+        rows = zip(("tokens", "read", "weights"), lines, strict=True)
+        return notebook_table(f"{type(self).__name__} {shortened(self.name)}", rows)
+
     @property
     def image_size(self) -> int:
         """Return S, the side of the encoder's square input in pixels."""

@@ -267,9 +267,10 @@ class _Actors:
         try:
             while True:
                 self._take_on()
-                for actor in self._free():
-                    task = self._again.popleft() if self._again else None
-                    if task is None and more and len(order) < 2 * self._lanes * self._most:  # results wait for those before them
+                for actor, idle in self._free():
+                    task = self._again.popleft() if self._again and idle else None
+                    room = not self._again and len(order) < 2 * self._lanes * self._most  # results wait for those before them
+                    if task is None and more and room:
                         item = next(source, None)
                         more = item is not None
                         task = _Task(item) if more else None
@@ -293,13 +294,17 @@ class _Actors:
             actor = self._new()
             self._starting[actor.start.remote()] = actor
 
-    def _free(self) -> Iterator[Any]:
-        """Yield actors that can take a task, those with fewer tasks first."""
+    def _free(self) -> Iterator[tuple[Any, bool]]:
+        """Yield actors that can take a task, those with fewer tasks first, and whether they are idle.
+
+        A task that has cost a process gets an actor to itself, because its next process would die with all tasks that run beside it.
+        """
         self._begun = self._begun or len(self._actors) >= self._least
         for load in range(self._lanes if self._begun else 0):
             for actor in self._actors.copy():
-                if sum(busy is actor for busy, _ in self._running.values()) == load:
-                    yield actor
+                tasks = [task for busy, task in self._running.values() if busy is actor]
+                if len(tasks) == load and not any(task.deaths for task in tasks):
+                    yield actor, not tasks
 
     def _wait(self) -> None:
         """Wait until a start or a task ends, and note its outcome."""

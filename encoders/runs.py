@@ -6,10 +6,14 @@ import ctypes
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
 from glob import escape
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,6 +25,7 @@ from filelock import FileLock, Timeout
 from encoders.digests import DamagedError, open_json, seal_json
 
 TEMPORARY = ".tmp-"  # the beginning of the names of unfinished files
+DAY = 24 * 3600
 LOCKS = "*lock-[0-9][0-9][0-9][0-9]"  # earlier releases put no underscore before the name
 
 
@@ -42,11 +47,11 @@ def local_path(path: str | Path) -> Path:
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file under a temporary name, then rename it. A crash of process or machine leaves no broken file.
 
-    The temporary name ends like the file's own name, because a few writers choose the format by the suffix. It holds the number of the
-    process for `remove_leftovers`, and random digits: other users with access to the folder cannot put a link there in advance, and
-    machines that share the folder write different files.
+    The temporary name ends like the file's own name, because a few writers choose the format by the suffix. It holds the machine and the
+    number of the process for `remove_leftovers`, and random digits: other users with access to the folder cannot put a link there in
+    advance, and machines that share the folder write different files.
     """
-    temporary = path.with_name(f"{TEMPORARY}{os.getpid()}-{token_hex(8)}-{path.name}")
+    temporary = path.with_name(f"{TEMPORARY}{_machine()}-{os.getpid()}-{token_hex(8)}-{path.name}")
     try:
         write(temporary)
         _flush(temporary)  # otherwise a power cut could leave the name without the bytes
@@ -145,13 +150,29 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Delete the unfinished files that killed processes left of the file `path` and of files beside it with the same stem."""
+    """Delete the unfinished files that killed processes left of the file `path` and of files beside it with the same stem.
+
+    Whether a process on another machine lives is unknown here, so its file goes only after a day without a change.
+    """
     from psutil import pid_exists  # only commands that write single files need it
 
     for leftover in path.parent.glob(f"{TEMPORARY}*-{escape(path.stem)}.*"):
-        process = leftover.name.removeprefix(TEMPORARY).partition("-")[0]
-        if leftover.is_file() and not (process.isdecimal() and pid_exists(int(process))):
-            leftover.unlink(missing_ok=True)
+        machine, process, *_ = leftover.name.removeprefix(TEMPORARY).split("-")
+        with suppress(OSError):  # it is gone by now, or another user's
+            if machine == _machine() and process.isdecimal():
+                dead = not pid_exists(int(process))
+            else:
+                dead = time.time() - leftover.stat().st_mtime > DAY
+            if dead and leftover.is_file():
+                leftover.unlink()
+
+
+@cache
+def _machine() -> str:
+    """Return 8 hexadecimal digits for this machine, or for this container, which counts its processes by itself."""
+    processes = Path("/proc/self/ns/pid")  # of Linux
+    count = processes.stat().st_ino if processes.exists() else ""
+    return hashlib.sha256(f"{platform.node()} {count}".encode()).hexdigest()[:8]
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from encoders.digests import DamagedError, checks, damaged, file_digest
+from encoders.model_cards import CARD
 from encoders.runs import read_sealed, write_sealed
 
 DIGESTS = "digests.json"
@@ -80,7 +81,7 @@ def check_listed(file: Path, listing: Path, remedy: str) -> None:
 
 
 def _states(folder: Path) -> dict[str, tuple[int, int, int]]:
-    """Return inode, time and size of each file of a folder, which may be missing."""
+    """Return inode, time and size of each file of a folder, which may be missing. A model card is left out, because people edit it."""
     files = [entry for entry in os.scandir(folder) if entry.is_file()] if folder.is_dir() else []
-    states = {entry.name: entry.stat() for entry in files if entry.name != DIGESTS}
+    states = {entry.name: entry.stat() for entry in files if entry.name not in (DIGESTS, CARD)}
     return {name: (state.st_ino, state.st_mtime_ns, state.st_size) for name, state in states.items()}

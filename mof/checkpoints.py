@@ -15,12 +15,14 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from encoders import Encoder, build_encoder
+from encoders.model_cards import write_section
 from encoders.saved_folders import check_folder, recording
 from mof.adapter import build_mixer
 from mof.auto_map import OpenedByCode
 from mof.config import MoFConfig
 from mof.llava.weights import list_faults
 from mof.mixer import Mixer
+from mof.model_card import HEAD, model_facts
 from mof.quantization import language_model_only
 
 ENCODERS_PREFIX = "mixer.encoders."  # keys of the encoders' weights in a state dict
@@ -64,10 +66,23 @@ class StrictCheckpoints(OpenedByCode, PreTrainedModel):
     config_class = MoFConfig
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Save as transformers does, and record digests. The encoders' weights are saved only with `config.embed_encoders`."""
+        """Save as transformers does, record digests, and write the model's part of the model card, README.md.
+
+        The encoders' weights are saved only with `config.embed_encoders`.
+        """
         self._skip_referred_keys()
         with recording(save_directory):
             super().save_pretrained(save_directory, **kwargs)
+        if os.path.isdir(save_directory) and kwargs.get("is_main_process", True):
+            self._write_card(save_directory)
+
+    def _write_card(self, folder: str | os.PathLike[str]) -> None:
+        write_section(folder, "Model", model_facts(self), HEAD)
+
+    def _upload_modified_files(self, working_dir: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+        """Upload as transformers does, which has put the hub's card into the folder before."""
+        self._write_card(working_dir)
+        return super()._upload_modified_files(working_dir, *args, **kwargs)
 
     def _skip_referred_keys(self) -> None:
         """Make transformers leave out the keys of encoders to which the config only refers.

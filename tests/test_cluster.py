@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,7 @@ from support.tiny import TinyEncoder
 from support.tiny_llava import build_llava
 
 from encoders import FeatureStore, encode_images
-from encoders.cluster import Cluster, Parcel, file_number, grown, worked
+from encoders.cluster import Cluster, GivenUp, Parcel, _Actors, file_number, grown, worked
 from encoders.command_options import cluster_of
 
 
@@ -109,6 +111,66 @@ def test_a_model_that_has_run_works_in_another_process(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", load, str(tmp_path / "parcel")], check=True)
     sent = torch.load(tmp_path / "parcel.pt")
     assert len(sent) == len(expected) > 1 and all(torch.equal(a, b) for a, b in zip(sent, expected, strict=True))
+
+
+class StandInRay:
+    """Stands in for Ray on one node: an actor dies, with all that it works on, when it works on an item with a number of `killers`."""
+
+    class exceptions:
+        RayError = type("RayError", (Exception,), {})
+        RayTaskError = type("RayTaskError", (RayError,), {})
+
+    def __init__(self, killers: set[int], seed: int) -> None:
+        self.killers, self.random, self.running, self.dead = killers, random.Random(seed), dict[object, tuple[Any, Any]](), set[Any]()
+
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": {"CPU": 1}}]
+
+    def remote(self, **needs: Any) -> Any:
+        return lambda _: SimpleNamespace(remote=self._new)
+
+    def _new(self, *_: Any) -> Any:
+        method = SimpleNamespace(remote=partial(self._begin, object()))
+        return SimpleNamespace(start=method, work=method)
+
+    def _begin(self, actor: object, item: Any = ()) -> object:
+        reference = object()
+        self.running[reference] = actor, item
+        return reference
+
+    def wait(self, references: list[object], timeout: float) -> tuple[list[object], list[object]]:
+        if not references:
+            return [], []
+        actor, _ = self.running[self.random.choice(references)]
+        beside = [reference for reference in references if self.running[reference][0] == actor]
+        if any(self.killers.intersection(self.running[reference][1]) for reference in beside):
+            self.dead.add(actor)
+            return beside, []
+        return beside[:1], []
+
+    def get(self, reference: object) -> int:
+        actor, item = self.running.pop(reference)
+        if actor in self.dead:
+            raise self.exceptions.RayError("the actor died")
+        return sum(item)
+
+    def put(self, value: Any) -> Any:
+        return value
+
+    def kill(self, actor: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("actors", [1, 3])
+def test_work_beside_an_item_that_kills_is_not_given_up(actors: int) -> None:
+    """An actor with two lanes loses both of its items at a time."""
+    for seed in range(5):
+        killers = {7 + seed, 100, 101}
+        work = _Actors(StandInRay(killers, seed), lambda: sum, Cluster(most=actors), lanes=2)
+        parts = [part for _, parts in work.run(Numbers(range(start, start + 16)) for start in range(0, 128, 16)) for part in parts]
+        assert [number for part, _ in parts for number in part] == list(range(128))
+        assert {number for part, result in parts if isinstance(result, GivenUp) for number in part} == killers
+        assert sum(result for _, result in parts if not isinstance(result, GivenUp)) == sum(set(range(128)) - killers)
 
 
 # --- on two nodes ---

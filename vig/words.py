@@ -7,12 +7,13 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vig.scoring.scores import Score
+if TYPE_CHECKING:  # scores show their words in notebooks
+    from vig.scoring.scores import Score
 
 # Shapes: N = values, T = answer tokens of a record or of a turn, W = words of a turn.
 

@@ -23,6 +23,7 @@ Exit codes: 0 for success, 1 for a bug or a damaged file, 2 for refused input, 1
 --debug` shows the traceback. A command that was stopped goes on when it is called again.
 """
 OPTION = re.compile(r"(?<![\w`-])--[a-z][a-z-]*[a-z](?: [A-Z]{2,})?|\b[A-Z]+(?:_[A-Z]+)+(?:=\w+)?")
+WORD = re.compile(r"<code>([^<\s]{1,28}|--[^<]{1,26})</code>")
 RESULTS_FIRST = ("index.md", "noise.md", "clean-data.md", "photos.md")
 
 
@@ -48,6 +49,16 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the page of the commands."""
     files.append(File.generated(config, COMMANDS, content=commands_page()))
     return files
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Return a page whose lines do not break inside options or before "%". Code blocks stay as they are."""
+    parts = re.split(r"(<pre.*?</pre>)", html, flags=re.DOTALL)
+    return "".join(part if part.startswith("<pre") else _unbroken(part) for part in parts)
+
+
+def _unbroken(html: str) -> str:
+    return WORD.sub(r'<code class="word">\1</code>', re.sub(r"(?<=\d) %", "&nbsp;%", html))
 
 
 def commands_page() -> str:

@@ -7,10 +7,13 @@ The package lies in `encoders` because `mof` and `vig` both write pages, and `en
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from numpy.typing import NDArray
 
 from encoders.runs import write_whole
 
@@ -39,6 +42,11 @@ def data_uri(content: bytes, kind: str) -> str:
 def signed(value: float | None) -> str:
     """Return the number with three decimals and its sign (a minus as wide as a plus), or a dash for None."""
     return "\u2013" if value is None else f"{value:+.3f}".replace("-", "\u2212")
+
+
+def colour_scale(values: Sequence[float] | NDArray[np.floating]) -> float:
+    """Return the nats that get the full colour: 2 % of the values lie beyond."""
+    return max(0.1, round(float(np.quantile(np.abs(values), 0.98)), 1)) if len(values) else 0.1
 
 
 def _open(template: Path) -> Template:

@@ -97,7 +97,7 @@ def _loss(run: Run, answer: Answer) -> float | None:
     if answer.error is not None:
         return None
     if not answer.log_likelihoods or not answer.option_tokens:
-        raise ValueError(f"{run.answerer.name} gives no log-likelihoods of captions; a model in this process and plain decoding do")
+        raise ValueError(f"{run.answerer.name} gives no log-likelihoods of captions; these need a model in this process and plain decoding")
     return -answer.log_likelihoods[0] / max(answer.option_tokens[0], 1)
 
 

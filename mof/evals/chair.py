@@ -65,7 +65,7 @@ class CocoWords:
         lines = Path(synonyms).read_text(encoding="utf-8-sig").split("\n")
         rows = [[" ".join(entry.lower().split()) for entry in line.split(",") if entry.strip()] for line in lines if line.strip()]
         if not rows or not all(rows):
-            raise ValueError(f"{synonyms}: expected one line per class, of synonyms separated by commas")
+            raise ValueError(f"{synonyms}: expected a line for each class, with its synonyms separated by commas")
         self.object_of = {entry: row[0] for row in rows for entry in row}
         """Synonym -> class."""
         self._together = {entry: entry for entry in self.object_of if len(entry.split()) == 2} | {"home plate": "home plate"}
@@ -152,7 +152,9 @@ def photos(instances: Sequence[Path], folder: Path, count: int | None) -> dict[s
     files = {str(image["id"]): Path(inside(folder, image["file_name"])) for image in listed}
     present = {id: file for id, file in files.items() if file.is_file()}
     if not present or (count is not None and count > len(present)):
-        raise ValueError(f"{folder} holds {len(present)} of the {len(files)} photos that {instances[0]} lists; wanted {count or 'some'}")
+        raise ValueError(
+            f"{folder} holds {len(present)} of the {len(files)} photos that {instances[0]} lists; expected {count or 'at least 1'}"
+        )
     chosen = sorted(present) if count is None else random.Random(0).sample(sorted(present), count)
     return {id: present[id] for id in chosen}
 
@@ -225,7 +227,7 @@ def eval_chair(run: Run, words: CocoWords, objects: Mapping[str, set[str]], imag
             for caption, answer in zip(scored.captions, answers, strict=True)
         ]
         notes = [] if prompt is None else [f"asked with {prompt!r}; CHAIR prescribes no words"]
-        notes.append(f'plurals, spaces and double words of the synonyms file as in {__name__}; the released script does not count "a bus"')
+        notes.append(f'plurals, spaces and double words are found as {__name__} says; the released script does not count "a bus"')
         return rows, vars(scored) | {"captions": len(rows)}, notes
 
     seen = {id: sorted(names) for id, names in objects.items() if prompt is None or id in images}

@@ -29,7 +29,7 @@ def load_explainer() -> Callable[..., None]:
 
 
 def _load(group: str, asked: str) -> Callable[..., Any]:
-    """Return what the first entry point of a group names."""
+    """Return the object that the first entry point of a group names."""
     point = next(iter(entry_points(group=group)), None)
     if point is None:
         raise ValueError(f"{asked}: no installed package has this; install this one again: pip install -e .")

@@ -1,6 +1,6 @@
-"""The worth of each encoder of a mixture: a benchmark asked again with one encoder taken away, and with other pictures.
+"""The worth of each encoder of a mixture, measured by asking a benchmark again without the encoder, and with other pictures.
 
-The model is never trained again. Rates are those of arXiv 2507.03262: the conditional utilisation rate of an encoder is the
+The model is not trained again. The rates are defined in arXiv 2507.03262: the conditional utilisation rate of an encoder is the
 share of the score that is lost without it, and the information gap is the largest rate minus the smallest.
 """
 
@@ -31,12 +31,12 @@ from mof.mixer import Mixer
 # Shapes: M images, P positions of the mixer's grid, C = width of an encoder, B prompts, L tokens of the longest, R resamples.
 
 Replacement = Literal["mean", "zero", "mask"]
-"""The tokens of the encoder that is taken away become their mean over the benchmark's images, position by position; or zeros; or
-they are masked: the language model goes on as if they were not there."""
-MEAN_IMAGES = 64  # whose mean stands for an encoder
+"""The tokens of the removed encoder become their mean over the benchmark's images, position by position ("mean"), or zeros ("zero"),
+or the language model goes on as if they were not there ("mask")."""
+MEAN_IMAGES = 64  # over which an encoder's tokens are averaged
 
 Measurement = Callable[[Run], Row]
-"""Asks one benchmark: `lambda run: eval_mmvp(run, questions)`."""
+"""A function that asks a benchmark: `lambda run: eval_mmvp(run, questions)`."""
 
 
 class WithoutEncoder:
@@ -54,9 +54,11 @@ class WithoutEncoder:
         self._model, self._encoder, self._replacement = model, name, replacement
         self._mixer = mixer_of(model)
         if name not in self._mixer.encoders:
-            raise ValueError(f"the model has the encoders {', '.join(self._mixer.encoders)}, not {name!r}")
+            raise ValueError(f"the model has no encoder {name!r}; expected {' or '.join(self._mixer.encoders)}")
         if replacement == "mask" and name not in self._mixer.token_places:
-            raise ValueError(f"fusion {self._mixer.fusion!r} makes tokens of all encoders: {name!r} cannot be masked; use mean or zero")
+            raise ValueError(
+                f"fusion {self._mixer.fusion!r} joins all encoders in each token, so {name!r} cannot be masked; use mean or zero"
+            )
         self.name = f"{model.name} without {name}"
         self.settings = model.settings | {"without": name, "replacement": replacement}
         self._mean: Tensor | None = None
@@ -106,7 +108,7 @@ class Worth:
 
     score: float
     loss: Difference
-    """The whole model's score minus this, with the paired interval; the reverse for a measure that is better when lower."""
+    """The whole model's score minus `score`, with the paired interval; the reverse for a measure that is better when lower."""
     rate: float
     """The loss as a share of the whole model's score: the conditional utilisation rate. Not finite for a score of 0."""
     rate_interval: Interval
@@ -121,7 +123,7 @@ class EncoderWorth:
     measure: str
     """The title of the headline, with its unit."""
     scale: float
-    """The number by which scores are multiplied for this unit: 100 for a share that is told in %."""
+    """The factor from scores to this unit: 100 for a share that is shown in %."""
     score: float
     encoders: dict[str, Worth]
     pictures: dict[str, Worth]
@@ -150,7 +152,7 @@ def encoder_worth(
     Args:
         measurement: asks the benchmark: `lambda run: eval_mmvp(run, questions)`, or eval_pope, eval_chair or eval_captions.
         images: the benchmark's images, without repetition.
-        output: gets a folder of an evaluation for each of these, which `mof eval report` reads. A run that was cut off goes on.
+        output: gets the folder of an evaluation for each of these, which `mof eval report` reads. A run that was stopped goes on.
         run: the name, seed and progress bar of the runs.
 
     Raises:
@@ -184,7 +186,7 @@ def _worth(measure: str, whole: Outcome, other: Outcome) -> Worth:
 
 
 def _compared(whole: Figure, other: Figure, lower: bool) -> Worth:
-    """Return the worth of the thing that `other` lacks. `lower` means that a lower figure is better."""
+    """Return the worth of the encoder or image that `other` lacks. With `lower`, a lower figure is better."""
     loss = difference([other], [whole]) if lower else difference([whole], [other])
     assert isinstance(whole, Tally) and isinstance(other, Tally) and loss is not None  # the same questions
     with np.errstate(invalid="ignore", divide="ignore"):

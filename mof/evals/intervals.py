@@ -30,7 +30,7 @@ def share(counts: Counts) -> Counts:
 
 @dataclass(frozen=True)
 class Tally:
-    """A figure that is computed from counts summed over units. Units are drawn independently; questions about one photo are one unit."""
+    """A figure that is computed from counts summed over units. Units are drawn independently; all questions about a photo are a unit."""
 
     units: tuple[str, ...]
     """A description of each unit, different for different questions: tallies are compared only if all descriptions agree."""

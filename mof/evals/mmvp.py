@@ -1,4 +1,4 @@
-"""MMVP: pairs of photos that CLIP confuses, with one question each (arXiv 2401.06209, section 3).
+"""MMVP: pairs of photos that CLIP confuses, with a question for each pair (arXiv 2401.06209, section 3).
 
 A folder holds `Questions.csv` (index, Question, Options, Correct Answer) and `MMVP Images/{1..300}.jpg`. Rows 2k-1 and 2k are a
 pair: the same question about two photos, with different answers. Only pairs with two right answers count.
@@ -26,12 +26,12 @@ MEASURES = {
     "mmvp pairs": Measure(
         "MMVP", "right pairs, %", "pairs of photos with both questions right, by released labels: the headline", chance=0.25, compared=True
     ),
-    "mmvp questions": Measure("MMVP", "right questions, %", "single questions right; never to be compared with pairs", chance=0.5),
+    "mmvp questions": Measure("MMVP", "right questions, %", "single questions answered right; not comparable with pairs", chance=0.5),
     "mmvp pairs corrected": Measure(
         "MMVP", "right pairs, mended labels, %", "the same pairs with the four known wrong labels corrected", chance=0.25
     ),
     "mmvp likelihood pairs": Measure(
-        "MMVP", "right pairs by likelihood, %", "the likelier option counts in place of the generated answer", chance=0.25
+        "MMVP", "right pairs by likelihood, %", "the option with the higher likelihood counts in place of the generated answer", chance=0.25
     ),
     "mmvp judge pairs": Measure("MMVP", "right pairs by judge, %", "a language model says whether the answer is right", chance=0.25),
 }

@@ -1,6 +1,6 @@
-"""MMVP-VLM: which pairs of images does an image-text encoder tell apart (arXiv 2401.06209, section 2.3)?
+"""MMVP-VLM: the pairs of images that an image-text encoder tells apart (arXiv 2401.06209, section 2.3).
 
-A folder holds `Questions.csv` (Question ID, Type, Statement) and one image per row, `<image folder>/<Type>/<id>.jpg`. Rows come
+A folder holds `Questions.csv` (Question ID, Type, Statement) and an image for each row, `<image folder>/<Type>/<id>.jpg`. Rows come
 in pairs. Each of a pair's two statements is matched with the more similar of the pair's two images; the pair counts when both
 statements find their own image.
 """

@@ -1,4 +1,4 @@
-"""An answerer that is shown other pictures than a benchmark has: blurred, or swapped. It shows what answers owe to the images."""
+"""An answerer that sees other pictures than the benchmark's, blurred or swapped, to measure how much answers depend on the images."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ MEASURES = {key: measure for benchmark in BENCHMARKS.values() for key, measure i
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome(Measured):
-    """One run of one model on one benchmark."""
+    """The outcome of a model's run on a benchmark."""
 
     file: Path
     benchmark: str

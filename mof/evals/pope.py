@@ -21,8 +21,8 @@ from mof.evals.run import Run
 NAME = "pope"
 MEASURES = {
     "pope accuracy": Measure("POPE", "accuracy, %", "yes-or-no questions about objects; mean over the strategies", chance=0.5),
-    "pope f1": Measure("POPE", "F1, %", "of yes; mean over the strategies; always saying yes gives 66.7", compared=True),
-    "pope yes": Measure("POPE", "said yes, %", "half of the questions are to be answered with yes", ""),
+    "pope f1": Measure("POPE", "F1, %", "F1 of the answer yes, mean over the strategies; always saying yes gives 66.7", compared=True),
+    "pope yes": Measure("POPE", "said yes, %", "share of answers that say yes; yes is right for half of the questions", ""),
 }
 HEADLINE = "pope accuracy", "accuracy"
 STRATEGIES = ("random", "popular", "adversarial")

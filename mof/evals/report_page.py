@@ -1,4 +1,4 @@
-"""A report as one HTML file that needs nothing else, and as text."""
+"""The report as an HTML file that needs no other file, and as text."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _charts(report: Report) -> Iterator[tuple[str, Markup]]:
 
 
 def to_tables(report: Report) -> list[TextTable]:
-    """Return the table for a terminal or a text file, one part per benchmark: the whole table would be too wide to read."""
+    """Return the table for a terminal or a text file, with a part for each benchmark, as the whole table would be too wide."""
     tables = []
     for benchmark, keys in _by_benchmark(report).items():
         rows = {

@@ -36,7 +36,7 @@ def claimed_folder(folder: Path, **identity: Any) -> Iterator[None]:
         ValueError: if another process fills the folder, or if it holds answers or results of another evaluation (saying what differs).
     """
     remedy = (
-        "give a new --output (a copy of cache.jsonl in it keeps answers from being asked again); `mof eval report` reads finished results "
+        "give a new --output (with a copy of cache.jsonl in it, no answer is asked again); `mof eval report` reads finished results "
         "of older releases, too"
     )
     settings = RunFile(folder / "settings.json", "run of mof eval", FORMAT, remedy)
@@ -63,7 +63,7 @@ class Run:
     folder: Path
     answerer: Answerer
     cache: Path | None = None
-    """Another place for the cache, so that several runs share one."""
+    """Another place for the cache, so that several runs share it."""
     progress: bool = False
     name: str | None = None
     """The model's name in tables; by default the answerer's name."""

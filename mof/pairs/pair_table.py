@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,6 +56,8 @@ class BlindPairs:
     """N, the number of images that were compared"""
     total: int
     """Number of all blind pairs; these M were kept"""
+    files: Sequence[str | Path] | None = field(default=None, compare=False)
+    """[N], the images' files, which a notebook shows; see `with_files`"""
 
     def __len__(self) -> int:
         return len(self.i)
@@ -70,6 +72,24 @@ class BlindPairs:
         rows = [f"{i:>9} {j:>9} {clip:8.3f} {dino:8.3f} {clip - dino:8.3f}" for i, j, clip, dino in self[:5]]
         more = [f"{'...':>9}"] if len(self) > 5 else []
         return "\n".join([self.summary(), head, *rows, *more])
+
+    def _repr_html_(self) -> str:
+        from mof.pairs.pictures import pairs_html  # slow to import
+
+        def shown(image: int) -> str | Path:
+            return str(image) if self.files is None else Path(self.files[image])
+
+        pairs = (((shown(i), shown(j)), (clip, dino)) for i, j, clip, dino in self[:])
+        return pairs_html(self.summary(), pairs, len(self))
+
+    def with_files(self, files: Sequence[str | Path]) -> BlindPairs:
+        """Return these pairs with the files [N] of all images that were compared, so that a notebook shows the pictures.
+
+        Raises:
+            ValueError: for another number of files.
+        """
+        self._check_count(files)
+        return replace(self, files=files)
 
     @property
     def gap(self) -> NDArray[np.float32]:
@@ -99,11 +119,14 @@ class BlindPairs:
     def _columns(self, names: Sequence[str] | None) -> dict[str, NDArray[Any] | list[str]]:
         images: dict[str, NDArray[Any] | list[str]] = {}
         if names is not None:
-            if len(names) != self.images:
-                raise ValueError(f"{len(names)} names for {self.images} images: expected one for each row of the embeddings")
+            self._check_count(names)
             images = {"image_i": [names[i] for i in self.i], "image_j": [names[j] for j in self.j]}
         similarities = {"clip_similarity": self.clip_similarity, "dino_similarity": self.dino_similarity, "gap": self.gap}
         return {"i": self.i, "j": self.j, **images, **similarities}
+
+    def _check_count(self, names: Sequence[Any]) -> None:
+        if len(names) != self.images:
+            raise ValueError(f"{len(names)} names for {self.images} images: expected one for each row of the embeddings")
 
 
 @dataclass(frozen=True)
@@ -138,6 +161,13 @@ class PairTable:
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def _repr_html_(self) -> str:
+        from mof.pairs.pictures import pairs_html  # slow to import
+
+        rows = enumerate(self.pairs)
+        pairs = (((self.image(n, 0), self.image(n, 1)), (pair.clip_similarity, pair.dino_similarity)) for n, pair in rows)
+        return pairs_html(f"{len(self):,} pairs in {self.folder}", pairs, len(self))
 
     def image(self, number: int, side: int) -> Path:
         """Return the file of one image of a pair (side 0 or 1). A relative path starts from the working directory, or from the folder."""

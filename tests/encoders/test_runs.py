@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -113,14 +115,36 @@ def test_unfinished_files_of_killed_processes_go(tmp_path: Path) -> None:
     """A command that writes a single file deletes them before it begins, but not the file that a living process is writing."""
     output, other = tmp_path / "selected[1].json", tmp_path / ".tmp-1234abcd-other.json"
     other.write_text("of another file")
-    (tmp_path / ".tmp-0123456789abcdef-selected[1].card.json").write_text("of an earlier release")
+    there = {
+        tmp_path / f".tmp-{start}-selected[1].{end}"
+        for start in ("0123456789abcdef", "0123abcd-7-89abcdef")
+        for end in ("card.json", "json")
+    }
+    for path in there:
+        path.write_text("of an earlier release, or of another machine, where its process may live")
     code = f"from pathlib import Path; from encoders.runs import write_whole; write_whole(Path({str(output)!r}), lambda path: (path.write_text('['), print(path, flush=True), input()))"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
         unfinished = Path(writer.stdout.readline().removesuffix("\n"))
         write = starts_over(lambda output: write_json(output, []))
         write(output=output)
-        assert set(tmp_path.iterdir()) == {output, other, unfinished}
+        assert set(tmp_path.iterdir()) == {output, other, unfinished, *there}
         writer.kill()
         writer.wait()
+    for path in there:
+        os.utime(path, (0, time.time() - 2 * 24 * 3600))
     write(output=output)
     assert set(tmp_path.iterdir()) == {output, other}
+
+
+def test_a_leftover_that_may_not_be_deleted_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder such as /tmp, nobody may delete the files of others."""
+    leftover = tmp_path / ".tmp-0123abcd-7-89abcdef-a.json"
+    leftover.write_text("another user's")
+    os.utime(leftover, (0, 0))
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(1, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    starts_over(lambda output: write_json(output, []))(output=tmp_path / "a.json")
+    assert (tmp_path / "a.json").read_text() == "[]" and leftover.exists()

@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from encoders.runs import read_sealed
 from mof.cli.app import build_app
+from mof.evals.intervals import Difference
 from mof.evals.mmvp_vlm import MMVPVLMResult, PairResult
 from mof.evals.outcomes import MEASURES
 from mof.evals.patterns import PATTERNS
@@ -166,6 +167,15 @@ def test_the_page(tmp_path: Path, data: Path) -> None:
     assert table["strong"]["MMVP right pairs, % runs"] == "3" and table["my <clip>"]["MMVP right pairs, %"] == ""
     low, high = (float(table["weak & <old>"][f"MMVP right pairs, % {end}"]) for end in ("low", "high"))
     assert f"[{low:.1f}, {high:.1f}]" in weak_cells[3]
+
+
+def test_differences_stand_in_the_unit_of_their_measure(tmp_path: Path) -> None:
+    between = Difference(0.4, (-0.1, 0.9))
+    columns = {key: MEASURES[key] for key in ("caption vig", "mmvp pairs")}
+    differences = [(key, "a", "b", between) for key in columns]
+    write_html(Report([], columns, {}, differences, [], {}, {}, []), tmp_path / "r.html")
+    shown = [row[3:5] for row in Page(tmp_path / "r.html").tables[1][1:]]
+    assert shown == [[" +0.4", " [-0.1, +0.9]"], [" +40.0", " [-10.0, +90.0]"]]  # nats; points
 
 
 def test_150_pairs_make_7_points(tmp_path: Path) -> None:

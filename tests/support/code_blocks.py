@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^(?:<!-- only checked: ([^\n]+) -->\n)?```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 APP = build_app({"train": "vig.cli.train:train", "vig": "vig.cli.app:app"})
 LAUNCHERS = re.compile(r"torchrun --no-python --nproc_per_node \d+ |accelerate launch --config_file (\S+) ")
-SCRIPTS = ("recipes/", "benchmarks/", "docs/scripts/")
+SCRIPTS = ("recipes/", "benchmarks/", "docs/scripts/", "examples/")
 TOOLS = (["python", "-m", "pytest"], ["python", "-m", "build"], ["twine"], ["mkdocs"], ["pre-commit"], ["rm", "-rf", "dist"])
 
 

@@ -1,4 +1,4 @@
-"""A model's own answer to one question, plain and by a decoding method: what the image adds to each token, and where the model looks."""
+"""The explanation of a model's answers, by plain decoding and by a method: the help of the image to each token, and the attention to it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel, ProcessorMixin
 
-from encoders.pages import write_page
+from encoders.pages import colour_scale, write_page
 from encoders.pages.thumbnails import thumbnail_uri
 from mof.data.prompts import prompt_inputs, ready_for_prompts
 from mof.data.records import to_record
@@ -25,7 +25,7 @@ from vig.decoding import Decoding
 from vig.decoding.attention import EditedAttention, image_tokens, prompt_images
 from vig.decoding.contrasts import ICD, Contrast
 from vig.decoding.null_chats import Chat, images_of, text_of
-from vig.report.samples import THUMBNAIL, colour_scale
+from vig.report.samples import THUMBNAIL
 
 # Shapes: P tokens of the prompt, K keys, H heads, Y layers, T tokens of an image, N tokens of the answer, V the vocabulary.
 
@@ -63,35 +63,35 @@ class Answer:
     decoding: str
     tokens: list[AnswerToken]
     shares: list[float]
-    """The share of attention that goes to the tokens of each panel: means over answer tokens, layers and heads."""
+    """For each panel, the share of attention that goes to its tokens: means over answer tokens, layers and heads."""
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """The answers to one question."""
+    """The answers to a question, with the images that they look at."""
 
     question: str
     null: str
     """The name of the null image (`vig.nulls`)."""
     instruction: str
-    """Stands before the question of the null branch; mostly empty."""
+    """The text before the question of the null branch; empty for all methods but ICD."""
     answers: list[Answer]
     """The plain answer, then the method's."""
     panels: list[Panel]
-    """Empty for a model whose image tokens are no grid of the image, such as a model that cuts images into tiles."""
+    """Empty for a model whose image tokens form no grid over the image, as with tiles, or whose attention cannot be read."""
     even: float
-    """The share of a panel's tokens among all tokens of the prompt: attention that is spread evenly."""
+    """The share of attention that a panel would get if attention were even: its share of the prompt's tokens."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Recorded(Decoding):
-    """Decodes by a method, or plainly for None, and keeps the logits of both branches."""
+    """Decoding by a method, or plain decoding for None, that keeps the logits of both branches."""
 
     name: ClassVar[str] = "explanation"
     method: Decoding | None
     null: Contrast
     watch: bool
-    """Whether attention is to be seen where the method does not edit it."""
+    """True if attention is recorded where the method does not edit it."""
     kept: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """The logits [V] with the images and with null images, for each answer token."""
 
@@ -104,7 +104,7 @@ class _Recorded(Decoding):
         if edited is not None or not self.watch:
             return edited
         image = prompt_images(model, self.name, input_ids, model_kwargs)
-        starts = input_ids.new_full((len(input_ids),), input_ids.shape[1])  # of the prompt's attention nothing is kept
+        starts = input_ids.new_full((len(input_ids),), input_ids.shape[1])  # keeps nothing of the prompt's attention
         return None if image is None else EditedAttention(model, self.name, image, starts)
 
     def null_chat(self, chat: Chat) -> Chat:
@@ -128,7 +128,7 @@ def explain(
     Args:
         model: any image-text-to-text model of transformers; attention is shown where its language model can give it.
         chat: messages that end with a question, with at least one image.
-        method: a contrast brings its own null images; otherwise they are blurred copies of the images.
+        method: the decoding method of the second answer. A contrast has its own null images; other methods get blurred images.
 
     Raises:
         ValueError: for a conversation without images, and where the method refuses the model.
@@ -187,7 +187,7 @@ def _look(layers: Sequence[Tensor | None], place: Tensor) -> Tensor:
 
 
 def _texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """Return the text that each token adds. Where several tokens make one character, the last has it."""
+    """Return the text that each token adds. A character of several tokens belongs to the last of them."""
     texts, shown = [], ""
     for end in range(1, len(ids) + 1):
         text = tokenizer.decode(ids[:end])
@@ -198,7 +198,7 @@ def _texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 
 
 def _panels(model: Any, inputs: Mapping[str, Any], images: Sequence[Image.Image]) -> tuple[list[Tensor], list[Panel]]:
-    """Return a panel for each image and encoder, and the places of its tokens in the prompt; none where they are no grid of an image."""
+    """Return a panel for each image and encoder, and the places of its tokens in the prompt; none where tokens form no grid."""
     marked = image_tokens(model, inputs["input_ids"])
     pixels = inputs.get("pixel_values")
     if marked is None or pixels is None or pixels.ndim != 4 or len(pixels) != len(images):
@@ -247,7 +247,7 @@ def write_explanation(
     model_name: str,
     max_new_tokens: int = 128,
 ) -> None:
-    """Explain the answer to one conversation (`explain`), and write one HTML file that needs no other. ValueError as `explain`."""
+    """Explain the answer to a conversation (`explain`), and write an HTML file that needs no other file. ValueError as `explain`."""
     explanation = explain(model, processor, chat, method, max_new_tokens)
     scale = colour_scale([token.contrast for answer in explanation.answers for token in answer.tokens])
     template = Path(__file__).with_name("explanation.html.jinja")

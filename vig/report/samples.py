@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import PurePath
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from encoders.pages.thumbnails import thumbnail_uri
@@ -144,8 +142,3 @@ def _turns(questions: list[str], answers: list[list[Token]]) -> list[Turn]:
     if len(answers) == 1 and len(questions) > 1:
         questions = ["\n".join(questions)]
     return [Turn(question or "", answer or []) for question, answer in zip_longest(questions, answers)]
-
-
-def colour_scale(values: Sequence[float] | NDArray[np.floating]) -> float:
-    """Return the nats that get the full colour: 2 % of the tokens lie beyond."""
-    return max(0.1, round(float(np.quantile(np.abs(values), 0.98)), 1)) if len(values) else 0.1

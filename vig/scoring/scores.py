@@ -126,6 +126,11 @@ class Score:
         losses = f"loss {self.loss:.3f} with the image, {self.null_loss:.3f} with the null image"
         return f"Score of record {self.id!r}: VIG {self.vig:.3f} nats; {losses}; {len(self.token_vig)} answer tokens"
 
+    def _repr_html_(self) -> str:
+        from vig.notebook import scores_html  # only notebooks need it
+
+        return scores_html("", [self], self.token_vig)
+
 
 @dataclass(frozen=True)
 class Part:
@@ -199,6 +204,13 @@ class Scores(Sequence[Score]):
             low, middle, high = np.quantile(self.vig, [0, 0.5, 1])
             lines.append(f"  VIG in nats: mean {self.vig.mean():.3f}, median {middle:.3f}, from {low:.3f} to {high:.3f}")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        from vig.notebook import SHOWN, scores_html  # only notebooks need it
+
+        order = np.argsort(-self.vig, kind="stable").tolist()
+        places = order if len(order) <= 2 * SHOWN else order[:SHOWN] + order[-SHOWN:]
+        return scores_html(repr(self), self.at(places), self.token_vig)
 
     @property
     def ids(self) -> list[str]:

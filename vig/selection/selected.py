@@ -77,6 +77,11 @@ class Selection:
         lines = [f"Selection from {len(self.scores):,} scored records", *str(self.summary()).splitlines()]
         return "\n".join(lines if len(lines) <= 10 else [*lines[:9], f"  and {len(lines) - 9} more sources; summary() shows all"])
 
+    def _repr_html_(self) -> str:
+        from vig.notebook import selection_html  # only notebooks need it
+
+        return selection_html(self.summary())
+
     @cached_property
     def source_codes(self) -> tuple[list[str], NDArray[np.int64]]:
         """Return the sources, and [N] the index of each record's source among them; see the function of this name."""
