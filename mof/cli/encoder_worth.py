@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -136,6 +137,6 @@ def _table(title: str, scale: float, name: str, score: float, others: dict[str, 
             f"{scale * worth.loss.value:.{digits}f}",
             f"[{scale * losses[0]:.{digits}f},{scale * losses[1]:.{digits}f}]",
             f"{worth.rate:.2f}",
-            f"[{rates[0]:.2f},{rates[1]:.2f}]",
+            "-" if math.isnan(rates[0]) else f"[{rates[0]:.2f},{rates[1]:.2f}]",  # rich reads "[nan,nan]" as a tag
         ]
     return TextTable(title, ("score", "lost", "95 %", "utilisation rate", "95 %"), rows)

@@ -19,15 +19,18 @@ from encoders.images.reading import blur
 from encoders.runs import read_sealed_lines
 from mof import ConcatMoF, MoFForConditionalGeneration, MoFProcessor
 from mof.cli.app import build_app
+from mof.cli.encoder_worth import worth_tables
 from mof.evals.answerers import LocalModel
 from mof.evals.answering import Answer, Prompt
 from mof.evals.captions import eval_captions, read_captions
-from mof.evals.encoder_worth import Replacement, WithoutEncoder, encoder_worth
+from mof.evals.encoder_worth import EncoderWorth, Replacement, WithoutEncoder, Worth, encoder_worth
+from mof.evals.intervals import Difference
 from mof.evals.mmvp import eval_mmvp, read_mmvp
 from mof.evals.other_pictures import OtherPictures
 from mof.evals.outcomes import read_outcome
 from mof.evals.pope import PopeQuestion, eval_pope
 from mof.evals.run import Run
+from mof.evals.text_tables import TextTable
 from mof.miniature.benchmarks import write_benchmarks
 
 OPTIONS = ("(a)", "(b) or longer")
@@ -297,3 +300,9 @@ def test_the_command(
     assert sorted(folder.name for folder in (tmp_path / "out").iterdir()) == ["all", "blurred", "swapped", "without-a", "without-b"]
     refused = CliRunner().invoke(build_app({}), [*common, "--pope", str(tmp_path)])
     assert refused.exit_code != 0 and "--images" in refused.output + str(refused.exception)
+
+
+def test_a_score_of_nothing_has_no_interval_of_its_rate() -> None:
+    nothing = Worth(0.0, Difference(0.0, (0.0, 0.0)), float("nan"), (float("nan"), float("nan")))
+    table, _ = worth_tables(EncoderWorth("pairs, %", 100, 0.0, {"a": nothing, "b": nothing}, {}, {}), "tiny")
+    assert isinstance(table, TextTable) and table.rows["without a"] == ["0.0", "0.0", "[0.0,0.0]", "nan", "-"]
