@@ -21,9 +21,10 @@ class ImageGenerationMixin(GenerationMixin):
     """ImageGenerationMixin is the part of `MoFForConditionalGeneration` that prepares the steps of `generate`."""
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Write tokens as in transformers. A cache may be given as `cache`, also before transformers 5.24, which has other names for it."""
-        if "cache" in kwargs and self.cache_name and not self._recurrent:  # transformers must not see a recurrent state
-            kwargs[self.cache_name] = kwargs.pop("cache")
+        """Write tokens as in transformers. A cache may be given under its name before transformers 5.24, and under its name since."""
+        for name in CACHE_NAMES:
+            if name in kwargs and self.cache_name and not self._recurrent:  # transformers must not see a recurrent state
+                kwargs[self.cache_name] = kwargs.pop(name)
         return super().generate(*args, **kwargs)
 
     def prepare_inputs_for_generation(

@@ -27,7 +27,7 @@ MISSING = {
     "laion-clip-convnext-xxl": ["open_clip_pytorch_model.bin", "laion/CLIP-convnext_xxlarge-laion2B-s34B-b82K-augreg-soup"],
     "mocov3-vit-s16": ["https://dl.fbaipublicfiles.com/moco-v3/vit-s-300ep/vit-s-300ep.pth.tar"],
     "torch_hub:dinov2_vits14": ["https://dl.fbaipublicfiles.com/dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth"],
-    "hf:facebook/dinov2-large": ["config.json or preprocessor_config.json of facebook/dinov2-large"],
+    "hf:facebook/dinov2-large": ["cannot get config.json of facebook/dinov2-large"],
     "open_clip:hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K": ["open_clip_config.json", "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"],
 }
 

@@ -24,7 +24,7 @@ from encoders import ImageError
 from encoders.runs import read_sealed, read_sealed_lines
 from mof import MoFForConditionalGeneration, MoFProcessor
 from mof.cli.app import build_app
-from mof.cli.eval import _photos
+from mof.evals.chair import photos
 from mof.evals.pope import PopeQuestion, eval_pope
 
 PAIRS = 12
@@ -388,6 +388,6 @@ def test_photos_stay_inside_their_folder(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "instances.json").write_text(json.dumps({"annotations": [], "images": [{"id": 1, "file_name": "../secret.jpg"}]}))
     with pytest.raises(ImageError, match=r"'\.\./secret\.jpg'"):
-        _photos([tmp_path / "instances.json"], tmp_path / "photos", None)
+        photos([tmp_path / "instances.json"], tmp_path / "photos", None)
     with pytest.raises(ImageError, match="'/etc/hostname'"):
         eval_pope(None, [PopeQuestion("random/1", "random", "/etc/hostname", "Is there a dog?", True)], tmp_path / "photos")

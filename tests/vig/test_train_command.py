@@ -528,7 +528,7 @@ def test_select_refuses_records_that_were_not_scored(folder, tmp_path) -> None:
     ("option", "told"),
     [
         ("report_to=wandb", ["report_to=wandb", "not installed"]),
-        ("optim=adamw_bnb_8bit", ["not installed", "bitsandbytes"]),
+        ("optim=galore_adamw", ["not installed", "galore"]),
         ("use_liger_kernel=true", ["not installed", "liger"]),
         ("group_by_length=true", ["train_sampling_strategy=group_by_length"]),
     ],
