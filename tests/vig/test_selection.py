@@ -106,6 +106,19 @@ def test_random_control_is_random() -> None:
     assert middle == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("level", ["both", "samples", "tokens"])
+def test_random_control_does_not_depend_on_the_order_of_the_scores(level) -> None:
+    """Batches of another size, or a run that was stopped and went on, write the scores in another order."""
+    rng = np.random.default_rng(0)
+    scores = make_scores([rng.normal(size=rng.integers(1, 9)).tolist() for _ in range(40)])
+    other = Scores([scores[place] for place in rng.permutation(40)], scores.manifest)
+    masks = []
+    for order in (scores, other):
+        drawn = random_selection(order, select(order, 0.5), 3, level).token_masks
+        masks.append({id: drawn[id].tolist() for id in drawn})
+    assert other.ids != scores.ids and masks[0] == masks[1]
+
+
 def test_refused() -> None:
     with pytest.raises(ValueError, match="no scores"):
         select(make_scores([]))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vig.scoring.scores import Scores
@@ -20,7 +22,8 @@ def random_selection(scores: Scores, like: Selection, seed: int = 0, level: Leve
     """Make the control for `like`: exactly as many supervised tokens, drawn at random.
 
     End-of-turn tokens are drawn first, as far as the number of tokens allows. So the control differs in the words that it
-    supervises, but it learns to stop like the selection.
+    supervises, but it learns to stop like the selection. A seed draws the same tokens in whatever order the records were scored: the
+    order depends on the size of the batches, and on whether scoring was stopped and went on.
 
     Args:
         level: "both" draws as many samples as `like` has, and tokens in them. If these samples have too few tokens, the shortest
@@ -36,16 +39,17 @@ def random_selection(scores: Scores, like: Selection, seed: int = 0, level: Leve
     if level not in ("both", "samples", "tokens"):
         raise ValueError(f"level is 'both', 'samples' or 'tokens'; got {level!r}")
     rng = np.random.default_rng(seed)
-    order = rng.permutation(len(scores))  # [N]
+    by_id = pc.array_sort_indices(pa.array(scores.ids, pa.string())).to_numpy()  # [N]
+    order = by_id[rng.permutation(len(scores))]  # [N]
     lengths, budget = np.diff(scores.bounds), like.summary().tokens_kept
     if level == "both":
-        order = np.sort(_exchanged(order, lengths, len(like.token_masks), budget))
+        order = _exchanged(order, lengths, len(like.token_masks), budget)
     elif level == "samples":
         order = _until(order, lengths, budget)
-    else:
-        order = np.arange(len(scores))
     drawn = np.zeros(len(scores), bool)  # [N]
     drawn[order] = True
+    if level != "samples":
+        order = by_id[drawn[by_id]]
     places = scores.tokens_of(order)  # [A]
     is_end = np.zeros(len(scores.token_vig), bool)
     is_end[scores.turn_ends] = True
