@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import json
 
 import pytest
 import torch
@@ -113,21 +114,20 @@ def test_evaluation_loss_is_the_mean_over_all_tokens_in_any_batches(
 
 
 TWO_PROCESSES = """
-import sys, torch
+import json, sys, torch
 from pathlib import Path
-from support import launch
 from support.one_step import arguments
-from support.tiny_llava import build_records
-from support.tiny_llava import build_llava, build_records
+from support.tiny_llava import build_llava
 from vig import SelectiveTrainer
 torch.set_num_threads(1)
 out, images = Path(sys.argv[1]), Path(sys.argv[2])
+records = json.loads((out / "records.json").read_text())
 model, processor = build_llava()
 losses = []
 for size, count, padding_free in ((1, 3, False), (2, 5, False), (2, 5, True), (4, 5, False)):
     args = arguments(out, per_device_eval_batch_size=size)
     options = {"processing_class": processor, "image_folder": images, "padding_free": padding_free}
-    trainer = SelectiveTrainer(model, args, eval_dataset=build_records(images, count), **options)
+    trainer = SelectiveTrainer(model, args, eval_dataset=records[:count], **options)
     losses.append(trainer.evaluate()["eval_loss"])
 (out / f"losses-{args.process_index}").write_text(repr(losses))
 torch.distributed.barrier()
@@ -141,10 +141,12 @@ def test_evaluation_loss_on_two_processes(llava, tmp_path) -> None:
     """The last batches are filled up with records of the first, which count once."""
     model, processor = llava
     images = tmp_path / "images"
+    records = build_records(images, 5)
+    (tmp_path / "records.json").write_text(json.dumps(records))  # the processes write no images, so none is read half written
     expected = {}
     for count in (3, 5):
         trainer = SelectiveTrainer(model, arguments(tmp_path), processing_class=processor, image_folder=images)
-        expected[count] = trainer.evaluate(build_records(images, count))["eval_loss"]
+        expected[count] = trainer.evaluate(records[:count])["eval_loss"]
     launch.run(TWO_PROCESSES, tmp_path, images, count=2)
     for rank in (0, 1):
         losses = ast.literal_eval((tmp_path / f"losses-{rank}").read_text())
