@@ -1,4 +1,4 @@
-"""Published figures from the MMVP paper (arXiv 2401.06209) and the VIG paper (arXiv 2602.17186), to compare results with."""
+"""Results are compared with these figures from the MMVP paper (arXiv 2401.06209) and the VIG paper (arXiv 2602.17186)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server of the annotation page, for the browser of the person who started it and for nobody else.
+"""The server of the annotation page answers the browser of the person who started it, and nobody else.
 
     GET  /?token=TOKEN              the page, and the token as a cookie, which every other request needs
     GET  /api/progress              counts, the patterns, the first pair to do
@@ -68,7 +68,7 @@ REFUSALS = {
 
 
 class Session:
-    """The pairs of a folder with their annotations, as the page shows and saves them.
+    """A session shows and saves the pairs of a folder with their annotations.
 
     Args:
         folder, ticked: as `AnnotatedPairs` takes them.
@@ -105,7 +105,7 @@ class Session:
 
 
 class Connection(H11Protocol):
-    """A connection that is closed when a client sends nothing for SILENCE seconds. Uvicorn would wait for the rest of a header forever.
+    """A connection is closed when a client sends nothing for SILENCE seconds. Uvicorn would wait for the rest of a header forever.
 
     Beyond CONNECTIONS, the connection that has waited longest for a request is closed.
     """
@@ -130,7 +130,7 @@ class Connection(H11Protocol):
 
 
 class AnnotationServer:
-    """A server of one folder, which runs until Ctrl-C or `shutdown`.
+    """AnnotationServer serves a folder until Ctrl-C or `shutdown`.
 
     Args:
         folder: a folder that `mof blind-pairs` wrote.
@@ -157,7 +157,7 @@ class AnnotationServer:
 
     @property
     def url(self) -> str:
-        """The address of the page, with the token."""
+        """Return the address of the page, with the token."""
         return f"http://{ADDRESS}:{self.address[1]}/?token={self.token}"
 
     def serve_forever(self) -> None:
