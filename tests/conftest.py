@@ -17,6 +17,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,17 @@ from mof import MoFForConditionalGeneration, MoFProcessor
 
 settings.register_profile("unhurried", deadline=None)  # the first example of a test may import torch
 settings.load_profile("unhurried")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let `--dist loadfile` keep our order. By default, files with few tests come last, and a long one among them leaves a core idle."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files with the most slow tests first."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(autouse=True)
