@@ -2,8 +2,8 @@
 
 A comment before a block says that it is only checked, and why: `<!-- only checked: needs eight GPUs -->`. Then its options, arguments,
 imports and files must exist. Blocks of `docs/results/` are commands of studies and measurements, and are always only checked. Three things are never done: `pip install` only has to name extras that exist (`.ci/run` installs for real),
-`python -m pytest` is not run inside itself, and the main recipe runs with --quick and only its last row, which goes through all stages
-(`.ci/run` runs all rows). Everything runs in the test's process, since starting Python takes most of the time of most commands.
+`python -m pytest` is not run inside itself, and recipes do less: the main recipe runs with --quick and only its last row, which goes through
+all stages (`.ci/run` runs all rows), and few benchmarks are drawn. Everything runs in the test's process, since starting Python takes most of the time of most commands.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ BLOCK = re.compile(r"^(?:<!-- only checked: ([^\n]+) -->\n)?```(\w+)\n(.*?)^```$
 APP = build_app({"train": "vig.cli.train:train", "vig": "vig.cli.app:app"})
 LAUNCHERS = re.compile(r"torchrun --no-python --nproc_per_node \d+ |accelerate launch --config_file (\S+) ")
 SCRIPTS = ("recipes/", "benchmarks/", "docs/scripts/", "examples/")
+LESS = {"train_llava_mof_vig.py": ["--quick", "--rows", "interleaved+vig"], "draw_benchmarks.py": ["--pairs", "2", "--scenes", "10"]}
+"""Recipe -> options with which it runs in a test."""
 TOOLS = (["python", "-m", "pytest"], ["python", "-m", "build"], ["twine"], ["mkdocs"], ["pre-commit"], ["rm", "-rf", "dist"])
 
 
@@ -118,8 +120,8 @@ def _run_script(words: list[str], only_check: bool, patch: pytest.MonkeyPatch) -
     if only_check:
         return
     assert words[0].startswith("recipes/"), f"only recipes run in a test: {words[0]}"
-    quick = words[0].endswith("train_llava_mof_vig.py") and "--dry-run" not in words
-    patch.setattr("sys.argv", [*words, *(["--quick", "--rows", "interleaved+vig"] if quick else [])])
+    less = [] if "--dry-run" in words else LESS.get(Path(words[0]).name, [])
+    patch.setattr("sys.argv", [*words, *less])
     importlib.import_module(Path(words[0]).stem).main()
 
 
