@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from support.launch import kill, run, start
+from support.launch import FRESH, kill, run, start
 from support.tiny import build_llm, build_tokenizer
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -128,7 +128,7 @@ def test_a_process_that_never_imported_us(folder: Path) -> None:
     """Both pipelines answer, and the folders that such a process saves are the same again."""
     again = folder.parent / "again"
     code = PIPELINES.format(folder=str(folder), image=str(folder.parent / "noise.png"), again=str(again), length=LENGTH)
-    (printed,) = run(code)
+    (printed,) = run(code, by=FRESH)
     assert json.loads(printed.splitlines()[-1]) == [answer(folder, chat(folder))] * 2
     assert sorted(path.name for path in again.iterdir()) == sorted(path.name for path in folder.iterdir())
     for name in ("config.json", "processor_config.json", CODE.name):
@@ -145,12 +145,12 @@ def address(folder: Path) -> Iterator[str]:
     main = "from mof.cli.app import main; main()"
     (server,) = start(main, "serve", folder, "--port", port, "--device", "cpu")
     try:
-        while server.poll() is None:
+        while server.exitcode is None:
             with socket.socket() as probe:
                 if probe.connect_ex(("localhost", port)) == 0:
                     break
             time.sleep(0.2)
-        assert server.poll() is None
+        assert server.exitcode is None
         yield f"http://localhost:{port}/v1"
     finally:
         kill([server])

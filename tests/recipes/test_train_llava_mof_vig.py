@@ -3,9 +3,7 @@
 import contextlib
 import io
 import json
-import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -15,6 +13,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from support import launch
 from typer.testing import CliRunner
 
 import train_llava_mof_vig
@@ -29,14 +28,6 @@ PHOTOS = ROOT / "recipes/configs/smollm2_photos.yaml"
 COLUMNS = {
     "name", "pair_accuracy", "question_accuracy", "by_pattern", "visual_tokens", "active_tokens", "seconds", "seed"
 }  # fmt: skip
-
-
-def command(*arguments):
-    return [sys.executable, str(RECIPE), *map(str, arguments)]
-
-
-def environment():
-    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def run(*arguments):
@@ -124,14 +115,13 @@ def test_stage_2_with_a_language_model_in_4_bits(config, tmp_path):
 @pytest.mark.multiprocess
 def test_a_run_killed_in_the_middle_of_a_stage_resumes_to_the_same_result(config, finished, tmp_path):
     folder, row = tmp_path / "killed", "interleaved+vig"
-    arguments = command("--config", config, "--output", folder, "--rows", row)
-    process = subprocess.Popen(arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    code = "import train_llava_mof_vig; train_llava_mof_vig.main()"
+    (process,) = processes = launch.start(code, "--config", config, "--output", folder, "--rows", row)
     middle = folder / f"seed-0/finetune-{row}/checkpoints"
     while not (middle.is_dir() and list(middle.glob("checkpoint-*/trainer_state.json"))):
-        assert process.poll() is None, "the run ended before it could be killed"
+        assert process.exitcode is None, launch.kill(processes)
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    launch.kill(processes)
     assert not (folder / f"seed-0/finetune-{row}/stage.json").exists()
     (middle / "checkpoint-9999").mkdir()  # as a kill in the middle of writing leaves it
     (middle / "checkpoint-9999/model.safetensors").write_bytes(b"half")
@@ -167,8 +157,8 @@ def test_fusions_share_features_and_say_what_each_encoder_is_worth(config, tmp_p
 @pytest.mark.slow
 def test_a_wrong_path_is_one_line_and_leaves_no_folder(tmp_path):
     """As a user starts it, under an option's former spelling."""
-    arguments = command("--config", PHOTOS, "--output_dir", tmp_path / "run", "--data_dir", tmp_path / "nowhere")
-    refused = subprocess.run(arguments, capture_output=True, text=True, env=environment())
+    arguments = [sys.executable, RECIPE, "--config", PHOTOS, "--output_dir", tmp_path / "run", "--data_dir", tmp_path / "nowhere"]
+    refused = subprocess.run(arguments, capture_output=True, text=True, env=launch.environment())
     assert refused.returncode and "nowhere" in refused.stderr and "Traceback" not in refused.stderr
     assert not (tmp_path / "run").exists()
 

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 from torch.distributed import TCPStore
 
 ROOT = Path(__file__).resolve().parents[2]
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["mof.cli.app", "mof.model", "vig.cli.train", "vig.scoring.run", "vig.training.trainer"])
+"""Starts a process as a copy of one that has imported all this already, which takes seconds."""
+FRESH = multiprocessing.get_context("spawn")
+"""Starts a new Python, which has imported nothing of ours."""
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -22,9 +31,8 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **more}
 
 
-def start(script: str, *arguments: object, count: int = 1) -> list[subprocess.Popen[str]]:
+def start(script: str, *arguments: object, count: int = 1, by: BaseContext = SERVER) -> list[BaseProcess]:
     """`count` processes that run the Python code and find each other by torchrun's variables. torchrun itself would take seconds."""
-    command = [sys.executable, "-c", script, *map(str, arguments)]
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) if count > 1 else None
     processes = []
     for rank in range(count):
@@ -32,30 +40,41 @@ def start(script: str, *arguments: object, count: int = 1) -> list[subprocess.Po
         if store is not None:  # it lives here, so that no process has to outlive the others
             variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True}
         given = {name: str(value) for name, value in variables.items()} if count > 1 else {}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        processes.append(subprocess.Popen(command, env=environment(**given), **pipes))
-        processes[-1].store = store
+        printed = [NamedTemporaryFile("r") for _ in ("output", "errors")]  # noqa: SIM115  removed with the process
+        files = [file.name for file in printed]
+        processes.append(by.Process(target=_execute, args=(script, [*map(str, arguments)], environment(**given), files)))
+        processes[-1].start()
+        processes[-1].printed, processes[-1].store = printed, store
     return processes
 
 
-def run(script: str, *arguments: object, count: int = 1) -> list[str]:
+def _execute(script: str, arguments: list[str], variables: dict[str, str], files: list[str]) -> None:
+    for descriptor, file in enumerate(files, start=1):
+        os.dup2(os.open(file, os.O_WRONLY), descriptor)
+    os.environ.clear()
+    os.environ.update(variables)
+    sys.argv = ["-c", *arguments]
+    exec(script, {"__name__": "__main__"})
+
+
+def run(script: str, *arguments: object, count: int = 1, by: BaseContext = SERVER) -> list[str]:
     """What each process printed. All must end well within fifteen minutes, also on a busy machine."""
-    processes = start(script, *arguments, count=count)
+    processes = start(script, *arguments, count=count, by=by)
     try:
-        with ThreadPoolExecutor(count) as threads:  # at once, or a process whose pipe is full would keep the others waiting
-            said = list(threads.map(lambda process: process.communicate(timeout=900), processes))
-        for process, (_, error) in zip(processes, said, strict=True):
-            assert process.returncode == 0, error
+        while running := [process.sentinel for process in processes if process.exitcode is None]:
+            assert wait(running, timeout=900), "a process is still running"
+            assert all(process.exitcode in (None, 0) for process in processes), kill(processes)
     finally:
         kill(processes)
-    return [out for out, _ in said]
+    return [process.printed[0].read() for process in processes]
 
 
-def kill(processes: list[subprocess.Popen[str]]) -> list[str]:
+def kill(processes: list[BaseProcess]) -> list[str]:
     """End the processes at once; what they said on standard error."""
     for process in processes:
         process.kill()
-    return [process.communicate()[1] if process.stderr and not process.stderr.closed else "" for process in processes]
+        process.join()
+    return [process.printed[1].read() for process in processes]
 
 
 def held_after(calls: int, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,6 +17,6 @@ print(*(name for name in sorted(sys.modules) if name.split(".")[0] == "mof"))
 
 @pytest.mark.slow
 def test_vig_loads_of_mof_only_the_way_from_records_to_batches() -> None:
-    (loaded,) = launch.run(SCRIPT)
+    (loaded,) = launch.run(SCRIPT, by=launch.FRESH)
     assert "mof.data.collator" in loaded.split()
     assert all(name == "mof" or name.startswith("mof.data") for name in loaded.split()), loaded

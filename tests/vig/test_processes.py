@@ -73,12 +73,12 @@ def start_and_kill(folder: Path, batches: int, shards: int, *, all_of_them: bool
     """Kill one of two processes or all, once there are so many shards; each stops after so many batches. The ids that are then saved."""
     processes = launch.start(SCRIPT, folder, batches, count=2)
     while len(list((folder / "scores").glob("shard-*.parquet"))) < shards:
-        assert all(process.poll() is None for process in processes), launch.kill(processes)
+        assert all(process.exitcode is None for process in processes), launch.kill(processes)
         time.sleep(0.02)
     if not all_of_them:
         launch.kill(processes[1:])
         processes[0].terminate()  # as torchrun ends the others
-        processes[0].wait()
+        processes[0].join()
     launch.kill(processes)
     return {score.id for score in load_scores(folder / "scores")}
 

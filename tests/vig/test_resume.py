@@ -287,7 +287,7 @@ def test_sigkill_and_resume_equals_one_run(llava, tmp_path) -> None:
     images, output = tmp_path / "images", tmp_path / "scores"
     (process,) = processes = launch.start(KILLED, images, output)
     while not list(output.glob("shard-*.parquet")):
-        assert process.poll() is None, process.communicate()[1]
+        assert process.exitcode is None, launch.kill(processes)
         time.sleep(0.02)
     launch.kill(processes)
     saved = len(load_scores(output))

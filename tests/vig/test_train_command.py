@@ -219,7 +219,7 @@ def test_killed_and_resumed_is_the_undisturbed_run(folder, tmp_path, lora) -> No
     checkpoints = out / "checkpoints"
     (process,) = processes = launch.start(SCRIPT, 12, *arguments(folder, out, *more))  # six of 16 steps
     while not (checkpoints.is_dir() and list(checkpoints.glob("checkpoint-*/trainer_state.json"))):
-        assert process.poll() is None, process.communicate()[1]
+        assert process.exitcode is None, launch.kill(processes)
         time.sleep(0.02)
     launch.kill(processes)
     assert not (out / "model.safetensors").exists()
