@@ -7,9 +7,9 @@ app = command_group(
         "score": "vig.cli.score:score",
         "select": "vig.cli.select:select",
         "report": "vig.cli.report:report",
-        "image-match": "vig.cli.image_match:image_match",
-        "attention": "vig.cli.attention:attention",
-        "misleading": "vig.cli.misleading:misleading",
+        "image-match": "vig.cli.analyses:image_match",
+        "attention": "vig.cli.analyses:attention",
+        "misleading": "vig.cli.analyses:misleading",
     },
     help="Visual information gain: score records, select what to train on.",
 )
