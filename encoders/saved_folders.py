@@ -57,6 +57,12 @@ def check_folder(folder: str | os.PathLike[str], without: str = "") -> None:
         )
 
 
+def require_config(folder: Path) -> None:
+    """Raise a ValueError for a folder without config.json: transformers takes a mistyped folder for the name of a model on the hub."""
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no config.json: expected a folder that save_pretrained wrote")
+
+
 def card_path(file: Path) -> Path:
     """Return the path of the card of a data file, which lists the file's digest: selected.card.json beside selected.json."""
     return file.with_name(f"{file.stem}.card.json")

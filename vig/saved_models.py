@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, PreTrainedModel, ProcessorMixin
 
 from encoders import FeatureStore, StoredImages
-from encoders.saved_folders import WEIGHTS, check_folder
+from encoders.saved_folders import WEIGHTS, check_folder, require_config
 
 
 def load_model(folder: Path, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -90,8 +90,7 @@ def load_processor(folder: Path, *, trust_remote_code: bool = False) -> Processo
     Raises:
         ValueError: for a folder without a model, or with damaged files (`encoders.digests`).
     """
-    if not (folder / "config.json").is_file():  # otherwise transformers takes a mistyped folder for a name on the hub
-        raise ValueError(f"{folder} holds no config.json: expected a folder that save_pretrained wrote")
+    require_config(folder)
     for point in entry_points(group="mof.auto_classes"):
         point.load()()  # transformers' Auto classes learn the models of this package
     check_folder(folder, without=WEIGHTS)

@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, TextStreame
 
 from encoders import read_image
 from encoders.command_options import DecodingName, Device, MaxNewTokens, Model, TrustRemoteCode, usable_device
+from encoders.saved_folders import require_config
 from mof.auto_classes import register_auto_classes
 from mof.data.prompts import prompt_inputs, ready_for_prompts
 from mof.evals.decoding import Decoding, load_decoding, load_explainer
@@ -45,8 +46,7 @@ def chat(
     method = load_decoding(decoding)
     if explain is not None and (question is None or image is None):
         raise ValueError("--explain shows the answer to one question about an image: give the question and --image")
-    if not (model / "config.json").is_file():  # or transformers takes a mistyped folder for the name of a model on the hub
-        raise ValueError(f"{model} holds no config.json: expected a folder that save_pretrained wrote")
+    require_config(model)
     place = usable_device(device)
     register_auto_classes()
     pictures = [] if image is None else [{"type": "image", "image": read_image(image)}]

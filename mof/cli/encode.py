@@ -100,14 +100,13 @@ def of_model(folder: Path, blurred: bool = False) -> tuple[dict[str, encoders.En
     """
     from transformers import AutoImageProcessor  # slow, and the following import it
 
-    from encoders.saved_folders import WEIGHTS, check_folder
+    from encoders.saved_folders import WEIGHTS, check_folder, require_config
     from mof import MoFForConditionalGeneration, register_auto_classes
     from mof.checkpoints import build_configured_mixer
     from mof.config import MoFConfig
     from mof.processor import MoFImageProcessor
 
-    if not (folder / "config.json").is_file():  # or transformers takes a mistyped folder for a name on the hub
-        raise ValueError(f"{folder} holds no config.json: expected a folder that save_pretrained wrote")
+    require_config(folder)
     register_auto_classes()
     check_folder(folder, without=WEIGHTS)
     processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)

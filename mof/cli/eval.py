@@ -19,9 +19,8 @@ from encoders.command_options import (
     seed_option,
 )
 from mof.cli.answerer_options import AnswererOptions
-from mof.cli.tables import percent_table, show_result
 from mof.evals.published import MMVP
-from mof.evals.text_tables import TextTable
+from mof.evals.text_tables import TextTable, percent_table, show_result
 
 DESCRIBE = "Please describe this image in detail."  # CHAIR prescribes no words
 PhotoFolder = Annotated[Path | None, images_option("Folder of the photos. Finished answers need none.")]

@@ -10,6 +10,7 @@ from transformers.cli.serve import Serve
 from transformers.utils.import_utils import is_serve_available
 
 from encoders.command_options import MODEL_HELP, Device, TrustRemoteCode, usable_device
+from encoders.saved_folders import require_config
 from mof.auto_classes import register_auto_classes
 
 
@@ -31,7 +32,6 @@ def serve(
     """
     if not is_serve_available():
         raise ValueError('mof serve needs fastapi, uvicorn and openai: pip install "mof-vig[serve]"')
-    if not (model / "config.json").is_file():  # or transformers takes a mistyped folder for the name of a model on the hub
-        raise ValueError(f"{model} holds no config.json: expected a folder that save_pretrained wrote")
+    require_config(model)
     register_auto_classes()
     Serve(str(model), host=host, port=port, device=usable_device(device), trust_remote_code=trust_remote_code)

@@ -1,9 +1,14 @@
-"""TextTable makes tables for terminals and text files. Lines break between words only, so a table that is too wide comes in parts."""
+"""TextTable makes tables for terminals and text files, and `show_result` prints what `mof eval` measured.
+
+Lines break between words only, so a table that is too wide comes in parts.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -47,6 +52,26 @@ class TextTable:
     def _by_column(self) -> Iterator[tuple[str, ...]]:
         for place, column in enumerate(self.columns):
             yield column, *(cells[place] for cells in self.rows.values())
+
+
+def percent_table(title: str, columns: Sequence[str], rows: Mapping[str, Sequence[float | None]]) -> TextTable:
+    """Return a table of shares in [0, 1] as percentages."""
+    shown = {name: ["-" if share is None else f"{100 * share:.1f}" for share in shares] for name, shares in rows.items()}
+    return TextTable(title, [column.replace("_", " ") for column in columns], shown)
+
+
+def show_result(result: Mapping[str, Any], output: Path, *lines: RenderableType) -> None:
+    """Print tables and lines, then the result's deviations and usage, and the folder that holds it."""
+    console = Console()
+    for line in (*lines, *(f"- {note}" for note in result["deviations"])):
+        console.print(line)
+    for name, usage in (("", result.get("usage")), ("judge: ", result.get("judge", {}).get("usage"))):
+        if usage is not None:
+            console.print(
+                f"{name}asked {usage['asked']} of {usage['answers']} prompts, the others were kept; "
+                f"{usage['input_tokens']} tokens read, {usage['output_tokens']} written"
+            )
+    console.print(f"written to {output}")
 
 
 def _longest_word(text: str) -> int:

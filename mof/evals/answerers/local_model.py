@@ -13,7 +13,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from encoders import read_image
-from encoders.saved_folders import check_folder
+from encoders.saved_folders import check_folder, require_config
 from encoders.store.fingerprints import weights_digest
 from mof.auto_classes import register_auto_classes
 from mof.data.prompts import prompt_inputs, ready_for_prompts
@@ -85,8 +85,7 @@ class LocalModel:
             ValueError: for a folder without config.json, weights that are not finite, or a file that was changed since it was saved.
         """
         folder = Path(folder)
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"{folder} holds no config.json: expected a folder that save_pretrained wrote")
+        require_config(folder)
         check_folder(folder)
         register_auto_classes()
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code)
