@@ -178,6 +178,8 @@ class Setting:
     """Tiles of an image with more pixels than the encoders' input, beside its thumbnail; 1 makes no tiles."""
     keep: Share = 0.7
     """Share of the samples that VIG selects."""
+    heed_warning: bool = False
+    """Train on whole samples where the selection warns that most tokens that the image helped would get no loss. False: the paper's rule."""
     null: Literal[tuple(NULLS)] = "blur"
     """VIG's image without information."""
     score_batch_size: Count = 16
