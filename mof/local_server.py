@@ -93,7 +93,7 @@ class LocalServer:
         command: str,
         port: int = 0,
         token: str | None = None,
-        answers: Mapping[type[Exception], Answer] | None = None,
+        answers: Mapping[Any, Answer] | None = None,
     ) -> None:
         self.token = token or secrets.token_urlsafe(24)
         try:
