@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,7 +30,7 @@ def mine(
     images: ImageSources = None,
     clip: Annotated[list[str] | None, typer.Option(help=f"Encoder that may be blind. Several: to all. Default: {CLIP}.")] = None,
     dino: Annotated[list[str] | None, typer.Option(help=f"Encoder that sees the difference. Several: all. Default: {DINO}.")] = None,
-    output: Annotated[Path | None, output_option("Folder for pairs.parquet, pairs.csv and gallery.html.")] = None,
+    output: Annotated[Path | None, output_option("Folder for pairs.parquet, pairs.csv and gallery.html.", urls=True)] = None,
     store: Annotated[
         Path | None, typer.Option(help="Feature store to encode into and read from. Default: features in the output folder.")
     ] = None,
@@ -72,6 +71,7 @@ def mine(
     if not images or output is None:
         raise ValueError("give --images, and a folder for what is found: -o pairs")
     from encoders.runs import run_digest
+    from encoders.storage import fetched, located, remove
     from encoders.weight_files import WeightsError
     from mof.pairs.image_collection import SAME_PICTURE, encode_collection
     from mof.pairs.search import blind_pairs
@@ -81,7 +81,7 @@ def mine(
     if actors is not None:
         context.with_resource(actors.connected())  # for both encoding and comparing
     arguments = encoding.arguments(actors)
-    clip, dino, store = clip or [CLIP], dino or [DINO], store or output / "features"
+    clip, dino, store = clip or [CLIP], dino or [DINO], located(store or fetched(output) / "features")
     try:
         collection = encode_collection(images, clip, dino, store, image_size=encoding.image_size, drop_blank=not keep_blank, **arguments)
     except WeightsError as error:
@@ -106,7 +106,7 @@ def mine(
         device=arguments["device"] if actors is None else "cpu",
         progress=True,
     )
-    shutil.rmtree(own_ledger, ignore_errors=True)
+    remove(own_ledger)
     typer.echo(pairs.summary())
     note = caveat([*clip, *dino])
     if note:
@@ -133,7 +133,7 @@ def mine(
 
 def _search(context: typer.Context) -> dict[str, Any]:
     """Return the options that say what is searched, without those that say where."""
-    places = ("ray", "gpus_per_actor", "actors", "device", "workers")
+    places = ("output", "store", "ledger", "ray", "gpus_per_actor", "actors", "device", "workers")
     return {name: value for name, value in context.params.items() if name not in places}
 
 
