@@ -12,6 +12,8 @@ from encoders import build_encoder
 from mof import MoFForConditionalGeneration, MoFProcessor
 from mof.adapter import build_mixer
 
+pytestmark = pytest.mark.slow
+
 ENCODERS: dict[str, dict[str, Any]] = {  # of every backend's kind, as in LLaVA-like models
     "mini-clip": {},
     "mini-dino": {},

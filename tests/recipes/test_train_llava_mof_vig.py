@@ -58,6 +58,7 @@ def finished(config, tmp_path_factory):
     return folder, out
 
 
+@pytest.mark.slow
 def test_the_default_rows_are_measured_and_printed(finished):
     folder, printed = finished
     rows = json.loads((folder / "results.json").read_text())["rows"]
@@ -75,6 +76,7 @@ def test_the_default_rows_are_measured_and_printed(finished):
     assert "data:image/" in page and re.search(r"talk-\d+", page)
 
 
+@pytest.mark.slow
 def test_the_page_of_a_run_can_be_made_again(finished, tmp_path):
     folder, _ = finished
     scores, records = folder / "seed-0/score-interleaved", folder / "finetune.json"
@@ -84,6 +86,7 @@ def test_the_page_of_a_run_can_be_made_again(finished, tmp_path):
     assert (tmp_path / "x.html").read_bytes() == (folder / "seed-0/vig-interleaved.html").read_bytes()
 
 
+@pytest.mark.slow
 def test_only_adapters_move_while_aligning_and_encoders_are_never_saved(finished):
     folder, _ = finished
     aligned = load_file(folder / "seed-0/align-interleaved/model.safetensors")
@@ -133,6 +136,7 @@ def test_a_run_killed_in_the_middle_of_a_stage_resumes_to_the_same_result(config
     assert ours.keys() == theirs.keys() and all(ours[key].equal(theirs[key]) for key in theirs)
 
 
+@pytest.mark.slow
 def test_resuming_with_other_rows_keeps_those_that_are_there(config, finished):
     before = json.loads((finished[0] / "results.json").read_text())["rows"]
     run("--config", config, "--output", finished[0], "--resume", "--rows", "clip")
@@ -179,6 +183,7 @@ def test_what_would_fail_hours_later_is_refused_at_once(config, tmp_path, change
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_with_another_run_is_refused(config, finished):
     with pytest.raises(ValueError, match="data_dir: .*elsewhere"):
         run("--config", config, "--output", finished[0], "--data-dir", "elsewhere", "--resume")

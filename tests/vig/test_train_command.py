@@ -26,6 +26,7 @@ from mof.data.records import RecordError
 from mof.data.rows import read_records
 from vig import SelectiveTrainer, load_scores
 from vig.cli.train import train
+from vig.training.checkpoints import last_checkpoint
 from vig.training.finetuning import training_file
 
 APP = build_app({"train": train, "vig": vig.cli.app.app})
@@ -442,17 +443,20 @@ def test_a_damaged_checkpoint_is_left_for_the_one_before(folder, tmp_path, caplo
     whole = trained(folder, tmp_path / "out", *more)
     checkpoints = tmp_path / "out/checkpoints"
     assert {path.name for path in checkpoints.glob("checkpoint-*")} == {"checkpoint-3", "checkpoint-4"}
+    shutil.copytree(checkpoints, tmp_path / "sound")
     for what, damage in DAMAGE.items():
-        if not sealed:
-            (checkpoints / "checkpoint-4/digests.json").unlink()
-            if "model" in what:
-                break
-        damage(checkpoints / "checkpoint-4")
-        file = training_file(tmp_path / "out")
-        file.write(file.read()["identity"])
-        caplog.clear()
-        assert distance(trained(folder, tmp_path / "out", *more), whole) == 0
-        assert "checkpoint-4" in caplog.text and what.split()[1][:9] in caplog.text, (what, caplog.text)
+        if sealed or "model" not in what:
+            shutil.rmtree(checkpoints)
+            shutil.copytree(tmp_path / "sound", checkpoints)
+            if not sealed:
+                (checkpoints / "checkpoint-4/digests.json").unlink()
+            damage(checkpoints / "checkpoint-4")
+            caplog.clear()
+            assert last_checkpoint(checkpoints) == str(checkpoints / "checkpoint-3")
+            assert "checkpoint-4" in caplog.text and what.split()[1][:9] in caplog.text, (what, caplog.text)
+    file = training_file(tmp_path / "out")
+    file.write(file.read()["identity"])
+    assert distance(trained(folder, tmp_path / "out", *more), whole) == 0
 
 
 def test_without_a_whole_checkpoint_it_says_that_it_starts_over(folder, tmp_path, caplog) -> None:
