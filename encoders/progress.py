@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TypeVar
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from encoders.console import Console
 
 SECONDS, NOTEBOOK_SECONDS = 60.0, 5.0
 """Time between two lines if no bar can be shown: in a log, and in a notebook without ipywidgets."""

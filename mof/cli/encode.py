@@ -28,6 +28,7 @@ from encoders.command_options import (
     usable_device,
 )
 from encoders.presets import caveat
+from encoders.terminal import say
 from mof.cli.encoder_table import print_encoders
 
 
@@ -121,14 +122,14 @@ def encode(
         limits=image_limits(max_bytes, max_pixels),
         cluster=cluster,
     )
-    typer.echo(f"{output}: {report.summary()}")
+    say(f"{output}: {report.summary()}")
     if note := caveat(built):
-        typer.echo(note)
+        say(note)
     failures = output / "failures.jsonl"
     if not report.images:
         raise ValueError(f"none of the images could be read and encoded; {failures} says why")
     if report.unreadable:
-        typer.echo(f"{failures} lists the images that could not be read or encoded")
+        say(f"{failures} lists the images that could not be read or encoded")
 
 
 def of_model(folder: Path, blurred: bool = False) -> tuple[dict[str, encoders.Encoder], encoders.View]:

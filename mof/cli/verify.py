@@ -11,6 +11,7 @@ import typer
 
 from encoders.digests import MARK, check, damaged, open_json
 from encoders.runs import LOCKS, TEMPORARY, read_sealed, run_digest
+from encoders.terminal import say
 
 RUN_FILES = ("_manifest.json", "manifest.json", "ledger.json")
 """Files that name the run of their folder."""
@@ -32,9 +33,9 @@ def verify(folder: Annotated[Path, typer.Argument(help="Folder that a command of
     os.environ.pop("MOF_CHECK", None)
     done = FolderCheck(folder)
     for fault in done.faults.values():
-        typer.echo(fault)
+        say(fault)
     plain = len(done.files) - len(done.checked & set(done.files))
-    typer.echo(f"{folder}: {len(done.checked):,} files checked, {len(done.faults):,} damaged; {plain:,} files have no digest")
+    say(f"{folder}: {len(done.checked):,} files checked, {len(done.faults):,} damaged; {plain:,} files have no digest")
     if done.faults:
         raise typer.Exit(1)
 
