@@ -21,6 +21,7 @@ from encoders.images.reading import pixels_of
 from encoders.progress import progress_bar
 from mof.data.forms import whole_characters
 from mof.data.records import ImageSource
+from mof.evals.second_thoughts import without_thoughts
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +71,11 @@ class Answer:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "text", whole_characters(self.text))
+
+    @property
+    def final(self) -> str:
+        """The text without the model's thoughts in front."""
+        return without_thoughts(self.text)
 
 
 class Answerer(Protocol):

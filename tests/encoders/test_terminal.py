@@ -48,7 +48,9 @@ def test_every_way_to_print_writes_orders_out(capsys: pytest.CaptureFixture[str]
 
 
 def test_a_command_that_refuses_a_name_writes_its_orders_out(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, "-c", "from mof.cli.app import main; main()", "verify", tmp_path / EVIL[:12]], capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-c", "from mof.cli.app import main; main()", "verify", tmp_path / EVIL[:12]], capture_output=True
+    )
     assert done.returncode == 2 and b"\\x1b]0;owned" in done.stderr and b"\x1b" not in done.stderr
 
 
