@@ -120,7 +120,21 @@ def test_null_prompts_with_other_tokens_have_their_own_passes(method: Any, passe
     made = tiny_model.generate(**encode(asked), **settings(tiny_processor), **method.options(asked, encode))
     counter.remove()
     assert len(calls) == passes * len(made.logits)
-    assert (made.past_key_values is None) == (passes == 1)  # a conversation cannot go on with a cache that has the null rows
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
+def test_a_conversation_goes_on_with_the_cache_of_the_rows_with_images(family: str) -> None:
+    model, processor = build(family)
+    encode, asked = encoder(processor), chats((1,)) * 2
+    inputs = encode(asked)
+    first = model.generate(**inputs, **settings(processor), **VCD().options(asked, encode))
+    longer = torch.cat([first.sequences, torch.full((2, 3), 120)], dim=1)
+    kinds = {"mm_token_type_ids": torch.zeros_like(longer)} if "mm_token_type_ids" in inputs else {}
+    again = {"input_ids": longer, "attention_mask": torch.ones_like(longer), "past_key_values": first.past_key_values, **kinds}
+    made = model.generate(**again, **settings(processor))
+    for step in range(2):
+        generated = made.sequences[:, inputs["input_ids"].shape[1] : longer.shape[1] + step]
+        torch.testing.assert_close(made.logits[step].double(), next_logits(model, inputs, generated), atol=1e-4, rtol=1e-4)
 
 
 class Broken(tf.LogitsProcessor):

@@ -8,8 +8,9 @@ from dataclasses import dataclass, fields
 from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor
-from transformers import Cache, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation.utils import GENERATION_MODES_MAPPING
 
 from vig.decoding.branches import Branch, Branches, joined, kept_offsets, null_branch
@@ -27,9 +28,9 @@ class Decoding:
 
     `model.generate(**inputs, custom_generate=method, null_inputs=null)` decodes with it: greedily, by sampling or with beams, as the
     other arguments of `generate` say. A method that contrasts needs `null_inputs`, the model's inputs for the same conversations
-    without the right images; `options` makes them. Both prompts are read in one batch, and grow in it, so that the output has no
-    cache; `vig.decoding.branches.joined` tells where this is impossible, and the prompts have passes of their own. A method of
-    strength 0 is plain decoding, bit for bit. `stop_strings` are refused, as transformers keeps the tokenizer back.
+    without the right images; `options` makes them. Prompts with as many tokens are read in one batch, and grow in it;
+    `vig.decoding.branches.joined` tells where the null prompts have passes of their own. A method of strength 0 is plain decoding,
+    bit for bit. `stop_strings` are refused, as transformers keeps the tokenizer back.
     """
 
     name: ClassVar[str]
@@ -104,9 +105,8 @@ class Decoding:
                 branches = branches if both is None else [both]
             runner = Branches(self, branches, input_ids.shape[1], attention)
             made = getattr(type(model), loop)(runner, input_ids, **arguments, **model_kwargs)
-        if len(branches[0].ids) > len(input_ids) and not isinstance(made, Tensor):
-            for name in [name for name, value in made.items() if isinstance(value, Cache)]:
-                made[name] = None  # a conversation cannot go on with a cache that has the null rows
+        if len(branches[0].ids) > len(input_ids):
+            branches[0].reorder(torch.arange(len(input_ids), device=input_ids.device))  # a conversation goes on without the null rows
         return made
 
 
