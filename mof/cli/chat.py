@@ -114,8 +114,6 @@ def _inputs(processor: Any, messages: list[dict[str, Any]], network: Any) -> dic
 def _answer(network: Any, processor: Any, inputs: dict[str, Any], max_new_tokens: int, further: dict[str, Any]) -> str:
     """Print the answer while the model gives it, and return it."""
     streamer = _Printed(processor, skip_prompt=True, skip_special_tokens=True)
-    if further:
-        further["token_streamer"] = streamer  # transformers shows the prompt to `streamer` and the answer to nobody
     tokens = network.generate(**inputs, **further, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, streamer=streamer)
     return processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()  # [prompt + answer]
 
