@@ -62,7 +62,7 @@ def cluster(s3: Any) -> Iterator[Cluster]:
     """A cluster of this machine, which knows the storage."""
     pytest.importorskip("ray")
     with Cluster("local").connected():
-        yield Cluster(least=2, most=2)
+        yield Cluster()
 
 
 @pytest.fixture(scope="module")
