@@ -95,8 +95,9 @@ def fetched(path: str | os.PathLike[str], *, again: bool = False) -> Path:
     with FileLock(place), reached(url) as (storage, root):
         # The copy is listed first: other processes upload a file before they put it into the copy, so each file here was also there.
         here = {file for file in copy.rglob("*") if file.is_file() and not _passing(file)}
-        there = {copy / name.removeprefix(root).strip("/"): info for name, info in storage.find(root, detail=True).items()}
-        there = {file: info for file, info in there.items() if info["type"] == "file" and ".." not in file.parts and not _passing(file)}
+        found = storage.find(root, detail=True).items()
+        there = {copy / name.removeprefix(root).strip("/"): info for name, info in found if ".." not in name.split("/")}
+        there = {file: info for file, info in there.items() if info["type"] == "file" and not _passing(file)}
         for file in here - there.keys():
             file.unlink(missing_ok=True)
         wanted = {file: info for file, info in there.items() if again or file not in here or _state(file) != _state_of(info)}
