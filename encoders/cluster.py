@@ -29,6 +29,8 @@ DEATHS = 2
 """An item that killed this number of processes is halved; each of its parts may kill one more process."""
 STARTS = 5
 """The run ends if this number of processes in a row die before they can work."""
+READY = 2
+"""Items that lie ready in Ray's memory for the processes that become free next."""
 PATIENCE = 60.0
 """Seconds without any process after which a warning says that the cluster may have no room."""
 PARTS = 32
@@ -127,7 +129,8 @@ class Cluster:
         else:
             room, cores = len(nodes), min((int(node["CPU"]) for node in nodes), default=1)
         if not (most := self.most or room):
-            raise ValueError(f"the Ray cluster has no room for an actor with {gpus:g} GPUs; it has {ray.cluster_resources()}")
+            have = ", ".join({f"{node.get('GPU', 0):g} GPUs and {node['CPU']:g} cores": None for node in nodes}) or "no node with a core"
+            raise ValueError(f"the Ray cluster has no room for an actor with {gpus:g} GPUs; its nodes have {have}")
         return most, {"num_gpus": gpus, "num_cpus": max(cores, 1)}
 
 
@@ -277,7 +280,7 @@ class _Actors:
                     task = order.popleft()
                     yield task.item, task.results()
                 room = len(order) < 2 * self._lanes * self._most  # results wait for those before them
-                taking = more and room and len(self._ready) <= len(self._actors)
+                taking = more and room and len(self._ready) < READY
                 if taking and (item := next(source, None)) is not None:
                     order.append(self._task(item))
                     self._ready.append(order[-1])
