@@ -35,6 +35,8 @@ class Row:
     """One of `study.ways.WAYS` or `NOISE_WAYS`; None: every answer token."""
     keep: float | None = None
     """Share for the selection; None: the setting's."""
+    heeds: bool = False
+    """Whether the selection takes whole samples where the paper's rule warns (the setting's `heed_warning`)."""
     misled: bool = False
     """Whether the model is also asked questions after false statements."""
     noise: str | None = None
@@ -70,7 +72,7 @@ def table_rows(setting: Setting) -> list[Row]:
     The miniature also has as many tokens at random, and questions after false statements.
     """
     names, drawn = tuple(setting.encoders), setting.data.scenes is not None
-    fused = Row(setting.fusion, names, setting.fusion, misled=drawn)
+    fused = Row(setting.fusion, names, setting.fusion, heeds=setting.heed_warning, misled=drawn)
     control = [fused.selected("random")] if drawn else []
     return [Row(names[0], names[:1], setting.fusion, misled=drawn), fused, *control, fused.selected("vig")]
 
