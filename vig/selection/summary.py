@@ -48,7 +48,7 @@ class Summary(Counts):
     does not tell help from harm."""
     by_accident: float = 0.0
     """Share of the samples kept by VIG that would not be among as many samples whose words the image made most probable; 0 with sources,
-    for other measures and for a random selection."""
+    for fewer than 50 records, for other measures and for a random selection."""
 
     def __str__(self) -> str:
         rule = "at random" if self.threshold is None else f"with {self.measure} >= {self.threshold:.4f}"
