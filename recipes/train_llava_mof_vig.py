@@ -1,8 +1,9 @@
 """Join two frozen encoders to a language model: align -> score -> select -> finetune -> evaluate.
 
-These commands run the embedded miniature, then the three studies on it:
+These commands run the embedded miniature, then the four studies on it:
     python recipes/train_llava_mof_vig.py
     python recipes/train_llava_mof_vig.py --compare fusion --config recipes/configs/miniature_short.yaml --output runs/fusion
+    python recipes/train_llava_mof_vig.py --compare layers --config recipes/configs/miniature_short.yaml --output runs/layers
     python recipes/train_llava_mof_vig.py --compare selection --seeds 0 1 2 --output runs/selection
     python recipes/train_llava_mof_vig.py --compare noise --seeds 0 1 2 3 4 --output runs/noise
 
@@ -77,6 +78,14 @@ The study of fusions asks which way to join two encoders is best, with each fusi
        answers name an option of the question, by more than 3 points from a share of 0.25 to 0.875. (The second is expected to fail:
        mini-dino sees nearly all that mini-clip sees.)
     7. In every fusion, DINOv2's utilisation rate is above CLIP's, and neither is negative.
+
+The study of layers asks which layers of mini-clip a model should read, on records without noise. `clip-3` is the layer of all other runs,
+the last but one. These predictions were written down before its first run, after the linear probes in docs/results/layers.md:
+    1. `clip-1` or `clip-2` is the best layer by itself, as in the probes, but not by more than 5 points over `clip-3`.
+    2. `clip-joined` is at least as good as every single layer. `clip-weighed` is within 3 points of `clip-3`.
+    3. The learnt weights stay between 0.15 and 0.35: each starts at 0.25, and a step of the optimizer moves it by less than 0.001.
+    4. `clip-1` has at least 5 points less in colour than `clip-3`, and more in text or viewpoint.
+    5. No row comes within 10 points of `interleaved` (32.4 % in docs/results/fusion.md): mini-dino sees what no layer of mini-clip holds.
 """
 
 import argparse
@@ -338,7 +347,8 @@ def build(setting: Setting, row: Row) -> tuple[MoFForConditionalGeneration, MoFP
     llm, tokenizer = load_language_model(setting.llm, torch.bfloat16 if setting.bf16 else torch.float32)
     encoders = {}
     for name in row.encoders:  # an encoder that comes twice gets another name the second time, and another adapter
-        encoders[name if name not in encoders else f"{name}_again"] = build_encoder(**setting.encoders[name])
+        layer = {} if row.layer is None else {"layer": row.layer}
+        encoders[name if name not in encoders else f"{name}_again"] = build_encoder(**setting.encoders[name] | layer)
     mixer = build_mixer(row.fusion, encoders, llm.config.get_text_config().hidden_size, **setting.mixer_options | dict(row.options))
     model = MoFForConditionalGeneration.from_parts(mixer, llm, tokenizer)
     return model, MoFProcessor.from_parts(model, tokenizer, max_tiles=setting.max_tiles)
@@ -409,8 +419,9 @@ def arguments() -> argparse.Namespace:
     options.add_argument("--rows", nargs="+", help="only these rows of the table")
     options.add_argument("--seeds", type=int, nargs="+", default=[0])
     options.add_argument(
-        "--compare", choices=COMPARISONS, help="a study: every fusion with its controls, or every selection at several shares"
-    )
+        "--compare", choices=COMPARISONS,
+        help="a study: every fusion with its controls, every layer of the first encoder, or every selection at several shares",
+    )  # fmt: skip
     options.add_argument("--resume", action="store_true", help="go on with the run in --output")
     options.add_argument(
         "--strict", action="store_true", help="end at the first image that cannot be used, instead of leaving its record out"

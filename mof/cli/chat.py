@@ -45,16 +45,8 @@ def chat(
     method = load_decoding(decoding)
     if explain is not None and (question is None or image is None):
         raise ValueError("--explain shows the answer to one question about an image: give the question and --image")
-    if not (model / "config.json").is_file():  # or transformers takes a mistyped folder for the name of a model on the hub
-        raise ValueError(f"{model} holds no config.json: expected a folder that save_pretrained wrote")
-    place = usable_device(device)
-    register_auto_classes()
     pictures = [] if image is None else [{"type": "image", "image": read_image(image)}]
-    with _named(model):
-        network = AutoModelForImageTextToText.from_pretrained(model, trust_remote_code=trust_remote_code)
-        processor = AutoProcessor.from_pretrained(model, trust_remote_code=trust_remote_code)
-        ready_for_prompts(processor)
-    network = network.eval().to(place)
+    network, processor = load_saved(model, usable_device(device), trust_remote_code)
     messages: list[dict[str, Any]] = []
     for text in _questions() if question is None else [question]:
         content = [*([] if messages else pictures), {"type": "text", "text": text}]
@@ -65,6 +57,22 @@ def chat(
         if explain is not None:
             load_explainer()(explain, network, processor, messages, method, model_name=str(model), max_new_tokens=max_new_tokens)
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+
+
+def load_saved(model: Path, device: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """Return the model of a folder, on a device, and its processor, ready for prompts.
+
+    Raises:
+        ValueError: for a folder without an image-text-to-text model, or whose chat template does not come to an end.
+    """
+    if not (model / "config.json").is_file():  # or transformers takes a mistyped folder for the name of a model on the hub
+        raise ValueError(f"{model} holds no config.json: expected a folder that save_pretrained wrote")
+    register_auto_classes()
+    with _named(model):
+        network = AutoModelForImageTextToText.from_pretrained(model, trust_remote_code=trust_remote_code)
+        processor = AutoProcessor.from_pretrained(model, trust_remote_code=trust_remote_code)
+        ready_for_prompts(processor)
+    return network.eval().to(device), processor
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from mof import MoFProcessor
 from mof.chat_templates import VICUNA
 from mof.cli.app import build_app
 from vig import score
-from vig.decoding import PAI, VAR, VCD, Decoding
+from vig.decoding import PAI, VAR, VCD, Decoding, build_decoding
 from vig.report.explanation import UNIT, Explanation, explain, write_explanation
 
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -82,6 +82,29 @@ def check_attention(explanation: Explanation, model: Any, inputs: Any, ids: torc
             assert torch.tensor(look) * UNIT == pytest.approx(expected[place], abs=2 * UNIT)
     for share, looks in zip(answer.shares, zip(*(token.looks for token in answer.tokens), strict=True), strict=True):
         assert share == pytest.approx(sum(map(sum, looks)) * UNIT / TOKENS, abs=1e-3)
+
+
+def test_the_parts_of_encoders_are_their_vig(tiny_model: Any, tiny_processor: Any, tmp_path: Path) -> None:
+    """`vig.score` with per_encoder, for a record that holds the model's own answer: another path to the same numbers."""
+    (chat,) = chats((1,))
+    texts = map(tiny_processor.tokenizer.decode, range(len(tiny_processor.tokenizer)))
+    tiny_model.generation_config.suppress_tokens = [token for token, text in enumerate(texts) if not (text.isascii() and text.isalpha())]
+    answer = explain(tiny_model, tiny_processor, chat, max_new_tokens=TOKENS).answers[0]
+    ids = tiny_model.generate(**encoder(tiny_processor)([chat]), do_sample=False, max_new_tokens=TOKENS)[0, -TOKENS:]
+    text = tiny_processor.tokenizer.decode(ids)
+    record = {"id": "own", "messages": [*chat, {"role": "assistant", "content": [{"type": "text", "text": text}]}]}
+    (scored,) = score(tiny_model, tiny_processor, [record], tmp_path / "scores", per_encoder=True)
+    assert scored.token_ids[:TOKENS].tolist() == ids.tolist()
+    assert list(answer.by_encoder) == list(tiny_model.mixer.encoders)
+    for name, values in answer.by_encoder.items():
+        assert values == pytest.approx(scored.encoder_vig[name][:TOKENS].tolist(), abs=1e-4)
+    assert [token.contrast for token in answer.tokens] == pytest.approx(scored.token_vig[:TOKENS].tolist(), abs=1e-4)
+
+
+@pytest.mark.parametrize("method", [VCD(null="drop"), build_decoding("icd")], ids=["drop", "same"])
+def test_null_images_that_no_encoder_could_see_have_no_parts(method: Decoding, tiny_model: Any, tiny_processor: Any) -> None:
+    quiet(tiny_model, tiny_processor)
+    assert all(answer.by_encoder == {} for answer in explain(tiny_model, tiny_processor, chats((1,))[0], method, max_new_tokens=2).answers)
 
 
 def test_panels(tiny_model: Any, tiny_processor: Any) -> None:
