@@ -22,18 +22,19 @@ MODEL_HELP = "Folder of a saved image-text-to-text model with its processor."
 IMAGES_HELP = "Folder that relative image paths of the records start from. Absolute paths must lie in it; / allows all."
 
 
-def output_option(help: str) -> Any:
-    """Return the option of a file or folder that the command writes. A URL is refused when the option is parsed."""
-    return typer.Option("--output", "-o", help=help, parser=_output_path, metavar="PATH")
+def output_option(help: str, *, urls: bool = False) -> Any:
+    """Return the option of a file or folder that the command writes. Without `urls`, a URL is refused when the option is parsed."""
 
+    def parsed(text: str) -> Path:
+        from encoders.runs import local_path
+        from encoders.storage import located
 
-def _output_path(text: str) -> Path:
-    from encoders.runs import local_path
+        try:
+            return located(text) if urls else local_path(text)
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from None
 
-    try:
-        return local_path(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+    return typer.Option("--output", "-o", help=help, parser=parsed, metavar="PATH|URL" if urls else "PATH")
 
 
 def images_option(help: str = IMAGES_HELP) -> Any:

@@ -57,8 +57,8 @@ class Mixer(nn.Module):
         super().__init__()
         if not encoders:
             raise ValueError("a mixer needs at least one encoder, got none")
-        if bad := [name for name in encoders if not name or "." in name]:
-            raise ValueError(f"encoder names may not be empty or hold a dot, got {bad}")
+        if bad := [name for name in encoders if not name or "." in name or hasattr(nn.ModuleDict(), name)]:
+            raise ValueError(f"encoder names may not be empty, hold a dot or be a name of torch's ModuleDict, as 'keys' is, got {bad}")
         self.hidden_size, self.projector = hidden_size, projector
         rows, columns = grid or next(iter(encoders.values())).grid
         down, across = (pool, pool) if isinstance(pool, int) else pool

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 class AnswererOptions:
     """Each field is an option of the command line."""
 
-    output: Annotated[Path, output_option("Folder for settings, cache, answers and result.")]
+    output: Annotated[Path, output_option("Folder for settings, cache, answers and result.", urls=True)]
     model: Annotated[Path | None, typer.Option(help=MODEL_HELP)] = None
     endpoint: Annotated[str | None, typer.Option(help="In place of a model: an OpenAI-compatible URL, such as http://host:8000/v1.")] = None
     model_name: Annotated[str | None, typer.Option(help="The endpoint's name for the model.")] = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -47,7 +46,7 @@ def mine(
     images: ImageSources = None,
     clip: Annotated[list[str] | None, typer.Option(help=f"Encoder that may be blind. Several: to all. Default: {CLIP}.")] = None,
     dino: Annotated[list[str] | None, typer.Option(help=f"Encoder that sees the difference. Several: all. Default: {DINO}.")] = None,
-    output: Annotated[Path | None, output_option("Folder for pairs.parquet, pairs.csv and gallery.html.")] = None,
+    output: Annotated[Path | None, output_option("Folder for pairs.parquet, pairs.csv and gallery.html.", urls=True)] = None,
     store: Annotated[
         Path | None, typer.Option(help="Feature store to encode into and read from. Default: features in the output folder.")
     ] = None,
@@ -97,6 +96,7 @@ def mine(
     import torch  # slow
 
     from encoders.runs import run_digest
+    from encoders.storage import fetched, located, remove
     from encoders.weight_files import WeightsError
     from mof.pairs.image_collection import SAME_PICTURE, encode_collection
     from mof.pairs.search import blind_pairs
@@ -107,7 +107,7 @@ def mine(
         device = usable_device(device)
     else:
         context.with_resource(cluster.connected())  # for both encoding and comparing
-    clip, dino, store = clip or [CLIP], dino or [DINO], store or output / "features"
+    clip, dino, store = clip or [CLIP], dino or [DINO], located(store or fetched(output) / "features")
     limits = image_limits(max_bytes, max_pixels)
     options = {"batch_size": batch_size, "device": device, "dtype": getattr(torch, dtype) if dtype else None, "workers": workers}
     options |= {"limits": limits, "cluster": cluster}
@@ -135,7 +135,7 @@ def mine(
         device=(device or "cpu") if cluster is None else "cpu",
         progress=True,
     )
-    shutil.rmtree(own_ledger, ignore_errors=True)
+    remove(own_ledger)
     typer.echo(pairs.summary())
     note = caveat([*clip, *dino])
     if note:
@@ -162,7 +162,7 @@ def mine(
 
 def _search(context: typer.Context) -> dict[str, Any]:
     """Return the options that say what is searched, without those that say where."""
-    places = ("ray", "gpus_per_actor", "actors", "device", "workers")
+    places = ("output", "store", "ledger", "ray", "gpus_per_actor", "actors", "device", "workers")
     return {name: value for name, value in context.params.items() if name not in places}
 
 

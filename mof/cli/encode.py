@@ -46,7 +46,9 @@ def encode(
     model: Annotated[
         Path | None, typer.Option(help="Folder of a saved MoF model. Its encoders run on images as its processor prepares them.")
     ] = None,
-    output: Annotated[Path | None, output_option("Folder of the store. Images that it already holds are not encoded again.")] = None,
+    output: Annotated[
+        Path | None, output_option("Folder of the store. Images that it already holds are not encoded again.", urls=True)
+    ] = None,
     tokens: Annotated[Literal["float16", "bfloat16", "int8"] | None, typer.Option(help="Also store patch tokens, in this format.")] = None,
     image_size: ImageSize = None,
     layer: Annotated[

@@ -11,12 +11,13 @@ import typer
 
 from encoders.digests import MARK, check, damaged, open_json
 from encoders.runs import LOCKS, TEMPORARY, read_sealed, run_digest
+from encoders.storage import fetched
 
 RUN_FILES = ("_manifest.json", "manifest.json", "ledger.json")
 """Files that name the run of their folder."""
 
 
-def verify(folder: Annotated[Path, typer.Argument(help="Folder that a command of mof wrote, or a folder of several.")]) -> None:
+def verify(folder: Annotated[Path, typer.Argument(help="Folder that a command of mof wrote, or a folder of several; or a URL.")]) -> None:
     """Compare every file in a folder with its digest, and print a line for each file that is damaged, missing or of another run.
 
     It checks feature stores, scores, pair tables and ledgers, annotations, evaluations, probes, saved models and checkpoints. Files
@@ -27,6 +28,7 @@ def verify(folder: Annotated[Path, typer.Argument(help="Folder that a command of
     Example:
       mof verify scores
     """
+    folder = fetched(folder, again=True)
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder: expected a folder that a command of mof wrote")
     os.environ.pop("MOF_CHECK", None)

@@ -85,6 +85,8 @@ def eval_captions(run: Run, captions: Sequence[Caption]) -> Row:
             error = next((answer.error for answer in pair if answer.error is not None), None)
             rows.append({"id": prompt.id, "caption": prompt.options[0], "loss": losses[0], "null_loss": losses[1], "error": error})
         measured = [row for row in rows if row["error"] is None]
+        if not measured:
+            raise ValueError(f"none of the {len(rows)} captions was measured; {rows[0]['id']} failed with: {rows[0]['error']}")
         figures = {"captions": len(measured), "vig": _mean_vig(measured), "loss": float(np.mean([row["loss"] for row in measured]))}
         return rows, figures, []
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import compress
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -44,6 +45,12 @@ class Tally:
         counts = np.empty((len(units), 2))  # [U, 2]
         counts[:, 0], counts[:, 1] = hits, trials
         return cls(tuple(units), counts)
+
+    def among(self, units: Collection[str]) -> Tally:
+        """Return the tally of those units that are among `units`."""
+        wanted = set(units)
+        kept = [unit in wanted for unit in self.units]
+        return self if all(kept) else replace(self, units=tuple(compress(self.units, kept)), counts=self.counts[kept])
 
     @property
     def value(self) -> float:

@@ -20,6 +20,7 @@ from encoders.pages import write_page
 from encoders.pages.charts import column_edges, histogram, to_svg
 from encoders.pages.thumbnails import thumbnail
 from encoders.progress import tracked
+from encoders.storage import url_of
 from mof.evals.patterns import PATTERNS
 from mof.pairs.choice import in_order
 from mof.pairs.pair_table import BlindPairs
@@ -97,8 +98,11 @@ class Gallery:
 
 
 def address(name: str, folder: Path) -> str | None:
-    """Return the address of an image file for a page in the folder, which holds where the folders are served, too; None for no file."""
-    return quote(os.path.relpath(name, folder)) if os.path.isfile(name) else None
+    """Return the address of an image file for a page in the folder, which holds where the folders are served, too; None for no file.
+
+    A page on other storage has no way to files on a disk.
+    """
+    return quote(os.path.relpath(name, folder)) if os.path.isfile(name) and url_of(folder) is None else None
 
 
 def share_text(chosen: NDArray[np.bool_]) -> str:

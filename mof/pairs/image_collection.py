@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from encoders import Encoder, FeatureStore, build_encoder, encode_images
 from encoders.images.sources import ImageSources
+from encoders.storage import located
 from encoders.store.files import FAILURES, read_index, read_view
 
 # Shapes: N = images, B = images of a batch, E = width of an embedding, which differs between encoders, S = side of a thumbnail in pixels.
@@ -87,15 +88,16 @@ def encode_collection(
         raise ValueError(f"{', '.join(without)} has no embedding of a whole image, which the search compares; choose another encoder")
     thumbnail = ThumbnailEncoder()
     report = encode_images(images, {**encoders, thumbnail.name: thumbnail}, store, **options)
-    with (Path(store) / FAILURES).open(encoding="utf-8") as lines:
+    store = located(store)
+    with (store / FAILURES).open(encoding="utf-8") as lines:
         unreadable = {entry["name"]: entry["reason"] for entry in map(json.loads, lines)}
     if not report.images:
         raise ValueError(f"none of the images can be read; the first: {next(iter(unreadable.values()))}")
     opened = FeatureStore(store, [*encoders, thumbnail.name])
-    index = read_index(Path(store))
+    index = read_index(store)
     key_of = dict(zip(index["name"].to_pylist(), index["key"].to_pylist(), strict=True))  # the last key of a changed file
     name_of: dict[int, str] = {}
-    seen = read_view(Path(store)) or set()
+    seen = read_view(store) or set()
     names = ImageSources(images).among(name for name in key_of if name in seen)
     for name in names:
         name_of.setdefault(opened.row_of(key_of[name]), name)

@@ -345,6 +345,8 @@ def test_errors_say_what_was_given(tiny_encoders: dict[str, Encoder], pixels: Te
         InterleavedMoF({}, HIDDEN)
     with pytest.raises(ValueError, match=r"\['a.b'\]"):
         InterleavedMoF({"a.b": tiny_encoders["a"]}, HIDDEN)
+    with pytest.raises(ValueError, match=r"\['keys', 'type'\]"):
+        InterleavedMoF({"keys": tiny_encoders["a"], "type": tiny_encoders["b"]}, HIDDEN)
     with pytest.raises(ValueError, match="4 x 4.*3 x 3"):
         InterleavedMoF(tiny_encoders, HIDDEN, pool=3)
     with pytest.raises(ValueError, match="0 x 4"):
@@ -353,6 +355,9 @@ def test_errors_say_what_was_given(tiny_encoders: dict[str, Encoder], pixels: Te
         AdditiveMoF(tiny_encoders, HIDDEN)
     with pytest.raises(ValueError, match=r"\['a'\].*\{'dino': 1.0\}"):
         AdditiveMoF({"a": tiny_encoders["a"]}, HIDDEN, weights={"dino": 1.0})
+    with pytest.raises(ValueError, match=r"finite.*\{'a': nan\}"):
+        AdditiveMoF({"a": tiny_encoders["a"]}, HIDDEN, weights={"a": float("nan")})
+    assert CrossAttentionMoF(tiny_encoders, HIDDEN, window=2).token_grid == (2, 2)
     with pytest.raises(ValueError, match="2 x 3.*4 x 4"):
         CrossAttentionMoF(tiny_encoders, HIDDEN, window=(2, 3))
     with pytest.raises(ValueError, match=f"3 .*{HIDDEN}"):

@@ -37,7 +37,7 @@ def score(
     model: Model,
     records: Records,
     images: Images,
-    output: Annotated[Path, output_option("Folder of the scores. A run that was stopped there is resumed.")],
+    output: Annotated[Path, output_option("Folder of the scores. A run that was stopped there is resumed.", urls=True)],
     null: Annotated[str, typer.Option(help=f"The image that replaces each image: {', '.join(NULL_NAMES)}.")] = "blur",
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens per forward pass. Halved when memory runs out.")] = 16384,
     batch_size: Annotated[int, typer.Option(min=1, help="Records per forward pass, at most.")] = 64,

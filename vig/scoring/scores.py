@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from encoders.runs import run_digest
+from encoders.storage import fetched
 from encoders.tables import write_table
 from vig.processes import Processes
 from vig.scoring.folder import SHARDS, ScoreFolder, manifest_file, read_lists, read_shard
@@ -345,7 +346,7 @@ def load_scores(folder: str | os.PathLike[str]) -> Scores:
         ValueError: for a folder without a manifest, a shard that cannot be read, shards that hold fewer scores than the run had saved,
             or shards that hold a record twice.
     """
-    path = Path(folder)
+    path = fetched(folder)
     manifest = {"complete": False, **manifest_file(path).read()}
     run = run_digest(manifest["identity"])
     schema = schema_of(manifest["identity"])
