@@ -30,7 +30,7 @@ from support.tiny_llava import build_llava
 
 from encoders import FeatureStore, encode_images
 from encoders.cluster import Cluster, GivenUp, Parcel, _Actors, file_number, grown, worked
-from encoders.command_options import cluster_of
+from encoders.command_options import ClusterOptions
 
 
 class Numbers(list):
@@ -72,14 +72,14 @@ def test_parts_of_items_have_numbers_of_their_own() -> None:
 
 
 def test_options_of_a_cluster() -> None:
-    assert cluster_of(None, None, None) is None
-    assert cluster_of("", None, "2:8") == Cluster("", None, 2, 8)
-    assert cluster_of("host:1", 0.5, None) == Cluster("host:1", 0.5)
+    assert ClusterOptions(None, None, None).cluster() is None
+    assert ClusterOptions("", None, "2:8").cluster() == Cluster("", None, 2, 8)
+    assert ClusterOptions("host:1", 0.5, None).cluster() == Cluster("host:1", 0.5)
     for actors in ("8", "2:1", "0:1", "a:b", ""):
         with pytest.raises(ValueError, match=f"--actors {actors}.*MIN:MAX"):
-            cluster_of("", None, actors)
+            ClusterOptions("", None, actors).cluster()
     with pytest.raises(ValueError, match="--ray"):
-        cluster_of(None, 1.0, None)
+        ClusterOptions(None, 1.0, None).cluster()
 
 
 def test_a_dead_cluster_is_found_out_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

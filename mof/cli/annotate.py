@@ -1,4 +1,4 @@
-"""`mof blind-pairs annotate` and `export`: a person describes pairs, and their descriptions become a benchmark."""
+"""`mof blind-pairs annotate` lets a person describe pairs, and `export` makes a benchmark of the descriptions."""
 
 from __future__ import annotations
 

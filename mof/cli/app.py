@@ -1,4 +1,4 @@
-"""The command `mof`. Its commands are imported when they are called; packages add commands by entry points `mof.commands`."""
+"""This is the command `mof`. Its commands are imported when they are called. Packages add commands by entry points `mof.commands`."""
 
 from __future__ import annotations
 

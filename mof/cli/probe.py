@@ -1,4 +1,4 @@
-"""`mof probe`: encoders measured on pairs that people can tell apart."""
+"""`mof probe` measures encoders on pairs that people can tell apart."""
 
 from __future__ import annotations
 

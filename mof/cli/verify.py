@@ -42,7 +42,7 @@ def verify(folder: Annotated[Path, typer.Argument(help="Folder that a command of
 
 
 class FolderCheck:
-    """The check of all files in a folder and its subfolders.
+    """FolderCheck checks all files in a folder and its subfolders.
 
     Attributes:
         files: all files, except locks and unfinished files.

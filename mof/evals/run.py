@@ -1,4 +1,4 @@
-"""One evaluation from its questions to its folder: `settings.json`, `cache.jsonl`, `answers.jsonl` and `result.json`.
+"""An evaluation goes from questions to a folder with `settings.json`, `cache.jsonl`, `answers.jsonl` and `result.json`.
 
 An interrupted run goes on where it stopped, and a second run asks nothing, since answers are kept in the cache. A folder that
 holds the answers of another evaluation is refused.
@@ -60,7 +60,7 @@ def row_name(model: str, decoding: str | None) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """A run: its folder or the folder's URL (`encoders.storage`), and the answerer of its questions."""
+    """A run has a folder, or the folder's URL (`encoders.storage`), and an answerer of its questions."""
 
     folder: Path
     answerer: Answerer

@@ -54,7 +54,9 @@ def test_other_paths_stay() -> None:
             located(wrong)
 
 
-STEPS = st.lists(st.tuples(st.sampled_from(["here", "there", "gone", "removed"]), st.sampled_from("abc"), st.binary(max_size=3)), max_size=12)
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["here", "there", "gone", "removed"]), st.sampled_from("abc"), st.binary(max_size=3)), max_size=12
+)
 
 
 @given(STEPS)
@@ -107,7 +109,9 @@ def test_a_single_run_writes_to_a_folder(monkeypatch: pytest.MonkeyPatch) -> Non
         lock = json.loads(MEMORY.cat_file("/run/_lock-0000"))
         assert lock["process"] == os.getpid()
         other = StorageLock(folder / "_lock-0000", "another machine")
-        with pytest.raises(ValueError, match=rf"another run is writing to memory://run: process {os.getpid()} on .*memory://run/_lock-0000"):
+        with pytest.raises(
+            ValueError, match=rf"another run is writing to memory://run: process {os.getpid()} on .*memory://run/_lock-0000"
+        ):
             other.take()
         other.release()
         assert MEMORY.exists("/run/_lock-0000"), "only its own lock is deleted"

@@ -1,4 +1,4 @@
-"""`mof vig score`: how much the image helped each answer token."""
+"""`mof vig score` measures how much the image helped each answer token."""
 
 from __future__ import annotations
 
@@ -10,18 +10,7 @@ import typer
 from accelerate import PartialState
 
 from encoders.command_groups import resumes
-from encoders.command_options import (
-    Actors,
-    GpusPerActor,
-    Images,
-    Model,
-    Ray,
-    Records,
-    TrustRemoteCode,
-    cluster_of,
-    output_option,
-    seed_option,
-)
+from encoders.command_options import ClusterOptions, Images, Model, Records, TrustRemoteCode, output_option, seed_option
 from encoders.digests import file_digest
 from mof.data.rows import read_rows
 from vig.nulls import NULL_NAMES
@@ -60,9 +49,8 @@ def score(
     features: Annotated[Path | None, typer.Option(help="Store of `mof encode --model`, read in place of running the encoders.")] = None,
     blurred_features: Annotated[Path | None, typer.Option(help="Store of `mof encode --model --blurred`, with --features.")] = None,
     trust_remote_code: TrustRemoteCode = False,
-    ray: Ray = None,
-    gpus_per_actor: GpusPerActor = None,
-    actors: Actors = None,
+    *,
+    cluster: ClusterOptions,
 ) -> None:
     """Measure how much the image helped each answer token of each record.
 
@@ -82,8 +70,8 @@ def score(
     raw = read_rows(records)
     network = load_network(model, trust_remote_code=trust_remote_code)
     process = PartialState(cpu=not torch.accelerator.is_available())
-    cluster = cluster_of(ray, gpus_per_actor, actors)
-    if cluster is None:
+    actors = cluster.cluster()
+    if actors is None:
         network.to(process.device)
     stored = None
     if features is not None and blurred_features is not None:
@@ -104,7 +92,7 @@ def score(
         measures=measures or (),
         per_encoder=per_encoder,
         calibrate=calibrate,
-        cluster=cluster,
+        cluster=actors,
         about=about,
     )
     if raw and len(scores.failures) == len(raw):

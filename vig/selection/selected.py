@@ -1,4 +1,4 @@
-"""The chosen samples and answer tokens: their counts, their weights, and the records to train on."""
+"""A selection holds the chosen samples and answer tokens. It gives their counts, their weights, and the records to train on."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class PerToken(Mapping[str, NDArray[Any]]):
-    """id -> [T], a value for each answer token of the chosen samples, in the order of the scores.
+    """PerToken maps an id to [T], a value for each answer token of the chosen samples, in the order of the scores.
 
     Args:
         chosen: [N] which scores are chosen.
@@ -57,7 +57,7 @@ class PerToken(Mapping[str, NDArray[Any]]):
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """The chosen samples and, in each, the answer tokens that are supervised."""
+    """A selection holds the chosen samples and, in each, the answer tokens that are supervised."""
 
     threshold: float | None
     """The VIG from which samples are kept; None for a random selection. A source with a quota may have a lower threshold."""

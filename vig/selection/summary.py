@@ -1,4 +1,4 @@
-"""The counts of a selection: of all samples and tokens, and by source."""
+"""A summary counts the samples and tokens of a selection, all together and by source."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MUCH = 0.5
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers of scored records and answer tokens, and of those that are kept."""
+    """Counts holds the numbers of scored records and answer tokens, and of those that are kept."""
 
     samples_kept: int
     samples_total: int
@@ -20,13 +20,13 @@ class Counts:
 
     @property
     def sparsity(self) -> float:
-        """Share of the scored answer tokens that get no loss."""
+        """Return the share of the scored answer tokens that get no loss."""
         return 1 - self.tokens_kept / self.tokens_total if self.tokens_total else 0.0
 
 
 @dataclass(frozen=True)
 class Summary(Counts):
-    """The counts of a selection. They do not include text-only records, which are kept whole."""
+    """Summary holds the counts of a selection. They do not include text-only records, which are kept whole."""
 
     threshold: float | None
     """The threshold of the samples, in nats for VIG; None for a random selection."""
