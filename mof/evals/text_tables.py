@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console as RichConsole
+from rich.console import ConsoleOptions, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+from encoders.console import Console
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class TextTable:
     heading: str = ""
     """Stands above the names."""
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+    def __rich_console__(self, console: RichConsole, options: ConsoleOptions) -> Iterator[RenderableType]:
         """Yield the table, or a table for each part of the columns that fits beside the names."""
         longest = options.max_width // 2
         left = min(longest, max(map(len, [self.heading, *self.rows]), default=0))

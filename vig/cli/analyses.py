@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 
 from encoders.command_groups import resumes, starts_over
 from encoders.command_options import Images, Limit, Model, Models, Records, TrustRemoteCode, evenly, output_option, seed_option
+from encoders.console import Console
 from encoders.runs import write_json
 from mof.data.rows import read_records
 from vig.analyses import image_match as matching
