@@ -6,8 +6,10 @@ Options also work under the names that they had in earlier releases.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import errno
 import functools
+import inspect
 import re
 import sys
 import tempfile
@@ -16,7 +18,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -30,6 +32,15 @@ OLD_SPELLINGS = {"image-folder": "images", "out": "output", "output-dir": "outpu
 """Name of an option in earlier releases -> its name today. The old names still work, but no help text shows them."""
 
 PACKAGES = ("encoders", "mof", "vig")
+REMEDIES = {
+    errno.ENOENT: "give a path that exists",
+    errno.EISDIR: "it is a folder, give a file",
+    errno.ENOTDIR: "a file is in the way of a folder",
+    errno.EEXIST: "a file is there, give a folder",
+    errno.ENOSPC: "make room, then call the same command again",
+    errno.EACCES: "this user may not open it",
+}
+"""Reason why a file could not be opened -> advice for the user."""
 STYLE: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False, "add_completion": False}
 
 
@@ -54,8 +65,34 @@ def command_group(
     names = {"token_normalize_func": _name_today}  # the commands of the group inherit this setting
     app = typer.Typer(name=name, cls=group_class, no_args_is_help=not alone, invoke_without_command=alone, context_settings=names, **STYLE)
     text = help or (callback.__doc__ if callback else None)
-    app.callback(help=text)(callback or (lambda: None))  # an app without commands is a group only if it has a callback
+    app.callback(help=text)(_ungrouped(callback or (lambda: None)))  # an app without commands is a group only if it has a callback
     return app
+
+
+def _ungrouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Return the command with an option for each field of the parameters that are dataclasses, because typer knows no groups of options.
+
+    Such a parameter takes keywords only. It stands behind the others, and so do its options in the help text.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    if not groups:
+        return command
+    parameters = [parameter.replace(annotation=hints.get(name, Any)) for name, parameter in inspect.signature(command).parameters.items()]
+    options = [parameter for parameter in parameters if parameter.name not in groups]
+    for group in groups.values():
+        own = get_type_hints(group, include_extras=True)
+        options += [option.replace(annotation=own[name]) for name, option in inspect.signature(group).parameters.items()]
+
+    @functools.wraps(command)
+    def run(**arguments: Any) -> None:
+        for name, group in groups.items():
+            arguments[name] = group(**{field.name: arguments.pop(field.name) for field in dataclasses.fields(group)})
+        command(**arguments)
+
+    run.__signature__ = inspect.Signature([option.replace(kind=option.KEYWORD_ONLY) for option in options])  # type: ignore[attr-defined]
+    run.__annotations__ = {option.name: option.annotation for option in options}
+    return run
 
 
 def resumes(command: Callable[..., None]) -> Callable[..., None]:
@@ -109,7 +146,7 @@ class LateGroup(TyperGroup):
         if isinstance(loaded, typer.Typer):
             return typer.main.get_group(loaded)
         app = typer.Typer(**STYLE)
-        app.command(cmd_name)(loaded)
+        app.command(cmd_name)(_ungrouped(loaded))
         return typer.main.get_command(app)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -179,12 +216,7 @@ def _file_error(error: OSError) -> str:
     """Return the message of an error about a file or a connection: the file, the reason and the remedy."""
     if error.filename is None or error.strerror is None:
         return str(error)
-    remedies = {
-        errno.ENOENT: "give a path that exists", errno.EISDIR: "it is a folder, give a file", errno.ENOTDIR: "a file is in the way of a folder",
-        errno.EEXIST: "a file is there, give a folder", errno.ENOSPC: "make room, then call the same command again",
-        errno.EACCES: "this user may not open it",
-    }  # fmt: skip
-    remedy = remedies.get(error.errno or 0)
+    remedy = REMEDIES.get(error.errno or 0)
     return f"{error.filename}: {error.strerror}" + (f"; {remedy}" if remedy else "")
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
-from importlib.util import find_spec
-from typing import TypeVar
+from html import escape
+from typing import Any, TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from encoders.console import Console
 
-SECONDS, NOTEBOOK_SECONDS = 60.0, 5.0
-"""Time between two lines if no bar can be shown: in a log, and in a notebook without ipywidgets."""
+SECONDS, NOTEBOOK_SECONDS = 60.0, 1.0
+"""Time between two lines in a log, and between two states of a notebook's bar."""
 
 Advance = Callable[[int, str], None]
 T = TypeVar("T")
@@ -29,11 +29,11 @@ def progress_bar(units: str, total: int | None, shown: bool = True) -> Iterator[
         shown: False shows nothing.
     """
     console, start = Console(stderr=True), time.monotonic()
-    bar_is_possible = console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
     between, last = NOTEBOOK_SECONDS if console.is_jupyter else SECONDS, start
+    in_notebook = _NotebookBar(total)
     texts = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
     columns = (texts[0], BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), texts[1])
-    with Progress(*columns, console=console, disable=not (shown and bar_is_possible)) as bar:
+    with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as bar:
         task = bar.add_task(units, total=total, note="")
 
         def advance(done: int, note: str) -> None:
@@ -42,13 +42,45 @@ def progress_bar(units: str, total: int | None, shown: bool = True) -> Iterator[
             rate = done / max(now - start, 1e-9)
             note = f"{rate:,.1f} {units}/s{note and ', '}{note}"
             bar.update(task, completed=done, note=note)
-            if shown and not bar_is_possible and now - last >= between:
+            if shown and not console.is_terminal and (now - last >= between or (in_notebook.begun and done == total)):
                 last = now
                 of_total = "" if total is None else f" of {total:,}"
                 left = "" if total is None or not done else f", {(total - done) / rate / 60:.0f} minutes left"
-                console.print(f"{done:,}{of_total} {units}, {note}{left}", markup=False, highlight=False, soft_wrap=True)
+                line = f"{done:,}{of_total} {units}, {note}{left}"
+                if console.is_jupyter:
+                    in_notebook.show(done, line)
+                else:
+                    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
         yield advance
+
+
+class _NotebookBar:
+    """A bar below a notebook's cell that is drawn again and again in the same place, which needs no widgets.
+
+    Args:
+        total: the number of things at the end of the bar; None draws no bar beside the text.
+    """
+
+    def __init__(self, total: int | None) -> None:
+        self._total = total
+        self._display: Any = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether the bar was drawn."""
+        return self._display is not None
+
+    def show(self, done: int, text: str) -> None:
+        """Draw the bar up to `done`, with a text beside it."""
+        from IPython.display import display  # only notebooks have it
+
+        bar = "" if self._total is None else f'<progress value="{done}" max="{self._total}"></progress> '
+        shown: Any = {"text/plain": text, "text/html": bar + escape(text)}
+        if self._display is None:
+            self._display = display(shown, raw=True, display_id=True)
+        else:
+            self._display.update(shown, raw=True)
 
 
 def tracked(things: Iterable[T], units: str, total: int | None = None, shown: bool = True) -> Iterator[T]:

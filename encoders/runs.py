@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import platform
-import re
 import shutil
 import sys
 import time
@@ -23,38 +22,41 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from encoders.digests import DamagedError, open_json, seal_json
+from encoders.storage import LOCKS, TEMPORARY, URL, StorageLock, upload, url_of
 
-TEMPORARY = ".tmp-"  # the beginning of the names of unfinished files
 DAY = 24 * 3600
-LOCKS = "*lock-[0-9][0-9][0-9][0-9]"  # earlier releases put no underscore before the name
 
 
 def local_path(path: str | Path) -> Path:
-    """Return the path of a file or folder to write. Images may be read from any storage, but files are written to file systems only.
+    """Return the path of a file or folder to write, for work whose files must lie on a file system (others: `encoders.storage.located`).
 
     Raises:
         ValueError: for a URL, such as "s3://bucket/features", also as a `Path`, which keeps only one of the two slashes.
     """
-    if re.match(r"[A-Za-z][\w+.-]+:/", str(path)):
+    if URL.match(str(path)):
         raise ValueError(
-            f"{path} is a URL, but outputs need a folder: files there are renamed and locked, which object storage cannot do. Give a "
-            "folder on a disk, or on a file system that all machines share (NFS, Lustre), and copy it when the command is done: "
-            "aws s3 sync FOLDER URL, gcloud storage rsync or rclone. Before a run goes on elsewhere, copy the folder back"
+            f"{path} is a URL, but this command writes to file systems only; `mof encode`, `blind-pairs`, `vig score` and `eval` write to "
+            "URLs. Give a folder on a disk, or on a file system that all machines share (NFS, Lustre), and copy it when the command is "
+            "done: aws s3 sync FOLDER URL, gcloud storage rsync or rclone. Before a run goes on elsewhere, copy the folder back"
         )
-    return Path(path)
+    return path if isinstance(path, Path) else Path(path)
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file under a temporary name, then rename it. A crash of process or machine leaves no broken file.
 
+    A file in the copy of a folder on other storage is uploaded before it is renamed.
     The temporary name ends like the file's own name, because a few writers choose the format by the suffix. It holds the machine and the
     number of the process for `remove_leftovers`, and random digits: other users with access to the folder cannot put a link there in
     advance, and machines that share the folder write different files.
     """
     temporary = path.with_name(f"{TEMPORARY}{_machine()}-{os.getpid()}-{token_hex(8)}-{path.name}")
+    if url_of(path):
+        path.parent.mkdir(parents=True, exist_ok=True)  # another machine may have made it in its own copy
     try:
         write(temporary)
         _flush(temporary)  # otherwise a power cut could leave the name without the bytes
+        upload(temporary, path)
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)  # so that a full disk has room again
@@ -279,12 +281,13 @@ class RunLock:
 
     Each process holds a separate lock file, which the operating system frees when the process dies. The first process takes its lock
     before the other processes do, and checks that all other locks are free, because a few processes of a killed run may live on for a
-    while.
+    while. The first process of a run whose folder is a copy also holds a lock in the storage.
     """
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
         self._folder, self._rank = folder, rank
         self._own = FileLock(folder / f"_lock-{rank:04d}")
+        self._remote = StorageLock(folder / "_lock-0000", _machine()) if rank == 0 and url_of(folder) else None
 
     def take(self) -> None:
         """Take the lock. The first process must do so before the others.
@@ -298,9 +301,13 @@ class RunLock:
                 lock = FileLock(path)
                 self._take(lock)
                 lock.release()
+        if self._remote is not None:
+            self._remote.take()
 
     def release(self) -> None:
         """Free the lock, taken or not."""
+        if self._remote is not None:
+            self._remote.release()
         self._own.release(force=True)
 
     def __enter__(self) -> RunLock:

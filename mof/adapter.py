@@ -6,6 +6,7 @@ the width of the language model.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -71,7 +72,7 @@ class AdditiveMoF(Mixer):
         weights: encoder -> weight; by default all weights are equal and have the sum 1.
 
     Raises:
-        ValueError: for encoders of different width, or weights that do not name exactly the encoders.
+        ValueError: for encoders of different width, or weights that do not give each encoder a finite number.
     """
 
     fusion = "additive"
@@ -83,8 +84,8 @@ class AdditiveMoF(Mixer):
         if len(set(self.widths.values())) > 1:
             raise ValueError(f"features of different widths cannot be added: {self.widths}; use interleaved or concat")
         weights = dict.fromkeys(encoders, 1 / len(encoders)) if weights is None else weights
-        if set(weights) != set(encoders):
-            raise ValueError(f"expected one weight for each of {list(encoders)}, got {dict(weights)}")
+        if set(weights) != set(encoders) or not all(map(math.isfinite, weights.values())):
+            raise ValueError(f"expected one finite weight for each of {list(encoders)}, got {dict(weights)}")
         self.weights = {name: float(weights[name]) for name in encoders}
         self.adapter = build_projector(self.projector, next(iter(self.widths.values())), hidden_size)
 
@@ -138,7 +139,7 @@ class CrossAttentionMoF(AdaptedMixer):
     Cambrian-1 (arXiv 2406.16860, section 3).
 
     Args:
-        window: rows and columns of the (pooled) grid that a query reads. The image has a token for each window.
+        window: rows and columns of the (pooled) grid that a query reads, or a number for both. The image has a token for each window.
         heads: the number of heads of the attention, a divisor of `hidden_size`.
 
     Raises:
@@ -152,24 +153,20 @@ class CrossAttentionMoF(AdaptedMixer):
         encoders: Mapping[str, Encoder],
         hidden_size: int,
         *,
-        window: tuple[int, int] = (1, 1),
+        window: int | tuple[int, int] = (1, 1),
         heads: int = 4,
         **options: Any,
     ) -> None:
         super().__init__(encoders, hidden_size, **options)
-        self.window, self.heads = tuple(window), heads
-        rows, columns = super().token_grid
-        if min(window) < 1 or rows % window[0] or columns % window[1]:
-            raise ValueError(f"a window of {window[0]} x {window[1]} must divide the grid of {rows} x {columns} tokens")
+        down, across = (window, window) if isinstance(window, int) else window
+        rows, columns = self.token_grid  # of windows of 1 x 1
+        if min(down, across) < 1 or rows % down or columns % across:
+            raise ValueError(f"a window of {down} x {across} must divide the grid of {rows} x {columns} tokens")
         if heads < 1 or hidden_size % heads:
             raise ValueError(f"{heads} heads must divide hidden_size {hidden_size}")
+        self.window, self.heads = (down, across), heads
         self.queries = nn.Parameter(torch.randn(self.tokens_per_image, hidden_size) * hidden_size**-0.5)  # [Q, D]
         self.attention = nn.MultiheadAttention(hidden_size, heads, batch_first=True)
-
-    @property
-    def token_grid(self) -> tuple[int, int]:
-        rows, columns = super().token_grid
-        return rows // self.window[0], columns // self.window[1]
 
     @property
     def options(self) -> dict[str, Any]:

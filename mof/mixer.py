@@ -41,6 +41,7 @@ class Mixer(nn.Module):
 
     fusion: ClassVar[str]
     side_by_side: ClassVar[bool] = False  # whether each encoder has tokens of its own
+    window: tuple[int, int] = (1, 1)  # rows and columns of the pooled grid that a token is made of
     encoders: Any  # an nn.ModuleDict of Encoder
 
     def __init__(
@@ -57,8 +58,8 @@ class Mixer(nn.Module):
         super().__init__()
         if not encoders:
             raise ValueError("a mixer needs at least one encoder, got none")
-        if bad := [name for name in encoders if not name or "." in name]:
-            raise ValueError(f"encoder names may not be empty or hold a dot, got {bad}")
+        if bad := [name for name in encoders if not name or "." in name or hasattr(nn.ModuleDict(), name)]:
+            raise ValueError(f"encoder names may not be empty, hold a dot or be a name of torch's ModuleDict, as 'keys' is, got {bad}")
         self.hidden_size, self.projector = hidden_size, projector
         rows, columns = grid or next(iter(encoders.values())).grid
         down, across = (pool, pool) if isinstance(pool, int) else pool
@@ -105,7 +106,7 @@ class Mixer(nn.Module):
     @property
     def token_grid(self) -> tuple[int, int]:
         """Return the rows and columns of the tokens of an image; encoders side by side share a place."""
-        return self.grid[0] // self.pool[0], self.grid[1] // self.pool[1]
+        return self.grid[0] // self.pool[0] // self.window[0], self.grid[1] // self.pool[1] // self.window[1]
 
     @property
     def tokens_per_image(self) -> int:

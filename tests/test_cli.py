@@ -335,7 +335,14 @@ def test_old_spellings_still_work(folder: Path) -> None:
     assert result.exit_code == 2 and "--output" in result.stderr.splitlines()[0]
 
 
-OUTPUTS = [words for words in commands(typer.main.get_group(APP)) if "--output" in run(*words, "--help").output]
+HELP = {" ".join(words): run(*words, "--help").output for words in commands(typer.main.get_group(APP))}
+OUTPUTS = [name.split() for name, text in HELP.items() if "--output" in text and "PATH|URL" not in text]
+
+
+def test_the_jobs_of_a_cluster_write_to_object_storage() -> None:
+    jobs = {name for name, text in HELP.items() if "--ray" in text}
+    assert {name for name, text in HELP.items() if "PATH|URL" in text} == jobs
+    assert {"encode", "blind-pairs", "vig score", "eval mmvp"} < jobs
 
 
 @pytest.mark.parametrize("words", OUTPUTS, ids=" ".join)

@@ -32,7 +32,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     docs = Path(config.docs_dir)
     results = sorted(path.name for path in (docs / "results").glob("*.md"))
     ordered = [name for name in RESULTS_FIRST if name in results] + [name for name in results if name not in RESULTS_FIRST]
-    further = [name for name in ("scale.md", "demo.md") if (docs / name).is_file()]
+    further = [name for name in ("scale.md",) if (docs / name).is_file()]
     examples = sorted(f"examples/{path.name}" for path in (docs / "examples").glob("*.md"))
     nav: list[Any] = []
     for entry in config.nav or []:

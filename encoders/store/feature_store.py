@@ -20,6 +20,7 @@ from encoders.digests import DamagedError, damaged
 from encoders.images.opening import ImageError, read_file
 from encoders.images.sources import content_key, readable
 from encoders.preprocessing import View
+from encoders.storage import fetched
 from encoders.store.files import VIEW, file_state, pack_keys, read_index, read_view, unpack, unpack_keys
 from encoders.store.fingerprints import describe, refuse_other
 from encoders.store.manifest import read_manifest, run_of, shards_of
@@ -41,7 +42,7 @@ class FeatureStore:
     environment has MOF_CHECK=off.
 
     Args:
-        path: the store's folder.
+        path: the store's folder, or its URL (`encoders.storage`), which is downloaded first.
         encoders: the names in the store of the encoders to open; by default all encoders.
 
     Attributes:
@@ -57,7 +58,7 @@ class FeatureStore:
     """
 
     def __init__(self, path: str | os.PathLike[str], encoders: Sequence[str] | None = None) -> None:
-        self.path = Path(path)
+        self.path = fetched(path)
         manifest = read_manifest(self.path)
         self._store = manifest["store"]
         self.manifest: dict[str, dict[str, Any]] = manifest["encoders"]

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from encoders.digests import DamagedError
 from encoders.runs import write_text
+from encoders.storage import remove
 from encoders.tables import read_table, write_table
 
 # Shapes: n = keys, B = images of a batch, T = patch tokens of an image, D = width of a patch token.
@@ -143,7 +144,7 @@ class ImageIndex:
                 _read(file, run)
             except DamagedError as error:
                 logger.warning("%s", error)
-                file.unlink()
+                remove(file)
         self._new: list[Entry] = []
         table = read_index(store)
         columns = [table[name].to_pylist() for name in Entry._fields]

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from encoders.digests import DamagedError, checks
 from encoders.runs import write_bytes
+from encoders.storage import remove
 from encoders.store.files import KEY_TYPE, pack_keys, unpack_keys
 from encoders.tables import refuse_foreign
 
@@ -135,7 +136,7 @@ def sound_keys(files: Iterable[Path], run: str) -> set[str]:
             keys.update(unpack_keys(shard.keys))
         except DamagedError as error:
             logger.warning("%s", error)
-            file.unlink()
+            remove(file)
     return keys
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from encoders.storage import remove
 from encoders.store.feature_store import FeatureStore
 from encoders.store.files import index_files, next_number, pack_keys, read_index, unpack_keys
 from encoders.store.manifest import run_of, shards_of
@@ -27,7 +28,7 @@ def join_embeddings(store: Path, manifest: Mapping[str, Any], encoders: Iterable
             joined = FeatureStore(store, [name]).joined(name, write=True)
             for path in store.glob(f"{manifest['encoders'][name]['folder']}-{'?' * 16}.npy"):
                 if path != joined:
-                    path.unlink()
+                    remove(path)
 
 
 def prune_store(store: Path, manifest: Mapping[str, Any], names: Set[str], keys: Set[str]) -> None:
@@ -40,14 +41,14 @@ def prune_store(store: Path, manifest: Mapping[str, Any], names: Set[str], keys:
     kept = index.filter(pc.is_in(index["name"], pa.array(sorted(names), pa.string())))
     write_table(store / f"images-{next_number(files):05d}.parquet", kept, manifest["store"])
     for file in files:
-        file.unlink()
+        remove(file)
 
 
 def _prune_shard(file: Path, keys: Set[str], run: str) -> None:
     shard = Shard(file)
     kept = np.isin(shard.keys, pack_keys(sorted(keys)))  # [n]
     if not kept.any():
-        file.unlink()
+        remove(file)
     elif not kept.all():
         features = {kind: values[torch.from_numpy(kept)] for kind, values in shard.features.items()}
         metadata = {name: text for name, text in shard.metadata.items() if name in ("encoder", "errors")}

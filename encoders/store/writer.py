@@ -17,7 +17,8 @@ from encoders.images.opening import ImageError, ImageLimits
 from encoders.images.sources import ImageSources, exists
 from encoders.preprocessing import View
 from encoders.progress import Advance, progress_bar
-from encoders.runs import RunLock, local_path, remove_unfinished
+from encoders.runs import RunLock, remove_unfinished
+from encoders.storage import fetched
 from encoders.store.files import TOKEN_FORMATS, ImageIndex, TokenFormat, read_view, write_failures, write_view
 from encoders.store.items import ItemEncoder
 from encoders.store.manifest import complete, declare, shards_of
@@ -87,7 +88,7 @@ def encode_images(
     Args:
         images: folders, lists, images or tars, as in `encoders.images.sources.ImageSources`.
         encoders: name in the store -> encoder.
-        out: the store's folder, which is made if it is missing.
+        out: the store's folder, which is made if it is missing, or a URL (`encoders.storage`).
         embeddings: store `Encoder.embed_image` in float32, for encoders that have embeddings.
         tokens: store patch tokens in this format; None stores no patch tokens.
         view: the square image that all encoders see. By default each encoder sees the image as its backend prepares it.
@@ -112,7 +113,7 @@ def encode_images(
     if batch_size < 1 or workers < 1:
         raise ValueError(f"batch_size and workers must be at least 1, got {batch_size} and {workers}")
     limits = limits or ImageLimits()
-    sources, store = ImageSources(images, limits), local_path(out).absolute()
+    sources, store = ImageSources(images, limits), fetched(out).absolute()
     store.mkdir(parents=True, exist_ok=True)
     with RunLock(store):
         manifest = declare(store, encoders, view, embeddings=embeddings, tokens=tokens, dtype=dtype, sources=sources.given)
@@ -183,6 +184,7 @@ class _Run:
         write_failures(self.store, self.images.failures())
 
     def finish(self, sources: ImageSources, prune: bool) -> EncodeReport:
+        fetched(self.store)  # shards that actors on other machines wrote
         failures = self.images.failures()
         good = [key for name, key in self.images.names.items() if name not in failures]
         names = self._view(sources, failures)

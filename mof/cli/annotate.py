@@ -1,4 +1,4 @@
-"""`mof blind-pairs annotate` and `export`: a person describes pairs, and their descriptions become a benchmark."""
+"""`mof blind-pairs annotate` lets a person describe pairs, and `export` makes a benchmark of the descriptions."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def annotate(
     try:
         from mof.pairs.annotation.server import AnnotationServer  # optional libraries
     except ModuleNotFoundError as error:
-        raise ValueError(str(error)) from error
+        raise ValueError(f'the annotation page needs {error.name}: pip install "mof-vig[annotate]"') from error
     server = AnnotationServer(folder, port, ticked)
     say(f"{server.url} shows {len(server.session.pairs)} pairs; saved in {server.session.pairs.journal.file}. Stop with Ctrl-C.")
     if browser:

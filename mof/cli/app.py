@@ -1,4 +1,4 @@
-"""The command `mof`. Its commands are imported when they are called; packages add commands by entry points `mof.commands`."""
+"""This is the command `mof`. Its commands are imported when they are called. Packages add commands by entry points `mof.commands`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ COMMANDS: dict[str, Target] = {
     "encode": "mof.cli.encode:encode",
     "convert": "mof.cli.convert:convert",
     "chat": "mof.cli.chat:chat",
+    "demo": "mof.cli.demo:demo",
     "serve": "mof.cli.serve:serve",
     "blind-pairs": "mof.cli.blind_pairs:pairs_app",
     "probe": "mof.cli.probe:probe",

@@ -46,16 +46,8 @@ def chat(
     method = load_decoding(decoding)
     if explain is not None and (question is None or image is None):
         raise ValueError("--explain shows the answer to one question about an image: give the question and --image")
-    if not (model / "config.json").is_file():  # or transformers takes a mistyped folder for the name of a model on the hub
-        raise ValueError(f"{model} holds no config.json: expected a folder that save_pretrained wrote")
-    place = usable_device(device)
-    register_auto_classes()
     pictures = [] if image is None else [{"type": "image", "image": read_image(image)}]
-    with _named(model):
-        network = AutoModelForImageTextToText.from_pretrained(model, trust_remote_code=trust_remote_code)
-        processor = AutoProcessor.from_pretrained(model, trust_remote_code=trust_remote_code)
-        ready_for_prompts(processor)
-    network = network.eval().to(place)
+    network, processor = load_saved(model, usable_device(device), trust_remote_code)
     messages: list[dict[str, Any]] = []
     for text in _questions() if question is None else [question]:
         content = [*([] if messages else pictures), {"type": "text", "text": text}]
@@ -66,6 +58,22 @@ def chat(
         if explain is not None:
             load_explainer()(explain, network, processor, messages, method, model_name=str(model), max_new_tokens=max_new_tokens)
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+
+
+def load_saved(model: Path, device: str, trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """Return the model of a folder, on a device, and its processor, ready for prompts.
+
+    Raises:
+        ValueError: for a folder without an image-text-to-text model, or whose chat template does not come to an end.
+    """
+    if not (model / "config.json").is_file():  # or transformers takes a mistyped folder for the name of a model on the hub
+        raise ValueError(f"{model} holds no config.json: expected a folder that save_pretrained wrote")
+    register_auto_classes()
+    with _named(model):
+        network = AutoModelForImageTextToText.from_pretrained(model, trust_remote_code=trust_remote_code)
+        processor = AutoProcessor.from_pretrained(model, trust_remote_code=trust_remote_code)
+        ready_for_prompts(processor)
+    return network.eval().to(device), processor
 
 
 @contextmanager
@@ -106,8 +114,6 @@ def _inputs(processor: Any, messages: list[dict[str, Any]], network: Any) -> dic
 def _answer(network: Any, processor: Any, inputs: dict[str, Any], max_new_tokens: int, further: dict[str, Any]) -> str:
     """Print the answer while the model gives it, and return it."""
     streamer = _Printed(processor, skip_prompt=True, skip_special_tokens=True)
-    if further:
-        further["token_streamer"] = streamer  # transformers shows the prompt to `streamer` and the answer to nobody
     tokens = network.generate(**inputs, **further, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, streamer=streamer)
     return processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()  # [prompt + answer]
 

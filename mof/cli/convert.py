@@ -1,4 +1,4 @@
-"""`mof convert`: checkpoints from one layout to another. Slow libraries are imported late, so that the help text comes at once."""
+"""`mof convert` brings a checkpoint from one layout to another. Slow libraries are imported late, so that the help text comes at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mof probe`: encoders measured on pairs that people can tell apart."""
+"""`mof probe` measures encoders on pairs that people can tell apart."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ def mmvp_vlm(
     from encoders.console import Console
     from mof.evals.mmvp_vlm import probe_mmvp_vlm
     from mof.evals.plots import plot_probe
+    from mof.evals.published import REPAIRED_SOURCE
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     results = [probe_mmvp_vlm(build_encoder(name).to(device), data, progress=True) for name in encoder]
@@ -58,7 +59,8 @@ def mmvp_vlm(
     tables = {title: table for title, table in tables.items() if table}
     for title, table in tables.items():
         console.print(_table(title, table))
-    for note in results[0].deviations or [TAKEN_FOR_OFFICIAL]:
+    sources = [f"the published rows with a + are from {REPAIRED_SOURCE}, the others from the MMVP paper (arXiv 2401.06209)"] if rows else []
+    for note in [*(results[0].deviations or [TAKEN_FOR_OFFICIAL]), *sources]:
         console.print(f"- {note}")
     if plot is not None:
         plot_probe(f"{'MMVP-VLM' if results[0].not_official is None else 'Pairs, not MMVP-VLM'}: {results[0].folder}", tables, plot)
@@ -125,13 +127,13 @@ def probe_rows(results: Sequence[MMVPVLMResult]) -> Rows:
 def published_rows(result: MMVPVLMResult) -> Rows:
     """Return the published models in %, under the names of the result's types; none for pairs of other types."""
     from mof.evals.patterns import PATTERNS, pattern_type
-    from mof.evals.published import MMVP_VLM, mmvp_vlm_average
+    from mof.evals.published import MMVP_VLM, MMVP_VLM_REPAIRED, mmvp_vlm_average
 
     if [pattern_type(type) for type in result.image_similarity] != list(PATTERNS):
         return {}
     return {
         name: dict(zip(result.image_similarity, shares, strict=True)) | {"average": mmvp_vlm_average(shares)}
-        for name, shares in MMVP_VLM.items()
+        for name, shares in (MMVP_VLM | MMVP_VLM_REPAIRED).items()
     }
 
 

@@ -1,4 +1,4 @@
-"""`mof eval report` and `mof eval correlation`: several runs in one page or table."""
+"""`mof eval report` shows several runs on a page, and `mof eval correlation` shows them in a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tables and closing lines of `mof eval` on a terminal."""
+"""These functions make the tables and closing lines that `mof eval` prints."""
 
 from __future__ import annotations
 

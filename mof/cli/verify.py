@@ -13,6 +13,7 @@ import typer
 
 from encoders.digests import MARK, check, damaged, open_json
 from encoders.runs import LOCKS, TEMPORARY, read_sealed, run_digest
+from encoders.storage import fetched
 from encoders.terminal import say
 
 LARGEST = 2**26  # bytes of a file without a digest that is read as JSON
@@ -20,7 +21,7 @@ RUN_FILES = ("_manifest.json", "manifest.json", "ledger.json")
 """Files that name the run of their folder."""
 
 
-def verify(folder: Annotated[Path, typer.Argument(help="Folder that a command of mof wrote, or a folder of several.")]) -> None:
+def verify(folder: Annotated[Path, typer.Argument(help="Folder that a command of mof wrote, or a folder of several; or a URL.")]) -> None:
     """Compare every file in a folder with its digest, and print a line for each file that is damaged, missing or of another run.
 
     It checks feature stores, scores, pair tables and ledgers, annotations, evaluations, probes, saved models and checkpoints. Files
@@ -31,6 +32,7 @@ def verify(folder: Annotated[Path, typer.Argument(help="Folder that a command of
     Example:
       mof verify scores
     """
+    folder = fetched(folder, again=True)
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder: expected a folder that a command of mof wrote")
     os.environ.pop("MOF_CHECK", None)
@@ -44,7 +46,7 @@ def verify(folder: Annotated[Path, typer.Argument(help="Folder that a command of
 
 
 class FolderCheck:
-    """The check of all files in a folder and its subfolders.
+    """FolderCheck checks all files in a folder and its subfolders.
 
     Attributes:
         files: all files, except locks and unfinished files.

@@ -1,4 +1,4 @@
-"""The protocol of answerers of questions about images, and a cache on disk that makes a second run free."""
+"""Answerers answer prompts about images. A cache on disk makes a second run free."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,16 +20,21 @@ from encoders.digests import open_json, seal_json
 from encoders.images.opening import ImageError, read_file
 from encoders.images.reading import pixels_of
 from encoders.progress import progress_bar
+from encoders.runs import local_path
+from encoders.storage import upload
 from mof.data.forms import whole_characters
 from mof.data.records import ImageSource
 from mof.evals.second_thoughts import without_thoughts
 
 logger = logging.getLogger(__name__)
 
+BETWEEN = 30.0
+"""Seconds between two uploads of a cache on other storage."""
+
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question to an answerer."""
+    """A prompt is a question to an answerer."""
 
     id: str
     """Unique within a run."""
@@ -57,7 +63,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Answer:
-    """The reply to one prompt."""
+    """An answer is the reply to a prompt."""
 
     text: str
     log_likelihoods: tuple[float, ...] | None = None
@@ -79,7 +85,7 @@ class Answer:
 
 
 class Answerer(Protocol):
-    """Anything that answers prompts; `mof.evals.answerers` holds three kinds. It is as deterministic as its model."""
+    """An answerer answers prompts; `mof.evals.answerers` holds three kinds. It is as deterministic as its model."""
 
     name: str
     """The name in tables."""
@@ -96,7 +102,7 @@ class Answerer(Protocol):
 
 @dataclass(frozen=True)
 class Usage:
-    """Counts of one run. The answerer counts the tokens."""
+    """Usage holds the counts of a run. The answerer counts the tokens."""
 
     answers: int
     input_tokens: int
@@ -109,18 +115,20 @@ class Usage:
 
 
 class AnswerCache:
-    """A file of answers by key, a JSON line with a digest for each. A line is on disk before its answer is used.
+    """AnswerCache is a file of answers by key, a JSON line with a digest for each. A line is on disk before its answer is used.
 
-    Damaged and incomplete lines are left out, with a warning. Several runs may share a file. Lines without a digest or a format version,
-    which older releases wrote, are read as well. Lines of a later version are left alone.
+    On other storage, the file is uploaded every 30 seconds and at the end of a run. Damaged and incomplete lines are left out, with a
+    warning. Several runs may share a file. Lines without a digest or a format version, which older releases wrote, are read as well.
+    Lines of a later version are left alone.
     """
 
     FORMAT = 1
 
     def __init__(self, file: str | Path) -> None:
-        self.file = Path(file)
+        self.file = local_path(file)
         self._answers: dict[str, Answer] = {}
-        self._lock = FileLock(f"{self.file}.lock", poll_interval=0.005)
+        self._lock = FileLock(self.file.with_name(f"{self.file.name}.lock"), poll_interval=0.005)
+        self._uploaded = time.monotonic()
         content = self.file.read_bytes() if self.file.exists() else b""
         for number, line in ((number, line) for number, line in enumerate(content.split(b"\n"), 1) if line):
             try:
@@ -143,6 +151,15 @@ class AnswerCache:
             file.flush()
             os.fsync(file.fileno())
         self._answers[key] = answer
+        if time.monotonic() - self._uploaded > BETWEEN:
+            self.upload()
+
+    def upload(self) -> None:
+        """Upload the file if it is in the copy of a folder on other storage (`encoders.storage`)."""
+        if self.file.is_file():
+            with self._lock:
+                upload(self.file, self.file)
+        self._uploaded = time.monotonic()
 
 
 def _to_answer(fields: dict[str, Any]) -> Answer:
@@ -173,12 +190,16 @@ def answer_all(
     fresh: list[Answer] = []
     with progress_bar("answers", len(todo), progress) as advance:
         waiting = list(todo)
-        for position, answer in answerer.answer(list(todo.values())):
-            if cache is not None and answer.error is None:
-                cache.put(waiting[position], answer)
-            answers[waiting[position]] = answer
-            fresh.append(answer)
-            advance(len(fresh), answerer.name)
+        try:
+            for position, answer in answerer.answer(list(todo.values())):
+                if cache is not None and answer.error is None:
+                    cache.put(waiting[position], answer)
+                answers[waiting[position]] = answer
+                fresh.append(answer)
+                advance(len(fresh), answerer.name)
+        finally:
+            if cache is not None:
+                cache.upload()
     ordered = [answers[key] for key in keys]
     if ordered and all(answer.error is not None for answer in ordered):
         raise ValueError(f"{answerer.name} refused all {len(ordered)} prompts, the first with: {ordered[0].error}")

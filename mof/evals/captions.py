@@ -1,4 +1,4 @@
-"""The visual information gain of a model on held-out captions: how much the image helps it to predict them (arXiv 2602.17186).
+"""The visual information gain on held-out captions says how much the image helps a model to predict them (arXiv 2602.17186).
 
 The VIG of a caption is its mean loss per token with the blurred image minus its mean loss with the image, in nats. The caption is the
 first answer of a record, after the first question. Unlike `vig.score`, which scores records to select them, the loss leaves out the end
@@ -32,7 +32,7 @@ HEADLINE = "caption vig", "vig"
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption that a model is to predict."""
+    """Caption holds the text that a model is to predict."""
 
     prompt: Prompt
     """The messages before the caption, which is the single option."""
@@ -85,6 +85,8 @@ def eval_captions(run: Run, captions: Sequence[Caption]) -> Row:
             error = next((answer.error for answer in pair if answer.error is not None), None)
             rows.append({"id": prompt.id, "caption": prompt.options[0], "loss": losses[0], "null_loss": losses[1], "error": error})
         measured = [row for row in rows if row["error"] is None]
+        if not measured:
+            raise ValueError(f"none of the {len(rows)} captions was measured; {rows[0]['id']} failed with: {rows[0]['error']}")
         figures = {"captions": len(measured), "vig": _mean_vig(measured), "loss": float(np.mean([row["loss"] for row in measured]))}
         return rows, figures, []
 

@@ -15,9 +15,10 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from encoders import read_image
+from encoders import ImageError, read_image
 from mof.data.records import ImageSource
 from mof.evals.answerers import LocalModel
 from mof.evals.answering import Answer, Prompt, image_hash
@@ -46,8 +47,8 @@ class WithoutEncoder:
         images: the benchmark's images, without repetition; the mean is taken over `MEAN_IMAGES` of them, evenly spaced.
 
     Raises:
-        ValueError: for a model that is no mixture of features, an encoder that it does not have, or a mask where the tokens of all
-            encoders are fused.
+        ValueError: for a model that is no mixture of features, an encoder that it does not have, a mean of no readable image, or a
+            mask where the tokens of all encoders are fused, or where the language model has a state, which masked tokens still change.
     """
 
     def __init__(self, model: LocalModel, name: str, replacement: Replacement, images: Sequence[ImageSource]) -> None:
@@ -58,6 +59,11 @@ class WithoutEncoder:
         if replacement == "mask" and name not in self._mixer.token_places:
             raise ValueError(
                 f"fusion {self._mixer.fusion!r} joins all encoders in each token, so {name!r} cannot be masked; use mean or zero"
+            )
+        if replacement == "mask" and self._model.model._is_stateful:
+            raise ValueError(
+                f"{type(self._model.model.language_model).__name__} keeps a state, which masked tokens still change, so {name!r} cannot "
+                "be masked; use mean or zero"
             )
         self.name = f"{model.name} without {name}"
         self.settings = model.settings | {"without": name, "replacement": replacement}
@@ -92,13 +98,18 @@ class WithoutEncoder:
     @torch.inference_mode()
     def _mean_features(self, images: Sequence[ImageSource]) -> Tensor:
         """Return the mean [P, C] of the encoder's tokens at the common grid."""
-        if not images:
-            raise ValueError("the mean of an encoder's tokens needs images, got none")
         total, count = torch.zeros((), dtype=torch.float64), 0
         for image in images:
-            pixels = self._model.processor.image_processor(read_image(image), return_tensors="pt")["pixel_values"]  # [tiles, 3, S, S]
+            try:
+                shown = read_image(image)
+            except ImageError:  # the prompts about it are refused in every run
+                continue
+            pixels = self._model.processor.image_processor(shown, return_tensors="pt")["pixel_values"]  # [tiles, 3, S, S]
             tokens = self._mixer.encode(pixels.to(self._model.model.device))[self._encoder]  # [tiles, P, C]
             total, count = total + tokens.double().sum(0), count + len(tokens)  # [P, C]
+        if not count:
+            given = f"{len(images)} that cannot be read" if images else "none"
+            raise ValueError(f"the mean of an encoder's tokens needs images, got {given}")
         return total / count
 
 
@@ -110,7 +121,7 @@ class Worth:
     loss: Difference
     """The whole model's score minus `score`, with the paired interval; the reverse for a measure that is better when lower."""
     rate: float
-    """The loss as a share of the whole model's score: the conditional utilisation rate. Not finite for a score of 0."""
+    """The loss as a share of the whole model's score: the conditional utilisation rate. NaN for a score that is not above 0."""
     rate_interval: Interval
     parts: dict[str, Worth] = field(default_factory=dict)
     """Part of the benchmark -> the same on this part alone: MMVP's patterns where questions name them, POPE's strategies."""
@@ -187,15 +198,21 @@ def _worth(measure: str, whole: Outcome, other: Outcome) -> Worth:
 
 def _compared(whole: Figure, other: Figure, lower: bool) -> Worth:
     """Return the worth of the encoder or image that `other` lacks. With `lower`, a lower figure is better."""
+    assert isinstance(whole, Tally) and isinstance(other, Tally)
+    whole, other = whole.among(other.units), other.among(whole.units)  # a prompt that one run refused counts in neither
     loss = difference([other], [whole]) if lower else difference([whole], [other])
-    assert isinstance(whole, Tally) and isinstance(other, Tally) and loss is not None  # the same questions
-    with np.errstate(invalid="ignore", divide="ignore"):
-        shares = other.resampled / whole.resampled  # [R]
-        share = float(np.float64(other.value) / whole.value)
-    rates = shares - 1 if lower else 1 - shares  # [R]
-    finite = rates[np.isfinite(rates)]
-    low, high = np.quantile(finite, (0.025, 0.975)) if len(finite) else (np.nan, np.nan)
-    return Worth(other.value, loss, share - 1 if lower else 1 - share, (float(low), float(high)))
+    assert loss is not None  # the same questions
+    sign = -1 if lower else 1
+    rates = sign * (1 - other.resampled / _positive(whole.resampled))  # [R]
+    rate = float(sign * (1 - other.value / _positive(np.array(whole.value))))
+    known = rates[~np.isnan(rates)]
+    low, high = np.quantile(known, (0.025, 0.975)) if len(known) else (np.nan, np.nan)
+    return Worth(other.value, loss, rate, (float(low), float(high)))
+
+
+def _positive(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the scores, with NaN for scores that are not above 0, of which nothing is a share."""
+    return np.where(scores > 0, scores, np.nan)
 
 
 def mixer_of(model: LocalModel) -> Mixer:

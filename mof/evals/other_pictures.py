@@ -1,4 +1,4 @@
-"""An answerer that sees other pictures than the benchmark's, blurred or swapped, to measure how much answers depend on the images."""
+"""OtherPictures shows an answerer blurred or swapped images, to measure how much its answers depend on the images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from encoders import read_image
+from PIL import Image
+
+from encoders import ImageError, read_image
 from encoders.images.reading import blur
 from mof.data.records import ImageSource
 from mof.evals.answering import Answer, Answerer, Prompt
@@ -16,7 +18,9 @@ PIECE = 64  # prompts whose blurred images are in memory at a time
 
 
 class OtherPictures:
-    """An answerer that is shown the blurred image, or another image of the benchmark: the image half the list of images further on.
+    """OtherPictures shows an answerer the blurred image, or another image: the image half the benchmark's list of images further on.
+
+    An image that cannot be read stays as it is, and is never shown in place of another.
 
     Args:
         images: the benchmark's image files, without repetition. Other images stay as they are.
@@ -29,8 +33,8 @@ class OtherPictures:
         self._answerer, self._picture = answerer, picture
         if picture == "swapped" and len(images) < 2:
             raise ValueError(f"images can be swapped if there are at least two, got {len(images)}")
-        half = len(images) // 2  # neighbours are often the two images of a pair
-        self._others = dict(zip(map(str, images), [*images[half:], *images[:half]], strict=True))
+        self._images = list(images)
+        self._places = {str(image): place for place, image in enumerate(images)}
         self.name, self.settings = f"{answerer.name}, {picture} images", answerer.settings | {"images": picture}
         if "images" in answerer.settings:  # blurred images in place of the images of an answerer that is shown other images itself
             self.settings["images"] = f"{picture}, {answerer.settings['images']}"
@@ -42,6 +46,19 @@ class OtherPictures:
                 yield start + place, answer
 
     def _shown(self, image: ImageSource) -> ImageSource:
-        if str(image) not in self._others:
+        own = _read(image) if str(image) in self._places else None
+        if own is None:
             return image
-        return blur(read_image(image)) if self._picture == "blurred" else self._others[str(image)]
+        if self._picture == "blurred":
+            return blur(own)
+        place = self._places[str(image)] + len(self._images) // 2  # neighbours are often the two images of a pair
+        further = [*self._images, *self._images][place : place + len(self._images)]
+        return next(other for other in further if _read(other) is not None)  # the last of them is the image itself
+
+
+def _read(image: ImageSource) -> Image.Image | None:
+    """Return the image, or None if it cannot be read."""
+    try:
+        return read_image(image)
+    except ImageError:
+        return None

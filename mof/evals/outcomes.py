@@ -1,4 +1,4 @@
-"""The outcome of a run, read from its files and checked."""
+"""The outcome of a run is read from its files and checked."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from encoders.digests import DamagedError, damaged
 from encoders.runs import read_sealed, read_sealed_lines
+from encoders.storage import fetched
 from mof.evals import captions, chair, mmvp, mmvp_vlm, pope
 from mof.evals.benchmark import Benchmark, Measured, Row
 from mof.evals.intervals import Tally
@@ -21,7 +22,7 @@ MEASURES = {key: measure for benchmark in BENCHMARKS.values() for key, measure i
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome(Measured):
-    """The outcome of a model's run on a benchmark."""
+    """Outcome holds the outcome of a model's run on a benchmark."""
 
     file: Path
     benchmark: str
@@ -37,7 +38,7 @@ def read_outcome(place: str | Path) -> Outcome:
         DamagedError: for a file that was changed since, naming the file, and the line of an answer.
         ValueError: for any other place, a run that has not ended, or files that contradict each other.
     """
-    place = Path(place)
+    place = fetched(place)
     file = place / "result.json" if place.is_dir() else place
     answers = file.with_name("answers.jsonl")
     try:

@@ -1,4 +1,4 @@
-"""POPE: yes-or-no questions about objects in photos; three strategies draw the objects (arXiv 2305.10355)."""
+"""POPE asks yes-or-no questions about objects in photos. Three strategies draw the objects (arXiv 2305.10355)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ALL_QUESTIONS = 3000  # for each strategy, in the whole benchmark
 
 @dataclass(frozen=True)
 class PopeQuestion:
-    """One line of a question file."""
+    """PopeQuestion holds a line of a question file."""
 
     id: str
     """Strategy and number, "random/17": the files of all strategies number from 1."""

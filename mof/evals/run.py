@@ -1,4 +1,4 @@
-"""One evaluation from its questions to its folder: `settings.json`, `cache.jsonl`, `answers.jsonl` and `result.json`.
+"""An evaluation goes from questions to a folder with `settings.json`, `cache.jsonl`, `answers.jsonl` and `result.json`.
 
 An interrupted run goes on where it stopped, and a second run asks nothing, since answers are kept in the cache. A folder that
 holds the answers of another evaluation is refused.
@@ -18,6 +18,7 @@ from typing import Any
 from encoders.digests import file_digest
 from encoders.images.opening import ImageError
 from encoders.runs import LOCKS, RunFile, RunLock, remove_unfinished, versions, write_sealed, write_sealed_lines
+from encoders.storage import fetched, located
 from mof.evals.answerers import AnswersFile
 from mof.evals.answering import Answer, AnswerCache, Answerer, Prompt, Usage, answer_all, image_hash
 from mof.evals.benchmark import Row
@@ -39,6 +40,7 @@ def claimed_folder(folder: Path, **identity: Any) -> Iterator[None]:
         "give a new --output (with a copy of cache.jsonl in it, no answer is asked again); `mof eval report` reads finished results "
         "of older releases, too"
     )
+    folder = fetched(folder)
     settings = RunFile(folder / "settings.json", "run of mof eval", FORMAT, remedy)
     own = ("cache.jsonl*", LOCKS)
     settings.refuse_foreign(own)
@@ -58,7 +60,7 @@ def row_name(model: str, decoding: str | None) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """A run: its folder, and the answerer of its questions."""
+    """A run has a folder, or the folder's URL (`encoders.storage`), and an answerer of its questions."""
 
     folder: Path
     answerer: Answerer
@@ -69,6 +71,9 @@ class Run:
     """The model's name in tables; by default the answerer's name."""
     seed: int | None = None
     """The seed with which the model was trained: a report joins runs of one name and several seeds."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", located(self.folder))
 
     def measure(
         self, benchmark: str, prompts: Sequence[Prompt], data: Any, score: Score, *, decoding: str, refused: str, **settings: Any

@@ -1,4 +1,4 @@
-"""A page that shows pairs: one HTML file that holds everything, thumbnails too."""
+"""The gallery is a page that shows pairs: an HTML file that holds everything, thumbnails too."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from encoders.pages import write_page
 from encoders.pages.charts import column_edges, histogram, to_svg
 from encoders.pages.thumbnails import thumbnail
 from encoders.progress import tracked
+from encoders.storage import url_of
 from mof.evals.patterns import PATTERNS
 from mof.pairs.choice import in_order
 from mof.pairs.pair_table import BlindPairs
@@ -38,7 +39,7 @@ BLOCK = 100
 
 @dataclass(frozen=True)
 class Gallery:
-    """The contents of the page."""
+    """Gallery holds the contents of the page."""
 
     pairs: BlindPairs
     names: Sequence[str]
@@ -97,8 +98,11 @@ class Gallery:
 
 
 def address(name: str, folder: Path) -> str | None:
-    """Return the address of an image file for a page in the folder, which holds where the folders are served, too; None for no file."""
-    return quote(os.path.relpath(name, folder)) if os.path.isfile(name) else None
+    """Return the address of an image file for a page in the folder, which holds where the folders are served, too; None for no file.
+
+    A page on other storage has no way to files on a disk.
+    """
+    return quote(os.path.relpath(name, folder)) if os.path.isfile(name) and url_of(folder) is None else None
 
 
 def share_text(chosen: NDArray[np.bool_]) -> str:

@@ -1,4 +1,4 @@
-"""Images as embeddings that are searched for blind pairs, by way of a feature store; and thumbnails as embeddings, which tell copies."""
+"""Images become embeddings in a feature store, which are searched for blind pairs. Embeddings of thumbnails tell copies."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from encoders import Encoder, FeatureStore, build_encoder, encode_images
 from encoders.images.sources import ImageSources
+from encoders.storage import located
 from encoders.store.files import FAILURES, read_index, read_view
 
 # Shapes: N = images, B = images of a batch, E = width of an embedding, which differs between encoders, S = side of a thumbnail in pixels.
@@ -36,7 +37,7 @@ TINY = 8
 
 @dataclass(frozen=True)
 class ImageCollection:
-    """N images of different contents with their embeddings, of unit norm."""
+    """ImageCollection holds N images of different contents with their embeddings, of unit norm."""
 
     names: list[str]
     """[N] absolute paths; a tar's member is "path of the tar/name in it"."""
@@ -87,15 +88,16 @@ def encode_collection(
         raise ValueError(f"{', '.join(without)} has no embedding of a whole image, which the search compares; choose another encoder")
     thumbnail = ThumbnailEncoder()
     report = encode_images(images, {**encoders, thumbnail.name: thumbnail}, store, **options)
-    with (Path(store) / FAILURES).open(encoding="utf-8") as lines:
+    store = located(store)
+    with (store / FAILURES).open(encoding="utf-8") as lines:
         unreadable = {entry["name"]: entry["reason"] for entry in map(json.loads, lines)}
     if not report.images:
         raise ValueError(f"none of the images can be read; the first: {next(iter(unreadable.values()))}")
     opened = FeatureStore(store, [*encoders, thumbnail.name])
-    index = read_index(Path(store))
+    index = read_index(store)
     key_of = dict(zip(index["name"].to_pylist(), index["key"].to_pylist(), strict=True))  # the last key of a changed file
     name_of: dict[int, str] = {}
-    seen = read_view(Path(store)) or set()
+    seen = read_view(store) or set()
     names = ImageSources(images).among(name for name in key_of if name in seen)
     for name in names:
         name_of.setdefault(opened.row_of(key_of[name]), name)
@@ -136,9 +138,10 @@ def _tiny(index: pa.Table, keys: Sequence[str]) -> NDArray[np.bool_]:
 
 
 class ThumbnailEncoder(Encoder):
-    """The pixels of an S x S thumbnail as a vector of unit length. The distance of two vectors is the mean difference of the pixels.
+    """ThumbnailEncoder gives the pixels of an S x S thumbnail as a vector of unit length.
 
-    It tells a photo that was only compressed or resized from another photo of the same thing.
+    The distance of two vectors is the mean difference of the pixels. It tells a photo that was only compressed or resized from another
+    photo of the same thing.
     """
 
     def __init__(self) -> None:

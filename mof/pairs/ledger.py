@@ -1,4 +1,4 @@
-"""A search in parts: the triangle of pairs is cut into squares, and the pairs of each square are stored in a file that appears whole.
+"""PairLedger searches in parts: the triangle of pairs is cut into squares, and the pairs of each square are stored in a whole file.
 
 A search that was stopped goes on with the squares that have no file. The squares are compared in this process or by the actors of a
 Ray cluster (`encoders.cluster`); files and result are the same.
@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from encoders.cluster import Cluster, GivenUp, worked
 from encoders.digests import BLANK, DamagedError, check, seal
-from encoders.runs import LOCKS, RunFile, RunLock, local_path, remove_unfinished, run_digest, write_bytes
+from encoders.runs import LOCKS, RunFile, RunLock, remove_unfinished, run_digest, write_bytes
+from encoders.storage import fetched, remove
 from mof.pairs.choice import BestPairs
 from mof.pairs.comparison import PairComparison, pair_progress, pairs_in
 from mof.pairs.sieve import tiles
@@ -63,7 +64,7 @@ class PairLedger:
     """
 
     def __init__(self, folder: str | Path, comparison: PairComparison, most: int | None, cluster: Cluster | None = None) -> None:
-        self._folder, self._comparison, self._most, self._cluster = local_path(folder).absolute(), comparison, most, cluster
+        self._folder, self._comparison, self._most, self._cluster = fetched(folder).absolute(), comparison, most, cluster
         run = RunFile(self._folder / "ledger.json", "ledger of a pair search", FORMAT, "name another folder")
         before = run.read()["identity"] if run.path.is_file() else {}
         size = before.get("square") or square_size(comparison.images)  # earlier releases cut other squares
@@ -93,6 +94,7 @@ class PairLedger:
                     if isinstance(total, GivenUp):
                         raise ValueError(f"the pairs of the images {square.name} cannot be compared: {total.reason}")
                     count(comparisons([square]), total)
+        fetched(self._folder)  # squares that actors on other machines wrote
         for square in self._squares:
             yield self._read(square)
 
@@ -103,7 +105,7 @@ class PairLedger:
             return path.exists() and self._read(square) is not None
         except DamagedError as error:
             logger.warning("%s; the square is compared again", error)
-            path.unlink(missing_ok=True)
+            remove(path)
             return False
 
     def _read(self, square: Square) -> tuple[NDArray, int]:

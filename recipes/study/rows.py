@@ -35,6 +35,8 @@ class Row:
     """One of `study.ways.WAYS` or `NOISE_WAYS`; None: every answer token."""
     keep: float | None = None
     """Share for the selection; None: the setting's."""
+    heeds: bool = False
+    """Whether the selection takes whole samples where the paper's rule warns (the setting's `heed_warning`)."""
     misled: bool = False
     """Whether the model is also asked questions after false statements."""
     noise: str | None = None
@@ -45,6 +47,8 @@ class Row:
     """Whether the features of the setting's encoders are read from a store, which all such rows share."""
     like: str | None = None
     """The row whose stage 1 this row uses; None: this row has its own stage 1."""
+    layer: int | tuple[int, ...] | None = None
+    """The layers of the encoders that this row reads; None: the setting's."""
 
     @property
     def aligned(self) -> str:
@@ -68,7 +72,7 @@ def table_rows(setting: Setting) -> list[Row]:
     The miniature also has as many tokens at random, and questions after false statements.
     """
     names, drawn = tuple(setting.encoders), setting.data.scenes is not None
-    fused = Row(setting.fusion, names, setting.fusion, misled=drawn)
+    fused = Row(setting.fusion, names, setting.fusion, heeds=setting.heed_warning, misled=drawn)
     control = [fused.selected("random")] if drawn else []
     return [Row(names[0], names[:1], setting.fusion, misled=drawn), fused, *control, fused.selected("vig")]
 
@@ -101,8 +105,30 @@ def fusion_rows(setting: Setting) -> list[Row]:
     ]
     alone = [Row(name, (name,), "interleaved") for name in names]
     twice = Row(f"{names[0]}x2", (names[0], names[0]), "interleaved")
-    stored = [dataclasses.replace(row, stored=True) for row in (*fused, *equal, *additive)]
+    whole = setting.max_tiles == 1  # a store holds no tiles
+    stored = [dataclasses.replace(row, stored=whole) for row in (*fused, *equal, *additive)]
     return [dataclasses.replace(row, noise="0") for row in (*stored, *alone, twice)]
+
+
+def layer_rows(setting: Setting) -> list[Row]:
+    """Return the rows of --compare layers, all of the first encoder alone, on records without noise.
+
+    A row reads each layer alone. Two more rows read all layers: their channels side by side ("joined"), and added with learnt weights
+    ("weighed").
+
+    Raises:
+        ValueError: for a setting without pairs, or an encoder whose layers lie on different grids.
+    """
+    name, spec = next(iter(setting.encoders.items()))
+    if not setting.data.scenes:
+        raise ValueError(f"--compare layers needs held-out pairs (data: scenes); {setting.name} has none")
+    with torch.device("meta"):  # sizes without weights
+        every = tuple(range(1, build_encoder(**spec | {"layer": -1}, pretrained=False).blocks + 1))
+        build_encoder(**spec | {"layer": every}, pretrained=False)
+    alone = [Row(f"{name}-{layer}", (name,), "interleaved", layer=layer) for layer in every]
+    joined = Row(f"{name}-joined", (name,), "interleaved", layer=every)
+    weighed = dataclasses.replace(joined, name=f"{name}-weighed", options=(("weigh_layers", True),))
+    return [dataclasses.replace(row, noise="0") for row in (*alone, joined, weighed)]
 
 
 def selection_rows(setting: Setting) -> list[Row]:
@@ -135,7 +161,7 @@ def _fused(setting: Setting, study: str) -> Row:
     return Row(setting.fusion, tuple(setting.encoders), setting.fusion, misled=True)
 
 
-COMPARISONS = {"fusion": fusion_rows, "selection": selection_rows, "noise": noise_rows}
+COMPARISONS = {"fusion": fusion_rows, "layers": layer_rows, "selection": selection_rows, "noise": noise_rows}
 
 
 def study_tables(rows: Sequence[dict[str, Any]]) -> list[TextTable]:

@@ -10,6 +10,7 @@ from typing import Any
 from accelerate import PartialState
 
 from encoders.runs import RunFile, remove_unfinished, write_json
+from study.settings import renewed
 
 FORMAT = 1
 """The version of everything in the folder."""
@@ -34,7 +35,7 @@ class RunFolder:
         if not file.path.is_file():
             file.refuse_foreign()
         else:
-            _number(file)
+            _renew(file)
             file.claim(identity)
             if not resume:
                 raise ValueError(f"{path} holds this run already; give --resume to go on with it, or another --output")
@@ -69,11 +70,14 @@ class RunFolder:
         PartialState().wait_for_everyone()
 
 
-def _number(file: RunFile) -> None:
-    """Rewrite the file of a run that was begun before formats were numbered: it holds the bare identity."""
+def _renew(file: RunFile) -> None:
+    """Bring the file of a run of an earlier version up to date: it holds the bare identity, or its setting lacks fields that came later."""
     try:
         content = json.loads(file.path.read_text(encoding="utf-8"))
+        bare = isinstance(content, dict) and "identity" not in content and "setting" in content
+        identity = content if bare else file.read()["identity"]
     except ValueError:
         return  # `claim` refuses a damaged file
-    if isinstance(content, dict) and "identity" not in content and "setting" in content:
-        file.write(content)
+    new = identity | {"setting": renewed(identity["setting"])} if isinstance(identity, dict) and "setting" in identity else identity
+    if bare or json.dumps(new) != json.dumps(identity):
+        file.write(new)

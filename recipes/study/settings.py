@@ -88,6 +88,8 @@ class Scenes:
     """Held-out pairs per pattern."""
     noise: dict[str, Share] = field(default_factory=dict)
     """Kind of noise (`mof.miniature.noise`) -> the share of the stage 2 records with a picture that have this noise."""
+    seed: CountOrZero = 0
+    """Seed of the scenes, the noise and the held-out pairs. The study of noise takes the next seed, to look at other pairs."""
 
     def __post_init__(self) -> None:
         draw_kind(self.noise, np.random.default_rng())  # refuses unknown kinds and too large shares
@@ -176,6 +178,8 @@ class Setting:
     """Tiles of an image with more pixels than the encoders' input, beside its thumbnail; 1 makes no tiles."""
     keep: Share = 0.7
     """Share of the samples that VIG selects."""
+    heed_warning: bool = False
+    """Train on whole samples where the selection warns that most tokens that the image helped would get no loss. False: the paper's rule."""
     null: Literal[tuple(NULLS)] = "blur"
     """VIG's image without information."""
     score_batch_size: Count = 16
@@ -198,6 +202,22 @@ class Setting:
     @property
     def stages(self) -> dict[str, Stage]:
         return {"align": self.align, "finetune": self.finetune}
+
+
+def identity(setting: Setting) -> dict[str, Any]:
+    """Return the fields in which a run must agree with the run that it resumes. `strict` may change."""
+    return {name: value for name, value in dataclasses.asdict(setting).items() if name != "strict"}
+
+
+def renewed(stored: Any) -> Any:
+    """Return the `identity` that an earlier version stored, with the fields that came later, at their defaults.
+
+    So a default must keep what the run did without the field. A setting that this version does not take is returned as it is.
+    """
+    try:
+        return identity(TypeAdapter(Setting).validate_json(to_json(stored)))
+    except ValidationError:
+        return stored
 
 
 def read_setting(path: str | Path, **overrides: Any) -> Setting:

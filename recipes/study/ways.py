@@ -62,10 +62,14 @@ def select_by(way: str, scores: Scores, keep: float, seed: int) -> Selection:
 
 
 def shuffled(scores: Scores, seed: int) -> Scores:
-    """Return scores in which VIG says nothing: each sample has the VIG of another sample, and its tokens have each other's."""
+    """Return scores in which VIG says nothing: each sample has the VIG of another sample, and its tokens have each other's.
+
+    A seed gives a sample the same values in whatever order the records were scored.
+    """
     rng = np.random.default_rng([seed, 2])
-    vig = rng.permutation(scores.vig)
+    by_id = sorted(scores, key=lambda score: score.id)
+    vig = rng.permutation([score.vig for score in by_id])
     return Scores(
-        [replace(score, vig=float(other), token_vig=rng.permutation(score.token_vig)) for score, other in zip(scores, vig, strict=True)],
+        [replace(score, vig=float(other), token_vig=rng.permutation(score.token_vig)) for score, other in zip(by_id, vig, strict=True)],
         scores.manifest,
     )

@@ -41,7 +41,7 @@ def test_a_writer_that_fails_changes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("url", ["s3://bucket/out", "gs://bucket", "hf://datasets/x", "s3:/bucket/out", Path("s3://bucket/out")])
 def test_a_url_is_no_output(url: str | Path) -> None:
-    with pytest.raises(ValueError, match=f"{url} is a URL.*sync FOLDER URL"):
+    with pytest.raises(ValueError, match=f"{url} is a URL, but this command writes to file systems only.*sync FOLDER URL"):
         local_path(url)
     with pytest.raises(ValueError, match="is a URL"):
         RunFile(Path(url) / "run.json", "test run", 1, "give a new folder")

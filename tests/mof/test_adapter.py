@@ -287,6 +287,16 @@ def test_fused_tokens_are_of_all_encoders(fusion: str) -> None:
     assert mixer.token_places == {"clip + dino": range(16)} and mixer.token_grid == (4, 4)
 
 
+@pytest.mark.parametrize("fusion", FUSIONS)
+@torch.no_grad()
+def test_every_fusion_compiles_to_a_single_graph(fusion: str, pixels: Tensor) -> None:
+    encoders = {"a": build_encoder("tiny-a"), "b": build_encoder("tiny-a", image_size=48)}
+    extra = {"window": (1, 2)} if fusion == "cross_attention" else {}
+    mixer = build_mixer(fusion, encoders, HIDDEN, pool=(2, 1), unshuffle=True, **extra).eval()
+    compiled = torch.compile(mixer, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(pixels), mixer(pixels))
+
+
 @pytest.mark.parametrize("fusion", sorted(FUSIONS.keys() - {"additive"}))
 def test_gradient_reaches_adapters_and_no_encoder(fusion: str, tiny_encoders: dict[str, Encoder], pixels: Tensor) -> None:
     mixer = build_mixer(fusion, tiny_encoders, HIDDEN).train()
@@ -345,6 +355,8 @@ def test_errors_say_what_was_given(tiny_encoders: dict[str, Encoder], pixels: Te
         InterleavedMoF({}, HIDDEN)
     with pytest.raises(ValueError, match=r"\['a.b'\]"):
         InterleavedMoF({"a.b": tiny_encoders["a"]}, HIDDEN)
+    with pytest.raises(ValueError, match=r"\['keys', 'type'\]"):
+        InterleavedMoF({"keys": tiny_encoders["a"], "type": tiny_encoders["b"]}, HIDDEN)
     with pytest.raises(ValueError, match="4 x 4.*3 x 3"):
         InterleavedMoF(tiny_encoders, HIDDEN, pool=3)
     with pytest.raises(ValueError, match="0 x 4"):
@@ -353,6 +365,9 @@ def test_errors_say_what_was_given(tiny_encoders: dict[str, Encoder], pixels: Te
         AdditiveMoF(tiny_encoders, HIDDEN)
     with pytest.raises(ValueError, match=r"\['a'\].*\{'dino': 1.0\}"):
         AdditiveMoF({"a": tiny_encoders["a"]}, HIDDEN, weights={"dino": 1.0})
+    with pytest.raises(ValueError, match=r"finite.*\{'a': nan\}"):
+        AdditiveMoF({"a": tiny_encoders["a"]}, HIDDEN, weights={"a": float("nan")})
+    assert CrossAttentionMoF(tiny_encoders, HIDDEN, window=2).token_grid == (2, 2)
     with pytest.raises(ValueError, match="2 x 3.*4 x 4"):
         CrossAttentionMoF(tiny_encoders, HIDDEN, window=(2, 3))
     with pytest.raises(ValueError, match=f"3 .*{HIDDEN}"):

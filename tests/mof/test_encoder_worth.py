@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.tiny import build_llm
+from support.tiny import build_llm, build_model
 from torch import Tensor
+from transformers import AutoModelForCausalLM, MambaConfig, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 import vig
@@ -23,8 +25,8 @@ from mof.cli.encoder_worth import worth_tables
 from mof.evals.answerers import LocalModel
 from mof.evals.answering import Answer, Prompt
 from mof.evals.captions import eval_captions, read_captions
-from mof.evals.encoder_worth import EncoderWorth, Replacement, WithoutEncoder, Worth, encoder_worth
-from mof.evals.intervals import Difference
+from mof.evals.encoder_worth import EncoderWorth, Replacement, WithoutEncoder, Worth, _compared, encoder_worth
+from mof.evals.intervals import Difference, Tally
 from mof.evals.mmvp import eval_mmvp, read_mmvp
 from mof.evals.other_pictures import OtherPictures
 from mof.evals.outcomes import read_outcome
@@ -278,6 +280,79 @@ def test_what_cannot_be_taken_away_is_refused(
     local.model = build_llm(local.processor.tokenizer)
     with pytest.raises(ValueError, match="LlamaForCausalLM"):
         WithoutEncoder(local, "a", "zero", images)
+
+
+def test_a_state_that_masked_tokens_change_is_not_masked(tiny_tokenizer: PreTrainedTokenizerFast, images: list[str]) -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "state_size": 4, "time_step_rank": 2}
+    llm = AutoModelForCausalLM.from_config(MambaConfig(vocab_size=len(tiny_tokenizer), **sizes))
+    model = build_model(tiny_tokenizer, llm)
+    local = LocalModel(model, MoFProcessor.from_parts(model, tiny_tokenizer), "mamba", max_new_tokens=2)
+    with pytest.raises(ValueError, match=r"MambaForCausalLM.*'a'.*mean or zero"):
+        WithoutEncoder(local, "a", "mask", images)
+    prompts = [Prompt.about(file, file, "Which?", OPTIONS) for file in images[:2]]
+    assert all(answer.error is None for _, answer in WithoutEncoder(local, "a", "zero", images).answer(prompts))
+
+
+def records_about(images: list[str]) -> list[dict[str, Any]]:
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A ball."}]
+    return [{"id": f"r{i}", "image": Path(file).name, "conversations": turns} for i, file in enumerate(images)]
+
+
+def test_a_damaged_image_costs_its_own_prompts_only(local: LocalModel, images: list[str], tmp_path: Path) -> None:
+    """Nor is it shown in place of another image, which would cost that image's prompts."""
+    Path(images[1]).write_bytes(Path(images[1]).read_bytes()[:900])
+    captions = read_captions(records_about(images), tmp_path / "photos")
+    result = encoder_worth(local, lambda run: eval_captions(run, captions), images, tmp_path / "worth")
+    for name in ("all", "without-a", "without-b", "blurred", "swapped"):
+        rows = read_sealed_lines(tmp_path / "worth" / name / "answers.jsonl")
+        assert [row["id"] for row in rows if row["error"]] == ["r1"], name
+    readable = images[:1] + images[2:]
+    mean = torch.stack([local.model.mixer.encode(pixels_of(local, file))["b"][0] for file in readable]).double().mean(0)
+    torch.testing.assert_close(WithoutEncoder(local, "b", "mean", images)._mean, mean)
+    swapped = [OtherPictures(local, "swapped", images)._shown(file) for file in images]
+    assert swapped == [images[3], images[1], images[5], images[0], images[2], images[2]]
+    questions = [PopeQuestion(f"random/{i}", "random", file, "Is it?", True) for i, file in enumerate(images)]
+    by_pope = encoder_worth(local, lambda run: eval_pope(run, questions, tmp_path / "photos"), images, tmp_path / "pope")
+    assert set(result.encoders) == set(by_pope.encoders) == {"a", "b"}
+    for file in images:
+        Path(file).write_bytes(b"no image")
+    with pytest.raises(ValueError, match="6 that cannot be read"):
+        WithoutEncoder(local, "b", "mean", images)
+
+
+def test_captions_that_are_all_refused_are_no_mean_of_nothing(local: LocalModel, images: list[str], tmp_path: Path) -> None:
+    captions = read_captions(records_about(images[:2]), tmp_path / "photos")
+
+    class Picky:
+        """Refuses the first caption with its image, and the second with the blurred image."""
+
+        name, settings = "picky", {}
+
+        def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
+            for place, prompt in enumerate(prompts):
+                blurred = not isinstance(prompt.images[0], str)
+                refused = blurred == (prompt.id == "r1")
+                yield place, Answer("", error="too picky") if refused else Answer("", (-1.0,), option_tokens=(2,))
+
+    with pytest.raises(ValueError, match=r"none of the 2 captions.*r0.*too picky"):
+        eval_captions(Run(tmp_path / "vig", Picky()), captions)
+
+
+def test_a_prompt_that_one_run_refused_counts_in_neither() -> None:
+    whole = Tally.of(("x", "y", "z"), (1, 0, 1), 1)
+    other = Tally.of(("x", "z"), (0, 1), 1)
+    worth = _compared(whole, other, lower=False)
+    assert (worth.score, worth.loss.value, worth.rate) == (0.5, 0.5, 0.5)
+    assert whole.among(("z", "y", "x")) is whole
+
+
+def test_nothing_is_a_share_of_a_score_that_is_not_above_zero() -> None:
+    units = tuple("abcd")
+    worth = _compared(Tally.of(units, (-0.2, -0.1, 0.1, 0.0), 1), Tally.of(units, (-0.4, -0.2, 0.1, 0.1), 1), lower=False)
+    assert worth.loss.value == pytest.approx(0.05)  # the model is worse without
+    assert np.isnan(worth.rate)
+    lost = _compared(Tally.of(units, (2, 1, 3, 2), 1), Tally.of(units, (4, 2, 6, 4), 1), lower=True)
+    assert (lost.loss.value, lost.rate, lost.rate_interval) == (2, 1, (1, 1))
 
 
 def test_the_command(

@@ -21,6 +21,8 @@ def setting():
 
 def test_a_plain_run_has_a_random_control_where_scenes_are_drawn(setting):
     assert [row.name for row in table_rows(setting)] == ["clip", "interleaved", "interleaved+random", "interleaved+vig"]
+    assert all(row.heeds for row in table_rows(setting)[1:])  # whole samples where the paper's rule warns
+    assert not any(row.heeds for study in ("noise", "selection") for row in COMPARISONS[study](setting))  # these look at the rule itself
     real = read_setting(CONFIGS / "llava15_7b.yaml")
     assert [row.name for row in table_rows(real)] == ["clip", "interleaved", "interleaved+vig"]
 
@@ -29,8 +31,8 @@ def test_a_plain_run_has_a_random_control_where_scenes_are_drawn(setting):
 def test_rows_have_names_of_their_own_and_share_stage_1_where_they_may(study, setting):
     rows = COMPARISONS[study](setting)
     assert len({row.name for row in rows}) == len(rows)
-    stage_1 = {row.aligned: (row.encoders, row.fusion, row.options) for row in rows}
-    assert all(stage_1[row.aligned] == (row.encoders, row.fusion, row.options) for row in rows)
+    stage_1 = {row.aligned: (row.encoders, row.fusion, row.options, row.layer) for row in rows}
+    assert all(stage_1[row.aligned] == (row.encoders, row.fusion, row.options, row.layer) for row in rows)
     assert all(row.like in (None, "interleaved") for row in rows)
 
 
@@ -52,6 +54,27 @@ def test_every_fusion_has_a_row_with_as_many_tokens_as_two_encoders(setting):
     assert {tokens[name] for name in rows.keys() - {*equal, "clipx2"}} == {25}
     assert {name for name, row in rows.items() if row.worth} == set(FUSIONS)
     assert {name for name, row in rows.items() if not row.stored} == {"clip", "dinov2", "clipx2"}  # the store holds both encoders
+
+
+def test_rows_with_tiles_read_no_store(setting):
+    setting.max_tiles = 4
+    assert not any(row.stored for row in COMPARISONS["fusion"](setting))
+
+
+def test_every_layer_of_the_first_encoder_has_a_row(setting):
+    rows = COMPARISONS["layers"](setting)
+    assert {row.name: row.layer for row in rows} == {
+        **{f"clip-{layer}": layer for layer in (1, 2, 3, 4)},
+        "clip-joined": (1, 2, 3, 4),
+        "clip-weighed": (1, 2, 3, 4),
+    }
+    assert {(row.encoders, row.noise, row.worth, row.stored) for row in rows} == {(("clip",), "0", False, False)}
+    setting.encoders["clip"] = {"name": "timm:resnet18"}  # its stages lie on different grids
+    with pytest.raises(ValueError, match="different strides"):
+        COMPARISONS["layers"](setting)
+    setting.data.scenes = None
+    with pytest.raises(ValueError, match="pairs"):
+        COMPARISONS["layers"](setting)
 
 
 def test_every_way_at_every_share_starts_from_one_stage_1(setting):

@@ -1,8 +1,12 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from study.run_folder import RunFolder
+from study.settings import identity, read_setting
+
+MINIATURE = Path(__file__).parents[2] / "recipes/configs/miniature.yaml"
 
 
 def test_a_finished_stage_is_not_done_again(tmp_path):
@@ -69,6 +73,18 @@ def test_a_run_begun_before_formats_were_numbered_goes_on(tmp_path):
         RunFolder(tmp_path, {"setting": {"keep": 0.5}, "data_dir": "/data"}, resume=True)
     run = RunFolder(tmp_path, {"setting": {"keep": 0.7}, "data_dir": "/data"}, resume=True)
     assert run.stage("align", lambda folder: {}) == {"loss": 1.5}
+
+
+def test_a_run_begun_before_a_setting_existed_goes_on_with_its_default(tmp_path):
+    setting = identity(read_setting(MINIATURE))
+    old = json.loads(json.dumps(setting))
+    del old["max_tiles"], old["finetune"]["lora"], old["data"]["scenes"]["seed"]
+    run = RunFolder(tmp_path / "run", {"setting": old})
+    run.stage("align", lambda folder: {"loss": 1.5})
+    with pytest.raises(ValueError, match=r"max_tiles: 1 there, 4 now"):
+        RunFolder(tmp_path / "run", {"setting": setting | {"max_tiles": 4}}, resume=True)
+    resumed = RunFolder(tmp_path / "run", {"setting": setting}, resume=True)
+    assert resumed.stage("align", lambda folder: {}) == {"loss": 1.5}
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"setting"'])

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mof.local_server import LocalServer
 from mof.pairs.annotation.server import AnnotationServer
 
 TOKEN = "token-of-the-tests"
@@ -43,12 +44,19 @@ def write_folder(folder: Path, pairs: int = 3) -> Path:
 
 @contextmanager
 def serving(folder: Path) -> Iterator[AnnotationServer]:
-    """Run a server in a thread."""
+    """Run the annotation server of a folder in a thread."""
     server = AnnotationServer(folder, token=TOKEN)
+    with running(server):
+        yield server
+
+
+@contextmanager
+def running(server: LocalServer) -> Iterator[None]:
+    """Run a server in a thread."""
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
-        yield server
+        yield
     finally:
         server.shutdown()
         thread.join()
@@ -56,7 +64,7 @@ def serving(folder: Path) -> Iterator[AnnotationServer]:
 
 def ask(port: int, path: str, body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, Any, http.client.HTTPResponse]:
     """Return status, document (or bytes) and the reply. Headers replace the headers that a page of this server would send."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
     sent = {"Cookie": f"mof-token-{port}={TOKEN}"} | ({"Content-Type": "application/json"} if body is not None else {})
     content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
     connection.request("GET" if body is None else "POST", path, content, sent | (headers or {}))
@@ -66,5 +74,5 @@ def ask(port: int, path: str, body: Any = None, headers: dict[str, str] | None =
     return reply.status, json.loads(data) if reply.headers["Content-Type"] == "application/json" else data, reply
 
 
-def port_of(server: AnnotationServer) -> int:
+def port_of(server: LocalServer) -> int:
     return server.address[1]

@@ -1,6 +1,6 @@
 """The four jobs of a cluster on small data, each into a folder of its own. As a program, this file is a driver that can be killed:
 
-python -m support.cluster_jobs JOB DATA OUTPUT ADDRESS
+python -m support.cluster_jobs JOB DATA OUTPUT [ADDRESS]
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from PIL import Image
 
 from encoders import encode_images
 from encoders.cluster import Cluster
+from encoders.storage import fetched, located
 from mof import blind_pairs
+from mof.evals import answering
 from mof.evals.answerers import LocalModel
 from mof.evals.answerers.cluster_model import ClusterModel
 from mof.evals.answering import AnswerCache, Prompt, answer_all
@@ -29,7 +31,7 @@ from support.tiny import TinyEncoder
 from support.tiny_llava import build_llava, many_records
 from vig import score
 
-SIDE, IMAGES = 64, 1200
+SIDE, IMAGES = 128, 1200
 """Rows of a square of the search, and its images."""
 
 
@@ -88,8 +90,10 @@ def answer(data: Path, out: Path, cluster: Cluster | None) -> Any:
     prompts = [Prompt.about(str(n), image, "Which?", ("left", "right")) for n, image in enumerate(images)]
     prompts.insert(5, Prompt.about("bad", str(data / "bad.png"), "Which?"))
     model = LocalModel(*build_llava(), "tiny", batch_size=2, max_new_tokens=4)
-    out.mkdir(exist_ok=True)
-    return answer_all(model if cluster is None else ClusterModel(model, cluster), prompts, AnswerCache(out / "cache.jsonl"))
+    out = fetched(out)
+    out.mkdir(exist_ok=True, parents=True)
+    with patch.object(answering, "BETWEEN", 0.0):
+        return answer_all(model if cluster is None else ClusterModel(model, cluster), prompts, AnswerCache(out / "cache.jsonl"))
 
 
 Job = Callable[[Path, Path, Cluster | None], Any]
@@ -109,4 +113,4 @@ def results(name: str, out: Path) -> int:
 
 
 if __name__ == "__main__":
-    JOBS[sys.argv[1]][0](Path(sys.argv[2]), Path(sys.argv[3]), Cluster(sys.argv[4]))
+    JOBS[sys.argv[1]][0](Path(sys.argv[2]), located(sys.argv[3]), Cluster(sys.argv[4]) if sys.argv[4:] else None)

@@ -25,7 +25,8 @@ from mof import MoFProcessor
 from mof.chat_templates import VICUNA
 from mof.cli.app import build_app
 from vig import score
-from vig.decoding import PAI, VAR, VCD, Decoding
+from vig.decoding import PAI, VAR, VCD, Decoding, build_decoding
+from vig.report.encoder_parts import encoder_parts
 from vig.report.explanation import UNIT, Explanation, explain, write_explanation
 
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
@@ -82,6 +83,28 @@ def check_attention(explanation: Explanation, model: Any, inputs: Any, ids: torc
             assert torch.tensor(look) * UNIT == pytest.approx(expected[place], abs=2 * UNIT)
     for share, looks in zip(answer.shares, zip(*(token.looks for token in answer.tokens), strict=True), strict=True):
         assert share == pytest.approx(sum(map(sum, looks)) * UNIT / TOKENS, abs=1e-3)
+
+
+def test_the_parts_of_encoders_are_their_vig(tiny_model: Any, tiny_processor: Any, tmp_path: Path) -> None:
+    """`vig.score` with per_encoder goes another way to the same numbers."""
+    (chat,), encode = chats((1,)), encoder(tiny_processor)
+    record = {"id": "own", "messages": [*chat, {"role": "assistant", "content": [{"type": "text", "text": "Red."}]}]}
+    (scored,) = score(tiny_model, tiny_processor, [record], tmp_path / "scores", per_encoder=True)
+    inputs, null, ids = encode([chat]), encode([VCD(null="blur").null_chat(chat)]), torch.tensor(scored.token_ids)
+    losses = [-next_logits(tiny_model, inputs, ids[None, :step]).log_softmax(-1)[0, token] for step, token in enumerate(ids)]
+    parts = encoder_parts(tiny_model, inputs, null, ids, torch.stack(losses))
+    assert list(parts) == list(tiny_model.mixer.encoders)
+    for name, values in parts.items():
+        assert values == pytest.approx(scored.encoder_vig[name].tolist(), abs=1e-4)
+    quiet(tiny_model, tiny_processor)
+    (answer,) = explain(tiny_model, tiny_processor, chat, max_new_tokens=3).answers
+    assert {name: len(values) for name, values in answer.by_encoder.items()} == dict.fromkeys(parts, 3)
+
+
+@pytest.mark.parametrize("method", [VCD(null="drop"), build_decoding("icd")], ids=["drop", "same"])
+def test_null_images_that_no_encoder_could_see_have_no_parts(method: Decoding, tiny_model: Any, tiny_processor: Any) -> None:
+    quiet(tiny_model, tiny_processor)
+    assert all(answer.by_encoder == {} for answer in explain(tiny_model, tiny_processor, chats((1,))[0], method, max_new_tokens=2).answers)
 
 
 def test_panels(tiny_model: Any, tiny_processor: Any) -> None:

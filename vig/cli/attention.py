@@ -1,4 +1,4 @@
-"""`mof vig attention`: how much the answers look at the image."""
+"""`mof vig attention` measures how much the answers look at the image."""
 
 from __future__ import annotations
 

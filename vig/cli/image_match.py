@@ -1,4 +1,4 @@
-"""`mof vig image-match`: the VIG of answers with images that fit less and less."""
+"""`mof vig image-match` measures the VIG of answers with images that fit less and less."""
 
 from __future__ import annotations
 

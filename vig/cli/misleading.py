@@ -1,4 +1,4 @@
-"""`mof vig misleading`: answers to questions behind a false statement."""
+"""`mof vig misleading` measures answers to questions behind a false statement."""
 
 from __future__ import annotations
 

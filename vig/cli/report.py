@@ -1,4 +1,4 @@
-"""`mof vig report`: one page about the scores."""
+"""`mof vig report` writes a page about the scores."""
 
 from __future__ import annotations
 

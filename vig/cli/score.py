@@ -1,4 +1,4 @@
-"""`mof vig score`: how much the image helped each answer token."""
+"""`mof vig score` measures how much the image helped each answer token."""
 
 from __future__ import annotations
 
@@ -10,18 +10,7 @@ import typer
 from accelerate import PartialState
 
 from encoders.command_groups import resumes
-from encoders.command_options import (
-    Actors,
-    GpusPerActor,
-    Images,
-    Model,
-    Ray,
-    Records,
-    TrustRemoteCode,
-    cluster_of,
-    output_option,
-    seed_option,
-)
+from encoders.command_options import ClusterOptions, Images, Model, Records, TrustRemoteCode, output_option, seed_option
 from encoders.digests import file_digest
 from encoders.terminal import say
 from mof.data.rows import read_rows
@@ -38,7 +27,7 @@ def score(
     model: Model,
     records: Records,
     images: Images,
-    output: Annotated[Path, output_option("Folder of the scores. A run that was stopped there is resumed.")],
+    output: Annotated[Path, output_option("Folder of the scores. A run that was stopped there is resumed.", urls=True)],
     null: Annotated[str, typer.Option(help=f"The image that replaces each image: {', '.join(NULL_NAMES)}.")] = "blur",
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens per forward pass. Halved when memory runs out.")] = 16384,
     batch_size: Annotated[int, typer.Option(min=1, help="Records per forward pass, at most.")] = 64,
@@ -61,9 +50,8 @@ def score(
     features: Annotated[Path | None, typer.Option(help="Store of `mof encode --model`, read in place of running the encoders.")] = None,
     blurred_features: Annotated[Path | None, typer.Option(help="Store of `mof encode --model --blurred`, with --features.")] = None,
     trust_remote_code: TrustRemoteCode = False,
-    ray: Ray = None,
-    gpus_per_actor: GpusPerActor = None,
-    actors: Actors = None,
+    *,
+    cluster: ClusterOptions,
 ) -> None:
     """Measure how much the image helped each answer token of each record.
 
@@ -83,8 +71,8 @@ def score(
     raw = read_rows(records)
     network = load_network(model, trust_remote_code=trust_remote_code)
     process = PartialState(cpu=not torch.accelerator.is_available())
-    cluster = cluster_of(ray, gpus_per_actor, actors)
-    if cluster is None:
+    actors = cluster.cluster()
+    if actors is None:
         network.to(process.device)
     stored = None
     if features is not None and blurred_features is not None:
@@ -105,7 +93,7 @@ def score(
         measures=measures or (),
         per_encoder=per_encoder,
         calibrate=calibrate,
-        cluster=cluster,
+        cluster=actors,
         about=about,
     )
     if raw and len(scores.failures) == len(raw):

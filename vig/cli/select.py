@@ -1,4 +1,4 @@
-"""`mof vig select`: the records and answer tokens to train on."""
+"""`mof vig select` chooses the records and answer tokens to train on."""
 
 from __future__ import annotations
 

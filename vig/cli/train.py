@@ -1,4 +1,4 @@
-"""`mof train`: checks everything that can be checked before the first step, then trains."""
+"""`mof train` checks everything that can be checked before the first step, then trains."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,9 +22,11 @@ from mof.data.prompts import prompt_inputs, ready_for_prompts
 from mof.data.records import to_record
 from mof.data.rows import RawRecord
 from vig.decoding import Decoding
-from vig.decoding.attention import EditedAttention, image_tokens, prompt_images
+from vig.decoding.attention import EditedAttention, image_tokens
 from vig.decoding.contrasts import ICD, Contrast
 from vig.decoding.null_chats import Chat, images_of, text_of
+from vig.nulls import DROP
+from vig.report.encoder_parts import encoder_parts
 from vig.report.samples import THUMBNAIL
 
 # Shapes: P tokens of the prompt, K keys, H heads, Y layers, T tokens of an image, N tokens of the answer, V the vocabulary.
@@ -64,6 +66,8 @@ class Answer:
     tokens: list[AnswerToken]
     shares: list[float]
     """For each panel, the share of attention that goes to its tokens: means over answer tokens, layers and heads."""
+    by_encoder: dict[str, list[float]]
+    """Encoder -> the contrast of each token through this encoder alone (`vig.report.encoder_parts`); {} where it cannot be told."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,8 @@ class Explanation:
     """The name of the null image (`vig.nulls`)."""
     instruction: str
     """The text before the question of the null branch; empty for all methods but ICD."""
+    pictures: list[str]
+    """The images of the conversation, as data URIs."""
     answers: list[Answer]
     """The plain answer, then the method's."""
     panels: list[Panel]
@@ -99,13 +105,9 @@ class _Recorded(Decoding):
     def contrasts(self) -> bool:
         return True
 
-    def attention(self, model: PreTrainedModel, input_ids: Tensor, model_kwargs: Mapping[str, Any]) -> EditedAttention | None:
-        edited = None if self.method is None else self.method.attention(model, input_ids, model_kwargs)
-        if edited is not None or not self.watch:
-            return edited
-        image = prompt_images(model, self.name, input_ids, model_kwargs)
-        starts = input_ids.new_full((len(input_ids),), input_ids.shape[1])  # keeps nothing of the prompt's attention
-        return None if image is None else EditedAttention(model, self.name, image, starts)
+    def attention(self, model: PreTrainedModel, input_ids: Tensor, inputs: Mapping[str, Any]) -> EditedAttention | None:
+        edited = None if self.method is None else self.method.attention(model, input_ids, inputs)
+        return EditedAttention(model, self.name, input_ids, inputs) if edited is None and self.watch else edited
 
     def null_chat(self, chat: Chat) -> Chat:
         return self.null.null_chat(chat)
@@ -153,10 +155,14 @@ def explain(
         places, panels = [], []
         runs = [run(None, False)]
     runs += [] if method is None else [run(method, bool(panels))]
-    answers = [_answer(processor.tokenizer, recorded, made, places) for recorded, made in runs]
+    # "same" and a missing image leave nothing that an encoder could see in place of the image
+    null_inputs = encode([null.null_chat(chat)]) if null.null not in ("same", DROP) else {}
+    parts = partial(encoder_parts, model, inputs, null_inputs)
+    answers = [_answer(processor.tokenizer, recorded, made, places, parts) for recorded, made in runs]
     even = len(places[0]) / inputs["input_ids"].shape[1] if places else 0.0
     instruction = null.instruction if isinstance(null, ICD) else ""
-    return Explanation(text_of(chat[-1]), null.null, instruction, answers, panels, even)
+    pictures = [thumbnail_uri(image, THUMBNAIL) for image in images]
+    return Explanation(text_of(chat[-1]), null.null, instruction, pictures, answers, panels, even)
 
 
 def _encode(model: PreTrainedModel, processor: Any, chats: Sequence[Chat]) -> dict[str, Any]:
@@ -165,17 +171,24 @@ def _encode(model: PreTrainedModel, processor: Any, chats: Sequence[Chat]) -> di
     return {name: x.to(model.device, model.dtype if x.is_floating_point() else None) for name, x in inputs.items()}
 
 
-def _answer(tokenizer: Any, recorded: _Recorded, made: Any, places: Sequence[Tensor]) -> Answer:
-    """Return the answer that `generate` made, with the attention to the tokens at each of `places` [T]."""
-    ids = made.sequences[0, -len(recorded.kept) :].tolist()
-    tokens, shares = [], [0.0] * len(places)
+def _answer(tokenizer: Any, recorded: _Recorded, made: Any, places: Sequence[Tensor], parts: Callable[..., dict[str, Any]]) -> Answer:
+    """Return the answer that `generate` made, with the attention to the tokens at each of `places` [T].
+
+    Args:
+        parts: `encoder_parts` for this prompt.
+    """
+    answer = made.sequences[0, -len(recorded.kept) :]  # [N]
+    ids = answer.tolist()
+    tokens, shares, clean = [], [0.0] * len(places), []
     for step, (token, text, logits) in enumerate(zip(ids, _texts(tokenizer, ids), recorded.kept, strict=True)):
-        losses = [-branch.log_softmax(dim=-1)[token] for branch in logits]
+        losses = [-branch.float().log_softmax(dim=-1)[token] for branch in logits]
+        clean.append(losses[0])
         looks = [_look(made.attentions[step], place) for place in places]  # each [T]
         shares = [share + float(look.sum()) / len(ids) for share, look in zip(shares, looks, strict=True)]
         whole = [(look / UNIT).round().int().tolist() for look in looks]
         tokens.append(AnswerToken(text, float(losses[1] - losses[0]), token in tokenizer.all_special_ids, whole))
-    return Answer("greedy" if recorded.method is None else str(recorded.method), tokens, shares)
+    decoding = "greedy" if recorded.method is None else str(recorded.method)
+    return Answer(decoding, tokens, shares, parts(answer, torch.stack(clean)))
 
 
 def _look(layers: Sequence[Tensor | None], place: Tensor) -> Tensor:

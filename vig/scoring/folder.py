@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from encoders.digests import DamagedError, damaged, file_digest
 from encoders.runs import LOCKS, RunFile, RunLock, remove_unfinished, run_digest, write_text
+from encoders.storage import fetched, located, remove
 from encoders.tables import ForeignError, read_table, run_of
 from vig.processes import Processes
 
@@ -41,7 +42,8 @@ class ScoreFolder:
     """ScoreFolder is the output folder of a run, for all of its processes. While the context is open, no other run may write to it.
 
     Args:
-        folder: a new or empty folder, or the folder of an earlier run with the same identity and any number of processes.
+        folder: a new or empty folder, or the folder of an earlier run with the same identity and any number of processes; or a URL
+            (`encoders.storage`).
         identity: see `vig.scoring.identity.scoring_identity`.
         schema: columns of the rows.
 
@@ -50,11 +52,12 @@ class ScoreFolder:
     """
 
     def __init__(self, folder: str | os.PathLike[str], identity: Mapping[str, Any], schema: pa.Schema, processes: Processes) -> None:
-        self.path, self._schema, self._rank = Path(folder), schema, processes.rank
+        self.path, self._schema, self._rank = located(folder), schema, processes.rank
         self._lock, self._manifest = RunLock(self.path, self._rank), manifest_file(self.path)
         try:
             processes.on_first(lambda: self._open(identity))
             if self._rank:
+                fetched(self.path).mkdir(parents=True, exist_ok=True)
                 self._lock.take()
             manifest = self._manifest.read()
             self._complete: bool = manifest.get("complete", False)
@@ -76,6 +79,7 @@ class ScoreFolder:
         self._lock.release()
 
     def _open(self, identity: Mapping[str, Any]) -> None:
+        fetched(self.path)
         self._manifest.refuse_foreign([LOCKS])
         self.path.mkdir(parents=True, exist_ok=True)
         self._lock.take()
@@ -92,7 +96,7 @@ class ScoreFolder:
                 read_table(path)
             except DamagedError as error:
                 logger.warning("%s; its records are scored again", error)
-                path.unlink()
+                remove(path)
 
     def _mend_manifest(self, identity: Mapping[str, Any]) -> None:
         """Write a damaged manifest anew if the shards show that the folder belongs to this run."""
@@ -106,7 +110,7 @@ class ScoreFolder:
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the rows of all shards, a table of `columns`."""
-        return read_shards(self.path, self._schema, self._run, columns)
+        return read_shards(fetched(self.path), self._schema, self._run, columns)
 
     def known(self) -> dict[str, tuple[str, str, str]]:
         """Return id -> (digest, image_digest, image_files) of every record that has a row; the last two are "" in older folders."""

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from encoders.runs import run_digest
+from encoders.storage import fetched
 from encoders.tables import write_table
 from vig.processes import Processes
 from vig.scoring.folder import SHARDS, ScoreFolder, manifest_file, read_lists, read_shard
@@ -67,7 +68,7 @@ def schema_of(identity: Mapping[str, Any]) -> pa.Schema:
 IMAGE_COLUMNS = ("image_digest", "image_files")
 """The columns that tell whether an image was replaced."""
 
-LIGHT = ["id", "digest", "vig", "token_vig", "turn_ends"]
+LIGHT = ["id", "digest", "vig", "loss", "token_vig", "turn_ends"]
 """The columns that selections and distributions need."""
 
 
@@ -227,6 +228,11 @@ class Scores(Sequence[Score]):
         return self._light["vig"].to_numpy()
 
     @cached_property
+    def loss(self) -> NDArray[np.float32]:
+        """Return [N], the mean loss of the N records' answer tokens with the image, in nats."""
+        return self._light["loss"].to_numpy()
+
+    @cached_property
     def token_vig(self) -> NDArray[np.float32]:
         """Return [A], the VIG of all answer tokens, record by record. Record i has token_vig[bounds[i]:bounds[i + 1]]."""
         return _flat(self._light["token_vig"])
@@ -345,7 +351,7 @@ def load_scores(folder: str | os.PathLike[str]) -> Scores:
         ValueError: for a folder without a manifest, a shard that cannot be read, shards that hold fewer scores than the run had saved,
             or shards that hold a record twice.
     """
-    path = Path(folder)
+    path = fetched(folder)
     manifest = {"complete": False, **manifest_file(path).read()}
     run = run_digest(manifest["identity"])
     schema = schema_of(manifest["identity"])

@@ -1,4 +1,4 @@
-"""The training of a model in memory, into a folder. A killed run goes on from the last checkpoint there."""
+"""`finetune` trains a model in memory, and saves it into a folder. A killed run goes on from the last checkpoint there."""
 
 from __future__ import annotations
 
