@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import errno
 import functools
 import inspect
 import re
@@ -31,6 +32,15 @@ OLD_SPELLINGS = {"image-folder": "images", "out": "output", "output-dir": "outpu
 """Name of an option in earlier releases -> its name today. The old names still work, but no help text shows them."""
 
 PACKAGES = ("encoders", "mof", "vig")
+REMEDIES = {
+    errno.ENOENT: "give a path that exists",
+    errno.EISDIR: "it is a folder, give a file",
+    errno.ENOTDIR: "a file is in the way of a folder",
+    errno.EEXIST: "a file is there, give a folder",
+    errno.ENOSPC: "make room, then call the same command again",
+    errno.EACCES: "this user may not open it",
+}
+"""Reason why a file could not be opened -> advice for the user."""
 STYLE: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False, "add_completion": False}
 
 
@@ -168,7 +178,7 @@ class LateGroup(TyperGroup):
             if ctx.find_root().params.get("debug"):
                 traceback.print_exception(error)
             refused = _is_refusal(error)
-            message = " ".join(str(error).split())
+            message = " ".join((_file_error(error) if isinstance(error, OSError) else str(error)).split())
             if refused:
                 message = _with_options(message, self.get_command(ctx, ctx.invoked_subcommand or ""))
             say(f"mof: {message}" if refused else f"mof: {_bug_report(error, message)}", err=True)
@@ -200,6 +210,14 @@ def _is_refusal(error: Exception) -> bool:
     frames = list(traceback.walk_tb(error.__traceback__))
     raised_in = frames[-1][0].f_globals.get("__name__", "")
     return isinstance(error, ValueError) and any(name.partition(".")[0] in PACKAGES for name in (type(error).__module__, raised_in))
+
+
+def _file_error(error: OSError) -> str:
+    """Return the message of an error about a file or a connection: the file, the reason and the remedy."""
+    if error.filename is None or error.strerror is None:
+        return str(error)
+    remedy = REMEDIES.get(error.errno or 0)
+    return f"{error.filename}: {error.strerror}" + (f"; {remedy}" if remedy else "")
 
 
 def _bug_report(error: Exception, message: str) -> str:

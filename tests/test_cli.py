@@ -250,7 +250,8 @@ def test_only_our_errors_are_the_users(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     refused(run("unknown-encoder", app=failing(None)), "eagle-eye")
     refused(run("fail", app=failing(RecordError("record 'a 7'"))), "record 'a 7'")
-    refused(run("fail", app=failing(FileNotFoundError(2, "No such file", "x.json"))), "x.json")
+    refused(run("fail", app=failing(FileNotFoundError(2, "No such file", "x.json"))), "mof: x.json: No such file; give a path that exists")
+    refused(run("fail", app=failing(IsADirectoryError(21, "Is a directory", "x"))), "x: Is a directory; it is a folder, give a file")
     assert not list(tmp_path.iterdir())
     for error, kind in ((KeyError("colour"), "KeyError"), (None, "JSONDecodeError"), (RuntimeError("shapes\ndiffer"), "RuntimeError")):
         result = run("fail", app=failing(error))

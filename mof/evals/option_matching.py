@@ -68,7 +68,7 @@ _BEFORE_YES = set(
         sure of course it's a""",
     )
 )
-_YES_AND_NO = {"yes": True, "yeah": True, "yep": True, "no": False, "nope": False, "nah": False}
+_YES_AND_NO = {"yes": True, "no": False}
 _NO_DENIAL = {"doubt", "problem", "idea", "clue", "way", "question"}
 """Words behind "no" that make it no answer: "No idea", "No problem! Yes, there is a dog"."""
 _LEADS = {"option", "choice", "answer", "choose", "pick", "select", "with"}

@@ -184,8 +184,8 @@ def test_what_a_model_thinks_or_strikes_out_is_no_answer() -> None:
     ("text", "said"),
     [
         ("yes|Yes.|**Yes**|Yes, it does.|Yes~~It fits.|Answer: yes|The answer is yes.|'Yes'|Yes - it does|<answer>Yes</answer>|\\boxed{yes}|It fits.~Yes|"
-         "I think yes|The answer would be yes|Definitely yes|<b>Yes</b>|Yes, there is no doubt|<think>no</think>Yes|Yeah|It's a yes|No doubt, yes.|No problem! Yes, there is.|No. Wait, yes, it does.|Yes, the answer is correct.", True),
-        ("no|No.|NO|nO!|**No**|No, it does not.|No~~It differs|The answer is no.|Final answer: No|(no)|It differs.~~Answer: no|Nope|Yes... no, wait: no.|Yes. Sorry, no.", False),
+         "I think yes|The answer would be yes|Definitely yes|<b>Yes</b>|Yes, there is no doubt|<think>no</think>Yes|It's a yes|No doubt, yes.|No problem! Yes, there is.|No. Wait, yes, it does.|Yes, the answer is correct.", True),
+        ("no|No.|NO|nO!|**No**|No, it does not.|No~~It differs|The answer is no.|Final answer: No|(no)|It differs.~~Answer: no|Yes... no, wait: no.|Yes. Sorry, no.", False),
         ("|maybe|Yes and no|yes or no|Yes/No|Nothing|another|yesterday|There is no error in it|The answer is correct|not sure|No idea|No way to tell", None),
     ],
 )  # fmt: skip
