@@ -113,6 +113,7 @@ def test_panels(tiny_model: Any, tiny_processor: Any) -> None:
     explanation = explain(tiny_model, tiny_processor, chat, max_new_tokens=2)
     encoders = list(tiny_model.mixer.encoders)
     assert [panel.encoder for panel in explanation.panels] == 2 * encoders and len(explanation.answers) == 1
+    assert len(set(explanation.pictures)) == 2
     looks = explanation.answers[0].tokens[0].looks
     assert [len(look) for look in looks] == [panel.grid[0] * panel.grid[1] for panel in explanation.panels]
     assert explanation.panels[0].picture == explanation.panels[1].picture != explanation.panels[2].picture
