@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, TextStreame
 
 from encoders import read_image
 from encoders.command_options import DecodingName, Device, MaxNewTokens, Model, TrustRemoteCode, usable_device
+from encoders.terminal import plain, say
 from mof.auto_classes import register_auto_classes
 from mof.data.prompts import prompt_inputs, ready_for_prompts
 from mof.evals.decoding import Decoding, load_decoding, load_explainer
@@ -88,7 +89,7 @@ def _questions() -> Iterator[str]:
     """Yield the lines of the standard input that are not empty."""
     prompt = ""
     if sys.stdin.isatty():
-        typer.echo("Type a question; Ctrl-D ends the conversation.", err=True)
+        say("Type a question; Ctrl-D ends the conversation.", err=True)
         prompt = "> "
     while True:
         try:
@@ -118,11 +119,11 @@ def _answer(network: Any, processor: Any, inputs: dict[str, Any], max_new_tokens
 
 
 class _Printed(TextStreamer):
-    """Prints an answer without white space before its first word."""
+    """Prints an answer without white space before its first word, and without control characters."""
 
     begun = False
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         text = text if self.begun else text.lstrip()
         self.begun |= bool(text)
-        super().on_finalized_text(text, stream_end)
+        super().on_finalized_text(plain(text), stream_end)
