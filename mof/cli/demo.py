@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from encoders.command_options import MODEL_HELP, DecodingName, Device, MaxNewTokens, TrustRemoteCode, usable_device
+from encoders.terminal import say
 
 
 def demo(
@@ -56,10 +57,10 @@ def demo(
     thresholds = {"clip_above": clip_above, "dino_below": dino_below}
     shown = Demo(network, processor, explain, encoders, **thresholds, method=method, max_new_tokens=max_new_tokens, name=str(model))
     server = DemoServer(shown, port)
-    typer.echo(f"{server.url} answers for {model}. Stop with Ctrl-C.")
+    say(f"{server.url} answers for {model}. Stop with Ctrl-C.")
     if browser:
         typer.launch(server.url)
     try:
         server.serve_forever()
     except KeyboardInterrupt:
-        typer.echo("stopped")
+        say("stopped")
