@@ -22,6 +22,8 @@ from typing import Any, ClassVar, get_type_hints
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from encoders.terminal import say
+
 Target = str | Callable[..., None]
 """A command is a function, or the "module:attribute" of a function or of a group (`typer.Typer`)."""
 
@@ -158,7 +160,7 @@ class LateGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
-            typer.echo("; ".join(["mof: interrupted", *map(str, stop.args)]), err=True)
+            say("; ".join(["mof: interrupted", *map(str, stop.args)]), err=True)
             raise typer.Exit(130) from None
         except Exception as error:
             if isinstance(error, BrokenPipeError) or type(error).__module__.partition(".")[0] in ("typer", "click"):
@@ -169,7 +171,7 @@ class LateGroup(TyperGroup):
             message = " ".join(str(error).split())
             if refused:
                 message = _with_options(message, self.get_command(ctx, ctx.invoked_subcommand or ""))
-            typer.echo(f"mof: {message}" if refused else f"mof: {_bug_report(error, message)}", err=True)
+            say(f"mof: {message}" if refused else f"mof: {_bug_report(error, message)}", err=True)
             raise typer.Exit(2 if refused else 1) from None
 
 
@@ -213,7 +215,7 @@ def _bug_report(error: Exception, message: str) -> str:
 def _name_today(name: str) -> str:
     """Return today's name of an option, without hyphens in front. For an old name, a note is written to stderr."""
     if name in OLD_SPELLINGS:
-        typer.echo(f"mof: --{name} is now called --{OLD_SPELLINGS[name]}; the old name will go with the next release", err=True)
+        say(f"mof: --{name} is now called --{OLD_SPELLINGS[name]}; the old name will go with the next release", err=True)
     return OLD_SPELLINGS.get(name, name)
 
 

@@ -92,11 +92,12 @@ def fetched(path: str | os.PathLike[str], *, again: bool = False) -> Path:
         return copy
     place = Path(*copy.parts[: copy.parts.index(COPIES) + 1], f"{sha256(url.encode()).hexdigest()[:16]}.lock")
     place.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(place), _reached(url) as (storage, root):
+    with FileLock(place), reached(url) as (storage, root):
         # The copy is listed first: other processes upload a file before they put it into the copy, so each file here was also there.
         here = {file for file in copy.rglob("*") if file.is_file() and not _passing(file)}
-        there = {copy / name.removeprefix(root).strip("/"): info for name, info in storage.find(root, detail=True).items()}
-        there = {file: info for file, info in there.items() if info["type"] == "file" and ".." not in file.parts and not _passing(file)}
+        found = storage.find(root, detail=True).items()
+        there = {copy / name.removeprefix(root).strip("/"): info for name, info in found if ".." not in name.split("/")}
+        there = {file: info for file, info in there.items() if info["type"] == "file" and not _passing(file)}
         for file in here - there.keys():
             file.unlink(missing_ok=True)
         wanted = {file: info for file, info in there.items() if again or file not in here or _state(file) != _state_of(info)}
@@ -111,7 +112,7 @@ def fetched(path: str | os.PathLike[str], *, again: bool = False) -> Path:
 def upload(file: Path, path: Path) -> None:
     """Upload `file` as the file that `path` names, if that is in a copy. Most storage replaces an object in a single step."""
     if url := url_of(path):
-        with _reached(url) as (storage, key):
+        with reached(url) as (storage, key):
             storage.put_file(str(file), key)
             _, seconds = _state_of(storage.info(key))
         os.utime(file, (seconds, seconds))
@@ -120,7 +121,7 @@ def upload(file: Path, path: Path) -> None:
 def remove(path: Path) -> None:
     """Delete a file or folder, which may be missing; in a copy, also from the storage."""
     if url := url_of(path):
-        with _reached(url) as (storage, key), suppress(FileNotFoundError):
+        with reached(url) as (storage, key), suppress(FileNotFoundError):
             storage.rm(key, recursive=True)
     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -144,7 +145,7 @@ class StorageLock:
         Raises:
             ValueError: while a process on another machine holds it.
         """
-        with _reached(self._url) as (storage, key):
+        with reached(self._url) as (storage, key):
             try:
                 holder = json.loads(storage.cat_file(key))
             except FileNotFoundError:
@@ -167,13 +168,13 @@ class StorageLock:
         self._ended.set()
         if self._thread.ident is not None:
             self._thread.join()
-            with suppress(OSError), _reached(self._url) as (storage, key):
+            with suppress(OSError), reached(self._url) as (storage, key):
                 storage.rm_file(key)
 
     def _renew(self) -> None:
         while not self._ended.wait(BEAT):
             try:
-                with _reached(self._url) as (storage, key):
+                with reached(self._url) as (storage, key):
                     storage.pipe_file(key, self._content())
             except (OSError, ValueError) as error:
                 logger.warning("the lock was not renewed: %s", error)
@@ -189,8 +190,13 @@ class StorageLock:
 
 
 @contextmanager
-def _reached(url: str) -> Iterator[tuple[Any, str]]:
-    """Yield the storage of a URL and the URL's name in it. Errors of the storage become an OSError that says what to do."""
+def reached(url: str) -> Iterator[tuple[Any, str]]:
+    """Yield the storage of a URL and the URL's name in it.
+
+    Raises:
+        ValueError: for storage that fsspec does not know, or whose library is not installed.
+        OSError: in place of any other error of the storage; the message says what to check.
+    """
     import fsspec  # slow
 
     try:
@@ -201,7 +207,7 @@ def _reached(url: str) -> Iterator[tuple[Any, str]]:
     try:
         yield storage, key
     except Exception as error:
-        if isinstance(error, OSError) and error.filename is not None:  # of a file in the copy
+        if isinstance(error, ValueError) or (isinstance(error, OSError) and error.filename is not None):  # ours, or of a file in the copy
             raise
         raise OSError(
             f"{url} cannot be reached ({type(error).__name__}: {error}). The bucket must exist. Credentials and another address come from "

@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -202,27 +203,35 @@ class Nodes:
             self.second = self.cluster.add_node(**NODE)
             self.cluster.wait_for_nodes()
 
+    def remove_second(self) -> None:
+        self.cluster.remove_node(self.second, allow_graceful=False)
+        self.second = None
+
+    def kill_an_actor(self) -> None:
+        raylets = [psutil.Process(node.all_processes["raylet"][0].process.pid) for node in self.cluster.list_all_nodes()]
+        workers = [process for raylet in raylets for process in raylet.children() if "::_Actor" in " ".join(process.cmdline())]
+        workers[0].kill()
+
     @contextmanager
-    def losing_one(self, results: Callable[[], int], after: int) -> Iterator[None]:
-        """Remove the second node once there are so many results; the work must not be over then."""
+    def losing(self, lose: Callable[[], None], results: Callable[[], int], after: int) -> Iterator[None]:
+        """Call `lose` once there are so many results; the work must not be over then."""
         self.grow()
         over, lost_at = threading.Event(), list[int]()
 
-        def lose() -> None:
+        def watch() -> None:
             while results() < after and not over.is_set():
                 time.sleep(0.02)
             lost_at.append(results())
-            self.cluster.remove_node(self.second, allow_graceful=False)
-            self.second = None
+            lose()
 
-        thread = threading.Thread(target=lose)
+        thread = threading.Thread(target=watch)
         thread.start()
         try:
             yield
         finally:
             over.set()
             thread.join()
-        assert lost_at[0] < results(), "all was over before the node was lost"
+        assert lost_at[0] < results(), "all was over before the loss"
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +270,7 @@ def test_the_jobs_alone(alone: tuple[str, Path, Any]) -> None:
     elif name == "search":
         cosines = [x.astype(np.float64) @ x.T.astype(np.float64) for x in both_embeddings()]
         assert result[0] == int(np.triu((cosines[0] > 0.6) & (cosines[1] < 0.2), 1).sum())
-        assert len(files_of(out)) == 19 * 20 // 2 + 1
+        assert len(files_of(out)) == 10 * 11 // 2 + 1
     elif name == "score":
         assert len(result[0]) == 24
     else:
@@ -274,9 +283,20 @@ def test_the_jobs_alone(alone: tuple[str, Path, Any]) -> None:
 def test_a_lost_node(nodes: Nodes, alone: tuple[str, Path, Any], data: Path, tmp_path: Path) -> None:
     name, folder, expected = alone
     job, _, middle = JOBS[name]
-    with nodes.losing_one(partial(results, name, tmp_path / "nodes"), middle):
+    with nodes.losing(nodes.remove_second, partial(results, name, tmp_path / "nodes"), middle):
         result = job(data, tmp_path / "nodes", Cluster())
     assert result == expected and files_of(tmp_path / "nodes") == files_of(folder)
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_a_killed_actor(nodes: Nodes, data: Path, tmp_path: Path) -> None:
+    job, _, middle = JOBS["encode"]
+    expected = job(data, tmp_path / "alone", None)
+    with nodes.losing(nodes.kill_an_actor, partial(results, "encode", tmp_path / "nodes"), middle):
+        assert job(data, tmp_path / "nodes", Cluster()) == expected
+    assert files_of(tmp_path / "nodes") == files_of(tmp_path / "alone")
 
 
 @needs_ray
@@ -309,19 +329,26 @@ def test_a_killed_driver_goes_on_from_the_finished_files(nodes: Nodes, alone: tu
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_an_image_that_kills_every_process_is_listed_and_costs_itself_alone(nodes: Nodes, tmp_path: Path) -> None:
-    contents = [picture(number) for number in range(4)]
-    buffer = io.BytesIO()
-    Image.new("RGB", (40, 40), "grey").save(buffer, "PNG")
-    tar = tar_of(tmp_path / "photos.tar", [*contents[:2], buffer.getvalue(), *contents[2:]])
+    """It stands beside images that only cannot be read: damaged, far too large, empty, a pipe; and beside sound images."""
+    sound = [picture(number) for number in range(4)]
+    grey, huge = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (40, 40), "grey").save(grey, "PNG")
+    Image.new("1", (20_000, 20_000)).save(huge, "PNG")
+    tar = tar_of(tmp_path / "photos.tar", [*sound[:2], grey.getvalue(), sound[2][:90], huge.getvalue(), b"", *sound[2:]])
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "folder/pipe.png")
+    images = [tar, tmp_path / "folder"]
     nodes.grow()
-    report = encode_images(tar, {"a": KillingEncoder()}, tmp_path / "store", progress=False, cluster=Cluster())
-    assert (report.images, report.unreadable) == (4, 1)
-    (failure,) = map(json.loads, (tmp_path / "store/failures.jsonl").read_text().splitlines())
-    assert failure["name"].endswith("photos.tar/0002.png") and "every process that worked on it died, 3 in all" in failure["reason"]
-    store = FeatureStore(tmp_path / "store")
-    plain = TinyEncoder(16, 8, 32, 0.5, 1)
-    encode_images(tar, {"a": plain}, tmp_path / "plain", progress=False)
-    expected = FeatureStore(tmp_path / "plain")
+    report = encode_images(images, {"a": KillingEncoder()}, tmp_path / "store", progress=False, cluster=Cluster())
+    assert (report.images, report.unreadable) == (4, 5)
+    failures = {row["name"]: row["reason"] for row in map(json.loads, (tmp_path / "store/failures.jsonl").read_text().splitlines())}
+    assert "every process that worked on it died, 3 in all" in failures.pop(f"{tar}/0002.png")
+    encode_images(images, {"a": TinyEncoder(16, 8, 32, 0.5, 1)}, tmp_path / "plain", progress=False)
+    store, expected = FeatureStore(tmp_path / "store"), FeatureStore(tmp_path / "plain")
+    plain_failures = {row["name"]: row["reason"] for row in map(json.loads, (tmp_path / "plain/failures.jsonl").read_text().splitlines())}
+    assert failures == plain_failures and sorted(failures) == sorted(
+        [str(tmp_path / "folder/pipe.png"), *(f"{tar}/{number:04d}.png" for number in (3, 4, 5))]
+    )
     for name in store.names:
         ours, theirs = (of.embeddings("a")[of.names.index(name)] for of in (store, expected))
         np.testing.assert_allclose(ours, theirs, atol=1e-6)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec import registry
 from support.cluster_jobs import JOBS, write_data
 from support.tiny import TinyEncoder
 from support.tiny_llava import build_llava
@@ -50,8 +51,18 @@ def s3() -> Iterator[Any]:
 
 
 @pytest.fixture(autouse=True)
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def machine(s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("MOF_COPIES", str(tmp_path / "machine"))
+    yield
+    type(s3).clear_instance_cache()  # they keep the credentials that a test took away
+
+
+@pytest.fixture(scope="module")
+def cluster(s3: Any) -> Iterator[Cluster]:
+    """A cluster of this machine, which knows the storage."""
+    pytest.importorskip("ray")
+    with Cluster("local").connected():
+        yield Cluster()
 
 
 @pytest.fixture(scope="module")
@@ -105,13 +116,13 @@ def test_a_killed_job_goes_on_on_another_machine(s3: Any, alone: tuple[str, dict
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_the_actors_of_a_cluster_write_to_storage(s3: Any, alone: tuple[str, dict[str, bytes], Any], data: Path) -> None:
-    pytest.importorskip("ray")
+def test_the_actors_of_a_cluster_write_to_storage(s3: Any, alone: tuple[str, dict[str, bytes], Any], data: Path, cluster: Cluster) -> None:
     name, expected_files, expected = alone
-    result = JOBS[name][0](data, located(f"s3://bucket/ray-{name}"), Cluster("local", least=2, most=2))
+    result = JOBS[name][0](data, located(f"s3://bucket/ray-{name}"), cluster)
     assert objects(s3, f"bucket/ray-{name}") == expected_files and result == expected
 
 
+@pytest.mark.slow
 def test_files_that_other_machines_wrote_are_fetched(
     s3: Any, alone: tuple[str, dict[str, bytes], Any], data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +151,7 @@ def damage(s3: Any, file: str) -> None:
     s3.pipe_file(file, bytes(content))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["encode", "search", "score"])
 def test_a_damaged_object_is_named_and_repaired(s3: Any, name: str, data: Path) -> None:
     folder, job = f"bucket/damaged-{name}", JOBS[name][0]
@@ -154,6 +166,7 @@ def test_a_damaged_object_is_named_and_repaired(s3: Any, name: str, data: Path) 
     assert result.exit_code == 0 and "0 damaged" in result.output
 
 
+@pytest.mark.slow
 def test_readers_open_urls(s3: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("encode", "score"):
         for out in (tmp_path / name, located(f"s3://bucket/read-{name}")):
@@ -198,6 +211,7 @@ def test_an_evaluation(s3: Any, tmp_path: Path) -> None:
     }  # of the second run, which asked nothing
 
 
+@pytest.mark.slow
 def test_blind_pairs(s3: Any, tmp_path: Path, data: Path) -> None:
     common = ["blind-pairs", "--images", data / "photos.tar", "--clip", "mini-clip", "--dino", "mini-dino", "--clip-above", "0.5"]
     for out in ("s3://bucket/pairs", tmp_path / "pairs"):
@@ -219,8 +233,8 @@ def test_what_is_wrong_is_told_in_a_line(s3: Any, data: Path, monkeypatch: pytes
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     assert "NoCredentialsError" in (text := said("s3://bucket/x")) and "AWS_ACCESS_KEY_ID" in text
     monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(registry._registry, "s3")
     assert 'pip install "mof-vig[s3]"' in said("s3://bucket/x")
-    type(s3).clear_instance_cache()
 
 
 def test_an_encoder_is_added_to_a_store(s3: Any, data: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from encoders.images.opening import ImageError, ImageLimits, suffixes
+from encoders.storage import reached
 
 
 def is_url(source: str) -> bool:
@@ -21,19 +22,15 @@ def remote_files(url: str, tars: tuple[str, ...]) -> list[str]:
 
     Raises:
         ValueError: for a URL of no file, or of a storage whose library is not installed.
+        OSError: for storage that cannot be reached.
     """
-    import fsspec
-
-    try:
-        storage, path = fsspec.core.url_to_fs(url)
+    with reached(url) as (storage, path):
         if glob.has_magic(path):
             files = storage.glob(path)
         elif storage.isdir(path):
             files = [file for file in storage.find(path) if file.lower().endswith(tuple(suffixes()))]
         else:
             files = [path] if storage.isfile(path) else []
-    except (ImportError, ValueError) as error:  # of fsspec: it names the library, or the protocols that it knows
-        raise ValueError(f"{url}: {error}") from error
     if unknown := [file for file in files if not file.lower().endswith((*tars, *suffixes()))]:
         raise ValueError(f"{url}: {unknown[0]} is no source of images; expected an image or {', '.join(tars)}")
     if not files:

@@ -12,6 +12,7 @@ from encoders.command_groups import command_group, resumes
 from encoders.command_options import ClusterOptions, EncodingOptions, ImageSources, output_option
 from encoders.presets import caveat
 from encoders.saved_folders import record
+from encoders.terminal import say
 
 if TYPE_CHECKING:
     from mof.pairs.image_collection import ImageCollection
@@ -89,7 +90,7 @@ def mine(
             f"{error}; without the hub, encoders of photos come with packages: --clip {PHOTO_CLIP} --dino {PHOTO_DINO}, which say what "
             "to install; mini-clip and mini-dino, which need nothing, know only the drawings that come with this library"
         ) from error
-    typer.echo(_what_was_read(collection, store))
+    say(_what_was_read(collection, store))
     own_ledger = output / f"ledger-{run_digest({'names': collection.names} | _search(context))}"  # a killed search goes on there
     pairs = blind_pairs(
         collection.clips,
@@ -107,14 +108,14 @@ def mine(
         progress=True,
     )
     remove(own_ledger)
-    typer.echo(pairs.summary())
+    say(pairs.summary())
     note = caveat([*clip, *dino])
     if note:
-        typer.echo(note)
+        say(note)
     sample = sample_similarities(collection.clips, collection.dinos)
     advised = None if pairs.total else sample.advice(clip_above, dino_below)
     for line in _what_to_do(pairs, sample, advised, count):
-        typer.echo(line)
+        say(line)
     if count:
         return
     from mof.pairs.gallery import Gallery
@@ -128,7 +129,7 @@ def mine(
     page = output / "gallery.html"
     gallery = Gallery(pairs, collection.names, *names, clip_above, dino_below, sample, advised, *counts, note)
     gallery.write(page, images, encoding.workers, progress=True, limits=encoding.limits)
-    typer.echo(f"to look at: {page} ({page.stat().st_size / 1e6:.1f} MB); as tables: pairs.csv, pairs.parquet")
+    say(f"to look at: {page} ({page.stat().st_size / 1e6:.1f} MB); as tables: pairs.csv, pairs.parquet")
 
 
 def _search(context: typer.Context) -> dict[str, Any]:

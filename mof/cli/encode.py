@@ -12,6 +12,7 @@ import encoders
 from encoders.command_groups import resumes
 from encoders.command_options import ClusterOptions, EncodingOptions, ImageSources, output_option
 from encoders.presets import caveat
+from encoders.terminal import say
 from mof.cli.encoder_table import print_encoders
 
 
@@ -84,14 +85,14 @@ def encode(
             torch.manual_seed(0)  # random weights are the same when the run is resumed
             built[name] = encoders.build_encoder(name, image_size=encoding.image_size, layer=layers, pretrained=pretrained)
     report = encoders.encode_images(images, built, output, tokens=tokens, view=view, strict=strict, prune=prune, **arguments)
-    typer.echo(f"{output}: {report.summary()}")
+    say(f"{output}: {report.summary()}")
     if note := caveat(built):
-        typer.echo(note)
+        say(note)
     failures = output / "failures.jsonl"
     if not report.images:
         raise ValueError(f"none of the images could be read and encoded; {failures} says why")
     if report.unreadable:
-        typer.echo(f"{failures} lists the images that could not be read or encoded")
+        say(f"{failures} lists the images that could not be read or encoded")
 
 
 def of_model(folder: Path, blurred: bool = False) -> tuple[dict[str, encoders.Encoder], encoders.View]:

@@ -186,8 +186,7 @@ def suite(
         return
     if suite is None or model is None or output is None:
         raise ValueError("give a command such as mmvp, or --suite with --model and --output")
-    from rich.console import Console
-
+    from encoders.console import Console
     from mof.evals.lmms.suites import SuiteRun, rows_of, run_suite
 
     result = run_suite(suite, SuiteRun(model, output, name, seed, dtype, batch_size, limit, decoding), Console())

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from encoders.command_options import output_option
+from encoders.console import Console
 from encoders.runs import write_text
 from mof.evals.published import MMVP_CORRELATION
 from mof.evals.text_tables import TextTable

@@ -24,6 +24,7 @@ from encoders.runs import local_path
 from encoders.storage import upload
 from mof.data.forms import whole_characters
 from mof.data.records import ImageSource
+from mof.evals.second_thoughts import without_thoughts
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,11 @@ class Answer:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "text", whole_characters(self.text))
+
+    @property
+    def final(self) -> str:
+        """The text without the model's thoughts in front."""
+        return without_thoughts(self.text)
 
 
 class Answerer(Protocol):

@@ -221,7 +221,7 @@ def eval_chair(run: Run, words: CocoWords, objects: Mapping[str, set[str]], imag
     """
 
     def score(answers: list[Answer]) -> tuple[list[Row], Row, list[str]]:
-        scored = score_chair(words, objects, {id: answer.text for id, answer in zip(images, answers, strict=True)})
+        scored = score_chair(words, objects, {id: answer.final for id, answer in zip(images, answers, strict=True)})
         rows = [
             asdict(caption) | {"in_image": sorted(objects[caption.image_id]), "caption": answer.text, "error": answer.error}
             for caption, answer in zip(scored.captions, answers, strict=True)

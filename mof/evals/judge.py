@@ -70,7 +70,7 @@ def judged(
         Labels -> whether each answer is right, and a report of the judge, with its agreement with the rule by the released labels.
     """
     kinds = list(questions[0].labels)
-    prompts = [judge_prompt(q, a.text, q.labels[kind]) for kind in kinds for q, a in zip(questions, answers, strict=True)]
+    prompts = [judge_prompt(q, a.final, q.labels[kind]) for kind in kinds for q, a in zip(questions, answers, strict=True)]
     replies, usage = run.ask(prompts, judge)
     verdicts = {kind: [verdict(reply) for reply in replies[i * len(questions) :][: len(questions)]] for i, kind in enumerate(kinds)}
     report = {

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from support import launch
 
 FOLDER = launch.ROOT / "benchmarks" / "gpu"
@@ -110,6 +111,18 @@ def test_a_line_that_fails_costs_nothing_else(tmp_path: Path) -> None:
     assert "no_such_library" in lines["missing library"]["missing"] and "ended with 9" in lines["dies"]["missing"]
     assert "no_such_module" in lines["all lines"]["missing"]
     assert "things/s" in printed and all(name in (tmp_path / "gpu.md").read_text() for name in lines)
+
+
+def test_packages_that_are_missing_or_too_old(benchmark: None) -> None:
+    """A line names them, where an import would fail obscurely in the middle of the few minutes of a GPU."""
+    from requirements import refuse_missing, required, too_old
+
+    refuse_missing(required())
+    assert too_old(required()) == [] and any(requirement.startswith("transformers>=") for requirement in required())
+    with pytest.raises(SystemExit, match="missing: pip install no-such-package another$"):
+        refuse_missing(["torch>=2", "no-such-package>=1", "another"])
+    old = too_old(["torch>=1", "transformers>=99", "no-such-package>=1"])
+    assert old == [f"transformers {transformers.__version__} (needs >=99)"]
 
 
 def test_budgets_of_time(benchmark: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -32,7 +34,9 @@ def test_sample_is_one_per_cent_of_the_records_with_images() -> None:
     assert len(sample.records) == 1_000
 
 
-def test_swapped_records_keep_their_words_and_get_other_images(image_folder) -> None:
+def test_swapped_records_keep_their_words_and_get_other_images(image_folder, monkeypatch) -> None:
+    monkeypatch.chdir(image_folder.parent)
+    image_folder = Path(image_folder.name)  # images are named relative to a folder that is itself relative
     raws = [raw | {"image": f"{place // 2}.png"} for place, raw in enumerate(build_records(image_folder))]  # neighbours share images
     swapped = with_swapped_images([*raws, {"id": "broken"}], image_folder)
     assert [row["id"] for row in swapped] == [raw["id"] for raw in raws]

@@ -526,6 +526,10 @@ def test_select_refuses_records_that_were_not_scored(folder, tmp_path) -> None:
     [
         ("report_to=wandb", ["report_to=wandb", "not installed"]),
         ("optim=galore_adamw", ["not installed", "galore"]),
+        ("optim=grokadamw", ["refused", "pip install grokadamw"]),
+        ("optim_args=speed=1", ["refused", "speed"]),
+        ("lr_scheduler_type=cosine_with_min_lr", ["refused", "min_lr"]),
+        ("adam_beta1=2", ["refused", "beta"]),
         ("use_liger_kernel=true", ["not installed", "liger"]),
         ("group_by_length=true", ["train_sampling_strategy=group_by_length"]),
     ],

@@ -12,6 +12,7 @@ from accelerate import PartialState
 from encoders.command_groups import resumes
 from encoders.command_options import ClusterOptions, Images, Model, Records, TrustRemoteCode, output_option, seed_option
 from encoders.digests import file_digest
+from encoders.terminal import say
 from mof.data.rows import read_rows
 from vig.nulls import NULL_NAMES
 from vig.saved_models import load_network, load_processor, stored_images
@@ -100,8 +101,8 @@ def score(
     if process.is_main_process:
         failed = f"{len(scores.failures)} failed" + (f", listed in {file_of(output, REJECTED)}" if scores.failures else "")
         texts = f"{len(scores.manifest['text_only'])} without an image, "
-        typer.echo(f"{len(scores)} of {len(raw)} records scored in {output}, {texts}{failed}")
+        say(f"{len(scores)} of {len(raw)} records scored in {output}, {texts}{failed}")
         if said := diagnosis(scores.manifest["calibration"]):
-            typer.echo(said)
+            say(said)
         if scores.failures and not len(scores) and not scores.manifest["text_only"]:
             raise typer.Exit(1)

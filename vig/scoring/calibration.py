@@ -72,14 +72,15 @@ def with_swapped_images(raws: Iterable[Row], image_folder: str | os.PathLike[str
             record = to_record(raw, image_folder)
         except RecordError:  # this record has no score either
             continue
-        row = {"id": record.id, "messages": record.messages, "images": list(record.images)}
-        groups.setdefault(len(record.images), []).append((row, digest(images_of(raw))))
+        images = images_of(raw)  # as they are named, since the folder is put in front when the row is scored
+        row = {"id": record.id, "messages": record.messages, "images": images}
+        groups.setdefault(len(images), []).append((row, digest(images)))
     swapped = []
     for group in groups.values():
         for place, (row, images_digest) in enumerate(group):
             donors = (donor["images"] for donor, other_digest in group[place + 1 :] + group[:place] if other_digest != images_digest)
-            if (images := next(donors, None)) is not None:
-                swapped.append({**row, "images": images})
+            if (other := next(donors, None)) is not None:
+                swapped.append({**row, "images": other})
     return swapped
 
 

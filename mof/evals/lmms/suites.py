@@ -12,8 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from encoders.console import Console
 from encoders.runs import versions, write_sealed_lines
 from mof.evals.answerers.api_keys import OPENAI_KEY, key_for, without_key
 from mof.evals.benchmark import Measure, Measured, Row
