@@ -28,7 +28,7 @@ FEW, TOO_MANY = 0.25, 0.75
 """Limits of the share of records that look as if their image was swapped (`calibration`, "alike"). In the miniature it was .41 where 36 %
 of the records with an image were ungrounded, and selection gained 12 to 26 points of pairs; it was .11 on clean records, where selection
 lost 39. With 50 records, the standard deviation of this estimate is .12 and .06. A scorer that reads nothing finds all
-records alike (.95 after a stage 1 on swapped images). With mixed noise it was .42, but VIG did not find these: a selection warns."""
+records alike (.99 after a stage 1 on swapped images). With mixed noise it was .42, but VIG did not find these: a selection warns."""
 
 
 class Sample:
