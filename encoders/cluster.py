@@ -29,8 +29,10 @@ DEATHS = 2
 """An item that killed this number of processes is halved; each of its parts may kill one more process."""
 STARTS = 5
 """The run ends if this number of processes in a row die before they can work."""
+READY = 2
+"""Items that lie ready in Ray's memory for the processes that become free next."""
 PATIENCE = 60.0
-"""Seconds without any process after which a warning says that the cluster has no room."""
+"""Seconds without any process after which a warning says that the cluster may have no room."""
 PARTS = 32
 """An item is at most this fraction of the work before it, so that a kill costs little and this number of actors have work early."""
 
@@ -127,7 +129,8 @@ class Cluster:
         else:
             room, cores = len(nodes), min((int(node["CPU"]) for node in nodes), default=1)
         if not (most := self.most or room):
-            raise ValueError(f"the Ray cluster has no room for an actor with {gpus:g} GPUs; it has {ray.cluster_resources()}")
+            have = ", ".join({f"{node.get('GPU', 0):g} GPUs and {node['CPU']:g} cores": None for node in nodes}) or "no node with a core"
+            raise ValueError(f"the Ray cluster has no room for an actor with {gpus:g} GPUs; its nodes have {have}")
         return most, {"num_gpus": gpus, "num_cpus": max(cores, 1)}
 
 
@@ -235,10 +238,15 @@ class _Task:
     """A task is an item, or a part of an item, and its outcome."""
 
     item: Any
+    sent: Any = None
+    """The reference of the item in Ray's object store."""
     deaths: int = 0
     result: Any = None
     done: bool = False
     parts: list[_Task] = field(default_factory=list)
+
+    def end(self, result: Any) -> None:
+        self.result, self.sent, self.done = result, None, True
 
     def finished(self) -> bool:
         return self.done or (bool(self.parts) and all(part.finished() for part in self.parts))
@@ -259,7 +267,7 @@ class _Actors:
         self._starting: dict[Any, Any] = {}  # reference -> actor
         self._running: dict[Any, tuple[Any, _Task]] = {}  # reference -> actor and its task
         self._actors: list[Any] = []
-        self._again: deque[_Task] = deque()
+        self._ready: deque[_Task] = deque()  # those that have cost a process are in front
         self._failed_starts, self._begun, self._since, self._told = 0, False, time.monotonic(), False
 
     def run(self, items: Iterable[Any]) -> Iterator[tuple[Any, Parts]]:
@@ -267,26 +275,35 @@ class _Actors:
         try:
             while True:
                 self._take_on()
-                for actor, idle in self._free():
-                    task = self._again.popleft() if self._again and idle else None
-                    room = not self._again and len(order) < 2 * self._lanes * self._most  # results wait for those before them
-                    if task is None and more and room:
-                        item = next(source, None)
-                        more = item is not None
-                        task = _Task(item) if more else None
-                        order.extend([task] if task else [])
-                    if task is None:
-                        break
-                    self._running[actor.work.remote(task.item)] = (actor, task)
+                self._hand_out()
                 while order and order[0].finished():
                     task = order.popleft()
                     yield task.item, task.results()
+                room = len(order) < 2 * self._lanes * self._most  # results wait for those before them
+                taking = more and room and len(self._ready) < READY
+                if taking and (item := next(source, None)) is not None:
+                    order.append(self._task(item))
+                    self._ready.append(order[-1])
+                elif taking:
+                    more = False
                 if not more and not order:
                     return
-                self._wait()
+                self._wait(0 if taking else PATIENCE / 4)
         finally:
             for actor in (*self._actors, *self._starting.values()):
                 self._ray.kill(actor)
+
+    def _task(self, item: Any, deaths: int = 0) -> _Task:
+        """Return a task whose item is sent off already: the actor that becomes free next need not wait for it."""
+        return _Task(item, self._ray.put(item), deaths)
+
+    def _hand_out(self) -> None:
+        """Give the tasks that are ready to the actors that can take them, in their order."""
+        for actor, idle in self._free():
+            if not self._ready or (self._ready[0].deaths and not idle):
+                break
+            task = self._ready.popleft()
+            self._running[actor.work.remote(task.sent)] = (actor, task)
 
     def _take_on(self) -> None:
         """Start processes up to the largest number. Those for which the cluster has no room yet wait there, and it may grow."""
@@ -306,9 +323,9 @@ class _Actors:
                 if len(tasks) == load and not any(task.deaths for task in tasks):
                     yield actor, not tasks
 
-    def _wait(self) -> None:
-        """Wait until a start or a task ends, and note its outcome."""
-        ended, _ = self._ray.wait([*self._running, *self._starting], timeout=PATIENCE / 4)
+    def _wait(self, seconds: float) -> None:
+        """Wait until a start or a task ends, but no longer than these seconds, and note its outcome."""
+        ended, _ = self._ray.wait([*self._running, *self._starting], timeout=seconds)
         for reference in ended:
             if reference in self._starting:
                 self._started(reference)
@@ -318,7 +335,8 @@ class _Actors:
             self._since, self._told = time.monotonic(), False
         elif not self._told and time.monotonic() - self._since > PATIENCE:
             self._told = True
-            logger.warning("no process has started yet: the cluster has no room for an actor with %s", self._needs)
+            text = "no process has started in %.0f seconds: the machines are busy, or the cluster has no room for an actor with %s"
+            logger.warning(text, PATIENCE, self._needs)
 
     def _started(self, reference: Any) -> None:
         actor = self._starting.pop(reference)
@@ -337,7 +355,7 @@ class _Actors:
     def _ended(self, reference: Any) -> None:
         actor, task = self._running.pop(reference)
         try:
-            task.result, task.done = self._ray.get(reference), True
+            task.end(self._ray.get(reference))
         except self._ray.exceptions.RayTaskError as error:  # of the work
             raise (error.cause if isinstance(error.cause, Exception) else error) from None
         except self._ray.exceptions.RayError as error:  # of the actor, its machine, or the way from there
@@ -351,10 +369,10 @@ class _Actors:
         task.deaths += 1
         halves = task.item.halves() if task.deaths >= DEATHS else []
         if halves:
-            task.parts = [_Task(half, DEATHS - 1) for half in halves]
-            self._again.extend(task.parts)
+            task.parts, task.sent = [self._task(half, DEATHS - 1) for half in halves], None
+            self._ready.extendleft(reversed(task.parts))
         elif task.deaths <= DEATHS:
-            self._again.append(task)
+            self._ready.appendleft(task)
         else:
             reason = " ".join(str(error).split())
-            task.result, task.done = GivenUp(f"every process that worked on it died, {task.deaths} in all ({reason})"), True
+            task.end(GivenUp(f"every process that worked on it died, {task.deaths} in all ({reason})"))

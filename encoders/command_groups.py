@@ -6,7 +6,9 @@ Options also work under the names that they had in earlier releases.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
+import inspect
 import re
 import sys
 import tempfile
@@ -15,10 +17,12 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import EntryPoint
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+from encoders.terminal import say
 
 Target = str | Callable[..., None]
 """A command is a function, or the "module:attribute" of a function or of a group (`typer.Typer`)."""
@@ -51,8 +55,34 @@ def command_group(
     names = {"token_normalize_func": _name_today}  # the commands of the group inherit this setting
     app = typer.Typer(name=name, cls=group_class, no_args_is_help=not alone, invoke_without_command=alone, context_settings=names, **STYLE)
     text = help or (callback.__doc__ if callback else None)
-    app.callback(help=text)(callback or (lambda: None))  # an app without commands is a group only if it has a callback
+    app.callback(help=text)(_ungrouped(callback or (lambda: None)))  # an app without commands is a group only if it has a callback
     return app
+
+
+def _ungrouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Return the command with an option for each field of the parameters that are dataclasses, because typer knows no groups of options.
+
+    Such a parameter takes keywords only. It stands behind the others, and so do its options in the help text.
+    """
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    if not groups:
+        return command
+    parameters = [parameter.replace(annotation=hints.get(name, Any)) for name, parameter in inspect.signature(command).parameters.items()]
+    options = [parameter for parameter in parameters if parameter.name not in groups]
+    for group in groups.values():
+        own = get_type_hints(group, include_extras=True)
+        options += [option.replace(annotation=own[name]) for name, option in inspect.signature(group).parameters.items()]
+
+    @functools.wraps(command)
+    def run(**arguments: Any) -> None:
+        for name, group in groups.items():
+            arguments[name] = group(**{field.name: arguments.pop(field.name) for field in dataclasses.fields(group)})
+        command(**arguments)
+
+    run.__signature__ = inspect.Signature([option.replace(kind=option.KEYWORD_ONLY) for option in options])  # type: ignore[attr-defined]
+    run.__annotations__ = {option.name: option.annotation for option in options}
+    return run
 
 
 def resumes(command: Callable[..., None]) -> Callable[..., None]:
@@ -106,7 +136,7 @@ class LateGroup(TyperGroup):
         if isinstance(loaded, typer.Typer):
             return typer.main.get_group(loaded)
         app = typer.Typer(**STYLE)
-        app.command(cmd_name)(loaded)
+        app.command(cmd_name)(_ungrouped(loaded))
         return typer.main.get_command(app)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -130,7 +160,7 @@ class LateGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
-            typer.echo("; ".join(["mof: interrupted", *map(str, stop.args)]), err=True)
+            say("; ".join(["mof: interrupted", *map(str, stop.args)]), err=True)
             raise typer.Exit(130) from None
         except Exception as error:
             if isinstance(error, BrokenPipeError) or type(error).__module__.partition(".")[0] in ("typer", "click"):
@@ -141,7 +171,7 @@ class LateGroup(TyperGroup):
             message = " ".join(str(error).split())
             if refused:
                 message = _with_options(message, self.get_command(ctx, ctx.invoked_subcommand or ""))
-            typer.echo(f"mof: {message}" if refused else f"mof: {_bug_report(error, message)}", err=True)
+            say(f"mof: {message}" if refused else f"mof: {_bug_report(error, message)}", err=True)
             raise typer.Exit(2 if refused else 1) from None
 
 
@@ -185,7 +215,7 @@ def _bug_report(error: Exception, message: str) -> str:
 def _name_today(name: str) -> str:
     """Return today's name of an option, without hyphens in front. For an old name, a note is written to stderr."""
     if name in OLD_SPELLINGS:
-        typer.echo(f"mof: --{name} is now called --{OLD_SPELLINGS[name]}; the old name will go with the next release", err=True)
+        say(f"mof: --{name} is now called --{OLD_SPELLINGS[name]}; the old name will go with the next release", err=True)
     return OLD_SPELLINGS.get(name, name)
 
 

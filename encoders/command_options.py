@@ -2,12 +2,14 @@
 
 A command uses the types as annotations (`model: Model`), or the functions if it needs another help text
 (`report: Annotated[Path, output_option("HTML file to write.")]`). Add `| None` inside of `Annotated` to make an option optional.
+A parameter `*, cluster: ClusterOptions` stands for all options of this group (`encoders.command_groups`).
 The old spellings of options are in `encoders.command_groups.OLD_SPELLINGS`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -62,10 +64,6 @@ ImageSources = Annotated[
 ]
 Limit = Annotated[int | None, typer.Option("--limit", min=1, help="Use at most this many records, spread evenly over the file.")]
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer, in tokens.")]
-ImageSize = Annotated[
-    int | None, typer.Option("--image-size", min=1, help="Side of the encoders' input, in pixels. Default: each encoder's own.")
-]
-ImageBatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images per forward pass.")]
 DecodingName = Annotated[
     str | None,
     typer.Option(
@@ -75,63 +73,82 @@ DecodingName = Annotated[
 Device = Annotated[str | None, typer.Option("--device", help="Device of torch, such as cuda:1. Default: cuda if there is a GPU, else cpu.")]
 DtypeName = Literal["float32", "bfloat16", "float16"]
 """A name of a dtype; `getattr(torch, name)` is the dtype."""
-Dtype = Annotated[DtypeName | None, typer.Option("--dtype", help="Precision of the encoders. Default: each encoder's own, float32.")]
-Workers = Annotated[int, typer.Option("--workers", min=1, help="Threads that read and decode images.")]
-
-MaxBytes = Annotated[int | None, typer.Option("--max-bytes", min=1, help="Largest file of an image, in bytes. Default: 256 MiB.")]
-MaxPixels = Annotated[
-    int | None, typer.Option("--max-pixels", min=1, help="Largest image, in pixels (width times height). Default: 89 million.")
-]
 
 
-Ray = Annotated[
-    str | None,
-    typer.Option(
-        "--ray",
-        metavar="[ADDRESS]",
-        help="Let processes on a Ray cluster do the work; without an address: this machine's cluster, or this machine's GPUs.",
-    ),
-]
-GpusPerActor = Annotated[
-    float | None,
-    typer.Option("--gpus-per-actor", min=0, help="With --ray: GPUs, or a part of a GPU, of a process. Default: 1 if there are GPUs."),
-]
-Actors = Annotated[
-    str | None,
-    typer.Option(
-        "--actors",
-        metavar="MIN:MAX",
-        help="With --ray: number of processes at the beginning, and at most. Default: as many as the cluster has room for.",
-    ),
-]
+@dataclass(frozen=True)
+class EncodingOptions:
+    """EncodingOptions are the options of the commands that encode images."""
+
+    image_size: Annotated[int | None, typer.Option(min=1, help="Side of the encoders' input, in pixels. Default: each encoder's own.")] = (
+        None
+    )
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 32
+    device: Device = None
+    dtype: Annotated[DtypeName | None, typer.Option(help="Precision of the encoders. Default: each encoder's own, float32.")] = None
+    workers: Annotated[int, typer.Option(min=1, help="Threads that read and decode images.")] = 2
+    max_bytes: Annotated[int | None, typer.Option(min=1, help="Largest file of an image, in bytes. Default: 256 MiB.")] = None
+    max_pixels: Annotated[int | None, typer.Option(min=1, help="Largest image, in pixels (width times height). Default: 89 million.")] = (
+        None
+    )
+
+    @property
+    def limits(self) -> ImageLimits:
+        """Return the limits of images. For an option that is not given, the limit of the environment is taken."""
+        from encoders.images.opening import ImageLimits  # slow
+
+        given = {"max_bytes": self.max_bytes, "max_pixels": self.max_pixels}
+        return ImageLimits(**{name: value for name, value in given.items() if value is not None})
+
+    def arguments(self, cluster: Cluster | None) -> dict[str, Any]:
+        """Return arguments of `encoders.encode_images`. Only the devices of this machine are tried, and not those of the cluster."""
+        import torch  # slow
+
+        device = usable_device(self.device) if cluster is None else self.device
+        dtype = None if self.dtype is None else getattr(torch, self.dtype)
+        given = {"batch_size": self.batch_size, "device": device, "dtype": dtype, "workers": self.workers}
+        return given | {"limits": self.limits, "cluster": cluster}
 
 
-def cluster_of(ray: str | None, gpus_per_actor: float | None, actors: str | None) -> Cluster | None:
-    """Return the cluster of the options `--ray`, `--gpus-per-actor` and `--actors`; None without `--ray`.
+@dataclass(frozen=True)
+class ClusterOptions:
+    """ClusterOptions are the options of the commands whose work a Ray cluster may do."""
 
-    Raises:
-        ValueError: for the others without `--ray`, and for numbers that are not MIN:MAX.
-    """
-    from encoders.cluster import Cluster  # slow
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[ADDRESS]",
+            help="Let processes on a Ray cluster do the work; without an address: this machine's cluster, or this machine's GPUs.",
+        ),
+    ] = None
+    gpus_per_actor: Annotated[
+        float | None, typer.Option(min=0, help="With --ray: GPUs, or a part of a GPU, of a process. Default: 1 if there are GPUs.")
+    ] = None
+    actors: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MIN:MAX",
+            help="With --ray: number of processes at the beginning, and at most. Default: as many as the cluster has room for.",
+        ),
+    ] = None
 
-    if ray is None:
-        if gpus_per_actor is not None or actors is not None:
-            raise ValueError("--gpus-per-actor and --actors go with --ray")
-        return None
-    if actors is None:
-        return Cluster(ray, gpus_per_actor)
-    least, _, most = actors.partition(":")
-    if not (least.isdecimal() and most.isdecimal() and 1 <= int(least) <= int(most)):
-        raise ValueError(f"--actors {actors}: expected the numbers MIN:MAX of processes, such as 1:8")
-    return Cluster(ray, gpus_per_actor, int(least), int(most))
+    def cluster(self) -> Cluster | None:
+        """Return the cluster, or None without `--ray`.
 
+        Raises:
+            ValueError: for the other options without `--ray`, and for numbers that are not MIN:MAX.
+        """
+        from encoders.cluster import Cluster  # slow
 
-def image_limits(max_bytes: int | None, max_pixels: int | None) -> ImageLimits:
-    """Return the limits of the options `--max-bytes` and `--max-pixels`. For None, the limit of the environment is taken."""
-    from encoders.images.opening import ImageLimits  # slow
-
-    given = {"max_bytes": max_bytes, "max_pixels": max_pixels}
-    return ImageLimits(**{name: value for name, value in given.items() if value is not None})
+        if self.ray is None:
+            if self.gpus_per_actor is not None or self.actors is not None:
+                raise ValueError("--gpus-per-actor and --actors go with --ray")
+            return None
+        if self.actors is None:
+            return Cluster(self.ray, self.gpus_per_actor)
+        least, _, most = self.actors.partition(":")
+        if not (least.isdecimal() and most.isdecimal() and 1 <= int(least) <= int(most)):
+            raise ValueError(f"--actors {self.actors}: expected the numbers MIN:MAX of processes, such as 1:8")
+        return Cluster(self.ray, self.gpus_per_actor, int(least), int(most))
 
 
 def evenly(records: Sequence[T], limit: int | None) -> list[T]:

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from html import escape
 from typing import Any, TypeVar
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from encoders.console import Console
 
 SECONDS, NOTEBOOK_SECONDS = 60.0, 1.0
 """Time between two lines in a log, and between two states of a notebook's bar."""

@@ -159,19 +159,14 @@ class CrossAttentionMoF(AdaptedMixer):
     ) -> None:
         super().__init__(encoders, hidden_size, **options)
         down, across = (window, window) if isinstance(window, int) else window
-        self.window, self.heads = (down, across), heads
-        rows, columns = super().token_grid
+        rows, columns = self.token_grid  # of windows of 1 x 1
         if min(down, across) < 1 or rows % down or columns % across:
             raise ValueError(f"a window of {down} x {across} must divide the grid of {rows} x {columns} tokens")
         if heads < 1 or hidden_size % heads:
             raise ValueError(f"{heads} heads must divide hidden_size {hidden_size}")
+        self.window, self.heads = (down, across), heads
         self.queries = nn.Parameter(torch.randn(self.tokens_per_image, hidden_size) * hidden_size**-0.5)  # [Q, D]
         self.attention = nn.MultiheadAttention(hidden_size, heads, batch_first=True)
-
-    @property
-    def token_grid(self) -> tuple[int, int]:
-        rows, columns = super().token_grid
-        return rows // self.window[0], columns // self.window[1]
 
     @property
     def options(self) -> dict[str, Any]:

@@ -41,6 +41,7 @@ class Mixer(nn.Module):
 
     fusion: ClassVar[str]
     side_by_side: ClassVar[bool] = False  # whether each encoder has tokens of its own
+    window: tuple[int, int] = (1, 1)  # rows and columns of the pooled grid that a token is made of
     encoders: Any  # an nn.ModuleDict of Encoder
 
     def __init__(
@@ -105,7 +106,7 @@ class Mixer(nn.Module):
     @property
     def token_grid(self) -> tuple[int, int]:
         """Return the rows and columns of the tokens of an image; encoders side by side share a place."""
-        return self.grid[0] // self.pool[0], self.grid[1] // self.pool[1]
+        return self.grid[0] // self.pool[0] // self.window[0], self.grid[1] // self.pool[1] // self.window[1]
 
     @property
     def tokens_per_image(self) -> int:

@@ -35,10 +35,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, LogitsProcessor
 
+from encoders.console import Console
 from encoders.images.reading import read_image
 from encoders.runs import versions, write_json
 from mof import register_auto_classes

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import encoders
 import mof.miniature
 from encoders import Encoder, build_encoder
+from encoders.console import Console
 from mof.language_models import load_language_model
 from mof.miniature.language import answer, question, word
 from mof.miniature.scenes import PATTERNS, VALUES, Scene, habit, render, sample_pair, sample_scene

@@ -11,9 +11,9 @@ import tempfile
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from encoders.console import Console
 from encoders.runs import write_json
 from mof import register_auto_classes
 from mof.data import read_records

@@ -101,10 +101,10 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from rich.console import Console
 from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
 
 from encoders import FeatureStore, StoredImages, build_encoder, encode_images
+from encoders.console import Console
 from mof import MoFForConditionalGeneration, MoFProcessor
 from mof.adapter import build_mixer
 from mof.evals import mmvp

@@ -12,7 +12,7 @@ import torch
 from support.tiny_llava import build_llava, build_records
 from transformers import TrainingArguments
 
-from encoders import FeatureStore, build_encoder, encode_images
+from encoders import FeatureStore, build_encoder, encode_images, read_image
 from mof import probe_mmvp_vlm
 from mof.evals import mmvp
 from mof.evals.answerers import LocalModel
@@ -59,11 +59,17 @@ def test_images_encoded_in_any_batch(records: list[dict[str, Any]], tmp_path: Pa
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_records_scored_in_any_batch(records: list[dict[str, Any]], tmp_path: Path, dtype: torch.dtype) -> None:
+    """Also for records of two images beside records of an image, in buckets of few and of many tokens, padded on either side."""
     options = {"image_folder": tmp_path / "images", "measures": ("loss", "entropy")}
+    for number in (2, 7):
+        records[number]["image"] = [records[number]["image"], records[0]["image"]]
+        records[number]["conversations"][0]["value"] = "<image>\n" + records[number]["conversations"][0]["value"]
     alone = score(*llava(dtype), records, batch_size=1, **options)
     bound = EXACT if dtype == torch.float32 else BFLOAT16["nats"]
-    for size in SIZES:
-        many = score(*llava(dtype), records[::-1], batch_size=size, batch_tokens=300, **options)
+    for size, tokens, side in ((2, 300, "right"), (5, 300, "left"), (12, 300, "right"), (12, 16384, "left")):
+        model, processor = llava(dtype)
+        processor.tokenizer.padding_side = side
+        many = score(model, processor, records[::-1], batch_size=size, batch_tokens=tokens, **options)
         for expected in alone:
             for name in ("token_vig", "token_loss", "null_token_loss", "token_entropy"):
                 np.testing.assert_allclose(getattr(many[expected.id], name), getattr(expected, name), atol=bound, rtol=0)
@@ -88,6 +94,37 @@ def test_prompts_answered_in_any_batch(records: list[dict[str, Any]], tmp_path: 
             assert (answer.text, answer.error, answer.output_tokens) == (expected.text, None, expected.output_tokens)
             if decoding is None:
                 np.testing.assert_allclose(answer.log_likelihoods, expected.log_likelihoods, atol=EXACT, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_prompts_with_any_number_of_images_answered_in_any_batch(records: list[dict[str, Any]], tmp_path: Path, dtype: torch.dtype) -> None:
+    """Prompts of none to three images stand in a batch, padded on the left. In bfloat16, tokens that are nearly as likely as each other may
+    change places, so the likelihoods of first tokens are compared. The options of a prompt are a batch of their own in any case."""
+    paths, prompts = [tmp_path / "images" / record["image"] for record in records], list[Prompt]()
+    for number, record in enumerate(records):
+        images = paths[number : number + number % 4]
+        content = [*({"type": "image"} for _ in images), {"type": "text", "text": "What is it? " * (1 + number % 3)}]
+        prompts.append(Prompt(record["id"], [{"role": "user", "content": content}], images, ("left", "right, behind the chair")))
+    chats = [prompt.filled(lambda image: {"type": "image", "image": read_image(image)}) for prompt in prompts]
+
+    def answered(size: int) -> tuple[list[Answer], torch.Tensor]:
+        local = LocalModel(*llava(dtype), "tiny", batch_size=size, max_new_tokens=1)
+        first = {"max_new_tokens": 1, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+        batches = (local.encode(chats[start : start + size]) for start in range(0, len(chats), size))
+        logits = torch.cat([local.model.generate(**inputs, **first).logits[0] for inputs in batches])  # [prompts, vocabulary]
+        return [answer for _, answer in sorted(local.answer(prompts), key=lambda pair: pair[0])], logits.float().log_softmax(1)
+
+    alone, expected = answered(1)
+    assert not any(answer.error for answer in alone), [answer.error for answer in alone]
+    likeliest = expected.topk(5).indices
+    bound = EXACT if dtype == torch.float32 else BFLOAT16["nats"]
+    sure = -expected.topk(2).values.diff()[:, 0] > 2 * bound  # [prompts]
+    assert sure.sum() >= 4
+    for size in SIZES:
+        many, logits = answered(size)
+        torch.testing.assert_close(logits.gather(1, likeliest), expected.gather(1, likeliest), atol=bound, rtol=0)
+        for answer, other, is_sure in zip(many, alone, sure, strict=True):
+            assert answer.log_likelihoods == other.log_likelihoods and (answer.text == other.text or not is_sure)
 
 
 def test_pairs_answered_in_any_batch(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -30,7 +31,7 @@ from support.tiny_llava import build_llava
 
 from encoders import FeatureStore, encode_images
 from encoders.cluster import Cluster, GivenUp, Parcel, _Actors, file_number, grown, worked
-from encoders.command_options import cluster_of
+from encoders.command_options import ClusterOptions
 
 
 class Numbers(list):
@@ -72,14 +73,14 @@ def test_parts_of_items_have_numbers_of_their_own() -> None:
 
 
 def test_options_of_a_cluster() -> None:
-    assert cluster_of(None, None, None) is None
-    assert cluster_of("", None, "2:8") == Cluster("", None, 2, 8)
-    assert cluster_of("host:1", 0.5, None) == Cluster("host:1", 0.5)
+    assert ClusterOptions(None, None, None).cluster() is None
+    assert ClusterOptions("", None, "2:8").cluster() == Cluster("", None, 2, 8)
+    assert ClusterOptions("host:1", 0.5, None).cluster() == Cluster("host:1", 0.5)
     for actors in ("8", "2:1", "0:1", "a:b", ""):
         with pytest.raises(ValueError, match=f"--actors {actors}.*MIN:MAX"):
-            cluster_of("", None, actors)
+            ClusterOptions("", None, actors).cluster()
     with pytest.raises(ValueError, match="--ray"):
-        cluster_of(None, 1.0, None)
+        ClusterOptions(None, 1.0, None).cluster()
 
 
 def test_a_dead_cluster_is_found_out_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,27 +203,35 @@ class Nodes:
             self.second = self.cluster.add_node(**NODE)
             self.cluster.wait_for_nodes()
 
+    def remove_second(self) -> None:
+        self.cluster.remove_node(self.second, allow_graceful=False)
+        self.second = None
+
+    def kill_an_actor(self) -> None:
+        raylets = [psutil.Process(node.all_processes["raylet"][0].process.pid) for node in self.cluster.list_all_nodes()]
+        workers = [process for raylet in raylets for process in raylet.children() if "::_Actor" in " ".join(process.cmdline())]
+        workers[0].kill()
+
     @contextmanager
-    def losing_one(self, results: Callable[[], int], after: int) -> Iterator[None]:
-        """Remove the second node once there are so many results; the work must not be over then."""
+    def losing(self, lose: Callable[[], None], results: Callable[[], int], after: int) -> Iterator[None]:
+        """Call `lose` once there are so many results; the work must not be over then."""
         self.grow()
         over, lost_at = threading.Event(), list[int]()
 
-        def lose() -> None:
+        def watch() -> None:
             while results() < after and not over.is_set():
                 time.sleep(0.02)
             lost_at.append(results())
-            self.cluster.remove_node(self.second, allow_graceful=False)
-            self.second = None
+            lose()
 
-        thread = threading.Thread(target=lose)
+        thread = threading.Thread(target=watch)
         thread.start()
         try:
             yield
         finally:
             over.set()
             thread.join()
-        assert lost_at[0] < results(), "all was over before the node was lost"
+        assert lost_at[0] < results(), "all was over before the loss"
 
 
 @pytest.fixture(scope="module")
@@ -274,9 +283,20 @@ def test_the_jobs_alone(alone: tuple[str, Path, Any]) -> None:
 def test_a_lost_node(nodes: Nodes, alone: tuple[str, Path, Any], data: Path, tmp_path: Path) -> None:
     name, folder, expected = alone
     job, _, middle = JOBS[name]
-    with nodes.losing_one(partial(results, name, tmp_path / "nodes"), middle):
+    with nodes.losing(nodes.remove_second, partial(results, name, tmp_path / "nodes"), middle):
         result = job(data, tmp_path / "nodes", Cluster())
     assert result == expected and files_of(tmp_path / "nodes") == files_of(folder)
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_a_killed_actor(nodes: Nodes, data: Path, tmp_path: Path) -> None:
+    job, _, middle = JOBS["encode"]
+    expected = job(data, tmp_path / "alone", None)
+    with nodes.losing(nodes.kill_an_actor, partial(results, "encode", tmp_path / "nodes"), middle):
+        assert job(data, tmp_path / "nodes", Cluster()) == expected
+    assert files_of(tmp_path / "nodes") == files_of(tmp_path / "alone")
 
 
 @needs_ray
@@ -309,19 +329,26 @@ def test_a_killed_driver_goes_on_from_the_finished_files(nodes: Nodes, alone: tu
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_an_image_that_kills_every_process_is_listed_and_costs_itself_alone(nodes: Nodes, tmp_path: Path) -> None:
-    contents = [picture(number) for number in range(4)]
-    buffer = io.BytesIO()
-    Image.new("RGB", (40, 40), "grey").save(buffer, "PNG")
-    tar = tar_of(tmp_path / "photos.tar", [*contents[:2], buffer.getvalue(), *contents[2:]])
+    """It stands beside images that only cannot be read: damaged, far too large, empty, a pipe; and beside sound images."""
+    sound = [picture(number) for number in range(4)]
+    grey, huge = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (40, 40), "grey").save(grey, "PNG")
+    Image.new("1", (20_000, 20_000)).save(huge, "PNG")
+    tar = tar_of(tmp_path / "photos.tar", [*sound[:2], grey.getvalue(), sound[2][:90], huge.getvalue(), b"", *sound[2:]])
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "folder/pipe.png")
+    images = [tar, tmp_path / "folder"]
     nodes.grow()
-    report = encode_images(tar, {"a": KillingEncoder()}, tmp_path / "store", progress=False, cluster=Cluster())
-    assert (report.images, report.unreadable) == (4, 1)
-    (failure,) = map(json.loads, (tmp_path / "store/failures.jsonl").read_text().splitlines())
-    assert failure["name"].endswith("photos.tar/0002.png") and "every process that worked on it died, 3 in all" in failure["reason"]
-    store = FeatureStore(tmp_path / "store")
-    plain = TinyEncoder(16, 8, 32, 0.5, 1)
-    encode_images(tar, {"a": plain}, tmp_path / "plain", progress=False)
-    expected = FeatureStore(tmp_path / "plain")
+    report = encode_images(images, {"a": KillingEncoder()}, tmp_path / "store", progress=False, cluster=Cluster())
+    assert (report.images, report.unreadable) == (4, 5)
+    failures = {row["name"]: row["reason"] for row in map(json.loads, (tmp_path / "store/failures.jsonl").read_text().splitlines())}
+    assert "every process that worked on it died, 3 in all" in failures.pop(f"{tar}/0002.png")
+    encode_images(images, {"a": TinyEncoder(16, 8, 32, 0.5, 1)}, tmp_path / "plain", progress=False)
+    store, expected = FeatureStore(tmp_path / "store"), FeatureStore(tmp_path / "plain")
+    plain_failures = {row["name"]: row["reason"] for row in map(json.loads, (tmp_path / "plain/failures.jsonl").read_text().splitlines())}
+    assert failures == plain_failures and sorted(failures) == sorted(
+        [str(tmp_path / "folder/pipe.png"), *(f"{tar}/{number:04d}.png" for number in (3, 4, 5))]
+    )
     for name in store.names:
         ours, theirs = (of.embeddings("a")[of.names.index(name)] for of in (store, expected))
         np.testing.assert_allclose(ours, theirs, atol=1e-6)

@@ -63,7 +63,7 @@ def test_notebook(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     pytest.importorskip("ipykernel", reason='notebooks need the extra dev: pip install "mof-vig[dev]"')
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     notebook = nbformat.read(EXAMPLES / f"{name}.ipynb", as_version=4)
-    client.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()  # a cell's error is raised
+    client.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()  # a cell's error is raised
     pages = [page for cell in notebook.cells for page in html(cell)]
     assert len(pages) >= 3 and all(any(text in page for page in pages) for text in SHOWN[name])
     if name == "blind_pairs":

@@ -31,6 +31,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 from measure import Bench, Line, is_sticky, read_line, write_line
+from requirements import refuse_missing, required, too_old
 from table import write_tables
 
 PARTS: dict[str, tuple[list[tuple[str, str]], float]] = {  # part -> functions that enter its lines, and its budget in seconds
@@ -137,6 +138,9 @@ def main() -> None:
     if args.part:
         measure_part(args.part, Path(args.lines), args.scratch, float(args.end), json.loads(args.skip), args.tiny)
         return
+    refuse_missing(required())
+    if old := too_old(required()):
+        print(f"older than this library needs, so lines may fail: {', '.join(old)}", file=sys.stderr, flush=True)
     start = time.monotonic()
     lines = measure_parts(args.parts, 60 * args.minutes, args.tiny, args.scratch)
     args.output.mkdir(parents=True, exist_ok=True)

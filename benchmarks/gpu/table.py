@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from hardware import COPY, PRODUCT, published
 from measure import Line
+from requirements import required, too_old
 from rich.console import Console
 from rich.table import Table
 
@@ -55,6 +56,7 @@ def _about(seconds: float, tiny: bool) -> dict[str, Any]:
         "python": platform.python_version(),
         **versions("torch", "transformers", "timm", "open_clip_torch", "mof-vig"),
     }
+    about |= {"older than needed": ", ".join(old)} if (old := too_old(required())) else {}
     return about | {"seconds": round(seconds)} | ({"tiny": "tiny models and little data: the numbers mean nothing"} if tiny else {})
 
 

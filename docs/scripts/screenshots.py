@@ -43,7 +43,7 @@ def main() -> None:
         page = playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"]).new_page(device_scale_factor=1.5)
         photograph(page, Path(folder) / "gallery.html", "gallery", 560, ":has(> label > #sort)")
         photograph(page, report_of_captions(run / "seed-0" / "align-interleaved", Path(folder)), "report", 760, "#samples")
-        photograph_demo(page, run / "seed-0" / "finetune-interleaved", (pair["image_i"], pair["image_j"]))
+        photograph_demo(page, run / "seed-0", (pair["image_i"], pair["image_j"]))
 
 
 def report_of_captions(model: Path, folder: Path) -> Path:
@@ -66,12 +66,12 @@ def photograph(page: Page, file: Path, name: str, height: int, part: str) -> Non
     save(page, name)
 
 
-def photograph_demo(page: Page, model: Path, images: tuple[str, str]) -> None:
-    """Write both parts of the page of `mof demo`, with a pair of images."""
-    command = [*MOF, "demo", str(model), "--clip-above", "0.9", "--no-browser"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+def photograph_demo(page: Page, models: Path, images: tuple[str, str]) -> None:
+    """Write both parts of the page of `mof demo`, with a pair of images and the model that learned from captions."""
+    command = [*MOF, "demo", "align-interleaved", "--clip-above", "0.9", "--no-browser"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=models) as server:
         assert server.stdout is not None
-        page.set_viewport_size({"width": 1000, "height": 900})
+        page.set_viewport_size({"width": 1000, "height": 1150})
         page.goto(server.stdout.readline().split()[0])
         page.locator("#asking [type=file]").set_input_files(images[0])
         page.locator("#asking [type=text]").fill("Describe the picture.")
@@ -84,7 +84,7 @@ def photograph_demo(page: Page, model: Path, images: tuple[str, str]) -> None:
             page.locator("#comparing [type=file]").nth(place).set_input_files(image)
         page.locator(".verdict").wait_for(timeout=60_000)
         page.locator(".warn").evaluate("warning => warning.hidden = true")  # the caveat about photos: these are no photos
-        page.set_viewport_size({"width": 1000, "height": 700})
+        page.set_viewport_size({"width": 1000, "height": 740})
         save(page, "demo-pair")
         server.send_signal(signal.SIGINT)
 

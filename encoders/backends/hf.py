@@ -46,8 +46,8 @@ class Family:
     """Final norm, inside the tower; "" without a final norm."""
     tower: str = ""
     """Vision transformer; "" if it is the model itself."""
-    class_token: bool = True
-    """True if a class token comes before the patch tokens."""
+    class_tokens: int = 1
+    """The number of class tokens (and tokens of a teacher) before the patch tokens."""
     positions: bool = True
     """True if positions are interpolated only on request (`interpolate_pos_encoding`)."""
     image_head: str = ""
@@ -62,13 +62,15 @@ class Family:
     """True if the model takes videos. It sees an image as a still video of the length of a single patch."""
     canonical: bool = False
     """True if the text tower was trained on lower-case texts without punctuation. Only some of SigLIP's tokenizers make texts so."""
-    unused: str = "classifier."
+    pooler: bool = False
+    """True if the model has a layer after its class token, which classifiers are saved without."""
+    unused: str | tuple[str, ...] = "classifier."
     """First part of the names of weights for another task. A checkpoint may hold them, but an encoder does not need them."""
 
 
 CLIP_PARTS: dict[str, Any] = {"blocks": "encoder.layers", "norm": "post_layernorm"}
-SIGLIP_PARTS: dict[str, Any] = {**CLIP_PARTS, "class_token": False}
-AIMV2_PARTS: dict[str, Any] = {"blocks": "encoder.layers", "norm": "rms_norm", "class_token": False, "positions": False}
+SIGLIP_PARTS: dict[str, Any] = {**CLIP_PARTS, "class_tokens": 0}
+AIMV2_PARTS: dict[str, Any] = {"blocks": "encoder.layers", "norm": "rms_norm", "class_tokens": 0, "positions": False}
 PROJECTED: dict[str, Any] = {
     "tower": "vision_model",
     "image_head": "visual_projection",
@@ -95,11 +97,21 @@ FAMILIES = {
     "dinov3_vit": Family("DINOv3ViTModel", blocks="model.layer", norm="norm", positions=False),
     "tipsv2": Family("Tipsv2Model", **DINOV2_PARTS, tower="vision_model", text="text_model"),
     "tipsv2_vision_model": Family("Tipsv2VisionModel", **DINOV2_PARTS),
-    "radio": Family("RadioModel", blocks="encoder.layer", norm="", class_token=False, positions=False),
-    "pixio": Family("PixioModel", blocks="layers", norm="layernorm", class_token=False, positions=False),
-    "ijepa": Family("IJepaModel", blocks="layers", norm="layernorm", class_token=False),
-    "vjepa2": Family("VJEPA2Model", blocks="layer", norm="layernorm", tower="encoder", class_token=False, positions=False, frames=True),
-    "vit": Family("ViTModel", blocks="layers", norm="layernorm"),
+    "radio": Family("RadioModel", blocks="encoder.layer", norm="", class_tokens=0, positions=False),
+    "pixio": Family("PixioModel", blocks="layers", norm="layernorm", class_tokens=0, positions=False),
+    "ijepa": Family("IJepaModel", blocks="layers", norm="layernorm", class_tokens=0),
+    "vjepa2": Family("VJEPA2Model", blocks="layer", norm="layernorm", tower="encoder", class_tokens=0, positions=False, frames=True),
+    "vit": Family("ViTModel", blocks="layers", norm="layernorm", pooler=True),
+    "vit_msn": Family("ViTMSNModel", blocks="layers", norm="layernorm"),
+    "deit": Family(
+        "DeiTModel",
+        blocks="layers",
+        norm="layernorm",
+        class_tokens=2,
+        pooler=True,
+        unused=("cls_classifier.", "distillation_classifier."),
+    ),
+    "mlcd_vision_model": Family("MLCDVisionModel", **CLIP_PARTS, positions=False),
     "vit_mae": Family("ViTMAEModel", blocks="layers", norm="layernorm", masks=True, unused="decoder."),
 }
 
@@ -108,6 +120,8 @@ NAFLEX = (
     "its NaFlex form takes images of any aspect ratio, and encoders take squares: name a SigLIP 2 of a fixed size, such as "
     "hf:google/siglip2-base-patch16-256, or timm:naflexvit_base_patch16_siglip.v2_webli, which gives NaFlex squares"
 )
+ADVICE = {"siglip2": NAFLEX, "siglip2_vision_model": NAFLEX, "timm_wrapper": "name it timm:hf-hub:ORGANISATION/MODEL"}
+"""config.model_type of models of another backend or form -> the remedy."""
 
 
 class HFEncoder(BlockEncoder):
@@ -132,7 +146,7 @@ class HFEncoder(BlockEncoder):
             **_fit(processor, source),
             **options,
         )
-        self.prefix_tokens = int(family.class_token) + sum(getattr(vision, name, 0) for name in PREFIXES)
+        self.prefix_tokens = family.class_tokens + sum(getattr(vision, name, 0) for name in PREFIXES)
         if self.norm and not family.norm:
             raise ValueError(f"{source} has no final norm, use norm=False")
         # AIMv2 has sizes with and without interpolation, and V-JEPA 2 counts places on the grid of its training
@@ -163,7 +177,7 @@ class HFEncoder(BlockEncoder):
             return output.summary
         # MAE has no pooling, so its class token after the final norm is used; I-JEPA has no class token either.
         last = output.last_hidden_state  # [B, L, D]
-        alone = last[:, 0] if self.family.class_token else last.mean(dim=1)  # [B, D]
+        alone = last[:, 0] if self.family.class_tokens else last.mean(dim=1)  # [B, D]
         pooled = output.pooler_output if "pooler_output" in output else alone  # [B, D]
         return self.tower.get_submodule(self.family.image_head)(pooled) if self.family.image_head else pooled  # [B, E]
 
@@ -220,15 +234,17 @@ def _build(model: str, *, pretrained: bool, weights: str | None, **options: Any)
         local = _only_local(model)
         config = AutoConfig.from_pretrained(model, local_files_only=local, trust_remote_code=False)
     if (family := FAMILIES.get(config.model_type)) is None:
-        advice = f"; {NAFLEX}" if config.model_type.startswith("siglip2") else ""
-        raise ValueError(f"{model} is a {config.model_type!r} model; the hf backend takes {', '.join(FAMILIES)}{advice}")
+        advice = ADVICE.get(config.model_type, "the timm backend takes more networks, see timm.list_models()")
+        raise ValueError(f"{model} is a {config.model_type!r} model; the hf backend takes {', '.join(FAMILIES)}; {advice}")
     with explain_download(f"preprocessor_config.json of {model}", otherwise=INSTEAD_OF_FOLDER):
         reader = AutoVideoProcessor if family.frames else AutoImageProcessor
         processor = reader.from_pretrained(model, local_files_only=local, trust_remote_code=False)
     if family.masks:
         config.mask_ratio = 0.0  # an encoder sees the whole image
     kind = getattr(transformers, family.model)
-    tower = _create(kind, model, config, weights, local) if pretrained else kind(config)
+    classifier = any("ForImageClassification" in name for name in config.architectures or [])
+    parts = {"add_pooling_layer": False} if family.pooler and classifier else {}
+    tower = _create(kind, model, config, weights, local, parts) if pretrained else kind(config, **parts)
     return HFEncoder(tower, model, processor, **options)
 
 
@@ -237,10 +253,14 @@ def _only_local(model: str) -> bool:
     return Path(model).is_dir() or not hub_answers()
 
 
-def _create(kind: Any, model: str, config: PretrainedConfig, weights: str | None, local: bool) -> nn.Module:
-    """Return the model of class `kind` with its weights in float32. A missing or unexpected key raises a WeightsError."""
+def _create(kind: Any, model: str, config: PretrainedConfig, weights: str | None, local: bool, parts: Mapping[str, Any]) -> nn.Module:
+    """Return the model of class `kind`, with its weights in float32. A missing or unexpected key raises a WeightsError.
+
+    Args:
+        parts: arguments of the class that say which parts it has.
+    """
     # A local file is also loaded by from_pretrained, which knows the keys of every earlier version of transformers.
-    options = {"config": config, "dtype": torch.float32, "output_loading_info": True}
+    options = {"config": config, "dtype": torch.float32, "output_loading_info": True, **parts}
     if weights is not None:
         state = read_state(weights)
         with refuse_misfit(weights):

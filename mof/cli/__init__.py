@@ -1,1 +1,1 @@
-"""The sub-commands of mof."""
+"""These modules hold the sub-commands of mof."""

@@ -1,4 +1,4 @@
-"""`mof blind-pairs annotate` and `export`: a person describes pairs, and their descriptions become a benchmark."""
+"""`mof blind-pairs annotate` lets a person describe pairs, and `export` makes a benchmark of the descriptions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from encoders.command_options import output_option
+from encoders.terminal import say
 
 Folder = Annotated[Path, typer.Argument(help="Folder that `mof blind-pairs` wrote.")]
 LISTED = 20  # pairs that are left out
@@ -41,14 +42,14 @@ def annotate(
     except ModuleNotFoundError as error:
         raise ValueError(f'the annotation page needs {error.name}: pip install "mof-vig[annotate]"') from error
     server = AnnotationServer(folder, port, ticked)
-    typer.echo(f"{server.url} shows {len(server.session.pairs)} pairs; saved in {server.session.pairs.journal.file}. Stop with Ctrl-C.")
+    say(f"{server.url} shows {len(server.session.pairs)} pairs; saved in {server.session.pairs.journal.file}. Stop with Ctrl-C.")
     if browser:
         typer.launch(server.url)
     try:
         server.serve_forever()
     except KeyboardInterrupt:
         done = server.session.progress()
-        typer.echo(f"{done['done']} of {done['pairs']} pairs are done; next: mof blind-pairs export {folder} --output BENCHMARK")
+        say(f"{done['done']} of {done['pairs']} pairs are done; next: mof blind-pairs export {folder} --output BENCHMARK")
 
 
 def export(folder: Folder, output: Annotated[Path, output_option("New folder for MMVP and MMVP_VLM.")]) -> None:
@@ -62,15 +63,15 @@ def export(folder: Folder, output: Annotated[Path, output_option("New folder for
 
     done = export_annotations(folder, output, progress=True)
     for number, reason in done.left_out[:LISTED]:
-        typer.echo(f"left out: pair {number}: {reason}")
+        say(f"left out: pair {number}: {reason}")
     if len(done.left_out) > LISTED:
-        typer.echo(f"... and {len(done.left_out) - LISTED} more")
+        say(f"... and {len(done.left_out) - LISTED} more")
     if done.untouched:
-        typer.echo(f"{done.untouched} pairs were not annotated yet")
+        say(f"{done.untouched} pairs were not annotated yet")
     if done.elsewhere:
         names = "; ".join(" and ".join(names) for names in done.elsewhere[:LISTED])
-        typer.echo(f"{len(done.elsewhere)} complete annotations are of pairs that the table does not hold (any more), such as {names}")
+        say(f"{len(done.elsewhere)} complete annotations are of pairs that the table does not hold (any more), such as {names}")
     for pattern, count in done.by_pattern.items():
-        typer.echo(f"{pattern}: {count}")
+        say(f"{pattern}: {count}")
     count = sum(done.by_pattern.values())
-    typer.echo(f"{count} pairs written: {output / MMVP} for `mof eval mmvp`, {output / MMVP_VLM} for `mof probe mmvp-vlm`")
+    say(f"{count} pairs written: {output / MMVP} for `mof eval mmvp`, {output / MMVP_VLM} for `mof probe mmvp-vlm`")

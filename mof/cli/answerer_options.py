@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-import typing
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from encoders.command_groups import resumes
 from encoders.command_options import (
     MODEL_HELP,
-    Actors,
+    ClusterOptions,
     DecodingName,
     DtypeName,
-    GpusPerActor,
-    Ray,
     TrustRemoteCode,
-    cluster_of,
     output_option,
     seed_option,
 )
@@ -57,11 +49,7 @@ class AnswererOptions:
         typer.Option(help="Environment variable with the endpoint's API key. Default: OPENAI_API_KEY for OpenAI's host, else no key."),
     ] = None
 
-    ray: Ray = None
-    gpus_per_actor: GpusPerActor = None
-    actors: Actors = None
-
-    def run(self, max_new_tokens: int) -> Run:
+    def run(self, max_new_tokens: int, actors: ClusterOptions) -> Run:
         """Return the run with its answerer. ValueError unless exactly one answerer is named."""
         from mof.evals.answerers import AnswersFile, LocalModel  # slow
         from mof.evals.answerers.cluster_model import ClusterModel
@@ -72,7 +60,7 @@ class AnswererOptions:
             raise ValueError("give one of --model FOLDER, --endpoint URL with --model-name NAME, and --answers FILE")
         if self.decoding is not None and self.model is None:
             raise ValueError("--decoding is for --model: finished answers and endpoints are decoded elsewhere")
-        cluster = cluster_of(self.ray, self.gpus_per_actor, self.actors)
+        cluster = actors.cluster()
         if cluster is not None and self.model is None:
             raise ValueError("--ray is for --model: finished answers and endpoints run elsewhere")
         answerer: Answerer
@@ -100,25 +88,3 @@ class AnswererOptions:
             url, model, key_variable=key_variable, max_new_tokens=max_new_tokens,
             concurrency=self.concurrency, timeout=self.timeout, attempts=self.attempts,
         )  # fmt: skip
-
-
-def takes_answerer(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace the parameter `answerer` of a typer command by the options above: typer knows no groups of options."""
-    hints = typing.get_type_hints(AnswererOptions, include_extras=True)
-    fields = dataclasses.fields(AnswererOptions)
-
-    def run(**arguments: Any) -> None:
-        options = AnswererOptions(**{field.name: arguments.pop(field.name) for field in fields})
-        command(answerer=options, **arguments)
-
-    own = typing.get_type_hints(command, include_extras=True)
-    signature = inspect.signature(command)
-    parameters = [parameter.replace(annotation=own[name]) for name, parameter in signature.parameters.items() if name != "answerer"]
-    for field in fields:
-        default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
-        parameters.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name]))
-    run.__name__, run.__doc__ = command.__name__, command.__doc__
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
-    run.__signature__ = inspect.Signature(keywords)  # type: ignore[attr-defined]
-    return resumes(run)

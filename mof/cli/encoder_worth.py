@@ -56,8 +56,7 @@ def encoders(
       mof eval encoders --model runs/mof --mmvp MMVP --output evals/mof-encoders
       mof eval encoders --model runs/mof --records held-out.json --images data/images --output evals/mof-encoders-vig
     """
-    from rich.console import Console
-
+    from encoders.console import Console
     from mof.evals.answerers import LocalModel
     from mof.evals.encoder_worth import encoder_worth
     from mof.evals.run import Run

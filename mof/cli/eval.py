@@ -1,4 +1,4 @@
-"""`mof eval`: models, endpoints and finished answers measured on MMVP, POPE and CHAIR, or by the suites of lmms-eval."""
+"""`mof eval` measures models, endpoints and finished answers on MMVP, POPE and CHAIR, or by the suites of lmms-eval."""
 
 from __future__ import annotations
 
@@ -7,9 +7,18 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from encoders.command_groups import command_group
-from encoders.command_options import MODEL_HELP, DecodingName, DtypeName, MaxNewTokens, images_option, output_option, seed_option
-from mof.cli.answerer_options import AnswererOptions, takes_answerer
+from encoders.command_groups import command_group, resumes
+from encoders.command_options import (
+    MODEL_HELP,
+    ClusterOptions,
+    DecodingName,
+    DtypeName,
+    MaxNewTokens,
+    images_option,
+    output_option,
+    seed_option,
+)
+from mof.cli.answerer_options import AnswererOptions
 from mof.cli.tables import percent_table, show_result
 from mof.evals.published import MMVP
 from mof.evals.text_tables import TextTable
@@ -18,9 +27,8 @@ DESCRIBE = "Please describe this image in detail."  # CHAIR prescribes no words
 PhotoFolder = Annotated[Path | None, images_option("Folder of the photos. Finished answers need none.")]
 
 
-@takes_answerer
+@resumes
 def mmvp(
-    answerer: AnswererOptions,
     data: Annotated[Path, typer.Option(help="Folder with Questions.csv and the images; finished answers need no images.")],
     prompt: Annotated[
         Literal["official", "letter", "question"],
@@ -31,6 +39,9 @@ def mmvp(
     judge_model: Annotated[str | None, typer.Option(help="That endpoint's name for the judge.")] = None,
     judge_key_variable: Annotated[str | None, typer.Option(help="Like --key-variable, for the judge's endpoint.")] = None,
     max_new_tokens: MaxNewTokens = 256,
+    *,
+    answerer: AnswererOptions,
+    cluster: ClusterOptions,
 ) -> None:
     """Measure the share of MMVP's pairs that are answered rightly, beside published shares; chance is 25 %.
 
@@ -49,7 +60,7 @@ def mmvp(
     judge = None
     if judge_endpoint is not None and judge_model is not None:
         judge = answerer.endpoint_of(judge_endpoint, judge_model, 16, judge_key_variable)
-    result = eval_mmvp(answerer.run(max_new_tokens), questions, prompt, judge)
+    result = eval_mmvp(answerer.run(max_new_tokens, cluster), questions, prompt, judge)
     ways = {
         f"{way}, {labels} labels": [by[labels]["pair_accuracy"], by[labels]["question_accuracy"]]
         for way, by in result["scores"].items()
@@ -74,12 +85,14 @@ def mmvp(
     show_result(result, answerer.output, *lines)
 
 
-@takes_answerer
+@resumes
 def pope(
-    answerer: AnswererOptions,
     data: Annotated[Path, typer.Option(help="Folder with question files such as coco_pope_random.json.")],
     images: PhotoFolder = None,
     max_new_tokens: MaxNewTokens = 64,
+    *,
+    answerer: AnswererOptions,
+    cluster: ClusterOptions,
 ) -> None:
     """Ask whether objects are in photos, yes or no.
 
@@ -94,15 +107,14 @@ def pope(
     from mof.evals.pope import eval_pope, read_pope
 
     questions = read_pope(data)
-    result = eval_pope(answerer.run(max_new_tokens), questions, None if answerer.answers is not None else images)
+    result = eval_pope(answerer.run(max_new_tokens, cluster), questions, None if answerer.answers is not None else images)
     columns = ("accuracy", "precision", "recall", "f1", "yes_ratio")
     rows = {name: [score[column] for column in columns] for name, score in result["scores"].items()}
     show_result(result, answerer.output, percent_table(f"POPE, {result['model']}, %", columns, rows))
 
 
-@takes_answerer
+@resumes
 def chair(
-    answerer: AnswererOptions,
     instances: Annotated[list[Path], typer.Option(help="COCO's instances file. Can be given several times.")],
     captions: Annotated[list[Path], typer.Option(help="COCO's captions file. Can be given several times.")],
     synonyms: Annotated[Path, typer.Option(help="One line per class, of synonyms separated by commas: CHAIR's synonyms.txt.")],
@@ -110,6 +122,9 @@ def chair(
     count: Annotated[int | None, typer.Option(min=1, help="Describe only this many of the photos, drawn with seed 0.")] = None,
     prompt: Annotated[str, typer.Option(help="The question about each photo.")] = DESCRIBE,
     max_new_tokens: MaxNewTokens = 512,
+    *,
+    answerer: AnswererOptions,
+    cluster: ClusterOptions,
 ) -> None:
     """Measure the share of the objects in captions that are not in the photos.
 
@@ -126,7 +141,7 @@ def chair(
 
     words = CocoWords(synonyms)
     objects = read_objects(words, instances, captions)
-    run = answerer.run(max_new_tokens)
+    run = answerer.run(max_new_tokens, cluster)
     if isinstance(run.answerer, AnswersFile):
         result = eval_chair(run, words, objects, dict.fromkeys(run.answerer.answers), None)
     else:
@@ -171,8 +186,7 @@ def suite(
         return
     if suite is None or model is None or output is None:
         raise ValueError("give a command such as mmvp, or --suite with --model and --output")
-    from rich.console import Console
-
+    from encoders.console import Console
     from mof.evals.lmms.suites import SuiteRun, rows_of, run_suite
 
     result = run_suite(suite, SuiteRun(model, output, name, seed, dtype, batch_size, limit, decoding), Console())

@@ -1,4 +1,4 @@
-"""`mof probe`: encoders measured on pairs that people can tell apart."""
+"""`mof probe` measures encoders on pairs that people can tell apart."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def mmvp_vlm(
       mof probe mmvp-vlm --data MMVP_VLM --encoder clip-vit-l14-336 --encoder dinov2-vit-l14 --output probes --plot probes/table.png
     """
     import torch
-    from rich.console import Console
 
     from encoders import build_encoder
+    from encoders.console import Console
     from mof.evals.mmvp_vlm import probe_mmvp_vlm
     from mof.evals.plots import plot_probe
     from mof.evals.published import REPAIRED_SOURCE
@@ -81,8 +81,7 @@ def layers(
     Example:
       mof probe layers --data runs/benchmarks/MMVP --encoder mini-clip --encoder mini-dino --output probes --plot probes/layers.png
     """
-    from rich.console import Console
-
+    from encoders.console import Console
     from mof.evals.layer_probe import probe_layers
     from mof.evals.mmvp import read_mmvp
     from mof.evals.plots import plot_layers

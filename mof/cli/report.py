@@ -1,4 +1,4 @@
-"""`mof eval report` and `mof eval correlation`: several runs in one page or table."""
+"""`mof eval report` shows several runs on a page, and `mof eval correlation` shows them in a table."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from encoders.command_options import output_option
+from encoders.console import Console
 from encoders.runs import write_text
 from mof.evals.published import MMVP_CORRELATION
 from mof.evals.text_tables import TextTable

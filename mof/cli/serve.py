@@ -1,4 +1,4 @@
-"""`mof serve`: a saved model behind an OpenAI-compatible server, which transformers brings."""
+"""`mof serve` puts a saved model behind an OpenAI-compatible server, which transformers brings."""
 
 from __future__ import annotations
 

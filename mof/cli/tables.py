@@ -1,4 +1,4 @@
-"""Tables and closing lines of `mof eval` on a terminal."""
+"""These functions make the tables and closing lines that `mof eval` prints."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 
+from encoders.console import Console
 from mof.evals.text_tables import TextTable
 
 

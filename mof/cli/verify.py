@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
+from zipfile import is_zipfile
 
 import typer
 
 from encoders.digests import MARK, check, damaged, open_json
 from encoders.runs import LOCKS, TEMPORARY, read_sealed, run_digest
 from encoders.storage import fetched
+from encoders.terminal import say
 
+LARGEST = 2**26  # bytes of a file without a digest that is read as JSON
 RUN_FILES = ("_manifest.json", "manifest.json", "ledger.json")
 """Files that name the run of their folder."""
 
@@ -34,15 +38,15 @@ def verify(folder: Annotated[Path, typer.Argument(help="Folder that a command of
     os.environ.pop("MOF_CHECK", None)
     done = FolderCheck(folder)
     for fault in done.faults.values():
-        typer.echo(fault)
+        say(fault)
     plain = len(done.files) - len(done.checked & set(done.files))
-    typer.echo(f"{folder}: {len(done.checked):,} files checked, {len(done.faults):,} damaged; {plain:,} files have no digest")
+    say(f"{folder}: {len(done.checked):,} files checked, {len(done.faults):,} damaged; {plain:,} files have no digest")
     if done.faults:
         raise typer.Exit(1)
 
 
 class FolderCheck:
-    """The check of all files in a folder and its subfolders.
+    """FolderCheck checks all files in a folder and its subfolders.
 
     Attributes:
         files: all files, except locks and unfinished files.
@@ -77,6 +81,7 @@ class FolderCheck:
         """Check a file and the files that it lists."""
         content = path.read_bytes()
         if not self._sealed(path, content):
+            _require_json(path, content)
             return
         if isinstance(listed := open_json(content, path).get("files"), dict):
             self.checked |= {path.parent / name for name in listed}
@@ -99,15 +104,19 @@ class FolderCheck:
     def _lines(self, path: Path) -> None:
         for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
             try:
-                self._sealed(path, line)
+                if not self._sealed(path, line):
+                    _require_json(path, line)
             except ValueError as error:
                 raise ValueError(f"{error} (line {number})") from error
 
     def _table(self, path: Path) -> None:
         from encoders.tables import read_table
 
-        if self._sealed(path, path.read_bytes()):
+        content = path.read_bytes()
+        if self._sealed(path, content):
             read_table(path, [], run=_run_of(path.parent))
+        elif not content.endswith(b"PAR1"):
+            raise ValueError(f"{path} is cut off, or was edited: it does not end as Parquet files do")
 
     def _square(self, path: Path) -> None:
         import numpy as np
@@ -116,6 +125,8 @@ class FolderCheck:
             with np.load(path) as square:
                 if (str(square["run"]), str(square["square"])) != (_run_of(path.parent), path.stem):
                     raise ValueError(f"{path} belongs to another search, or is a copy of the square {square['square']}")
+        elif not is_zipfile(path):
+            raise ValueError(f"{path} is cut off, or was edited: it does not end as .npz files do")
 
     def _shard(self, path: Path) -> None:
         from encoders.store.shards import Shard
@@ -124,6 +135,20 @@ class FolderCheck:
             shard = Shard(path)
             self.checked |= {path} if shard.metadata.get("run") else set()
             shard.check()
+
+
+def _require_json(path: Path, content: bytes) -> None:
+    """Raise a ValueError for a file or line without a digest that was cut off. Lines of JSON, as in POPE's files, are whole too."""
+    if len(content) > LARGEST:
+        return
+    try:
+        json.loads(content or b"null")
+    except ValueError:
+        try:
+            for line in content.split(b"\n"):
+                json.loads(line or b"null")
+        except ValueError:
+            raise ValueError(f"{path} is cut off, or was edited: it holds no JSON") from None
 
 
 def _run_of(folder: Path) -> str | None:

@@ -1,1 +1,1 @@
-"""Probes and benchmarks: MMVP-VLM, MMVP, POPE, CHAIR, and the models that answer them."""
+"""mof.evals holds probes and benchmarks (MMVP-VLM, MMVP, POPE, CHAIR), and the models that answer them."""

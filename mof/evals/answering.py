@@ -1,4 +1,4 @@
-"""The protocol of answerers of questions about images, and a cache on disk that makes a second run free."""
+"""Answerers answer prompts about images. A cache on disk makes a second run free."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from encoders.runs import local_path
 from encoders.storage import upload
 from mof.data.forms import whole_characters
 from mof.data.records import ImageSource
+from mof.evals.second_thoughts import without_thoughts
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ BETWEEN = 30.0
 
 @dataclass(frozen=True)
 class Prompt:
-    """One question to an answerer."""
+    """A prompt is a question to an answerer."""
 
     id: str
     """Unique within a run."""
@@ -62,7 +63,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Answer:
-    """The reply to one prompt."""
+    """An answer is the reply to a prompt."""
 
     text: str
     log_likelihoods: tuple[float, ...] | None = None
@@ -77,9 +78,14 @@ class Answer:
     def __post_init__(self) -> None:
         object.__setattr__(self, "text", whole_characters(self.text))
 
+    @property
+    def final(self) -> str:
+        """The text without the model's thoughts in front."""
+        return without_thoughts(self.text)
+
 
 class Answerer(Protocol):
-    """Anything that answers prompts; `mof.evals.answerers` holds three kinds. It is as deterministic as its model."""
+    """An answerer answers prompts; `mof.evals.answerers` holds three kinds. It is as deterministic as its model."""
 
     name: str
     """The name in tables."""
@@ -96,7 +102,7 @@ class Answerer(Protocol):
 
 @dataclass(frozen=True)
 class Usage:
-    """Counts of one run. The answerer counts the tokens."""
+    """Usage holds the counts of a run. The answerer counts the tokens."""
 
     answers: int
     input_tokens: int
@@ -109,7 +115,7 @@ class Usage:
 
 
 class AnswerCache:
-    """A file of answers by key, a JSON line with a digest for each. A line is on disk before its answer is used.
+    """AnswerCache is a file of answers by key, a JSON line with a digest for each. A line is on disk before its answer is used.
 
     On other storage, the file is uploaded every 30 seconds and at the end of a run. Damaged and incomplete lines are left out, with a
     warning. Several runs may share a file. Lines without a digest or a format version, which older releases wrote, are read as well.

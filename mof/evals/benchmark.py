@@ -1,4 +1,4 @@
-"""The description that the module of each benchmark gives for reports, beside its questions and their score.
+"""The module of each benchmark gives this description for reports, beside its questions and their score.
 
 A new benchmark needs a module like `mof.evals.pope`, an entry in `mof.evals.outcomes.BENCHMARKS`, and a command in `mof.cli.eval`.
 """
@@ -15,7 +15,7 @@ Row = dict[str, Any]  # JSON-able
 
 @dataclass(frozen=True)
 class Measure:
-    """One column of a report."""
+    """A measure is a column of a report."""
 
     benchmark: str
     title: str
@@ -31,7 +31,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Measured:
-    """The figures of a finished run, with the units that they are computed from."""
+    """Measured holds the figures of a finished run, with the units that they are computed from."""
 
     basis: str
     """The data that were measured on, such as "150 pairs"."""
@@ -46,7 +46,7 @@ class Measured:
 
 
 class Benchmark(Protocol):
-    """The part of a benchmark's module that a report needs."""
+    """A benchmark is a module; a report needs these names of it."""
 
     NAME: str
     """The benchmark's name in files."""

@@ -1,4 +1,4 @@
-"""MMVP and MMVP-VLM folders in their released layouts, written from pairs of images that were described."""
+"""These functions write MMVP and MMVP-VLM folders in their released layouts, from pairs of images that were described."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ImageOrFile = Path | Image.Image
 
 @dataclass(frozen=True)
 class DescribedPair:
-    """Two images that differ in one visual pattern, and a description of the difference."""
+    """DescribedPair holds two images that differ in a visual pattern, and a description of the difference."""
 
     pattern: str
     """One of `mof.evals.patterns.PATTERNS`."""

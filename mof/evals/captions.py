@@ -1,4 +1,4 @@
-"""The visual information gain of a model on held-out captions: how much the image helps it to predict them (arXiv 2602.17186).
+"""The visual information gain on held-out captions says how much the image helps a model to predict them (arXiv 2602.17186).
 
 The VIG of a caption is its mean loss per token with the blurred image minus its mean loss with the image, in nats. The caption is the
 first answer of a record, after the first question. Unlike `vig.score`, which scores records to select them, the loss leaves out the end
@@ -32,7 +32,7 @@ HEADLINE = "caption vig", "vig"
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption that a model is to predict."""
+    """Caption holds the text that a model is to predict."""
 
     prompt: Prompt
     """The messages before the caption, which is the single option."""

@@ -1,4 +1,4 @@
-"""CHAIR: objects that a caption names and that are not in the image (arXiv 1809.02156), over COCO's 80 classes.
+"""CHAIR counts objects that a caption names and that are not in the image (arXiv 1809.02156), over COCO's 80 classes.
 
 By the released rule, an object is in an image if COCO's instances or any reference caption of the image have it. Every mention
 in a caption counts. A mention is a singular word, or two words that belong together. Three flaws of the released script are
@@ -52,7 +52,7 @@ _IRREGULAR_PLURALS = {
 
 
 class CocoWords:
-    """Finds the objects of COCO in captions.
+    """CocoWords finds the objects of COCO in captions.
 
     Args:
         synonyms: a file like CHAIR's `synonyms.txt`, one line per class: its name and its synonyms, separated by commas.
@@ -161,7 +161,7 @@ def photos(instances: Sequence[Path], folder: Path, count: int | None) -> dict[s
 
 @dataclass(frozen=True)
 class CaptionResult:
-    """The mentions of one caption."""
+    """CaptionResult holds the mentions of a caption."""
 
     image_id: str
     mentions: list[tuple[str, str]]
@@ -174,7 +174,7 @@ class CaptionResult:
 
 @dataclass(frozen=True)
 class ChairScore:
-    """Shares in [0, 1]."""
+    """ChairScore holds shares in [0, 1]."""
 
     chair_i: float | None
     """Share of hallucinated mentions; None if no caption mentions an object."""
@@ -221,7 +221,7 @@ def eval_chair(run: Run, words: CocoWords, objects: Mapping[str, set[str]], imag
     """
 
     def score(answers: list[Answer]) -> tuple[list[Row], Row, list[str]]:
-        scored = score_chair(words, objects, {id: answer.text for id, answer in zip(images, answers, strict=True)})
+        scored = score_chair(words, objects, {id: answer.final for id, answer in zip(images, answers, strict=True)})
         rows = [
             asdict(caption) | {"in_image": sorted(objects[caption.image_id]), "caption": answer.text, "error": answer.error}
             for caption, answer in zip(scored.captions, answers, strict=True)

@@ -1,4 +1,4 @@
-"""Decoding methods by name, and pages that explain answers: of packages that make themselves known by entry points."""
+"""These functions load decoding methods, and pages that explain answers, from packages that name them by entry points."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 
 class Decoding(Protocol):
-    """A decoding method; its text names it with all options."""
+    """A decoding method has a text that names it with all options."""
 
     def options(self, chats: Sequence[Any], encode: Callable[[list[Any]], Mapping[str, Any]]) -> dict[str, Any]:
         """Return the further arguments of `model.generate` for conversations, which `encode` turns into the model's inputs."""

@@ -1,4 +1,4 @@
-"""95 % intervals of a benchmark's figures: by resampling the units (pairs, photos, captions), and Wilson's."""
+"""A benchmark's figures get 95 % intervals, by resampling the units (pairs, photos, captions) or by Wilson's rule."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def share(counts: Counts) -> Counts:
 
 @dataclass(frozen=True)
 class Tally:
-    """A figure that is computed from counts summed over units. Units are drawn independently; all questions about a photo are a unit."""
+    """A tally is a figure of counts summed over units. Units are drawn independently; all questions about a photo are a unit."""
 
     units: tuple[str, ...]
     """A description of each unit, different for different questions: tallies are compared only if all descriptions agree."""
@@ -58,7 +58,7 @@ class Tally:
 
     @cached_property
     def resampled(self) -> Counts:
-        """The figure on units drawn with replacement [R]. Tallies of equally many units draw the same units: their figures are paired."""
+        """Return the figure on units drawn with replacement, [R]. Tallies of equally many units draw the same units, so they are paired."""
         if len(self.units) == 1:  # can only be drawn again
             return np.full(RESAMPLES, self.value)
 
@@ -72,7 +72,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Given:
-    """A figure that another program computed, and its standard error if known."""
+    """Given holds a figure that another program computed, and its standard error if known."""
 
     value: float
     error: float | None = None
@@ -101,7 +101,7 @@ def mean_interval(runs: Sequence[Figure]) -> Interval | None:
 
 @dataclass(frozen=True)
 class Difference:
-    """The difference between two models on the same units."""
+    """Difference holds the difference between two models on the same units."""
 
     value: float
     interval: Interval

@@ -1,4 +1,4 @@
-"""A language model as judge of answers to MMVP, as in the released grader, and its agreement with matching by rule.
+"""A language model judges answers to MMVP, as in the released grader. Its agreement with matching by rule is measured.
 
 The words are those of the released grader (`gpt_grader.py`). It repeated its question to gpt-4-0314 at temperature 0.2 until it
 got a reply, and counted everything but "yes" and "no" as wrong. Here the temperature is 0, and "Yes, it does." counts as "yes".
@@ -39,7 +39,7 @@ def verdict(answer: Answer) -> bool | None:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Agreement of the judge and the rule on which answers are right, among answers with a verdict."""
+    """Agreement says how often the judge and the rule agree on whether an answer is right, among answers with a verdict."""
 
     compared: int
     undecided: int
@@ -70,7 +70,7 @@ def judged(
         Labels -> whether each answer is right, and a report of the judge, with its agreement with the rule by the released labels.
     """
     kinds = list(questions[0].labels)
-    prompts = [judge_prompt(q, a.text, q.labels[kind]) for kind in kinds for q, a in zip(questions, answers, strict=True)]
+    prompts = [judge_prompt(q, a.final, q.labels[kind]) for kind in kinds for q, a in zip(questions, answers, strict=True)]
     replies, usage = run.ask(prompts, judge)
     verdicts = {kind: [verdict(reply) for reply in replies[i * len(questions) :][: len(questions)]] for i, kind in enumerate(kinds)}
     report = {

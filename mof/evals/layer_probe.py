@@ -1,4 +1,4 @@
-"""A linear probe of every layer of an encoder, to find the layers that tell left from right, three from four, open from closed.
+"""A linear probe of every layer of an encoder finds the layers that tell left from right, three from four, open from closed.
 
 The pairs have MMVP's layout (`mof.evals.mmvp`): a question about two images with two different answers. For each pattern, ridge
 regression from a layer's patch tokens to the answers is fitted on four fifths of the pairs and measured on the others, in turn. A pair
@@ -34,7 +34,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class LayerProbe:
-    """The result of `probe_layers` for one encoder."""
+    """LayerProbe holds the result of `probe_layers` for an encoder."""
 
     encoder: str
     layers: tuple[int, ...]

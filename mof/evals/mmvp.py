@@ -1,4 +1,4 @@
-"""MMVP: pairs of photos that CLIP confuses, with a question for each pair (arXiv 2401.06209, section 3).
+"""MMVP has pairs of photos that CLIP confuses, with a question for each pair (arXiv 2401.06209, section 3).
 
 A folder holds `Questions.csv` (index, Question, Options, Correct Answer) and `MMVP Images/{1..300}.jpg`. Rows 2k-1 and 2k are a
 pair: the same question about two photos, with different answers. Only pairs with two right answers count.
@@ -56,7 +56,7 @@ ALL_QUESTIONS = 300  # in the whole benchmark
 
 @dataclass(frozen=True)
 class Question:
-    """One row of `Questions.csv`."""
+    """A question is a row of `Questions.csv`."""
 
     id: int
     question: str
@@ -73,7 +73,7 @@ class Question:
 
     @property
     def text(self) -> str:
-        """Question and options as the released script asks them."""
+        """Return the question and its options as the released script asks them."""
         return f"{self.question} {self.options_text}"
 
     def prompt(self, kind: str) -> Prompt:
@@ -155,7 +155,7 @@ MATCHES: dict[str, Callable[[Question, Answer], str | None]] = {
 
 @dataclass(frozen=True)
 class Score:
-    """Shares in [0, 1]. Chance is 0.25 for a pair and 0.5 for a question."""
+    """Score holds shares in [0, 1]. Chance is 0.25 for a pair and 0.5 for a question."""
 
     pair_accuracy: float
     question_accuracy: float

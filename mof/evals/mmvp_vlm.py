@@ -1,4 +1,4 @@
-"""MMVP-VLM: the pairs of images that an image-text encoder tells apart (arXiv 2401.06209, section 2.3).
+"""MMVP-VLM measures the pairs of images that an image-text encoder tells apart (arXiv 2401.06209, section 2.3).
 
 A folder holds `Questions.csv` (Question ID, Type, Statement) and an image for each row, `<image folder>/<Type>/<id>.jpg`. Rows come
 in pairs. Each of a pair's two statements is matched with the more similar of the pair's two images; the pair counts when both
@@ -58,7 +58,7 @@ PROMPT = "a photo of "  # then the statement, without a full stop
 
 
 class ImageTextEncoder(Protocol):
-    """The methods that the probe needs. An `encoders.Encoder` gets preprocessed images, any other object the unchanged pixels."""
+    """The probe needs these methods. An `encoders.Encoder` gets preprocessed images, any other object the unchanged pixels."""
 
     def embed_image(self, pixels: Tensor) -> Tensor:
         """Return the embedding [1, E] of pixels [1, 3, H, W], uint8."""
@@ -69,7 +69,7 @@ class ImageTextEncoder(Protocol):
 
 @dataclass(frozen=True)
 class Item:
-    """One row of `Questions.csv`."""
+    """An item is a row of `Questions.csv`."""
 
     id: int
     type: str
@@ -79,7 +79,7 @@ class Item:
 
 @dataclass(frozen=True)
 class PairResult:
-    """One pair and its similarities in the encoder's space."""
+    """PairResult holds a pair and its similarities in the encoder's space."""
 
     type: str
     ids: tuple[int, int]
@@ -100,7 +100,7 @@ class PairResult:
 
 @dataclass(frozen=True)
 class MMVPVLMResult:
-    """The result of one encoder; shares are in [0, 1], and chance is 0.25."""
+    """MMVPVLMResult holds the result of an encoder. Shares are in [0, 1], and chance is 0.25."""
 
     encoder: str
     pairs: list[PairResult]
@@ -111,22 +111,22 @@ class MMVPVLMResult:
 
     @property
     def by_pattern(self) -> dict[str, float]:
-        """Type -> share of right pairs, in the spelling and order of the file."""
+        """Return type -> share of right pairs, in the spelling and order of the file."""
         return self._means(lambda pair: pair.right)
 
     @property
     def average(self) -> float:
-        """Share of right pairs among all pairs."""
+        """Return the share of right pairs among all pairs."""
         return statistics.fmean(pair.right for pair in self.pairs)
 
     @property
     def image_similarity(self) -> dict[str, float]:
-        """Type -> mean cosine of a pair's two images; also for encoders without a text tower."""
+        """Return type -> mean cosine of a pair's two images; also for encoders without a text tower."""
         return self._means(lambda pair: pair.image_similarity)
 
     @property
     def deviations(self) -> list[str]:
-        """Differences from the official protocol."""
+        """Return the differences from the official protocol."""
         why = self.not_official or (None if len(self.pairs) == PAIRS else f"{len(self.pairs)} of {PAIRS} pairs")
         return [] if why is None else [f"not MMVP-VLM ({why}): published figures are of other pairs"]
 

@@ -11,6 +11,8 @@ import unicodedata
 from collections.abc import Container, Iterator, Mapping, Sequence
 from itertools import dropwhile, takewhile
 
+from mof.evals.second_thoughts import corrections, without_thoughts
+
 _OPTION = re.compile(r"\(([A-Za-z])\)")
 _WORD = re.compile(r"\w+(?:'\w+)*|[^\w\s]")
 _NEGATIONS = {"not", "never", "cannot", "neither", "nor", "nowhere", "hardly", "without"}
@@ -39,7 +41,9 @@ _BELIEF_REACH = 12  # words
 
 # Letters are looked for in tokens: abbreviations, words with their hyphens, and signs.
 _TOKEN = re.compile(r"(?:\w\.){2,}\w?|\w+(?:['-]\w+)*|[^\w\s]")
-_ANSWER_MARK = re.compile(r"\\boxed|</?answer>", re.IGNORECASE)
+_ANSWER_MARK = re.compile(r"\\boxed|</?answer>|\b(?:antwort|respuesta|réponse|risposta|resposta|ответ)\b", re.IGNORECASE)
+_NOT_CHOSEN = re.compile(r"~~[^~\n]*~~|\[ \][^\[\n]*")
+"""Words that are struck out, and options without a tick."""
 _DECORATION = re.compile(
     r"\\[a-z]+|<(?P<tag>[a-z])>(?=[^<]{0,99}</(?P=tag)>)|</\w{1,20}>|<\w{2,20}>|[*_`$#\"\u2018\u201c\u201d]|(?<!\w)'|'(?!\w)|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3]"
 )
@@ -51,18 +55,27 @@ _FILLERS = set(
         r"\S+",
         """the final correct best right most likely my answer option choice letter response is be would it it's that that's this
         i i'd i'll i'm we think believe say guess choose chosen pick select selected go going with so therefore thus hence then ok okay
-        clearly definitely probably surely certainly obviously to must should will has seems appears looks like matches vote for ans
-        answer's""",
+        clearly definitely probably surely certainly obviously maybe perhaps possibly
+        to must should will has seems appears looks like matches vote for ans
+        answer's la le el die o ist es est lautet""",
     )
 )
 """Words that say nothing beside a letter: a clause of these and a letter gives the letter."""
-_BEFORE_YES = {
-    *("the", "final", "correct", "my", "answer", "is", "so", "would", "must", "be", "it", "i", "think", "believe", "i'd", "say"),
-    *("definitely", "certainly", "clearly", "surely", "sure", "of", "course"),
-}
+_BEFORE_YES = set(
+    re.findall(
+        r"\S+",
+        """the final correct my answer is so would must be it i think believe i'd say definitely certainly clearly surely
+        sure of course it's a""",
+    )
+)
+_YES_AND_NO = {"yes": True, "yeah": True, "yep": True, "no": False, "nope": False, "nah": False}
+_NO_DENIAL = {"doubt", "problem", "idea", "clue", "way", "question"}
+"""Words behind "no" that make it no answer: "No idea", "No problem! Yes, there is a dog"."""
 _LEADS = {"option", "choice", "answer", "choose", "pick", "select", "with"}
 _FOLLOWERS = {"is", "isn't", "was", "would", "seems", "looks", "appears", "because", "since", "as", "matches", "fits", "describes", "best"}
 """Words that follow a letter and never the article "a"."""
+_TAKES_BACK = {"no", "nope", "wait", "oops", "scratch", "strike"}
+"""Words of a correction that take back a letter even if no other letter follows."""
 _REASONS = {"because", "since", "as"}
 _WRONG = {"wrong", "incorrect", "false"}
 _DENIALS = {*_NEGATIONS, *_WRONG, "unlikely"}
@@ -97,7 +110,7 @@ def match_letter(answer: str, options: Mapping[str, str]) -> str | None:
 
 def match_text(answer: str, options: Mapping[str, str]) -> str | None:
     """Return the only option whose words the answer holds, or None. "not visible" is not also "visible"."""
-    return _only(_texts(_without_thoughts(answer), options))
+    return _only(_texts(_final(answer), options))
 
 
 def match_answer(answer: str, options: Mapping[str, str]) -> str | None:
@@ -110,13 +123,20 @@ def match_answer(answer: str, options: Mapping[str, str]) -> str | None:
 
 
 def yes_or_no(answer: str) -> bool | None:
-    """Return True for an answer that begins with yes, ends with a line that does, or says that the answer is yes; False for no."""
+    """Return True for an answer that begins with yes, ends with a line that does, or says that the answer is yes; False for no.
+
+    The word behind a correction counts: "Yes. Wait, no."
+    """
     lines = _lines(answer)
-    for part in [*lines[:1], *_answer_parts(lines), *lines[-1:]]:
-        said = list(dropwhile(lambda word: word in _BEFORE_YES or not word[0].isalnum(), (token.casefold() for token in part)))
-        if said and said[0] in ("yes", "no"):
+    corrected = corrections("\n".join(map(" ".join, lines)))
+    last_words = [behind.partition("\n")[0].split() or _TOKEN.findall(said)[-2:] for _, said, behind in corrected]
+    for part in [*last_words, *lines[:1], *_answer_parts(lines), *lines[-1:]]:
+        said = list(dropwhile(lambda word: word in _BEFORE_YES or not word[0].isalnum(), map(str.casefold, part)))
+        if said[:1] == ["no"] and said[1:2] and said[1] in _NO_DENIAL:
+            said = list(dropwhile(lambda word: not word[0].isalnum(), said[2:]))
+        if said and said[0] in _YES_AND_NO:
             hedged = said[1:2] in (["and"], ["or"], ["/"]) and said[2:3] in (["yes"], ["no"])
-            return None if hedged else said[0] == "yes"
+            return None if hedged else _YES_AND_NO[said[0]]
     return None
 
 
@@ -124,8 +144,8 @@ def _only(letters: set[str]) -> str | None:
     return next(iter(letters)) if len(letters) == 1 else None
 
 
-def _without_thoughts(answer: str) -> str:
-    return answer.rpartition("</think>")[2].replace("\u2019", "'")
+def _final(answer: str) -> str:
+    return without_thoughts(answer).replace("\u2019", "'")
 
 
 # --- letters
@@ -135,7 +155,7 @@ def _letters(answer: str, options: Mapping[str, str]) -> tuple[set[str], str]:
     Sentences from the word "answer" on decide, then lines that hold nothing but a letter, or a letter and its option, then the
     whole answer.
     """
-    lines = _lines(answer)
+    lines, corrected = _last_said(_lines(answer), options)
     parts = [] if any("answer" in _words(option) for option in options.values()) else _answer_parts(lines)
     chosen = [part for part in parts if _named(part, options)]
     if not chosen:
@@ -143,12 +163,32 @@ def _letters(answer: str, options: Mapping[str, str]) -> tuple[set[str], str]:
         chosen = [line for line, letters in single if _holds_only(line, letters)]
         chosen = chosen or [line for line, (letter,) in single if _holds_only(line, {letter, *_words(options[letter])})]
     letters = set[str]().union(*(_named(part, options) for part in chosen or lines))
-    return letters, "\n".join(" ".join(part) for part in chosen) or _without_thoughts(answer)
+    return letters, "\n".join(" ".join(part) for part in chosen or (lines if corrected else ())) or _final(answer)
+
+
+def _last_said(lines: list[list[str]], options: Mapping[str, str]) -> tuple[list[list[str]], bool]:
+    """Return the lines behind the last correction of a letter, "B. Wait, A.", and True; or all lines and False.
+
+    A letter that is taken back without another letter, "B. Wait, that is wrong.", leaves no lines.
+    """
+
+    def names(said: Sequence[list[str]]) -> bool:
+        return any(_named(line, options) for line in said)
+
+    for before, said, behind in corrections("\n".join(map(" ".join, lines))):
+        earlier, later = ([line.split() for line in text.split("\n")] for text in (before, behind))
+        if names(earlier) and names(later):
+            return later, True
+        rest = [word for line in later for word in map(str.casefold, line) if word[0].isalnum() and word not in _FILLERS]
+        taken_back = not _TAKES_BACK.isdisjoint(said.casefold().split())
+        if taken_back and _WRONG.issuperset(rest) and names(earlier) and {"no"}.isdisjoint(map(str.casefold, options.values())):
+            return [], True
+    return lines, False
 
 
 def _lines(answer: str) -> list[list[str]]:
     """Return the tokens of each line that has any."""
-    text = unicodedata.normalize("NFKC", _without_thoughts(answer)).translate(_BRACKETS)
+    text = unicodedata.normalize("NFKC", _NOT_CHOSEN.sub(" ", _final(answer).replace("[x]", " "))).translate(_BRACKETS)
     text = _DECORATION.sub(" ", _ANSWER_MARK.sub(" answer ", text))
     return [tokens for line in text.splitlines() if (tokens := _TOKEN.findall(line))]
 
@@ -234,7 +274,9 @@ def _refused(words: Sequence[str], start: int, end: int, options: Mapping[str, s
     """
     own = {word for option in options.values() for word in _words(option)}
     signs, said, next_sign = _beside(words[end : end + _REFUSAL_REACH])
-    no = {"no", "nope"} if {"?", "("} & {*signs} else set()  # "B - no, they are closed" gives a reason
+    behind = words[end + len(signs) + 1 : end + _REFUSAL_REACH]
+    last = {*signs} and not any(word[0].isalnum() for word in behind)  # "B, no." But "B - no, they are closed" gives a reason
+    no = {"no", "nope"} if {"?", "("} & {*signs} or last else set()
     refusals = _WRONG | no | {word for word in said if _denies(word) and next_sign != "("}  # "closed, not (a) open"
     if refusals.issuperset(said[:1]) and said[1:] in ([], ["really"]) and said and next_sign != ":" and own.isdisjoint(said):
         return True

@@ -1,4 +1,4 @@
-"""An answerer that sees other pictures than the benchmark's, blurred or swapped, to measure how much answers depend on the images."""
+"""OtherPictures shows an answerer blurred or swapped images, to measure how much its answers depend on the images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PIECE = 64  # prompts whose blurred images are in memory at a time
 
 
 class OtherPictures:
-    """An answerer that is shown the blurred image, or another image of the benchmark: the image half the list of images further on.
+    """OtherPictures shows an answerer the blurred image, or another image: the image half the benchmark's list of images further on.
 
     An image that cannot be read stays as it is, and is never shown in place of another.
 

@@ -1,4 +1,4 @@
-"""The outcome of a run, read from its files and checked."""
+"""The outcome of a run is read from its files and checked."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MEASURES = {key: measure for benchmark in BENCHMARKS.values() for key, measure i
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome(Measured):
-    """The outcome of a model's run on a benchmark."""
+    """Outcome holds the outcome of a model's run on a benchmark."""
 
     file: Path
     benchmark: str

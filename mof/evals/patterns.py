@@ -1,4 +1,4 @@
-"""The nine visual patterns of MMVP and MMVP-VLM, and the correlation of encoders and models over them (arXiv 2401.06209, section 3)."""
+"""MMVP and MMVP-VLM have nine visual patterns, over which encoders and models are correlated (arXiv 2401.06209, section 3)."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ LEAST_PATTERNS = 4  # below it, the interval is undefined
 
 @dataclass(frozen=True)
 class Correlation:
-    """Pearson's r between two sets of shares by pattern."""
+    """Correlation holds Pearson's r between two sets of shares by pattern."""
 
     patterns: list[str]
     """The patterns that both sets have."""

@@ -1,4 +1,4 @@
-"""Charts of probes: heat maps of encoders by pattern, lines along the layers, and lines of encoders and models along the patterns."""
+"""Probes are drawn as heat maps of encoders by pattern, and as lines along the layers or along the patterns."""
 
 from __future__ import annotations
 

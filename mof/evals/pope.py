@@ -1,4 +1,4 @@
-"""POPE: yes-or-no questions about objects in photos; three strategies draw the objects (arXiv 2305.10355)."""
+"""POPE asks yes-or-no questions about objects in photos. Three strategies draw the objects (arXiv 2305.10355)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ import numpy as np
 from encoders.images.opening import inside
 from mof.evals.answering import Answer, Prompt
 from mof.evals.benchmark import Measure, Measured, Row
-from mof.evals.intervals import Counts, Figure, Tally
+from mof.evals.intervals import Counts, Figure, Tally, mean_interval
 from mof.evals.run import Run
 
 NAME = "pope"
+CHANCE = 0.5
 MEASURES = {
-    "pope accuracy": Measure("POPE", "accuracy, %", "yes-or-no questions about objects; mean over the strategies", chance=0.5),
+    "pope accuracy": Measure("POPE", "accuracy, %", "yes-or-no questions about objects; mean over the strategies", chance=CHANCE),
     "pope f1": Measure("POPE", "F1, %", "F1 of the answer yes, mean over the strategies; always saying yes gives 66.7", compared=True),
     "pope yes": Measure("POPE", "said yes, %", "share of answers that say yes; yes is right for half of the questions", ""),
 }
@@ -31,7 +32,7 @@ ALL_QUESTIONS = 3000  # for each strategy, in the whole benchmark
 
 @dataclass(frozen=True)
 class PopeQuestion:
-    """One line of a question file."""
+    """PopeQuestion holds a line of a question file."""
 
     id: str
     """Strategy and number, "random/17": the files of all strategies number from 1."""
@@ -136,14 +137,15 @@ def eval_pope(run: Run, questions: Sequence[PopeQuestion], images: Path | None) 
         rows: list[Row] = [
             {
                 "id": q.id, "image": q.image, "text": q.text, "present": q.present,
-                "answer": a.text, "error": a.error, "yes": says_yes(a.text),
+                "answer": a.text, "error": a.error, "yes": says_yes(a.final),
             }
             for q, a in zip(questions, answers, strict=True)
         ]  # fmt: skip
-        texts = [answer.text for answer in answers]
+        texts = [answer.final for answer in answers]
         scores = score_pope(questions, texts)
         neither, unread = (sum(map(says, texts)) for says in (says_neither, says_no_unread))
         notes = [f"{neither} of {len(texts)} answers say neither yes nor no: they count as yes by the released rule"] if neither else []
+        notes += _no_better_than_chance(rows)
         notes += [f"{unread} answers say no in a spelling that the released rule counts as yes"] if unread else []
         missing = [strategy for strategy in STRATEGIES if strategy not in scores]
         notes += [f"the mean leaves out {', '.join(missing)}: no questions"] if missing else []
@@ -155,6 +157,19 @@ def eval_pope(run: Run, questions: Sequence[PopeQuestion], images: Path | None) 
     data = [(q.id, q.image, q.text, q.present) for q in questions]
     refused = "they count as yes, as empty answers do by the released rule"
     return run.measure(NAME, prompts, data, score, decoding="POPE prescribes no decoding", refused=refused)
+
+
+def _no_better_than_chance(rows: list[Row]) -> list[str]:
+    """Return a note if the accuracy may be chance, as for a model that was never taught to answer by yes or no, or else nothing."""
+    accuracy = measured({}, rows).figures["pope accuracy"]
+    interval = mean_interval([accuracy])
+    if interval is None or interval[0] > CHANCE:
+        return []
+    low, high = (100 * end for end in interval)
+    return [
+        f"the accuracy, {100 * accuracy.value:.1f} % with a 95 % interval of [{low:.1f}, {high:.1f}], is not above chance ({CHANCE:.0%}): "
+        "the model's yes and no do not follow the photos, so that F1 and the other figures show its habit alone"
+    ]
 
 
 def measured(result: Row, rows: list[Row]) -> Measured:

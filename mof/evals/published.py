@@ -1,4 +1,4 @@
-"""Published figures from the MMVP paper (arXiv 2401.06209), the VIG paper (arXiv 2602.17186) and of repaired CLIPs, to compare with."""
+"""Results are compared with these figures of the MMVP paper (arXiv 2401.06209), the VIG paper (arXiv 2602.17186) and repaired CLIPs."""
 
 from __future__ import annotations
 

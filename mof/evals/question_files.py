@@ -1,4 +1,4 @@
-"""`Questions.csv` and image folders as MMVP and MMVP-VLM have them: two rows are a pair, an odd id and the next id."""
+"""These functions read `Questions.csv` and image folders of MMVP and MMVP-VLM. Two rows are a pair: an odd id and the next id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs joined into one table (rows are models, columns are measures), with intervals, seeds, differences and correlations."""
+"""`gather` joins runs into a table (rows are models, columns are measures), with intervals, seeds, differences and correlations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PUBLISHED_ENCODERS = ("OpenAI ViT-L/14 224", "OpenAI ViT-L/14 336")
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure in the unit of its column."""
+    """A cell holds a figure in the unit of its column."""
 
     value: float
     interval: Interval | None
@@ -37,7 +37,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that the page shows."""
+    """A report holds everything that the page shows."""
 
     outcomes: list[Outcome]
     columns: dict[str, Measure]

@@ -1,4 +1,4 @@
-"""The table of a report for other programs: CSV for spreadsheets, Markdown for pages of text, LaTeX for papers."""
+"""`write_files` writes the table of a report for other programs: CSV for spreadsheets, Markdown for texts, LaTeX for papers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report as an HTML file that needs no other file, and as text."""
+"""These functions write the report as an HTML file that needs no other file, and as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One evaluation from its questions to its folder: `settings.json`, `cache.jsonl`, `answers.jsonl` and `result.json`.
+"""An evaluation goes from questions to a folder with `settings.json`, `cache.jsonl`, `answers.jsonl` and `result.json`.
 
 An interrupted run goes on where it stopped, and a second run asks nothing, since answers are kept in the cache. A folder that
 holds the answers of another evaluation is refused.
@@ -60,7 +60,7 @@ def row_name(model: str, decoding: str | None) -> str:
 
 @dataclass(frozen=True)
 class Run:
-    """A run: its folder or the folder's URL (`encoders.storage`), and the answerer of its questions."""
+    """A run has a folder, or the folder's URL (`encoders.storage`), and an answerer of its questions."""
 
     folder: Path
     answerer: Answerer
@@ -97,7 +97,7 @@ class Run:
             result = {
                 "format": FORMAT, "benchmark": benchmark, "model": row_name(self.name or self.answerer.name, own), "seed": self.seed,
                 "decoding": own, **figures,
-                "deviations": [_decoding(self.answerer, decoding), *_refusals(prompts, answers, refused), *deviations],
+                "deviations": [_decoding(self.answerer, decoding), *_refusals(prompts, answers, refused), *_thoughts(answers), *deviations],
                 "usage": dataclasses.asdict(usage),
             }  # fmt: skip
             write_sealed_lines(self.folder / "answers.jsonl", rows)
@@ -135,6 +135,11 @@ def _content(file: str) -> str:
 def _refusals(prompts: Sequence[Prompt], answers: Sequence[Answer], consequence: str) -> list[str]:
     refused = [f"{prompt.id} ({answer.error[:200]})" for prompt, answer in zip(prompts, answers, strict=True) if answer.error is not None]
     return [f"{len(refused)} prompts were refused, such as {refused[0]}: {consequence}"] if refused else []
+
+
+def _thoughts(answers: Sequence[Answer]) -> list[str]:
+    count = sum(answer.final != answer.text for answer in answers)
+    return [f"{count} answers hold thoughts before the answer, which are left out"] if count else []
 
 
 def _decoding(answerer: Answerer, official: str) -> str:

@@ -1,4 +1,4 @@
-"""Tables for terminals and text files, which break between words only: a table that is too wide comes in several parts."""
+"""TextTable makes tables for terminals and text files. Lines break between words only, so a table that is too wide comes in parts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.text import Text
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table with a row per name, for `Console.print`."""
+    """TextTable is a table with a row per name, for `Console.print`."""
 
     title: str
     columns: Sequence[str]

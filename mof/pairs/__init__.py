@@ -1,1 +1,1 @@
-"""Blind pairs: the search (`mof.pairs.search`), the page that shows them (`gallery`), and their annotation (`annotation`)."""
+"""mof.pairs searches blind pairs (`search`), shows them on a page (`gallery`), and lets people describe them (`annotation`)."""

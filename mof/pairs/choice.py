@@ -1,4 +1,4 @@
-"""The choice among blind pairs: the pairs with the largest gap, in bounded memory, and not too many similar pairs.
+"""`choose` takes the blind pairs with the largest gap, in bounded memory, and not too many similar pairs.
 
 All rules walk the pairs from the largest gap down. Whether they take a pair depends only on the pairs that were taken before. A window
 of the best pairs is therefore enough to start with. If it is used up, the pairs behind it are looked up again.
@@ -32,7 +32,7 @@ SPARE = 100_000
 
 @dataclass
 class BestPairs:
-    """The `most` best of all pairs that are added (None: all of them), and the number of added pairs."""
+    """BestPairs holds the `most` best of all pairs that are added (None: all of them), and the number of added pairs."""
 
     most: int | None = None
     after: NDArray | None = None
@@ -60,7 +60,7 @@ class BestPairs:
 
 @dataclass
 class Rules:
-    """Rules by which pairs are left out; the fields are the arguments of `blind_pairs`.
+    """Rules say which pairs are left out; the fields are the arguments of `blind_pairs`.
 
     Raises:
         ValueError: for a value that no pair can meet.
@@ -124,7 +124,7 @@ def choose(
 
 
 class _Walk:
-    """The walk down the ranking; it remembers the pairs that it took."""
+    """_Walk walks down the ranking, and remembers the pairs that it took."""
 
     def __init__(self, rules: Rules) -> None:
         self._rules = rules

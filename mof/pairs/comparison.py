@@ -1,4 +1,4 @@
-"""The comparison of all images with all: the sieve lets few pairs through, whose cosines are computed in full."""
+"""PairComparison compares all images with all. The sieve lets few pairs through, whose cosines are computed in full."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Count = Callable[[int, int], None]
 
 
 class PairComparison:
-    """All pairs of images with cosines above `above` in all of `clips` and below `below` in all of `dinos`."""
+    """PairComparison finds all pairs of images with cosines above `above` in all of `clips` and below `below` in all of `dinos`."""
 
     def __init__(self, clips: list[EmbeddingRows], dinos: list[EmbeddingRows], above: float, below: float) -> None:
         self.clips, self.dinos, self.above, self.below = clips, dinos, above, below

@@ -1,4 +1,4 @@
-"""Work that is spread over the cores item by item, instead of each operation over all cores.
+"""These functions spread work over the cores item by item, instead of spreading each operation over all cores.
 
 The operations of the search take well under a millisecond. Threads that meet after each operation would mostly wait for each other,
 above all on a machine that runs other programs too: there, the search takes ten times as long.

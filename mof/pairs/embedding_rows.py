@@ -1,4 +1,4 @@
-"""Embeddings of one encoder, read in slices: they are checked once, and rows have unit length wherever they are read."""
+"""EmbeddingRows reads the embeddings of an encoder in slices. They are checked once, and rows have unit length wherever they are read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SHORTEST = 1e-30
 
 
 class EmbeddingRows:
-    """N rows of width D, taken as float32. Nothing is copied: rows are normalised when they are read.
+    """EmbeddingRows holds N rows of width D, taken as float32. Nothing is copied: rows are normalised when they are read.
 
     Args:
         source: array, memory map or tensor [N, D]. All but memory maps move to the device.

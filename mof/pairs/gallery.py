@@ -1,4 +1,4 @@
-"""A page that shows pairs: one HTML file that holds everything, thumbnails too."""
+"""The gallery is a page that shows pairs: an HTML file that holds everything, thumbnails too."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ BLOCK = 100
 
 @dataclass(frozen=True)
 class Gallery:
-    """The contents of the page."""
+    """Gallery holds the contents of the page."""
 
     pairs: BlindPairs
     names: Sequence[str]

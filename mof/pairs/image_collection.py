@@ -1,4 +1,4 @@
-"""Images as embeddings that are searched for blind pairs, by way of a feature store; and thumbnails as embeddings, which tell copies."""
+"""Images become embeddings in a feature store, which are searched for blind pairs. Embeddings of thumbnails tell copies."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TINY = 8
 
 @dataclass(frozen=True)
 class ImageCollection:
-    """N images of different contents with their embeddings, of unit norm."""
+    """ImageCollection holds N images of different contents with their embeddings, of unit norm."""
 
     names: list[str]
     """[N] absolute paths; a tar's member is "path of the tar/name in it"."""
@@ -138,9 +138,10 @@ def _tiny(index: pa.Table, keys: Sequence[str]) -> NDArray[np.bool_]:
 
 
 class ThumbnailEncoder(Encoder):
-    """The pixels of an S x S thumbnail as a vector of unit length. The distance of two vectors is the mean difference of the pixels.
+    """ThumbnailEncoder gives the pixels of an S x S thumbnail as a vector of unit length.
 
-    It tells a photo that was only compressed or resized from another photo of the same thing.
+    The distance of two vectors is the mean difference of the pixels. It tells a photo that was only compressed or resized from another
+    photo of the same thing.
     """
 
     def __init__(self) -> None:

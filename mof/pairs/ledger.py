@@ -1,4 +1,4 @@
-"""A search in parts: the triangle of pairs is cut into squares, and the pairs of each square are stored in a file that appears whole.
+"""PairLedger searches in parts: the triangle of pairs is cut into squares, and the pairs of each square are stored in a whole file.
 
 A search that was stopped goes on with the squares that have no file. The squares are compared in this process or by the actors of a
 Ray cluster (`encoders.cluster`); files and result are the same.

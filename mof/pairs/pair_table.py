@@ -1,4 +1,4 @@
-"""Blind pairs and the tables that hold them: `pairs.parquet` and `pairs.csv`, written and read."""
+"""Blind pairs are written to the tables `pairs.parquet` and `pairs.csv`, and read from them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COLUMNS = ("image_i", "image_j", *NUMBERS)
 
 
 class BlindPair(NamedTuple):
-    """A pair of images."""
+    """BlindPair holds a pair of images."""
 
     i: int
     j: int
@@ -42,7 +42,7 @@ class BlindPair(NamedTuple):
 
 @dataclass(frozen=True)
 class BlindPairs:
-    """M pairs of images, sorted by gap (CLIP's cosine less DINOv2's), largest first; equal gaps by i, then j."""
+    """BlindPairs holds M pairs of images, sorted by gap (CLIP's cosine less DINOv2's), largest first; equal gaps by i, then j."""
 
     i: NDArray[np.int64]
     """[M], index of the first image"""
@@ -93,7 +93,7 @@ class BlindPairs:
 
     @property
     def gap(self) -> NDArray[np.float32]:
-        """[M], CLIP's cosine less DINOv2's, by which the pairs are sorted"""
+        """Return [M], CLIP's cosine less DINOv2's, by which the pairs are sorted."""
         return self.clip_similarity - self.dino_similarity
 
     def summary(self) -> str:
@@ -131,7 +131,7 @@ class BlindPairs:
 
 @dataclass(frozen=True)
 class Pair:
-    """One row of a table."""
+    """Pair holds a row of a table."""
 
     names: tuple[str, str]
     """The images' paths as the table spells them; they identify the pair."""
@@ -141,7 +141,7 @@ class Pair:
 
 
 class PairTable:
-    """The rows of a folder's `pairs.parquet`, or of its `pairs.csv` if there is no Parquet file.
+    """PairTable holds the rows of a folder's `pairs.parquet`, or of its `pairs.csv` if there is no Parquet file.
 
     Raises:
         ValueError: for a folder without a table, a table of another format, without the columns or without rows, a pair

@@ -1,4 +1,4 @@
-"""Pairs of images as a table with pictures, for notebooks."""
+"""`pairs_html` shows pairs of images as a table with pictures, in notebooks."""
 
 from __future__ import annotations
 

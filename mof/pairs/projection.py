@@ -1,4 +1,4 @@
-"""The choice of a sieve: the projection of the embeddings that costs least, and its rounding to whole numbers."""
+"""`sieve` chooses the projection of the embeddings that costs least, and rounds it to whole numbers."""
 
 from __future__ import annotations
 

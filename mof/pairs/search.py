@@ -1,4 +1,4 @@
-"""The search for CLIP-blind pairs: images that CLIP takes for the same and DINOv2 does not (arXiv 2401.06209, section 2).
+"""`blind_pairs` finds pairs of images that CLIP takes for the same and DINOv2 does not (arXiv 2401.06209, section 2).
 
 All pairs are compared, exactly. A product of a few small integers, which can only overestimate CLIP's cosine, throws out nearly all pairs
 (`mof.pairs.sieve`). The cosines of the others are computed in full (`mof.pairs.comparison`), and rules choose among the pairs that

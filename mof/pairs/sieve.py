@@ -31,7 +31,7 @@ PIECES = 1 << 16
 
 @dataclass(frozen=True)
 class Sieve:
-    """Factors of a product of whole numbers below 2^24, and the least product of a close pair."""
+    """A sieve holds factors of a product of whole numbers below 2^24, and the least product of a close pair."""
 
     left: Tensor
     """[N', W], q(x) and constants; the rows behind N never survive"""
@@ -94,7 +94,7 @@ class Sieve:
 
 @dataclass(frozen=True)
 class FullComparison:
-    """The comparison where a sieve would not pay: both products in full, with room for their rounding.
+    """FullComparison serves where a sieve would not pay. It computes both products in full, with room for their rounding.
 
     A sum of D products errs by at most D 2^-24 of the product of the lengths, which are 1. A program may also let torch round the
     factors of float32 products to TF32 or bfloat16: 2^-8 of each factor.

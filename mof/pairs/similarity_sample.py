@@ -1,4 +1,4 @@
-"""The similarities of a sample of all pairs of a collection: for a histogram, and for advice on thresholds."""
+"""The similarities of a sample of all pairs of a collection serve for a histogram, and for advice on thresholds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CLOSEST, FARTHEST = 0.01, 0.1
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Thresholds, and an estimate of the number of pairs that they select."""
+    """Thresholds holds two thresholds, and an estimate of the number of pairs that they select."""
 
     clip_above: float
     dino_below: float
@@ -33,7 +33,7 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class SimilaritySample:
-    """Both similarities of M pairs."""
+    """SimilaritySample holds both similarities of M pairs."""
 
     clip: NDArray[np.float32]
     """[M], cosine; with several encoders, the least"""

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from rich.console import Console
 
 from encoders.command_groups import OLD_SPELLINGS
+from encoders.console import Console
 from encoders.runs import write_json
+from encoders.terminal import plain
 from vig.analyses.comparison import compare_models
 from vig.analyses.image_match import Groups
 from vig.analyses.misleading_text import Question
@@ -54,7 +55,7 @@ def run_recipe(main: Callable[[], None]) -> None:
     try:
         main()
     except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(plain(f"error: {error}")) from error
     except KeyboardInterrupt:
         print("interrupted; a recipe that has --resume goes on with it where it stopped", file=sys.stderr)
         raise SystemExit(130) from None

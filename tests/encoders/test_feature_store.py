@@ -7,11 +7,7 @@ import json
 import logging
 import os
 import pickle
-import random
 import re
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors import safe_open
+from support.launch import held_lock
 from support.tiny_towers import blocks_of, hooks_of
 from torch import Tensor, nn
 
@@ -327,40 +324,38 @@ def test_no_readable_image_is_said(encoders: dict[str, Encoder], tmp_path: Path)
 
 # --- stopped, resumed, added to ---
 
-PLAIN = """
-import torch
-from torch import nn
-from encoders import Encoder, encode_images
 
 class Plain(Encoder):
-    def __init__(self, side):
+    def __init__(self, side: int) -> None:
         torch.manual_seed(side)
         numbers = {"width": 16, "depth": 1, "patch_size": 8, "image_size": side, "embed_dim": 16}
         super().__init__(nn.Sequential(nn.Conv2d(3, 16, 8, 8), nn.Flatten(2)), **numbers, mean=(0.5,) * 3, std=(0.2,) * 3)
 
-    def patch_tokens(self, x):
+    def patch_tokens(self, x: Tensor) -> Tensor:
         return self.tower(x).transpose(1, 2)
 
-    def image_embedding(self, x):
+    def image_embedding(self, x: Tensor) -> Tensor:
         return self.tower(x).amax(dim=-1)
 
-def encode(photos, out):
+
+def encode(photos: Path, out: Path) -> Any:
     return encode_images(photos, {"a": Plain(32), "b": Plain(48)}, out, tokens="int8", batch_size=4)
-"""
-SCRIPT = (
-    PLAIN
-    + """
-import sys
-print("ready", flush=True)
-encode(sys.argv[1], sys.argv[2])
-"""
-)
 
 
-def start(photos: Path, out: Path) -> subprocess.Popen[str]:
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(photos), str(out)], stdout=subprocess.PIPE, text=True, env=environment)
+def encode_until(photos: Path, out: Path, writes: int, held: Any) -> None:
+    """Encode, and wait to be killed when so many files have been written and another is about to get its name."""
+    torch.set_num_threads(1)  # a pool of threads does not outlive a fork
+    rename, left = os.replace, [writes]
+
+    def rename_or_wait(*paths: Any) -> None:
+        if left[0] <= 0:  # several threads write
+            held.set()
+            time.sleep(600)
+        left[0] -= 1
+        rename(*paths)
+
+    os.replace = rename_or_wait
+    encode(photos, out)
 
 
 def assert_same(store: FeatureStore, expected: FeatureStore) -> None:
@@ -371,33 +366,28 @@ def assert_same(store: FeatureStore, expected: FeatureStore) -> None:
         assert torch.equal(store.tokens(name, slice(None)), expected.tokens(name, slice(None)))
 
 
-@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_killed_and_resumed_is_as_never_killed(tmp_path: Path) -> None:
     for i in range(120):
         photo(tmp_path / f"photos/{i:03d}.png", i % 110)  # the last 10 are doubles
     (tmp_path / "photos/033.png").write_bytes(b"damaged")
     (tmp_path / "photos/077.png").write_bytes((tmp_path / "photos/077.png").read_bytes()[:300])
-    clock = random.Random(7)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    for _ in range(3):
-        run = start(tmp_path / "photos", killed)
-        assert run.stdout is not None and run.stdout.readline() == "ready\n"
-        for wait in [0.01] * 3000:  # until both encoders have written something, and then at any moment
-            time.sleep(wait)
-            written = [len(list(killed.glob(f"{folder.name}/features-*.safetensors"))) for folder in killed.glob("*") if folder.is_dir()]
-            if len(written) == 2 and min(written) > clock.randint(0, 6):
-                break
-        run.send_signal(signal.SIGKILL)
-        assert run.wait() == -signal.SIGKILL, "it was too fast to be killed"
-    namespace: dict[str, Any] = {}
-    exec(PLAIN, namespace)
-    report = namespace["encode"](tmp_path / "photos", killed)
+    context = get_context("fork")  # a new interpreter would import for seconds
+    for writes in (4, 7, 10):  # among them files of both encoders
+        held = context.Event()
+        worker = context.Process(target=encode_until, args=(tmp_path / "photos", killed, writes, held))
+        worker.start()
+        assert held.wait(600)
+        worker.kill()
+        worker.join()
+    assert len(list(killed.glob("*/features-*.safetensors"))) > 4 and list(killed.rglob(".tmp-*"))
+    report = encode(tmp_path / "photos", killed)
     assert 0 < report.encoded < report.images == 108
-    namespace["encode"](tmp_path / "photos", whole)
+    encode(tmp_path / "photos", whole)
     assert_same(FeatureStore(killed), FeatureStore(whole))
     assert (killed / "failures.jsonl").read_text() == (whole / "failures.jsonl").read_text()
-    again = namespace["encode"](tmp_path / "photos", killed)
+    again = encode(tmp_path / "photos", killed)
     assert (again.encoded, again.images, again.duplicates, again.unreadable) == (0, 108, 10, 2)
 
 
@@ -536,14 +526,9 @@ def test_other_kinds_of_features_are_refused(photos: Path, encoders: dict[str, E
 
 
 def test_second_writer_is_refused_and_a_dead_one_is_no_hindrance(photos: Path, encoders: dict[str, Encoder], tmp_path: Path) -> None:
-    code = "import sys, time; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); time.sleep(60)"
     (tmp_path / "store").mkdir()
-    holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "store/_lock-0000")], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-    with pytest.raises(ValueError, match=str(tmp_path / "store")):
+    with held_lock(tmp_path / "store/_lock-0000"), pytest.raises(ValueError, match=str(tmp_path / "store")):
         encode_images(photos, encoders, tmp_path / "store")
-    holder.kill()
-    holder.wait()
     assert encode_images(photos, encoders, tmp_path / "store").encoded == 12
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +22,7 @@ from encoders import build_encoder
 from encoders.backends.hf import FAMILIES
 
 TOLERANCE = {"atol": 1e-4, "rtol": 0.0}
-SPECIAL = ("ViTMAEModel", "VJEPA2Model", "RadioModel", "IJepaModel")
+SPECIAL = ("ViTMAEModel", "VJEPA2Model", "RadioModel", "IJepaModel", "ViTMSNModel")
 KINDS = [family.model for family in FAMILIES.values() if family.model not in SPECIAL]
 IMAGE_TEXT = ["CLIPModel", "SiglipModel", "MetaClip2Model", "Aimv2Model", "Tipsv2Model"]
 PROJECTED = ["CLIPModel", "MetaClip2Model", "Aimv2Model"]
@@ -164,6 +165,38 @@ def test_mae_sees_every_patch_in_its_place(side: int, hf_folder: Folder) -> None
     torch.testing.assert_close(encoder.embed_image(image), pooled, **TOLERANCE)
 
 
+@pytest.mark.parametrize("side", [4, 6])
+@pytest.mark.parametrize("kind", ["ViTForImageClassification", "DeiTForImageClassificationWithTeacher", "ViTMSNForImageClassification"])
+def test_a_classifier_is_read_without_its_head_and_embeds_by_its_class_token(kind: str, side: int, tmp_path: Path) -> None:
+    """The most downloaded ViT and DeiT are classifiers, which have no pooler."""
+    theirs = getattr(transformers, kind)(getattr(transformers, kind).config_class(**VISION, **SIZES)).eval()
+    theirs.save_pretrained(tmp_path)
+    CLIPImageProcessor().save_pretrained(tmp_path)
+    encoder, image = build_encoder(f"hf:{tmp_path}", image_size=7 * side, layer=[0, -1, 1]), torch.rand(2, 3, 7 * side, 7 * side)
+    with torch.no_grad():
+        output = theirs.base_model(encoder.prepare(image), output_hidden_states=True, interpolate_pos_encoding=True)
+    expected = torch.cat([output.hidden_states[layer][:, -side * side :] for layer in (0, -1, 1)], dim=-1)
+    torch.testing.assert_close(encoder(image).tokens, expected, **TOLERANCE)
+    own = nn.functional.normalize(output.last_hidden_state[:, 0], dim=-1)
+    torch.testing.assert_close(encoder.embed_image(image), own, **TOLERANCE)
+    again = build_encoder(f"hf:{tmp_path}", pretrained=False)
+    again.load_state_dict(encoder.state_dict())  # a checkpoint that holds the encoder's weights fits
+
+
+OTHERS = {
+    "timm_wrapper": ({"architecture": "resnet18", "num_classes": 10, "pretrained_cfg": {"tag": "a1_in1k"}}, "timm:hf-hub:"),
+    "swin": ({"model_type": "swin"}, r"timm.list_models\(\)"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_model_of_another_backend_names_it(kind: str, tmp_path: Path) -> None:
+    config, remedy = OTHERS[kind]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=f"'{kind}'.*{remedy}"):
+        build_encoder(f"hf:{tmp_path}", pretrained=False)
+
+
 def test_weights_for_another_task_are_left_out(tmp_path: Path, hf_folder: Folder) -> None:
     """MAE's decoder and a classifier: what Meta's and Google's folders on the hub hold besides the encoder."""
     mae = transformers.ViTMAEForPreTraining(transformers.ViTMAEConfig(**VISION, **SIZES, decoder_num_hidden_layers=1))
@@ -179,6 +212,11 @@ def test_weights_for_another_task_are_left_out(tmp_path: Path, hf_folder: Folder
 PROCESSORS = {
     "crop 224 of 256": ("BitImageProcessor", {"size": {"shortest_edge": 256}, "crop_size": 224}, ("crop", "bicubic", 224, 256)),
     "crop 9 of 14": ("CLIPImageProcessor", {"size": {"shortest_edge": 14}, "crop_size": 9}, ("crop", "bicubic", 9, 14)),
+    "crop 14 of a square of 20": (
+        "DeiTImageProcessor",
+        {"size": {"height": 20, "width": 20}, "crop_size": 14},
+        ("squash", "bicubic", 14, 20),
+    ),
     "squash": ("ViTImageProcessor", {"size": {"height": 96, "width": 96}}, ("squash", "bilinear", 96, 96)),
     "siglip": ("SiglipImageProcessor", {}, ("squash", "bicubic", 224, 224)),
     "lanczos": ("CLIPImageProcessor", {"resample": 1}, ("crop", "lanczos", 224, 224)),

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -99,18 +100,24 @@ def test_no_sources_and_fewer_than_prefetch() -> None:
     assert len(list(ImageLoader([("a", png(1))], prefetch=100))) == 1
 
 
-def test_nothing_begins_after_the_caller_breaks_off() -> None:
-    begun = []
+def test_nothing_begins_after_the_caller_breaks_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, over, shutdown = [], threading.Event(), ThreadPoolExecutor.shutdown
 
-    def slow(image: Image.Image) -> int:
+    def wait_for_the_end(image: Image.Image) -> int:
         begun.append(value(image))
-        time.sleep(0.02)
+        assert value(image) == 0 or over.wait(600)
         return value(image)
 
-    for _ in ImageLoader([(str(index), png(index)) for index in range(100)], workers=2, prefetch=50, transform=slow):
+    def shut_down(pool: ThreadPoolExecutor, **options: Any) -> None:
+        shutdown(pool, **options | {"wait": False})
+        over.set()
+        shutdown(pool)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "shutdown", shut_down)
+    for _ in ImageLoader([(str(index), png(index)) for index in range(100)], workers=2, prefetch=50, transform=wait_for_the_end):
         break
     assert loader_threads() == []
-    assert len(begun) < 10
+    assert len(begun) <= 3
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
@@ -127,10 +134,11 @@ def test_threads_end_when_an_exception_falls_into_the_loop(error: type[BaseExcep
 
 def test_work_happens_in_the_given_number_of_threads() -> None:
     names: set[str] = set()
+    three = threading.Barrier(3, timeout=600)
 
     def record(image: Image.Image) -> None:
         names.add(threading.current_thread().name)
-        time.sleep(0.005)
+        three.wait()
 
     list(ImageLoader([(str(index), png(index)) for index in range(30)], workers=3, transform=record))
     assert len(names) == 3

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from support import launch
 
 FOLDER = launch.ROOT / "benchmarks" / "gpu"
@@ -75,9 +76,19 @@ def test_the_models_of_full_size(benchmark: None) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.multiprocess
-def test_every_line_has_a_figure(tmp_path: Path) -> None:
-    started(FOLDER / "run.py", "--tiny", "--output", tmp_path, "--minutes", 60, "--scratch", tmp_path)
+def test_every_line_has_a_figure(benchmark: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parts run in this process: the next test starts them as a user does, and each start takes seconds."""
+    import run
+
+    def run_here(part: str, seconds: float, tiny: bool, scratch: Path) -> list[Any]:
+        run.measure_part(part, scratch / "lines", scratch, time.monotonic() + seconds, [], tiny)
+        entries = map(json.loads, (scratch / "lines").read_text().splitlines())
+        return [run.read_line(entry) for entry in entries if isinstance(entry, dict)]
+
+    monkeypatch.setattr(run, "run_part", run_here)
+    options = ["--tiny", "--output", str(tmp_path), "--minutes", "60", "--scratch", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["run.py", *options])
+    run.main()
     facts, text = json.loads((tmp_path / "gpu.json").read_text()), (tmp_path / "gpu.md").read_text()
     for line in facts["lines"]:
         assert line["figure"] is not None, line
@@ -100,6 +111,18 @@ def test_a_line_that_fails_costs_nothing_else(tmp_path: Path) -> None:
     assert "no_such_library" in lines["missing library"]["missing"] and "ended with 9" in lines["dies"]["missing"]
     assert "no_such_module" in lines["all lines"]["missing"]
     assert "things/s" in printed and all(name in (tmp_path / "gpu.md").read_text() for name in lines)
+
+
+def test_packages_that_are_missing_or_too_old(benchmark: None) -> None:
+    """A line names them, where an import would fail obscurely in the middle of the few minutes of a GPU."""
+    from requirements import refuse_missing, required, too_old
+
+    refuse_missing(required())
+    assert too_old(required()) == [] and any(requirement.startswith("transformers>=") for requirement in required())
+    with pytest.raises(SystemExit, match="missing: pip install no-such-package another$"):
+        refuse_missing(["torch>=2", "no-such-package>=1", "another"])
+    old = too_old(["torch>=1", "transformers>=99", "no-such-package>=1"])
+    assert old == [f"transformers {transformers.__version__} (needs >=99)"]
 
 
 def test_budgets_of_time(benchmark: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -287,6 +287,16 @@ def test_fused_tokens_are_of_all_encoders(fusion: str) -> None:
     assert mixer.token_places == {"clip + dino": range(16)} and mixer.token_grid == (4, 4)
 
 
+@pytest.mark.parametrize("fusion", FUSIONS)
+@torch.no_grad()
+def test_every_fusion_compiles_to_a_single_graph(fusion: str, pixels: Tensor) -> None:
+    encoders = {"a": build_encoder("tiny-a"), "b": build_encoder("tiny-a", image_size=48)}
+    extra = {"window": (1, 2)} if fusion == "cross_attention" else {}
+    mixer = build_mixer(fusion, encoders, HIDDEN, pool=(2, 1), unshuffle=True, **extra).eval()
+    compiled = torch.compile(mixer, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(pixels), mixer(pixels))
+
+
 @pytest.mark.parametrize("fusion", sorted(FUSIONS.keys() - {"additive"}))
 def test_gradient_reaches_adapters_and_no_encoder(fusion: str, tiny_encoders: dict[str, Encoder], pixels: Tensor) -> None:
     mixer = build_mixer(fusion, tiny_encoders, HIDDEN).train()

@@ -36,7 +36,7 @@ def open_page(browser):
 
     def open_page(url):
         page = browser.new_page()
-        page.set_default_timeout(10_000)
+        page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(url)
         wait(page, "#title", "Pair ")
@@ -50,11 +50,11 @@ def open_page(browser):
 
 
 def wait(page, selector, text):
-    sync_api.expect(page.locator(selector)).to_contain_text(text, timeout=10_000)
+    sync_api.expect(page.locator(selector)).to_contain_text(text, timeout=60_000)
 
 
 def wait_saved(page):
-    sync_api.expect(page.locator("#saved")).to_have_text("saved", timeout=10_000)
+    sync_api.expect(page.locator("#saved")).to_have_text("saved", timeout=60_000)
 
 
 def saved(folder: Path):

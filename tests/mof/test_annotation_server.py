@@ -107,9 +107,9 @@ def test_the_address_holds_the_token_and_the_page_gets_it_as_a_cookie(server):
 
 def test_hundreds_of_silent_connections_lock_nobody_out(server, monkeypatch):
     monkeypatch.setattr(local_server, "CONNECTIONS", 20)
-    silent = [socket.create_connection(("127.0.0.1", port_of(server)), timeout=30) for _ in range(60)]
+    silent = [socket.create_connection(("127.0.0.1", port_of(server)), timeout=600) for _ in range(60)]
     assert ask(port_of(server), "/api/progress")[0] == 200
-    silent[0].settimeout(30)
+    silent[0].settimeout(120)
     with contextlib.suppress(ConnectionResetError):
         assert silent[0].recv(10) == b""  # the oldest was closed
     for connection in silent:
@@ -158,7 +158,7 @@ def test_a_damaged_journal_is_named(server):
 
 
 def test_one_connection_serves_many_requests_refused_ones_among_them(server):
-    connection = http.client.HTTPConnection("127.0.0.1", port_of(server), timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port_of(server), timeout=600)
     for path, headers, status in (("/api/pairs/0", {"Host": "evil"}, 403), ("/nowhere", {}, 404), ("/api/pairs/0", {}, 400)):
         own = {"Content-Type": "application/json", "Cookie": f"mof-token-{port_of(server)}={TOKEN}"}
         connection.request("POST", path, b'{"revision": 0}', own | headers)
@@ -217,7 +217,8 @@ def test_the_command_says_where_and_how_far(tmp_path, monkeypatch):
 @pytest.mark.parametrize("sent", [b"", b"GET /", b"GET / HTTP/1.1\r\nHost: "])
 def test_a_client_that_does_not_finish_its_header_is_hung_up_on(server, monkeypatch, sent):
     monkeypatch.setattr(local_server, "SILENCE", 0.2)
-    with socket.create_connection(("127.0.0.1", port_of(server)), timeout=30) as silent:
+    address = ("127.0.0.1", port_of(server))
+    with socket.create_connection(address, timeout=600) as silent, contextlib.suppress(ConnectionError):  # it may be hung up before
         silent.sendall(sent)
         assert silent.recv(1000) == b""
 
@@ -226,7 +227,7 @@ def test_a_client_that_goes_away_is_no_bug(tmp_path, caplog):
     with serving(write_folder(tmp_path / "pairs")) as server:
         port = port_of(server)
         head = f"POST /api/pairs/0 HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n"
-        with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+        with socket.create_connection(("127.0.0.1", port), timeout=600) as client:
             client.sendall(head.encode())
             assert ask(port, "/api/progress")[0] == 200
     assert not [record for record in caplog.records if record.exc_info]
@@ -234,7 +235,7 @@ def test_a_client_that_goes_away_is_no_bug(tmp_path, caplog):
 
 def test_a_silent_client_keeps_nobody_waiting_and_is_refused_in_the_end(server, monkeypatch):
     monkeypatch.setattr(local_server, "SILENCE", 0.5)
-    with socket.create_connection(("127.0.0.1", port_of(server)), timeout=30) as silent:
+    with socket.create_connection(("127.0.0.1", port_of(server)), timeout=600) as silent:
         lines = (
             "POST /api/pairs/0 HTTP/1.1",
             f"Host: 127.0.0.1:{port_of(server)}",

@@ -185,7 +185,7 @@ def test_nobody_waits_for_an_answer_that_is_not_wanted_any_more(monkeypatch: pyt
     def reply(body: Body) -> object:
         if echo(body) != "9":
             return (429, {"Retry-After": "60"}, b"")
-        assert all(waiting.acquire(timeout=30) for _ in range(9))
+        assert all(waiting.acquire(timeout=600) for _ in range(9))
         return (401, {}, b"wrong key")
 
     monkeypatch.setattr(anyio, "sleep", sleep)
@@ -321,11 +321,13 @@ def test_a_bad_address_is_refused_without_its_secrets(url: str) -> None:
 
 
 def test_no_more_prompts_under_way_than_asked_for() -> None:
-    def slow(body: Body) -> str:
-        time.sleep(0.05)
+    three = threading.Barrier(3, timeout=600)
+
+    def together(body: Body) -> str:
+        three.wait()
         return echo(body)
 
-    with serve(slow) as server:
+    with serve(together) as server:
         ask(Endpoint(server.url, "m", concurrency=3), texts(12))
     assert server.most_under_way == 3
 

@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mof.evals.option_matching import match_answer, match_letter, match_text, parse_options, yes_or_no
+from mof.evals.second_thoughts import without_thoughts
 
 OPEN = {"a": "Open", "b": "Closed"}
 YES = {"a": "Yes", "b": "No"}
@@ -144,6 +145,9 @@ wings, these touch.|B is the correct answer.|B is correct|The correct option is 
 |The letter is B|Answer → B|Answer = B|The best answer is B because they touch.|B because they touch|B</s>|ASSISTANT: B|The answer is "B".|It is not A, it is B
 |Not A but B|It can't be A, so B.|I don't think it's A. It's B.|A is not correct; B is|A is incorrect. The answer is B.|<think>A or B? maybe A</think>B
 |(a) Open~(b) Closed~~B|Between A and B, the answer is B.|Option A says open. Option B says closed. Therefore, the answer is B.|\(B\)|\textbf{B}|[[B]]
+|A: no wait, B|A, no, wait, B.|A. No, B.|A - no, B|A. Actually, B.|It's A. Sorry, I mean B.|A, or rather B|A; no, B|Answer: A? No, B.
+|The answer is A.~~Wait, let me look again. The answer is B.|A. Closed? Hmm, A shows open wings. No, (b).|B. Sorry, I cannot see A.|[x] B [ ] A|- [ ] A~- [x] B
+|<thinking>A</thinking>B|[THINK]A[/THINK](b)|Die Antwort ist B.|La respuesta es B.|La réponse est B|Ответ: B|Maybe B|Perhaps (b)
 |Answer: B. Open wings look different.|(b) Closed~~Option (a) does not fit the photo.|B) Closed|It's (b) Closed|Based on it, I would choose option (b).|must be B
 |It is B that fits|Option b shows the wings|B is my answer|Answer:~~**B**|The final answer is $\boxed{B}$.|The answer is B, not A.|{"answer": "B"}|B — they touch
 |<b>B</b>|<p>B</p>|<u>(b)</u>|Surely B|It has to be B.|The answer seems to be B|It looks like B|It appears to be (b).|I vote for B|The answer's B|ans: b
@@ -151,8 +155,8 @@ wings, these touch.|B is the correct answer.|B is correct|The correct option is 
 |The incorrect answer is A. The correct answer is B.|Incorrect: A. Correct: B|Correct answer: B; incorrect: A|B - no, they are not open|The statement is false: B"""  # noqa: RUF001
 GIVES_NONE = r"""A door|A man is standing|C|(c)|Option C|A or B|(a) or (b)|both|Neither A nor B|not B|It is not (b)|I don't think it is B|The answer is not B
 |B is wrong|B isn't right|B is not correct|Plan B|Vitamin B|Exhibit A|Type A blood|A-frame house|U.S.A.|at 5 a.m.|B.B. King|B movies are fun|I see a B-52|The
-answer is a door|choose a door|It's a bird|with a hat|The answer is A or B|The answer is A, B|A/B|A & B|A~B|a (red) door|A (red) door|an a la carte|I cannot
-answer. A door is there.|Both A and B|A bird, a tree and a house|such a view|the letter A is on the sign|A man's hat|Is it A or B?|A: no wait, B
+answer is a door|choose a door|It's a bird|with a hat|The answer is A or B|The answer is A, B|A/B|A & B|A~B|B, no.|(b) - no|B. Wait, that is wrong.|A? No. B? No.|A, maybe B|<think>The answer is B|[ ] A [ ] B|a (red) door|A (red) door|an a la carte|I cannot
+answer. A door is there.|Both A and B|A bird, a tree and a house|such a view|the letter A is on the sign|A man's hat|Is it A or B?
 |A vs. B|B is unlikely|Anything but B|all but (b)|any letter except B|It looks like a door|<b>A</b> or <b>B</b>|B? No.|B? Not really.|B (no)|B, incorrect|B - wrong|B (incorrect)
 |(b) (wrong)|Incorrect: B|Wrong answer: B|Incorrect options: (b)|Not correct: B|The wrong option is B|The incorrect answer is B.|Incorrect: B (Closed)|(b) Closed is wrong|The wrong option is (b) Closed"""
 
@@ -169,13 +173,20 @@ def test_plain_ways_to_give_a_letter_and_words_that_only_look_like_it(text: str,
     assert {answer: match_letter(answer, OPEN) for answer in spellings(text)} == dict.fromkeys(spellings(text), letter)
 
 
+def test_what_a_model_thinks_or_strikes_out_is_no_answer() -> None:
+    thought = "<|begin_of_thought|>It looks like A<|end_of_thought|>(b)"
+    assert {match_answer(answer, OPEN) for answer in (thought, "~~A~~ B", "<think>A</think>Closed")} == {"b"}
+    assert without_thoughts(thought) == "(b)" and without_thoughts("<think>cut in the") == ""
+    assert without_thoughts("A <think> is a tag.") == "A <think> is a tag."
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("yes|Yes.|**Yes**|Yes, it does.|Yes~~It fits.|Answer: yes|The answer is yes.|'Yes'|Yes - it does|<answer>Yes</answer>|\\boxed{yes}|It fits.~Yes|"
-         "I think yes|The answer would be yes|Definitely yes|<b>Yes</b>|Yes, there is no doubt|<think>no</think>Yes|Yes, the answer is correct.", True),
-        ("no|No.|NO|nO!|**No**|No, it does not.|No~~It differs|The answer is no.|Final answer: No|(no)|It differs.~~Answer: no", False),
-        ("|maybe|Yes and no|yes or no|Yes/No|Nothing|another|yesterday|There is no error in it|The answer is correct|not sure", None),
+         "I think yes|The answer would be yes|Definitely yes|<b>Yes</b>|Yes, there is no doubt|<think>no</think>Yes|Yeah|It's a yes|No doubt, yes.|No problem! Yes, there is.|No. Wait, yes, it does.|Yes, the answer is correct.", True),
+        ("no|No.|NO|nO!|**No**|No, it does not.|No~~It differs|The answer is no.|Final answer: No|(no)|It differs.~~Answer: no|Nope|Yes... no, wait: no.|Yes. Sorry, no.", False),
+        ("|maybe|Yes and no|yes or no|Yes/No|Nothing|another|yesterday|There is no error in it|The answer is correct|not sure|No idea|No way to tell", None),
     ],
 )  # fmt: skip
 def test_yes_and_no(text: str, said: bool | None) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mof.evals.pope import PopeQuestion, read_pope, says_neither, says_no_unread, says_yes, score_pope
+from mof.evals.answerers import AnswersFile
+from mof.evals.pope import PopeQuestion, eval_pope, read_pope, says_neither, says_no_unread, says_yes, score_pope
+from mof.evals.run import Run
 
 
 @pytest.mark.parametrize(
@@ -52,6 +54,18 @@ def test_answers_without_yes_and_no_and_noes_that_the_rule_does_not_read() -> No
 
 def questions(strategy: str, labels: str) -> list[PopeQuestion]:
     return [PopeQuestion(f"{strategy}/{i}", strategy, "x.jpg", "?", label == "y") for i, label in enumerate(labels, start=1)]
+
+
+@pytest.mark.parametrize(("replies", "chance"), [(["Yes"] * 40, True), (["Yes", "No"] * 20, False), (["Yes", "No", "No"] * 14, True)])
+def test_a_model_at_chance_is_said_to_be_at_chance(tmp_path: Path, replies: list[str], chance: bool) -> None:
+    asked = [PopeQuestion(f"random/{i}", "random", f"{i // 2}.jpg", "?", i % 2 == 0) for i in range(40)]
+    (tmp_path / "answers.json").write_text(
+        json.dumps({q.id: f"<think>No.</think>{reply}" for q, reply in zip(asked, replies, strict=False)})
+    )
+    result = eval_pope(Run(tmp_path / "out", AnswersFile(tmp_path / "answers.json")), asked, None)
+    assert result["yes_ratio"] == pytest.approx(sum(reply == "Yes" for reply in replies[:40]) / 40)  # not the thoughts
+    assert any("not above chance (50%)" in note for note in result["deviations"]) is chance
+    assert any("40 answers hold thoughts" in note for note in result["deviations"])
 
 
 def test_figures_by_hand() -> None:

@@ -21,6 +21,8 @@ def setting():
 
 def test_a_plain_run_has_a_random_control_where_scenes_are_drawn(setting):
     assert [row.name for row in table_rows(setting)] == ["clip", "interleaved", "interleaved+random", "interleaved+vig"]
+    assert all(row.heeds for row in table_rows(setting)[1:])  # whole samples where the paper's rule warns
+    assert not any(row.heeds for study in ("noise", "selection") for row in COMPARISONS[study](setting))  # these look at the rule itself
     real = read_setting(CONFIGS / "llava15_7b.yaml")
     assert [row.name for row in table_rows(real)] == ["clip", "interleaved", "interleaved+vig"]
 

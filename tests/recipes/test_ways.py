@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+from study.rows import Row
 from study.ways import NOISE_WAYS, WAYS, select_by
-from vig import Score, Scores
+from train_llava_mof_vig import RowRun
+from vig import Score, Scores, select
 
 MANIFEST = {"identity": {"measures": ["loss"]}, "complete": True, "text_only": [], "failures": {}}
 
@@ -26,3 +28,12 @@ def test_a_way_does_not_depend_on_the_order_of_the_scores(way):
         masks = select_by(way, scores, 0.5, seed=3).token_masks
         chosen.append({id: masks[id].tolist() for id in masks})
     assert chosen[0] and chosen[0] == chosen[1]
+
+
+@pytest.mark.parametrize(("middle", "way"), [(0.1, "random-samples"), (-0.1, "random")])
+def test_a_row_takes_whole_samples_where_the_rule_leaves_out_what_the_image_helped(middle, way):
+    """In each sample a word has a large VIG, and all other tokens a small VIG of the same sign."""
+    loss = np.ones(5, np.float32)
+    made = [score(f"talk-{i}", loss, loss + np.array([2, *[middle] * 4], np.float32) * (i + 1) / 40) for i in range(40)]
+    row = Row("interleaved+random", ("clip",), "interleaved", selection="random", heeds=True)
+    assert RowRun(row, setting=None, records=None, folder=None, seed=0).heeded(select(Scores(made, MANIFEST), 0.7)) == way

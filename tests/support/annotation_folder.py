@@ -64,7 +64,7 @@ def running(server: LocalServer) -> Iterator[None]:
 
 def ask(port: int, path: str, body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, Any, http.client.HTTPResponse]:
     """Return status, document (or bytes) and the reply. Headers replace the headers that a page of this server would send."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
     sent = {"Cookie": f"mof-token-{port}={TOKEN}"} | ({"Content-Type": "application/json"} if body is not None else {})
     content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
     connection.request("GET" if body is None else "POST", path, content, sent | (headers or {}))

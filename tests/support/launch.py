@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from torch.distributed import TCPStore
 
@@ -34,17 +39,16 @@ def start(script: str, *arguments: object, count: int = 1) -> list[subprocess.Po
 
 
 def run(script: str, *arguments: object, count: int = 1) -> list[str]:
-    """What each process printed. All must end well within five minutes."""
+    """What each process printed. All must end well within fifteen minutes, also on a busy machine."""
     processes = start(script, *arguments, count=count)
-    outputs = []
     try:
-        for process in processes:
-            out, error = process.communicate(timeout=300)
+        with ThreadPoolExecutor(count) as threads:  # at once, or a process whose pipe is full would keep the others waiting
+            said = list(threads.map(lambda process: process.communicate(timeout=900), processes))
+        for process, (_, error) in zip(processes, said, strict=True):
             assert process.returncode == 0, error
-            outputs.append(out)
     finally:
         kill(processes)
-    return outputs
+    return [out for out, _ in said]
 
 
 def kill(processes: list[subprocess.Popen[str]]) -> list[str]:
@@ -52,3 +56,29 @@ def kill(processes: list[subprocess.Popen[str]]) -> list[str]:
     for process in processes:
         process.kill()
     return [process.communicate()[1] if process.stderr and not process.stderr.closed else "" for process in processes]
+
+
+def held_after(calls: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function; after so many calls, the next call waits until the process is killed. 0: none waits."""
+    done = 0
+
+    def held(*args: Any, **options: Any) -> Any:
+        nonlocal done
+        if calls and done == calls:
+            time.sleep(600)
+        done += 1
+        return function(*args, **options)
+
+    return held
+
+
+@contextmanager
+def held_lock(path: Path) -> Iterator[None]:
+    """Hold the lock of a file in another process, which is killed at the end."""
+    code = "import sys; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+            yield
+        finally:
+            holder.kill()

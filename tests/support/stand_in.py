@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -47,12 +47,11 @@ class StandIn:
             if fault is None:
                 made = self.reply(body)
                 fault = made if isinstance(made, tuple) else (200, {}, made if isinstance(made, bytes) else completion(made))
-            self.send(handler, fault)
-        except OSError:
-            pass  # the client has gone
         finally:
-            with self.lock:
+            with self.lock:  # before the client has its reply, and sends the next prompt
                 self.under_way -= 1
+        with suppress(OSError):  # the client may have gone
+            self.send(handler, fault)
 
     @staticmethod
     def send(handler: BaseHTTPRequestHandler, fault: Any) -> None:

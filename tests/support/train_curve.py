@@ -1,18 +1,11 @@
-"""Trains the tiny model for a few steps and writes the losses; test_training.py calls it, and runs it as two processes.
-
-torchrun --nproc_per_node 2 tests/support/train_curve.py FILE PER_DEVICE_BATCH
-"""
+"""Trains the tiny model for a few steps and writes the losses; test_training.py calls it, and runs it as two processes."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
-
 import torch
-from accelerate import PartialState
 from PIL import Image
 from transformers import Trainer, TrainingArguments
 
@@ -65,8 +58,3 @@ def main(file: str, per_device_batch: int) -> None:
         weights = [parameter.double().sum().item() for parameter in model.mixer.adapters.parameters()]
         ranks = trainer.args.world_size
         Path(file).write_text(json.dumps({"ranks": ranks, "losses": losses, "norms": norms, "adapters": weights}))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
-    PartialState().destroy_process_group()  # or a thread of gloo may abort the process that ends

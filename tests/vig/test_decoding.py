@@ -11,6 +11,8 @@ import torch
 from support.families import build
 from support.two_passes import TOKENS, chats, encoder, next_logits, settings
 from torch import Tensor
+from transformers import StopStringCriteria
+from transformers.generation import BaseStreamer
 
 from vig.decoding import ICD, LACING, M3ID, PAI, VCD, Decoding, build_decoding
 
@@ -131,6 +133,45 @@ def test_sampling_is_seeded_and_draws_from_the_contrast(tiny_model: Any, tiny_pr
     for step, scores in enumerate(drawn[0].scores):
         tokens = drawn[0].sequences[:, step - TOKENS]
         assert scores.gather(1, tokens[:, None]).isfinite().all()  # no token below the cut
+
+
+class Heard(BaseStreamer):
+    """Keeps the tokens that it is told."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.ended = False
+
+    def put(self, value: Tensor) -> None:
+        self.tokens += value.flatten().tolist()
+
+    def end(self) -> None:
+        self.ended = True
+
+
+@pytest.mark.parametrize("method", [VCD(), VCD(alpha=0), PAI(gamma=1, first_layer=0)], ids=["contrast", "plain", "attention"])
+def test_a_streamer_hears_the_answer(method: Decoding, tiny_model: Any, tiny_processor: Any) -> None:
+    encode, asked, heard = encoder(tiny_processor), chats((1,)), Heard()
+    made = tiny_model.generate(**encode(asked), **settings(tiny_processor), **method.options(asked, encode), streamer=heard)
+    assert heard.tokens == made.sequences[0].tolist() and heard.ended
+
+
+def test_arguments_that_transformers_keeps_back(tiny_model: Any, tiny_processor: Any) -> None:
+    encode, asked, words = encoder(tiny_processor), chats((1,)), tiny_processor.tokenizer
+    arguments = {**encode(asked), **settings(tiny_processor), **VCD(alpha=0).options(asked, encode)}
+    for further, said in (
+        ({"stop_strings": ["a"], "tokenizer": words}, r"vcd.*stop_strings=\['a'\].*StopStringCriteria"),
+        ({"assistant_model": tiny_model}, "vcd.*assisted_generation"),
+        ({"prompt_lookup_num_tokens": 2}, "vcd.*assisted_generation"),
+        ({"streamer": Heard(), "num_beams": 2}, "streamer.*beam"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            tiny_model.generate(**arguments, **further)
+    made = tiny_model.generate(**arguments)
+    strings = sorted(set(words.decode(made.sequences[0, -TOKENS:])))
+    plain = tiny_model.generate(**encode(asked), **settings(tiny_processor), stop_strings=strings, tokenizer=words)
+    stopped = tiny_model.generate(**arguments, stopping_criteria=[StopStringCriteria(words, strings)])
+    assert torch.equal(stopped.sequences, plain.sequences) and not torch.equal(stopped.sequences, made.sequences)
 
 
 def test_several_turns(tiny_model: Any, tiny_processor: Any) -> None:

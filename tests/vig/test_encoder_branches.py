@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from encoders.images.reading import blur, read_image
 from encoders.pages import signed
-from mof import AdditiveMoF, ConcatMoF, GatedMoF, MoFForConditionalGeneration, MoFProcessor, SequenceMoF
+from mof import AdditiveMoF, ConcatMoF, GatedMoF, InterleavedMoF, MoFForConditionalGeneration, MoFProcessor, SequenceMoF
 from mof.cli.app import build_app
 from mof.data.collator import SupervisedCollator
 from vig import load_scores, score, select
@@ -41,17 +41,21 @@ def images_of(record: dict[str, Any], folder: Path) -> list[Any]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("fusion", [None, SequenceMoF, ConcatMoF, GatedMoF])
+@pytest.mark.parametrize("fusion", [None, SequenceMoF, ConcatMoF, GatedMoF, "three encoders on tiles"])
 def test_only_this_encoder_sees_the_null_image(
     tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor, records: list[Any], image_folder: Path, fusion: Any
 ) -> None:
     model = copy.deepcopy(tiny_model)
-    if fusion is not None:
+    if isinstance(fusion, str):
+        encoders = {**dict(model.mixer.encoders.items()), "a again": model.mixer.encoders["a"]}
+        model.mixer = InterleavedMoF(encoders, 32, pool=2, unshuffle=True).eval()
+        tiny_processor = MoFProcessor.from_parts(model, tiny_processor.tokenizer, max_tiles=4)
+    elif fusion is not None:
         torch.manual_seed(0)
         model.mixer = fusion(dict(model.mixer.encoders.items()), 32).eval()
         tiny_processor = MoFProcessor.from_parts(model, tiny_processor.tokenizer)
     scores = score(model, tiny_processor, records, image_folder=image_folder, per_encoder=True)
-    assert scores.ids == [record["id"] for record in records] and scores.encoders == ["a", "b"]
+    assert scores.ids == [record["id"] for record in records] and scores.encoders == list(model.mixer.encoders)
     collator = SupervisedCollator(tiny_processor, 2048, image_folder)
     apart = 0.0
     for record, measured in zip(records, scores, strict=True):
@@ -64,7 +68,7 @@ def test_only_this_encoder_sees_the_null_image(
         clean = losses_by_hand(model, batch, shown)
         np.testing.assert_allclose(measured.loss, clean.mean(), atol=1e-5)
         np.testing.assert_allclose(measured.token_vig, losses_by_hand(model, batch, blurred) - clean, atol=2e-5)
-        for name in ("a", "b"):
+        for name in scores.encoders:
             replaced = losses_by_hand(model, batch, {**shown, name: blurred[name]})
             np.testing.assert_allclose(measured.encoder_vig[name], replaced - clean, atol=2e-5)
             assert measured.encoder_vig[name].dtype == np.float32

@@ -102,7 +102,7 @@ def test_two_prompts_in_one_batch(family: Any, instruction: int, beams: int) -> 
     model.lm_head.register_forward_hook(lambda *_: calls.append(1))
     options = {"max_new_tokens": TOKENS, "num_beams": beams, "do_sample": False, "suppress_tokens": [IMAGE, 0], "output_logits": True}
     made = model.generate(**clean, **options, return_dict_in_generate=True, custom_generate=VCD(beta=0), null_inputs=null)
-    assert len(calls) == TOKENS * (2 if family is lfm2_vl and instruction else 1)
+    assert len(calls) == TOKENS * (2 if instruction else 1)
     for row, tokens in enumerate(made.sequences):
         for step in range(TOKENS):
             generated = tokens[None, clean["input_ids"].shape[1] :][:, :step]
@@ -112,15 +112,29 @@ def test_two_prompts_in_one_batch(family: Any, instruction: int, beams: int) -> 
 
 
 @pytest.mark.parametrize(
-    ("method", "passes"), [(VCD(), 1), (ICD(), 1), (M3ID(decay=0.3), 2), (PAI(alpha=0, gamma=2), 2)], ids=lambda x: str(x)[:4]
+    ("method", "passes"), [(VCD(), 1), (ICD(), 2), (M3ID(decay=0.3), 2), (PAI(alpha=0, gamma=2), 2)], ids=lambda x: str(x)[:4]
 )
-def test_a_null_prompt_without_images_has_its_own_passes(method: Any, passes: int, tiny_model: Any, tiny_processor: Any) -> None:
+def test_null_prompts_with_other_tokens_have_their_own_passes(method: Any, passes: int, tiny_model: Any, tiny_processor: Any) -> None:
     encode, asked, calls = encoder(tiny_processor), chats((1, 2)), []
     counter = tiny_model.language_model.lm_head.register_forward_hook(lambda *_: calls.append(1))
     made = tiny_model.generate(**encode(asked), **settings(tiny_processor), **method.options(asked, encode))
     counter.remove()
     assert len(calls) == passes * len(made.logits)
-    assert (made.past_key_values is None) == (passes == 1)  # a conversation cannot go on with a cache that has the null rows
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma3"])
+def test_a_conversation_goes_on_with_the_cache_of_the_rows_with_images(family: str) -> None:
+    model, processor = build(family)
+    encode, asked = encoder(processor), chats((1,)) * 2
+    inputs = encode(asked)
+    first = model.generate(**inputs, **settings(processor), **VCD().options(asked, encode))
+    longer = torch.cat([first.sequences, torch.full((2, 3), 120)], dim=1)
+    kinds = {"mm_token_type_ids": torch.zeros_like(longer)} if "mm_token_type_ids" in inputs else {}
+    again = {"input_ids": longer, "attention_mask": torch.ones_like(longer), "past_key_values": first.past_key_values, **kinds}
+    made = model.generate(**again, **settings(processor))
+    for step in range(2):
+        generated = made.sequences[:, inputs["input_ids"].shape[1] : longer.shape[1] + step]
+        torch.testing.assert_close(made.logits[step].double(), next_logits(model, inputs, generated), atol=1e-4, rtol=1e-4)
 
 
 class Broken(tf.LogitsProcessor):

@@ -17,18 +17,15 @@ from vig import load_scores, score
 from vig.processes import Processes
 
 SCRIPT = """
-import json, os, sys, time
+import json, os, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
 import vig.scoring.passes
+from support.launch import held_after
 from support.tiny_llava import build_llava, many_records
-folder, delay = Path(sys.argv[1]), float(sys.argv[2])
-original = vig.scoring.passes.TwoPasses._batch
-def slow(*args):
-    time.sleep(delay)
-    return original(*args)
-vig.scoring.passes.TwoPasses._batch = slow
+folder, batches = Path(sys.argv[1]), int(sys.argv[2])
+vig.scoring.passes.TwoPasses._batch = held_after(batches, vig.scoring.passes.TwoPasses._batch)
 records, rank = many_records(folder / "images"), os.environ["RANK"]
 model, processor = build_llava()
 for given, output in ((records, folder / "scores"), (iter(records), None)):
@@ -72,9 +69,9 @@ def test_two_processes_give_what_one_gives(alone, tmp_path) -> None:
     assert all(len(processes) == 1 for processes in of_image.values())  # of one image all in one
 
 
-def start_and_kill(folder: Path, shards: int, *, all_of_them: bool) -> set[str]:
-    """Kill one of two processes or all, once both have saved so many shards in all; the ids that are then saved."""
-    processes = launch.start(SCRIPT, folder, 0.15, count=2)
+def start_and_kill(folder: Path, batches: int, shards: int, *, all_of_them: bool) -> set[str]:
+    """Kill one of two processes or all, once there are so many shards; each stops after so many batches. The ids that are then saved."""
+    processes = launch.start(SCRIPT, folder, batches, count=2)
     while len(list((folder / "scores").glob("shard-*.parquet"))) < shards:
         assert all(process.poll() is None for process in processes), launch.kill(processes)
         time.sleep(0.02)
@@ -89,8 +86,8 @@ def start_and_kill(folder: Path, shards: int, *, all_of_them: bool) -> set[str]:
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_killed_and_resumed_by_another_number_of_processes(llava, alone, tmp_path) -> None:
-    first = start_and_kill(tmp_path, 3, all_of_them=False)
-    second = start_and_kill(tmp_path, 8, all_of_them=True)
+    first = start_and_kill(tmp_path, 2, 3, all_of_them=False)
+    second = start_and_kill(tmp_path, 4, 8, all_of_them=True)
     assert 3 <= len(first) < len(second) < 24 and first < second
     records, output = many_records(tmp_path / "images"), tmp_path / "scores"
     resumed = score(*llava, records, output, image_folder=tmp_path / "images", batch_size=1)

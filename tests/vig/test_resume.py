@@ -268,18 +268,15 @@ def test_a_folder_of_something_else_is_refused(llava, records, image_folder, tmp
 
 
 KILLED = """
-import sys, time
+import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
 import vig.scoring.passes
+from support.launch import held_after
 from support.tiny_llava import build_llava, build_records
 images, output = sys.argv[1:]
-original = vig.scoring.passes.TwoPasses._batch
-def slow(*args):
-    time.sleep(0.1)
-    return original(*args)
-vig.scoring.passes.TwoPasses._batch = slow
+vig.scoring.passes.TwoPasses._batch = held_after(4, vig.scoring.passes.TwoPasses._batch)
 records = build_records(Path(images), 12)
 vig.score(*build_llava(), records, output, image_folder=images, batch_size=1)
 """

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.launch import held_lock
 
 import vig.scoring.passes
 from encoders.runs import RunLock
 from vig import load_scores, score
-
-HOLD = "import sys, time; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); print('held', flush=True); time.sleep(60)"
 
 
 @pytest.mark.parametrize("null", ["blur", "zero"])  # the second run may be the same or another one
@@ -46,14 +43,11 @@ def test_a_refused_run_holds_nothing(llava, records, image_folder, tmp_path) -> 
 
 @pytest.mark.parametrize("rank", [0, 3])
 def test_no_process_of_another_run_may_be_alive(tmp_path: Path, rank: int) -> None:
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path / f"_lock-{rank:04d}")], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout is not None and holder.stdout.readline() == "held\n"
     lock = RunLock(tmp_path, 0)
-    with pytest.raises(ValueError, match=str(tmp_path)):
-        lock.take()
-    lock.release()
-    holder.kill()
-    holder.wait()
+    with held_lock(tmp_path / f"_lock-{rank:04d}"):
+        with pytest.raises(ValueError, match=str(tmp_path)):
+            lock.take()
+        lock.release()
     lock.take()
     locks = [lock, *(RunLock(tmp_path, rank) for rank in (1, 2, 3))]  # of the same run
     for other in locks[1:]:

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -249,6 +250,25 @@ def test_a_token_threshold_above_0_is_said_to_drop_helped_tokens() -> None:
     others = select(scores, 0.6, token_threshold=None), select(scores, floor=True), select(scores, 1)
     for selection in (*others, random_selection(scores, select(scores, 0.6))):
         assert selection.summary().helped_left_out == 0 and "helped" not in str(selection.summary())
+
+
+def test_samples_kept_for_words_that_the_model_cannot_predict_are_said() -> None:
+    """Two fifths of the answers are in a language that the model never saw: their losses are large, and so is their VIG by accident."""
+    rng = np.random.default_rng(0)
+    known, unknown = rng.normal(0.06, 0.05, (60, 5)), rng.normal(0.5, 0.6, (40, 5))
+    scores = make_scores([*known.tolist(), *unknown.tolist()])
+    losses = [0.08] * 60 + [12.0] * 40
+    strange = Scores(
+        [replace(score, loss=loss, null_loss=loss + score.vig) for score, loss in zip(scores, losses, strict=True)], scores.manifest
+    )
+    rise = [math.exp(-score.loss) - math.exp(-score.null_loss) for score in strange]
+    most = {strange.ids[place] for place in np.argsort(rise)[-70:]}
+    warned, calm = select(strange, 0.7, token_threshold=None).summary(), select(scores, 0.7, token_threshold=None).summary()
+    assert warned.by_accident == pytest.approx(len(set(select(strange, 0.7).sample_ids) - most) / 70) and warned.by_accident > 0.1
+    assert f"{warned.by_accident:.0%} of the kept samples hold words" in str(warned) and "--by gain" in str(warned)
+    assert calm.by_accident == 0 and "accident" not in str(calm)
+    for selection in (select(strange, floor=True), random_selection(strange, select(strange, 0.7))):
+        assert selection.summary().by_accident == 0
 
 
 @given(TOKENS, KEEP, st.sampled_from(["shared", None, 0.3]), st.integers(0, 5))

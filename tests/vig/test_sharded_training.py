@@ -35,7 +35,7 @@ def launched(images: Path, out: Path, config: str, cases: list[str], *options: s
     flags = ["--config_file", str(LAUNCH / config), "--num_processes", "2", "--main_process_port", "0", *options]
     command = [sys.executable, "-m", "accelerate.commands.launch", *flags, str(SCRIPT), str(images), str(out), *cases]
     environment = launch.environment(DS_ACCELERATOR="cpu")
-    result = subprocess.run(command, cwd=launch.ROOT, capture_output=True, text=True, timeout=500, env=environment)
+    result = subprocess.run(command, cwd=launch.ROOT, capture_output=True, text=True, timeout=900, env=environment)
     assert result.returncode == 0, result.stderr
 
 

@@ -31,19 +31,16 @@ from vig.training.finetuning import training_file
 APP = build_app({"train": train, "vig": vig.cli.app.app})
 
 SCRIPT = """
-import sys, time
-delay = float(sys.argv.pop(1))
+import sys
+steps = int(sys.argv.pop(1))
 import torch
 torch.set_num_threads(1)
+from support.launch import held_after
 from mof.cli.app import build_app
 from vig import SelectiveTrainer
 from vig.cli.train import train
 from vig.training.finetuning import training_file
-step = SelectiveTrainer.training_step
-def slow(*args, **options):
-    time.sleep(delay)
-    return step(*args, **options)
-SelectiveTrainer.training_step = slow
+SelectiveTrainer.training_step = held_after(steps, SelectiveTrainer.training_step)
 build_app({"train": train, "vig": train})()
 """
 STEPS = ("--learning-rate", "0.01", "--batch-size", "1")  # four of them
@@ -220,7 +217,7 @@ def test_killed_and_resumed_is_the_undisturbed_run(folder, tmp_path, lora) -> No
     whole = trained(folder, tmp_path / "whole", *more)
     out = tmp_path / "killed"
     checkpoints = out / "checkpoints"
-    (process,) = processes = launch.start(SCRIPT, 0.1, *arguments(folder, out, *more))
+    (process,) = processes = launch.start(SCRIPT, 12, *arguments(folder, out, *more))  # six of 16 steps
     while not (checkpoints.is_dir() and list(checkpoints.glob("checkpoint-*/trainer_state.json"))):
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
@@ -529,6 +526,10 @@ def test_select_refuses_records_that_were_not_scored(folder, tmp_path) -> None:
     [
         ("report_to=wandb", ["report_to=wandb", "not installed"]),
         ("optim=galore_adamw", ["not installed", "galore"]),
+        ("optim=grokadamw", ["refused", "pip install grokadamw"]),
+        ("optim_args=speed=1", ["refused", "speed"]),
+        ("lr_scheduler_type=cosine_with_min_lr", ["refused", "min_lr"]),
+        ("adam_beta1=2", ["refused", "beta"]),
         ("use_liger_kernel=true", ["not installed", "liger"]),
         ("group_by_length=true", ["train_sampling_strategy=group_by_length"]),
     ],

@@ -1,4 +1,4 @@
-"""All three analyses of several models on the same records and questions, and the results as tables for a terminal."""
+"""`compare_models` makes all three analyses of several models, on the same records and questions. The results become tables."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vig.saved_models import load_model, model_names
 
 @dataclass(frozen=True)
 class Comparison:
-    """The results of each analysis, by the name of the model."""
+    """Comparison holds the results of each analysis, by the name of the model."""
 
     matches: dict[str, dict[str, MatchRow]]
     attention: dict[str, ImageAttention]

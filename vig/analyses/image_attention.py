@@ -22,7 +22,7 @@ from mof.data.rows import RawRecord, id_of
 
 @dataclass(frozen=True)
 class ImageAttention:
-    """Shares of attention in [0, 1]: means over answer tokens and heads."""
+    """ImageAttention holds shares of attention in [0, 1]: means over answer tokens and heads."""
 
     layers: list[float]
     """[Y] the share that goes to image tokens, the first layer first."""

@@ -1,4 +1,4 @@
-"""Does a model believe its eyes? Questions about images, asked alone and after a false statement (arXiv 2503.02199)."""
+"""`misleading_text` asks questions about images, alone and after a false statement (arXiv 2503.02199)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NEEDED = ("question", "image", "options", "answer")
 
 @dataclass(frozen=True)
 class Answered:
-    """The results of one way to ask, as shares in [0, 1]."""
+    """Answered holds the results of a way to ask, as shares in [0, 1]."""
 
     question_accuracy: float
     pair_accuracy: float | None

@@ -1,1 +1,1 @@
-"""The commands `mof vig ...` and `mof train`: one file per command."""
+"""These modules hold the commands `mof vig ...` and `mof train`, one file per command."""

@@ -1,4 +1,4 @@
-"""The group `mof vig`: its commands are imported when they are called."""
+"""This is the group `mof vig`. Its commands are imported when they are called."""
 
 from encoders.command_groups import command_group
 

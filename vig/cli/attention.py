@@ -1,4 +1,4 @@
-"""`mof vig attention`: how much the answers look at the image."""
+"""`mof vig attention` measures how much the answers look at the image."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-from rich.console import Console
-
 from encoders.command_groups import starts_over
 from encoders.command_options import Images, Limit, Models, Records, TrustRemoteCode, evenly, output_option
+from encoders.console import Console
 from encoders.runs import write_json
 from mof.data.rows import read_records
 from vig.analyses.comparison import attention_table

@@ -1,4 +1,4 @@
-"""`mof vig image-match`: the VIG of answers with images that fit less and less."""
+"""`mof vig image-match` measures the VIG of answers with images that fit less and less."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from encoders.command_groups import resumes, starts_over
 from encoders.command_options import Images, Limit, Model, Records, TrustRemoteCode, evenly, output_option, seed_option
+from encoders.console import Console
 from encoders.runs import write_json
 from mof.data.rows import read_records
 from vig.analyses import image_match as analysis

@@ -1,4 +1,4 @@
-"""`mof vig misleading`: answers to questions behind a false statement."""
+"""`mof vig misleading` measures answers to questions behind a false statement."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from encoders.command_groups import starts_over
 from encoders.command_options import Images, Models, TrustRemoteCode, output_option
+from encoders.console import Console
 from encoders.runs import write_json
 from mof.data.rows import read_records
 from vig.analyses.comparison import misleading_table

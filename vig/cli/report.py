@@ -1,4 +1,4 @@
-"""`mof vig report`: one page about the scores."""
+"""`mof vig report` writes a page about the scores."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 
 from encoders.command_groups import starts_over
 from encoders.command_options import DecodingName, Records, images_option, output_option
+from encoders.terminal import say
 from mof.data.rows import RawRecord, stream_rows
 from vig.report.page import write_report
 from vig.scoring.scores import Scores, load_scores
@@ -63,7 +64,7 @@ def report(
         records_name=str(records),
         progress=True,
     )
-    typer.echo(f"{output}: {len(runs[0])} records; {selection.summary()}")
+    say(f"{output}: {len(runs[0])} records; {selection.summary()}")
 
 
 def _explainer(model: Path, images: Path | None, decoding: str | None) -> Callable[[RawRecord], Explanation]:

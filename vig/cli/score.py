@@ -1,4 +1,4 @@
-"""`mof vig score`: how much the image helped each answer token."""
+"""`mof vig score` measures how much the image helped each answer token."""
 
 from __future__ import annotations
 
@@ -10,19 +10,9 @@ import typer
 from accelerate import PartialState
 
 from encoders.command_groups import resumes
-from encoders.command_options import (
-    Actors,
-    GpusPerActor,
-    Images,
-    Model,
-    Ray,
-    Records,
-    TrustRemoteCode,
-    cluster_of,
-    output_option,
-    seed_option,
-)
+from encoders.command_options import ClusterOptions, Images, Model, Records, TrustRemoteCode, output_option, seed_option
 from encoders.digests import file_digest
+from encoders.terminal import say
 from mof.data.rows import read_rows
 from vig.nulls import NULL_NAMES
 from vig.saved_models import load_network, load_processor, stored_images
@@ -60,9 +50,8 @@ def score(
     features: Annotated[Path | None, typer.Option(help="Store of `mof encode --model`, read in place of running the encoders.")] = None,
     blurred_features: Annotated[Path | None, typer.Option(help="Store of `mof encode --model --blurred`, with --features.")] = None,
     trust_remote_code: TrustRemoteCode = False,
-    ray: Ray = None,
-    gpus_per_actor: GpusPerActor = None,
-    actors: Actors = None,
+    *,
+    cluster: ClusterOptions,
 ) -> None:
     """Measure how much the image helped each answer token of each record.
 
@@ -82,8 +71,8 @@ def score(
     raw = read_rows(records)
     network = load_network(model, trust_remote_code=trust_remote_code)
     process = PartialState(cpu=not torch.accelerator.is_available())
-    cluster = cluster_of(ray, gpus_per_actor, actors)
-    if cluster is None:
+    actors = cluster.cluster()
+    if actors is None:
         network.to(process.device)
     stored = None
     if features is not None and blurred_features is not None:
@@ -104,7 +93,7 @@ def score(
         measures=measures or (),
         per_encoder=per_encoder,
         calibrate=calibrate,
-        cluster=cluster,
+        cluster=actors,
         about=about,
     )
     if raw and len(scores.failures) == len(raw):
@@ -112,8 +101,8 @@ def score(
     if process.is_main_process:
         failed = f"{len(scores.failures)} failed" + (f", listed in {file_of(output, REJECTED)}" if scores.failures else "")
         texts = f"{len(scores.manifest['text_only'])} without an image, "
-        typer.echo(f"{len(scores)} of {len(raw)} records scored in {output}, {texts}{failed}")
+        say(f"{len(scores)} of {len(raw)} records scored in {output}, {texts}{failed}")
         if said := diagnosis(scores.manifest["calibration"]):
-            typer.echo(said)
+            say(said)
         if scores.failures and not len(scores) and not scores.manifest["text_only"]:
             raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""`mof vig select`: the records and answer tokens to train on."""
+"""`mof vig select` chooses the records and answer tokens to train on."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from encoders.command_options import Records, output_option, seed_option
 from encoders.digests import file_digest
 from encoders.runs import write_whole
 from encoders.saved_folders import card_path
+from encoders.terminal import say
 from mof.data.digests import unselected
 from mof.data.rows import stream_rows
 from vig.scoring.folder import RECORDS_DIGEST
@@ -116,7 +117,7 @@ def select(
         "reference": None if reference is None else str(reference),
     }  # fmt: skip
     write_card(output, selection, settings, kept)
-    typer.echo(f"{selection.summary()}\n{kept} of {given[None]} records written to {output}, their card to {card_path(output)}")
+    say(f"{selection.summary()}\n{kept} of {given[None]} records written to {output}, their card to {card_path(output)}")
 
 
 def _clusters(scores: Scores, records: Path, count: int, seed: int) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""`mof train`: checks everything that can be checked before the first step, then trains."""
+"""`mof train` checks everything that can be checked before the first step, then trains."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from encoders.command_options import Images, Model, Records, TrustRemoteCode, ou
 from encoders.model_cards import write_section
 from encoders.runs import RunLock
 from encoders.store.fingerprints import weights_digest
+from encoders.terminal import say
 from mof.data.digests import digest
 from vig.processes import Processes
 from vig.saved_models import load_in_4bit, load_network, load_processor, stored_images
@@ -129,7 +130,7 @@ def train(
         _claim(output, network, raw, run, lock)
         if (facts := result(output)) is not None:
             if process.is_main_process:
-                typer.echo(f"{output} is done already: {_told(facts)}")
+                say(f"{output} is done already: {_told(facts)}")
             return
         if lora is not None:
             set_seed(arguments.get("seed", 42))
@@ -147,7 +148,7 @@ def train(
         if process.is_main_process:
             write_section(output, "Training", training_facts(records, len(raw), run, facts), HEAD)
             finish(output, facts)
-            typer.echo(f"{_told(facts)}; the trained model is in {output}")
+            say(f"{_told(facts)}; the trained model is in {output}")
     finally:
         lock.release()
 

@@ -41,44 +41,42 @@ def image_tokens(model: PreTrainedModel, input_ids: Tensor) -> Tensor | None:
     return None if aside or token is None else input_ids == token
 
 
-def prompt_images(model: PreTrainedModel, method: str, input_ids: Tensor, inputs: Mapping[str, Any]) -> Tensor | None:
-    """Return [R, P] whether a token of a prompt is an image token; None for a prompt without images.
-
-    Raises:
-        ValueError: for a model that puts no image tokens between the tokens of the text, naming the method.
-    """
-    image = image_tokens(model, input_ids)
-    if image is None or inputs.get("inputs_embeds") is not None:
-        raise ValueError(f"{method} needs image tokens between the tokens of the text, which {type(model).__name__} has not")
-    return image if image.any() else None
-
-
 class EditedAttention:
     """The attention of one generation. This class changes nothing, but lets the weights of the last token be seen.
 
     Args:
         method: the name of the method, for messages.
-        image: [R, P] whether a token of the prompt is an image token.
-        starts: [R] the first token of each row whose attention is edited.
+        input_ids: the prompts [R, P], with the model's other `inputs`.
         layers: the edited layers of the language model, counted from 0; negative numbers count from the end.
+
+    Raises:
+        ValueError: for a model that puts no image tokens between the tokens of the text, and for layers that it does not have.
     """
 
-    def __init__(self, model: PreTrainedModel, method: str, image: Tensor, starts: Tensor, layers: slice = slice(None)) -> None:
+    def __init__(
+        self, model: PreTrainedModel, method: str, input_ids: Tensor, inputs: Mapping[str, Any], layers: slice = slice(None)
+    ) -> None:
+        image, mask = image_tokens(model, input_ids), inputs.get("attention_mask")
+        if image is None or inputs.get("inputs_embeds") is not None:
+            raise ValueError(f"{method} needs image tokens between the tokens of the text, which {type(model).__name__} has not")
         self.model, self.method, self.image, self.length = model, method, image, image.shape[1]
+        self.text = ~image if mask is None else ~image & mask.bool()  # [R, P]
         self.decoder = model.config.get_text_config(decoder=True)
-        every = [
-            self.decoder,
-            *(module.config for module in model.modules() if type(getattr(module, "config", None)) is type(self.decoder)),
-        ]
-        self._configs = list({id(config): config for config in every}.values())
+        configs = (self.decoder, *(getattr(module, "config", None) for module in model.modules()))
+        self._configs = list({id(config): config for config in configs if type(config) is type(self.decoder)}.values())
         self.layers = range(self.decoder.num_hidden_layers)[layers]
         if not self.layers:
             raise ValueError(
                 f"{method} edits the layers from {layers.start} on, but the language model has {self.decoder.num_hidden_layers}: "
                 "give a lower first_layer"
             )
-        self._starts, self._first = starts, int(starts.min())
+        self._starts = self.starts()
+        self._first = int(self._starts.min())
         self._called = False
+
+    def starts(self) -> Tensor:
+        """Return [R] the first token of each row whose attention is edited."""
+        return self.image.new_full((len(self.image),), self.length, dtype=torch.long)
 
     def edit_scores(self, scores: Tensor, image: Tensor, layer: int) -> Tensor:
         """Return the edited scores [R, H, Q, K] before the mask and the softmax; `image` [R, 1, Q, K] marks what is to be edited."""
@@ -105,7 +103,8 @@ class EditedAttention:
         if not self._called:
             raise ValueError(
                 f"{self.method} edits attention, but the language model of {type(self.model).__name__} ({self.decoder.model_type}) "
-                "does not take its attention from transformers' AttentionInterface; choose a contrast such as vcd"
+                f"takes no attention from transformers' AttentionInterface in the layers {self.layers[0]} to {self.layers[-1]}; "
+                "choose a contrast such as vcd"
             )
 
     def __call__(
@@ -115,7 +114,6 @@ class EditedAttention:
 
         The result is [R, S, H, E], and the weights [R, H, Q, K] of the last tokens, at least of the last token.
         """
-        self._called = True
         if unknown := [name for name in ("s_aux", "position_bias") if options.get(name) is not None]:
             raise ValueError(
                 f"{self.method} cannot edit the attention of {type(self.model).__name__} ({self.decoder.model_type}), "
@@ -123,6 +121,7 @@ class EditedAttention:
             )
         number: Any = module.layer_idx
         layer = number if number in self.layers else None
+        self._called |= layer is not None
         edited = 0 if layer is None else min(query.shape[2], self.length - self._first)
         dense = query.shape[2] if options.get("softcap") else max(edited, 1)  # torch's attention knows no cap
         rows, weights = self._dense(query[:, :, -dense:], key, value, attention_mask, layer if edited > 0 else None, options)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import Cache, GenerationConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 
 # Shapes: R rows of a batch (records times beams), P tokens of a prompt, N generated tokens, V the vocabulary.
 
-BY_TOKEN = ("attention_mask", "position_ids", "token_type_ids", "mm_token_type_ids")
-"""Inputs with a value for each token [..., R, P], in which 0 is right for padding."""
 READ, UNREAD = {"pooler_output", "deepstack_features"}, {"last_hidden_state", "hidden_states", "attentions"}
 """Image features that models read in generation, of all images and of each layer, and those that they do not read."""
 
@@ -89,56 +86,42 @@ def joined(clean: Branch, null: Branch) -> Branch | None:
     """Return a branch of 2R rows, those with the images first; None where both branches cannot share a batch.
 
     They cannot in an encoder-decoder, with a cache that the caller gave, where attention or hidden states are asked for, and where the
-    null inputs have other names or shapes, such as those without images or with another number of image tokens. Prompts that differ in
-    length need an attention mask, and a model without recurrent states, which padding would enter.
+    null inputs have other names or shapes, such as prompts of another length or without images.
     """
-    model, branches = clean.model, (clean, null)
     given = any(getattr(cache, "_is_user_defined", False) or cache.get_seq_length() for cache in clean.caches.values())
-    if given or model.config.is_encoder_decoder or clean.config.output_attentions or clean.config.output_hidden_states:
+    asked = clean.config.output_attentions or clean.config.output_hidden_states
+    if given or asked or clean.model.config.is_encoder_decoder or clean.ids.shape != null.ids.shape:
         return None
-    long = max(branches, key=lambda branch: branch.ids.shape[1])
-    pads = [long.ids.shape[1] - branch.ids.shape[1] for branch in branches]
-    token, mask = clean.config._pad_token_tensor, clean.kwargs.get("attention_mask")
-    if any(pads) and (token is None or mask is None or mask.ndim > 2 or _is_recurrent(model)):
-        return None
-    names = {name for branch in branches for name in branch.kwargs.keys() - branch.caches.keys()}
+    names = (clean.kwargs.keys() | null.kwargs.keys()) - clean.caches.keys()
+    rows = {"position_ids": -2}  # [..., R, P] for models with places in the image
     try:
-        kwargs = {name: _both([branch.kwargs.get(name) for branch in branches], pads if name in BY_TOKEN else None) for name in names}
+        kwargs = {name: _both(clean.kwargs.get(name), null.kwargs.get(name), rows.get(name, 0)) for name in names}
     except _ApartError:
         return None
-    ids = [F.pad(branch.ids, (pad, 0), value=int(token) if pad else 0) for branch, pad in zip(branches, pads, strict=True)]
-    return Branch(model, torch.cat(ids), kwargs | long.caches, long.config)
+    return Branch(clean.model, torch.cat([clean.ids, null.ids]), kwargs | clean.caches, clean.config)
 
 
 class _ApartError(Exception):
     """Two inputs have no common batch."""
 
 
-def _both(values: Sequence[Any], pads: Sequence[int] | None = None) -> Any:
-    """Return an input of both branches in a batch: tensors with rows, images or (with `pads`) tokens, lists of images, image features."""
-    if all(isinstance(value, Tensor) for value in values):
-        if pads is not None:
-            values = [F.pad(value, (pad, 0)) for value, pad in zip(values, pads, strict=True)]
-        if values[0].shape[1:] == values[1].shape[1:]:
-            return torch.cat(list(values), dim=0 if pads is None else -2)
-    elif all(isinstance(value, ModelOutput) and value.keys() <= READ | UNREAD for value in values):
-        read = {"pooler_output": _both([output.pooler_output for output in values])}
-        if "deepstack_features" in values[0]:
-            read["deepstack_features"] = [_both(layer) for layer in zip(*(output.deepstack_features for output in values), strict=True)]
-        return type(values[0])(**{**values[0], **read})
-    elif all(type(value) is dict for value in values) and values[0].keys() == values[1].keys():
-        return {name: _both([value[name] for value in values]) for name in values[0]}
-    elif all(isinstance(value, list | tuple) and all(isinstance(item, Tensor) for item in value) for value in values):
-        return [*values[0], *values[1]]
-    elif isinstance(values[0], bool | int | float | str | None) and values[0] == values[1]:
-        return values[0]
+def _both(clean: Any, null: Any, rows: int = 0) -> Any:
+    """Return an input of both branches in a batch: tensors (whose dimension `rows` is given), lists of images, or image features."""
+    if isinstance(clean, Tensor) and isinstance(null, Tensor):
+        if clean.shape[rows + 1 :] == null.shape[rows + 1 :]:
+            return torch.cat([clean, null], dim=rows)
+    elif isinstance(clean, ModelOutput) and isinstance(null, ModelOutput) and clean.keys() | null.keys() <= READ | UNREAD:
+        read = {"pooler_output": _both(clean.pooler_output, null.pooler_output)}
+        if "deepstack_features" in clean:
+            read["deepstack_features"] = list(map(_both, clean.deepstack_features, null.deepstack_features))
+        return type(clean)(**{**clean, **read})
+    elif type(clean) is type(null) is dict and clean.keys() == null.keys():
+        return {name: _both(clean[name], null[name]) for name in clean}
+    elif isinstance(clean, list | tuple) and isinstance(null, list | tuple) and all(isinstance(item, Tensor) for item in (*clean, *null)):
+        return [*clean, *null]
+    elif isinstance(clean, bool | int | float | str | None) and clean == null:
+        return clean
     raise _ApartError
-
-
-def _is_recurrent(model: PreTrainedModel) -> bool:
-    kinds = getattr(model.config.get_text_config(decoder=True), "layer_types", None) or []
-    stateful = any(getattr(module, "_is_stateful", False) for module in model.modules())
-    return stateful or any("linear" in kind or "attention" not in kind for kind in kinds)
 
 
 class Branches:

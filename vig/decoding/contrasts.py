@@ -24,6 +24,8 @@ def plausible(scores: Tensor, logits: Tensor, beta: float) -> Tensor:
 class Contrast(Decoding):
     """A method with a second branch that sees null images."""
 
+    plain: ClassVar[tuple[str, float]] = ("null", math.nan)
+    """The option that measures the strength, and its value for plain decoding."""
     null: str = "drop"
     """The name of the null image (`vig.nulls`); "shuffle", which needs other records, and "attention" are refused."""
     seed: int = 0
@@ -38,6 +40,11 @@ class Contrast(Decoding):
             if isinstance(value, float) and not 0 <= value < math.inf:
                 raise ValueError(f"{self.name}: {field.name} should be a finite number from 0 on, got {value}")
 
+    @property
+    def contrasts(self) -> bool:
+        option, value = self.plain
+        return bool(getattr(self, option) != value)
+
     def null_chat(self, chat: Chat) -> Chat:
         """Return the conversation of the null branch. ImageError for an image that cannot be read."""
         return null_chat(chat, self.null, self.seed)
@@ -51,13 +58,10 @@ class VCD(Contrast):
     """
 
     name: ClassVar[str] = "vcd"
+    plain: ClassVar[tuple[str, float]] = ("alpha", 0.0)
     alpha: float = 1.0
     beta: float = 0.1
     null: str = "diffusion"
-
-    @property
-    def contrasts(self) -> bool:
-        return self.alpha != 0
 
     def combine(self, logits: Tensor, null_logits: Tensor, step: int) -> Tensor:
         return plausible((1 + self.alpha) * logits - self.alpha * null_logits, logits, self.beta)
@@ -80,13 +84,10 @@ class M3ID(Contrast):
     """M3ID (arXiv 2403.14003): l + (e^(decay t) - 1) (l - l') for the t-th token, where max p is below `threshold`."""
 
     name: ClassVar[str] = "m3id"
+    plain: ClassVar[tuple[str, float]] = ("decay", 0.0)
     decay: float = 0.02
     threshold: float = 0.4
     null: str = "drop"
-
-    @property
-    def contrasts(self) -> bool:
-        return self.decay != 0
 
     def combine(self, logits: Tensor, null_logits: Tensor, step: int) -> Tensor:
         unsure = logits.softmax(dim=-1).amax(dim=-1, keepdim=True) < self.threshold  # [R, 1]
@@ -101,12 +102,9 @@ class LACING(Contrast):
     """
 
     name: ClassVar[str] = "lacing"
+    plain: ClassVar[tuple[str, float]] = ("scale", 1.0)
     scale: float = 1.5
     null: str = "zero"
-
-    @property
-    def contrasts(self) -> bool:
-        return self.scale != 1
 
     def combine(self, logits: Tensor, null_logits: Tensor, step: int) -> Tensor:
         return null_logits + self.scale * (logits - null_logits)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from vig.decoding.attention import EditedAttention, prompt_images
+from vig.decoding.attention import EditedAttention
 from vig.decoding.contrasts import Contrast, plausible
 from vig.decoding.method import Decoding
 
@@ -28,31 +28,29 @@ class PAI(Contrast):
     """
 
     name: ClassVar[str] = "pai"
+    plain: ClassVar[tuple[str, float]] = ("gamma", 1.0)
     first_layer: int = 2
     alpha: float = 0.2
     gamma: float = 1.1
     beta: float = 0.1
 
-    @property
-    def contrasts(self) -> bool:
-        return self.gamma != 1
-
     def combine(self, logits: Tensor, null_logits: Tensor, step: int) -> Tensor:
         p, null_p = logits.log_softmax(dim=-1), null_logits.log_softmax(dim=-1)
         return plausible(self.gamma * (p - null_p) + null_p, p, self.beta)
 
-    def attention(self, model: PreTrainedModel, input_ids: Tensor, model_kwargs: Mapping[str, Any]) -> EditedAttention | None:
-        image = prompt_images(model, self.name, input_ids, model_kwargs) if self.alpha else None
-        return None if image is None else _Amplified(self, model, image)
+    def attention(self, model: PreTrainedModel, input_ids: Tensor, inputs: Mapping[str, Any]) -> EditedAttention | None:
+        return _Amplified(self, model, input_ids, inputs) if self.alpha else None
 
 
 class _Amplified(EditedAttention):
     """PAI's attention."""
 
-    def __init__(self, options: PAI, model: PreTrainedModel, image: Tensor) -> None:
-        starts = torch.full_like(image[:, 0], image.shape[1] - 1, dtype=torch.long)
-        super().__init__(model, options.name, image, starts, slice(options.first_layer, None))
+    def __init__(self, options: PAI, model: PreTrainedModel, input_ids: Tensor, inputs: Mapping[str, Any]) -> None:
+        super().__init__(model, options.name, input_ids, inputs, slice(options.first_layer, None))
         self._alpha = options.alpha
+
+    def starts(self) -> Tensor:
+        return super().starts() - 1  # the last token of the prompt
 
     def edit_scores(self, scores: Tensor, image: Tensor, layer: int) -> Tensor:
         return scores + self._alpha * scores.abs() * image
@@ -77,28 +75,26 @@ class VAR(Decoding):
     mass: float = 0.2
     keep: float = 0.6
 
-    def attention(self, model: PreTrainedModel, input_ids: Tensor, model_kwargs: Mapping[str, Any]) -> EditedAttention | None:
-        image = prompt_images(model, self.name, input_ids, model_kwargs) if self.keep != 1 else None
-        if image is None:
-            return None
-        mask = model_kwargs.get("attention_mask")
-        return _Redistributed(self, model, image, ~image if mask is None else ~image & mask.bool())
+    def attention(self, model: PreTrainedModel, input_ids: Tensor, inputs: Mapping[str, Any]) -> EditedAttention | None:
+        return _Redistributed(self, model, input_ids, inputs) if self.keep != 1 else None
 
 
 class _Redistributed(EditedAttention):
-    """VAR's attention. `text` [R, P] marks the tokens that are neither image tokens nor padding."""
+    """VAR's attention."""
 
-    def __init__(self, options: VAR, model: PreTrainedModel, image: Tensor, text: Tensor) -> None:
-        behind = torch.arange(1, image.shape[1] + 1, device=image.device) * image  # [R, P]
-        starts = behind.amax(dim=1).where(image.any(dim=1), image.shape[1])  # [R]
-        super().__init__(model, options.name, image, starts, slice(options.first_layer, -1))
-        self._options, self._text = options, text
+    def __init__(self, options: VAR, model: PreTrainedModel, input_ids: Tensor, inputs: Mapping[str, Any]) -> None:
+        super().__init__(model, options.name, input_ids, inputs, slice(options.first_layer, -1))
+        self._options = options
         self._sinks: dict[int, Tensor] = {}  # layer -> [R, P]
         if options.tau >= (width := self.decoder.hidden_size) ** 0.5:
             raise ValueError(
                 f"no |RMSNorm(h)| of a language model {width} wide exceeds {width**0.5:.1f}, so nothing would change: "
                 f"give a smaller tau than {options.tau}"
             )
+
+    def starts(self) -> Tensor:
+        behind = torch.arange(1, self.length + 1, device=self.image.device) * self.image  # [R, P]
+        return behind.amax(dim=1).where(self.image.any(dim=1), self.length)  # behind the last image
 
     @contextmanager
     def on(self, length: int) -> Iterator[None]:
@@ -122,7 +118,7 @@ class _Redistributed(EditedAttention):
     def find_sinks(self, states: Tensor) -> Tensor:
         """Return [R, P] whether a token is an image token and an attention sink, by a layer's input [R, P, D]."""
         large = (states * (states.square().mean(dim=-1, keepdim=True) + 1e-6).rsqrt()).abs() > self._options.tau  # [R, P, D]
-        dimensions = (large & self._text[..., None]).any(dim=1, keepdim=True)  # [R, 1, D]
+        dimensions = (large & self.text[..., None]).any(dim=1, keepdim=True)  # [R, 1, D]
         return (large & dimensions).any(dim=-1) & self.image
 
     def edit_weights(self, weights: Tensor, image: Tensor, layer: int) -> Tensor:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from types import FrameType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import Cache, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.generation.utils import GENERATION_MODES_MAPPING
 
 from vig.decoding.branches import Branch, Branches, joined, kept_offsets, null_branch
 from vig.decoding.null_chats import Chat, has_image
@@ -25,9 +28,9 @@ class Decoding:
 
     `model.generate(**inputs, custom_generate=method, null_inputs=null)` decodes with it: greedily, by sampling or with beams, as the
     other arguments of `generate` say. A method that contrasts needs `null_inputs`, the model's inputs for the same conversations
-    without the right images; `options` makes them. Both prompts are read in one batch, and grow in it, so that the output has no
-    cache; `vig.decoding.branches.joined` tells where this is impossible, and the prompts have passes of their own. `token_streamer`
-    takes the place of `streamer`, which transformers does not hand on. A method of strength 0 is plain decoding, bit for bit.
+    without the right images; `options` makes them. Prompts with as many tokens are read in one batch, and grow in it;
+    `vig.decoding.branches.joined` tells where the null prompts have passes of their own. A method of strength 0 is plain decoding,
+    bit for bit. `stop_strings` are refused, as transformers keeps the tokenizer back.
     """
 
     name: ClassVar[str]
@@ -37,7 +40,7 @@ class Decoding:
         """Whether the method needs a second pass with null inputs."""
         return False
 
-    def attention(self, model: PreTrainedModel, input_ids: Tensor, model_kwargs: Mapping[str, Any]) -> EditedAttention | None:
+    def attention(self, model: PreTrainedModel, input_ids: Tensor, inputs: Mapping[str, Any]) -> EditedAttention | None:
         """Return the edited attention for prompts [R, P], given the model's other inputs; None for a method without."""
         return None
 
@@ -64,7 +67,6 @@ class Decoding:
         null = {"null_inputs": encode([self.null_chat(chat) for chat in chats])} if self.contrasts else {}
         return {"custom_generate": self, **null}
 
-    @torch.no_grad()
     def __call__(
         self,
         model: PreTrainedModel,
@@ -73,22 +75,23 @@ class Decoding:
         stopping_criteria: Any,
         generation_config: GenerationConfig,
         null_inputs: Mapping[str, Any] | None = None,
-        token_streamer: Any = None,
+        stop_strings: Any = None,
         **model_kwargs: Any,
     ) -> Any:
         """Return what `generate` returns. transformers calls this with its prepared arguments.
 
         Raises:
-            ValueError: for a contrast without null inputs, for another search than greedy, sampling and beams, and for a model whose
-                attention cannot be edited.
+            ValueError: for a contrast without null inputs, for another search than greedy, sampling and beams, for `stop_strings`, and
+                for a model whose attention cannot be edited.
         """
-        mode = generation_config.get_generation_mode().value
-        loop = {"greedy_search": "_sample", "sample": "_sample", "beam_search": "_beam_search", "beam_sample": "_beam_search"}.get(mode)
-        if loop is None:
-            raise ValueError(f"{self.name} decodes greedily, by sampling or with beams; got {mode}")
+        loop, further = _search(self.name, model, generation_config, inspect.currentframe())
+        if stop_strings is not None:
+            raise ValueError(
+                f"{self.name} gets no tokenizer from transformers, so it cannot stop at stop_strings={stop_strings!r}: "
+                "give stopping_criteria=[StopStringCriteria(tokenizer, stop_strings)]"
+            )
         arguments = {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria, "generation_config": generation_config}
-        if loop == "_sample":
-            arguments["streamer"] = token_streamer
+        arguments |= further
         attention = self.attention(model, input_ids, model_kwargs)
         if not self.contrasts and attention is None:
             return getattr(model, loop)(input_ids, **arguments, **model_kwargs)
@@ -102,7 +105,21 @@ class Decoding:
                 branches = branches if both is None else [both]
             runner = Branches(self, branches, input_ids.shape[1], attention)
             made = getattr(type(model), loop)(runner, input_ids, **arguments, **model_kwargs)
-        if len(branches[0].ids) > len(input_ids) and not isinstance(made, Tensor):
-            for name in [name for name, value in made.items() if isinstance(value, Cache)]:
-                made[name] = None  # a conversation cannot go on with a cache that has the null rows
+        if len(branches[0].ids) > len(input_ids):
+            branches[0].reorder(torch.arange(len(input_ids), device=input_ids.device))  # a conversation goes on without the null rows
         return made
+
+
+def _search(name: str, model: PreTrainedModel, config: GenerationConfig, frame: FrameType | None) -> tuple[str, dict[str, Any]]:
+    """Return the name of transformers' loop, and its arguments that transformers (5.24) hands on to its own loops only.
+
+    The frame of `generate`, which has them, is behind the given frame.
+    """
+    given = {} if frame is None or frame.f_back is None else frame.f_back.f_locals
+    mode = config.get_generation_mode(given.get("assistant_model"))
+    loop = GENERATION_MODES_MAPPING[mode]
+    if loop not in ("_sample", "_beam_search"):
+        raise ValueError(f"{name} decodes greedily, by sampling or with beams; got {mode.value}")
+    further = model._extract_generation_mode_kwargs(None, {}, given.get("synced_gpus"), None, given.get("streamer"))
+    model._validate_generation_mode(mode, config, further)
+    return loop, further

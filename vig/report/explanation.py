@@ -22,7 +22,7 @@ from mof.data.prompts import prompt_inputs, ready_for_prompts
 from mof.data.records import to_record
 from mof.data.rows import RawRecord
 from vig.decoding import Decoding
-from vig.decoding.attention import EditedAttention, image_tokens, prompt_images
+from vig.decoding.attention import EditedAttention, image_tokens
 from vig.decoding.contrasts import ICD, Contrast
 from vig.decoding.null_chats import Chat, images_of, text_of
 from vig.nulls import DROP
@@ -79,6 +79,8 @@ class Explanation:
     """The name of the null image (`vig.nulls`)."""
     instruction: str
     """The text before the question of the null branch; empty for all methods but ICD."""
+    pictures: list[str]
+    """The images of the conversation, as data URIs."""
     answers: list[Answer]
     """The plain answer, then the method's."""
     panels: list[Panel]
@@ -103,13 +105,9 @@ class _Recorded(Decoding):
     def contrasts(self) -> bool:
         return True
 
-    def attention(self, model: PreTrainedModel, input_ids: Tensor, model_kwargs: Mapping[str, Any]) -> EditedAttention | None:
-        edited = None if self.method is None else self.method.attention(model, input_ids, model_kwargs)
-        if edited is not None or not self.watch:
-            return edited
-        image = prompt_images(model, self.name, input_ids, model_kwargs)
-        starts = input_ids.new_full((len(input_ids),), input_ids.shape[1])  # keeps nothing of the prompt's attention
-        return None if image is None else EditedAttention(model, self.name, image, starts)
+    def attention(self, model: PreTrainedModel, input_ids: Tensor, inputs: Mapping[str, Any]) -> EditedAttention | None:
+        edited = None if self.method is None else self.method.attention(model, input_ids, inputs)
+        return EditedAttention(model, self.name, input_ids, inputs) if edited is None and self.watch else edited
 
     def null_chat(self, chat: Chat) -> Chat:
         return self.null.null_chat(chat)
@@ -163,7 +161,8 @@ def explain(
     answers = [_answer(processor.tokenizer, recorded, made, places, parts) for recorded, made in runs]
     even = len(places[0]) / inputs["input_ids"].shape[1] if places else 0.0
     instruction = null.instruction if isinstance(null, ICD) else ""
-    return Explanation(text_of(chat[-1]), null.null, instruction, answers, panels, even)
+    pictures = [thumbnail_uri(image, THUMBNAIL) for image in images]
+    return Explanation(text_of(chat[-1]), null.null, instruction, pictures, answers, panels, even)
 
 
 def _encode(model: PreTrainedModel, processor: Any, chats: Sequence[Chat]) -> dict[str, Any]:

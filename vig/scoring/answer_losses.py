@@ -170,7 +170,7 @@ class AnswerLosses:
         return self._values(answers, targets.to(logits.device))  # [N, ...]
 
     def _whole(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        """The batch of whole examples. A model that finds positions from image sizes would miss images that a mask hides."""
+        """Return the batch of whole examples. A model that finds positions from image sizes would miss images that a mask hides."""
         batch = self._collate(examples)
         hidden = any(ATTENTION_MASK in example.images for example in examples)
         positions = image_positions(self.model, examples, self._pad_token_id) if hidden else None  # [3, R, S]

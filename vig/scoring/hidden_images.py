@@ -1,4 +1,4 @@
-"""The null "attention": the second pass has the image's tokens, but no token attends to them. Not every model obeys a mask."""
+"""With the null "attention", the second pass has the image's tokens, but no token attends to them. Not every model obeys a mask."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LARGEST_TRACE = 1e-3
 
 
 class CannotHideError(ValueError):
-    """The model sees images though its attention mask hides them."""
+    """A CannotHideError says that the model sees images though its attention mask hides them."""
 
 
 def image_token_of(model: PreTrainedModel) -> int:

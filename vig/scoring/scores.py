@@ -68,7 +68,7 @@ def schema_of(identity: Mapping[str, Any]) -> pa.Schema:
 IMAGE_COLUMNS = ("image_digest", "image_files")
 """The columns that tell whether an image was replaced."""
 
-LIGHT = ["id", "digest", "vig", "token_vig", "turn_ends"]
+LIGHT = ["id", "digest", "vig", "loss", "token_vig", "turn_ends"]
 """The columns that selections and distributions need."""
 
 
@@ -226,6 +226,11 @@ class Scores(Sequence[Score]):
     def vig(self) -> NDArray[np.float32]:
         """Return [N], the VIG of the N records."""
         return self._light["vig"].to_numpy()
+
+    @cached_property
+    def loss(self) -> NDArray[np.float32]:
+        """Return [N], the mean loss of the N records' answer tokens with the image, in nats."""
+        return self._light["loss"].to_numpy()
 
     @cached_property
     def token_vig(self) -> NDArray[np.float32]:

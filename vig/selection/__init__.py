@@ -1,1 +1,1 @@
-"""The samples and answer tokens that training spends its loss on, and the random controls."""
+"""This package chooses the samples and answer tokens that training spends its loss on, and draws random controls."""

@@ -1,4 +1,4 @@
-"""The card of a selected data set: a small JSON file beside the records that says how they were chosen."""
+"""The card of a selected data set is a small JSON file beside the records. It says how they were chosen."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clusters of records by their first instruction, so that a selection keeps a share of each (as VisNec does, arXiv 2603.01195)."""
+"""Records are clustered by their first instruction, so that a selection keeps a share of each (as VisNec does, arXiv 2603.01195)."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ Values = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Measure:
-    """The values that records and tokens are chosen by."""
+    """A measure gives the values by which records and tokens are chosen."""
 
     tokens: Callable[[Scores], Values] | None
     """Gives [A]; None for a measure of whole records."""

@@ -1,4 +1,4 @@
-"""The control for every selection: the same number of supervised tokens, drawn at random."""
+"""The control for a selection has the same number of supervised tokens, drawn at random."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The chosen samples and answer tokens: their counts, their weights, and the records to train on."""
+"""A selection holds the chosen samples and answer tokens. It gives their counts, their weights, and the records to train on."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from mof.data.records import RecordError, to_record
 from mof.data.rows import RawRecord, UnreadableRow, opened, rows_by_id
 from vig.scoring.scores import Scores
 from vig.selection.data_sets import is_data_set, with_entries, with_numbered_ids
+from vig.selection.measures import MEASURES
 from vig.selection.sources import NO_SOURCE
 from vig.selection.summary import Counts, Summary
 
@@ -26,13 +27,14 @@ from vig.selection.summary import Counts, Summary
 
 CONTENT = ("id", "image", "images", "conversations", "messages")  # the entries of a record that its scores depend on
 MOST_CHOICES = 256  # sets of entries that are tried: each may have been added to a record after it was scored
+FEWEST = 50  # records; fewer would be warned of by chance
 BLOCK = 1 << 16  # records whose tokens are counted at a time
 AS_SCORED = "give the records as they were scored, or score these"
 logger = logging.getLogger(__name__)
 
 
 class PerToken(Mapping[str, NDArray[Any]]):
-    """id -> [T], a value for each answer token of the chosen samples, in the order of the scores.
+    """PerToken maps an id to [T], a value for each answer token of the chosen samples, in the order of the scores.
 
     Args:
         chosen: [N] which scores are chosen.
@@ -57,7 +59,7 @@ class PerToken(Mapping[str, NDArray[Any]]):
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """The chosen samples and, in each, the answer tokens that are supervised."""
+    """A selection holds the chosen samples and, in each, the answer tokens that are supervised."""
 
     threshold: float | None
     """The VIG from which samples are kept; None for a random selection. A source with a quota may have a lower threshold."""
@@ -109,15 +111,28 @@ class Selection:
             failed=len(self.scores.failures),
             text_only=len(self.scores.manifest["text_only"]),
             sources={name: Counts(*row) for name, *row in zip(names, *by_source, strict=True)} if self.sources else {},
-            helped_left_out=self._helped_left_out() if self.by == "vig" and self.threshold is not None else 0.0,
+            helped_left_out=self._helped_left_out(),
+            by_accident=self._by_accident(),
         )
 
     def _helped_left_out(self) -> float:
-        """Return the share of the kept samples' tokens with a VIG above 0 that the mask leaves out."""
-        helped = self.scores.token_vig > 0  # [A]
+        """Return the share of the kept samples' tokens that the image helped and the mask leaves out; 0 for a measure without a zero."""
+        measure = MEASURES.get(self.by)
+        if self.threshold is None or measure is None or measure.neutral is None or measure.tokens is None:
+            return 0.0
+        helped = (self.scores.token_vig if self.values is None else self.values) > measure.neutral  # [A]
         left_out = helped > self.token_masks.flat  # [A]
         helped_count, left_out_count = (_sums(tokens, self.scores.bounds)[self.token_masks.chosen].sum() for tokens in (helped, left_out))
         return float(left_out_count / max(helped_count, 1))
+
+    def _by_accident(self) -> float:
+        """Return the share of the samples kept by VIG that would not be among as many samples whose words became most probable."""
+        chosen = self.token_masks.chosen  # [N]
+        if self.threshold is None or self.by != "vig" or self.sources or len(chosen) < FEWEST:
+            return 0.0
+        rise = np.exp(-self.scores.loss) * -np.expm1(-self.scores.vig)  # [N], of the geometric mean of a sample's probabilities
+        left_out = np.argsort(rise, kind="stable")[: len(chosen) - int(chosen.sum())]
+        return float(chosen[left_out].sum() / max(chosen.sum(), 1))
 
     def weighted(self, low: float, high: float) -> Selection:
         """Return this selection with token weights in place of a hard mask: each token counts by its VIG, or by the measure `by`.

@@ -1,4 +1,4 @@
-"""The source of each record: the name under which a selection counts the record. A selection can keep a share of each source."""
+"""The source of a record is the name under which a selection counts the record. A selection can keep a share of each source."""
 
 from __future__ import annotations
 

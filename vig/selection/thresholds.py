@@ -1,4 +1,4 @@
-"""The samples and answer tokens that training spends its loss on, chosen by a threshold of their VIG (arXiv 2602.17186)."""
+"""`select` chooses the samples and answer tokens that training spends its loss on, by a threshold of their VIG (arXiv 2602.17186)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fine-tuning of saved models on (selected) records: `mof train`, and the same from Python."""
+"""This package fine-tunes saved models on (selected) records, for `mof train` and from Python."""
 
 from vig.training.finetuning import finetune
 

@@ -1,4 +1,4 @@
-"""What the card of a trained model says about its training, and about the selection of its records by VIG."""
+"""The card of a trained model tells its training, and the selection of its records by VIG."""
 
 from __future__ import annotations
 

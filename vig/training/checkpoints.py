@@ -1,4 +1,4 @@
-"""The checkpoints of a training: each has a list of its files' digests, and a training goes on from the last whole checkpoint."""
+"""A checkpoint of a training has a list of its files' digests. A training goes on from the last whole checkpoint."""
 
 from __future__ import annotations
 

@@ -22,11 +22,11 @@ MOST_NAMED = 20  # records in a message
 
 
 class DivergenceError(ValueError):
-    """A loss, a gradient or a weight that is not finite. The message says at which step, and names the records."""
+    """A DivergenceError says that a loss, a gradient or a weight is not finite. The message tells the step, and names the records."""
 
 
 class NamedBatches:
-    """Gives the batches of another collator, with the ids of their records beside the tensors."""
+    """NamedBatches gives the batches of another collator, with the ids of their records beside the tensors."""
 
     def __init__(self, collator: Any) -> None:
         self.collator = collator
@@ -36,7 +36,7 @@ class NamedBatches:
 
 
 class Watch:
-    """The losses and gradients that were not checked yet. The device may still compute them, and no step should wait for it."""
+    """Watch holds losses and gradients that were not checked yet. The device may still compute them, and no step should wait for it."""
 
     def __init__(self) -> None:
         self._pending: list[tuple[int, str, Sequence[str], Tensor | float]] = []
@@ -75,7 +75,7 @@ def not_finite(weights: Iterable[tuple[str, Tensor]]) -> list[str]:
 
 
 class WatchedTrainer(Trainer):
-    """A Trainer that stops at the first loss, gradient or weight that is not finite, and keeps two promises about its checkpoints.
+    """WatchedTrainer stops at the first loss, gradient or weight that is not finite, and keeps two promises about its checkpoints.
 
     Their weights are finite, and a list of digests tells whether they are whole (`vig.training.checkpoints`).
     """

@@ -1,9 +1,10 @@
-"""The training of a model in memory, into a folder. A killed run goes on from the last checkpoint there."""
+"""`finetune` trains a model in memory, and saves it into a folder. A killed run goes on from the last checkpoint there."""
 
 from __future__ import annotations
 
 import os
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,9 @@ ON_GPU: dict[str, Any] = {
     "accelerator_config": {"non_blocking": True},  # batches travel from pinned memory while the device works
 }
 """Further defaults where there is a GPU. On a CPU, fused AdamW rounds in another way, so that earlier results would change."""
+
+MAKERS = ("create_optimizer", "create_scheduler")
+"""Functions of transformers that follow the user's arguments."""
 
 
 def finetune(
@@ -95,12 +99,12 @@ def finetune(
     except (ValueError, ImportError) as error:
         raise ValueError(f"transformers.TrainingArguments refuses {arguments}: {error}") from error
     options = {"processing_class": processor, "train_dataset": records, **(trainer_options or {})}
-    with _needing_packages():
+    with _refusing_arguments():
         trainer = SelectiveTrainer(model, args, **options)
     if lora and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
         raise ValueError("LoRA is merged into whole weights at the end: leave out FSDP and DeepSpeed, or train without LoRA")
     start = time.monotonic()
-    with _needing_packages(), _ended_bar(trainer):
+    with _refusing_arguments(), _ended_bar(trainer):
         trainer.train(resume_from_checkpoint=last_checkpoint(folder / CHECKPOINTS))
     seconds = time.monotonic() - start
     evaluated = [entry["step"] for entry in trainer.state.log_history if "eval_loss" in entry]
@@ -132,12 +136,16 @@ def _ended_bar(trainer: SelectiveTrainer) -> Iterator[None]:
 
 
 @contextmanager
-def _needing_packages() -> Iterator[None]:
-    """Raise a ValueError where an argument needs a package that is not installed."""
+def _refusing_arguments() -> Iterator[None]:
+    """Raise a ValueError that the user can mend where an argument needs a missing package, or makes no optimizer or schedule."""
     try:
         yield
     except ImportError as error:
         raise ValueError(f"an argument of the training needs a package that is not installed: {error}") from error
+    except (ValueError, TypeError, KeyError) as error:
+        if not any(frame.f_code.co_name in MAKERS for frame, _ in traceback.walk_tb(error.__traceback__)):
+            raise
+        raise ValueError(f"an argument of the training, such as optim, optim_args or lr_scheduler_kwargs, is refused: {error}") from error
 
 
 def claim(folder: Path, identity: Mapping[str, Any], lock: RunLock) -> None:

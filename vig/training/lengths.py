@@ -1,4 +1,4 @@
-"""The length of a record before it is tokenised, so that records of like length can share a batch."""
+"""The length of a record is estimated before it is tokenised, so that records of like length can share a batch."""
 
 from __future__ import annotations
 

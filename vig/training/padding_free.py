@@ -1,4 +1,4 @@
-"""Batches without padding: all records in one row, kept apart by positions that start again at 0.
+"""A batch without padding has all records in one row. Positions that start again at 0 keep them apart.
 
 Without an attention mask, transformers' attention takes such positions for the bounds of the records: FlashAttention as sequence
 lengths, other implementations as a block-diagonal mask. A model reads on from one record into the next if it ignores positions, or
@@ -23,14 +23,14 @@ TOKENWISE = ("input_ids", "labels", "token_weights", *PER_TOKEN)
 
 
 class PaddingFreeCollator:
-    """Gives each batch of another collator as a single row."""
+    """PaddingFreeCollator gives each batch of another collator as a single row."""
 
     def __init__(self, collator: SupervisedCollator) -> None:
         self.collator = collator
 
     @property
     def left_out(self) -> int:
-        """Number of times that the collator left out a record so far."""
+        """Return the number of times that the collator left out a record so far."""
         return self.collator.left_out
 
     def __call__(self, records: Sequence[Any]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Everything that `mof train` needs before the first step: trainer arguments, records that were tried, and the weights that train."""
+"""`mof train` needs these before the first step: trainer arguments, records that were tried, and the weights that train."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MOST_MISSED = 0.5  # of the weights in the blocks, without adapters
 
 
 class _Parser(HfArgumentParser):
-    """A parser that raises an error, where argparse prints a page and ends the process."""
+    """_Parser raises an error, where argparse prints a page and ends the process."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"--set: {message}")

@@ -1,4 +1,4 @@
-"""The transformers Trainer with a loss on the selected tokens only, exact under accumulation and on several ranks."""
+"""SelectiveTrainer is a Trainer of transformers whose loss is on the selected tokens only. It is exact on several ranks, too."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from vig.training.padding_free import PaddingFreeCollator, keeps_records_apart, 
 
 
 class SupervisedPass(HeadPass):
-    """One forward pass and its loss: the sum of weight * cross-entropy over the supervised tokens, divided by `count`.
+    """SupervisedPass is a forward pass with its loss: the sum of weight * cross-entropy over the supervised tokens, divided by `count`.
 
     Args:
         labels: [B, S], -100 for a token without loss. A batch of nothing else has loss 0 and gradient 0.
@@ -53,7 +53,7 @@ class SupervisedPass(HeadPass):
 
 
 class _Count(TrainerCallback, ExportableState):
-    """The number of supervised tokens so far. It is a callback, as checkpoints save and restore the state of callbacks."""
+    """_Count is the number of supervised tokens so far. It is a callback, as checkpoints save and restore the state of callbacks."""
 
     def __init__(self) -> None:
         self.tokens: Tensor | int = 0  # added up where the batches are, so that no step waits for the device
@@ -63,7 +63,7 @@ class _Count(TrainerCallback, ExportableState):
 
 
 class SelectiveTrainer(WatchedTrainer):
-    """A Trainer for any image-text-to-text model and records whose "token_mask" or "token_weights" say which answer tokens count.
+    """SelectiveTrainer trains any image-text-to-text model on records whose "token_mask" or "token_weights" say which answer tokens count.
 
     A step follows the gradient of the sum of the supervised tokens' losses, divided by the number of supervised tokens over all
     ranks and accumulated batches. So the result does not depend on the division of the records into batches, or on their lengths.
@@ -138,7 +138,7 @@ class SelectiveTrainer(WatchedTrainer):
 
     @property
     def supervised_tokens(self) -> int:
-        """The number of tokens that had a loss so far, over all ranks: the active tokens of a training."""
+        """Return the number of tokens that had a loss so far, over all ranks: the active tokens of a training."""
         return int(self._count.tokens)
 
     @property

@@ -1,4 +1,4 @@
-"""The three kinds of `mof.evals.answering.Answerer`: a model in this process, an endpoint on the network, a file of answers."""
+"""There are three kinds of `mof.evals.answering.Answerer`: a model in this process, an endpoint on the network, and a file of answers."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""A file of finished answers, from any model and any old run."""
+"""AnswersFile takes finished answers from a file, of any model and any old run."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ TEXTS = ("response", "text", "caption", "prediction", "answer")
 
 
 class AnswersFile:
-    """Gives the finished answer with the id of the prompt.
+    """AnswersFile gives the finished answer with the id of the prompt.
 
-    Reads `.json` (a list of rows, {id: answer}, or {"imgToEval": {id: row}} as in CHAIR's files), `.jsonl` and `.csv` (a row per
+    It reads `.json` (a list of rows, {id: answer}, or {"imgToEval": {id: row}} as in CHAIR's files), `.jsonl` and `.csv` (a row per
     answer, with names of `IDS` and `TEXTS`). Rows without ids are numbered from 1. If `file` is a folder, all these files in it are
     read, and ids begin with the file's name: "random/17" is the answer 17 of `random.jsonl`.
 

@@ -1,4 +1,4 @@
-"""API keys: each goes to its own endpoint only, and into no message."""
+"""An API key goes to its own endpoint only, and into no message."""
 
 from __future__ import annotations
 

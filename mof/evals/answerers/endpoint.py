@@ -1,4 +1,4 @@
-"""Any endpoint that speaks OpenAI's chat completions: a hosted model, or a server such as vLLM's on your own machine."""
+"""Endpoint asks any server that speaks OpenAI's chat completions: a hosted model, or a server such as vLLM's on your own machine."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 
 
 class Endpoint:
-    """Asks an OpenAI-compatible endpoint, several prompts at a time, at temperature 0. It gives no log-likelihoods.
+    """Endpoint asks an OpenAI-compatible endpoint, several prompts at a time, at temperature 0. It gives no log-likelihoods.
 
     The client of OpenAI tries again after time-outs, dropped connections, replies that are no chat completion, and HTTP 408,
     409, 429 and 5xx. It waits as long as the server's Retry-After asks (at most two minutes), or else longer each time. A prompt
@@ -155,11 +155,11 @@ class Endpoint:
 
 
 class _NoAnswer(Exception):
-    """Raised when a prompt got no answer in any attempt."""
+    """_NoAnswer says that a prompt got no answer in any attempt."""
 
 
 class _WholeReplies(openai.DefaultAsyncHttpxClient):
-    """Gives the client of OpenAI whole chat completions, or else errors after which it tries again.
+    """_WholeReplies gives the client of OpenAI whole chat completions, or else errors after which it tries again.
 
     A time-out of httpx starts anew with every byte; here `seconds` is the time for a whole attempt.
     """

@@ -1,4 +1,4 @@
-"""A model in this process: ours, or any image-text-to-text model of transformers with its processor."""
+"""LocalModel answers by a model in this process: ours, or any image-text-to-text model of transformers with its processor."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WEIGHTS = (".safetensors", ".bin", ".pt", ".pth")  # suffixes of files whose con
 
 
 class LocalModel:
-    """Greedy answers in batches padded on the left, and option log-likelihoods.
+    """LocalModel gives greedy answers, in batches padded on the left, and log-likelihoods of options.
 
     In float32 the size of a batch does not change the answers; in 16 bits it may if two tokens are nearly as likely. Settings
     of a checkpoint for sampling, beams and repetition penalties are not followed: penalties count the padding, too.

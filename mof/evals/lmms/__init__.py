@@ -1,1 +1,1 @@
-"""Benchmarks that lmms-eval runs: our models as one of its models, and the suites of the two papers. Needs the extra `lmms`."""
+"""lmms-eval runs benchmarks with our models, by the suites of the two papers. This needs the extra `lmms`."""

@@ -1,4 +1,4 @@
-"""Any saved image-text-to-text model as a model of lmms-eval."""
+"""MofLmms makes any saved image-text-to-text model a model of lmms-eval."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LONGEST_ANSWER = 1024  # tokens, if a task sets no limit
 
 
 class MofLmms(lmms):
-    """Answers by `mof.evals.answerers.LocalModel`: greedily, also if a task asks for a temperature.
+    """MofLmms answers by `mof.evals.answerers.LocalModel`: greedily, also if a task asks for a temperature.
 
     Args:
         pretrained: folder of a saved model with its processor.

@@ -1,4 +1,4 @@
-"""The entry point `lmms_eval.models`: through it, `lmms-eval --model mof --model_args pretrained=FOLDER` knows our model."""
+"""Through the entry point `lmms_eval.models`, `lmms-eval --model mof --model_args pretrained=FOLDER` knows our model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmarks of the two papers that lmms-eval runs, task by task, and their figures."""
+"""lmms-eval runs these benchmarks of the two papers, task by task, and gives their figures."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
+from encoders.console import Console
 from encoders.runs import versions, write_sealed_lines
 from mof.evals.answerers.api_keys import OPENAI_KEY, key_for, without_key
 from mof.evals.benchmark import Measure, Measured, Row
@@ -87,7 +86,7 @@ def measured(result: Row, rows: list[Row]) -> Measured:
 
 @dataclass(frozen=True)
 class SuiteRun:
-    """The model that is measured, and the folder of its results."""
+    """SuiteRun holds the model that is measured, and the folder of its results."""
 
     model: Path
     out: Path

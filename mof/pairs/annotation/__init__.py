@@ -1,1 +1,1 @@
-"""Annotation of blind pairs: a local page on which a person describes them, and the export as a benchmark."""
+"""A person describes blind pairs on a local page, and the descriptions are exported as a benchmark."""

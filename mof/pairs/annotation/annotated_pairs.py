@@ -1,4 +1,4 @@
-"""The pairs of a folder with their annotations: which annotation of the journal belongs to which pair of the table."""
+"""AnnotatedPairs finds the annotation of the journal that belongs to each pair of the table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mof.pairs.pair_table import PairTable
 
 
 class AnnotatedPairs:
-    """The pairs of a folder, by number, and their newest annotations. Threads may share it.
+    """AnnotatedPairs holds the pairs of a folder, by number, and their newest annotations. Threads may share it.
 
     The content of an image is read when its pair is asked for. The content of all images is read only if the journal has annotations
     of pairs that are not found by name: after photos were moved or renamed, or pairs mined again.

@@ -1,4 +1,4 @@
-"""An annotation: a person's description of a pair of images."""
+"""An annotation is a person's description of a pair of images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 @dataclass(frozen=True)
 class Annotation:
-    """The fields that are filled so far. The first of two values belongs to the left image, the pair's `image_i`."""
+    """An annotation holds the fields that are filled so far. The first of two values belongs to the left image, the pair's `image_i`."""
 
     pattern: str | None = None
     """One of `mof.evals.patterns.PATTERNS`."""

@@ -1,4 +1,4 @@
-"""The export of annotations, as MMVP and MMVP-VLM folders."""
+"""`export_annotations` writes annotations as MMVP and MMVP-VLM folders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MMVP, MMVP_VLM = "MMVP", "MMVP_VLM"
 
 @dataclass(frozen=True)
 class Export:
-    """A report of the pairs that were written, and of the pairs that were left out."""
+    """An export reports the pairs that were written, and the pairs that were left out."""
 
     by_pattern: dict[str, int]
     """Pattern -> number of pairs that were written."""

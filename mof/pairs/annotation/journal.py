@@ -1,4 +1,4 @@
-"""The journal that keeps all annotations of a folder on disk.
+"""The journal keeps all annotations of a folder on disk.
 
 It has one line of JSON for every annotation that was ever saved, so nothing is written over. Any number of pages and servers may work
 on one file. A line holds the names of a pair's images and the digests of their content. The digests find the pair again after
@@ -28,7 +28,7 @@ FORMAT, OLD_FORMAT = 2, 1
 
 @dataclass(frozen=True)
 class Images:
-    """The two images of a pair, in an order."""
+    """Images holds the two images of a pair, in an order."""
 
     names: tuple[str, str]
     digests: tuple[str, str] | None
@@ -45,7 +45,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Saved:
-    """The newest annotation of a pair."""
+    """Saved holds the newest annotation of a pair."""
 
     revision: int = 0
     """0 before anything was saved."""
@@ -53,7 +53,7 @@ class Saved:
 
 
 class ConflictError(Exception):
-    """Raised when somebody else has saved in between; `current` is their annotation."""
+    """A ConflictError says that somebody else has saved in between; `current` is their annotation."""
 
     def __init__(self, current: Saved) -> None:
         super().__init__("this pair was changed elsewhere")
@@ -61,7 +61,7 @@ class ConflictError(Exception):
 
 
 class Journal:
-    """The file of annotations.
+    """Journal is the file of annotations.
 
     Raises:
         ValueError: for a line that is no annotation. An incomplete last line was never confirmed, and is dropped.

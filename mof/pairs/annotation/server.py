@@ -1,4 +1,4 @@
-"""The server of the annotation page.
+"""The server of the annotation page answers the browser of the person who started it, and nobody else.
 
     GET  /?token=TOKEN              the page, and the token as a cookie, which every other request needs
     GET  /api/progress              counts, the patterns, the first pair to do
@@ -36,7 +36,7 @@ SHOWABLE = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png", b"GIF8": "im
 
 
 class Session:
-    """The pairs of a folder with their annotations, as the page shows and saves them.
+    """A session shows and saves the pairs of a folder with their annotations.
 
     Args:
         folder, ticked: as `AnnotatedPairs` takes them.
@@ -73,7 +73,7 @@ class Session:
 
 
 class AnnotationServer(LocalServer):
-    """A server of one folder.
+    """AnnotationServer serves a folder until Ctrl-C or `shutdown`.
 
     Args:
         folder: a folder that `mof blind-pairs` wrote.

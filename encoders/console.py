@@ -1,0 +1,20 @@
+"""Console prints tables and lines on a terminal without the control characters that names and answers may hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console as RichConsole
+from rich.console import ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from encoders.terminal import plain
+
+
+class Console(RichConsole):
+    """Console is rich's Console, except for control characters in texts: they are written out, as in `encoders.terminal.plain`."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Yield the segments of a renderable. Orders of rich itself, for example to move the cursor, stay."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(plain(segment.text), segment.style)
