@@ -152,7 +152,7 @@ def damage(s3: Any, file: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["encode", "search", "score"])
+@pytest.mark.parametrize("name", ["encode", "score"])
 def test_a_damaged_object_is_named_and_repaired(s3: Any, name: str, data: Path) -> None:
     folder, job = f"bucket/damaged-{name}", JOBS[name][0]
     job(data, located(f"s3://{folder}"), None)
