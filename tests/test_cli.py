@@ -342,7 +342,7 @@ OUTPUTS = [name.split() for name, text in HELP.items() if "--output" in text and
 def test_the_jobs_of_a_cluster_write_to_object_storage() -> None:
     jobs = {name for name, text in HELP.items() if "--ray" in text}
     assert {name for name, text in HELP.items() if "PATH|URL" in text} == jobs
-    assert {"encode", "blind-pairs", "vig score", "eval mmvp"} < jobs
+    assert {"encode", "vig score", "eval mmvp"} < jobs
 
 
 @pytest.mark.parametrize("words", OUTPUTS, ids=" ".join)

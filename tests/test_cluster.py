@@ -270,7 +270,7 @@ def test_the_jobs_alone(alone: tuple[str, Path, Any]) -> None:
     elif name == "search":
         cosines = [x.astype(np.float64) @ x.T.astype(np.float64) for x in both_embeddings()]
         assert result[0] == int(np.triu((cosines[0] > 0.6) & (cosines[1] < 0.2), 1).sum())
-        assert len(files_of(out)) == 10 * 11 // 2 + 1
+        assert len(files_of(out)) == 19 * 20 // 2 + 1
     elif name == "score":
         assert len(result[0]) == 24
     else:

@@ -31,7 +31,7 @@ from support.tiny import TinyEncoder
 from support.tiny_llava import build_llava, many_records
 from vig import score
 
-SIDE, IMAGES = 128, 1200
+SIDE, IMAGES = 64, 1200
 """Rows of a square of the search, and its images."""
 
 
