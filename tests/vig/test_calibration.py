@@ -85,8 +85,10 @@ def test_diagnosis_names_what_the_model_reads() -> None:
     assert found["classes"]["number"] == {"auroc": 0.5, "words": 6, "reads": False}
     said = diagnosis(found)
     assert "it reads: colour; does not read: number" in said and "miniature study" in said
+    assert "uncertain use: 14 records are too few" in said
+    found["records"] = 50
     assert "to gain nothing or to hurt" in diagnosis({**found, "auroc": 0.55})
-    assert "of uncertain use" in diagnosis({key: value for key, value in found.items() if key != "alike"})  # of an earlier version
+    assert "of uncertain use; --floor" in diagnosis({key: value for key, value in found.items() if key != "alike"})  # of an earlier version
     assert diagnosis({}) == ""
 
 
@@ -100,6 +102,13 @@ def test_diagnosis_estimates_the_share_of_records_that_no_image_supports(share, 
     assert found["alike"] == pytest.approx(share, abs=0.08)
     assert f"expected {verdict}" in diagnosis(found)
     assert share == 1 or f"{found['alike']:.0%} of the records look as if" in diagnosis(found)
+
+
+def test_records_with_equal_vig_look_as_if_their_image_was_swapped() -> None:
+    assert calibration(made([0.0] * 40, "red"), made([0.0] * 40, "red"))["alike"] == 1
+    some = made([0.0] * 10 + [1.0] * 30, "red")  # a quarter is like the swapped records, of which most are equal
+    assert calibration(some, made([-1.0] * 4 + [0.0] * 36, "red"))["alike"] == pytest.approx(0.25, abs=0.03)
+    assert calibration([], [])["alike"] is None
 
 
 def test_a_model_without_stage_1_is_said_to_be_unfit(tmp_path) -> None:

@@ -29,6 +29,8 @@ FEW, TOO_MANY = 0.25, 0.75
 of the records with an image were ungrounded, and selection gained 12 to 26 points of pairs; it was .11 on clean records, where selection
 lost 39. With 50 records, the standard deviation of this estimate is .12 and .06. A scorer that reads nothing finds all
 records alike (.99 after a stage 1 on swapped images). With mixed noise it was .42, but VIG did not find these: a selection warns."""
+ENOUGH = 30
+"""Number of records from which on there is a verdict. With fewer, the standard deviation of "alike" is .15 or more where it is .41."""
 
 
 class Sample:
@@ -90,8 +92,9 @@ def calibration(right: Sequence[Score], swapped: Sequence[Score]) -> dict[str, A
     Returns:
         A JSON-able dict. "records": number of records. "auroc": the chance that VIG is higher for a record with its own image than for
         a record with a swapped image; None for fewer than two records. "alike": the estimated share of records that look as if their
-        image was swapped, an upper limit of the share whose answers no image supports. "classes": the measure "auroc" for the words
-        of each class, with the number of words, and whether the model "reads" this class (Mann-Whitney, p < .05).
+        image was swapped. It is above the share whose answers no image supports where good answers fit other images too, and below it
+        where such answers have a high VIG by accident. "classes": the measure "auroc" for the words of each class, with the number of
+        words, and whether the model "reads" this class (Mann-Whitney, p < .05).
     """
     auroc, _ = _higher([score.vig for score in right], [score.vig for score in swapped])
     words: dict[str, tuple[list[float], list[float]]] = {}
@@ -116,8 +119,10 @@ def _alike(right: Sequence[Score], swapped: Sequence[Score]) -> float | None:
     """
     if not swapped:
         return None
-    middle = np.median([score.vig for score in swapped])
-    return min(1.0, 2 * float(np.mean([score.vig < middle for score in right])))
+    sides = [np.array([score.vig for score in scores]) for scores in (right, swapped)]
+    middle = np.median(sides[1])
+    below, half = (np.mean(vig < middle) + np.mean(vig == middle) / 2 for vig in sides)  # half is 1/2 unless many values are equal
+    return min(1.0, float(below / half))
 
 
 def _gain(score: Score) -> float:
@@ -156,13 +161,15 @@ def diagnosis(result: Mapping[str, Any]) -> str:
 
 
 def _verdict(result: Mapping[str, Any]) -> str:
+    if result["records"] < ENOUGH:
+        return f"of uncertain use: {result['records']} records are too few for a verdict"
     alike = result.get("alike")  # calibrations of earlier versions lack it
     read = any(row["reads"] for row in result["classes"].values())  # AUROC alone varies in small samples
     if result["auroc"] < NO_GAIN or not read or (alike is not None and alike > TOO_MANY):
         return "expected to gain nothing or to hurt: align the model longer and score again"
     if alike is None:
         return "of uncertain use; --floor is safer"
-    looks = f"{alike:.0%} of the records look as if they had another image"
+    looks = f"about {alike:.0%} of the records look as if they had another image"
     if alike < FEW:
         return f"expected to hurt: only {looks}, so there is little to drop, and all records teach. Train on all of them"
     return f"expected to help if `mof vig select` does not warn: {looks}, such as answers that were written without looking"
