@@ -179,7 +179,7 @@ class Setting:
     keep: Share = 0.7
     """Share of the samples that VIG selects."""
     heed_warning: bool = False
-    """Train on whole samples where the selection warns that most tokens that the image helped would get no loss. False: the paper's rule."""
+    """Train on whole samples where the selection warns that many tokens that the image helped would get no loss. False: the paper's rule."""
     null: Literal[tuple(NULLS)] = "blur"
     """VIG's image without information."""
     score_batch_size: Count = 16

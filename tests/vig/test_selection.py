@@ -267,6 +267,11 @@ def test_samples_kept_for_words_that_the_model_cannot_predict_are_said() -> None
     assert warned.by_accident == pytest.approx(len(set(select(strange, 0.7).sample_ids) - most) / 70) and warned.by_accident > 0.1
     assert f"{warned.by_accident:.0%} of the kept samples hold words" in str(warned) and "--by gain" in str(warned)
     assert calm.by_accident == 0 and "accident" not in str(calm)
+    vig = rng.lognormal(-2, 0.7, (100, 5))  # the top half by VIG is not the top half by the rise of probability, but words are predictable
+    ordinary = make_scores(vig.tolist())
+    losses = rng.uniform(0.3, 2.5, 100)
+    likely = [replace(score, loss=loss, null_loss=loss + score.vig) for score, loss in zip(ordinary, losses, strict=True)]
+    assert select(Scores(likely, ordinary.manifest), 0.5).summary().by_accident == 0
     for selection in (select(strange, floor=True), random_selection(strange, select(strange, 0.7))):
         assert selection.summary().by_accident == 0
 

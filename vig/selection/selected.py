@@ -28,6 +28,7 @@ from vig.selection.summary import Counts, Summary
 CONTENT = ("id", "image", "images", "conversations", "messages")  # the entries of a record that its scores depend on
 MOST_CHOICES = 256  # sets of entries that are tried: each may have been added to a record after it was scored
 FEWEST = 50  # records; fewer would be warned of by chance
+UNLIKELY = 3.0  # nats; words with this mean loss have a probability of a twentieth, which a model can hardly predict
 BLOCK = 1 << 16  # records whose tokens are counted at a time
 AS_SCORED = "give the records as they were scored, or score these"
 logger = logging.getLogger(__name__)
@@ -126,13 +127,14 @@ class Selection:
         return float(left_out_count / max(helped_count, 1))
 
     def _by_accident(self) -> float:
-        """Return the share of the samples kept by VIG that would not be among as many samples whose words became most probable."""
+        """Return the share of the samples kept by VIG whose words are unlikely, and not among as many samples that became most probable."""
         chosen = self.token_masks.chosen  # [N]
         if self.threshold is None or self.by != "vig" or self.sources or len(chosen) < FEWEST:
             return 0.0
         rise = np.exp(-self.scores.loss) * -np.expm1(-self.scores.vig)  # [N], of the geometric mean of a sample's probabilities
         left_out = np.argsort(rise, kind="stable")[: len(chosen) - int(chosen.sum())]
-        return float(chosen[left_out].sum() / max(chosen.sum(), 1))
+        accidents = chosen[left_out] & (self.scores.loss[left_out] >= UNLIKELY)
+        return float(accidents.sum() / max(chosen.sum(), 1))
 
     def weighted(self, low: float, high: float) -> Selection:
         """Return this selection with token weights in place of a hard mask: each token counts by its VIG, or by the measure `by`.

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-MUCH = 0.5
+MUCH = 0.4
 """From this share of helped tokens without a loss on, the summary warns. In the study of noise (docs/results/noise.md), the share was
-59, 75 and 77 % in the three selections that lost 44 points, gained least, and lost 39 points; it was 0 in those that gained most."""
+47, 68 and 57 % in the three selections that lost 44 points, gained least, and lost 39 points; it was 0 in those that gained most."""
 
 ACCIDENTS = 0.1
 """From this share of samples on that are kept for words that the scorer cannot predict, the summary warns. In the same study, the share
-was 18 and 12 % in the selections that lost 44 and 39 points, and from 1 to 3 % in those that gained. It was 16 and 17 % where two fifths of
+was 18 and 12 % in the selections that lost 44 and 39 points, and from 0 to 3 % in those that gained. It was 16 and 17 % where two fifths of
 the answers were an unseen sentence, or in another language: VIG then kept most of these."""
 
 
@@ -47,8 +47,8 @@ class Summary(Counts):
     """Share of the kept samples' answer tokens that the image helped and that get no loss; 0 for a random selection, and for a measure that
     does not tell help from harm."""
     by_accident: float = 0.0
-    """Share of the samples kept by VIG that would not be among as many samples whose words the image made most probable; 0 with sources,
-    for fewer than 50 records, for other measures and for a random selection."""
+    """Share of the samples kept by VIG whose words have a mean loss of at least 3 nats, and that would not be among as many samples whose
+    words the image made most probable; 0 with sources, for fewer than 50 records, for other measures and for a random selection."""
 
     def __str__(self) -> str:
         rule = "at random" if self.threshold is None else f"with {self.measure} >= {self.threshold:.4f}"
@@ -61,7 +61,8 @@ class Summary(Counts):
         if self.helped_left_out >= MUCH:
             text += (
                 f"\n{self.helped_left_out:.0%} of the kept samples' tokens that the image helped get no loss (their threshold is high). "
-                "In the\nminiature study this did harm; --token-threshold none keeps whole samples, --floor drops what the image harmed"
+                "In the\nminiature study two of three such selections did harm; --token-threshold none keeps whole samples, --floor drops "
+                "what\nthe image harmed"
             )
         if self.by_accident >= ACCIDENTS:
             text += (
