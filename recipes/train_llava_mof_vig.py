@@ -59,7 +59,7 @@ Written down before the fourth run (20 and 60 % with seed 0, more seeds of `vig-
         `everything`, but at least 3 above `vig`.
 
 The default run with seed 1 warned: 63 % of the tokens that the image helped got no loss. `interleaved+vig` was 3.3 points of pairs above
-`interleaved` [-1.9, +8.6], and a tenth of its answers named no option. In the study with seed 1, which warned too, `vig-samples` was 4.7
+`interleaved` [-1.9, +8.6], and 13 % of its answers named no option. In the study with seed 1, which warned too, `vig-samples` was 4.7
 points above `vig`. So the default run now heeds the warning and takes whole samples (`heed_warning`). Written down before it was run again:
     21. With seed 1, `interleaved+vig` gains at least 5 points of pairs over `interleaved`, and is at least 8 above `interleaved+random`. On
         misled questions it is above both.
