@@ -87,6 +87,13 @@ def test_a_run_begun_before_a_setting_existed_goes_on_with_its_default(tmp_path)
     assert resumed.stage("align", lambda folder: {}) == {"loss": 1.5}
 
 
+def test_a_run_begun_before_warnings_were_heeded_is_refused_where_they_are_heeded_now(tmp_path):
+    setting = identity(read_setting(MINIATURE))
+    RunFolder(tmp_path / "run", {"setting": {name: value for name, value in setting.items() if name != "heed_warning"}})
+    with pytest.raises(ValueError, match=r"heed_warning: False there, True now"):
+        RunFolder(tmp_path / "run", {"setting": setting}, resume=True)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"setting"'])
 def test_a_damaged_run_file_is_refused(tmp_path, text):
     (tmp_path / "run.json").write_text(text)
