@@ -18,6 +18,7 @@ from transformers import ProcessorMixin
 from encoders import StoredImages
 from encoders.images.reading import ImageError
 from mof.data.answer_tokens import CROSS_MASK, PER_TOKEN, Example, encode_record
+from mof.data.cross_attention import keep_to_own_images
 from mof.data.forms import to_mapping
 from mof.data.records import Record, RecordError, shown, to_record
 
@@ -59,13 +60,12 @@ def collate(
 def _with_hidden_images(examples: Sequence[Example]) -> Sequence[Example]:
     """Return the examples; for a model with cross-attention to images, records without an image get a black image that is masked.
 
-    Llama 3.2 Vision takes images and masks for all records of a batch, or for none. Tokens of a record without an image still attend
-    evenly to the black image. So the loss of a text differs a little from its loss in a batch of texts only, but it does not depend on
-    the images of other records.
+    Llama 3.2 Vision takes images and masks for all records of a batch, or for none.
     """
     donor = next((example.images for example in examples if CROSS_MASK in example.images), None)
     if donor is None:
         return examples
+    keep_to_own_images()
     hidden = {key: torch.zeros_like(value) for key, value in donor.items()}
     shape = donor[CROSS_MASK].shape[2:]
     return [
@@ -122,6 +122,8 @@ class SupervisedCollator:
         self.stored_images, self.strict = stored_images, strict
         self._left_out = torch.zeros((), dtype=torch.int64).share_memory_()  # all worker processes share this number
         self._any_was_used, self._failures = False, 0  # in this process
+        if CROSS_MASK in processor.model_input_names:
+            keep_to_own_images()  # batches may be made in worker processes, but the model is in this process
 
     @property
     def left_out(self) -> int:
