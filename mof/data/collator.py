@@ -138,6 +138,7 @@ class SupervisedCollator:
             try:
                 record = to_record(raw, self.image_folder)
                 example = encode_record(self.processor, record, max_length=self.max_length, stored_images=self.stored_images)
+                self._refuse_misplaced_images(example, len(record.images))
                 weights.append(_token_weights(example, raw))
             except (ImageError, RecordError) as error:
                 self._leave_out(error)
@@ -155,6 +156,11 @@ class SupervisedCollator:
         if any(isinstance(raw, Mapping) and raw.get("token_weights") is not None for raw in records):
             batch["token_weights"] = _pad(weights, 0, "right")  # [R, L]
         return batch
+
+    def _refuse_misplaced_images(self, example: Example, images: int) -> None:
+        if "qformer_input_ids" in example.images and images != 1:  # InstructBLIP would give an image to the question of another record
+            name = type(self.processor).__name__
+            raise RecordError(f"record {example.id!r} has {images} images, but {name} takes one image with each question")
 
     def _leave_out(self, error: ImageError | RecordError) -> None:
         self._failures += 1
