@@ -177,6 +177,9 @@ def _last_said(lines: list[list[str]], options: Mapping[str, str]) -> tuple[list
         return any(_named(line, options) for line in said)
 
     for before, said, behind in corrections("\n".join(map(" ".join, lines))):
+        last = next((word for word in reversed(before.casefold().split()) if word[0].isalnum()), "")
+        if _words(said)[:1] == _words(options.get(last, ""))[:1]:  # the option behind its letter: "(a) No (b) Yes"
+            continue
         earlier, later = ([line.split() for line in text.split("\n")] for text in (before, behind))
         if names(earlier) and names(later):
             return later, True
@@ -263,6 +266,9 @@ def _denied(words: Sequence[str], place: int, options: Mapping[str, str]) -> boo
     if not twice and _refused(words, place, end, options):
         return True
     before = [word for word in words[max(0, place - 2 * _DENIAL_REACH) : place] if word not in "()"]
+    for letter, own in options.items():  # "(a) Not visible (b) Visible" denies neither
+        if before[-len(option := _words(own)) - 1 :] == [letter, *option]:
+            before = before[: len(before) - len(option)]
     if before[-1:] == ["except"] or tuple(before[-2:]) in _ALL_BUT:
         return True
     return _negated(before, len(before), _DENIAL_REACH)
