@@ -15,6 +15,8 @@ from typing import Any
 from encoders.runs import write_bytes
 
 CARD = "README.md"
+HEAD = {"library_name": "transformers", "pipeline_tag": "image-text-to-text", "tags": ["mof-vig"]}
+"""The metadata of a new card, for models of other libraries; our models have a card from the first `save_pretrained`."""
 _BEGIN, _END = "<!-- mof-vig: {} -->", "<!-- mof-vig: end -->"
 
 

@@ -10,7 +10,9 @@ import typer
 
 from encoders.command_options import output_option
 from encoders.console import Console
+from encoders.model_cards import CARD, HEAD, write_section
 from encoders.runs import write_text
+from encoders.saved_folders import require_config
 from mof.evals.published import MMVP_CORRELATION
 from mof.evals.text_tables import TextTable
 
@@ -23,30 +25,44 @@ Runs = Annotated[list[Path], typer.Argument(help="Folders that `mof eval` wrote,
 def report(
     runs: Runs,
     output: Annotated[Path, output_option("The page. Its table is written beside it as .csv, .md, .tex and .txt.")] = Path("report.html"),
+    card: Annotated[
+        Path | None, typer.Option(help="Folder of the saved model that the runs measured: its card (README.md) gets the results.")
+    ] = None,
 ) -> None:
     """Join runs into one page: a row per model, a column per measure, with intervals, seeds, differences and deviations.
 
     \b
     Example:
       mof eval report evals/mof-mmvp evals/llava-mmvp probes/clip-vit-l14-336.json -o report.html
+    \b
+    The results of a model in its own folder, for the Hugging Face hub:
+      mof eval report evals/mof-mmvp evals/mof-pope --card models/mof
     """
     if output.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"--output {output}: expected a name that ends in .html")
     from mof.evals.report import gather, precision
-    from mof.evals.report_files import write_files
+    from mof.evals.report_files import result_facts, write_files
     from mof.evals.report_page import to_tables, write_html
 
     joined = gather(runs)
+    if card is not None:
+        if len(joined.rows) > 1:
+            raise ValueError(f"--card {card}: expected runs of this model alone, got {', '.join(joined.rows)}; name fewer runs")
+        require_config(card)
     output.parent.mkdir(parents=True, exist_ok=True)
     lines = [*to_tables(joined), *([precision(joined)] if precision(joined) else [])]
     write_html(joined, output)
     files = write_files(joined, output)
+    if card is not None:
+        write_section(card, "Results", result_facts(joined), HEAD)
     text = Console(file=StringIO(), width=120, record=True)
     text.print(*lines)
     write_text(output.with_suffix(".txt"), text.export_text())
     console = Console()
     console.print(*lines)
     console.print(f"written to {output}, {', '.join(file.name for file in files)} and {output.with_suffix('.txt').name}")
+    if card is not None:
+        console.print(f"written into {card / CARD}")
 
 
 def correlation(

@@ -51,6 +51,13 @@ def to_markdown(report: Report) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in (heading, ruler, *rows))
 
 
+def result_facts(report: Report) -> dict[str, str]:
+    """Return name -> value for the card of the only model of the report: a row per measure, and the data of each benchmark."""
+    [cells] = report.rows.values()
+    measures = {f"{measure.benchmark}, {measure.title}": cells[key].text for key, measure in report.columns.items() if key in cells}
+    return measures | {f"data of {benchmark}": basis for _, benchmark, basis, _ in report.notes}
+
+
 def to_latex(report: Report) -> str:
     """Return the table with intervals in LaTeX; it needs the package booktabs."""
 

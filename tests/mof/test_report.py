@@ -246,6 +246,26 @@ def test_the_table_for_markdown_and_latex(tmp_path: Path, data: Path) -> None:
     assert max(map(len, (tmp_path / "r.txt").read_text().splitlines())) <= 120
 
 
+def test_results_stand_in_the_card_of_the_model(tmp_path: Path, data: Path) -> None:
+    one, other = (mmvp(data, tmp_path / name, list(range(9)), "--name", name) for name in ("one", "other"))
+    model = tmp_path / "model"
+    options = ("-o", tmp_path / "r.html", "--card", model)
+    assert "no config.json" in str(run("report", one, *options).output)
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "README.md").write_text("mine\n")
+    assert "one, other" in str(run("report", one, other, *options).output)
+    for _ in range(2):  # the second report replaces the first
+        done("report", one, *options)
+    card = (model / "README.md").read_text()
+    assert (
+        card.startswith("mine\n")
+        and card.count("## Results") == 1
+        and "| MMVP, right pairs, % | 33.3 " in card
+        and "| data of mmvp | 27 pairs |" in card
+    )
+
+
 def test_wrong_pairs_are_shown_with_both_answers(tmp_path: Path, data: Path) -> None:
     (data / "MMVP Images").mkdir()
     for i in range(1, 2 * PAIRS + 1):

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, set_seed
 
 from encoders.command_groups import resumes
 from encoders.command_options import Images, Model, Records, TrustRemoteCode, output_option
-from encoders.model_cards import write_section
+from encoders.model_cards import HEAD, write_section
 from encoders.runs import RunLock
 from encoders.store.fingerprints import weights_digest
 from encoders.terminal import say
@@ -24,7 +24,7 @@ from mof.data.digests import digest
 from vig.processes import Processes
 from vig.saved_models import load_in_4bit, load_network, load_processor, stored_images
 from vig.scoring.identity import processor_identity
-from vig.training.card import HEAD, training_facts
+from vig.training.card import training_facts
 from vig.training.finetuning import CHECKPOINTS, DEFAULTS, claim, finetune, finish, result
 from vig.training.preparation import add_lora, freeze_encoder, parse_arguments, read_training_records, require_apart
 

@@ -9,8 +9,6 @@ from typing import Any
 from encoders.runs import read_sealed
 from encoders.saved_folders import card_path
 
-HEAD = {"library_name": "transformers", "pipeline_tag": "image-text-to-text", "tags": ["mof-vig"]}
-"""The metadata of a new card, for models of other libraries; our models have a card before they are trained."""
 SETTINGS = ("num_train_epochs", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "lora", "load_in_4bit")
 
 
