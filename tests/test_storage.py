@@ -196,6 +196,13 @@ def test_only_changed_files_are_downloaded(s3: Any, monkeypatch: pytest.MonkeyPa
     assert sorted(downloaded) == ["a", "b", "c", "d"]
 
 
+def test_objects_that_stand_for_folders_are_left_out(s3: Any) -> None:
+    for name in ("", "sub/", "sub/a"):
+        s3.call_s3("put_object", Bucket="bucket", Key=f"console/{name}", Body=b"a" if name == "sub/a" else b"")
+    for _ in range(2):
+        assert files_of(fetched("s3://bucket/console")) == {"sub/a": b"a"}
+
+
 def test_an_evaluation(s3: Any, tmp_path: Path) -> None:
     prompts = [Prompt.about(str(number), None, f"{number}?", ("yes", "no")) for number in range(4)]
     for out in ("s3://bucket/evaluation", tmp_path / "evaluation", "s3://bucket/evaluation"):
