@@ -90,7 +90,7 @@ def fetched(path: str | os.PathLike[str], *, again: bool = False) -> Path:
     place.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(place), reached(url) as (storage, root):
         # The copy is listed first: other processes upload a file before they put it into the copy, so each file here was also there.
-        here = {file for file in copy.rglob("*") if file.is_file() and not _passing(file)}
+        here = {file for file in (copy, *copy.rglob("*")) if file.is_file() and not _passing(file)}
         found = storage.find(root, detail=True).items()
         found = ((name, info) for name, info in found if ".." not in name.split("/") and not name.endswith("/"))  # objects for folders
         there = {copy / name.removeprefix(root).strip("/"): info for name, info in found}

@@ -79,6 +79,13 @@ def test_a_copy_is_equal_to_the_storage(steps: list[tuple[str, str, bytes]]) -> 
     assert files(fetched(folder)) == objects("run")
 
 
+def test_a_single_file_is_fetched_and_goes() -> None:
+    MEMORY.pipe_file("/run/a", b"x")
+    assert fetched("memory://run/a").read_bytes() == b"x"
+    MEMORY.rm_file("/run/a")
+    assert not fetched("memory://run/a").exists()
+
+
 def test_names_in_the_storage_cannot_leave_the_copy() -> None:
     MEMORY.store["/run/../../evil"] = MEMORY.store["/run/good"] = fsspec.implementations.memory.MemoryFile(MEMORY, "/run/good", b"x")
     assert files(fetched("memory://run")).keys() == {"good"}
