@@ -18,6 +18,7 @@ from transformers import ProcessorMixin
 from encoders import StoredImages
 from encoders.images.reading import ImageError
 from mof.data.answer_tokens import CROSS_MASK, PER_TOKEN, Example, encode_record
+from mof.data.cross_attention import keep_to_own_images
 from mof.data.forms import to_mapping
 from mof.data.records import Record, RecordError, shown, to_record
 
@@ -59,13 +60,12 @@ def collate(
 def _with_hidden_images(examples: Sequence[Example]) -> Sequence[Example]:
     """Return the examples; for a model with cross-attention to images, records without an image get a black image that is masked.
 
-    Llama 3.2 Vision takes images and masks for all records of a batch, or for none. Tokens of a record without an image still attend
-    evenly to the black image. So the loss of a text differs a little from its loss in a batch of texts only, but it does not depend on
-    the images of other records.
+    Llama 3.2 Vision takes images and masks for all records of a batch, or for none.
     """
     donor = next((example.images for example in examples if CROSS_MASK in example.images), None)
     if donor is None:
         return examples
+    keep_to_own_images()
     hidden = {key: torch.zeros_like(value) for key, value in donor.items()}
     shape = donor[CROSS_MASK].shape[2:]
     return [
@@ -122,6 +122,8 @@ class SupervisedCollator:
         self.stored_images, self.strict = stored_images, strict
         self._left_out = torch.zeros((), dtype=torch.int64).share_memory_()  # all worker processes share this number
         self._any_was_used, self._failures = False, 0  # in this process
+        if CROSS_MASK in processor.model_input_names:
+            keep_to_own_images()  # batches may be made in worker processes, but the model is in this process
 
     @property
     def left_out(self) -> int:
@@ -136,6 +138,7 @@ class SupervisedCollator:
             try:
                 record = to_record(raw, self.image_folder)
                 example = encode_record(self.processor, record, max_length=self.max_length, stored_images=self.stored_images)
+                self._refuse_misplaced_images(example, len(record.images))
                 weights.append(_token_weights(example, raw))
             except (ImageError, RecordError) as error:
                 self._leave_out(error)
@@ -153,6 +156,11 @@ class SupervisedCollator:
         if any(isinstance(raw, Mapping) and raw.get("token_weights") is not None for raw in records):
             batch["token_weights"] = _pad(weights, 0, "right")  # [R, L]
         return batch
+
+    def _refuse_misplaced_images(self, example: Example, images: int) -> None:
+        if "qformer_input_ids" in example.images and images != 1:  # InstructBLIP would give an image to the question of another record
+            name = type(self.processor).__name__
+            raise RecordError(f"record {example.id!r} has {images} images, but {name} takes one image with each question")
 
     def _leave_out(self, error: ImageError | RecordError) -> None:
         self._failures += 1

@@ -8,17 +8,23 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
+from mof.data.answer_tokens import CROSS_MASK
+from mof.data.cross_attention import keep_to_own_images
 from mof.data.templates import refuse_endless, template_of
 
 
 def ready_for_prompts(processor: ProcessorMixin) -> None:
     """Make the processor's tokenizer append nothing, and try the chat template, which may come from an untrusted checkpoint.
 
+    For Llama 3.2 Vision, keep the prompts of a batch apart (`mof.data.cross_attention`).
+
     Raises:
         ValueError: for a chat template that does not come to an end (`mof.data.templates`).
     """
     append_nothing(processor.tokenizer)
     refuse_endless(template_of(processor))
+    if CROSS_MASK in processor.model_input_names:
+        keep_to_own_images()
 
 
 def prompt_inputs(processor: ProcessorMixin, chats: Sequence[Sequence[Mapping[str, Any]]], **options: Any) -> Any:

@@ -28,9 +28,12 @@ from transformers import (
 
 from mof import MoFForConditionalGeneration, MoFProcessor
 from mof.chat_templates import VICUNA
+from mof.data.collator import SupervisedCollator
+from mof.data.records import RecordError
 from mof.evals.answerers import LocalModel
 from mof.evals.answering import Answer, Prompt
 
+TWO = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Which?"}]
 OPTIONS = ("(a)", "(b) or longer")
 
 
@@ -235,3 +238,12 @@ def test_an_instruct_blip_has_no_chat_template(tiny_tokenizer: PreTrainedTokeniz
     assert len({answer.text for answer in alone}) > 1
     assert [answer.text for answer in many] == [answer.text for answer in alone]
     assert not any("Which?" in answer.text for answer in alone)  # the prompt is not given back
+    none, two = Prompt.about("none", None, "Which?"), Prompt("two", [{"role": "user", "content": TWO}], [p.images[0] for p in prompts[:2]])
+    mixed = answers_of(LocalModel(model, processor, "blip", batch_size=4, max_new_tokens=12), [none, prompts[0], two, prompts[1]])
+    assert mixed[0].error and mixed[2].error and [mixed[1].text, mixed[3].text] == [alone[0].text, alone[1].text]
+    processor.chat_template = VICUNA
+    for count in (0, 2):
+        content = [*({"type": "image"},) * count, {"type": "text", "text": "Which?"}]
+        turns = [{"role": "user", "content": content}, {"role": "assistant", "content": [{"type": "text", "text": "This."}]}]
+        with pytest.raises(RecordError, match=f"'many' has {count} images, but InstructBlipProcessor takes one image"):
+            SupervisedCollator(processor, strict=True)([{"id": "many", "images": two.images[:count], "messages": turns}])

@@ -208,9 +208,10 @@ def mllama() -> tuple[Any, Any]:
     ratios = {"supported_aspect_ratios": [[1, 1], [1, 2], [1, 3], [1, 4], [2, 1], [2, 2], [3, 1], [4, 1]]}
     sizes = {"image_size": 28, "patch_size": 14, "vision_output_dim": 64, "intermediate_layers_indices": [0]}
     rope = {"rope_type": "default", "rope_theta": 10000.0}
+    text = TEXT | {"num_hidden_layers": 3}  # later tokens attend to those that attended to an image
     config = tf.MllamaConfig(
         vision_config={**vision, **sizes, **ratios},
-        text_config={**TEXT, "vocab_size": len(words), "cross_attention_layers": [1], "rope_parameters": rope, "pad_token_id": 0},
+        text_config={**text, "vocab_size": len(words), "cross_attention_layers": [1], "rope_parameters": rope, "pad_token_id": 0},
         image_token_index=processor.image_token_id,
     )
     return tf.MllamaForConditionalGeneration(config), processor
@@ -263,9 +264,11 @@ def build(family: str) -> tuple[Any, Any]:
     torch.manual_seed(0)
     model, processor = (FAMILIES | {"mllama": mllama, "gemma3": gemma3, "ovis2": ovis2, "blip2": blip2})[family]()
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.ndim > 1:
                 parameter.normal_(0, 0.2)
+            elif name.endswith("attn_gate") or name.endswith("mlp_gate"):
+                parameter.fill_(0.7)  # they start closed
     return model.eval(), processor
 
 

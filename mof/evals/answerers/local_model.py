@@ -6,6 +6,7 @@ import copy
 import hashlib
 import inspect
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -162,8 +163,10 @@ class LocalModel:
         """Return the model's inputs for conversations, all with the beginning of an answer or all without."""
         if self.processor.chat_template is None:
             texts = [_bare_text(chat) for chat in chats]
-            images = [part["image"] for chat in chats for message in chat for part in message["content"] if part["type"] == "image"]
-            inputs = self.processor(images=images or None, text=texts, padding=True, return_tensors="pt")
+            images = [[part["image"] for message in chat for part in message["content"] if part["type"] == "image"] for chat in chats]
+            if len({len(own) for own in images}) > 1:  # bare texts do not say whose images they are; each prompt is then tried alone
+                raise ValueError(f"a batch has prompts with {', '.join(str(len(own)) for own in images)} images and no chat template")
+            inputs = self.processor(images=[*chain.from_iterable(images)] or None, text=texts, padding=True, return_tensors="pt")
             return inputs.to(self.model.device, self.model.dtype)
         continues = chats[0][-1]["role"] == "assistant"
         options = {"add_generation_prompt": not continues, "continue_final_message": continues, "processor_kwargs": {"padding": True}}
