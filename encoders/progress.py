@@ -31,7 +31,7 @@ def progress_bar(units: str, total: int | None, shown: bool = True) -> Iterator[
     console, start = Console(stderr=True), time.monotonic()
     between, last = NOTEBOOK_SECONDS if console.is_jupyter else SECONDS, start
     in_notebook = _NotebookBar(total)
-    texts = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
+    texts = TextColumn("{task.description}", markup=False), TextColumn("{task.fields[note]}", markup=False)
     columns = (texts[0], BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), texts[1])
     with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as bar:
         task = bar.add_task(units, total=total, note="")

@@ -147,8 +147,12 @@ class DemoServer(LocalServer):
             Route("/ask", ask, methods=["POST"]),
             Route("/compare", compare, methods=["POST"]),
         ]
-        failed = {RuntimeError: lambda _, error: as_json({"error": f"the model failed: {error}"}, 500)}  # the GPU's memory, mostly
-        super().__init__(routes, "mof demo", port, token, failed)
+
+        def failed(_: Request, error: Exception) -> Response:
+            return as_json({"error": f"the model failed: {error}"}, 500)
+
+        # the GPU's memory, and a place or token beyond the model's tables
+        super().__init__(routes, "mof demo", port, token, {RuntimeError: failed, IndexError: failed})
 
 
 def own_encoders(model: PreTrainedModel, processor: ProcessorMixin) -> dict[str, Encoder]:

@@ -80,7 +80,7 @@ class Answer:
 
     @property
     def final(self) -> str:
-        """The text without the model's thoughts in front."""
+        """The text without the model's thoughts."""
         return without_thoughts(self.text)
 
 

@@ -70,8 +70,8 @@ class WithoutEncoder:
         self._mean: Tensor | None = None
         if replacement == "mean":
             averaged = images[:: -(-len(images) // MEAN_IMAGES) or 1]
-            self._mean = self._mean_features(averaged)  # [P, C]
-            self.settings["mean_of"] = hashlib.sha256("".join(map(image_hash, averaged)).encode()).hexdigest()[:32]
+            self._mean, hashes = self._mean_features(averaged)  # [P, C]
+            self.settings["mean_of"] = hashlib.sha256("".join(hashes).encode()).hexdigest()[:32]
 
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
         if self._replacement == "mask":
@@ -96,12 +96,13 @@ class WithoutEncoder:
         return inputs
 
     @torch.inference_mode()
-    def _mean_features(self, images: Sequence[ImageSource]) -> Tensor:
-        """Return the mean [P, C] of the encoder's tokens at the common grid."""
-        total, count = torch.zeros((), dtype=torch.float64), 0
+    def _mean_features(self, images: Sequence[ImageSource]) -> tuple[Tensor, list[str]]:
+        """Return the mean [P, C] of the encoder's tokens at the common grid, and the hashes of the images that could be read."""
+        total, count, hashes = torch.zeros((), dtype=torch.float64), 0, list[str]()
         for image in images:
             try:
                 shown = read_image(image)
+                hashes.append(image_hash(image))
             except ImageError:  # the prompts about it are refused in every run
                 continue
             pixels = self._model.processor.image_processor(shown, return_tensors="pt")["pixel_values"]  # [tiles, 3, S, S]
@@ -110,7 +111,7 @@ class WithoutEncoder:
         if not count:
             given = f"{len(images)} that cannot be read" if images else "none"
             raise ValueError(f"the mean of an encoder's tokens needs images, got {given}")
-        return total / count
+        return total / count, hashes
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ def _compared(whole: Figure, other: Figure, lower: bool) -> Worth:
     sign = -1 if lower else 1
     rates = sign * (1 - other.resampled / _positive(whole.resampled))  # [R]
     rate = float(sign * (1 - other.value / _positive(np.array(whole.value))))
-    known = rates[~np.isnan(rates)]
+    known = rates[~np.isnan(rates)] if np.isfinite(rate) else rates[:0]
     low, high = np.quantile(known, (0.025, 0.975)) if len(known) else (np.nan, np.nan)
     return Worth(other.value, loss, rate, (float(low), float(high)))
 

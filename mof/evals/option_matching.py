@@ -57,7 +57,7 @@ _FILLERS = set(
         i i'd i'll i'm we think believe say guess choose chosen pick select selected go going with so therefore thus hence then ok okay
         clearly definitely probably surely certainly obviously maybe perhaps possibly
         to must should will has seems appears looks like matches vote for ans
-        answer's la le el die o ist es est lautet""",
+        answer's la le el o é è ist es est lautet correcta correcte corretta correta""",
     )
 )
 """Words that say nothing beside a letter: a clause of these and a letter gives the letter."""
@@ -69,8 +69,8 @@ _BEFORE_YES = set(
     )
 )
 _YES_AND_NO = {"yes": True, "no": False}
-_NO_DENIAL = {"doubt", "problem", "idea", "clue", "way", "question"}
-"""Words behind "no" that make it no answer: "No idea", "No problem! Yes, there is a dog"."""
+_NO_DENIAL = {"doubt", "problem", "idea", "clue", "way", "question", "other", "further", "need"}
+"""Words behind "no" that make it no answer: "No idea", "No problem! Yes, there is a dog", "Yes. Actually, no other animal is there"."""
 _LEADS = {"option", "choice", "answer", "choose", "pick", "select", "with"}
 _FOLLOWERS = {"is", "isn't", "was", "would", "seems", "looks", "appears", "because", "since", "as", "matches", "fits", "describes", "best"}
 """Words that follow a letter and never the article "a"."""
@@ -145,7 +145,8 @@ def _only(letters: set[str]) -> str | None:
 
 
 def _final(answer: str) -> str:
-    return without_thoughts(answer).replace("\u2019", "'")
+    """Return the answer without thoughts, and without words and options that are not chosen."""
+    return _NOT_CHOSEN.sub(" ", without_thoughts(answer)).replace("[x]", " ").replace("\u2019", "'")
 
 
 # --- letters
@@ -176,6 +177,9 @@ def _last_said(lines: list[list[str]], options: Mapping[str, str]) -> tuple[list
         return any(_named(line, options) for line in said)
 
     for before, said, behind in corrections("\n".join(map(" ".join, lines))):
+        last = next((word for word in reversed(before.casefold().split()) if word[0].isalnum()), "")
+        if _words(said)[:1] == _words(options.get(last, ""))[:1]:  # the option behind its letter: "(a) No (b) Yes"
+            continue
         earlier, later = ([line.split() for line in text.split("\n")] for text in (before, behind))
         if names(earlier) and names(later):
             return later, True
@@ -188,7 +192,7 @@ def _last_said(lines: list[list[str]], options: Mapping[str, str]) -> tuple[list
 
 def _lines(answer: str) -> list[list[str]]:
     """Return the tokens of each line that has any."""
-    text = unicodedata.normalize("NFKC", _NOT_CHOSEN.sub(" ", _final(answer).replace("[x]", " "))).translate(_BRACKETS)
+    text = unicodedata.normalize("NFKC", _final(answer)).translate(_BRACKETS)
     text = _DECORATION.sub(" ", _ANSWER_MARK.sub(" answer ", text))
     return [tokens for line in text.splitlines() if (tokens := _TOKEN.findall(line))]
 
@@ -262,6 +266,9 @@ def _denied(words: Sequence[str], place: int, options: Mapping[str, str]) -> boo
     if not twice and _refused(words, place, end, options):
         return True
     before = [word for word in words[max(0, place - 2 * _DENIAL_REACH) : place] if word not in "()"]
+    for letter, own in options.items():  # "(a) Not visible (b) Visible" denies neither
+        if before[-len(option := _words(own)) - 1 :] == [letter, *option]:
+            before = before[: len(before) - len(option)]
     if before[-1:] == ["except"] or tuple(before[-2:]) in _ALL_BUT:
         return True
     return _negated(before, len(before), _DENIAL_REACH)

@@ -53,7 +53,7 @@ class OtherPictures:
             return blur(own)
         place = self._places[str(image)] + len(self._images) // 2  # neighbours are often the two images of a pair
         further = [*self._images, *self._images][place : place + len(self._images)]
-        return next(other for other in further if _read(other) is not None)  # the last of them is the image itself
+        return next((other for other in further if str(other) != str(image) and _read(other) is not None), image)
 
 
 def _read(image: ImageSource) -> Image.Image | None:

@@ -139,7 +139,7 @@ def _refusals(prompts: Sequence[Prompt], answers: Sequence[Answer], consequence:
 
 def _thoughts(answers: Sequence[Answer]) -> list[str]:
     count = sum(answer.final != answer.text for answer in answers)
-    return [f"{count} answers hold thoughts before the answer, which are left out"] if count else []
+    return [f"{count} answers hold thoughts beside the answer, which are left out"] if count else []
 
 
 def _decoding(answerer: Answerer, official: str) -> str:

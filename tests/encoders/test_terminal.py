@@ -47,6 +47,14 @@ def test_every_way_to_print_writes_orders_out(capsys: pytest.CaptureFixture[str]
     assert "\x1b[1;31m" in file.getvalue()  # rich's own colours stay
 
 
+def test_what_looks_like_markup_is_printed() -> None:
+    file, text = io.StringIO(), "[red] [/INST] :smile: שלום 中文 👩‍👧 é"
+    table = Table(text)
+    table.add_row(text)
+    Console(file=file, width=200).print(text, table)
+    assert file.getvalue().count(text) == 3
+
+
 def test_a_command_that_refuses_a_name_writes_its_orders_out(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", "from mof.cli.app import main; main()", "verify", tmp_path / EVIL[:12]], capture_output=True

@@ -139,14 +139,15 @@ def test_only_the_page_of_this_server_may_ask(server: DemoServer) -> None:
     assert "`mof demo`" in ask(port_of(server), "/", headers={"Cookie": ""})[1]["error"]
 
 
-def test_a_model_that_fails_is_told(server: DemoServer, tiny_model: Any) -> None:
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), IndexError("index out of range in self")])
+def test_a_model_that_fails_is_told(server: DemoServer, tiny_model: Any, error: Exception) -> None:
     def fail(*_: Any) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     hook = tiny_model.language_model.lm_head.register_forward_hook(fail)
     status, reply, _ = ask(port_of(server), "/ask", {"question": "Colour?", "image": given(picture(0))})
     hook.remove()
-    assert status == 500 and "CUDA out of memory" in reply["error"]
+    assert status == 500 and f"the model failed: {error}" in reply["error"]
     assert ask(port_of(server), "/ask", {"question": "Colour?", "image": given(picture(0))})[0] == 200
 
 

@@ -311,6 +311,10 @@ def test_a_damaged_image_costs_its_own_prompts_only(local: LocalModel, images: l
     torch.testing.assert_close(WithoutEncoder(local, "b", "mean", images)._mean, mean)
     swapped = [OtherPictures(local, "swapped", images)._shown(file) for file in images]
     assert swapped == [images[3], images[1], images[5], images[0], images[2], images[2]]
+    few = [images[0], images[2], images[1], images[1] + ".missing"]
+    assert OtherPictures(local, "swapped", few)._shown(images[0]) == images[2]  # not the image itself
+    missing = WithoutEncoder(local, "b", "mean", [*readable, few[3]])
+    assert missing.settings == WithoutEncoder(local, "b", "mean", readable).settings
     questions = [PopeQuestion(f"random/{i}", "random", file, "Is it?", True) for i, file in enumerate(images)]
     by_pope = encoder_worth(local, lambda run: eval_pope(run, questions, tmp_path / "photos"), images, tmp_path / "pope")
     assert set(result.encoders) == set(by_pope.encoders) == {"a", "b"}
@@ -350,7 +354,7 @@ def test_nothing_is_a_share_of_a_score_that_is_not_above_zero() -> None:
     units = tuple("abcd")
     worth = _compared(Tally.of(units, (-0.2, -0.1, 0.1, 0.0), 1), Tally.of(units, (-0.4, -0.2, 0.1, 0.1), 1), lower=False)
     assert worth.loss.value == pytest.approx(0.05)  # the model is worse without
-    assert np.isnan(worth.rate)
+    assert np.isnan(worth.rate) and np.isnan(worth.rate_interval).all()
     lost = _compared(Tally.of(units, (2, 1, 3, 2), 1), Tally.of(units, (4, 2, 6, 4), 1), lower=True)
     assert (lost.loss.value, lost.rate, lost.rate_interval) == (2, 1, (1, 1))
 

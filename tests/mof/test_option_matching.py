@@ -130,6 +130,14 @@ def test_any_text_parses_or_is_refused(text: str) -> None:
         ("B: No", YES, "b", "b", "b"),
         ("B: Incorrect", RIGHT, "b", "b", "b"),
         ("Incorrect: B", RIGHT, "b", "b", "b"),
+        ("(a) No (b) Yes", {"a": "No", "b": "Yes"}, None, None, None),
+        ("a) No\nb) Yes", {"a": "No", "b": "Yes"}, None, None, None),
+        ("(a) Wait here (b) Go", {"a": "Wait here", "b": "Go"}, None, None, None),
+        ("(a) Not visible (b) Visible", {"a": "Not visible", "b": "Visible"}, None, None, None),
+        ("A. No, B.", YES, "b", "b", "b"),
+        ("A die.", {"a": "Coin", "b": "Die"}, None, "b", "b"),
+        ("[ ] Open [x] Closed", OPEN, None, "b", "b"),
+        ("~~Open~~ Closed", OPEN, None, "b", "b"),
         ("Upside-down", {"a": "Upright", "b": "Upside down"}, None, "b", "b"),
     ],
 )  # fmt: skip
@@ -147,7 +155,8 @@ wings, these touch.|B is the correct answer.|B is correct|The correct option is 
 |(a) Open~(b) Closed~~B|Between A and B, the answer is B.|Option A says open. Option B says closed. Therefore, the answer is B.|\(B\)|\textbf{B}|[[B]]
 |A: no wait, B|A, no, wait, B.|A. No, B.|A - no, B|A. Actually, B.|It's A. Sorry, I mean B.|A, or rather B|A; no, B|Answer: A? No, B.
 |The answer is A.~~Wait, let me look again. The answer is B.|A. Closed? Hmm, A shows open wings. No, (b).|B. Sorry, I cannot see A.|[x] B [ ] A|- [ ] A~- [x] B
-|<thinking>A</thinking>B|[THINK]A[/THINK](b)|Die Antwort ist B.|La respuesta es B.|La réponse est B|Ответ: B|Maybe B|Perhaps (b)
+|<thinking>A</thinking>B|[THINK]A[/THINK](b)|Die Antwort ist B.|La respuesta es B.|La réponse est B|Ответ: B|Maybe B|Perhaps (b)|La respuesta correcta es la B|A resposta é B
+|The answer is B. Let me know if you need more about option A.|(b)~~Let me explain. Option A says that the wings are up.|[ ] A [x] B|B <analysis>not A</analysis>
 |Answer: B. Open wings look different.|(b) Closed~~Option (a) does not fit the photo.|B) Closed|It's (b) Closed|Based on it, I would choose option (b).|must be B
 |It is B that fits|Option b shows the wings|B is my answer|Answer:~~**B**|The final answer is $\boxed{B}$.|The answer is B, not A.|{"answer": "B"}|B — they touch
 |<b>B</b>|<p>B</p>|<u>(b)</u>|Surely B|It has to be B.|The answer seems to be B|It looks like B|It appears to be (b).|I vote for B|The answer's B|ans: b
@@ -178,13 +187,15 @@ def test_what_a_model_thinks_or_strikes_out_is_no_answer() -> None:
     assert {match_answer(answer, OPEN) for answer in (thought, "~~A~~ B", "<think>A</think>Closed")} == {"b"}
     assert without_thoughts(thought) == "(b)" and without_thoughts("<think>cut in the") == ""
     assert without_thoughts("A <think> is a tag.") == "A <think> is a tag."
+    assert without_thoughts("<answer>A</answer>\n<reasoning>It <think>is</think></reasoning>\n") == "<answer>A</answer>"
+    assert {without_thoughts(answer) for answer in ("it is A </think>\n", " <think>A</think>", "\n<think>A")} == {""}
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("yes|Yes.|**Yes**|Yes, it does.|Yes~~It fits.|Answer: yes|The answer is yes.|'Yes'|Yes - it does|<answer>Yes</answer>|\\boxed{yes}|It fits.~Yes|"
-         "I think yes|The answer would be yes|Definitely yes|<b>Yes</b>|Yes, there is no doubt|<think>no</think>Yes|It's a yes|No doubt, yes.|No problem! Yes, there is.|No. Wait, yes, it does.|Yes, the answer is correct.", True),
+         "I think yes|The answer would be yes|Definitely yes|<b>Yes</b>|Yes, there is no doubt|<think>no</think>Yes|It's a yes|No doubt, yes.|No problem! Yes, there is.|No. Wait, yes, it does.|Yes, the answer is correct.|Yes. Actually, no other animal is there.|Yes. Let me explain: no word of it is wrong.", True),
         ("no|No.|NO|nO!|**No**|No, it does not.|No~~It differs|The answer is no.|Final answer: No|(no)|It differs.~~Answer: no|Yes... no, wait: no.|Yes. Sorry, no.", False),
         ("|maybe|Yes and no|yes or no|Yes/No|Nothing|another|yesterday|There is no error in it|The answer is correct|not sure|No idea|No way to tell", None),
     ],
