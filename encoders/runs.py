@@ -22,7 +22,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from encoders.digests import DamagedError, open_json, seal_json
-from encoders.storage import LOCKS, TEMPORARY, URL, StorageLock, upload, url_of
+from encoders.storage import LOCKS, TEMPORARY, URL, fetched, upload, url_of
+from encoders.storage_lock import StorageLock
 
 DAY = 24 * 3600
 
@@ -281,7 +282,8 @@ class RunLock:
 
     Each process holds a separate lock file, which the operating system frees when the process dies. The first process takes its lock
     before the other processes do, and checks that all other locks are free, because a few processes of a killed run may live on for a
-    while. The first process of a run whose folder is a copy also holds a lock in the storage.
+    while. The first process of a run whose folder is a copy also holds a lock in the storage. When it has the lock, the copy is made equal
+    to the storage, because another machine may have gone on until then.
     """
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
@@ -302,7 +304,12 @@ class RunLock:
                 self._take(lock)
                 lock.release()
         if self._remote is not None:
-            self._remote.take()
+            try:
+                self._remote.take()
+                fetched(self._folder)
+            except BaseException:
+                self.release()  # a later try of the same process finds the folder free
+                raise
 
     def release(self) -> None:
         """Free the lock, taken or not."""

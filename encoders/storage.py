@@ -8,16 +8,11 @@ with room for the whole folder; by default it is ~/.cache.
 
 from __future__ import annotations
 
-import json
-import logging
 import os
-import platform
 import re
 import shutil
-import threading
-import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -29,19 +24,18 @@ from filelock import FileLock
 
 from encoders.progress import tracked
 
-logger = logging.getLogger(__name__)
-
 COPIES = "mof-vig-copies"
 TEMPORARY = ".tmp-"  # the beginning of the names of unfinished files
 LOCKS = "*lock-[0-9][0-9][0-9][0-9]"  # earlier releases put no underscore before the name
-BEAT, EXPIRY = 30.0, 120.0
-"""Seconds after which a run renews its lock in the storage, and after which a lock counts no more."""
 TRANSFERS = 8
 """Files that are fetched side by side."""
 SHOWN = 2**26
 """From this number of bytes on, a bar shows the progress of fetching."""
 URL = re.compile(r"([A-Za-z][\w+.-]+):/+(.*)")
 """A URL, also if it was a `Path`, which keeps only one of its two slashes."""
+
+HELD: dict[Path, Callable[[], None]] = {}
+"""For each folder that this process has locked, the function that raises an error after another run took the lock over."""
 
 
 class StoredPath(type(Path())):  # type: ignore[misc]
@@ -60,7 +54,7 @@ def located(path: str | os.PathLike[str]) -> Path:
     match = URL.match(os.fspath(path))
     if match is None:
         return StoredPath(path) if url_of(Path(path)) else Path(path)
-    if match[1] == "file":
+    if match[1] in ("file", "local"):
         return Path("/", match[2])
     parts = [part for part in match[2].split("/") if part]
     if ".." in parts or not parts:
@@ -70,10 +64,11 @@ def located(path: str | os.PathLike[str]) -> Path:
 
 def url_of(path: Path) -> str | None:
     """Return the URL of a file or folder in a copy, None for other paths."""
-    parts = path.parts
-    if COPIES not in parts:
+    folders = path.parts[:-1]
+    if COPIES not in folders:
         return None
-    protocol, *rest = parts[parts.index(COPIES) + 1 :]
+    above = folders[::-1].index(COPIES)  # the last, because MOF_COPIES may end like this, too
+    protocol, *rest = path.parts[len(folders) - above :]
     return f"{protocol}://{'/'.join(rest)}"
 
 
@@ -90,13 +85,15 @@ def fetched(path: str | os.PathLike[str], *, again: bool = False) -> Path:
     copy = located(path)
     if (url := url_of(copy)) is None:
         return copy
-    place = Path(*copy.parts[: copy.parts.index(COPIES) + 1], f"{sha256(url.encode()).hexdigest()[:16]}.lock")
+    copies = next(folder for folder in copy.parents if folder.name == COPIES)
+    place = Path(copies, f"{sha256(url.encode()).hexdigest()[:16]}.lock")
     place.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(place), reached(url) as (storage, root):
         # The copy is listed first: other processes upload a file before they put it into the copy, so each file here was also there.
-        here = {file for file in copy.rglob("*") if file.is_file() and not _passing(file)}
+        here = {file for file in (copy, *copy.rglob("*")) if file.is_file() and not _passing(file)}
         found = storage.find(root, detail=True).items()
-        there = {copy / name.removeprefix(root).strip("/"): info for name, info in found if ".." not in name.split("/")}
+        found = ((name, info) for name, info in found if ".." not in name.split("/") and not name.endswith("/"))  # objects for folders
+        there = {copy / name.removeprefix(root).strip("/"): info for name, info in found}
         there = {file: info for file, info in there.items() if info["type"] == "file" and not _passing(file)}
         for file in here - there.keys():
             file.unlink(missing_ok=True)
@@ -110,8 +107,13 @@ def fetched(path: str | os.PathLike[str], *, again: bool = False) -> Path:
 
 
 def upload(file: Path, path: Path) -> None:
-    """Upload `file` as the file that `path` names, if that is in a copy. Most storage replaces an object in a single step."""
+    """Upload `file` as the file that `path` names, if that is in a copy. Most storage replaces an object in a single step.
+
+    Raises:
+        ValueError: after another run has taken over the lock of this process on the folder.
+    """
     if url := url_of(path):
+        confirm(path)
         with reached(url) as (storage, key):
             storage.put_file(str(file), key)
             _, seconds = _state_of(storage.info(key))
@@ -121,72 +123,17 @@ def upload(file: Path, path: Path) -> None:
 def remove(path: Path) -> None:
     """Delete a file or folder, which may be missing; in a copy, also from the storage."""
     if url := url_of(path):
-        with reached(url) as (storage, key), suppress(FileNotFoundError):
-            storage.rm(key, recursive=True)
+        confirm(path)
+        with reached(url) as (storage, key), suppress(FileNotFoundError), ThreadPoolExecutor(TRANSFERS) as pool:
+            list(pool.map(storage.rm_file, storage.find(key)))  # `rm` would take brackets in a name for a pattern
     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-class StorageLock:
-    """StorageLock is an object in the storage that names the machine and process of a run. The run renews it while it is alive.
-
-    Args:
-        path: the lock in a copy.
-        machine: digits of this machine.
-    """
-
-    def __init__(self, path: Path, machine: str) -> None:
-        self._path, self._url = path, str(url_of(path))
-        self._holder = {"machine": machine, "host": platform.node(), "process": os.getpid()}
-        self._ended, self._thread = threading.Event(), threading.Thread(target=self._renew, daemon=True)
-
-    def take(self) -> None:
-        """Take the lock.
-
-        Raises:
-            ValueError: while a process on another machine holds it.
-        """
-        with reached(self._url) as (storage, key):
-            try:
-                holder = json.loads(storage.cat_file(key))
-            except FileNotFoundError:
-                holder = {}
-            held = holder and not self._is_dead(holder)
-            if not held:
-                try:
-                    storage.pipe_file(key, self._content(), mode="overwrite" if holder else "create")
-                except FileExistsError:  # another run was faster
-                    held, holder = True, json.loads(storage.cat_file(key))
-        if held:
-            raise ValueError(
-                f"another run is writing to {self._path.parent}: process {holder['process']} on {holder['host']}. Wait for it or end it, "
-                f"then run this again. If it is dead, its lock {self._url} counts no more in {EXPIRY:.0f} seconds"
-            )
-        self._thread.start()
-
-    def release(self) -> None:
-        """Delete the lock, if it was taken."""
-        self._ended.set()
-        if self._thread.ident is not None:
-            self._thread.join()
-            with suppress(OSError), reached(self._url) as (storage, key):
-                storage.rm_file(key)
-
-    def _renew(self) -> None:
-        while not self._ended.wait(BEAT):
-            try:
-                with reached(self._url) as (storage, key):
-                    storage.pipe_file(key, self._content())
-            except (OSError, ValueError) as error:
-                logger.warning("the lock was not renewed: %s", error)
-
-    def _content(self) -> bytes:
-        return json.dumps({**self._holder, "time": time.time()}).encode()
-
-    def _is_dead(self, holder: Mapping[str, Any]) -> bool:
-        from psutil import pid_exists  # only here
-
-        here = holder["machine"] == self._holder["machine"]
-        return time.time() - holder["time"] > EXPIRY or (here and not pid_exists(holder["process"]))
+def confirm(path: Path) -> None:
+    """Check that this process still holds its lock on the folder of a file in a copy, if it had the lock."""
+    for folder, check in tuple(HELD.items()):
+        if folder in path.parents:
+            check()
 
 
 @contextmanager

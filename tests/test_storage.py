@@ -23,7 +23,7 @@ from encoders.runs import write_text
 from encoders.storage import fetched, located
 from mof.cli.app import build_app
 from mof.evals.answerers import LocalModel
-from mof.evals.answering import Prompt
+from mof.evals.answering import Answer, AnswerCache, Prompt
 from mof.evals.run import Run
 from vig import load_scores
 
@@ -196,6 +196,13 @@ def test_only_changed_files_are_downloaded(s3: Any, monkeypatch: pytest.MonkeyPa
     assert sorted(downloaded) == ["a", "b", "c", "d"]
 
 
+def test_objects_that_stand_for_folders_are_left_out(s3: Any) -> None:
+    for name in ("", "sub/", "sub/a"):
+        s3.call_s3("put_object", Bucket="bucket", Key=f"console/{name}", Body=b"a" if name == "sub/a" else b"")
+    for _ in range(2):
+        assert files_of(fetched("s3://bucket/console")) == {"sub/a": b"a"}
+
+
 def test_an_evaluation(s3: Any, tmp_path: Path) -> None:
     prompts = [Prompt.about(str(number), None, f"{number}?", ("yes", "no")) for number in range(4)]
     for out in ("s3://bucket/evaluation", tmp_path / "evaluation", "s3://bucket/evaluation"):
@@ -209,6 +216,19 @@ def test_an_evaluation(s3: Any, tmp_path: Path) -> None:
     assert {name: content for name, content in files_of(tmp_path / "evaluation").items() if name != "result.json"} == {
         name: content for name, content in written.items() if name != "result.json"
     }  # of the second run, which asked nothing
+
+
+def test_a_reader_takes_no_answers_from_a_run(s3: Any) -> None:
+    cache = AnswerCache(fetched("s3://bucket/read-cache") / "cache.jsonl")
+    for number in range(4):
+        cache.put(str(number), Answer(str(number)))
+        if number == 0:
+            cache.upload()
+        elif number % 2:
+            fetched("s3://bucket/read-cache")
+    cache.upload()
+    kept = AnswerCache(fetched("s3://bucket/read-cache") / "cache.jsonl")
+    assert [kept.get(str(number)) for number in range(4)] == [Answer(str(number)) for number in range(4)]
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from encoders.images.opening import ImageError, read_file
 from encoders.images.reading import pixels_of
 from encoders.progress import progress_bar
 from encoders.runs import local_path
-from encoders.storage import upload
+from encoders.storage import upload, url_of
 from mof.data.forms import whole_characters
 from mof.data.records import ImageSource
 from mof.evals.second_thoughts import without_thoughts
@@ -128,7 +128,7 @@ class AnswerCache:
         self.file = local_path(file)
         self._answers: dict[str, Answer] = {}
         self._lock = FileLock(self.file.with_name(f"{self.file.name}.lock"), poll_interval=0.005)
-        self._uploaded = time.monotonic()
+        self._uploaded, self._unsent, self._inode = time.monotonic(), list[bytes](), 0
         content = self.file.read_bytes() if self.file.exists() else b""
         for number, line in ((number, line) for number, line in enumerate(content.split(b"\n"), 1) if line):
             try:
@@ -142,24 +142,33 @@ class AnswerCache:
         return self._answers.get(key)
 
     def put(self, key: str, answer: Answer) -> None:
-        line = seal_json({"format": self.FORMAT, "key": key, "answer": dataclasses.asdict(answer)}, indent=None) + b"\n"
+        self._unsent.append(seal_json({"format": self.FORMAT, "key": key, "answer": dataclasses.asdict(answer)}, indent=None) + b"\n")
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self._lock, self.file.open("a+b") as file:
-            if file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
-                file.write(b"\n")  # after a write that a kill or a full disk cut off
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        with self._lock:
+            self._append(self._unsent[-1:])
         self._answers[key] = answer
         if time.monotonic() - self._uploaded > BETWEEN:
             self.upload()
 
     def upload(self) -> None:
-        """Upload the file if it is in the copy of a folder on other storage (`encoders.storage`)."""
-        if self.file.is_file():
+        """Upload the file if it is in the copy of a folder on other storage (`encoders.storage`) and there are new answers."""
+        if self._unsent:
             with self._lock:
+                self._append([])
                 upload(self.file, self.file)
+            self._unsent.clear()
         self._uploaded = time.monotonic()
+
+    def _append(self, lines: Sequence[bytes]) -> None:
+        with self.file.open("a+b") as file:
+            inode = os.fstat(file.fileno()).st_ino
+            if url_of(self.file) and inode != self._inode:  # a reader on this machine made the copy equal to the storage
+                lines, self._inode = self._unsent, inode
+            if file.seek(0, os.SEEK_END) and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n":
+                file.write(b"\n")  # after a write that a kill or a full disk cut off
+            file.write(b"".join(lines))
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _to_answer(fields: dict[str, Any]) -> Answer:

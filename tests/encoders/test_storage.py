@@ -14,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from encoders import runs, storage
+from encoders import runs, storage_lock
 from encoders.runs import RunLock, write_bytes, write_text
-from encoders.storage import StorageLock, fetched, located, remove, url_of
+from encoders.storage import fetched, located, remove, url_of
+from encoders.storage_lock import StorageLock
 
 MEMORY = fsspec.filesystem("memory")
 
@@ -78,6 +79,13 @@ def test_a_copy_is_equal_to_the_storage(steps: list[tuple[str, str, bytes]]) -> 
     assert files(fetched(folder)) == objects("run")
 
 
+def test_a_single_file_is_fetched_and_goes() -> None:
+    MEMORY.pipe_file("/run/a", b"x")
+    assert fetched("memory://run/a").read_bytes() == b"x"
+    MEMORY.rm_file("/run/a")
+    assert not fetched("memory://run/a").exists()
+
+
 def test_names_in_the_storage_cannot_leave_the_copy() -> None:
     MEMORY.store["/run/../../evil"] = MEMORY.store["/run/good"] = fsspec.implementations.memory.MemoryFile(MEMORY, "/run/good", b"x")
     assert files(fetched("memory://run")).keys() == {"good"}
@@ -121,10 +129,15 @@ def test_a_single_run_writes_to_a_folder(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(("machine", "process", "age", "taken"), [
     ("here", 2**22 + 1, 0, True), ("there", 2**22 + 1, 0, False), ("there", 1, 1000, True), ("here", 1, 0, False),
 ])  # fmt: skip
-def test_the_lock_of_a_dead_run_counts_no_more(machine: str, process: int, age: float, taken: bool) -> None:
+def test_the_lock_of_a_dead_run_counts_no_more(
+    machine: str, process: int, age: float, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage_lock, "BEAT", 0.01)
+    monkeypatch.setattr(storage_lock, "SETTLING", 0)
+    lock = StorageLock(located("memory://run/_lock-0000"), "here")
+    machine = lock._holder["machine"] if machine == "here" else machine
     holder = {"machine": machine, "host": "node", "process": process, "time": time.time() - age}
     MEMORY.pipe_file("/run/_lock-0000", json.dumps(holder).encode())
-    lock = StorageLock(located("memory://run/_lock-0000"), "here")
     if taken:
         lock.take()
         assert json.loads(MEMORY.cat_file("/run/_lock-0000"))["process"] == os.getpid()
@@ -136,7 +149,7 @@ def test_the_lock_of_a_dead_run_counts_no_more(machine: str, process: int, age: 
 
 
 def test_a_living_run_renews_its_lock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "BEAT", 0.01)
+    monkeypatch.setattr(storage_lock, "BEAT", 0.01)
     lock = StorageLock(located("memory://run/_lock-0000"), runs._machine())
     lock.take()
     first = MEMORY.cat_file("/run/_lock-0000")
@@ -148,3 +161,86 @@ def test_a_living_run_renews_its_lock(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.fail("the lock stayed as it was")
     lock.release()
     assert not MEMORY.exists("/run/_lock-0000")
+
+
+def take_over(age: float = 1000) -> StorageLock:
+    """Return the lock of a run on another machine, which took over an old lock."""
+    lock = json.loads(MEMORY.cat_file("/run/_lock-0000"))
+    MEMORY.pipe_file("/run/_lock-0000", json.dumps({**lock, "time": time.time() - age}).encode())
+    other = StorageLock(located("memory://run/_lock-0000"), "there")
+    other._holder["machine"] = "there"
+    other.take()
+    return other
+
+
+@pytest.mark.parametrize("ended", [False, True])
+def test_a_run_that_lost_its_lock_writes_no_more(ended: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage_lock, "SETTLING", 0)
+    folder = located("memory://run")
+    lock = StorageLock(folder / "_lock-0000", "here")
+    lock.take()
+    write_text(folder / "a", "ours")
+    with monkeypatch.context() as patch:
+        patch.setattr(storage_lock, "BEAT", 0.01)
+        other = take_over()
+        storage_lock.HELD.pop(folder), storage_lock.HELD.update({folder: lock.confirm})  # the other's is of another process
+    MEMORY.pipe_file("/run/a", b"theirs")
+    if ended:
+        MEMORY.rm_file("/run/_lock-0000")
+    monkeypatch.setattr(storage_lock, "EXPIRY", -1)  # as if this run had slept
+    for write in (lambda: write_text(folder / "a", "ours again"), lambda: remove(folder / "a")):
+        with pytest.raises(ValueError, match="another run took over memory://run "):
+            write()
+    lock.release()
+    assert MEMORY.cat_file("/run/a") == b"theirs" and MEMORY.exists("/run/_lock-0000") is not ended, "the other's lock stays"
+    other.release()
+
+
+def test_a_lock_that_is_renewed_counts_though_its_clock_is_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage_lock, "BEAT", 0.01)
+    lock, now = StorageLock(located("memory://run/_lock-0000"), "here"), time.time
+    content = lock._content
+    monkeypatch.setattr(lock, "_content", lambda: json.dumps({**json.loads(content()), "time": now() - 1000}).encode())
+    lock.take()
+    other = StorageLock(located("memory://run/_lock-0000"), "there")
+    other._holder["machine"] = "there"
+    monkeypatch.setattr(storage_lock.time, "sleep", lambda seconds: lock._renew())
+    with pytest.raises(ValueError, match=f"process {os.getpid()} on"):
+        other.take()
+    lock.release()
+
+
+def test_what_others_wrote_before_the_lock_was_taken_is_fetched() -> None:
+    folder = fetched("memory://run")
+    folder.mkdir(parents=True)
+    MEMORY.pipe_file("/run/images-00000.parquet", b"another machine's")
+    with RunLock(folder):
+        assert (folder / "images-00000.parquet").read_bytes() == b"another machine's"
+
+
+def test_a_refused_run_leaves_the_local_lock_free() -> None:
+    folder = fetched("memory://run")
+    folder.mkdir(parents=True)
+    holder = {"machine": "there", "host": "node", "process": 1, "time": time.time()}
+    MEMORY.pipe_file("/run/_lock-0000", json.dumps(holder).encode())
+    locks = RunLock(folder), RunLock(folder)  # a notebook keeps the first with its traceback
+    for lock in locks:
+        with pytest.raises(ValueError, match="process 1 on node"):
+            lock.take()
+
+
+def test_names_with_brackets_are_removed() -> None:
+    folder = fetched("memory://run[1]")
+    write_text(folder / "a[b]" / "c", "x")
+    write_text(folder / "b", "x")
+    remove(folder / "a[b]" / "c")
+    assert objects("run[1]") == {"b": b"x"}
+    remove(folder)
+    assert not objects("run[1]") and not folder.exists()
+
+
+def test_copies_may_lie_in_a_folder_of_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOF_COPIES", str(tmp_path / "mof-vig-copies"))
+    folder = fetched("memory://run")
+    write_text(folder / "a", "x")
+    assert objects("run") == {"a": b"x"} and f"{folder}" == "memory://run"

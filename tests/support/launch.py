@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
+import torch
 from torch.distributed import TCPStore
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,6 +46,7 @@ def start(script: str, *arguments: object, count: int = 1, by: BaseContext = SER
         files = [file.name for file in printed]
         processes.append(by.Process(target=_execute, args=(script, [*map(str, arguments)], environment(**given), files)))
         processes[-1].start()
+        atexit.register(processes[-1].kill)  # Python waits at its end for processes, also for those of a test that failed
         processes[-1].printed, processes[-1].store = printed, store
     return processes
 
@@ -53,6 +56,7 @@ def _execute(script: str, arguments: list[str], variables: dict[str, str], files
         os.dup2(os.open(file, os.O_WRONLY), descriptor)
     os.environ.clear()
     os.environ.update(variables)
+    torch.set_num_threads(1)  # OMP_NUM_THREADS comes too late: torch is here already
     sys.argv = ["-c", *arguments]
     exec(script, {"__name__": "__main__"})
 
