@@ -11,6 +11,7 @@ import pytest
 from support.two_passes import chats, encoder
 from typer.testing import CliRunner
 
+from encoders.terminal import plain as shown
 from mof import MoFForConditionalGeneration, MoFProcessor
 from mof.cli.app import build_app
 from mof.evals.answerers import LocalModel
@@ -55,7 +56,7 @@ def test_chat_prints_the_answer_of_the_method(saved: Path, tmp_path: Path, tiny_
         **encode([chat]), max_new_tokens=8, do_sample=False, **VCD(null="noise", alpha=3.0).options([chat], encode)
     )
     expected = tiny_processor.decode(tokens[0, encode([chat])["input_ids"].shape[1] :], skip_special_tokens=True).strip()
-    assert made.stdout.strip() == expected != plain.stdout.strip()
+    assert made.stdout.strip() == shown(expected) != plain.stdout.strip()
     without_image = [mof("chat", "--model", saved, "--max-new-tokens", "8", *more, "Hello?") for more in ((), ("--decoding", "vcd"))]
     assert without_image[0].stdout == without_image[1].stdout
     refused = mof(*asked, "--decoding", "vcdd", question)
