@@ -236,7 +236,8 @@ class Nodes:
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
-    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_DEDUP_LOGS="0")
+    root = Path(__file__).parents[1]  # actors find the helpers of tests
+    os.environ.update(RAY_USAGE_STATS_ENABLED="0", RAY_DEDUP_LOGS="0", PYTHONPATH=f"{root}{os.pathsep}{root / 'tests'}")
     nodes = Nodes()
     yield nodes
     import ray
