@@ -236,7 +236,7 @@ class RowRun:
         """Do all stages, and return the row's entry of results.json."""
         row = self.row
         facts = [self.stage("align", row.aligned, self.align)]
-        records, way = self.records.finetune, row.selection
+        records, way, told = self.records.finetune, row.selection, {}
         if row.selection == "grounded":
             records = [record for record in records if self.records.truth[record["id"]]["noise"] is None]
         elif row.selection not in (None, "everything"):
@@ -246,7 +246,9 @@ class RowRun:
             scores, keep = load_scores(self.path("score", self.scored)), row.keep or self.setting.keep
             way = self.heeded(select(scores, keep)) if row.heeds else row.selection
             selection = select_by(way, scores, keep, self.seed)
-            console.print(f"{row.name}: {selection.summary()}")
+            summary = selection.summary()
+            console.print(f"{row.name}: {summary}")
+            told = {"threshold": summary.threshold, "helped_left_out": summary.helped_left_out, "auroc": facts[-1].get("auroc", {})}
             records = selection.apply(records)
         facts.append(self.stage("finetune", row.name, lambda folder: self.finetune(folder, records)))
         measured = {key: value for key, value in facts[-1].items() if key not in ("seconds", "active_tokens", "losses")}
@@ -257,7 +259,7 @@ class RowRun:
         return {
             "name": row.name, "selection": way, "keep": row.keep, "noise": row.noise, "visual_tokens": facts[0]["visual_tokens"],
             "adapter_parameters": facts[0]["adapter_parameters"], "active_tokens": facts[-1]["active_tokens"], "seconds": round(sum(fact["seconds"] for fact in facts), 1), "seed": self.seed,
-            **measured, "losses": {"align": facts[0]["losses"], "finetune": facts[-1]["losses"]},
+            **told, **measured, "losses": {"align": facts[0]["losses"], "finetune": facts[-1]["losses"]},
         } | ({"aligned": facts[0]["held_out"]} if "held_out" in facts[0] else {})  # fmt: skip
 
     def heeded(self, rule: Selection) -> str:
