@@ -1,26 +1,23 @@
-"""Independent items of work are done in this process, or by actors (processes) on the machines of a Ray cluster.
+"""Items are worked on in this process, or by the actors of a Ray cluster.
 
 Ray places the actors and moves the data. The rules for items are here: the item of a lost machine is done again; an item that kills its
-processes is halved until the part that kills them is alone, and this part is given up. The results of items are in files, so that a run
-that was killed goes on with the items that have no result.
+processes is halved until the part that kills them is alone, and this part is given up.
 """
 
 from __future__ import annotations
 
-import copyreg
 import logging
 import os
-import re
-import socket
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
+from encoders.cluster.actor import Actor, Parcel
+from encoders.cluster.address import Cluster
+from encoders.cluster.items import Given, GivenUp, Parts, Result, Work
 from encoders.images.loader import in_order
 
 logger = logging.getLogger(__name__)
@@ -33,114 +30,6 @@ READY = 2
 """Items that lie ready in Ray's memory for the processes that become free next."""
 PATIENCE = 60.0
 """Seconds without any process after which a warning says that the cluster may have no room."""
-PARTS = 32
-"""An item is at most this fraction of the work before it, so that a kill costs little and this number of actors have work early."""
-
-
-class Item(Protocol):
-    """An item is work that does not depend on other items."""
-
-    def halves(self) -> list[Any]:
-        """Return two smaller items; none for an item that cannot be divided."""
-
-
-Given = TypeVar("Given", bound=Item)
-Result = TypeVar("Result")
-Work = Callable[[Given], Result]
-
-
-@dataclass(frozen=True)
-class GivenUp:
-    """GivenUp stands for the result of an item that killed every process that worked on it."""
-
-    reason: str
-
-
-Parts = list[tuple[Given, Result | GivenUp]]
-"""The results of an item: its own, or those of the parts that it was divided into."""
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """A cluster says where the actors are and how many there are. Each actor is a process.
-
-    Args:
-        address: of a Ray cluster, as `ray.init` takes it; "" is the cluster of this machine, or this machine alone.
-        gpus_per_actor: GPUs, or a fraction of a GPU, of an actor. Default: one GPU if the cluster has GPUs. Actors without a GPU
-            have all cores of a machine.
-        least: the work begins when this number of actors have started.
-        most: the largest number of actors. Default: as many as the cluster has room for now.
-    """
-
-    address: str = ""
-    gpus_per_actor: float | None = None
-    least: int = 1
-    most: int | None = None
-
-    @contextmanager
-    def connected(self) -> Iterator[Any]:
-        """Connect to the cluster unless the program is connected, and yield the module ray.
-
-        Raises:
-            ValueError: where Ray is not installed.
-            ConnectionError: where no cluster has this address.
-        """
-        try:
-            import ray
-        except ImportError:
-            raise ValueError('--ray needs the library Ray: pip install "mof-vig[cluster]"') from None
-        if ray.is_initialized():
-            yield ray
-            return
-        ray.init(self.reachable(), log_to_driver=False, logging_level=logging.ERROR)
-        try:
-            yield ray
-        finally:
-            ray.shutdown()
-
-    def reachable(self) -> str:
-        """Return the address for `ray.init`: "local" begins a cluster on this machine. Ray itself would try a dead address for minutes.
-
-        Raises:
-            ConnectionError: if nothing answers at the address, or at the address in the environment variable RAY_ADDRESS.
-        """
-        if address := self.address or os.environ.get("RAY_ADDRESS", ""):
-            if re.fullmatch(r"[^/]+:\d+", address) and not _answers(address):  # there are others, such as "auto"
-                raise ConnectionError(
-                    f"no Ray cluster answers at {address}; `ray start --head --port 6379` begins a cluster on its machine"
-                )
-            return address
-        begun = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")  # `ray start` writes it; a crash leaves it there
-        address = begun.read_text().strip() if begun.is_file() else ""
-        return address if _answers(address) else "local"
-
-    def sized(self, ray: Any) -> tuple[int, dict[str, float]]:
-        """Return how many actors are started at most, and what each of them needs: `num_gpus` and `num_cpus`.
-
-        Raises:
-            ValueError: for a cluster without room for a single actor, unless `most` says how far it may grow.
-        """
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
-        with_gpus = [node for node in nodes if node.get("GPU", 0) > 0]
-        gpus = self.gpus_per_actor if self.gpus_per_actor is not None else float(bool(with_gpus))
-        if gpus:
-            room = sum(int(node["GPU"] / gpus + 1e-9) for node in with_gpus)
-            cores = min((int(node["CPU"] * gpus / node["GPU"]) for node in with_gpus), default=1)
-        else:
-            room, cores = len(nodes), min((int(node["CPU"]) for node in nodes), default=1)
-        if not (most := self.most or room):
-            have = ", ".join({f"{node.get('GPU', 0):g} GPUs and {node['CPU']:g} cores": None for node in nodes}) or "no node with a core"
-            raise ValueError(f"the Ray cluster has no room for an actor with {gpus:g} GPUs; its nodes have {have}")
-        return most, {"num_gpus": gpus, "num_cpus": max(cores, 1)}
-
-
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except (OSError, ValueError):
-        return False
-    return True
 
 
 def worked(
@@ -159,7 +48,7 @@ def worked(
     """
     if cluster is not None:
         with cluster.connected() as ray:
-            yield from _Actors(ray, make, cluster, lanes).run(items)
+            yield from Actors(ray, make, cluster, lanes).run(items)
         return
     work = make()
 
@@ -167,70 +56,6 @@ def worked(
         return item, [(item, work(item))]
 
     yield from map(whole, items) if lanes == 1 else in_order(whole, items, lanes, lanes + 1)
-
-
-def grown(position: int, least: int, most: int) -> int:
-    """Return the size of the item that begins at this position of the work: a multiple of `least`, unless that is above `most`."""
-    return max(least, min(most, position // PARTS) // least * least)
-
-
-def file_number(item: int, part: int = 1) -> int:
-    """Return the number of the file of an item. Parts (the halves of part n are 2n and 2n + 1) have numbers that no item has."""
-    return item if part == 1 else 10**9 + 2**16 * item + part
-
-
-class Parcel:
-    """A parcel holds `make` on its way to another process, where models of transformers that were built here must work too."""
-
-    def __init__(self, make: Callable[[], Work[Any, Any]]) -> None:
-        self._make = make
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        with suppress(ImportError):  # a model that has run holds hooks that refer to a variable of which each process has its own
-            from transformers.utils.output_capturing import CompileableContextVar
-
-            copyreg.pickle(CompileableContextVar, lambda _: (_collector, ()))  # type: ignore[arg-type, return-value]
-        return _unpacked, (dict(_recorded()), self._make)
-
-
-def _unpacked(recorded: dict[str, Any], make: Callable[[], Work[Any, Any]]) -> Callable[[], Work[Any, Any]]:
-    dict.update(_recorded(), recorded)  # the registry's own method takes a model for a key
-    return make
-
-
-def _recorded() -> dict[str, Any]:
-    """Return transformers' registry of the hidden states that models can give, which a model enters when it is built."""
-    try:
-        from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
-    except ImportError:
-        return {}
-    return _CAN_RECORD_REGISTRY
-
-
-def _collector() -> Any:
-    from transformers.utils.output_capturing import _active_collector
-
-    return _active_collector
-
-
-class _Actor:
-    """An actor runs in a process of its own."""
-
-    def __init__(self, make: Callable[[], Work[Any, Any]], folder: str) -> None:
-        with suppress(OSError):  # a machine that does not see the folder from which relative paths start may do without
-            os.chdir(folder)
-        self._error: Exception | None = None
-        try:
-            self._work = make()
-        except Exception as error:
-            self._error = error
-
-    def start(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-    def work(self, item: Any) -> Any:
-        return self._work(item)
 
 
 @dataclass
@@ -255,14 +80,14 @@ class _Task:
         return [(self.item, self.result)] if self.done else [result for part in self.parts for result in part.results()]
 
 
-class _Actors:
+class Actors:
     """The actors of a run work on tasks. An actor gets tasks when its process has started; a dead actor is replaced."""
 
     def __init__(self, ray: Any, make: Callable[[], Work[Any, Any]], cluster: Cluster, lanes: int) -> None:
         self._ray, self._lanes = ray, lanes
         self._most, needs = cluster.sized(ray)
         self._least = min(cluster.least, self._most)
-        self._new = partial(ray.remote(max_concurrency=lanes, **needs)(_Actor).remote, ray.put(Parcel(make)), os.getcwd())
+        self._new = partial(ray.remote(max_concurrency=lanes, **needs)(Actor).remote, ray.put(Parcel(make)), os.getcwd())
         self._needs = ", ".join(f"{name}={number:g}" for name, number in needs.items())
         self._starting: dict[Any, Any] = {}  # reference -> actor
         self._running: dict[Any, tuple[Any, _Task]] = {}  # reference -> actor and its task
