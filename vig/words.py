@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:  # scores show their words in notebooks
-    from vig.scoring.scores import Score
+    from vig.scoring.score_table import Score
 
 # Shapes: N = values, T = answer tokens of a record or of a turn, W = words of a turn.
 

@@ -21,7 +21,8 @@ from mof.data.rows import RawRecord, UnreadableRow, rows_by_id
 from vig.report.null_comparison import compare_nulls, null_name, reference_of
 from vig.report.samples import SampleReader
 from vig.scoring.calibration import diagnosis
-from vig.scoring.scores import ENCODER, Score, Scores
+from vig.scoring.score_table import ENCODER, Score
+from vig.scoring.scores import Scores
 from vig.selection.selected import Selection
 from vig.words import Mean, answer_words, can_tag, parts_of_speech, word_class
 

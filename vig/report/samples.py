@@ -15,7 +15,7 @@ from encoders.pages.thumbnails import thumbnail_uri
 from mof.data.digests import digest
 from mof.data.records import RecordError, images_of, texts_of, to_record
 from mof.data.rows import RawRecord
-from vig.scoring.scores import Score
+from vig.scoring.score_table import Score
 from vig.selection.selected import Selection, was_scored
 from vig.words import token_texts, turns
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from mof.data.records import RecordError, digest, images_of, to_record
 from mof.data.rows import Row
-from vig.scoring.scores import Score
+from vig.scoring.score_table import Score
 from vig.words import answer_words, word_class
 
 SHARE, FEWEST, MOST = 0.01, 50, 1000  # share and number of the records that are scored with swapped images too

@@ -1,7 +1,7 @@
 """A scoring run fills a folder with parquet shards, a manifest and the lists of the records without a score.
 
     _manifest.json                  format, identity of the run, whether it is complete, and the numbers of records with and without score
-    shard-PROCESS-NUMBER.parquet    a row per record, columns as in `vig.scoring.scores.SCHEMA`
+    shard-PROCESS-NUMBER.parquet    a row per record, columns as in `vig.scoring.score_table.SCHEMA`
     _rejected.jsonl                 {"id", "reason"} of every record that could not be scored
     _text_only.jsonl                {"id"} of every record without an image
     _lock-PROCESS                   locked while a run is alive (`encoders.runs`); a file that is left behind locks nothing

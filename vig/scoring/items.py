@@ -19,7 +19,7 @@ from vig.scoring.answer_losses import AnswerLosses
 from vig.scoring.encoder_branches import EncoderBranches
 from vig.scoring.pairs import PairReader
 from vig.scoring.passes import TwoPasses
-from vig.scoring.scores import Score, to_table
+from vig.scoring.score_table import Score, to_table
 
 LANES = 2
 """Items that are scored side by side: the records of one are read and their images decoded while the model works on the other."""

@@ -31,7 +31,8 @@ from vig.scoring.identity import scoring_identity
 from vig.scoring.items import LANES, ItemScorer, ScoreItem, Total
 from vig.scoring.pairs import PairReader
 from vig.scoring.passes import WINDOW_BATCHES
-from vig.scoring.scores import MEASURES, Part, Score, Scores, schema_of, to_table
+from vig.scoring.score_table import MEASURES, Score, schema_of, to_table
+from vig.scoring.scores import Part, Scores
 
 logger = logging.getLogger(__name__)
 
