@@ -1,4 +1,4 @@
-"""The hours of a plan: operations, divided by the share of the hardware's peak at which they run.
+"""hours estimates the hours of a plan: its operations, divided by the share of the hardware's peak at which they run.
 
 The shares are measured by `benchmarks/gpu/run.py` on a GPU (docs/results/gpu.json). Until they are measured, they are assumed, and the
 plan says so. The operations are those of matrix products, with the second forward pass of checkpointed layers.
@@ -88,7 +88,7 @@ def _forward(plan: Plan, text: int, visual: int | None = None, computed: float |
 
 
 def measured_shares(results: Path = RESULTS) -> dict[str, float]:
-    """Return the shares of the peak that the benchmark measured, by kind of work; none without its file, or where a line failed."""
+    """Return kind of work -> share of the peak that the benchmark measured, without failed lines; {} without the benchmark's file."""
     if not results.is_file():
         return {}
     facts = json.loads(results.read_text())

@@ -1,4 +1,4 @@
-"""How well scores tell records and words that their picture supports from noise: the area under the ROC curve (AUROC), without training."""
+"""Without training, AUROC (the area under the ROC curve) measures how well scores tell records and words with noise from others."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _words(record: Mapping[str, Any], truth: Mapping[str, Any]) -> list[tuple[st
 
 
 def _deciding(score: Score, words: Mapping[str, list[tuple[str, str, bool]]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return which answer tokens belong to deciding words [T], and which of those words are grounded [T]."""
+    """Return two masks [T] of a record's answer tokens: the tokens of deciding words, and the tokens of grounded deciding words."""
     deciding, grounded = (np.zeros(len(score.token_vig), bool) for _ in range(2))
     place = 0
     for answer, word, true in words[score.id]:
@@ -87,7 +87,7 @@ def _deciding(score: Score, words: Mapping[str, list[tuple[str, str, bool]]]) ->
 
 
 def _token_vig(scores: Sequence[Score], words: Mapping[str, list[tuple[str, str, bool]]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the VIG of the tokens of grounded deciding words, and of the other deciding words."""
+    """Return two arrays: the VIG of all tokens of grounded deciding words, and of all tokens of other deciding words."""
     pairs = [(score, *_deciding(score, words)) for score in scores]
     return (
         np.concatenate([score.token_vig[deciding & grounded] for score, deciding, grounded in pairs]),
