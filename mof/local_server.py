@@ -74,7 +74,7 @@ class Connection(H11Protocol):
 
 
 class LocalServer:
-    """A server of some routes, which runs until Ctrl-C or `shutdown`.
+    """LocalServer serves routes until Ctrl-C or `shutdown`.
 
     Args:
         routes: functions that are not async run in threads. The page lies at "/". An error is told in words: `REFUSALS`.
@@ -112,7 +112,7 @@ class LocalServer:
 
     @property
     def url(self) -> str:
-        """The address of the page, with the token."""
+        """Return the address of the page, with the token."""
         return f"http://{ADDRESS}:{self.address[1]}/?token={self.token}"
 
     def serve_forever(self) -> None:

@@ -123,7 +123,7 @@ class MoFImageProcessor(NamesCode, BaseImageProcessor):
         [M, F] instead. With tiles, `tile_counts` says how many of the M belong to each image.
 
         Raises:
-            ValueError: for images of which only some come out of a feature store, and for tiles of stored images.
+            ValueError: for a batch of stored and other images, and for tiles of stored images.
         """
         most = self.max_tiles if max_tiles is None else max_tiles
         flat = _flatten(images)

@@ -1,4 +1,4 @@
-"""Scores and selections as notebooks show them: answers coloured by VIG, and a table of counts."""
+"""These functions show scores and selections in notebooks: answers coloured by VIG, and a table of counts."""
 
 from __future__ import annotations
 

@@ -126,7 +126,7 @@ def can_tag() -> bool:
 def parts_of_speech(words: Sequence[str]) -> list[str | None]:
     """Return the part of speech of each word of a short English text, or None for a word without a part of speech.
 
-    The tagger uses a list of words and a few rules, and is wrong for some words.
+    The tagger uses a list of words and a few rules, and is wrong for a few words.
     """
     if not words:
         return []

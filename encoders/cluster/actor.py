@@ -18,7 +18,7 @@ class Parcel:
         self._make = make
 
     def __reduce__(self) -> tuple[Any, ...]:
-        with suppress(ImportError):  # a model that has run holds hooks that refer to a variable of which each process has its own
+        with suppress(ImportError):  # a model that has run holds hooks, which refer to a variable that is another in each process
             from transformers.utils.output_capturing import CompileableContextVar
 
             copyreg.pickle(CompileableContextVar, lambda _: (_collector, ()))  # type: ignore[arg-type, return-value]

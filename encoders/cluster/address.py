@@ -68,7 +68,7 @@ class Cluster:
         return address if _answers(address) else "local"
 
     def sized(self, ray: Any) -> tuple[int, dict[str, float]]:
-        """Return how many actors are started at most, and what each of them needs: `num_gpus` and `num_cpus`.
+        """Return the largest number of actors, and the resources of an actor: `num_gpus` and `num_cpus`.
 
         Raises:
             ValueError: for a cluster without room for a single actor, unless `most` says how far it may grow.

@@ -30,7 +30,7 @@ class GivenUp:
 
 
 Parts = list[tuple[Given, Result | GivenUp]]
-"""The results of an item: its own, or those of the parts that it was divided into."""
+"""The results of an item: its own result, or the results of the parts that it was divided into."""
 
 
 def grown(position: int, least: int, most: int) -> int:

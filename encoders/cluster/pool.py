@@ -44,7 +44,7 @@ def worked(
         lanes: how many items a process works on at a time.
 
     Raises:
-        Exception: of `make` and of its function, which must keep what is wrong with a part of an item to itself.
+        Exception: of `make` and of its function. The function must not raise for faults in a part of an item.
     """
     if cluster is not None:
         with cluster.connected() as ray:
@@ -131,7 +131,7 @@ class Actors:
             self._running[actor.work.remote(task.sent)] = (actor, task)
 
     def _take_on(self) -> None:
-        """Start processes up to the largest number. Those for which the cluster has no room yet wait there, and it may grow."""
+        """Start processes up to the largest number. Processes without room wait in the cluster, which may grow."""
         while len(self._actors) + len(self._starting) < self._most:
             actor = self._new()
             self._starting[actor.start.remote()] = actor

@@ -1,4 +1,4 @@
-"""Charts in one style: drawn by matplotlib, shown as SVG in the colours of the page or saved as a file.
+"""matplotlib draws all charts in the same style. A page shows them as SVG in its own colours; they can also be saved as files.
 
 A tip is a text that a page shows while the mouse is over a mark: `mark.set_gid(tip(...))`.
 """
@@ -104,7 +104,7 @@ def column_edges(low: float, high: float, cut: float | None = None, columns: int
     width = (high - low) / (columns - 1)  # one column more, as the first is moved to the left
     before = math.ceil((cut - low) / width)
     edges = np.linspace(cut - before * width, cut + (columns - before) * width, columns + 1)  # [B + 1]
-    edges[before] = cut  # to the bit, as some value often lies on it
+    edges[before] = cut  # exactly, because a value often lies on it
     return edges
 
 
@@ -173,16 +173,16 @@ def _count_axis(axes: Axes, highest: int, log: bool) -> None:
 
 # --- bars
 class Bar(NamedTuple):
-    """One row of a bar chart."""
+    """A bar is a row of a bar chart."""
 
     name: str
     value: float
     interval: tuple[float, float] | None
     """Where the value lies with 95 % confidence; drawn as a line."""
     text: str
-    """Stands behind the bar."""
+    """The text behind the bar."""
     more: str = ""
-    """Stands in the bar's tip in place of `text`."""
+    """The text in the bar's tip, in place of `text`."""
 
 
 def interval_bars(bars: Sequence[Bar], label: str, chance: float | None = None) -> Figure:

@@ -153,7 +153,7 @@ class ItemEncoder:
 
     @torch.inference_mode()
     def _features(self, name: str, images: list[Tensor]) -> tuple[dict[str, Tensor], torch.cuda.Event | None]:
-        """B images [3, S, S] -> their features by kind, and whether they are "finite" [B], all in the CPU's memory.
+        """Return the features of B images [3, S, S] by kind, and whether they are "finite" [B], all in the CPU's memory.
 
         The second value is None, or the event after which the features have arrived there.
         """
@@ -197,7 +197,7 @@ _Rows = tuple[list[str], dict[str, Tensor]]
 
 
 class _Copied(NamedTuple):
-    """The features of a batch on their way into the CPU's memory."""
+    """_Copied holds the features of a batch on their way into the CPU's memory."""
 
     encoder: str
     keys: list[str]

@@ -42,7 +42,7 @@ class NewImages:
     Attributes:
         names: name -> content key of the images so far; "" if it is not known.
         known: encoder -> keys of the images that it has encoded, or is about to encode.
-        waiting: the images of each item on its way, also those that are not sent along because all is known of them.
+        waiting: the images of each item on its way, also the images that are not sent with it because their features are known.
     """
 
     def __init__(self, store: Path, manifest: Mapping[str, Any], encoders: list[str], index: ImageIndex, limits: ImageLimits) -> None:
@@ -63,7 +63,7 @@ class NewImages:
     def items(self, sources: ImageSources, batch_size: int, workers: int) -> Generator[EncodeItem]:
         """Read all images, and yield items of those that an encoder lacks, in the order of the sources.
 
-        Where an item begins and ends depends on the sources alone, not on what is known of them: a run that goes on after a kill makes
+        The limits of items depend on the sources alone, not on the features that are known: a run that goes on after a kill makes
         the same batches as if it had not been killed.
         """
         largest = min(SHARD_IMAGES, max(SHARD_BYTES // max(map(self._bytes_of, self.encoders)), 1))

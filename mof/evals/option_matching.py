@@ -1,4 +1,4 @@
-"""The option that an answer chooses: options are read from `(a) Open (b) Closed`, answers are matched by letter and by text.
+"""match_answer finds the option that an answer chooses. Options are read from `(a) Open (b) Closed`; answers match by letter or by text.
 
 An answer that names no option, or several, chooses none. An option shortly after "not" or "never" is not named, nor is an option in
 a clause that begins with a denied belief: "I do not think the door is open". The time is proportional to the answer's length.

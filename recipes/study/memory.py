@@ -26,7 +26,7 @@ GPU = 80
 
 @dataclass(frozen=True)
 class Layer:
-    """The widths of one decoder layer of the Llama kind: RMSNorm, attention without a stored score matrix, gated MLP."""
+    """Layer holds the widths of a decoder layer of the Llama kind: RMSNorm, attention without a stored score matrix, gated MLP."""
 
     hidden: int
     queries: int

@@ -25,7 +25,7 @@ CAPTION_TOKENS = 128
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes, steps and memory of a setting. `study.plan_tables` shows them."""
+    """A plan holds the sizes, steps and memory of a setting. `study.plan_tables` shows them."""
 
     setting: Setting
     devices: int

@@ -32,7 +32,7 @@ def separation(scores: Scores, records: Sequence[Mapping[str, Any]], truth: Mapp
 
     The measures of records compare records without noise with records of the kind. The measure "token vig" compares the tokens that
     the picture decides with the tokens that it does not: grounded words with the false word in the same records (`span`), or with all
-    other words of the answers (`boilerplate`), and otherwise deciding words of records without noise with those of the kind.
+    other words of the answers (`boilerplate`), and otherwise deciding words of records without noise with deciding words of records of the kind.
     """
     table: dict[str, dict[str, float]] = {}
     if not truth:

@@ -80,7 +80,7 @@ class Stage:
 
 @dataclass(config=EXACT)
 class Scenes:
-    """Numbers of scenes of the miniature world that are drawn, in place of files (`mof.miniature.write_dataset`)."""
+    """Scenes says how many scenes of the miniature world are drawn in place of files (`mof.miniature.write_dataset`)."""
 
     align: CountOrZero
     finetune: CountOrZero
@@ -121,7 +121,7 @@ class Data:
     finetune_records: Count | None = None
     """Expected number of stage 2 records."""
     text_records: CountOrZero = 0
-    """Number of `finetune_records` without an image: VIG keeps all of them, whatever `keep` says. For planning."""
+    """Number of `finetune_records` without an image, for planning: VIG keeps all of them, whatever `keep` says."""
 
     def __post_init__(self) -> None:
         if self.finetune_records is not None and self.text_records > self.finetune_records:
@@ -129,7 +129,7 @@ class Data:
 
 
 def _check_encoder(options: dict[str, Any]) -> dict[str, Any]:
-    keywords = inspect.signature(build_encoder).parameters.keys() - {"pretrained"}  # frozen random features are no use
+    keywords = inspect.signature(build_encoder).parameters.keys() - {"pretrained"}  # frozen random features are useless
     if "name" not in options:
         raise ValueError("expected the keywords of build_encoder, such as {name: mini-clip}")
     for unknown in options.keys() - keywords:

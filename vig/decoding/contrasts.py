@@ -98,7 +98,7 @@ class M3ID(Contrast):
 class LACING(Contrast):
     """LACING's guidance (arXiv 2411.14279): l' + scale (l - l'). Scale 1 is plain decoding.
 
-    The null image should be the one that the model was trained with, beside its images.
+    The null image should be the null image that the model saw in training, beside its images.
     """
 
     name: ClassVar[str] = "lacing"

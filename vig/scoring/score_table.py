@@ -43,7 +43,7 @@ def columns_of(measures: Sequence[str]) -> list[str]:
 
 
 def schema_of(identity: Mapping[str, Any]) -> pa.Schema:
-    """Return the columns that a run of this identity writes: `SCHEMA`, those of its measures, encoders and image files."""
+    """Return the columns that a run of this identity writes: `SCHEMA`, and the columns of its measures, encoders and image files."""
     per_token = [*columns_of(identity.get("measures", ())), *(ENCODER + name for name in identity.get("encoders", ()))]
     extra = [pa.field(name, pa.list_(pa.float32())) for name in per_token]
     extra += [pa.field(name, pa.string()) for name in identity.get("image_columns", ())]  # earlier releases had none
@@ -102,7 +102,7 @@ class Score:
     """[T] entropy over the vocabulary with the null image."""
     encoder_vig: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     """Encoder -> [T] loss when only this encoder sees the null image, minus loss with the image; empty unless the run had `per_encoder`.
-    The encoders' values need not add up to `token_vig`: the rest is what they tell only together, or what both tell."""
+    The encoders' values need not add up to `token_vig`: the rest is told only by all encoders together, or by several of them alike."""
     image_digest: str = ""
     """Digest of the images' pixels when they were scored: a run is not resumed with other images under the same paths."""
     image_files: str = ""

@@ -32,7 +32,7 @@ class Part:
 
     light: pa.Table
     read: Callable[[], pa.Table]
-    """It returns the same rows with all columns."""
+    """This function returns the same rows with all columns."""
 
 
 class Scores(Sequence[Score]):
