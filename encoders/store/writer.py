@@ -17,7 +17,7 @@ from encoders.images.opening import ImageError, ImageLimits
 from encoders.images.sources import ImageSources, exists
 from encoders.preprocessing import View
 from encoders.progress import Advance, progress_bar
-from encoders.runs import RunLock, remove_unfinished
+from encoders.runs import RunLock
 from encoders.storage import fetched
 from encoders.store.files import TOKEN_FORMATS, ImageIndex, TokenFormat, read_view, write_failures, write_view
 from encoders.store.items import ItemEncoder
@@ -114,10 +114,9 @@ def encode_images(
         raise ValueError(f"batch_size and workers must be at least 1, got {batch_size} and {workers}")
     limits = limits or ImageLimits()
     sources, store = ImageSources(images, limits), fetched(out).absolute()
-    store.mkdir(parents=True, exist_ok=True)
     with RunLock(store):
         manifest = declare(store, encoders, view, embeddings=embeddings, tokens=tokens, dtype=dtype, sources=sources.given)
-        remove_unfinished(store)
+
         run = _Run(store, manifest, list(encoders), strict, limits)
         options: dict[str, Any] = {
             "batch_size": batch_size,
