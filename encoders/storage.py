@@ -130,7 +130,7 @@ def remove(path: Path) -> None:
 
 
 def confirm(path: Path) -> None:
-    """Check that this process still holds its lock on the folder of a file in a copy, if it had the lock."""
+    """Check that this process still holds the lock that it had taken on the folder of a file in a copy."""
     for folder, check in tuple(HELD.items()):
         if folder in path.parents:
             check()

@@ -19,7 +19,7 @@ from encoders.storage import HELD, reached, url_of
 logger = logging.getLogger(__name__)
 
 BEAT, EXPIRY = 30.0, 120.0
-"""Seconds after which a run renews its lock, and after which a lock counts no more."""
+"""Seconds after which a run renews its lock, and after which a lock no longer counts."""
 SETTLING = 3.0
 """Seconds in which all runs that take over the same lock have written to it. The last run has the lock."""
 

@@ -49,7 +49,7 @@ Answer = Callable[[Request, Any], Response]
 
 
 class Connection(H11Protocol):
-    """A connection that is closed when a client sends nothing for SILENCE seconds. Uvicorn would wait for the rest of a header forever.
+    """A connection is closed when a client sends nothing for SILENCE seconds. Uvicorn would wait for the rest of a header forever.
 
     Beyond CONNECTIONS, the connection that has waited longest for a request is closed.
     """
@@ -78,7 +78,7 @@ class LocalServer:
 
     Args:
         routes: functions that are not async run in threads. The page lies at "/". An error is told in words: `REFUSALS`.
-        command: the command that prints the address, for the message to whoever comes without the token.
+        command: the command that prints the address, for the message to a visitor without the token.
         port: 0 takes any free port.
         token: the word that the address of the page holds; a random word by default.
         answers: error -> its answer, for errors that `REFUSALS` lacks.

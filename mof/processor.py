@@ -232,7 +232,7 @@ class MoFProcessor(NamesCode, ProcessorMixin):
     # It brings `return_mm_token_type_ids`, `return_text_replacement_offsets`, and the refusal of truncation that cuts an image.
 
     def prepare_inputs_layout(self, images: Any = None, text: str | list[str] | None = None, **kwargs: Any) -> tuple[Any, ...]:
-        """Return images and texts as flat lists, or None, where there are none, and two times None for videos and audio."""
+        """Return images and texts as flat lists, or None if there are none, and None for videos and for audio."""
         images = None if images is None else _flatten(images)
         return images or None, [text] if isinstance(text, str) else None if text is None else list(text), None, None
 

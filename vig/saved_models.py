@@ -50,7 +50,7 @@ def load_in_4bit(folder: Path, *, bf16: bool = False, **options: Any) -> PreTrai
 
     Args:
         bf16: multiply in bfloat16, also in a float32 model. A model in half precision always does.
-        options: of `load_network`.
+        options: the options of `load_network`.
 
     Raises:
         ValueError: where bitsandbytes is not installed, or for a model that is quantized already.

@@ -18,8 +18,8 @@ class Cluster:
     """A cluster says where the actors are and how many there are. Each actor is a process.
 
     Args:
-        address: of a Ray cluster, as `ray.init` takes it; "" is the cluster of this machine, or this machine alone.
-        gpus_per_actor: GPUs, or a fraction of a GPU, of an actor. Default: one GPU if the cluster has GPUs. Actors without a GPU
+        address: the address of a Ray cluster, as `ray.init` takes it; "" is the cluster of this machine, or this machine alone.
+        gpus_per_actor: the number of an actor's GPUs, or its share of a GPU. Default: one GPU if the cluster has GPUs. Actors without a GPU
             have all cores of a machine.
         least: the work begins when this number of actors have started.
         most: the largest number of actors. Default: as many as the cluster has room for now.

@@ -92,7 +92,7 @@ class Actors:
         self._starting: dict[Any, Any] = {}  # reference -> actor
         self._running: dict[Any, tuple[Any, _Task]] = {}  # reference -> actor and its task
         self._actors: list[Any] = []
-        self._ready: deque[_Task] = deque()  # those that have cost a process are in front
+        self._ready: deque[_Task] = deque()  # tasks that have cost a process are in front
         self._failed_starts, self._begun, self._since, self._told = 0, False, time.monotonic(), False
 
     def run(self, items: Iterable[Any]) -> Iterator[tuple[Any, Parts]]:
@@ -104,7 +104,7 @@ class Actors:
                 while order and order[0].finished():
                     task = order.popleft()
                     yield task.item, task.results()
-                room = len(order) < 2 * self._lanes * self._most  # results wait for those before them
+                room = len(order) < 2 * self._lanes * self._most  # results wait for the results before them
                 taking = more and room and len(self._ready) < READY
                 if taking and (item := next(source, None)) is not None:
                     order.append(self._task(item))
@@ -183,7 +183,7 @@ class Actors:
             task.end(self._ray.get(reference))
         except self._ray.exceptions.RayTaskError as error:  # of the work
             raise (error.cause if isinstance(error.cause, Exception) else error) from None
-        except self._ray.exceptions.RayError as error:  # of the actor, its machine, or the way from there
+        except self._ray.exceptions.RayError as error:  # the actor, its machine or the connection failed
             self._lost(task, error)
             if actor in self._actors:
                 self._actors.remove(actor)

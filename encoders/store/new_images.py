@@ -32,7 +32,7 @@ class ReadImage(NamedTuple):
     stat: tuple[int, int] | None = None
     """Bytes and time of a file."""
     data: bytes | None = None
-    """Its content, unless all that is wanted of it is known."""
+    """Its content, unless everything about the image is known."""
     error: ImageError | None = None
 
 
@@ -95,7 +95,7 @@ class NewImages:
         return entry["grid"][0] * entry["grid"][1] * width + 4 * (entry["embed_dim"] or 0) * entry["embeddings"] + 16
 
     def _read(self, source: tuple[str, Source]) -> ReadImage:
-        """Read and hash an image, unless all is known of it."""
+        """Read and hash an image, unless everything about it is known."""
         name, content = source
         try:
             if isinstance(content, ImageError):

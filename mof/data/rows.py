@@ -256,7 +256,7 @@ def _pieces(path: Path) -> Iterator[Any]:
                 more = file.read(size)
                 if not more:
                     raise
-                text, place, size = text[place:] + more, 0, 2 * size  # twice as much: a long item is parsed a few times only
+                text, place, size = text[place:] + more, 0, 2 * size  # twice as much, to parse a long item a few times only
                 continue
             number += 1
             yield replace(item, id=f"{path.name}, record {number}") if isinstance(item, UnreadableRow) else item

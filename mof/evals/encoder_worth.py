@@ -34,7 +34,7 @@ from mof.mixer import Mixer
 Replacement = Literal["mean", "zero", "mask"]
 """The tokens of the removed encoder become their mean over the benchmark's images, position by position ("mean"), or zeros ("zero"),
 or the language model goes on as if they were not there ("mask")."""
-MEAN_IMAGES = 64  # over which an encoder's tokens are averaged
+MEAN_IMAGES = 64  # the images over which an encoder's tokens are averaged
 
 Measurement = Callable[[Run], Row]
 """A function that asks a benchmark: `lambda run: eval_mmvp(run, questions)`."""
@@ -125,12 +125,12 @@ class Worth:
     """The loss as a share of the whole model's score: the conditional utilisation rate. NaN for a score that is not above 0."""
     rate_interval: Interval
     parts: dict[str, Worth] = field(default_factory=dict)
-    """Part of the benchmark -> the same on this part alone: MMVP's patterns where questions name them, POPE's strategies."""
+    """Part of the benchmark -> the worth on this part alone: MMVP's patterns where questions name them, POPE's strategies."""
 
 
 @dataclass(frozen=True)
 class EncoderWorth:
-    """The result of `encoder_worth`."""
+    """EncoderWorth is the result of `encoder_worth`."""
 
     measure: str
     """The title of the headline, with its unit."""

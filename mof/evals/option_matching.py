@@ -153,7 +153,7 @@ def _final(answer: str) -> str:
 def _letters(answer: str, options: Mapping[str, str]) -> tuple[set[str], str]:
     """Return the options whose letters are given, and the part of the answer that decides about them.
 
-    Sentences from the word "answer" on decide, then lines that hold nothing but a letter, or a letter and its option, then the
+    Sentences from the word "answer" on decide first; then lines that hold only a letter, or a letter and its option; then the
     whole answer.
     """
     lines, corrected = _last_said(_lines(answer), options)

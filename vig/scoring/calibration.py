@@ -30,7 +30,7 @@ of the records with an image were ungrounded, and selection gained 12 to 26 poin
 lost 39. With 50 records, the standard deviation of this estimate is .12 and .06. A scorer that reads nothing finds all
 records alike (.99 after a stage 1 on swapped images). With mixed noise it was .42, but VIG did not find these: a selection warns."""
 ENOUGH = 30
-"""Number of records from which on there is a verdict. With fewer, the standard deviation of "alike" is .15 or more where it is .41."""
+"""The smallest number of records for a verdict. With fewer, the standard deviation of "alike" is .15 or more where it is .41."""
 
 
 class Sample:

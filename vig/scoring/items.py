@@ -33,7 +33,7 @@ class ScoreItem:
     number: int | None
     """The number of their shard; None returns their scores and writes nothing."""
     swapped: bool = False
-    """Whether they have the images of other records, for the calibration."""
+    """Whether the records have the images of other records, for the calibration."""
     part: int = 1
     """1 for a whole item; the halves of part n are 2n and 2n + 1."""
 

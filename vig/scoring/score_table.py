@@ -34,7 +34,7 @@ MEASURES = ("loss", "logit", "entropy")
 """The further values of each answer token that a run can save, each with the image and with the null image."""
 
 ENCODER = "token_vig_of_"
-"""With the name of an encoder behind it, a column of the VIG of this encoder. A score has these columns in `Score.encoder_vig`."""
+"""A column with this prefix and the name of an encoder holds the encoder's VIG. A score has these columns in `Score.encoder_vig`."""
 
 
 def columns_of(measures: Sequence[str]) -> list[str]:
