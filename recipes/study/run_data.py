@@ -50,7 +50,7 @@ def read_run_data(data: Data, data_dir: Path) -> RunData:
     finetune, mix = with_captions(finetune, captions) if captions else (finetune, {})
     align, finetune = (_checked(records, folders) for records in (align, finetune))
     photos = sorted({image for record in align for image in record["images"]})
-    held_out = set(_spaced(photos, data.held_out))
+    held_out = set(spaced(photos, data.held_out))
     if len(held_out) == 1:
         raise ValueError(
             f"held_out {data.held_out} of {len(photos)} images is a single image; two are needed, to show each in place of the other"
@@ -106,6 +106,6 @@ def _with_paths(raw: Any, folders: Sequence[Path]) -> dict[str, Any]:
     return {key: value for key, value in to_mapping(raw).items() if key != "image"} | {"images": paths}
 
 
-def _spaced(names: Sequence[str], share: float) -> list[str]:
+def spaced(names: Sequence[str], share: float) -> list[str]:
     """Return `share` of the names, evenly spaced, the first name among them."""
     return [name for i, name in enumerate(names) if math.floor(i * share) > math.floor((i - 1) * share)]

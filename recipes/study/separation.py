@@ -31,23 +31,27 @@ def separation(scores: Scores, records: Sequence[Mapping[str, Any]], truth: Mapp
     """Return the AUROC of each measure for each kind of noise that the records have.
 
     The measures of records compare records without noise with records of the kind. The measure "token vig" compares the tokens that
-    the picture decides with the tokens that it does not: grounded words with the false word in the same records (`span`), or with all
-    other words of the answers (`boilerplate`), and otherwise deciding words of records without noise with deciding words of records of the kind.
+    the picture decides with the tokens that it does not, where the truth names the deciding words: grounded words with the false word in
+    the same records (`span`), or with all other words of the answers (`boilerplate`), and otherwise deciding words of records without
+    noise with deciding words of records of the kind.
     """
     table: dict[str, dict[str, float]] = {}
     if not truth:
         return table  # nobody knows the truth about real records
     clean = [score for score in scores if truth[score.id]["noise"] is None]
-    words = {record["id"]: _words(record, truth[record["id"]]) for record in records}
+    words = {record["id"]: _words(record, truth[record["id"]]) for record in records if "words" in truth[record["id"]]}
     for kind in KINDS:
         noisy = [score for score in scores if truth[score.id]["noise"] == kind]
         if not noisy:
             continue
         row = {name: auroc([*map(measure, clean)], [*map(measure, noisy)]) for name, measure in RECORD_MEASURES.items()}
+        table[kind] = row
+        if not words:
+            continue  # the truth about real records names no words
         grounded, other = _token_vig(noisy if kind in ("span", "boilerplate") else [*clean, *noisy], words)
         if kind == "boilerplate":
             other = np.concatenate([score.token_vig[~_deciding(score, words)[0]] for score in noisy])
-        table[kind] = row | {"token vig": auroc(grounded, other)}
+        row["token vig"] = auroc(grounded, other)
     return table
 
 

@@ -112,6 +112,12 @@ class _Redistributed(EditedAttention):
             states = args[0] if args else kwargs["hidden_states"]  # [R, S, D]
             if states.shape[1] == self.length:  # the whole sequence, with all images
                 self._sinks[layer] = self.find_sinks(states[:, : self.image.shape[1]].float())
+            elif layer not in self._sinks:
+                raise ValueError(
+                    f"{self.method} looks for sinks in the whole prompt, but layer {layer} of the language model "
+                    f"({self.decoder.model_type}) reads only the end of it: give the whole prompt without a cache, and no model that "
+                    "leaves tokens out in its last layers"
+                )
 
         return find
 
@@ -122,8 +128,6 @@ class _Redistributed(EditedAttention):
         return (large & dimensions).any(dim=-1) & self.image
 
     def edit_weights(self, weights: Tensor, image: Tensor, layer: int) -> Tensor:
-        if layer not in self._sinks:
-            raise ValueError(f"{self.method} looks for sinks in the prompt, so it cannot go on from a cache: give the whole prompt")
         sinks = self.at_keys(self._sinks[layer], weights.shape[-1]) & image  # [R, 1, Q, K]
         taken, others = weights * sinks, weights * (image & ~sinks)  # [R, H, Q, K]
         sunk, rest = taken.sum(dim=-1, keepdim=True), others.sum(dim=-1, keepdim=True)  # [R, H, Q, 1]

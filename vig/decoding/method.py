@@ -82,7 +82,7 @@ class Decoding:
 
         Raises:
             ValueError: for a contrast without null inputs, for another search than greedy, sampling and beams, for `stop_strings`, and
-                for a model whose attention cannot be edited.
+                for a model whose attention cannot be edited, or a prompt in chunks where it is edited.
         """
         loop, further = _search(self.name, model, generation_config, inspect.currentframe())
         if stop_strings is not None:
@@ -93,6 +93,8 @@ class Decoding:
         arguments = {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria, "generation_config": generation_config}
         arguments |= further
         attention = self.attention(model, input_ids, model_kwargs)
+        if attention is not None and (size := generation_config.prefill_chunk_size):
+            raise ValueError(f"{self.name} edits attention in one pass over the prompt; leave out prefill_chunk_size={size}")
         if not self.contrasts and attention is None:
             return getattr(model, loop)(input_ids, **arguments, **model_kwargs)
         branches = [Branch(model, input_ids, model_kwargs, generation_config)]
