@@ -146,5 +146,5 @@ class NewImages:
 def _stat(path: Path) -> os.stat_result:
     try:
         return path.stat()
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be opened ({error.strerror})") from error
+    except (OSError, ValueError) as error:  # a line of a list may hold a zero byte
+        raise ImageError(f"{path}: cannot be opened ({getattr(error, 'strerror', None) or error})") from error
