@@ -17,7 +17,7 @@ These commands plan and run it on a single GPU of 24 GiB, with LoRA on a languag
     python recipes/train_llava_mof_vig.py --config recipes/configs/llava15_7b_qlora.yaml --dry-run --devices 1 --gpu-memory 24
     python recipes/train_llava_mof_vig.py --config recipes/configs/llava15_7b_qlora.yaml --data-dir DATA --rows interleaved+vig
 
-What was predicted of each study before its rows were run is in recipes/predictions.md.
+recipes/predictions.md holds the predictions for each study, which were written down before its rows were run.
 """
 
 import argparse
