@@ -28,7 +28,7 @@ DEFAULTS: dict[str, Any] = {
     "save_steps": 0.1,  # as a share of the steps
     "save_total_limit": 2,  # the earlier checkpoint is needed if the last is damaged
     "logging_steps": 0.01,
-    "logging_nan_inf_filter": False,  # it hides a loss that is not a number, and waits for the device in every step
+    "logging_nan_inf_filter": False,  # this filter hides a loss that is not a number, and waits for the device in every step
     "dataloader_num_workers": min(4, os.cpu_count() or 1),
     "report_to": "none",
 }
