@@ -9,8 +9,8 @@ from the same stage 1. It is measured on the held-out records: their loss with t
 are trained seed by seed, and a run that is interrupted goes on with --resume.
 
 Predictions, written before the first run:
-1. On the captions of held-out photos of Flickr8k, AUROC of VIG (own against other photo, `analyse_photos.py`) is between .6 and .8 for
-   photos at random. It is at least .05 lower for photos whose captions share the most words.
+1. On the captions of held-out photos of Flickr8k, AUROC of VIG (own against other photo) is between .6 and .8 for photos at random. It is
+   at least .05 lower for photos whose captions share the most words.
 2. On the COCO records, AUROC of VIG against swapped records is below .65. Most answers are lists of "Yes" and "No", which fit many photos.
 3. `grounded`, which knows the truth, has the largest difference between other and own photo, by less than .1 nats over `everything`.
 4. The paper's rule (`vig`) does not beat `random` in the loss with the own photo, because it learns from fewer forms of answers, but
@@ -28,15 +28,20 @@ from typing import Any
 import numpy as np
 from scipy.stats import ttest_1samp
 
+from analyse_photos import one_per_image
 from encoders.console import Console
 from encoders.runs import write_json
+from mof.data.rows import RawRecord
 from mof.evals.text_tables import TextTable
 from study.command import Options, run_recipe
 from study.rows import Row
 from study.run_data import RunData, read_run_data, spaced
 from study.run_folder import RunFolder
-from study.settings import identity, read_setting
-from train_llava_mof_vig import RowRun
+from study.settings import Setting, identity, read_setting
+from train_llava_mof_vig import RowRun, load
+from vig.analyses.comparison import match_table
+from vig.analyses.image_match import image_match, with_other_images
+from vig.scoring.calibration import with_swapped_images
 
 WAYS = ("vig", "everything", "random", "grounded", "vig-samples", "lowest-loss")
 SHARE, HELD_OUT = 0.4, 0.2
@@ -62,6 +67,16 @@ def with_swaps(data: RunData, seed: int) -> RunData:
     truth = {record["id"]: {"noise": "swapped" if record["id"] in swapped else None} for record in records}
     mixed = [records[i] for i in np.random.default_rng([seed, 4]).permutation(len(records))]
     return dataclasses.replace(data, align=[], finetune=mixed, held_out=held_out, truth=truth)
+
+
+def caption_vig(model: Path, records: Sequence[RawRecord], setting: Setting) -> dict[str, Any]:
+    """Return the VIG of a caption of each photo, with the caption's photo, another photo at random, and a photo with alike captions."""
+    groups = one_per_image(with_other_images(records))
+    mixed = [groups["matching"][i] for i in np.random.default_rng(0).permutation(len(groups["matching"]))]
+    shown = {"own": groups["matching"], "at random": with_swapped_images(mixed, None), "alike": groups["partly matching"]}
+    rows = image_match(*load(model), shown, batch_size=setting.score_batch_size, max_length=setting.max_length)
+    Console().print(match_table(rows, model.name))
+    return {name: dataclasses.asdict(row) for name, row in rows.items()}
 
 
 def tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[TextTable]:
@@ -108,6 +123,7 @@ def main() -> None:
     fused = Row(setting.fusion, tuple(setting.encoders), setting.fusion)
     aligned = RowRun(fused, setting, data, folder, 0)
     aligned.stage("align", fused.aligned, aligned.align)
+    captions = folder.stage("captions", lambda _: caption_vig(aligned.path("align", fused.aligned), data.held_out, setting))
     rows: list[dict[str, Any]] = folder.read("results.json", {"rows": []})["rows"]
     for seed in args.seeds:
         swapped, noise = with_swaps(data, seed), f"swapped-{seed}"
@@ -121,7 +137,7 @@ def main() -> None:
     }
     console.print("AUROC against swapped records:", aurocs)
     if args.figures:
-        write_json(args.figures, {"rows": rows, "auroc": aurocs})
+        write_json(args.figures, {"captions": captions, "rows": rows, "auroc": aurocs})
 
 
 if __name__ == "__main__":
