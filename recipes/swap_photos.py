@@ -40,7 +40,7 @@ from study.run_folder import RunFolder
 from study.settings import Setting, identity, read_setting
 from train_llava_mof_vig import RowRun, load
 from vig.analyses.comparison import match_table
-from vig.analyses.image_match import image_match, with_other_images
+from vig.analyses.image_match import image_match, right_against_other_image, with_other_images
 from vig.scoring.calibration import with_swapped_images
 
 WAYS = ("vig", "everything", "random", "grounded", "vig-samples", "lowest-loss")
@@ -69,14 +69,20 @@ def with_swaps(data: RunData, seed: int) -> RunData:
     return dataclasses.replace(data, align=[], finetune=mixed, held_out=held_out, truth=truth)
 
 
-def caption_vig(model: Path, records: Sequence[RawRecord], setting: Setting) -> dict[str, Any]:
-    """Return the VIG of a caption of each photo, with the caption's photo, another photo at random, and a photo with alike captions."""
-    groups = one_per_image(with_other_images(records))
+def measure_aligned(folder: Path, captions: Sequence[RawRecord], held_out: Sequence[RawRecord], setting: Setting) -> dict[str, Any]:
+    """Return the figures of the model of stage 1: the VIG of captions, and the losses of held-out records of stage 2.
+
+    A caption of each photo is scored with this photo, with another photo at random, and with a photo that has alike captions.
+    """
+    model, processor = load(folder)
+    options = {"batch_size": setting.score_batch_size, "max_length": setting.max_length}
+    groups = one_per_image(with_other_images(captions))
     mixed = [groups["matching"][i] for i in np.random.default_rng(0).permutation(len(groups["matching"]))]
     shown = {"own": groups["matching"], "at random": with_swapped_images(mixed, None), "alike": groups["partly matching"]}
-    rows = image_match(*load(model), shown, batch_size=setting.score_batch_size, max_length=setting.max_length)
-    Console().print(match_table(rows, model.name))
-    return {name: dataclasses.asdict(row) for name, row in rows.items()}
+    rows = image_match(model, processor, shown, **options)
+    Console().print(match_table(rows, folder.name))
+    held = right_against_other_image(model, processor, held_out, **options)
+    return {"captions": {name: dataclasses.asdict(row) for name, row in rows.items()}, "held_out": held}
 
 
 def tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[TextTable]:
@@ -121,9 +127,10 @@ def main() -> None:
     data = read_run_data(setting.data, args.data_dir)
     folder = RunFolder(args.output, {"setting": identity(setting), "data_dir": str(args.data_dir.resolve())}, resume=args.resume)
     fused = Row(setting.fusion, tuple(setting.encoders), setting.fusion)
-    aligned = RowRun(fused, setting, data, folder, 0)
+    aligned = RowRun(fused, setting, dataclasses.replace(data, held_out=[]), folder, 0)
     aligned.stage("align", fused.aligned, aligned.align)
-    captions = folder.stage("captions", lambda _: caption_vig(aligned.path("align", fused.aligned), data.held_out, setting))
+    own = aligned.path("align", fused.aligned)
+    before = folder.stage("before", lambda _: measure_aligned(own, data.held_out, with_swaps(data, 0).held_out, setting))
     rows: list[dict[str, Any]] = folder.read("results.json", {"rows": []})["rows"]
     for seed in args.seeds:
         swapped, noise = with_swaps(data, seed), f"swapped-{seed}"
@@ -132,12 +139,11 @@ def main() -> None:
             rows = [old for old in rows if old["name"] != row.name] + [RowRun(row, setting, swapped, folder, 0)()]
             folder.write("results.json", {"rows": rows})
     console.print(*tables(rows))
-    aurocs = {
-        noise: folder.read(f"seed-0/score-{fused.aligned}-{noise}/stage.json", {}).get("auroc") for noise in {r["noise"] for r in rows}
-    }
+    scored = {row["noise"]: f"seed-0/score-{fused.aligned}-{row['noise']}/stage.json" for row in rows}
+    aurocs = {noise: folder.read(file, {}).get("auroc") for noise, file in scored.items()}
     console.print("AUROC against swapped records:", aurocs)
     if args.figures:
-        write_json(args.figures, {"captions": captions, "rows": rows, "auroc": aurocs})
+        write_json(args.figures, {"before": before, "rows": rows, "auroc": aurocs})
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -55,9 +56,9 @@ def test_differences_are_paired_over_seeds():
 @pytest.mark.slow
 def test_the_study_end_to_end(tmp_path, monkeypatch, capsys):
     colours = ["red", "blue", "green", "white", "black"]
-    records = []
+    records, rng = [], np.random.default_rng(0)
     for i in range(20):
-        Image.new("RGB", (32, 32), (12 * i, 99, 0)).save(tmp_path / f"{i}.png")
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
         turns = [{"from": "human", "value": "<image>\nSay."}, {"from": "gpt", "value": f"A {colours[i % 5]} dog {'runs' * (i % 3)}"}]
         records.append({"id": str(i), "image": f"{i}.png", "conversations": turns})
     for name, part in (("captions", records[:10]), ("mix", records[10:])):
@@ -76,5 +77,6 @@ def test_the_study_end_to_end(tmp_path, monkeypatch, capsys):
     assert vig["active_tokens"] == random["active_tokens"] > 0 and grounded["active_tokens"] > 0
     assert vig["held_out"]["loss_right_photo"] != random["held_out"]["loss_right_photo"]
     assert figures["auroc"]["swapped-0"]["swapped"].keys() == {"vig", "lowest loss", "highest null loss"}
-    assert figures["captions"]["at random"]["auroc"] and figures["captions"]["own"]["auroc"] is None
+    captions = figures["before"]["captions"]
+    assert captions["at random"]["auroc"] and captions["own"]["auroc"] is None
     assert "minus random" in capsys.readouterr().out
