@@ -1,4 +1,4 @@
-"""Charts of a study: a bar per row, a heat map by pattern, and accuracy against the number of tokens with a loss."""
+"""A study has these charts: a bar per row, a heat map by pattern, and accuracy against the number of tokens with a loss."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MEASURES = {
 }
 
 
-MARKS = "osD^vPX*<>hd"  # of lines
+MARKS = "osD^vPX*<>hd"  # a mark for each line of a chart
 
 CHANCE = {"pair_accuracy": 25, "question_accuracy": 50, "misled_accuracy": 50}
 
@@ -40,7 +40,7 @@ def plot_study(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
 
 
 def accuracy_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Return a bar for each row: of right pairs, and of right questions after a false statement where these were asked."""
+    """Return bars of each row's right pairs, and of its right questions after a false statement where these were asked."""
     by_name = grouped(rows, "name")
     measures = [measure for measure in ("pair_accuracy", "misled_accuracy") if all(row.get(measure) is not None for row in rows)]
     with figure(160 + 400 * len(measures), 34 * len(by_name) + 100) as drawn:
