@@ -1,4 +1,4 @@
-"""`mof chat`: a question about an image, or a conversation."""
+"""`mof chat` asks a model about an image, or holds a conversation with it."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _answer(network: Any, processor: Any, inputs: dict[str, Any], max_new_tokens
 
 
 class _Printed(TextStreamer):
-    """Prints an answer without white space before its first word, and without control characters."""
+    """_Printed prints an answer without white space before its first word, and without control characters."""
 
     begun = False
 

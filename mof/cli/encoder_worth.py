@@ -1,4 +1,4 @@
-"""`mof eval encoders`: the worth of each encoder of a model, and of its images."""
+"""`mof eval encoders` measures the worth of each encoder of a model, and the worth of its images."""
 
 from __future__ import annotations
 

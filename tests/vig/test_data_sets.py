@@ -14,12 +14,12 @@ import torch
 from transformers import TrainingArguments
 from typer.testing import CliRunner
 
+from encoders.storage import LOCKS
 from mof.cli.app import build_app
 from mof.data import SupervisedCollator, read_records
 from mof.data.records import require_unchanged, to_record
 from vig import SelectiveTrainer, load_scores, score, select
 from vig.cli.select import write_records
-from vig.scoring.folder import LOCKS
 
 datasets = pytest.importorskip("datasets")
 

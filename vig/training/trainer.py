@@ -250,7 +250,7 @@ class SelectiveTrainer(WatchedTrainer):
         return self.model.get_output_embeddings()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        # The Trainer saves some models (LLaVA, Qwen-VL, mixtures of experts) under the names of their public weights,
+        # The Trainer saves a few models (LLaVA, Qwen-VL, mixtures of experts) under the names of their public weights,
         # but looks for the names in memory when it resumes, finds none and goes on (transformers issue 48805).
         target = self.model if model is None else model
         plain = target if isinstance(target, PreTrainedModel) and not self.is_fsdp_enabled else None
