@@ -175,7 +175,7 @@ class RowRun:
         measured = {key: value for key, value in facts[-1].items() if key not in ("seconds", "active_tokens", "losses")}
         if row.misled:
             measured |= self.stage("misled", row.name, self.mislead)
-        if row.worth and self.seed == 0:
+        if row.worth:
             measured |= self.stage("worth", row.name, self.weigh)
         return {
             "name": row.name, "selection": way, "keep": row.keep, "noise": row.noise, "visual_tokens": facts[0]["visual_tokens"],

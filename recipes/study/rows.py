@@ -42,7 +42,7 @@ class Row:
     noise: str | None = None
     """The noise in stage 2, a name in `study.ways.NOISE`; None is the noise in the setting."""
     worth: bool = False
-    """Whether the worth of each encoder is measured, too (with seed 0 only, because it asks the questions five more times)."""
+    """Whether the worth of each encoder is measured, too. That asks the questions five more times."""
     stored: bool = False
     """Whether the features of the setting's encoders are read from a store, which all such rows share."""
     like: str | None = None
