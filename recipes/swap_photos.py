@@ -9,8 +9,8 @@ from the same stage 1. It is measured on the held-out records: their loss with t
 are trained seed by seed, and a run that is interrupted goes on with --resume.
 
 Predictions, written before the first run:
-1. On the captions of held-out photos of Flickr8k, AUROC of VIG (own against other photo, `analyse_photos.py`) is between .6 and .8 for
-   photos at random. It is at least .05 lower for photos whose captions share the most words.
+1. On the captions of held-out photos of Flickr8k, AUROC of VIG (own against other photo) is between .6 and .8 for photos at random. It is
+   at least .05 lower for photos whose captions share the most words.
 2. On the COCO records, AUROC of VIG against swapped records is below .65. Most answers are lists of "Yes" and "No", which fit many photos.
 3. `grounded`, which knows the truth, has the largest difference between other and own photo, by less than .1 nats over `everything`.
 4. The paper's rule (`vig`) does not beat `random` in the loss with the own photo, because it learns from fewer forms of answers, but
@@ -28,15 +28,20 @@ from typing import Any
 import numpy as np
 from scipy.stats import ttest_1samp
 
+from analyse_photos import one_per_image
 from encoders.console import Console
 from encoders.runs import write_json
+from mof.data.rows import RawRecord
 from mof.evals.text_tables import TextTable
 from study.command import Options, run_recipe
 from study.rows import Row
 from study.run_data import RunData, read_run_data, spaced
 from study.run_folder import RunFolder
-from study.settings import identity, read_setting
-from train_llava_mof_vig import RowRun
+from study.settings import Setting, identity, read_setting
+from train_llava_mof_vig import RowRun, load
+from vig.analyses.comparison import match_table
+from vig.analyses.image_match import image_match, right_against_other_image, with_other_images
+from vig.scoring.calibration import with_swapped_images
 
 WAYS = ("vig", "everything", "random", "grounded", "vig-samples", "lowest-loss")
 SHARE, HELD_OUT = 0.4, 0.2
@@ -62,6 +67,22 @@ def with_swaps(data: RunData, seed: int) -> RunData:
     truth = {record["id"]: {"noise": "swapped" if record["id"] in swapped else None} for record in records}
     mixed = [records[i] for i in np.random.default_rng([seed, 4]).permutation(len(records))]
     return dataclasses.replace(data, align=[], finetune=mixed, held_out=held_out, truth=truth)
+
+
+def measure_aligned(folder: Path, captions: Sequence[RawRecord], held_out: Sequence[RawRecord], setting: Setting) -> dict[str, Any]:
+    """Return the figures of the model of stage 1: the VIG of captions, and the losses of held-out records of stage 2.
+
+    A caption of each photo is scored with this photo, with another photo at random, and with a photo that has alike captions.
+    """
+    model, processor = load(folder)
+    options = {"batch_size": setting.score_batch_size, "max_length": setting.max_length}
+    groups = one_per_image(with_other_images(captions))
+    mixed = [groups["matching"][i] for i in np.random.default_rng(0).permutation(len(groups["matching"]))]
+    shown = {"own": groups["matching"], "at random": with_swapped_images(mixed, None), "alike": groups["partly matching"]}
+    rows = image_match(model, processor, shown, **options)
+    Console().print(match_table(rows, folder.name))
+    held = right_against_other_image(model, processor, held_out, **options)
+    return {"captions": {name: dataclasses.asdict(row) for name, row in rows.items()}, "held_out": held}
 
 
 def tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[TextTable]:
@@ -106,8 +127,10 @@ def main() -> None:
     data = read_run_data(setting.data, args.data_dir)
     folder = RunFolder(args.output, {"setting": identity(setting), "data_dir": str(args.data_dir.resolve())}, resume=args.resume)
     fused = Row(setting.fusion, tuple(setting.encoders), setting.fusion)
-    aligned = RowRun(fused, setting, data, folder, 0)
+    aligned = RowRun(fused, setting, dataclasses.replace(data, held_out=[]), folder, 0)
     aligned.stage("align", fused.aligned, aligned.align)
+    own = aligned.path("align", fused.aligned)
+    before = folder.stage("before", lambda _: measure_aligned(own, data.held_out, with_swaps(data, 0).held_out, setting))
     rows: list[dict[str, Any]] = folder.read("results.json", {"rows": []})["rows"]
     for seed in args.seeds:
         swapped, noise = with_swaps(data, seed), f"swapped-{seed}"
@@ -116,12 +139,11 @@ def main() -> None:
             rows = [old for old in rows if old["name"] != row.name] + [RowRun(row, setting, swapped, folder, 0)()]
             folder.write("results.json", {"rows": rows})
     console.print(*tables(rows))
-    aurocs = {
-        noise: folder.read(f"seed-0/score-{fused.aligned}-{noise}/stage.json", {}).get("auroc") for noise in {r["noise"] for r in rows}
-    }
+    scored = {row["noise"]: f"seed-0/score-{fused.aligned}-{row['noise']}/stage.json" for row in rows}
+    aurocs = {noise: folder.read(file, {}).get("auroc") for noise, file in scored.items()}
     console.print("AUROC against swapped records:", aurocs)
     if args.figures:
-        write_json(args.figures, {"rows": rows, "auroc": aurocs})
+        write_json(args.figures, {"before": before, "rows": rows, "auroc": aurocs})
 
 
 if __name__ == "__main__":

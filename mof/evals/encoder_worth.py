@@ -145,9 +145,8 @@ class EncoderWorth:
 
     @property
     def information_gap(self) -> float:
-        """Return the largest utilisation rate of an encoder minus the smallest."""
-        rates = [worth.rate for worth in self.encoders.values()]
-        return max(rates) - min(rates)
+        """Return the largest utilisation rate of an encoder minus the smallest; it is NaN where a rate is NaN."""
+        return float(np.ptp([worth.rate for worth in self.encoders.values()]))
 
 
 def encoder_worth(
