@@ -64,7 +64,7 @@ def counted() -> Iterator[None]:
 
 
 def bounded(environment: Any) -> Any:
-    """Change an `ImmutableSandboxedEnvironment` of Jinja so that everything that its templates do within `counted` is bounded; return it."""
+    """Change an `ImmutableSandboxedEnvironment` of Jinja so that everything its templates do within `counted` is bounded; return it."""
     call, operators = environment.call, environment.binop_table
 
     def called(context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
