@@ -52,7 +52,8 @@ from study.page import example_pairs, write_run_page
 from study.plan import plan
 from study.plan_tables import plan_tables
 from study.plots import plot_noise, plot_selection, plot_study
-from study.rows import COMPARISONS, Row, bars, contrasts, study_tables, table_rows
+from study.result_tables import bars, contrasts, study_tables
+from study.rows import COMPARISONS, Row, table_rows
 from study.run_data import RunData, read_run_data
 from study.run_folder import RunFolder
 from study.separation import separation

@@ -107,7 +107,7 @@ def of_model(folder: Path, blurred: bool = False) -> tuple[dict[str, encoders.En
     from mof import MoFForConditionalGeneration, register_auto_classes
     from mof.checkpoints import build_configured_mixer
     from mof.config import MoFConfig
-    from mof.processor import MoFImageProcessor
+    from mof.image_processor import MoFImageProcessor
 
     require_config(folder)
     register_auto_classes()
