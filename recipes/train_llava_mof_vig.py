@@ -170,7 +170,12 @@ class RowRun:
             selection = select_by(way, scores, keep, self.seed)
             summary = selection.summary()
             console.print(f"{row.name}: {summary}")
-            told = {"threshold": summary.threshold, "helped_left_out": summary.helped_left_out, "auroc": facts[-1].get("auroc", {})}
+            told = {
+                "threshold": summary.threshold,
+                "helped_left_out": summary.helped_left_out,
+                "negative": float((scores.vig < 0).mean()),
+                "auroc": facts[-1].get("auroc", {}),
+            }
             records = selection.apply(records)
         facts.append(self.stage("finetune", row.name, lambda folder: self.finetune(folder, records)))
         measured = {key: value for key, value in facts[-1].items() if key not in ("seconds", "active_tokens", "losses")}
