@@ -123,7 +123,7 @@ class MoFImageProcessor(NamesCode, BaseImageProcessor):
         [M, F] instead. With tiles, `tile_counts` says how many of the M belong to each image.
 
         Raises:
-            ValueError: for images of which only some come out of a feature store, and for tiles of stored images.
+            ValueError: for a batch of stored and other images, and for tiles of stored images.
         """
         most = self.max_tiles if max_tiles is None else max_tiles
         flat = _flatten(images)
@@ -232,7 +232,7 @@ class MoFProcessor(NamesCode, ProcessorMixin):
     # It brings `return_mm_token_type_ids`, `return_text_replacement_offsets`, and the refusal of truncation that cuts an image.
 
     def prepare_inputs_layout(self, images: Any = None, text: str | list[str] | None = None, **kwargs: Any) -> tuple[Any, ...]:
-        """Return images and texts as flat lists, or None, where there are none, and two times None for videos and audio."""
+        """Return images and texts as flat lists, or None if there are none, and None for videos and for audio."""
         images = None if images is None else _flatten(images)
         return images or None, [text] if isinstance(text, str) else None if text is None else list(text), None, None
 

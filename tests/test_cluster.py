@@ -30,7 +30,9 @@ from support.tiny import TinyEncoder
 from support.tiny_llava import build_llava
 
 from encoders import FeatureStore, encode_images
-from encoders.cluster import Cluster, GivenUp, Parcel, _Actors, file_number, grown, worked
+from encoders.cluster import Cluster, GivenUp, file_number, grown, worked
+from encoders.cluster.actor import Parcel
+from encoders.cluster.pool import Actors
 from encoders.command_options import ClusterOptions
 
 
@@ -168,7 +170,7 @@ def test_work_beside_an_item_that_kills_is_not_given_up(actors: int) -> None:
     """An actor with two lanes loses both of its items at a time."""
     for seed in range(5):
         killers = {7 + seed, 100, 101}
-        work = _Actors(StandInRay(killers, seed), lambda: sum, Cluster(most=actors), lanes=2)
+        work = Actors(StandInRay(killers, seed), lambda: sum, Cluster(most=actors), lanes=2)
         parts = [part for _, parts in work.run(Numbers(range(start, start + 16)) for start in range(0, 128, 16)) for part in parts]
         assert [number for part, _ in parts for number in part] == list(range(128))
         assert {number for part, result in parts if isinstance(result, GivenUp) for number in part} == killers

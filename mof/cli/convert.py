@@ -11,6 +11,7 @@ import typer
 
 from encoders.command_groups import starts_over
 from encoders.command_options import output_option
+from encoders.names import first_names
 from encoders.runs import replace_folder, write_json
 from encoders.terminal import say
 
@@ -81,7 +82,7 @@ def _describe(loaded: Loaded) -> str:
         grid = f"{encoder.grid[0]} x {encoder.grid[1]}"
         lines.append(f"  encoder {name}: {encoder.name}, {encoder.image_size} px, {grid} patches, layer {encoder.layer}, {place}")
     if loaded.unused:
-        lines.append(f"  {len(loaded.unused)} unused tensors, not kept: {_list(loaded.unused)}")
+        lines.append(f"  {len(loaded.unused)} unused tensors, not kept: {first_names(loaded.unused, 5)}")
     return "\n".join(lines)
 
 
@@ -99,11 +100,9 @@ def _refuse_foreign(source: Path, out: Path, overwrite: bool) -> None:
     if not overwrite:
         raise ValueError(f"{out} holds an earlier conversion: choose another folder, or give --overwrite")
     if foreign := sorted(set(present) - set(json.loads((out / RECORD).read_text())["files"])):
-        raise ValueError(f"{out} holds {len(foreign)} files that `mof convert` did not write: {_list(foreign)}; choose another folder")
-
-
-def _list(names: list[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+        raise ValueError(
+            f"{out} holds {len(foreign)} files that `mof convert` did not write: {first_names(foreign, 5)}; choose another folder"
+        )
 
 
 def _files(folder: Path) -> list[str]:

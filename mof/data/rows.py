@@ -28,7 +28,7 @@ JOINT = re.compile(r'\}\s*,\s*\{\s*"[^"\\]*"')  # between two items that are dic
 NEAR = 1 << 14  # characters in which the end of an item is looked for
 SCAN = json.JSONDecoder().raw_decode
 BEHIND = re.compile(r"[\s,\]]")  # characters that may follow an item of a list
-DEEPEST = 201  # levels of lists and dicts: what pydantic's parser takes; Python's limit depends on the functions that call the parser
+DEEPEST = 201  # levels of lists and dicts, the limit of pydantic's parser; Python's own limit depends on the functions that call the parser
 TOO_DEEP = f"its lists and dicts lie more than {DEEPEST} deep"
 BRACKET = re.compile(r'[\[{]|[\]}]|"(?:[^"\\]|\\.)*+"', re.DOTALL)  # a bracket outside of text, or a text
 
@@ -256,7 +256,7 @@ def _pieces(path: Path) -> Iterator[Any]:
                 more = file.read(size)
                 if not more:
                     raise
-                text, place, size = text[place:] + more, 0, 2 * size  # twice as much: a long item is parsed a few times only
+                text, place, size = text[place:] + more, 0, 2 * size  # twice as much, to parse a long item a few times only
                 continue
             number += 1
             yield replace(item, id=f"{path.name}, record {number}") if isinstance(item, UnreadableRow) else item

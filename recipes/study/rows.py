@@ -1,4 +1,4 @@
-"""The rows of a run: which encoders are fused in which way, and which tokens stage 2 is trained on. Their results as tables."""
+"""A row of a run says which encoders are fused in which way, and which tokens stage 2 is trained on. Tables show the rows' results."""
 
 from __future__ import annotations
 
@@ -32,32 +32,32 @@ class Row:
     fusion: str
     options: tuple[tuple[str, Any], ...] = ()
     selection: str | None = None
-    """One of `study.ways.WAYS` or `NOISE_WAYS`; None: every answer token."""
+    """A way in `study.ways.WAYS` or `NOISE_WAYS`; None selects every answer token."""
     keep: float | None = None
-    """Share for the selection; None: the setting's."""
+    """The share that the selection keeps; None keeps the share in the setting."""
     heeds: bool = False
     """Whether the selection takes whole samples where the paper's rule warns (the setting's `heed_warning`)."""
     misled: bool = False
     """Whether the model is also asked questions after false statements."""
     noise: str | None = None
-    """The name in `study.ways.NOISE` of the noise in stage 2; None: the setting's."""
+    """The noise in stage 2, a name in `study.ways.NOISE`; None is the noise in the setting."""
     worth: bool = False
-    """Whether the worth of each encoder is measured, too, with seed 0 only: it asks the questions five times more."""
+    """Whether the worth of each encoder is measured, too (with seed 0 only, because it asks the questions five more times)."""
     stored: bool = False
     """Whether the features of the setting's encoders are read from a store, which all such rows share."""
     like: str | None = None
     """The row whose stage 1 this row uses; None: this row has its own stage 1."""
     layer: int | tuple[int, ...] | None = None
-    """The layers of the encoders that this row reads; None: the setting's."""
+    """The layers of the encoders that this row reads; None reads the layers in the setting."""
 
     @property
     def aligned(self) -> str:
-        """The name of the stage 1 that this row starts from."""
+        """Return the name of the stage 1 that this row starts from."""
         return self.like or self.name
 
     @property
     def mix(self) -> str:
-        """The name of the record file of stage 2, where scenes are drawn."""
+        """Return the name of the record file of stage 2, where scenes are drawn."""
         return "finetune" if self.noise is None else f"finetune-{self.noise}"
 
     def selected(self, way: str, keep: float | None = None) -> Row:
@@ -243,7 +243,7 @@ def contrasts(rows: Sequence[dict[str, Any]], key: str = "selection", controls: 
 
 
 def _contrast(pairs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> str:
-    """Return the mean difference between the rows of each pair, a pair for each seed, with both of its intervals."""
+    """Return the mean difference between the two rows of each seed, with both of its intervals."""
     if not pairs:
         return "-"
     by_seed = [100 * (way["pair_accuracy"] - control["pair_accuracy"]) for way, control in pairs]

@@ -155,6 +155,8 @@ WIDE = {
     "int32 of 0 to 65535": GREY.astype(np.int32) * 257,
     "int32 of 0 to 2^31": GREY.astype(np.int32) * (2**31 // 255),
     "noise below black": np.where(GREY == 0, -0.01, GREY / 255).astype(np.float32),
+    "noise above white": np.where(GREY == 255, 1.0001, GREY / 255).astype(np.float32),
+    "overshoot of a resize": np.where(GREY == 255, 1.2, np.where(GREY == 0, -0.2, GREY / 255)).astype(np.float32),
 }
 
 

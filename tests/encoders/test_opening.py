@@ -8,6 +8,7 @@ import os
 import re
 import struct
 import threading
+import zlib
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -46,6 +47,16 @@ def test_what_is_no_regular_file_of_a_sane_size_is_refused_at_once(kind: str, tm
         path.symlink_to(tmp_path / "nowhere")
     with pytest.raises(ImageError, match=str(path)):
         read_image(path)
+
+
+def test_tiles_of_a_small_tiff_are_limited() -> None:
+    """A kilobyte can ask libtiff for a tile of gigabytes, whatever the size of the image."""
+    data = zlib.compress(bytes(2**20))
+    tags = {256: 16, 257: 16, 258: 8, 259: 8, 262: 1, 277: 1, 322: 40_000, 323: 40_000, 324: 134, 325: len(data)}  # 324: after the tags
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    tiled = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4) + data
+    with pytest.raises(ImageError, match=r"x\.tiff: its tiles of 1,600,000,000 pixels are more than the allowed"):
+        read_image(tiled, name="x.tiff")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")

@@ -370,7 +370,10 @@ def test_the_command(images: list[str], tiny_folder: Path, tmp_path: Path, monke
     assert refused.exit_code != 0 and "--images" in refused.output + str(refused.exception)
 
 
-def test_a_score_of_nothing_has_no_interval_of_its_rate() -> None:
+def test_a_score_of_nothing_has_no_rates_and_no_gap() -> None:
     nothing = Worth(0.0, Difference(0.0, (0.0, 0.0)), float("nan"), (float("nan"), float("nan")))
-    table, _ = worth_tables(EncoderWorth("pairs, %", 100, 0.0, {"a": nothing, "b": nothing}, {}, {}), "tiny")
-    assert isinstance(table, TextTable) and table.rows["without a"] == ["0.0", "0.0", "[0.0,0.0]", "nan", "-"]
+    table, gap = worth_tables(EncoderWorth("pairs, %", 100, 0.0, {"a": nothing, "b": nothing}, {}, {}), "tiny")
+    assert isinstance(table, TextTable) and table.rows["without a"] == ["0.0", "0.0", "[0.0,0.0]", "-", "-"]
+    assert gap == "information gap: none, as there are no utilisation rates for a score that is not above 0"
+    known = Worth(0.0, Difference(0.0, (0.0, 0.0)), 0.5, (0.5, 0.5))
+    assert np.isnan(EncoderWorth("pairs, %", 100, 0.0, {"a": known, "b": nothing}, {}, {}).information_gap)

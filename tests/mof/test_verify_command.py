@@ -121,3 +121,13 @@ def test_swapped_shards(stores: Path) -> None:
 def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
     result = mof("verify", tmp_path / "nowhere")
     assert result.exit_code == 2 and "nowhere is no folder" in result.output
+
+
+def test_files_that_end_in_nothing_or_in_depth_are_named_and_those_of_others_are_not(tmp_path: Path) -> None:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/manifest.json").write_text("[1]")  # of a web page
+    assert verify(tmp_path) == (0, [])
+    (tmp_path / "empty.json").touch()
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    code, lines = verify(tmp_path)
+    assert code == 1 and [Path(line.split()[0]).name for line in lines] == ["deep.json", "empty.json"]

@@ -14,11 +14,11 @@ import torch
 from support.commands import mof
 from transformers import TrainingArguments
 
+from encoders.storage import LOCKS
 from mof.data import SupervisedCollator, read_records
 from mof.data.records import require_unchanged, to_record
 from vig import SelectiveTrainer, load_scores, score, select
 from vig.cli.select import write_records
-from vig.scoring.folder import LOCKS
 
 datasets = pytest.importorskip("datasets")
 

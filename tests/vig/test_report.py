@@ -20,7 +20,8 @@ from mof.data.digests import digest, record_id
 from vig import random_selection, select
 from vig.report import page, write_report
 from vig.report.null_comparison import compare_nulls, rank_correlation
-from vig.scoring.scores import Score, Scores
+from vig.scoring.score_table import Score
+from vig.scoring.scores import Scores
 from vig.selection.selected import Selection
 
 TOKENIZER = tiny.build_tokenizer()
