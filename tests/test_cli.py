@@ -95,7 +95,7 @@ def test_help_and_list_load_no_slow_library(arguments: list[str]) -> None:
         "try: app(sys.argv[1:])\n"
         "finally: print({'torch', 'numpy', 'transformers', 'pyarrow'} & set(sys.modules), file=sys.stderr)"
     )
-    done = subprocess.mof([sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and done.stdout
     assert done.stderr.splitlines()[-1] == "set()"
 

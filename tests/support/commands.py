@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typer
 from typer.testing import CliRunner, Result
 
 from mof.cli.app import build_app
@@ -9,9 +10,9 @@ from mof.cli.app import build_app
 APP = build_app({"train": "vig.cli.train:train", "vig": "vig.cli.app:app"})
 
 
-def mof(*words: object, typed: str | None = None, **environment: str) -> Result:
+def mof(*words: object, app: typer.Typer = APP, typed: str | None = None, **environment: str) -> Result:
     """Call the command with these words and variables of the environment; `typed` is what the user types."""
-    return CliRunner().invoke(APP, [str(word) for word in words], input=typed, env=environment)
+    return CliRunner().invoke(app, [str(word) for word in words], input=typed, env=environment)
 
 
 def refused(result: Result, *words: str) -> None:
