@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from encoders.pages.charts import COLOURS, LINES, figure, save
 from mof.evals.plots import plot_probe
-from study.rows import grouped
+from study.result_tables import grouped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

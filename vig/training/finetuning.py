@@ -87,9 +87,8 @@ def finetune(
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    if gradient_checkpointing:  # the older name is deprecated from transformers 5.24 on
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+    if gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
     device: dict[str, Any] = {"use_cpu": not torch.accelerator.is_available(), "dataloader_pin_memory": False}
     if torch.cuda.is_available():
         device |= ON_GPU
