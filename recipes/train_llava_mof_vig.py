@@ -52,7 +52,8 @@ from study.page import example_pairs, write_run_page
 from study.plan import plan
 from study.plan_tables import plan_tables
 from study.plots import plot_noise, plot_selection, plot_study
-from study.rows import COMPARISONS, Row, bars, contrasts, study_tables, table_rows
+from study.result_tables import bars, contrasts, study_tables
+from study.rows import COMPARISONS, Row, table_rows
 from study.run_data import RunData, read_run_data
 from study.run_folder import RunFolder
 from study.separation import separation
@@ -169,13 +170,18 @@ class RowRun:
             selection = select_by(way, scores, keep, self.seed)
             summary = selection.summary()
             console.print(f"{row.name}: {summary}")
-            told = {"threshold": summary.threshold, "helped_left_out": summary.helped_left_out, "auroc": facts[-1].get("auroc", {})}
+            told = {
+                "threshold": summary.threshold,
+                "helped_left_out": summary.helped_left_out,
+                "negative": float((scores.vig < 0).mean()),
+                "auroc": facts[-1].get("auroc", {}),
+            }
             records = selection.apply(records)
         facts.append(self.stage("finetune", row.name, lambda folder: self.finetune(folder, records)))
         measured = {key: value for key, value in facts[-1].items() if key not in ("seconds", "active_tokens", "losses")}
         if row.misled:
             measured |= self.stage("misled", row.name, self.mislead)
-        if row.worth and self.seed == 0:
+        if row.worth:
             measured |= self.stage("worth", row.name, self.weigh)
         return {
             "name": row.name, "selection": way, "keep": row.keep, "noise": row.noise, "visual_tokens": facts[0]["visual_tokens"],

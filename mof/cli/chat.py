@@ -15,6 +15,7 @@ from encoders import read_image
 from encoders.command_options import DecodingName, Device, MaxNewTokens, Model, TrustRemoteCode, usable_device
 from encoders.saved_folders import require_config
 from encoders.terminal import plain, say
+from encoders.text_files import one_line
 from mof.auto_classes import register_auto_classes
 from mof.data.prompts import prompt_inputs, ready_for_prompts
 from mof.evals.decoding import Decoding, load_decoding, load_explainer
@@ -82,7 +83,7 @@ def _named(model: Path) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{model} cannot be used as an image-text-to-text model with a chat template: {error}") from error
+        raise ValueError(f"{model} cannot be used as an image-text-to-text model with a chat template: {one_line(error)}") from error
 
 
 def _questions() -> Iterator[str]:

@@ -210,7 +210,9 @@ def test_the_study_of_noise_compares_ways_on_the_same_records(config, tmp_path):
     assert noisy and grounded == pytest.approx(everything * (1 - noisy / len(truth)), rel=0.1)
     assert lowest < everything and shuffled < everything and floor < everything
     assert steps > shuffled  # it goes through its records more than once
-    assert results["vig-floor 0"]["threshold"] == 0 and "threshold" not in results["grounded 0.4"]
+    assert (
+        results["vig-floor 0"]["threshold"] == 0 <= results["vig-floor 0"]["negative"] <= 1 and "threshold" not in results["grounded 0.4"]
+    )
     assert set(results["vig-steps mixed"]["auroc"]) == {"guessable", "boilerplate", "plausible"}
 
 
