@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from support.annotation_folder import COMPLETE, EMPTY, write_folder
@@ -102,11 +102,14 @@ def test_two_writers_see_each_other_and_neither_is_overwritten(tmp_path):
 
 @settings(max_examples=30, deadline=None)
 @given(cut=st.integers(1, 400))
+@example(cut=-1)
+@example(cut=-2)
+@example(cut=-3)
 def test_a_torn_last_line_is_dropped_and_written_over(tmp_path_factory, cut):
     file = tmp_path_factory.mktemp("torn") / "j.jsonl"
     Journal(file).save(NAMES, 0, annotation())
     whole = file.read_bytes()
-    file.write_bytes(whole + whole[: min(cut, len(whole) - 1)])
+    file.write_bytes(whole + whole[: min(cut, len(whole) - 1)])  # negative: as many bytes are missing
     journal = Journal(file)
     assert journal.get(NAMES).revision == 1
     journal.save(NAMES, 1, annotation(question="After?"))

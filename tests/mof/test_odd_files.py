@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from support.commands import mof
 
 from encoders.saved_folders import loading, require_config
-from mof.cli.app import build_app
 from mof.cli.convert import RECORD, _refuse_foreign
 from mof.evals.answerers import AnswersFile
 from mof.evals.chair import CocoWords, photos, read_coco, read_objects
@@ -122,5 +121,5 @@ def test_errors_of_transformers_name_the_folder_and_are_short(tmp_path: Path) ->
 )
 def test_mistakes_are_told_before_any_work(arguments: tuple[str, ...], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(build_app({}), arguments)
+    result = mof(*arguments)
     assert result.exit_code == 2 and words in result.output and not list(tmp_path.iterdir())

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from accelerate.data_loader import DataLoaderDispatcher
 from support.commands import mof
 from transformers import TrainingArguments
 
@@ -108,6 +109,7 @@ def test_a_stream_stays_a_stream_and_is_trained_on(llava, data_set, tmp_path) ->
     assert [row["id"] for row in stream] == selection.sample_ids
     arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[], max_steps=2, per_device_train_batch_size=2, save_strategy="no")
     trainer = SelectiveTrainer(llava[0], arguments, train_dataset=stream, processing_class=llava[1])
+    assert not isinstance(trainer.get_train_dataloader(), DataLoaderDispatcher)  # each of several processes reads its own records
     state = {name: value.clone() for name, value in llava[0].state_dict().items()}
     try:
         assert np.isfinite(trainer.train().training_loss)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -114,6 +115,8 @@ class SelectiveTrainer(WatchedTrainer):
         args = copy.copy(args)
         args.remove_unused_columns = False
         args.restore_callback_states_from_checkpoint = True
+        # Otherwise one process would read a stream for all and join the batches, which hold the records' names, as if these were tensors.
+        args.accelerator_config = dataclasses.replace(args.accelerator_config, dispatch_batches=False)
         if not args.average_tokens_across_devices:
             raise ValueError("the loss counts tokens over all ranks; leave average_tokens_across_devices=True")
         if args.label_smoothing_factor:

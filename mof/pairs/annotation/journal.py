@@ -135,7 +135,7 @@ class Journal:
                     *lines, torn = stream.read().split(b"\n")
                     for line in lines:
                         self._take(line + b"\n")
-                    if torn.count(MARK) > 1 and not torn.endswith(b"}"):
+                    if torn.count(MARK) > 1 and not b'"}'.startswith(torn.rpartition(MARK)[2]):  # a whole line is there, and more
                         raise ValueError(f"{self.file}: the end of its last line is damaged; end it with a line feed")
             yield
 
