@@ -161,6 +161,28 @@ class ScoreFolder:
         write_text(file_of(self.path, name), "".join(json.dumps(row) + "\n" for row in rows))
 
 
+def refuse_occupied(folder: str | os.PathLike[str], settings: Mapping[str, Any], null: str) -> None:
+    """Refuse a folder that holds other files, or scores with other settings, before a model is loaded. `ScoreFolder` checks the rest.
+
+    Args:
+        settings: entries of the run's identity.
+        null: the name of the null image.
+
+    Raises:
+        ValueError: as `ScoreFolder`.
+    """
+    path = fetched(folder)
+    manifest = manifest_file(path)
+    manifest.refuse_foreign([LOCKS])
+    if not any(path.glob(SHARDS)):
+        return
+    try:
+        identity = manifest.read()["identity"]
+    except DamagedError:  # `ScoreFolder` may be able to write it anew
+        return
+    manifest.claim({**identity, **settings, "null": {**identity["null"], "name": null}})
+
+
 def file_of(folder: Path, name: str) -> Path:
     """Return the path of MANIFEST, REJECTED or TEXT_ONLY, which has no underscore in a folder of an earlier release."""
     earlier = folder / name.removeprefix("_")
