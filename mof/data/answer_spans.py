@@ -84,7 +84,7 @@ def render_answers(processor: ProcessorMixin, record: Record) -> tuple[str, list
 
 
 def _most_helpful(record: Record, errors: Sequence[Exception]) -> Exception:
-    """Return the error that says best what to do: of the template's author, about the record, or about lists in place of strings."""
+    """Return the most helpful error: the error of the template's author, about the record, or about lists in place of strings."""
     if not isinstance(errors[0], (TypeError, RecordError)):
         return errors[0]
     refused = [error for error in errors if isinstance(error, RecordError)]

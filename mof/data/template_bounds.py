@@ -18,10 +18,10 @@ from typing import Any
 from jinja2 import nodes
 
 MOST_STEPS = 300_000  # rounds of loops, calls of macros, and items that filters take
-MOST_CHARACTERS = 50_000_000  # of a value, and of everything that a template writes
-MOST_ITEMS = 1_000_000  # of a list
-MOST_DIGITS = 10_000  # of an integer, in base 2
-MOST_SECONDS = 20  # of this thread's computing time
+MOST_CHARACTERS = 50_000_000  # in a value, and in everything that a template writes
+MOST_ITEMS = 1_000_000  # in a list
+MOST_DIGITS = 10_000  # in an integer, in base 2
+MOST_SECONDS = 20  # the computing time of this thread
 MOST_INDENT = 100  # spaces of JSON
 ITEMS_A_STEP = 100  # a filter that makes a list takes a step for each 100 items
 
@@ -64,7 +64,7 @@ def counted() -> Iterator[None]:
 
 
 def bounded(environment: Any) -> Any:
-    """Change an `ImmutableSandboxedEnvironment` of Jinja so that all that its templates do within `counted` is bounded; return it."""
+    """Change an `ImmutableSandboxedEnvironment` of Jinja so that everything its templates do within `counted` is bounded; return it."""
     call, operators = environment.call, environment.binop_table
 
     def called(context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:

@@ -17,7 +17,7 @@ from transformers import AutoConfig, PreTrainedModel, set_seed
 from encoders.command_groups import resumes
 from encoders.command_options import Images, Model, Records, TrustRemoteCode, output_option
 from encoders.model_cards import HEAD, write_section
-from encoders.runs import LOCKS, RunLock
+from encoders.runs import RunLock
 from encoders.store.fingerprints import weights_digest
 from encoders.terminal import say
 from mof.data.digests import digest
@@ -105,7 +105,7 @@ def train(
     arguments = {"warmup_steps": 0.03, "num_train_epochs": epochs, "learning_rate": peak, **parse_arguments(more or [], OWN)}
     arguments |= {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulate}
     process = PartialState(cpu=not torch.accelerator.is_available())  # or processes on CPUs would not find each other
-    training_file(output).refuse_foreign([LOCKS])  # before the model is loaded
+    training_file(output).refuse_foreign()  # before the model is loaded
     processor = load_processor(model, trust_remote_code=trust_remote_code)
     room = most_tokens(AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code), max_length)
     raw = read_training_records(records, processor, images, room)
