@@ -76,6 +76,24 @@ def test_report_of_nothing_or_of_the_wrong_things(folder: Path) -> None:
     assert not (folder / "x.html").exists()
 
 
+def test_an_occupied_output_is_refused_before_the_model_is_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = score(folder, "blur")
+    for loader in ("load_processor", "load_network"):
+        monkeypatch.setattr(f"vig.cli.score.{loader}", lambda *_, **__: pytest.fail("a model was loaded"))
+        monkeypatch.setattr(f"vig.cli.train.{loader}", lambda *_, **__: pytest.fail("a model was loaded"))
+    inputs = ("--model", folder / "model", "--records", folder / "records.json", "--image-folder", folder, "--output-dir")
+    refused(run("score", *inputs, scores, "--null", "zero"), "null.name: 'blur' there, 'zero' now")
+    refused(run("score", *inputs, scores, "--max-length", "99"), "max_length: 2048 there, 99 now")
+    refused(run("score", *inputs, folder / "model"), "no scoring run")
+
+
+def test_a_report_reads_its_records_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    monkeypatch.setattr("vig.cli.report.stream_rows", lambda path: read.append(path) or iter(json.loads(path.read_text())))
+    inputs = ("--records", folder / "records.json", "--source-key", "image", "-o", folder / "x.html")
+    assert run("report", score(folder, "blur"), *inputs).exit_code == 0 and len(read) == 1
+
+
 def test_image_match(folder: Path) -> None:
     records = json.loads((folder / "records.json").read_text())
     images = [record["image"] for record in records]

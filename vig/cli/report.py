@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from encoders.command_groups import starts_over
 from encoders.command_options import DecodingName, Records, images_option, output_option
 from encoders.terminal import say
-from mof.data.rows import RawRecord, stream_rows
-from vig.report.page import write_report
+from mof.data.rows import RawRecord, rows_by_id, stream_rows
+from vig.report.page import shown_ids, write_report
 from vig.scoring.scores import Scores, load_scores
 from vig.selection.sources import record_sources
 from vig.selection.thresholds import select
@@ -52,11 +52,16 @@ def report(
         raise ValueError(f"--images {images} is no folder; leave --images out for a page without images")
     if decoding is not None and model is None:
         raise ValueError("--decoding is for answers of a model: give --model too")
-    selection = select(runs[0], keep, sources=None if source_key is None else record_sources(stream_rows(records), source_key))
+    rows: Iterable[Any] = stream_rows(records)
+    sources = None
+    if source_key is not None:  # the records are read once, and few of them are kept
+        wanted, kept = shown_ids(runs[0], samples), list[Any]()
+        sources, rows = record_sources(_keeping(rows, wanted, kept), source_key), kept
+    selection = select(runs[0], keep, sources=sources)
     write_report(
         output,
         selection,
-        stream_rows(records),
+        rows,
         image_folder=images,
         others=runs[1:],
         samples=samples,
@@ -65,6 +70,14 @@ def report(
         progress=True,
     )
     say(f"{output}: {len(runs[0])} records; {selection.summary()}")
+
+
+def _keeping(records: Iterable[Any], wanted: Collection[str], kept: list[Any]) -> Iterator[Any]:
+    """Yield the records, and put the records with the wanted ids into `kept`."""
+    for id, row in rows_by_id(records):
+        if id in wanted:
+            kept.append(row)
+        yield row
 
 
 def _explainer(model: Path, images: Path | None, decoding: str | None) -> Callable[[RawRecord], Explanation]:

@@ -18,7 +18,7 @@ from vig.nulls import NULL_NAMES
 from vig.saved_models import load_network, load_processor, stored_images
 from vig.scoring import run
 from vig.scoring.calibration import diagnosis
-from vig.scoring.folder import RECORDS_DIGEST, REJECTED, file_of
+from vig.scoring.folder import RECORDS_DIGEST, REJECTED, file_of, refuse_occupied
 from vig.scoring.score_table import MEASURES
 
 
@@ -66,6 +66,7 @@ def score(
         raise ValueError("--features and --blurred-features go together: the score compares the two")
     if not images.is_dir():
         raise ValueError(f"--images {images} is no folder: expected the folder that the records' image paths start from")
+    refuse_occupied(output, {"max_length": max_length, "seed": seed}, null)
     processor = load_processor(model, trust_remote_code=trust_remote_code)
     about = {RECORDS_DIGEST: file_digest(records)} if records.is_file() else {}
     raw = read_rows(records)

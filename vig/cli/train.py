@@ -12,7 +12,7 @@ import torch
 import transformers
 import typer
 from accelerate import PartialState
-from transformers import PreTrainedModel, set_seed
+from transformers import AutoConfig, PreTrainedModel, set_seed
 
 from encoders.command_groups import resumes
 from encoders.command_options import Images, Model, Records, TrustRemoteCode, output_option
@@ -21,11 +21,12 @@ from encoders.runs import RunLock
 from encoders.store.fingerprints import weights_digest
 from encoders.terminal import say
 from mof.data.digests import digest
+from vig.positions import most_tokens
 from vig.processes import Processes
 from vig.saved_models import load_in_4bit, load_network, load_processor, stored_images
 from vig.scoring.identity import processor_identity
 from vig.training.card import training_facts
-from vig.training.finetuning import CHECKPOINTS, DEFAULTS, claim, finetune, finish, result
+from vig.training.finetuning import CHECKPOINTS, DEFAULTS, claim, finetune, finish, result, training_file
 from vig.training.preparation import add_lora, freeze_encoder, parse_arguments, read_training_records, require_apart
 
 OWN = {
@@ -104,9 +105,11 @@ def train(
     arguments = {"warmup_steps": 0.03, "num_train_epochs": epochs, "learning_rate": peak, **parse_arguments(more or [], OWN)}
     arguments |= {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulate}
     process = PartialState(cpu=not torch.accelerator.is_available())  # or processes on CPUs would not find each other
+    training_file(output).refuse_foreign()  # before the model is loaded
     processor = load_processor(model, trust_remote_code=trust_remote_code)
-    raw = read_training_records(records, processor, images, max_length)
-    evaluation = None if eval_records is None else read_training_records(eval_records, processor, images, max_length)
+    room = most_tokens(AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code), max_length)
+    raw = read_training_records(records, processor, images, room)
+    evaluation = None if eval_records is None else read_training_records(eval_records, processor, images, room)
     if evaluation is not None:
         require_apart(raw, evaluation)
         every = arguments.get("save_steps", DEFAULTS["save_steps"])

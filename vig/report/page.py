@@ -68,7 +68,7 @@ def write_report(
     """
     scores = selection.scores
     lowest, highest = _ends(scores, samples)
-    wanted = {score.id for score in (*lowest, *highest)}
+    wanted = shown_ids(scores, samples)
     by_id = {id: row for id, row in rows_by_id(records) if id in wanted and not isinstance(row, UnreadableRow)}
     reader = SampleReader(selection, by_id, scores.manifest["identity"], image_folder)
     shown = {"highest": [reader.read(score) for score in highest], "lowest": [reader.read(score) for score in lowest]}
@@ -109,6 +109,11 @@ def write_report(
         nulls=nulls,
         null_reference=null_name(reference_of(runs)),
     )
+
+
+def shown_ids(scores: Scores, samples: int) -> set[str]:
+    """Return the ids of the records that the page shows. It needs no other records."""
+    return {score.id for end in _ends(scores, samples) for score in end}
 
 
 def _tokens(selection: Selection, threshold: float | None) -> dict[str, int] | None:

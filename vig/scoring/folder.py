@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 from encoders.digests import DamagedError, damaged, file_digest
 from encoders.runs import RunFile, RunLock, run_digest, write_text
-from encoders.storage import fetched, located, remove
+from encoders.storage import fetched, located, remove, url_of
 from encoders.tables import ForeignError, read_table, run_of
 from vig.processes import Processes
 
@@ -157,6 +157,30 @@ class ScoreFolder:
 
     def _write_lines(self, name: str, rows: Iterable[Mapping[str, str]]) -> None:
         write_text(file_of(self.path, name), "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def refuse_occupied(folder: str | os.PathLike[str], settings: Mapping[str, Any], null: str) -> None:
+    """Refuse a folder that holds other files, or scores with other settings, before a model is loaded. `ScoreFolder` checks the rest.
+
+    Args:
+        settings: entries of the run's identity.
+        null: the name of the null image.
+
+    Raises:
+        ValueError: as `ScoreFolder`.
+    """
+    path = located(folder)
+    if url_of(path) is not None:  # `ScoreFolder` fetches it
+        return
+    manifest = manifest_file(path)
+    manifest.refuse_foreign()
+    if not any(path.glob(SHARDS)):
+        return
+    try:
+        identity = manifest.read()["identity"]
+    except DamagedError:  # `ScoreFolder` may be able to write it anew
+        return
+    manifest.claim({**identity, **settings, "null": {**identity["null"], "name": null}})
 
 
 def file_of(folder: Path, name: str) -> Path:

@@ -22,6 +22,7 @@ from mof.data.record_files import UnreadableRow
 from mof.data.records import ImageSource, RecordError, images_of, refuse_missing_images, to_record
 from mof.data.rows import RawRecord, Row, id_of, opened, rows, rows_by_id
 from vig.nulls import NullImages
+from vig.positions import most_tokens
 from vig.processes import Processes
 from vig.scoring.batches import by_image
 from vig.scoring.calibration import Sample, calibration, with_swapped_images
@@ -84,7 +85,7 @@ def score(
         image_folder: the folder in which relative image paths start.
         batch_tokens: tokens per forward pass; halved for the rest of the run when memory runs out.
         batch_size: records per forward pass, at most. Scores do not depend on `batch_size` and `batch_tokens`.
-        max_length: tokens; longer records are cut as in training.
+        max_length: tokens; longer records are cut as in training (`vig.positions` may cut earlier).
         only_image: index of the single image in each record that the null image replaces; by default all images are replaced.
             Each index needs a separate run and folder.
         stored_images: two feature stores that replace the runs of the encoders: the features of the images, and of the blurred
@@ -118,9 +119,8 @@ def score(
         raise ValueError(f"per_encoder shows a null image to an encoder, and null={null!r} has none; take 'blur' or another null image")
     identity = scoring_identity(model, processor, nulls.description, max_length, seed, measures, encoders)
     schema = schema_of(identity)
-    new_reader = partial(
-        PairReader, processor, image_folder, nulls, max_length, stored_images, image_token_of(model) if nulls.hides else None
-    )
+    hidden_token = image_token_of(model) if nulls.hides else None
+    new_reader = partial(PairReader, processor, image_folder, nulls, most_tokens(model.config, max_length), stored_images, hidden_token)
     if isinstance(records, Sequence):  # a list can show a wrong folder before anything is scored
         refuse_missing_images(records, image_folder)
     processes = Processes.all()

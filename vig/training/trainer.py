@@ -23,6 +23,7 @@ from encoders.images.reading import ImageError
 from mof.data.collator import SupervisedCollator
 from mof.data.records import RecordError, require_unchanged
 from vig.output_head import IGNORED, HeadPass, is_untouched
+from vig.positions import most_tokens
 from vig.training.divergence import RECORD_IDS, DivergenceError, WatchedTrainer, named
 from vig.training.lengths import estimated_length
 from vig.training.padding_free import PaddingFreeCollator, keeps_records_apart, record_rows
@@ -122,6 +123,7 @@ class SelectiveTrainer(WatchedTrainer):
         if args.label_smoothing_factor:
             raise ValueError(f"label smoothing is not supported; got {args.label_smoothing_factor}, expected 0")
         if options.get("data_collator") is None:
+            max_length = most_tokens(model.config, max_length)
             options["data_collator"] = SupervisedCollator(processing_class, max_length, image_folder, stored_images, strict)
         if padding_free:
             options["data_collator"] = PaddingFreeCollator(options["data_collator"])
