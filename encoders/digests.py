@@ -41,7 +41,7 @@ def seal(content: bytes) -> bytes:
 
 
 def check(content: bytes, name: object) -> None:
-    """Raise a DamagedError with `name` if the content is sealed and was changed since. Content without a mark passes."""
+    """Raise a DamagedError with `name` if sealed content was changed. Content without a mark passes."""
     place = content.rfind(MARK)
     if place < 0 or not checks():
         return
@@ -63,7 +63,10 @@ def open_json(content: bytes, name: object) -> dict[str, Any]:
         ValueError: for content that is no JSON object.
     """
     check(content, name)
-    opened = json.loads(content.decode("utf-8-sig"))
+    try:
+        opened = json.loads(content.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name} holds no JSON ({error})") from error
     if not isinstance(opened, dict):
         raise ValueError(f"{name}: expected a JSON object, got a {type(opened).__name__}")
     if MARK.decode() in str(opened.get(KEY)):

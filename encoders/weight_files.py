@@ -81,7 +81,7 @@ def refuse_misfit(source: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise WeightsError(f"the weights of {source} cannot be loaded: {error}") from error
+        raise WeightsError(f"the weights of {source} cannot be loaded: {error or type(error).__name__}") from error
 
 
 def warn_of_activation(source: str | Path, quickgelu: str, tagged: str) -> None:
@@ -148,7 +148,7 @@ def first_file(folder: Path, *names: str) -> str:
     """Return the path of the first of these files that is in the folder.
 
     Raises:
-        FileNotFoundError: if none of them is in the folder.
+        FileNotFoundError: if the folder has no such file.
     """
     for name in names:
         if (folder / name).is_file():

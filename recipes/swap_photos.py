@@ -3,9 +3,9 @@
     python recipes/swap_photos.py --data-dir DATA --output runs/swapped --figures swapped.json
     python recipes/swap_photos.py --data-dir DATA --output runs/swapped --resume --seeds 1 2
 
-Stage 1 is the short one of recipes/configs/smollm2_swapped.yaml. In stage 2, each seed takes 40 % of the COCO records and shifts their
+Stage 1 is the short stage of recipes/configs/smollm2_swapped.yaml. In stage 2, each seed takes 40 % of the COCO records and shifts their
 photos among them, and draws another order of the records. Records of a fifth of the photos are held out. Each way of `study.ways` trains
-from the same stage 1. It is measured on the held-out records: their loss with their photo, with another photo, and the difference. Rows
+from the same stage 1. It is measured on the held-out records, by their loss with their photo, with another photo, and by the difference. Rows
 are trained seed by seed, and a run that is interrupted goes on with --resume.
 
 Predictions, written before the first run:
@@ -16,7 +16,7 @@ Predictions, written before the first run:
 4. The paper's rule (`vig`) does not beat `random` in the loss with the own photo, because it learns from fewer forms of answers, but
    its difference between both photos is larger in the mean of the seeds.
 5. `vig-samples` lies between `everything` and `grounded` in that difference.
-6. `lowest-loss` keeps swapped records, because "Yes" and "No" are easy to guess: its difference is not larger than the one of `random`.
+6. `lowest-loss` keeps swapped records, because "Yes" and "No" are easy to guess: its difference is not larger than the difference of `random`.
 """
 
 import dataclasses

@@ -7,6 +7,7 @@ suffix .png, for which Pillow would start another program.
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import stat
@@ -16,7 +17,7 @@ from functools import lru_cache
 from importlib import import_module
 from urllib.request import Request, urlopen
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP")
@@ -80,6 +81,8 @@ class ImageLimits:
                 f"{name}: its {image.width} x {image.height} pixels are more than the allowed {self.max_pixels:,}; "
                 "--max-pixels or MOF_MAX_IMAGE_PIXELS raises it"
             )
+        if (tile := _tile_pixels(image)) > self.max_pixels:
+            raise ImageError(f"{name}: its tiles of {tile:,} pixels are more than the allowed {self.max_pixels:,}")
 
 
 def read_file(path: str | os.PathLike[str], limits: ImageLimits | None = None) -> bytes:
@@ -195,6 +198,13 @@ def reason(error: Exception) -> str:
     """Return the class name of an error of Pillow, with its text if the text cannot hold bytes of the file."""
     is_safe = isinstance(error, (OSError, MemoryError, Image.DecompressionBombError))
     return f"{type(error).__name__}: {error}" if is_safe else type(error).__name__
+
+
+def _tile_pixels(image: Image.Image) -> int:
+    """Return the pixels of a tile of a TIFF, which its decoder holds in memory, however small the image is."""
+    tags = getattr(image, "tag_v2", None) or {}
+    sides = [tags.get(tag, 0) for tag in (TiffImagePlugin.TILEWIDTH, TiffImagePlugin.TILELENGTH)]
+    return math.prod(side for side in sides if isinstance(side, int))
 
 
 @lru_cache

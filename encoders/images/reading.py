@@ -19,7 +19,7 @@ from PIL.ImageFile import ImageFile
 from encoders.images.opening import ImageError, ImageLimits, check_opened, open_image, read_file, reason
 
 if TYPE_CHECKING:
-    from torch import Tensor  # imported late: who only reads images, or digests records, does without
+    from torch import Tensor  # imported late, because code that only reads images or digests records does not need it
 
 # Shapes: H, W = rows and columns of an image, N = length of the blurred axis.
 
@@ -38,8 +38,8 @@ TURNS = {  # EXIF orientation -> the turn that makes the image upright
 
 WHITES = (255, 65535, 2**31 - 1)
 """Possible values of white in grey images of more than 8 bits. The smallest that no pixel exceeds is white. Floats may also have 1."""
-MOST_BELOW_ZERO = 0.1
-"""Share of white by which a pixel of these images may be below 0, because of noise."""
+NOISE, OVERSHOOT = 0.1, 0.25
+"""Shares of white: an integer may be below 0 by the first, a float below 0 or above white by the second, because resizing overshoots."""
 
 
 def read_image(
@@ -48,7 +48,8 @@ def read_image(
     """Return the image as plain 8-bit RGB: EXIF rotation is applied, transparent pixels become white, and animations give the first frame.
 
     Grey images of floats or of 32-bit integers do not name the value of white. It is taken to be the smallest of 1 (floats only), 255,
-    65535 and 2^31 - 1 that no pixel exceeds. NaN pixels are missing and become white, like transparent pixels.
+    65535 and 2^31 - 1 that no pixel exceeds; floats may exceed it by a quarter, as after bicubic resizing. NaN pixels are missing and
+    become white, like transparent pixels.
 
     Args:
         source: a file, the content of a file, or an open PIL image (its current frame is read; RGB in memory is returned as it is).
@@ -163,8 +164,9 @@ def _from_wide_grey(image: Image.Image, name: str) -> Image.Image:
     whites = {"F": (1, *WHITES), "I": WHITES}.get(image.mode, (65535,))
     if image.format == "PPM" and image.mode == "I":
         whites = (65535,)  # Pillow scales the pixels to this value
-    white = next((white for white in whites if high <= white), None)
-    if white is None or low < -MOST_BELOW_ZERO * white:
+    below, above = (OVERSHOOT, OVERSHOOT) if image.mode == "F" else (NOISE, 0)
+    white = next((white for white in whites if high <= white * (1 + above)), None)
+    if white is None or low < -below * white:
         raise ImageError(f"{name}: its pixels go from {low:g} to {high:g}; expected 0 to {', '.join(map(str, whites))}")
     grey = values.astype(np.float32)  # [H, W]
     grey *= np.float32(255 / white)

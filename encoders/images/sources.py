@@ -8,13 +8,14 @@ import os
 import re
 import sys
 import tarfile
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from braceexpand import braceexpand
 
-from encoders.images.opening import ImageError, ImageLimits, suffixes
+from encoders.images.opening import ImageError, ImageLimits, read_file, suffixes
 from encoders.images.remote import is_url, opened_url, remote_files, remote_image
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -132,8 +133,11 @@ def _listed(path: Path) -> list[Path]:
         raise ValueError(
             f"{path} is no source of images; expected a folder, a list of paths (.txt), an image, or {', '.join(TAR_SUFFIXES)}"
         )
-    lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")  # other separators may stand in a name
-    files = [path.parent / line for line in (line.strip(" \t\r") for line in lines) if line]
+    content = read_file(path)
+    if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        raise ValueError(f"{path} is written in UTF-16; save it in UTF-8")
+    lines = content.decode("utf-8-sig", "surrogateescape").split("\n")  # other separators may stand in a name
+    files = [_named(path.parent, line) for line in lines if line.strip(" \t\r")]
     if not files:
         raise ValueError(f"{path} lists no images; expected one path per line, relative to {path.parent}")
     if len(files) >= MOST_MISSING and not any(map(os.path.lexists, files[:MOST_MISSING])):
@@ -141,10 +145,19 @@ def _listed(path: Path) -> list[Path]:
     return files
 
 
+def _named(folder: Path, line: str) -> Path:
+    """Return the file that a line of a list names. Spaces around a name belong to it only if there is a file with them."""
+    exact, bare = line.removesuffix("\r"), line.strip(" \t\r")
+    return folder / (exact if exact != bare and os.path.lexists(folder / exact) else bare)
+
+
 def _in_folder(folder: Path) -> list[Path]:
-    """Return the folder's image files, sorted by path. A folder is read once, even if several links lead to it."""
-    images, visited, tars, endings = [], set[str](), 0, tuple(suffixes())
-    for root, folders, files in os.walk(folder, followlinks=True):
+    """Return the folder's image files, sorted by path. A folder is read once, even if several links lead to it.
+
+    A subfolder that cannot be opened is returned too, so that it is listed as a failure.
+    """
+    images, unopened, visited, tars, endings = list[Path](), list[OSError](), set[str](), 0, tuple(suffixes())
+    for root, folders, files in os.walk(folder, followlinks=True, onerror=unopened.append):
         folders[:] = [name for name in folders if not name.startswith(".")]
         if (real := os.path.realpath(root)) in visited:
             folders.clear()
@@ -153,6 +166,7 @@ def _in_folder(folder: Path) -> list[Path]:
         seen = [name for name in files if not name.startswith(".")]
         images += [Path(root, name) for name in seen if name.lower().endswith(endings)]
         tars += sum(name.lower().endswith(TAR_SUFFIXES) for name in seen)
+    images += [Path(error.filename) for error in unopened]
     if not images:
         hint = f"; its {tars} tars are read by giving '{folder}/*.tar'" if tars else ""
         raise ValueError(f"no images in {folder}: no file there, or in its subfolders, ends like an image (.jpg, .png, .webp, ...){hint}")

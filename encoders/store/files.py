@@ -54,8 +54,9 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.in
 
 
 def numbered(folder: Path, stem: str, suffix: str) -> list[Path]:
-    """Return the complete files "stem-00000.suffix", in order."""
-    return sorted(folder.glob(f"{stem}-*{suffix}"), key=lambda path: int(path.stem.rpartition("-")[2]))
+    """Return the complete files "stem-00000.suffix", in order. Copies, such as "stem-00000 (copy).suffix", are left out."""
+    files = [(path.stem.removeprefix(f"{stem}-"), path) for path in folder.glob(f"{stem}-*{suffix}")]
+    return [path for _, path in sorted((int(number), path) for number, path in files if number.isdecimal())]
 
 
 def next_number(files: list[Path]) -> int:
@@ -179,7 +180,7 @@ class ImageIndex:
 
     @property
     def uncommitted(self) -> int:
-        """The number of new entries that are not on disk yet."""
+        """Return the number of new entries that are not on disk yet."""
         return len(self._new)
 
     def commit(self) -> None:

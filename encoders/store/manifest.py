@@ -42,6 +42,9 @@ def read_manifest(store: Path) -> dict[str, Any]:
         raise DamagedError(f"{error}: put back a copy, or encode into another folder") from error
     if manifest.get("format") != FORMAT:
         raise ValueError(f"{store} is of format {manifest.get('format')}, this version reads {FORMAT}: encode again, or update mof-vig")
+    encoders = manifest.get("encoders")
+    if not isinstance(encoders, dict) or not all(isinstance(entry, dict) for entry in encoders.values()):
+        raise ValueError(f"{path} describes no encoders: expected the manifest of a feature store that `mof encode` wrote")
     return manifest
 
 
@@ -58,7 +61,7 @@ def declare(
     """Add the encoders to the store's manifest, and return the manifest, which now says that the run is not complete.
 
     Args:
-        sources: of the images. A new store gets its identity from them and its first encoders, so that the same run writes the same
+        sources: the images' sources. A new store gets its identity from them and its first encoders, so that the same run writes the same
             bytes anywhere.
 
     Raises:

@@ -94,7 +94,7 @@ class Rows:
     def _joined(self) -> NDArray[np.float32]:
         try:
             mapped = np.load(self.joined, mmap_mode="c")  # [N, E]; "c", because torch wants a writable array, though nobody writes
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise DamagedError(f"{self.joined} is damaged ({error}): {AGAIN}") from error
         width = self._open(0).features["embeddings"].shape[1]
         if mapped.shape != (len(self.shard), width) or mapped.dtype != np.float32:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,8 +10,10 @@ import typer
 
 from encoders.command_groups import starts_over
 from encoders.command_options import output_option
+from encoders.names import first_names
 from encoders.runs import replace_folder, write_json
 from encoders.terminal import say
+from encoders.text_files import parse_json, read_utf8
 
 if TYPE_CHECKING:
     from mof.llava.loading import Loaded
@@ -81,7 +82,7 @@ def _describe(loaded: Loaded) -> str:
         grid = f"{encoder.grid[0]} x {encoder.grid[1]}"
         lines.append(f"  encoder {name}: {encoder.name}, {encoder.image_size} px, {grid} patches, layer {encoder.layer}, {place}")
     if loaded.unused:
-        lines.append(f"  {len(loaded.unused)} unused tensors, not kept: {_list(loaded.unused)}")
+        lines.append(f"  {len(loaded.unused)} unused tensors, not kept: {first_names(loaded.unused, 5)}")
     return "\n".join(lines)
 
 
@@ -98,12 +99,13 @@ def _refuse_foreign(source: Path, out: Path, overwrite: bool) -> None:
         raise ValueError(f"{out} is not empty, and not the work of `mof convert`: choose another folder")
     if not overwrite:
         raise ValueError(f"{out} holds an earlier conversion: choose another folder, or give --overwrite")
-    if foreign := sorted(set(present) - set(json.loads((out / RECORD).read_text())["files"])):
-        raise ValueError(f"{out} holds {len(foreign)} files that `mof convert` did not write: {_list(foreign)}; choose another folder")
-
-
-def _list(names: list[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+    try:
+        written = set(parse_json(read_utf8(out / RECORD), out / RECORD)["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{out / RECORD} is damaged ({error}): delete {out}, or choose another folder") from error
+    if foreign := sorted(set(present) - written):
+        names = first_names(foreign, 5)
+        raise ValueError(f"{out} holds {len(foreign)} files that `mof convert` did not write: {names}; choose another folder")
 
 
 def _files(folder: Path) -> list[str]:

@@ -17,7 +17,8 @@ from encoders.storage import fetched
 from encoders.terminal import say
 
 LARGEST = 2**26  # bytes of a file without a digest that is read as JSON
-RUN_FILES = ("_manifest.json", "manifest.json", "ledger.json")
+MANIFEST = "manifest.json"
+RUN_FILES = ("_manifest.json", MANIFEST, "ledger.json")
 """Files that name the run of their folder."""
 
 
@@ -37,6 +38,8 @@ def verify(folder: Annotated[Path, typer.Argument(help="Folder that a command of
         raise ValueError(f"{folder} is no folder: expected a folder that a command of mof wrote")
     os.environ.pop("MOF_CHECK", None)
     done = FolderCheck(folder)
+    if not done.files:
+        raise ValueError(f"{folder} holds no files: expected a folder that a command of mof wrote")
     for fault in done.faults.values():
         say(fault)
     plain = len(done.files) - len(done.checked & set(done.files))
@@ -80,6 +83,8 @@ class FolderCheck:
     def _json(self, path: Path) -> None:
         """Check a file and the files that it lists."""
         content = path.read_bytes()
+        if not content:
+            raise ValueError(f"{path} is empty")
         if not self._sealed(path, content):
             _require_json(path, content)
             return
@@ -91,7 +96,7 @@ class FolderCheck:
         """Open the feature stores, which compares their files with each other, and read all embeddings."""
         from encoders.store.feature_store import FeatureStore
 
-        for manifest in (path for path in self.files if path.name == "manifest.json" and read_sealed(path).get("encoders")):
+        for manifest in (path for path in self.files if path.name == MANIFEST and _describes_encoders(path)):
             try:
                 store = FeatureStore(manifest.parent)
                 for name in store.encoders:
@@ -143,12 +148,19 @@ def _require_json(path: Path, content: bytes) -> None:
         return
     try:
         json.loads(content or b"null")
-    except ValueError:
+    except (ValueError, RecursionError):
         try:
             for line in content.split(b"\n"):
                 json.loads(line or b"null")
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ValueError(f"{path} is cut off, or was edited: it holds no JSON") from None
+
+
+def _describes_encoders(manifest: Path) -> bool:
+    try:
+        return bool(read_sealed(manifest).get("encoders"))
+    except ValueError:  # a file of another program
+        return False
 
 
 def _run_of(folder: Path) -> str | None:

@@ -1,4 +1,4 @@
-"""The records of a training run, read and checked before anything is trained."""
+"""read_run_data reads and checks the records of a training run before anything is trained."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from study.settings import Data
 
 @dataclass(frozen=True)
 class RunData:
-    """Raw records with an id of their own each, and with their images under "images", as paths that exist."""
+    """RunData holds raw records, each with an id that no other record has, and with its images under "images", as paths that exist."""
 
     align: list[dict[str, Any]]
     finetune: list[dict[str, Any]]
@@ -71,7 +71,7 @@ def read_truth(records: Path) -> dict[str, dict[str, Any]]:
 
 
 def _checked(records: Sequence[Any], folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return the records with paths of their images and with unequal ids. Refuse records that would end training hours later."""
+    """Return the records with paths of their images and without equal ids. Refuse records that would end training hours later."""
     checked, problems = [], []
     for raw in rows(records):  # it numbers equal ids, which scores could not tell apart
         try:

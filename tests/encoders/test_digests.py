@@ -151,6 +151,7 @@ def equal(left: list[Any], right: list[Any]) -> bool:
     return left[:2] == right[:2] and all(np.array_equal(a, b) for a, b in zip(left[2:], right[2:], strict=True))
 
 
+@pytest.mark.slow
 def test_every_file_of_a_store(photos: Path, tmp_path: Path, tiny_encoders: dict[str, Encoder]) -> None:
     store = tmp_path / "store"
     encode(photos, store, tiny_encoders)
@@ -294,6 +295,35 @@ def test_a_store_of_an_earlier_release_is_read_and_continued(photos: Path, tmp_p
     assert equal(features(tmp_path / "store"), expected)
     store = FeatureStore(tmp_path / "store")
     assert isinstance(store.embeddings("a"), np.memmap)
+
+
+def test_copies_made_by_hand_harm_nothing(photos: Path, tmp_path: Path, tiny_encoders: dict[str, Encoder]) -> None:
+    encode(photos, tmp_path / "store", tiny_encoders)
+    whole = features(tmp_path / "store")
+    for path in [path for path in (tmp_path / "store").rglob("*-0*.*") if path.is_file()]:
+        shutil.copy(path, path.with_name(f"{path.stem} (copy){path.suffix}"))
+        shutil.copy(path, path.with_name(f"{path.stem}-conflict{path.suffix}"))
+    assert equal(features(tmp_path / "store"), whole)
+    encode(photos, tmp_path / "store", tiny_encoders)
+    assert equal(features(tmp_path / "store"), whole)
+
+
+def test_every_cut_of_embeddings_in_one_piece_is_mended(photos: Path, tmp_path: Path, tiny_encoders: dict[str, Encoder]) -> None:
+    joined = encode(photos, tmp_path / "store", tiny_encoders).joined("a")
+    whole, content = features(tmp_path / "store"), joined.read_bytes()
+    for size in (0, 1, 60, len(content) - 1):
+        joined.write_bytes(content[:size])
+        with pytest.raises(DamagedError, match=joined.name):
+            features(tmp_path / "store")
+        encode(photos, tmp_path / "store", tiny_encoders)
+        assert equal(features(tmp_path / "store"), whole)
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "[" * 100_000, '{"format": 1}', '{"format": 1, "encoders": []}'])
+def test_a_manifest_of_something_else_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(ValueError, match=r"manifest\.json"):
+        FeatureStore(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["images-00000.parquet", "view.parquet"])

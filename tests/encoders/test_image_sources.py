@@ -15,8 +15,10 @@ import fsspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from support.pictures import tar_of
 
-from encoders import ImageError
+from encoders import Encoder, ImageError, encode_images
 from encoders.images.opening import ImageLimits
 from encoders.images.sources import ImageSources, content_key, exists, readable, tar_images
 
@@ -33,12 +35,7 @@ def names(*images: str | Path) -> list[str]:
 
 
 def make_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
-    with tarfile.open(path, mode) as archive:
-        for name, data in members.items():
-            header = tarfile.TarInfo(name)
-            header.size = len(data)
-            archive.addfile(header, io.BytesIO(data))
-    return path
+    return tar_of(path, members.items(), mode)
 
 
 MEMBERS = {f"{i}.{suffix}": bytes([i]) * 3000 for i in range(4) for suffix in ("jpg", "json")}
@@ -142,6 +139,48 @@ def test_only_line_feeds_end_the_lines_of_a_list(separator: str, tmp_path: Path)
     (tmp_path / "list.txt").write_text(f"\ufeff{odd}\r\nc.png\n{separator}d.png", encoding="utf-8", newline="")
     write(tmp_path, odd, "c.png")
     assert names(tmp_path / "list.txt") == [f"{tmp_path}/{name}" for name in (odd, "c.png", f"{separator}d.png")]
+
+
+def test_a_line_with_a_zero_byte_costs_itself_alone(tmp_path: Path, tiny_encoders: dict[str, Encoder]) -> None:
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "a.png")
+    (tmp_path / "list.txt").write_bytes(b"b\0c.png\na.png\n")
+    report = encode_images(tmp_path / "list.txt", {"a": tiny_encoders["a"]}, tmp_path / "store")
+    assert (report.encoded, report.unreadable) == (1, 1)
+
+
+def test_spaces_belong_to_a_name_if_there_is_a_file_with_them(tmp_path: Path) -> None:
+    write(tmp_path, "a.png", " a.png", "b.png")
+    (tmp_path / "list.txt").write_bytes(b"a.png\n a.png\r\n b.png \n")
+    assert [str(path) for _, path in ImageSources(tmp_path / "list.txt")] == [f"{tmp_path}/{name}" for name in ("a.png", " a.png", "b.png")]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "holes", "utf-16"])
+def test_a_list_that_is_no_plain_text_is_refused_at_once(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "list.txt"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "holes":
+        with path.open("wb") as file:
+            file.truncate(30 * 2**30)
+    else:
+        path.write_text("a.png\n", encoding="utf-16")
+    with pytest.raises(ValueError, match=r"list\.txt.* (no regular file|more than the allowed|UTF-16; save it in UTF-8)"):
+        ImageSources(path)
+
+
+def test_a_subfolder_that_cannot_be_opened_is_no_silent_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "a/1.png", "b/2.png")
+    scandir = os.scandir
+
+    def refuse_b(path: str) -> object:
+        if os.fspath(path).endswith("/b"):
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse_b)
+    assert names(tmp_path) == [f"{tmp_path}/a/1.png", f"{tmp_path}/b"]
 
 
 def test_a_list_that_starts_from_another_folder_is_refused(tmp_path: Path) -> None:
@@ -283,15 +322,6 @@ def test_what_is_no_tar_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "t.tar").write_bytes(content)
     ((name, error),) = ImageSources(tmp_path / "t.tar")
     assert name == str(tmp_path / "t.tar") and isinstance(error, ImageError)
-
-
-def tar_of(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, data in members:
-            header = tarfile.TarInfo(name)
-            header.size = len(data)
-            archive.addfile(header, io.BytesIO(data))
-    return path
 
 
 def test_members_of_one_name_are_all_read_under_names_of_their_own(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ Groups = Mapping[str, Sequence[RawRecord]]
 
 @dataclass(frozen=True)
 class MatchRow:
-    """VIG of the same answers with one kind of image."""
+    """A MatchRow is the VIG of the same answers with one kind of image."""
 
     vig: Mean
     """Sample VIG."""
