@@ -20,6 +20,7 @@ Predictions, written before the first run:
 """
 
 import dataclasses
+import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -144,7 +145,7 @@ def main() -> None:
     line.data_folder("folder to which the paths in the config are relative")
     line.output("folder of the run", default=Path("runs/swapped"))
     line.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
-    line.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the swaps and of the order of the records")
+    line.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="of the swaps and the order of records; none: no stage 2")
     line.add_argument("--figures", type=Path, help="JSON file for the figures")
     line.add_argument("--resume", action="store_true", help="go on with the run in --output")
     args = line.parse_args()
@@ -164,9 +165,13 @@ def main() -> None:
             row = dataclasses.replace(fused, name=f"{way} {noise}", selection=way, noise=noise, like=fused.name, stored=True)
             rows = [old for old in rows if old["name"] != row.name] + [RowRun(row, setting, swapped, folder, 0)()]
             folder.write("results.json", {"rows": rows})
-    console.print(*tables(rows))
-    scored = {row["noise"]: f"seed-0/score-{fused.aligned}-{row['noise']}/stage.json" for row in rows}
-    aurocs = {noise: folder.read(file, {}).get("auroc") for noise, file in scored.items()}
+    aurocs = {
+        file.parent.name.removeprefix(f"score-{fused.aligned}-"): json.loads(file.read_text(encoding="utf-8"))["auroc"]["swapped"]
+        for file in sorted(folder.folder.glob("seed-0/score-*/stage.json"))
+    }
+    if rows:
+        console.print(*tables(rows))
+    console.print("AUROC of each kind of record:", {kind: figure[0] for kind, figure in records.items()})
     console.print("AUROC against swapped records:", aurocs)
     if args.figures:
         write_json(args.figures, {"before": before, "records": records, "rows": rows, "auroc": aurocs})

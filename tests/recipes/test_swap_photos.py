@@ -76,7 +76,7 @@ def test_the_study_end_to_end(tmp_path, monkeypatch, capsys):
     vig, random, grounded = figures["rows"]
     assert vig["active_tokens"] == random["active_tokens"] > 0 and grounded["active_tokens"] > 0
     assert vig["held_out"]["loss_right_photo"] != random["held_out"]["loss_right_photo"]
-    assert figures["auroc"]["swapped-0"]["swapped"].keys() == {"vig", "lowest loss", "highest null loss"}
+    assert figures["auroc"]["swapped-0"].keys() == {"vig", "lowest loss", "highest null loss"}
     captions = figures["before"]["captions"]
     assert captions["at random"]["auroc"] and captions["own"]["auroc"] is None
     assert "minus random" in capsys.readouterr().out
