@@ -25,7 +25,7 @@ from encoders.tables import write_table
 from mof.data.digests import digest
 from vig.processes import Processes
 from vig.scoring.folder import RECORDS_DIGEST, ScoreFolder
-from vig.scoring.scores import SCHEMA
+from vig.scoring.score_table import SCHEMA
 
 SHARD = 4096  # rows of a shard
 WORDS = "a the red blue dog cat left right of on table two three small large there is are man woman street sky not"

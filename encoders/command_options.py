@@ -115,7 +115,7 @@ class EncodingOptions:
         return ImageLimits(**{name: value for name, value in given.items() if value is not None})
 
     def arguments(self, cluster: Cluster | None) -> dict[str, Any]:
-        """Return arguments of `encoders.encode_images`. Only the devices of this machine are tried, and not those of the cluster."""
+        """Return arguments of `encoders.encode_images`. Only the devices of this machine are tried, not the devices of the cluster."""
         import torch  # slow
 
         device = usable_device(self.device) if cluster is None else self.device

@@ -41,7 +41,7 @@ def seal(content: bytes) -> bytes:
 
 
 def check(content: bytes, name: object) -> None:
-    """Raise a DamagedError with `name` if the content is sealed and was changed since. Content without a mark passes."""
+    """Raise a DamagedError with `name` if sealed content was changed. Content without a mark passes."""
     place = content.rfind(MARK)
     if place < 0 or not checks():
         return

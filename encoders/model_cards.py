@@ -1,4 +1,4 @@
-"""The card of a model: README.md in its folder, as the Hugging Face hub shows it.
+"""The card of a model is README.md in its folder, which the Hugging Face hub shows.
 
 Each part of the library writes a section of its own, so that a card which somebody has written or completed keeps everything else.
 """

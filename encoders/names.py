@@ -1,9 +1,9 @@
-"""These functions compare and split names of models."""
+"""These functions compare, split and list names."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def near_names(name: str, known: Iterable[str]) -> str:
@@ -11,6 +11,11 @@ def near_names(name: str, known: Iterable[str]) -> str:
     lower = {key.lower(): key for key in known}
     near = [lower[key] for key in difflib.get_close_matches(name.lower(), lower, n=5, cutoff=0.5)]
     return f" Did you mean {', '.join(near)}?" if near else ""
+
+
+def first_names(names: Sequence[str], most: int = 20) -> str:
+    """Return the first names as text for a message, with ", ..." in place of all further names."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
 def split_weights(model: str) -> tuple[str, str | None]:

@@ -56,7 +56,7 @@ def progress_bar(units: str, total: int | None, shown: bool = True) -> Iterator[
 
 
 class _NotebookBar:
-    """A bar below a notebook's cell that is drawn again and again in the same place, which needs no widgets.
+    """_NotebookBar draws a bar below a notebook's cell again and again in the same place, so that it needs no widgets.
 
     Args:
         total: the number of things at the end of the bar; None draws no bar beside the text.
@@ -68,7 +68,7 @@ class _NotebookBar:
 
     @property
     def begun(self) -> bool:
-        """Whether the bar was drawn."""
+        """Return whether the bar was drawn."""
         return self._display is not None
 
     def show(self, done: int, text: str) -> None:

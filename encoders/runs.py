@@ -199,7 +199,7 @@ def _remove_dead(leftovers: Iterable[Path]) -> None:
 
 @cache
 def _machine() -> str:
-    """Return 8 hexadecimal digits for this machine, or for this container, which counts its processes by itself."""
+    """Return 8 hexadecimal digits for this machine, or for this container, which has process numbers of its own."""
     processes = Path("/proc/self/ns/pid")  # of Linux
     count = processes.stat().st_ino if processes.exists() else ""
     return hashlib.sha256(f"{platform.node()} {count}".encode()).hexdigest()[:8]
@@ -240,10 +240,11 @@ class RunFile:
         what: the name of the kind of run, for messages: "scoring run".
         format: version of everything in the folder; a folder of another version is refused.
         remedy: advice for a user who gave the folder of another run, for messages: "give a new --output".
+        own: patterns of files, besides locks, that may be in the folder before the first run.
     """
 
-    def __init__(self, path: Path, what: str, format: int, remedy: str) -> None:
-        self.path, self.what, self.format, self.remedy = local_path(path), what, format, remedy
+    def __init__(self, path: Path, what: str, format: int, remedy: str, own: Sequence[str] = ()) -> None:
+        self.path, self.what, self.format, self.remedy, self._own = local_path(path), what, format, remedy, (LOCKS, *own)
 
     def read(self) -> dict[str, Any]:
         """Return the file's content.
@@ -272,20 +273,19 @@ class RunFile:
         write_sealed(self.path, content)
         return content
 
-    def claim(self, identity: Mapping[str, Any], *, begun: bool = True, own: Sequence[str] = ()) -> dict[str, Any]:
+    def claim(self, identity: Mapping[str, Any], *, begun: bool = True) -> dict[str, Any]:
         """Give the folder to the run with this identity, or check that it has the folder already. Return the file's content.
 
         Args:
             identity: JSON-able, with text for anything that JSON does not know.
             begun: whether the folder holds work of its run. If not, another run may take over the folder.
-            own: patterns of files that may be in the folder before the first run, for example locks.
 
         Raises:
             ValueError: for a folder that holds another run (with the differences) or files of no run.
         """
         identity = json.loads(json.dumps(identity, default=str))
         if not self.path.is_file():
-            self.refuse_foreign(own)
+            self.refuse_foreign()
             return self.write(identity)
         content = self.read()
         different = list(differences(content["identity"], identity))
@@ -295,22 +295,22 @@ class RunFile:
             return self.write(identity)
         raise ValueError(f"{self.path.parent} holds another {self.what}; {self.remedy}. Different:\n  " + "\n  ".join(different))
 
-    def refuse_foreign(self, own: Sequence[str] = ()) -> None:
+    def refuse_foreign(self) -> None:
         """Raise a ValueError for a folder that holds files and no run, as `claim` does. Call it before a lock is put into the folder."""
         folder = self.path.parent
         files = () if self.path.is_file() else (path for path in folder.rglob("*") if path.is_file())
         for path in files:
-            if not (path.name.startswith(TEMPORARY) or any(path.match(pattern) for pattern in own)):
+            if not (path.name.startswith(TEMPORARY) or any(path.match(pattern) for pattern in self._own)):
                 raise ValueError(f"{folder} holds {path.relative_to(folder)} and no {self.what}; {self.remedy}")
 
 
 class RunLock:
-    """RunLock is a context manager that lets only a single run write to a folder. The run may have several processes.
+    """RunLock is a context manager that lets only a single run write to a folder, which is made. The run may have several processes.
 
     Each process holds a separate lock file, which the operating system frees when the process dies. The first process takes its lock
     before the other processes do, and checks that all other locks are free, because a few processes of a killed run may live on for a
     while. The first process of a run whose folder is a copy also holds a lock in the storage. When it has the lock, the copy is made equal
-    to the storage, because another machine may have gone on until then.
+    to the storage, because another machine may have gone on until then. Then the unfinished files of killed processes are deleted.
     """
 
     def __init__(self, folder: Path, rank: int = 0) -> None:
@@ -324,6 +324,7 @@ class RunLock:
         Raises:
             ValueError: while a process of another run holds a lock.
         """
+        self._folder.mkdir(parents=True, exist_ok=True)
         self._take(self._own)
         for path in self._folder.glob(LOCKS) if self._rank == 0 else ():
             if path != Path(self._own.lock_file):
@@ -337,6 +338,8 @@ class RunLock:
             except BaseException:
                 self.release()  # a later try of the same process finds the folder free
                 raise
+        if self._rank == 0:
+            remove_unfinished(self._folder)
 
     def release(self) -> None:
         """Free the lock, taken or not."""

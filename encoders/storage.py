@@ -1,4 +1,4 @@
-"""Folders on storage that fsspec knows, such as "s3://bucket/features". Each machine works in a copy of the folder on a disk of its own.
+"""A folder may lie on storage that fsspec knows, such as "s3://bucket/features". Each machine works in a copy on a disk of its own.
 
 A job first makes the copy equal to the storage (`fetched`). Each file that it finishes is uploaded whole before it gets its name in the
 copy (`encoders.runs.write_whole`), so a file counts only if it is in the storage. The path of a copy holds the URL, so that a process on
@@ -30,7 +30,7 @@ LOCKS = "*lock-[0-9][0-9][0-9][0-9]"  # earlier releases put no underscore befor
 TRANSFERS = 8
 """Files that are fetched side by side."""
 SHOWN = 2**26
-"""From this number of bytes on, a bar shows the progress of fetching."""
+"""A bar shows the progress of fetching at least this number of bytes."""
 URL = re.compile(r"([A-Za-z][\w+.-]+):/+(.*)")
 """A URL, also if it was a `Path`, which keeps only one of its two slashes."""
 
@@ -130,7 +130,7 @@ def remove(path: Path) -> None:
 
 
 def confirm(path: Path) -> None:
-    """Check that this process still holds its lock on the folder of a file in a copy, if it had the lock."""
+    """Check that this process still holds the lock that it had taken on the folder of a file in a copy."""
     for folder, check in tuple(HELD.items()):
         if folder in path.parents:
             check()

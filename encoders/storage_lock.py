@@ -19,9 +19,9 @@ from encoders.storage import HELD, reached, url_of
 logger = logging.getLogger(__name__)
 
 BEAT, EXPIRY = 30.0, 120.0
-"""Seconds after which a run renews its lock, and after which a lock counts no more."""
+"""Seconds after which a run renews its lock, and after which a lock no longer counts."""
 SETTLING = 3.0
-"""Seconds in which all runs that take over the same lock have written theirs. The last of them has it."""
+"""Seconds in which all runs that take over the same lock have written to it. The last run has the lock."""
 
 
 class StorageLock:
@@ -123,7 +123,7 @@ class StorageLock:
 
 
 def _read(storage: Any, key: str) -> dict[str, Any]:
-    """Return what is written in a lock, {} if there is none."""
+    """Return the content of a lock, {} without a lock."""
     try:
         return dict(json.loads(storage.cat_file(key)))
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""Text of strangers, such as names of files, ids of records and answers of models, is shown on a terminal without its control characters.
+"""Text of strangers (names of files, ids of records, answers of models) is shown on a terminal without its control characters.
 
-A terminal takes orders from such characters: a file name could change the window's title, hide a line or fill the clipboard.
+A terminal takes orders from control characters: a file name could change the window's title, hide a line or fill the clipboard.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ def first_file(folder: Path, *names: str) -> str:
     """Return the path of the first of these files that is in the folder.
 
     Raises:
-        FileNotFoundError: if none of them is in the folder.
+        FileNotFoundError: if the folder has no such file.
     """
     for name in names:
         if (folder / name).is_file():

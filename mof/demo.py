@@ -1,4 +1,4 @@
-"""The page of `mof demo`: a question about an image, and two images that an encoder may take for the same.
+"""The page of `mof demo` has two parts: a question about an image, and two images that an encoder may take for the same.
 
     GET  /?token=TOKEN   the page
     POST /ask            {"question", "image"} -> the page that explains the answer (`mof chat --explain`)
@@ -44,7 +44,7 @@ SAME, BETWEEN, DIFFERENT = "takes them for the same", "sees some difference", "s
 
 
 class Demo:
-    """A model, and encoders that compare images.
+    """A demo has a model, and encoders that compare images.
 
     Args:
         explain: writes the page about an answer, as `vig.report.explanation.write_explanation` does.
@@ -90,7 +90,7 @@ class Demo:
             return page.read_text(encoding="utf-8")
 
     def compare(self, document: Any) -> dict[str, Any]:
-        """Return the similarity of two images to each encoder, what the encoder makes of them, and the pairs of encoders that disagree.
+        """Return the similarity of two images to each encoder, the encoder's verdict, and the pairs of encoders that disagree.
 
         Raises:
             ValueError: for a document that does not hold two images, or an image that cannot be read.
@@ -122,7 +122,7 @@ class Demo:
 
 
 class DemoServer(LocalServer):
-    """A server of one demo. `port` and `token` are as in `LocalServer`."""
+    """DemoServer serves the page of a demo. `port` and `token` are as in `LocalServer`."""
 
     def __init__(self, demo: Demo, port: int = 0, token: str | None = None) -> None:
         longest = 2 * (demo.limits.max_bytes * 4 // 3) + 4 * LONGEST_QUESTION + 10_000  # two images in base64

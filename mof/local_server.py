@@ -49,7 +49,7 @@ Answer = Callable[[Request, Any], Response]
 
 
 class Connection(H11Protocol):
-    """A connection that is closed when a client sends nothing for SILENCE seconds. Uvicorn would wait for the rest of a header forever.
+    """A connection is closed when a client sends nothing for SILENCE seconds. Uvicorn would wait for the rest of a header forever.
 
     Beyond CONNECTIONS, the connection that has waited longest for a request is closed.
     """
@@ -74,11 +74,11 @@ class Connection(H11Protocol):
 
 
 class LocalServer:
-    """A server of some routes, which runs until Ctrl-C or `shutdown`.
+    """LocalServer serves routes until Ctrl-C or `shutdown`.
 
     Args:
         routes: functions that are not async run in threads. The page lies at "/". An error is told in words: `REFUSALS`.
-        command: the command that prints the address, for the message to whoever comes without the token.
+        command: the command that prints the address, for the message to a visitor without the token.
         port: 0 takes any free port.
         token: the word that the address of the page holds; a random word by default.
         answers: error -> its answer, for errors that `REFUSALS` lacks.
@@ -112,7 +112,7 @@ class LocalServer:
 
     @property
     def url(self) -> str:
-        """The address of the page, with the token."""
+        """Return the address of the page, with the token."""
         return f"http://{ADDRESS}:{self.address[1]}/?token={self.token}"
 
     def serve_forever(self) -> None:

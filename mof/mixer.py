@@ -115,7 +115,7 @@ class Mixer(nn.Module):
 
     @property
     def token_places(self) -> dict[str, range]:
-        """Encoder's name -> the places of its tokens among the T of an image, in row-major order.
+        """Return encoder's name -> the places of its tokens among the T tokens of an image, in row-major order.
 
         Encoders whose features are fused into the same tokens share an entry, "clip + dinov2".
         """

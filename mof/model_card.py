@@ -1,4 +1,4 @@
-"""What the card of a saved model says about its parts: language model, encoders and fusion."""
+"""The card of a saved model tells about its parts: language model, encoders and fusion."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class Way:
     before: str = ""
     """Text before each yes-or-no question."""
     yes: float = 0.0
-    """Is added to the logit of the token that makes an answer "Yes" in place of "No"."""
+    """The number that is added to the logit of the token that makes an answer "Yes" in place of "No"."""
     measures: tuple[str, ...] = MEASURES
 
 
@@ -112,7 +112,7 @@ def ways(width: int) -> list[Way]:
 
 
 class YesBias(LogitsProcessor):
-    """Adds a constant to the logit of a token, where sequences have this length."""
+    """YesBias adds a constant to the logit of a token, where sequences have this length."""
 
     def __init__(self, length: int, token: int, constant: float) -> None:
         self.length, self.token, self.constant = length, token, constant

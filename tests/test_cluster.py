@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import random
@@ -24,13 +23,16 @@ import psutil
 import pytest
 import torch
 from PIL import Image
-from support.cluster_jobs import JOBS, both_embeddings, picture, results, tar_of, write_data
+from support.cluster_jobs import JOBS, both_embeddings, files_of, numbered_tar, picture, results, write_data
 from support.killing_encoder import KillingEncoder
+from support.pictures import encoded
 from support.tiny import TinyEncoder
 from support.tiny_llava import build_llava
 
 from encoders import FeatureStore, encode_images
-from encoders.cluster import Cluster, GivenUp, Parcel, _Actors, file_number, grown, worked
+from encoders.cluster import Cluster, GivenUp, file_number, grown, worked
+from encoders.cluster.actor import Parcel
+from encoders.cluster.pool import Actors
 from encoders.command_options import ClusterOptions
 
 
@@ -101,6 +103,7 @@ def test_a_dead_cluster_is_found_out_at_once(tmp_path: Path, monkeypatch: pytest
         Cluster().reachable()
 
 
+@pytest.mark.slow
 def test_a_model_that_has_run_works_in_another_process(tmp_path: Path) -> None:
     """Transformers keeps hooks on it, which record hidden states, and a registry of the hidden states that it can give."""
     cloudpickle = pytest.importorskip("ray.cloudpickle")
@@ -167,7 +170,7 @@ def test_work_beside_an_item_that_kills_is_not_given_up(actors: int) -> None:
     """An actor with two lanes loses both of its items at a time."""
     for seed in range(5):
         killers = {7 + seed, 100, 101}
-        work = _Actors(StandInRay(killers, seed), lambda: sum, Cluster(most=actors), lanes=2)
+        work = Actors(StandInRay(killers, seed), lambda: sum, Cluster(most=actors), lanes=2)
         parts = [part for _, parts in work.run(Numbers(range(start, start + 16)) for start in range(0, 128, 16)) for part in parts]
         assert [number for part, _ in parts for number in part] == list(range(128))
         assert {number for part, result in parts if isinstance(result, GivenUp) for number in part} == killers
@@ -244,11 +247,6 @@ def nodes() -> Iterator[Nodes]:
 
     ray.shutdown()
     nodes.cluster.shutdown()
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    """Return the content of every file by its path, without locks."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file() and "lock" not in path.name}
 
 
 @pytest.fixture(scope="module")
@@ -332,10 +330,8 @@ def test_a_killed_driver_goes_on_from_the_finished_files(nodes: Nodes, alone: tu
 def test_an_image_that_kills_every_process_is_listed_and_costs_itself_alone(nodes: Nodes, tmp_path: Path) -> None:
     """It stands beside images that only cannot be read: damaged, far too large, empty, a pipe; and beside sound images."""
     sound = [picture(number) for number in range(4)]
-    grey, huge = io.BytesIO(), io.BytesIO()
-    Image.new("RGB", (40, 40), "grey").save(grey, "PNG")
-    Image.new("1", (20_000, 20_000)).save(huge, "PNG")
-    tar = tar_of(tmp_path / "photos.tar", [*sound[:2], grey.getvalue(), sound[2][:90], huge.getvalue(), b"", *sound[2:]])
+    grey, huge = encoded(Image.new("RGB", (40, 40), "grey")), encoded(Image.new("1", (20_000, 20_000)))
+    tar = numbered_tar(tmp_path / "photos.tar", [*sound[:2], grey, sound[2][:90], huge, b"", *sound[2:]])
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "folder/pipe.png")
     images = [tar, tmp_path / "folder"]

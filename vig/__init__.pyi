@@ -1,5 +1,6 @@
 from .scoring.run import score
-from .scoring.scores import Score, Scores, load_scores
+from .scoring.score_table import Score
+from .scoring.scores import Scores, load_scores
 from .selection.random_control import random_selection
 from .selection.selected import Selection
 from .selection.sources import record_sources

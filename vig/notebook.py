@@ -1,4 +1,4 @@
-"""Scores and selections as notebooks show them: answers coloured by VIG, and a table of counts."""
+"""These functions show scores and selections in notebooks: answers coloured by VIG, and a table of counts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vig.selection.summary import Counts, Summary
 from vig.words import token_texts
 
 if TYPE_CHECKING:
-    from vig.scoring.scores import Score
+    from vig.scoring.score_table import Score
 
 # Shapes: A = answer tokens of all records.
 

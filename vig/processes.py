@@ -1,4 +1,4 @@
-"""Processes that torchrun or accelerate started work together: they exchange values, and wait for each other.
+"""The processes that torchrun or accelerate started work together: they exchange values, and wait for each other.
 
 torch is imported late, because a process that is alone, for example a selection from scores, does not need it.
 """

@@ -48,7 +48,7 @@ def load_in_4bit(folder: Path, *, bf16: bool = False, **options: Any) -> PreTrai
 
     Args:
         bf16: multiply in bfloat16, also in a float32 model. A model in half precision always does.
-        options: of `load_network`.
+        options: the options of `load_network`.
 
     Raises:
         ValueError: where bitsandbytes is not installed, or for a model that is quantized already.
@@ -74,7 +74,7 @@ def load_in_4bit(folder: Path, *, bf16: bool = False, **options: Any) -> PreTrai
     device = PartialState().device if torch.cuda.is_available() else "cpu"
     small = load_network(folder, quantization_config=quantization, device_map={"": device}, **options)
     for module in small.modules():
-        if getattr(module, "support_avx512bf16_for_cpu", False):  # after an evaluation, such layers on a CPU would pass no gradient on
+        if getattr(module, "support_avx512bf16_for_cpu", False):  # after an evaluation, these layers on a CPU would pass no gradient on
             module.support_avx512bf16_for_cpu = False
     return small
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:  # scores show their words in notebooks
-    from vig.scoring.scores import Score
+    from vig.scoring.score_table import Score
 
 # Shapes: N = values, T = answer tokens of a record or of a turn, W = words of a turn.
 
@@ -126,7 +126,7 @@ def can_tag() -> bool:
 def parts_of_speech(words: Sequence[str]) -> list[str | None]:
     """Return the part of speech of each word of a short English text, or None for a word without a part of speech.
 
-    The tagger uses a list of words and a few rules, and is wrong for some words.
+    The tagger uses a list of words and a few rules, and is wrong for a few words.
     """
     if not words:
         return []

@@ -49,7 +49,7 @@ def _keep_input(block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
 
 
 def traced_outputs(blocks: nn.ModuleList, layers: Iterable[int], run: Callable[[], object]) -> dict[int, Tensor]:
-    """Return the outputs [B, L, D] of layers, as `block_outputs` collects them, of a pass that torch.compile or torch.export traces.
+    """Return the outputs [B, L, D] of layers, as `block_outputs` does, in a pass that torch.compile or torch.export traces.
 
     The whole tower runs in the trace, and the blocks after the last layer drop out of the graph.
     """

@@ -61,7 +61,7 @@ class Family:
     frames: bool = False
     """True if the model takes videos. It sees an image as a still video of the length of a single patch."""
     canonical: bool = False
-    """True if the text tower was trained on lower-case texts without punctuation. Only some of SigLIP's tokenizers make texts so."""
+    """True if the text tower was trained on lower-case texts without punctuation. A few of SigLIP's tokenizers do this to texts."""
     pooler: bool = False
     """True if the model has a layer after its class token, which classifiers are saved without."""
     unused: str | tuple[str, ...] = "classifier."

@@ -19,7 +19,7 @@ from PIL.ImageFile import ImageFile
 from encoders.images.opening import ImageError, ImageLimits, check_opened, open_image, read_file, reason
 
 if TYPE_CHECKING:
-    from torch import Tensor  # imported late: who only reads images, or digests records, does without
+    from torch import Tensor  # imported late, because code that only reads images or digests records does not need it
 
 # Shapes: H, W = rows and columns of an image, N = length of the blurred axis.
 

@@ -1,4 +1,4 @@
-"""Images on storage that fsspec knows: "s3://bucket/train-{000..127}.tar", "hf://...", "file://...". They are read one after the other."""
+"""Images may lie on storage that fsspec knows: "s3://bucket/train-{000..127}.tar", "hf://...", "file://...". They are read in turn."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""HTML pages in one style. Each page is a single file that loads nothing else.
+"""All HTML pages have the same style. Each page is a single file that loads nothing else.
 
-The package lies in `encoders` because `mof` and `vig` both write pages, and `encoders` is the one package that both may import.
+The package lies in `encoders` because `mof` and `vig` both write pages, and `encoders` is the only package that both may import.
 `style.css` holds the colours, light and dark, and the style of all pages; `encoders.pages.charts` draws the charts.
 """
 
@@ -29,7 +29,7 @@ def render(template: Path, **values: Any) -> str:
 
 
 def write_page(path: Path, template: Path, **values: Any) -> None:
-    """Write the page that `render` returns, piece by piece: some pages have tens of megabytes."""
+    """Write the page that `render` returns piece by piece, because a page may have tens of megabytes."""
     page = _open(template).stream(values)
     write_whole(path, lambda temporary: page.dump(str(temporary), encoding="utf-8"))
 

@@ -1,4 +1,4 @@
-"""Charts in one style: drawn by matplotlib, shown as SVG in the colours of the page or saved as a file.
+"""matplotlib draws all charts in the same style. A page shows them as SVG in its own colours; they can also be saved as files.
 
 A tip is a text that a page shows while the mouse is over a mark: `mark.set_gid(tip(...))`.
 """
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from encoders.runs import write_whole
 
-if TYPE_CHECKING:  # slow to import: commands that draw nothing do without
+if TYPE_CHECKING:  # slow to import, and not needed by commands that draw nothing
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -31,7 +31,7 @@ _SHEET = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
 COLOURS: dict[str, str] = dict(re.findall(r"--(\w+): light-dark\((#[0-9a-f]{6}),", _SHEET))
 """Name of a colour -> its light value; in a page, the name's value in the style sheet."""
 LINES = ("blue", "orange", "green", "purple", "gold", "teal", "pink", "idle")
-"""Names of the colours of lines; then they begin again."""
+"""Names of the colours of lines. Further lines begin again with the first colour."""
 
 _STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans", "font.size": 12, "text.parse_math": False, "text.color": COLOURS["text"],
@@ -42,6 +42,7 @@ _STYLE: dict[str, Any] = {
     "lines.linewidth": 2, "lines.markersize": 5, "svg.fonttype": "none", "svg.hashsalt": "mof-vig",
 }  # fmt: skip
 LONGEST_NAME = 28  # characters
+COLUMNS = 48  # in a histogram
 
 
 @contextmanager
@@ -77,7 +78,7 @@ def to_svg(drawn: Figure, label: str) -> Markup:
 
 
 def save(drawn: Figure, path: Path) -> None:
-    """Write the figure on white, PNG or SVG by the suffix of `path`; its folder is made."""
+    """Write the figure on a white ground, as PNG or SVG by the suffix of `path`. The folder is made."""
     import matplotlib
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,15 +97,15 @@ def short(name: str) -> str:
 
 
 # --- histograms
-def column_edges(low: float, high: float, cut: float | None = None, columns: int = 48) -> NDArray[np.float64]:
+def column_edges(low: float, high: float, cut: float | None = None) -> NDArray[np.float64]:
     """Return [B + 1] the edges of equally wide columns from `low` to `high`, or a little further so that two columns meet at the cut."""
     low, high = (low, high) if low < high else (low - 0.5, high + 0.5)
     if cut is None or not low < cut < high:
-        return np.linspace(low, high, columns + 1)
-    width = (high - low) / (columns - 1)  # one column more, as the first is moved to the left
+        return np.linspace(low, high, COLUMNS + 1)
+    width = (high - low) / (COLUMNS - 1)  # one column more, as the first is moved to the left
     before = math.ceil((cut - low) / width)
-    edges = np.linspace(cut - before * width, cut + (columns - before) * width, columns + 1)  # [B + 1]
-    edges[before] = cut  # to the bit, as some value often lies on it
+    edges = np.linspace(cut - before * width, cut + (COLUMNS - before) * width, COLUMNS + 1)  # [B + 1]
+    edges[before] = cut  # exactly, because a value often lies on it
     return edges
 
 
@@ -126,14 +127,14 @@ def histogram(
     log: bool = False,
     height: float = 250,
 ) -> Figure:
-    """Return a histogram in which the columns on the kept side of the cut have the colour, and the others none.
+    """Return a histogram in which the columns on the kept side of the cut are coloured, and the others are not.
 
     Args:
         edges: [B + 1], from `column_edges` with the same cut.
         label: the name of the values, below the axis.
         unit: the things that are counted, such as "records".
         kept: "above" or "below".
-        note: stands at the cut, or at the end of the axis that is nearer to the cut.
+        note: a text at the cut, or at the end of the axis that is nearer to the cut.
         log: make columns as high as the logarithm of their count + 1, so that rare values can be seen beside frequent values.
     """
     counts = counts_of(values, edges)  # [B]
@@ -173,16 +174,16 @@ def _count_axis(axes: Axes, highest: int, log: bool) -> None:
 
 # --- bars
 class Bar(NamedTuple):
-    """One row of a bar chart."""
+    """A bar is a row of a bar chart."""
 
     name: str
     value: float
     interval: tuple[float, float] | None
-    """Where the value lies with 95 % confidence; drawn as a line."""
+    """The 95 % confidence interval of the value, which is drawn as a line."""
     text: str
-    """Stands behind the bar."""
+    """The text behind the bar."""
     more: str = ""
-    """Stands in the bar's tip in place of `text`."""
+    """The text in the bar's tip, in place of `text`."""
 
 
 def interval_bars(bars: Sequence[Bar], label: str, chance: float | None = None) -> Figure:

@@ -1,4 +1,4 @@
-"""HTML for `_repr_html_`, which notebooks show. It has the style of the pages, and changes nothing else in the notebook."""
+"""Notebooks show the HTML that `_repr_html_` returns. It has the style of the pages, and changes nothing else in the notebook."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def notebook_html(template: Path, **values: Any) -> str:
 
 
 def notebook_table(title: str, rows: Iterable[Sequence[Any]], header: Sequence[str] = (), note: str = "") -> str:
-    """Return a table. Its cells are texts, numbers and what `picture` returned."""
+    """Return a table. Its cells are texts, numbers and results of `picture`."""
     shown = [[shortened(cell) if type(cell) is str else cell for cell in row] for row in rows]
     return notebook_html(Path(__file__).with_name("table.html.jinja"), title=title, rows=shown, header=header, note=note)
 

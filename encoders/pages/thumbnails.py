@@ -1,4 +1,4 @@
-"""Small copies of images, for pages."""
+"""These functions make small copies of images for pages."""
 
 from __future__ import annotations
 

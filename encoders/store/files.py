@@ -180,7 +180,7 @@ class ImageIndex:
 
     @property
     def uncommitted(self) -> int:
-        """The number of new entries that are not on disk yet."""
+        """Return the number of new entries that are not on disk yet."""
         return len(self._new)
 
     def commit(self) -> None:

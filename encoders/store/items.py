@@ -33,7 +33,7 @@ class Content(NamedTuple):
     key: str
     """Its content key."""
     name: str
-    """A name of it, for messages."""
+    """A name of the image, for messages."""
     data: bytes
     """Its file."""
     lacking: tuple[str, ...]
@@ -77,7 +77,7 @@ class ItemEncoder:
     Args:
         encoders: by their names in the store. A copy of an encoder is used where device, dtype or mode must change, because casting
             back would not restore it.
-        manifest: of the store.
+        manifest: the manifest of the store.
         store: the folder of the store, which all processes see.
         device: "auto" is the GPU of the process, if it has a GPU; None leaves the encoders where they are.
         workers: threads that decode.
@@ -105,7 +105,7 @@ class ItemEncoder:
     def __call__(self, item: EncodeItem) -> Outcome:
         outcome = Outcome({}, {}, {})
         rows: dict[str, list[_Rows]] = {name: [] for name in self.encoders}
-        copied: list[_Copied] = []  # of the batch before: its features travel while the device works on the next batch
+        copied: list[_Copied] = []  # the features of the batch before travel while the device works on the next batch
         with closing(in_order(self._load, item.contents, self.workers, 2 * self.workers + self.batch_size)) as stream:
             while batch := list(islice(stream, self.batch_size)):
                 outcome.unreadable.update((content.key, loaded) for content, loaded in batch if isinstance(loaded, str))
@@ -132,7 +132,7 @@ class ItemEncoder:
             return content, _Loaded(image.size, pixels)
         except ImageError as error:
             return content, str(error).removeprefix(f"{content.name}: ")
-        except Exception as error:  # of any library: an image of an odd shape costs this image alone
+        except Exception as error:  # an error of any library: an image of an odd shape costs this image alone
             return content, f"cannot be prepared ({type(error).__name__}: {error})"
 
     def _take(self, copied: list[_Copied], rows: dict[str, list[_Rows]], refused: dict[str, str]) -> None:
@@ -153,7 +153,7 @@ class ItemEncoder:
 
     @torch.inference_mode()
     def _features(self, name: str, images: list[Tensor]) -> tuple[dict[str, Tensor], torch.cuda.Event | None]:
-        """B images [3, S, S] -> their features by kind, and whether they are "finite" [B], all in the CPU's memory.
+        """Return the features of B images [3, S, S] by kind, and whether they are "finite" [B], all in the CPU's memory.
 
         The second value is None, or the event after which the features have arrived there.
         """
@@ -197,7 +197,7 @@ _Rows = tuple[list[str], dict[str, Tensor]]
 
 
 class _Copied(NamedTuple):
-    """The features of a batch on their way into the CPU's memory."""
+    """_Copied holds the features of a batch on their way into the CPU's memory."""
 
     encoder: str
     keys: list[str]

@@ -61,7 +61,7 @@ def declare(
     """Add the encoders to the store's manifest, and return the manifest, which now says that the run is not complete.
 
     Args:
-        sources: of the images. A new store gets its identity from them and its first encoders, so that the same run writes the same
+        sources: the images' sources. A new store gets its identity from them and its first encoders, so that the same run writes the same
             bytes anywhere.
 
     Raises:

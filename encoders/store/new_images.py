@@ -32,7 +32,7 @@ class ReadImage(NamedTuple):
     stat: tuple[int, int] | None = None
     """Bytes and time of a file."""
     data: bytes | None = None
-    """Its content, unless all that is wanted of it is known."""
+    """Its content, unless everything about the image is known."""
     error: ImageError | None = None
 
 
@@ -42,7 +42,7 @@ class NewImages:
     Attributes:
         names: name -> content key of the images so far; "" if it is not known.
         known: encoder -> keys of the images that it has encoded, or is about to encode.
-        waiting: the images of each item on its way, also those that are not sent along because all is known of them.
+        waiting: the images of each item on its way, also the images that are not sent with it because their features are known.
     """
 
     def __init__(self, store: Path, manifest: Mapping[str, Any], encoders: list[str], index: ImageIndex, limits: ImageLimits) -> None:
@@ -63,7 +63,7 @@ class NewImages:
     def items(self, sources: ImageSources, batch_size: int, workers: int) -> Generator[EncodeItem]:
         """Read all images, and yield items of those that an encoder lacks, in the order of the sources.
 
-        Where an item begins and ends depends on the sources alone, not on what is known of them: a run that goes on after a kill makes
+        The limits of items depend on the sources alone, not on the features that are known: a run that goes on after a kill makes
         the same batches as if it had not been killed.
         """
         largest = min(SHARD_IMAGES, max(SHARD_BYTES // max(map(self._bytes_of, self.encoders)), 1))
@@ -95,7 +95,7 @@ class NewImages:
         return entry["grid"][0] * entry["grid"][1] * width + 4 * (entry["embed_dim"] or 0) * entry["embeddings"] + 16
 
     def _read(self, source: tuple[str, Source]) -> ReadImage:
-        """Read and hash an image, unless all is known of it."""
+        """Read and hash an image, unless everything about it is known."""
         name, content = source
         try:
             if isinstance(content, ImageError):

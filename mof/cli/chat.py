@@ -1,4 +1,4 @@
-"""`mof chat`: a question about an image, or a conversation."""
+"""`mof chat` asks a model about an image, or holds a conversation with it."""
 
 from __future__ import annotations
 
@@ -106,13 +106,11 @@ def _further(method: Decoding | None, processor: Any, messages: list[dict[str, A
     return {} if method is None else method.options([messages], lambda chats: _inputs(processor, chats[0], network))
 
 
-def _inputs(processor: Any, messages: list[dict[str, Any]], network: Any) -> dict[str, Any]:
-    """Return the model's inputs on its device, and floats (pixels) in its dtype."""
-    inputs = prompt_inputs(processor, [messages], add_generation_prompt=True)
-    return {name: x.to(network.device, network.dtype if x.is_floating_point() else None) for name, x in inputs.items()}
+def _inputs(processor: Any, messages: list[dict[str, Any]], network: Any) -> Any:
+    return prompt_inputs(processor, [messages], add_generation_prompt=True).to(network.device, network.dtype)
 
 
-def _answer(network: Any, processor: Any, inputs: dict[str, Any], max_new_tokens: int, further: dict[str, Any]) -> str:
+def _answer(network: Any, processor: Any, inputs: Any, max_new_tokens: int, further: dict[str, Any]) -> str:
     """Print the answer while the model gives it, and return it."""
     streamer = _Printed(processor, skip_prompt=True, skip_special_tokens=True)
     tokens = network.generate(**inputs, **further, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, streamer=streamer)
@@ -120,7 +118,7 @@ def _answer(network: Any, processor: Any, inputs: dict[str, Any], max_new_tokens
 
 
 class _Printed(TextStreamer):
-    """Prints an answer without white space before its first word, and without control characters."""
+    """_Printed prints an answer without white space before its first word, and without control characters."""
 
     begun = False
 

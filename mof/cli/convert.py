@@ -9,6 +9,7 @@ import typer
 
 from encoders.command_groups import starts_over
 from encoders.command_options import output_option
+from encoders.names import first_names
 from encoders.runs import replace_folder, unfinished_folder, write_json
 from encoders.terminal import say
 from encoders.text_files import parse_json, read_utf8
@@ -76,7 +77,7 @@ def _describe(loaded: Loaded) -> str:
         grid = f"{encoder.grid[0]} x {encoder.grid[1]}"
         lines.append(f"  encoder {name}: {encoder.name}, {encoder.image_size} px, {grid} patches, layer {encoder.layer}, {place}")
     if loaded.unused:
-        lines.append(f"  {len(loaded.unused)} unused tensors, not kept: {_list(loaded.unused)}")
+        lines.append(f"  {len(loaded.unused)} unused tensors, not kept: {first_names(loaded.unused, 5)}")
     return "\n".join(lines)
 
 
@@ -98,11 +99,8 @@ def _refuse_foreign(source: Path, out: Path, overwrite: bool) -> None:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{out / RECORD} is damaged ({error}): delete {out}, or choose another folder") from error
     if foreign := sorted(set(present) - written):
-        raise ValueError(f"{out} holds {len(foreign)} files that `mof convert` did not write: {_list(foreign)}; choose another folder")
-
-
-def _list(names: list[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+        names = first_names(foreign, 5)
+        raise ValueError(f"{out} holds {len(foreign)} files that `mof convert` did not write: {names}; choose another folder")
 
 
 def _files(folder: Path) -> list[str]:

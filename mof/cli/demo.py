@@ -1,4 +1,4 @@
-"""`mof demo`: a local page on which a saved model is asked about images, and its encoders compare two images."""
+"""`mof demo` opens a local page on which a saved model is asked about images, and its encoders compare two images."""
 
 from __future__ import annotations
 

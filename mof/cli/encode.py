@@ -1,4 +1,4 @@
-"""`mof encode` lists the known encoders, or writes features of images to a store. torch is imported late, as the list needs none."""
+"""`mof encode` lists the known encoders, or writes features of images to a store. torch is imported late: the list does not need it."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def of_model(folder: Path, blurred: bool = False) -> tuple[dict[str, encoders.En
     from mof import MoFForConditionalGeneration, register_auto_classes
     from mof.checkpoints import build_configured_mixer
     from mof.config import MoFConfig
-    from mof.processor import MoFImageProcessor
+    from mof.image_processor import MoFImageProcessor
 
     require_config(folder)
     register_auto_classes()
@@ -117,7 +117,7 @@ def of_model(folder: Path, blurred: bool = False) -> tuple[dict[str, encoders.En
     if not isinstance(processor, MoFImageProcessor):
         raise ValueError(f"the processor in {folder} is a {type(processor).__name__}: expected a model of MoFForConditionalGeneration")
     config = MoFConfig.from_pretrained(folder)
-    if config.embed_encoders:  # only then do their weights lie in the checkpoint, among those of the language model
+    if config.embed_encoders:  # only then are their weights in the checkpoint, beside the weights of the language model
         mixer = MoFForConditionalGeneration.from_pretrained(folder).mixer
     else:
         mixer = build_configured_mixer(config).to(config.dtype)

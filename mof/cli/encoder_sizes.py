@@ -16,7 +16,7 @@ from encoders.presets import PRESETS
 
 
 class Unfilled(TorchFunctionMode):
-    """Skips the filling of tensors without storage, which takes most of the time of building a network on the meta device."""
+    """Unfilled skips the filling of tensors without storage, which takes most of the time of building a network on the meta device."""
 
     def __torch_function__(self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(function, "__name__", "")

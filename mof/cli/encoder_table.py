@@ -1,4 +1,4 @@
-"""`mof encode --list` prints this table. The sizes of the presets lie in a file, since building 100 networks to measure them takes long."""
+"""`mof encode --list` prints this table. The presets' sizes lie in a file, because building 100 networks to measure them takes long."""
 
 from __future__ import annotations
 

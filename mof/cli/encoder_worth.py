@@ -1,4 +1,4 @@
-"""`mof eval encoders`: the worth of each encoder of a model, and of its images."""
+"""`mof eval encoders` measures the worth of each encoder of a model, and the worth of its images."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from mof.evals.text_tables import TextTable
 if TYPE_CHECKING:
     from mof.evals.encoder_worth import EncoderWorth, Measurement, Worth
 
+GAP = "the largest utilisation rate of an encoder minus the smallest"
 Asked = tuple["Measurement", list[str]]
 """A benchmark, and its images."""
 
@@ -122,7 +123,9 @@ def worth_tables(result: EncoderWorth, name: str) -> list[TextTable | str]:
         own = {line: worth.parts[part] for line, worth in others.items()}
         tables.append(_table(f"{part}: {result.measure}", result.scale, name, score, own))
     if len(result.encoders) > 1:
-        tables.append(f"information gap: {result.information_gap:.2f}, the largest utilisation rate of an encoder minus the smallest")
+        gap = result.information_gap
+        told = "none, as there are no utilisation rates for a score that is not above 0" if math.isnan(gap) else f"{gap:.2f}, {GAP}"
+        tables.append(f"information gap: {told}")
     return tables
 
 
@@ -135,7 +138,7 @@ def _table(title: str, scale: float, name: str, score: float, others: dict[str, 
             f"{scale * worth.score:.{digits}f}",
             f"{scale * worth.loss.value:.{digits}f}",
             f"[{scale * losses[0]:.{digits}f},{scale * losses[1]:.{digits}f}]",
-            f"{worth.rate:.2f}",
+            "-" if math.isnan(worth.rate) else f"{worth.rate:.2f}",
             "-" if math.isnan(rates[0]) else f"[{rates[0]:.2f},{rates[1]:.2f}]",  # rich reads "[nan,nan]" as a tag
         ]
     return TextTable(title, ("score", "lost", "95 %", "utilisation rate", "95 %"), rows)

@@ -18,6 +18,7 @@ from encoders.command_options import (
     output_option,
     seed_option,
 )
+from encoders.names import first_names
 from mof.cli.answerer_options import AnswererOptions
 from mof.evals.published import MMVP
 from mof.evals.text_tables import TextTable, percent_table, show_result
@@ -77,7 +78,7 @@ def mmvp(
         rows = {name: [shares["pair_accuracy"], shares["question_accuracy"]] for name, shares in patterns_of.items()}
         lines.append(percent_table(f"{result['model']}, by pattern", columns, rows))
     if unmatched := result["unmatched"]:
-        ids = ", ".join(map(str, unmatched[:20])) + (", ..." if len(unmatched) > 20 else "")
+        ids = first_names([str(id) for id in unmatched])
         lines.append(f"{len(unmatched)} answers name no option or several, and count as wrong: {ids}")
     if "judge" in result:
         lines.append(_agreement(result["judge"]))

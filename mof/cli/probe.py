@@ -75,7 +75,7 @@ def layers(
     output: Annotated[Path | None, output_option("Folder for a .json and a .csv per encoder.")] = None,
     plot: Annotated[Path | None, plot_option("Picture of the shares by layer, .png or .svg.")] = None,
 ) -> None:
-    """Measure by a linear probe of every layer what an encoder still tells: the share of right pairs by pattern; chance is 25 %.
+    """Probe every layer of an encoder: the share of pairs that a linear probe gets right, by pattern; chance is 25 %.
 
     \b
     Example:
@@ -106,7 +106,7 @@ def layers(
 
 
 def _stem(encoder: str) -> str:
-    """Return the name of an encoder as a name of files."""
+    """Return a file name for an encoder."""
     return "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in encoder)
 
 

@@ -24,7 +24,7 @@ def serve(
     """Answer OpenAI's clients with a saved image-text-to-text model: images, conversations, streaming.
 
     The server of transformers (`transformers serve`) loads the model and answers until Ctrl-C, at http://HOST:PORT/v1 and without a key.
-    Whoever reaches it can name any image file of this machine.
+    Everybody who reaches it can name any image file of this machine.
 
     \b
     Example:

@@ -106,7 +106,7 @@ def _encode(
     # A template that writes <s> itself must not get a second <s>; transformers decides it in the same way.
     bos = processor.tokenizer.bos_token
     specials = not (bos and text.startswith(bos))
-    nested = [images] if images else None  # a list per conversation, because some processors cut an image into tiles only if it is alone
+    nested = [images] if images else None  # a list per conversation, because a few processors cut an image into tiles only if it is alone
     outputs = dict(processor(text=[text], images=nested, add_special_tokens=specials, return_tensors="pt"))
     input_ids = outputs.pop("input_ids")[0]  # [T]
     outputs.pop("attention_mask", None)
@@ -206,7 +206,7 @@ def _align(
     """Return the answer mask of the expanded tokens, and the number of tokens up to the end of the last image.
 
     The texts between the placeholders and their masks come from `_between`. Between the texts lie image tokens, and around these
-    marks of the processor. None of them can be an answer, because images belong to the user's messages.
+    marks of the processor. They cannot be an answer, because images belong to the user's messages.
     """
     ends = [len(texts[0])] if expanded[: len(texts[0])] == texts[0] else []
     places = [place for place, token in enumerate(expanded) if token == image_token_id]

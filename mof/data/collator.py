@@ -95,7 +95,7 @@ class SupervisedCollator:
     in the loss. Instead, it may have "token_weights": a number from 0 up for each answer token; 0 works like False. The batch then
     has "token_weights" [R, L] too, in which answer tokens of other records have weight 1; `vig.SelectiveTrainer` uses them.
 
-    With several processes (torchrun, accelerate), all must run the same parts of a model. Otherwise FSDP, ZeRO-3 and some uses of DDP
+    With several processes (torchrun, accelerate), all must run the same parts of a model. Otherwise FSDP, ZeRO-3 and a few uses of DDP
     hang. A batch without an image then gets an additional record, with a blank image and without loss.
 
     Args:

@@ -96,7 +96,7 @@ def is_empty(value: Any) -> bool:
 
 
 def _joined(asked: Any, told: Any) -> list[Any]:
-    """Return the turns of a question and an answer. Each of them is a text or a list of turns."""
+    """Return the turns of a question and an answer, each of which is a text or a list of turns."""
     sides = (("user", asked), ("assistant", told))
     return [turn for role, side in sides for turn in (side if isinstance(side, list) else [{"role": role, "content": side}])]
 

@@ -80,7 +80,7 @@ class Answer:
 
     @property
     def final(self) -> str:
-        """The text without the model's thoughts."""
+        """Return the text without the model's thoughts."""
         return without_thoughts(self.text)
 
 
@@ -96,7 +96,7 @@ class Answerer(Protocol):
         """Yield (position in `prompts`, answer) as soon as an answer is there, in any order.
 
         Raises:
-            ValueError: if some prompts got no answer, naming the first of them; all other answers are yielded before.
+            ValueError: if prompts got no answer, naming the first of them; all other answers are yielded before.
         """
 
 
@@ -184,7 +184,7 @@ def answer_all(
     With a cache, only prompts that it does not hold are asked, and equal prompts once. Without a cache, each prompt is asked.
 
     Raises:
-        ValueError: if some prompts got no answer (the other answers are in the cache), or if all were refused.
+        ValueError: if prompts got no answer (the other answers are in the cache), or if all were refused.
     """
     keys, answers = [], dict[str, Answer]()
     for number, prompt in enumerate(prompts):

@@ -1,4 +1,4 @@
-"""The worth of each encoder of a mixture, measured by asking a benchmark again without the encoder, and with other pictures.
+"""encoder_worth measures the worth of each encoder of a mixture: a benchmark is asked again without it, and with other pictures.
 
 The model is not trained again. The rates are defined in arXiv 2507.03262: the conditional utilisation rate of an encoder is the
 share of the score that is lost without it, and the information gap is the largest rate minus the smallest.
@@ -34,14 +34,14 @@ from mof.mixer import Mixer
 Replacement = Literal["mean", "zero", "mask"]
 """The tokens of the removed encoder become their mean over the benchmark's images, position by position ("mean"), or zeros ("zero"),
 or the language model goes on as if they were not there ("mask")."""
-MEAN_IMAGES = 64  # over which an encoder's tokens are averaged
+MEAN_IMAGES = 64  # the images over which an encoder's tokens are averaged
 
 Measurement = Callable[[Run], Row]
 """A function that asks a benchmark: `lambda run: eval_mmvp(run, questions)`."""
 
 
 class WithoutEncoder:
-    """A model whose encoder `name` tells nothing about the image. The encoder's tokens are replaced before the adapters.
+    """WithoutEncoder is a model whose encoder `name` tells nothing about the image. The encoder's tokens are replaced before the adapters.
 
     Args:
         images: the benchmark's images, without repetition; the mean is taken over `MEAN_IMAGES` of them, evenly spaced.
@@ -116,7 +116,7 @@ class WithoutEncoder:
 
 @dataclass(frozen=True)
 class Worth:
-    """The benchmark's headline without an encoder, or with other pictures, beside the whole model's."""
+    """Worth is the benchmark's headline without an encoder, or with other pictures, beside the whole model's headline."""
 
     score: float
     loss: Difference
@@ -125,12 +125,12 @@ class Worth:
     """The loss as a share of the whole model's score: the conditional utilisation rate. NaN for a score that is not above 0."""
     rate_interval: Interval
     parts: dict[str, Worth] = field(default_factory=dict)
-    """Part of the benchmark -> the same on this part alone: MMVP's patterns where questions name them, POPE's strategies."""
+    """Part of the benchmark -> the worth on this part alone: MMVP's patterns where questions name them, POPE's strategies."""
 
 
 @dataclass(frozen=True)
 class EncoderWorth:
-    """The result of `encoder_worth`."""
+    """EncoderWorth is the result of `encoder_worth`."""
 
     measure: str
     """The title of the headline, with its unit."""
@@ -145,9 +145,8 @@ class EncoderWorth:
 
     @property
     def information_gap(self) -> float:
-        """The largest utilisation rate of an encoder minus the smallest."""
-        rates = [worth.rate for worth in self.encoders.values()]
-        return max(rates) - min(rates)
+        """Return the largest utilisation rate of an encoder minus the smallest; it is NaN where a rate is NaN."""
+        return float(np.ptp([worth.rate for worth in self.encoders.values()]))
 
 
 def encoder_worth(
@@ -212,7 +211,7 @@ def _compared(whole: Figure, other: Figure, lower: bool) -> Worth:
 
 
 def _positive(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the scores, with NaN for scores that are not above 0, of which nothing is a share."""
+    """Return the scores, with NaN in place of scores that are not above 0, because no number is a share of them."""
     return np.where(scores > 0, scores, np.nan)
 
 
@@ -226,7 +225,7 @@ def mixer_of(model: LocalModel) -> Mixer:
 
 @contextmanager
 def _in_place_of(holder: Any, name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """While open, a call of the holder's method calls `function` with the method and its arguments."""
+    """In this context, a call of the holder's method calls `function` with the method and its arguments."""
     method = getattr(holder, name)
     setattr(holder, name, lambda *arguments: function(method, *arguments))
     try:

@@ -1,6 +1,6 @@
 """A language model judges answers to MMVP, as in the released grader. Its agreement with matching by rule is measured.
 
-The words are those of the released grader (`gpt_grader.py`). It repeated its question to gpt-4-0314 at temperature 0.2 until it
+It has the words of the released grader (`gpt_grader.py`). It repeated its question to gpt-4-0314 at temperature 0.2 until it
 got a reply, and counted everything but "yes" and "no" as wrong. Here the temperature is 0, and "Yes, it does." counts as "yes".
 """
 

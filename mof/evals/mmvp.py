@@ -165,7 +165,7 @@ class Score:
 
 
 def score(questions: Sequence[Question], right: Sequence[bool]) -> Score:
-    """Return the shares of right answers. The questions are those of `read_mmvp`; `right` has a value per question."""
+    """Return the shares of right answers. `read_mmvp` returns the questions; `right` has a value per question."""
     pairs = np.reshape(right, (-1, 2))  # [U, 2]
     patterns = [question.pattern for question in questions[0::2]]
     by_pattern = {name: _shares(pairs[[pattern == name for pattern in patterns]]) for name in dict.fromkeys(patterns) if name is not None}

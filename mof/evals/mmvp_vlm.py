@@ -91,7 +91,7 @@ class PairResult:
 
     @property
     def right(self) -> bool:
-        """True if both statements find their own image; at a tie, the second image is taken, as the released rule does."""
+        """Return True if both statements find their own image; at a tie, the second image is taken, as the released rule does."""
         if self.similarities is None:
             raise ValueError("an encoder without a text tower matches no statements: only image_similarity is measured")
         (first_own, first_other), (second_other, second_own) = self.similarities

@@ -1,4 +1,4 @@
-"""The option that an answer chooses: options are read from `(a) Open (b) Closed`, answers are matched by letter and by text.
+"""match_answer finds the option that an answer chooses. Options are read from `(a) Open (b) Closed`; answers match by letter or by text.
 
 An answer that names no option, or several, chooses none. An option shortly after "not" or "never" is not named, nor is an option in
 a clause that begins with a denied belief: "I do not think the door is open". The time is proportional to the answer's length.
@@ -9,35 +9,12 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Container, Iterator, Mapping, Sequence
-from itertools import dropwhile, takewhile
+from itertools import dropwhile
 
+from mof.evals.denials import DENIAL_REACH, FILLERS, TURNS, WRONG, is_denied, is_negated, is_refused, words_of
 from mof.evals.second_thoughts import corrections, without_thoughts
 
 _OPTION = re.compile(r"\(([A-Za-z])\)")
-_WORD = re.compile(r"\w+(?:'\w+)*|[^\w\s]")
-_NEGATIONS = {"not", "never", "cannot", "neither", "nor", "nowhere", "hardly", "without"}
-_NEGATION_REACH = 2  # words: "not open", "not the open"
-_BELIEFS = {
-    "think",
-    "believe",
-    "say",
-    "see",
-    "look",
-    "looks",
-    "looking",
-    "appear",
-    "appears",
-    "seem",
-    "seems",
-    "sure",
-    "certain",
-    "convinced",
-}
-_BELIEFS |= {"guess", "expect", "agree"}
-"""Words that take a denial along to the end of their clause: "don't think it's open", "doesn't appear to be open"."""
-_DOUBTS = {"doubt", "deny", "unlikely", "impossible"}
-"""Words that deny the rest of their clause by themselves, unless they are denied: "I doubt that it is open", but "no doubt it is open"."""
-_BELIEF_REACH = 12  # words
 
 # Letters are looked for in tokens: abbreviations, words with their hyphens, and signs.
 _TOKEN = re.compile(r"(?:\w\.){2,}\w?|\w+(?:['-]\w+)*|[^\w\s]")
@@ -50,17 +27,6 @@ _DECORATION = re.compile(
 """LaTeX, tags, Markdown, quotes, and scripts that put no spaces around a letter."""
 _BRACKETS = str.maketrans("[]{}\u3010\u3011", "()()()")
 _TOGETHER = {"and", "or", "both", "either", "vs", "versus", "/", "&"}
-_FILLERS = set(
-    re.findall(
-        r"\S+",
-        """the final correct best right most likely my answer option choice letter response is be would it it's that that's this
-        i i'd i'll i'm we think believe say guess choose chosen pick select selected go going with so therefore thus hence then ok okay
-        clearly definitely probably surely certainly obviously maybe perhaps possibly
-        to must should will has seems appears looks like matches vote for ans
-        answer's la le el o é è ist es est lautet correcta correcte corretta correta""",
-    )
-)
-"""Words that say nothing beside a letter: a clause of these and a letter gives the letter."""
 _BEFORE_YES = set(
     re.findall(
         r"\S+",
@@ -76,14 +42,6 @@ _FOLLOWERS = {"is", "isn't", "was", "would", "seems", "looks", "appears", "becau
 """Words that follow a letter and never the article "a"."""
 _TAKES_BACK = {"no", "nope", "wait", "oops", "scratch", "strike"}
 """Words of a correction that take back a letter even if no other letter follows."""
-_REASONS = {"because", "since", "as"}
-_WRONG = {"wrong", "incorrect", "false"}
-_DENIALS = {*_NEGATIONS, *_WRONG, "unlikely"}
-_ALL_BUT = {("anything", "but"), ("everything", "but"), ("all", "but")}
-"""Words directly before a letter that leave this letter out."""
-_REFUSAL_REACH = 8  # words and signs on either side
-_DENIAL_REACH = 4  # words before a letter: "I do not think it is B"
-_TURNS = {"but", "rather", "instead"}  # end a clause, and the reach of a denial
 
 
 def parse_options(text: str) -> dict[str, str]:
@@ -98,7 +56,7 @@ def parse_options(text: str) -> dict[str, str]:
     expected = [chr(ord("a") + i) for i in range(len(letters))]
     if pieces[0].strip() or len(letters) < 2 or letters != expected or not all(words):
         raise ValueError(f"expected options such as '(a) Open (b) Closed', got {text!r}")
-    if len({" ".join(_words(option)) for option in words}) < len(words):
+    if len({" ".join(words_of(option)) for option in words}) < len(words):
         raise ValueError(f"two of the options are the same: {text!r}")
     return dict(zip(letters, words, strict=True))
 
@@ -153,16 +111,16 @@ def _final(answer: str) -> str:
 def _letters(answer: str, options: Mapping[str, str]) -> tuple[set[str], str]:
     """Return the options whose letters are given, and the part of the answer that decides about them.
 
-    Sentences from the word "answer" on decide, then lines that hold nothing but a letter, or a letter and its option, then the
+    Sentences from the word "answer" on decide first; then lines that hold only a letter, or a letter and its option; then the
     whole answer.
     """
     lines, corrected = _last_said(_lines(answer), options)
-    parts = [] if any("answer" in _words(option) for option in options.values()) else _answer_parts(lines)
+    parts = [] if any("answer" in words_of(option) for option in options.values()) else _answer_parts(lines)
     chosen = [part for part in parts if _named(part, options)]
     if not chosen:
         single = [(line, letters) for line in lines if len(letters := _named(line, options)) == 1]
         chosen = [line for line, letters in single if _holds_only(line, letters)]
-        chosen = chosen or [line for line, (letter,) in single if _holds_only(line, {letter, *_words(options[letter])})]
+        chosen = chosen or [line for line, (letter,) in single if _holds_only(line, {letter, *words_of(options[letter])})]
     letters = set[str]().union(*(_named(part, options) for part in chosen or lines))
     return letters, "\n".join(" ".join(part) for part in chosen or (lines if corrected else ())) or _final(answer)
 
@@ -178,14 +136,14 @@ def _last_said(lines: list[list[str]], options: Mapping[str, str]) -> tuple[list
 
     for before, said, behind in corrections("\n".join(map(" ".join, lines))):
         last = next((word for word in reversed(before.casefold().split()) if word[0].isalnum()), "")
-        if _words(said)[:1] == _words(options.get(last, ""))[:1]:  # the option behind its letter: "(a) No (b) Yes"
+        if words_of(said)[:1] == words_of(options.get(last, ""))[:1]:  # the option behind its letter: "(a) No (b) Yes"
             continue
         earlier, later = ([line.split() for line in text.split("\n")] for text in (before, behind))
         if names(earlier) and names(later):
             return later, True
-        rest = [word for line in later for word in map(str.casefold, line) if word[0].isalnum() and word not in _FILLERS]
+        rest = [word for line in later for word in map(str.casefold, line) if word[0].isalnum() and word not in FILLERS]
         taken_back = not _TAKES_BACK.isdisjoint(said.casefold().split())
-        if taken_back and _WRONG.issuperset(rest) and names(earlier) and {"no"}.isdisjoint(map(str.casefold, options.values())):
+        if taken_back and WRONG.issuperset(rest) and names(earlier) and {"no"}.isdisjoint(map(str.casefold, options.values())):
             return [], True
     return lines, False
 
@@ -206,13 +164,13 @@ def _answer_parts(lines: Sequence[list[str]]) -> Iterator[list[str]]:
             place = next((place for place, token in enumerate(sentence) if token.casefold() == "answer"), None)
             if place is not None:
                 before = [token.casefold() for token in sentence[:place]]
-                denied = before[-1:] in ([word] for word in _WRONG) or _negated(before, place, _DENIAL_REACH)
+                denied = before[-1:] in ([word] for word in WRONG) or is_negated(before, place, DENIAL_REACH)
                 yield sentence if denied else sentence[place:]
 
 
 def _holds_only(line: Sequence[str], words: Container[str]) -> bool:
     """Return whether all words of the line are fillers or among `words`."""
-    return all(word in _FILLERS or word in words or not word[0].isalnum() for word in map(str.casefold, line))
+    return all(word in FILLERS or word in words or not word[0].isalnum() for word in map(str.casefold, line))
 
 
 def _named(line: Sequence[str], options: Mapping[str, str]) -> set[str]:
@@ -223,7 +181,7 @@ def _named(line: Sequence[str], options: Mapping[str, str]) -> set[str]:
     for start, end in zip([0, *(place + 1 for place in ends)], [*ends, len(words)], strict=True):
         clause = words[start:end]
         places = [] if options.keys().isdisjoint(clause) else _given(line[start:end], clause, options)
-        named |= {words[start + place] for place in places if not _denied(words, start + place, options)}
+        named |= {words[start + place] for place in places if not is_denied(words, start + place, options)}
     return named
 
 
@@ -231,15 +189,15 @@ def _ends_clause(words: Sequence[str], place: int) -> bool:
     """Return whether the token ends a clause, as signs do. A bracket after "a" may not: "a (closed) door"."""
     if words[place] == "(" and place and words[place - 1] == "a":
         return words[place + 2 : place + 3] == [")"] and len(words[place + 1]) == 1
-    return words[place] in _TURNS or (not words[place][0].isalnum() and words[place] not in _TOGETHER)
+    return words[place] in TURNS or (not words[place][0].isalnum() and words[place] not in _TOGETHER)
 
 
 def _given(clause: Sequence[str], words: Sequence[str], options: Mapping[str, str]) -> list[int]:
     """Return the places of the letters that the clause gives. `words` are the clause in lower case."""
-    rest = [word for word in words if word not in _FILLERS] or words
+    rest = [word for word in words if word not in FILLERS] or words
     if all(word in options or word in _TOGETHER for word in rest):
         return [place for place, word in enumerate(words) if word in options and word in rest]
-    fillers = next((place for place, word in enumerate(words) if word not in _FILLERS or word == "letter"), 0)
+    fillers = next((place for place, word in enumerate(words) if word not in FILLERS or word == "letter"), 0)
     given = []
     for place, word in enumerate(words):
         if word not in options:
@@ -253,101 +211,21 @@ def _given(clause: Sequence[str], words: Sequence[str], options: Mapping[str, st
     return given
 
 
-def _denied(words: Sequence[str], place: int, options: Mapping[str, str]) -> bool:
-    """Return whether the words around a letter deny it: "I do not think it is B", "B is wrong", but not "B is not wrong"."""
-    following = _clause(words[place + 1 : place + 4])
-    denials = [place for place, word in enumerate(following) if word in _DENIALS or _denies(word)]
-    twice = len(denials) > 1 and denials[0] + 1 == denials[1] and following[denials[1]] in _WRONG
-    if denials and not twice and following[0] not in _REASONS:
-        return True
-    end = place + 2 if words[place + 1 : place + 2] == [")"] else place + 1
-    option = _words(options[words[place]])
-    end += len(option) if list(words[end : end + len(option)]) == option else 0
-    if not twice and _refused(words, place, end, options):
-        return True
-    before = [word for word in words[max(0, place - 2 * _DENIAL_REACH) : place] if word not in "()"]
-    for letter, own in options.items():  # "(a) Not visible (b) Visible" denies neither
-        if before[-len(option := _words(own)) - 1 :] == [letter, *option]:
-            before = before[: len(before) - len(option)]
-    if before[-1:] == ["except"] or tuple(before[-2:]) in _ALL_BUT:
-        return True
-    return _negated(before, len(before), _DENIAL_REACH)
-
-
-def _refused(words: Sequence[str], start: int, end: int, options: Mapping[str, str]) -> bool:
-    """Return whether the words beside words[start:end] refuse it: "incorrect: B", "the wrong answer is B", "B? No.", "B (wrong)".
-
-    Words of an option refuse nothing: "B: No" gives the option "No".
-    """
-    own = {word for option in options.values() for word in _words(option)}
-    signs, said, next_sign = _beside(words[end : end + _REFUSAL_REACH])
-    behind = words[end + len(signs) + 1 : end + _REFUSAL_REACH]
-    last = {*signs} and not any(word[0].isalnum() for word in behind)  # "B, no." But "B - no, they are closed" gives a reason
-    no = {"no", "nope"} if {"?", "("} & {*signs} or last else set()
-    refusals = _WRONG | no | {word for word in said if _denies(word) and next_sign != "("}  # "closed, not (a) open"
-    if refusals.issuperset(said[:1]) and said[1:] in ([], ["really"]) and said and next_sign != ":" and own.isdisjoint(said):
-        return True
-    front = words[max(0, start - _REFUSAL_REACH) : start][::-1]
-    signs, said, next_sign = _beside(front)
-    if not said and next_sign == ":":  # fillers, as in "incorrect: it is B"
-        signs, said, next_sign = _beside(front[front.index(":") :])
-    if not {*signs} <= {"(", ":"} or next_sign == ")" or not own.isdisjoint(said):
-        return False
-    denials = {word for word in said if _denies(word)} if ":" in signs else set()
-    wrong = _WRONG & {*said}
-    return bool(wrong) != bool(denials) and {*said} <= {*wrong, *denials, "options", "answers", "choices"}
-
-
-def _beside(words: Sequence[str]) -> tuple[list[str], list[str], str]:
-    """Return the signs with which the words begin, the clause behind them without fillers, and the sign behind the clause."""
-    signs = list(takewhile(lambda word: not word[0].isalnum(), words))
-    clause = _clause(words[len(signs) :])
-    return signs, [word for word in clause if word not in _FILLERS], next(iter(words[len(signs) + len(clause) :]), "")
-
-
-def _clause(words: Sequence[str]) -> list[str]:
-    """Return the words before the first sign or turn."""
-    return list(takewhile(lambda word: word[0].isalnum() and word not in _TURNS, words))
-
-
 # --- words
 def _texts(answer: str, options: Mapping[str, str]) -> set[str]:
     """Return the options whose words are in the answer. Longer options come first, and a shorter one may not use their words."""
-    words = _words(answer)
+    words = words_of(answer)
     whole = list(words)
     named = set()
-    for letter, option in sorted(options.items(), key=lambda item: -len(_words(item[1]))):
-        wanted = _words(option)
+    for letter, option in sorted(options.items(), key=lambda item: -len(words_of(item[1]))):
+        wanted = words_of(option)
         position = 0
         while wanted and position + len(wanted) <= len(words):
             if words[position : position + len(wanted)] != wanted:
                 position += 1
                 continue
             start = position - next((back for back in (1, 2) if whole[max(0, position - back)] == letter), 0)  # "(a) open", "a. open"
-            if not _negated(words, position) and not _refused(whole, start, position + len(wanted), options):
+            if not is_negated(words, position) and not is_refused(whole, start, position + len(wanted), options):
                 named.add(letter)
             words[position : position + len(wanted)] = ["\0"] * len(wanted)  # taken; as a sign, it also ends a negation's reach
     return named
-
-
-def _negated(words: Sequence[str], position: int, reach: int = _NEGATION_REACH) -> bool:
-    """Return whether the words before `position` in its clause deny it: one of the last few, or a denied belief further in front."""
-    before = reversed(words[max(0, position - _BELIEF_REACH) : position])
-    clause = _clause(list(before))
-    if any(_denies(word) for word in clause[:reach]) or clause[:1] == ["no"] or clause[:2] == ["longer", "no"]:
-        return True
-    for place, word in enumerate(clause):
-        denied = any(_denies(other) or other == "no" for other in clause[place + 1 : place + 3])
-        if (word in _BELIEFS and denied) or (word in _DOUBTS and not denied):
-            return True
-    return False
-
-
-def _denies(word: str) -> bool:
-    return word in _NEGATIONS or word.endswith("n't")
-
-
-def _words(text: str) -> list[str]:
-    """Return words and signs in lower case; brackets and quotes are no signs."""
-    tokens = _WORD.findall(text.casefold().replace("\u2019", "'"))
-    return [token for token in tokens if token[0].isalnum() or token in ".,;:!?/"]

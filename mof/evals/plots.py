@@ -19,7 +19,7 @@ def plot_probe(title: str, tables: Mapping[str, Rows], path: Path) -> None:
     """Write a heat map for each label -> name -> {type: value in 0..100}, one below the other, PNG or SVG by the suffix of `path`.
 
     Args:
-        title: stands above all. The labels stand above their maps, and beside the colours.
+        title: the title of the whole. The labels stand above their maps, and beside the colours.
     """
     heights = [30 * len(rows) + 130 for rows in tables.values()]
     columns = max(len(row) for rows in tables.values() for row in rows.values())

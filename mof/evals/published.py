@@ -32,7 +32,7 @@ MMVP_VLM_REPAIRED: dict[str, tuple[float, ...]] = {
     "SigLIP SO400M 384 + DIVA": (26.7, 33.3, 53.3, 26.7, 13.3, 80.0, 40.0, 26.7, 46.7),
     "SigLIP SO400M 384 + GenHancer": (26.7, 20.0, 66.7, 33.3, 13.3, 86.7, 40.0, 26.7, 46.7),
 }
-"""The same for CLIPs that were trained further for details. The rows of DIVA (arXiv 2407.20171) are in GenHancer's table, too."""
+"""Right pairs in %, of CLIPs that were trained further for details. The rows of DIVA (arXiv 2407.20171) are in GenHancer's table, too."""
 MMVP_VLM_PAIRS = 15
 """Pairs of each type."""
 

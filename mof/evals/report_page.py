@@ -56,7 +56,7 @@ def _parts(groups: dict[str, list[str]]) -> list[dict[str, list[str]]]:
 
 
 def _wrong_pairs(outcome: Outcome) -> dict[str, Any]:
-    """Return the first wrong pairs of a run, of different patterns as far as there are any, with their photos if they are still there."""
+    """Return the first wrong pairs of a run, of different patterns if possible, with their photos if these are still there."""
     by_pattern: dict[str | None, list[tuple[Row, Row]]] = {}
     for pair in outcome.wrong_pairs:
         by_pattern.setdefault(pair[0].get("pattern"), []).append(pair)

@@ -17,7 +17,7 @@ from typing import Any
 
 from encoders.digests import file_digest
 from encoders.images.opening import ImageError
-from encoders.runs import LOCKS, RunFile, RunLock, remove_unfinished, versions, write_sealed, write_sealed_lines
+from encoders.runs import RunFile, RunLock, versions, write_sealed, write_sealed_lines
 from encoders.storage import fetched, located
 from mof.evals.answerers import AnswersFile
 from mof.evals.answering import Answer, AnswerCache, Answerer, Prompt, Usage, answer_all, image_hash
@@ -41,15 +41,12 @@ def claimed_folder(folder: Path, **identity: Any) -> Iterator[None]:
         "of older releases, too"
     )
     folder = fetched(folder)
-    settings = RunFile(folder / "settings.json", "run of mof eval", FORMAT, remedy)
-    own = ("cache.jsonl*", LOCKS)
-    settings.refuse_foreign(own)
-    folder.mkdir(parents=True, exist_ok=True)
+    settings = RunFile(folder / "settings.json", "run of mof eval", FORMAT, remedy, own=["cache.jsonl*"])
+    settings.refuse_foreign()
     with RunLock(folder):
         begun = any((folder / name).exists() for name in ("cache.jsonl", "answers.jsonl", "result.json"))
-        content = settings.claim(identity, begun=begun, own=own)
+        content = settings.claim(identity, begun=begun)
         settings.write(content["identity"], versions=versions("mof-vig", "torch", "transformers"))
-        remove_unfinished(folder)
         yield
 
 

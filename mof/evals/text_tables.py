@@ -28,7 +28,7 @@ class TextTable:
     rows: Mapping[str, Sequence[str]]
     """Name -> a text for each column; line ends stay."""
     heading: str = ""
-    """Stands above the names."""
+    """The heading above the names."""
 
     def __rich_console__(self, console: RichConsole, options: ConsoleOptions) -> Iterator[RenderableType]:
         """Yield the table, or a table for each part of the columns that fits beside the names."""
@@ -82,5 +82,5 @@ def _longest_word(text: str) -> int:
 
 
 def _shown(name: str, longest: int) -> str:
-    """Return the name, with the end alone of each word that is too long, such as a path."""
+    """Return the name. Of a word that is too long, such as a path, only the end is left."""
     return " ".join(word if len(word) <= longest else "\u2026" + word[1 - longest :] for word in name.split(" "))

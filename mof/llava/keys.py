@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from encoders.names import first_names
 from encoders.weight_files import WeightsError
-from mof.llava.weights import first
 
 LANGUAGE_MODEL = "language model"
 CLIP, DINO = "clip", "dinov2"  # names of the encoders, in the order of fusion
@@ -61,7 +61,9 @@ class Layout:
                     raise WeightsError(f"{source} gives the same weight twice, as {other} and as {key}. {COLLISION}")
                 parts.tensors[part][own] = value
         if stray:
-            raise WeightsError(f"{source} is no checkpoint in the layout {self.name}: {len(stray)} unexpected: {first(sorted(stray))}")
+            raise WeightsError(
+                f"{source} is no checkpoint in the layout {self.name}: {len(stray)} unexpected: {first_names(sorted(stray))}"
+            )
         return parts
 
     def key(self, part: str, own: str) -> str:
@@ -151,7 +153,7 @@ def with_full_names(state: Mapping[str, Tensor], source: object) -> dict[str, Te
             raise WeightsError(f"{source} gives the same weight twice, as {names[name]} and as {key}. {COLLISION}")
         names[name] = key
     if stray := [key for name, key in names.items() if not name.startswith(("model.mm_projector.", "model.dino_mm_projector."))]:
-        raise WeightsError(f"{source} should hold projectors only: {len(stray)} unexpected: {first(sorted(stray))}")
+        raise WeightsError(f"{source} should hold projectors only: {len(stray)} unexpected: {first_names(sorted(stray))}")
     return {name: state[key] for name, key in names.items()}
 
 

@@ -14,12 +14,12 @@ from encoders.backends.hf import HFEncoder
 from encoders.backends.open_clip import OpenClipEncoder
 from encoders.backends.timm import TimmEncoder
 from encoders.backends.torch_hub import DinoV2, TorchHubEncoder
+from encoders.names import first_names
 from mof.llava.towers import VISION
-from mof.llava.weights import first
 from mof.mixer import Mixer
 
 if TYPE_CHECKING:
-    from mof.processor import MoFImageProcessor
+    from mof.image_processor import MoFImageProcessor
 
 # Shapes: D the width of a tower.
 
@@ -144,6 +144,6 @@ def as_torch_hub(encoder: Encoder) -> dict[str, Tensor]:
     if wrong or not isinstance(encoder, TimmEncoder):
         raise ValueError(
             f"{encoder.name} ({type(encoder).__name__}) is no DINOv2 as torch.hub has it: expected one of torch_hub, or of timm without "
-            f"registers{f'; {len(wrong)} weights differ: {first(wrong)}' if wrong else ''}"
+            f"registers{f'; {len(wrong)} weights differ: {first_names(wrong)}' if wrong else ''}"
         )
     return state

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from encoders.names import first_names
 from encoders.weight_files import WeightsError, read_state, refuse_misfit
 
 KINDS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
@@ -50,7 +51,7 @@ def open_weights(folder: Path) -> dict[str, Tensor]:
             if homes.setdefault(key, name) != name:
                 raise WeightsError(f"{folder}: both {homes[key]} and {name} hold {key}: weights of two checkpoints in one folder?")
         if weight_map and (wrong := sorted({key for key, _ in weight_map.items() ^ homes.items()})):
-            raise WeightsError(f"{index} and its shards do not agree on {len(wrong)} keys: {first(wrong)}")
+            raise WeightsError(f"{index} and its shards do not agree on {len(wrong)} keys: {first_names(wrong)}")
         return {key: shards[name][key] for key, name in homes.items()}
     raise WeightsError(f"{folder} holds no weights: expected model.safetensors, pytorch_model.bin, or shards of these")
 
@@ -120,12 +121,7 @@ def merge_lora(model: Any, folder: Path) -> Any:
     return wrapped.merge_and_unload()
 
 
-def first(keys: list[str], count: int = 20) -> str:
-    """Return the first of `keys` as text for a message."""
-    return ", ".join(keys[:count]) + (", ..." if len(keys) > count else "")
-
-
 def list_faults(faults: Mapping[str, Iterable[object]]) -> str:
     """Return "2 missing: a, b; 1 unexpected: c" for the keys of each kind of fault, or "" without any fault."""
     named = {kind: sorted(map(str, keys)) for kind, keys in faults.items()}
-    return "; ".join(f"{len(keys)} {kind}: {first(keys)}" for kind, keys in named.items() if keys)
+    return "; ".join(f"{len(keys)} {kind}: {first_names(keys)}" for kind, keys in named.items() if keys)

@@ -81,17 +81,17 @@ class Rules:
 
     @property
     def any(self) -> bool:
-        """Whether there is a rule besides the number of pairs."""
+        """Return whether there is a rule besides the number of pairs."""
         return self.one_per_image or self.duplicates_above is not None or self.per_cluster is not None
 
     @property
     def most(self) -> int | None:
-        """Number of the best pairs that must be held."""
+        """Return the number of the best pairs that must be held."""
         return max(self.max_pairs, WINDOW) if self.any and self.max_pairs else self.max_pairs
 
     @property
     def most_per_tile(self) -> int | None:
-        """Number of the best pairs of a part of all pairs that must be kept."""
+        """Return the number of the best pairs of a part of all pairs that must be kept."""
         return None if self.any else self.max_pairs
 
 

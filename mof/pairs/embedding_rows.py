@@ -55,7 +55,7 @@ class EmbeddingRows:
         self._divisors = None if off < 5e-7 else torch.where(lengths > SHORTEST, lengths, torch.inf)[:, None]  # [N, 1]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Another process maps a file of embeddings again, rather than being sent its content."""
+        """Return the state for another process, which maps a file of embeddings again instead of getting its content."""
         if (mapped := self._mapped) is None:
             return self.__dict__
         place = {"filename": mapped.filename, "dtype": mapped.dtype, "shape": mapped.shape, "offset": mapped.offset}

@@ -34,7 +34,7 @@ SIDES = ((400, 384), (1500, 224), (4000, 160))
 """(L at most, longest side of the thumbnails in pixels): more images get smaller thumbnails, so that the page stays below 40 MB."""
 SMALLEST_SIDE = 128
 BLOCK = 100
-"""Number of thumbnails in a block of the page; the page parses a block when it shows the first thumbnail of it."""
+"""Number of thumbnails in a block of the page, which is parsed when the page shows its first thumbnail."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def address(name: str, folder: Path) -> str | None:
 
 
 def share_text(chosen: NDArray[np.bool_]) -> str:
-    """Return the share of chosen values [M] in %. Only none is "0" and only all are "100"."""
+    """Return the share of chosen values [M] in %. "0" means none and "100" means all."""
     percent = 100 * float(chosen.mean()) if len(chosen) else 0.0
     if percent in (0, 100):
         return f"{percent:.0f}"

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from encoders.cluster import Cluster, GivenUp, worked
 from encoders.digests import BLANK, DamagedError, check, seal
-from encoders.runs import LOCKS, RunFile, RunLock, remove_unfinished, run_digest, write_bytes
+from encoders.runs import RunFile, RunLock, run_digest, write_bytes
 from encoders.storage import fetched, remove
 from mof.pairs.choice import BestPairs
 from mof.pairs.comparison import PairComparison, pair_progress, pairs_in
@@ -78,12 +78,11 @@ class PairLedger:
             "kept_per_square": most,
             "square": size,
         }
-        self._run = run_digest(run.claim(identity, own=[LOCKS])["identity"])
+        self._run = run_digest(run.claim(identity)["identity"])
 
     def found(self, progress: bool = False) -> Iterator[tuple[NDArray, int]]:
-        """Yield what `PairComparison.found` yields, square by square, once all squares are done."""
+        """Yield the same as `PairComparison.found`, square by square, once all squares are done."""
         with RunLock(self._folder), pair_progress(self._comparison.images, progress) as count:
-            remove_unfinished(self._folder)
             for claim in self._folder.glob("*.claim"):  # of earlier releases
                 claim.unlink()
             todo = [square for square in self._squares if not self._is_done(square)]

@@ -131,7 +131,7 @@ def tiles(rows: range, columns: range, size: int) -> Iterator[tuple[slice, slice
 
 
 def joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Return the i and the j of all parts, of which there is at least one."""
+    """Return the i and the j of all parts. There is at least one part."""
     i, j = zip(*parts, strict=True)
     return torch.cat(i), torch.cat(j)
 

@@ -1,1 +1,1 @@
-"""Modules that only recipes need: settings, plans, run folders, rows and tables of a study."""
+"""These modules are for recipes only: settings, plans, run folders, rows and tables of a study."""

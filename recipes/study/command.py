@@ -1,4 +1,4 @@
-"""The command line of a recipe: options with hyphens, errors of users in a line. The two recipes of analyses share more."""
+"""Every recipe has this command line: options with hyphens, and users' errors in one line. The two recipes of analyses share more."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vig.analyses.misleading_text import Question
 
 
 class Options(argparse.ArgumentParser):
-    """A parser whose help is the recipe's docstring. For one release it also takes the former spellings (`--data_dir`)."""
+    """Options is a parser whose help is the recipe's docstring. For one release it also takes the former spellings (`--data_dir`)."""
 
     def __init__(self, docstring: str | None) -> None:
         super().__init__(description=docstring, formatter_class=argparse.RawDescriptionHelpFormatter)

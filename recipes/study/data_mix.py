@@ -1,10 +1,10 @@
-"""The ShareGPT4V variant of LLaVA's instruction mix: its detailed descriptions make room for better captions.
+"""with_captions makes the ShareGPT4V variant of LLaVA's instruction mix: better captions replace its detailed descriptions.
 
 `llava_v1_5_mix665k.json` holds the 23k records of LLaVA's `detail_23k` unmarked among the others. Such a record is recognised by
     - one image, one question, one answer;
-    - a question that is, but for case and punctuation, one of the prompts that asked for these descriptions (`PROMPTS`);
+    - a question that equals a prompt for these descriptions (`PROMPTS`), case and punctuation apart;
     - an answer of more than `MIN_WORDS` words, which tells it from a one-line caption for a similar prompt.
-ShareGPT4V (arXiv 2311.12793) replaces these records by as many of its captions, and so does `with_captions`.
+ShareGPT4V (arXiv 2311.12793) replaces these records by the same number of its captions, and so does `with_captions`.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def with_captions(
 ) -> tuple[list[RawRecord], dict[str, int]]:
     """Return the instruction mix with each detailed description replaced, in its place, by a caption record.
 
-    A caption of the same image is taken if there is one, otherwise a random caption of the rest; each caption at most once. The
-    same arguments give the same mix. Records keep their ids and contents; the inputs are not changed.
+    The caption is of the same image if there is such a caption, otherwise it is drawn from the rest. No caption is used twice. The same
+    arguments give the same mix. Records keep their ids and contents; the inputs are not changed.
 
     Args:
         instructions: raw records, such as `llava_v1_5_mix665k.json`.

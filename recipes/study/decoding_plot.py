@@ -1,4 +1,4 @@
-"""A chart of `compare_decoding.py`: pairs and misled questions by method, and yes-or-no accuracy against the share of yes."""
+"""plot_decoding draws the results of `compare_decoding.py`: pairs and misled questions by method, and accuracy against the share of yes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from encoders.pages.charts import COLOURS, LINES, figure, save
 
 Rows = Sequence[Mapping[str, Any]]
 CONTROL = ("greedy", "yes +", "yes -")
-"""Beginnings of the names of the ways that make the line of controls."""
+"""The line of controls joins the ways whose names begin so."""
 
 
 def plot_decoding(rows: Rows, file: Path) -> None:

@@ -1,4 +1,4 @@
-"""An estimate of the memory that mixed-precision training with AdamW takes, in bytes per GPU:
+"""This module estimates the memory that mixed-precision training with AdamW takes, in bytes per GPU:
 
     weights      trainable: 4 a parameter, the fp32 master. Frozen: 2, kept in bf16; 0.516 for matrices in 4 bits.
     gradients    trainable: 4.
@@ -21,12 +21,12 @@ GIB = 2**30
 FOUR_BITS = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 """Bytes of a parameter in 4 bits: a scale of 8 bits for 64 parameters, and a scale of 32 bits for 256 scales (QLoRA, arXiv 2305.14314)."""
 GPU = 80
-"""GiB of a GPU where nothing else is said. The estimate may fill nine tenths."""
+"""Memory of a GPU in GiB, by default. The estimate may fill nine tenths of it."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """The widths of one decoder layer of the Llama kind: RMSNorm, attention without a stored score matrix, gated MLP."""
+    """Layer holds the widths of a decoder layer of the Llama kind: RMSNorm, attention without a stored score matrix, gated MLP."""
 
     hidden: int
     queries: int
@@ -35,17 +35,17 @@ class Layer:
 
     @property
     def matrices(self) -> list[tuple[int, int]]:
-        """The inputs and outputs of the seven matrices."""
+        """Return the (inputs, outputs) of the seven matrices."""
         attention = [(self.hidden, self.queries), *[(self.hidden, self.keys)] * 2, (self.queries, self.hidden)]
         return [*attention, *[(self.hidden, self.mlp)] * 2, (self.mlp, self.hidden)]
 
     def saved(self, trainable: bool, width: int, rank: int = 0) -> int:
         """Return the bytes that a token keeps for the backward pass, at `width` bytes per number. The norms work in fp32.
 
-        Norm: its fp32 input; trainable also the normalised input (for its weight) and its output (for the linears after
-        it). LoRA of this rank: the output and the middle of LoRA, but not the normalised input. Attention: queries, keys,
-        values and its output, which attention's own backward needs. MLP: gate, up and the activated gate; trainable also
-        their product (for the linear after it).
+        A norm keeps its fp32 input. A trainable norm also keeps the normalised input (for its weight) and its output (for the linear
+        layers after it); with LoRA of this rank, its output and the middle of LoRA, but not the normalised input. Attention keeps
+        queries, keys, values and its output for its own backward pass. The MLP keeps gate, up and the activated gate; a trainable MLP
+        also keeps their product (for the linear layer after it).
         """
         norm = self.hidden * (4 + width * ((1 if rank else 2) if trainable else 0))
         attention = 2 * width * (self.queries + self.keys)

@@ -1,4 +1,4 @@
-"""The page at the end of a run: accuracies, the same pairs answered by every row, and links to the pages of VIG."""
+"""write_run_page writes the page at the end of a run: accuracies, every row's answers to the same pairs, and links to the pages of VIG."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from encoders.pages.charts import to_svg
 from encoders.pages.thumbnails import thumbnail_uri
 from mof.evals.mmvp import Question
 from study.plots import accuracy_bars
-from study.rows import grouped, spread
+from study.result_tables import grouped, spread
 
 SIDE = 160  # pixels of a shown picture
 
@@ -50,7 +50,7 @@ def write_run_page(file: Path, rows: Sequence[Mapping[str, Any]], questions: Seq
 
 
 def _shown(question: Question, by_name: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """Return what the page shows of a question: its picture, its right answer, and each row's answer with the first seed."""
+    """Return the picture of a question, its right answer, and each row's answer with the first seed, as the page shows them."""
     right, wrong = (word for letter, word in sorted(question.options.items(), key=lambda option: option[0] != question.labels["released"]))
     answers = {name: seeds[0].get("examples", {}).get(str(question.id)) for name, seeds in by_name.items()}
     assert question.image is not None

@@ -1,4 +1,4 @@
-"""A plan of a training run before anything is downloaded: all models are built on the meta device, without weights."""
+"""plan makes the plan of a training run before anything is downloaded: it builds all models on the meta device, without weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CAPTION_TOKENS = 128
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes, steps and memory of a setting. `study.plan_tables` shows them."""
+    """A plan holds the sizes, steps and memory of a setting. `study.plan_tables` shows them."""
 
     setting: Setting
     devices: int
@@ -39,13 +39,13 @@ class Plan:
     trainable: dict[str, int]
     """Trained parameters by stage."""
     tokens_per_image: int
-    """Visual tokens of an image, at most; with tiles, of the thumbnail and of as many tiles as there may be."""
+    """The largest number of visual tokens of an image. Tiles count with the thumbnail, at their largest number."""
     steps: dict[str, int | None]
-    """Steps by stage, and of "finetune, VIG" with the selected records only. None where the number of records is not known."""
+    """Stage -> steps. "finetune, VIG" has the selected records only. None where the number of records is not known."""
     tokens: dict[str, int]
-    """Tokens of a record, by stage: visual tokens and a caption, or the longest record that max_length allows."""
+    """Stage -> tokens of a record: visual tokens and a caption, or the longest record that max_length allows."""
     config: PreTrainedConfig
-    """The language model's."""
+    """The configuration of the language model."""
     layer: Layer
     decoder_layer: int
     """Parameters of one decoder layer."""
@@ -58,7 +58,7 @@ class Plan:
 
     @property
     def width(self) -> int:
-        """Bytes of a number outside the master weights."""
+        """Return the bytes of a number outside the master weights."""
         return 2 if self.setting.bf16 else 4
 
     @property
@@ -68,10 +68,10 @@ class Plan:
     def activations(self, stage: str, checkpointed: bool) -> int:
         """Return the bytes of activations at their peak, for a forward pass of a GPU.
 
-        Checkpointed: the input of every decoder layer, and the larger of a recomputed layer and the logits, since these
-        are not alive at the same moment. Else: all layers and the logits. The trainer makes the logits of `GRADIENT_CHUNK`
-        tokens at a time. A logit takes 14 bytes: 2 in bf16, and 4 each as fp32, as log-softmax and as its gradient. In both
-        cases the adapters hold an image per record.
+        With `checkpointed`, these are the input of every decoder layer, and the larger of a recomputed layer and the logits, because
+        these two are not alive at the same moment. Otherwise, they are all layers and the logits. In both cases the adapters hold an
+        image per record. The trainer makes the logits of `GRADIENT_CHUNK` tokens at a time. A logit takes 14 bytes: 2 in bf16, and 4
+        each as fp32, as log-softmax and as its gradient.
         """
         records, _ = self.setting.stages[stage].split(self.devices)
         tokens = records * self.tokens[stage]

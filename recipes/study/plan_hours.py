@@ -1,7 +1,7 @@
-"""The hours of a plan: operations, divided by the share of the hardware's peak at which they run.
+"""hours estimates the hours of a plan: its operations, divided by the share of the hardware's peak at which they run.
 
 The shares are measured by `benchmarks/gpu/run.py` on a GPU (docs/results/gpu.json). Until they are measured, they are assumed, and the
-plan says so. The operations are those of matrix products, with the second forward pass of checkpointed layers.
+plan says so. Only the operations of matrix products count, with the second forward pass of checkpointed layers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ RESULTS = Path(__file__).parents[2] / "docs" / "results" / "gpu.json"
 PEAK = 989e12
 """Dense bfloat16 operations per second of an H100 or H200 (SXM), as published."""
 ASSUMED = {"encoders": 0.4, "training": 0.4, "scoring": 0.4}
-"""Share of the peak, by kind of work, where none is measured. LLaVA-1.5 reached 33 % of an A100 with recomputation (10 hours)."""
+"""Kind of work -> share of the peak, where it was not measured. LLaVA-1.5 reached 33 % of an A100 with recomputation (10 hours)."""
 LINES = {
     "encoders": ("encoders", "CLIP ViT-L/14-336, pixels"),
     "training": ("training", "7B, vocabulary 32k, SelectiveTrainer"),
@@ -32,7 +32,7 @@ RECORDS_PER_IMAGE = 3
 
 @dataclass(frozen=True)
 class StageHours:
-    """The cost of a stage: operations by kind of work, each with its share of the peak."""
+    """StageHours is the cost of a stage: operations by kind of work, and hours."""
 
     stage: str
     records: int
@@ -77,7 +77,7 @@ def _forward(plan: Plan, text: int, visual: int | None = None, computed: float |
     """Return the operations of a record's forward pass through the language model, with the head at its answers only.
 
     Args:
-        visual: visual tokens; by default those of an image.
+        visual: visual tokens; by default the tokens of an image.
         computed: number of tokens that are computed; the keys of the others are in a cache.
     """
     length = (plan.tokens_per_image if visual is None else visual) + text
@@ -88,7 +88,7 @@ def _forward(plan: Plan, text: int, visual: int | None = None, computed: float |
 
 
 def measured_shares(results: Path = RESULTS) -> dict[str, float]:
-    """Return the shares of the peak that the benchmark measured, by kind of work; none without its file, or where a line failed."""
+    """Return kind of work -> share of the peak that the benchmark measured, without failed lines; {} without the benchmark's file."""
     if not results.is_file():
         return {}
     facts = json.loads(results.read_text())

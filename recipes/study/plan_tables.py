@@ -1,4 +1,4 @@
-"""A plan as rich tables: parts, steps, memory, hours."""
+"""plan_tables shows a plan as rich tables: parts, steps, memory, hours."""
 
 from __future__ import annotations
 

@@ -1,19 +1,19 @@
-"""Charts of a study: a bar per row, a heat map by pattern, and accuracy against the number of tokens with a loss."""
+"""A study has these charts: a bar per row, a heat map by pattern, and accuracy against the number of tokens with a loss."""
 
 from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from encoders.pages.charts import COLOURS, LINES, figure, save
 from mof.evals.plots import plot_probe
-from study.rows import grouped
+from study.result_tables import grouped
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 MEASURES = {
@@ -23,7 +23,7 @@ MEASURES = {
 }
 
 
-MARKS = "osD^vPX*<>hd"  # of lines
+MARKS = "osD^vPX*<>hd"  # a mark for each line of a chart
 
 CHANCE = {"pair_accuracy": 25, "question_accuracy": 50, "misled_accuracy": 50}
 
@@ -40,7 +40,7 @@ def plot_study(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
 
 
 def accuracy_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
-    """Return a bar for each row: of right pairs, and of right questions after a false statement where these were asked."""
+    """Return bars of each row's right pairs, and of its right questions after a false statement where these were asked."""
     by_name = grouped(rows, "name")
     measures = [measure for measure in ("pair_accuracy", "misled_accuracy") if all(row.get(measure) is not None for row in rows)]
     with figure(160 + 400 * len(measures), 34 * len(by_name) + 100) as drawn:
@@ -69,16 +69,25 @@ def plot_selection(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
 
     Return its path in a list.
     """
-    with _lines(rows, "keep", lambda row: row["active_tokens"], "answer tokens with a loss") as drawn:
-        save(drawn, folder / "selection.png")
+    with figure(330 * len(MEASURES), 330) as drawn:
+        for axes, (measure, title) in zip(drawn.subplots(1, len(MEASURES)), MEASURES.items(), strict=True):
+            for number, (selection, same) in enumerate(grouped(rows, "selection").items()):
+                by_keep = sorted(grouped(same, "keep").items(), key=lambda item: item[0] or 0)
+                points = [[(row["active_tokens"], 100 * row[measure]) for row in seeds] for _, seeds in by_keep]
+                _line(axes, points, number, selection or "all tokens")
+            axes.set_xlabel("answer tokens with a loss (dots: seeds)")
+            axes.set_ylabel(title)
+            axes.set_ylim(0, 100)
+        drawn.legend(*drawn.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=6)
+    save(drawn, folder / "selection.png")
     return [folder / "selection.png"]
 
 
 def plot_noise(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
     """Write charts into `folder` from the rows of results.json; return their paths.
 
-    There is a chart of bars for each noise, such as noise-mixed.png. With several shares of ungrounded records, noise.png shows
-    accuracy against the share, a line per selection.
+    There is a chart of bars for each noise, such as noise-mixed.png. With several shares of ungrounded records, noise.png shows what each
+    selection gains against the share.
     """
     written = []
     for noise, same in grouped(rows, "noise").items():
@@ -86,28 +95,39 @@ def plot_noise(rows: list[dict[str, Any]], folder: Path) -> list[Path]:
         save(accuracy_bars(same), written[-1])
     ungrounded = [row for row in rows if row["noise"] != "mixed"]
     if len({row["noise"] for row in ungrounded}) > 1:
-        with _lines(ungrounded, "noise", lambda row: 100 * float(row["noise"]), "records without ground, %") as drawn:
-            written.append(folder / "noise.png")
-            save(drawn, written[-1])
+        written.append(folder / "noise.png")
+        save(gains(ungrounded), written[-1])
     return written
 
 
-@contextmanager
-def _lines(rows: list[dict[str, Any]], key: str, x: Callable[[dict[str, Any]], float], label: str) -> Iterator[Figure]:
-    """Yield a figure with a panel for each of MEASURES and a line for each selection. Rows with equal values of `key` make a point."""
-    with figure(330 * len(MEASURES), 330) as drawn:
-        for axes, (measure, title) in zip(drawn.subplots(1, len(MEASURES)), MEASURES.items(), strict=True):
-            for number, (selection, same) in enumerate(grouped(rows, "selection").items()):
-                points = {value: [(x(row), 100 * row[measure]) for row in seeds] for value, seeds in grouped(same, key).items()}
-                means = [
-                    [statistics.fmean(values) for values in zip(*points[value], strict=True)]
-                    for value in sorted(points, key=lambda value: value or 0)
-                ]
-                colour, mark = COLOURS[LINES[number % len(LINES)]], MARKS[number % len(MARKS)]
-                axes.plot(*zip(*means, strict=True), label=selection or "all tokens", color=colour, marker=mark)
-                axes.plot(*zip(*itertools.chain(*points.values()), strict=True), ".", color=colour, alpha=0.4)
-            axes.set_xlabel(f"{label} (dots: seeds)")
-            axes.set_ylabel(title)
-            axes.set_ylim(0, 100)
-        drawn.legend(*drawn.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=6)
-        yield drawn
+def gains(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Return a panel for all tokens and a panel for random tokens, with a line for each selection that was trained at several shares of
+    noise: how many points of right pairs it gains over them with the same seed, against the share."""
+    right = {(row["selection"], row["noise"], row["seed"]): 100 * row["pair_accuracy"] for row in rows}
+    with figure(800, 380) as drawn:
+        for axes, control in zip(drawn.subplots(1, 2, sharey=True), ("everything", "random"), strict=True):
+            for number, way in enumerate(grouped(rows, "selection")):
+                points = grouped(
+                    [
+                        {"share": 100 * float(noise), "gain": value - right[control, noise, seed]}
+                        for (name, noise, seed), value in right.items()
+                        if name == way != control and (control, noise, seed) in right
+                    ],
+                    "share",
+                )
+                if len(points) > 1:
+                    _line(axes, [[(share, row["gain"]) for row in seeds] for share, seeds in sorted(points.items())], number, way)
+            axes.axhline(0, color=COLOURS["soft"], linestyle="--", linewidth=1)
+            axes.set_xlabel("ungrounded records, % (dots: seeds)")
+            axes.set_ylabel(f"right pairs, points above {control}")
+        handles = {label: handle for axes in drawn.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        drawn.legend(handles.values(), handles, loc="outside upper center", ncols=6)
+    return drawn
+
+
+def _line(axes: Axes, points: Sequence[Sequence[tuple[float, float]]], number: int, label: str) -> None:
+    """Draw a line through the means of points, each of which is a list of (x, y) with an entry for each seed; and a dot for each seed."""
+    colour, mark = COLOURS[LINES[number % len(LINES)]], MARKS[number % len(MARKS)]
+    means = [[statistics.fmean(values) for values in zip(*seeds, strict=True)] for seeds in points]
+    axes.plot(*zip(*means, strict=True), label=label, color=colour, marker=mark)
+    axes.plot(*zip(*itertools.chain(*points), strict=True), ".", color=colour, alpha=0.4)

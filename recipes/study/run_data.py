@@ -1,4 +1,4 @@
-"""The records of a training run, read and checked before anything is trained."""
+"""read_run_data reads and checks the records of a training run before anything is trained."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from study.settings import Data
 
 @dataclass(frozen=True)
 class RunData:
-    """Raw records with an id of their own each, and with their images under "images", as paths that exist."""
+    """RunData holds raw records, each with an id that no other record has, and with its images under "images", as paths that exist."""
 
     align: list[dict[str, Any]]
     finetune: list[dict[str, Any]]
@@ -50,7 +50,7 @@ def read_run_data(data: Data, data_dir: Path) -> RunData:
     finetune, mix = with_captions(finetune, captions) if captions else (finetune, {})
     align, finetune = (_checked(records, folders) for records in (align, finetune))
     photos = sorted({image for record in align for image in record["images"]})
-    held_out = set(_spaced(photos, data.held_out))
+    held_out = set(spaced(photos, data.held_out))
     if len(held_out) == 1:
         raise ValueError(
             f"held_out {data.held_out} of {len(photos)} images is a single image; two are needed, to show each in place of the other"
@@ -71,7 +71,7 @@ def read_truth(records: Path) -> dict[str, dict[str, Any]]:
 
 
 def _checked(records: Sequence[Any], folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return the records with paths of their images and with unequal ids. Refuse records that would end training hours later."""
+    """Return the records with paths of their images and without equal ids. Refuse records that would end training hours later."""
     checked, problems = [], []
     for raw in rows(records):  # it numbers equal ids, which scores could not tell apart
         try:
@@ -106,6 +106,6 @@ def _with_paths(raw: Any, folders: Sequence[Path]) -> dict[str, Any]:
     return {key: value for key, value in to_mapping(raw).items() if key != "image"} | {"images": paths}
 
 
-def _spaced(names: Sequence[str], share: float) -> list[str]:
+def spaced(names: Sequence[str], share: float) -> list[str]:
     """Return `share` of the names, evenly spaced, the first name among them."""
     return [name for i, name in enumerate(names) if math.floor(i * share) > math.floor((i - 1) * share)]

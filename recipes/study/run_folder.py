@@ -1,4 +1,4 @@
-"""The folder of a run: it belongs to one setting, and its finished stages are not done again."""
+"""The folder of a run belongs to a single setting, and its finished stages are not done again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DONE = "stage.json"
 
 
 class RunFolder:
-    """A folder with a sub-folder per stage. A stage is done when its `stage.json` exists; that file is written last.
+    """RunFolder has a sub-folder for each stage. A stage is done when its `stage.json` exists; this file is written last.
 
     Args:
         path: the folder; it is made when the first file is written.

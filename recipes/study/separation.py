@@ -1,4 +1,4 @@
-"""How well scores tell records and words that their picture supports from noise: the area under the ROC curve (AUROC), without training."""
+"""Without training, AUROC (the area under the ROC curve) measures how well scores tell records and words with noise from others."""
 
 from __future__ import annotations
 
@@ -31,23 +31,27 @@ def separation(scores: Scores, records: Sequence[Mapping[str, Any]], truth: Mapp
     """Return the AUROC of each measure for each kind of noise that the records have.
 
     The measures of records compare records without noise with records of the kind. The measure "token vig" compares the tokens that
-    the picture decides with the tokens that it does not: grounded words with the false word in the same records (`span`), or with all
-    other words of the answers (`boilerplate`), and otherwise deciding words of records without noise with those of the kind.
+    the picture decides with the tokens that it does not, where the truth names the deciding words: grounded words with the false word in
+    the same records (`span`), or with all other words of the answers (`boilerplate`), and otherwise deciding words of records without
+    noise with deciding words of records of the kind.
     """
     table: dict[str, dict[str, float]] = {}
     if not truth:
         return table  # nobody knows the truth about real records
     clean = [score for score in scores if truth[score.id]["noise"] is None]
-    words = {record["id"]: _words(record, truth[record["id"]]) for record in records}
+    words = {record["id"]: _words(record, truth[record["id"]]) for record in records if "words" in truth[record["id"]]}
     for kind in KINDS:
         noisy = [score for score in scores if truth[score.id]["noise"] == kind]
         if not noisy:
             continue
         row = {name: auroc([*map(measure, clean)], [*map(measure, noisy)]) for name, measure in RECORD_MEASURES.items()}
+        table[kind] = row
+        if not words:
+            continue  # the truth about real records names no words
         grounded, other = _token_vig(noisy if kind in ("span", "boilerplate") else [*clean, *noisy], words)
         if kind == "boilerplate":
             other = np.concatenate([score.token_vig[~_deciding(score, words)[0]] for score in noisy])
-        table[kind] = row | {"token vig": auroc(grounded, other)}
+        row["token vig"] = auroc(grounded, other)
     return table
 
 
@@ -71,7 +75,7 @@ def _words(record: Mapping[str, Any], truth: Mapping[str, Any]) -> list[tuple[st
 
 
 def _deciding(score: Score, words: Mapping[str, list[tuple[str, str, bool]]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return which answer tokens belong to deciding words [T], and which of those words are grounded [T]."""
+    """Return two masks [T] of a record's answer tokens: the tokens of deciding words, and the tokens of grounded deciding words."""
     deciding, grounded = (np.zeros(len(score.token_vig), bool) for _ in range(2))
     place = 0
     for answer, word, true in words[score.id]:
@@ -87,7 +91,7 @@ def _deciding(score: Score, words: Mapping[str, list[tuple[str, str, bool]]]) ->
 
 
 def _token_vig(scores: Sequence[Score], words: Mapping[str, list[tuple[str, str, bool]]]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the VIG of the tokens of grounded deciding words, and of the other deciding words."""
+    """Return two arrays: the VIG of all tokens of grounded deciding words, and of all tokens of other deciding words."""
     pairs = [(score, *_deciding(score, words)) for score in scores]
     return (
         np.concatenate([score.token_vig[deciding & grounded] for score, deciding, grounded in pairs]),

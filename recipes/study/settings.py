@@ -1,4 +1,4 @@
-"""The settings of a training run: dataclasses that pydantic fills from a YAML file (`recipes/configs/`) and checks."""
+"""The settings of a training run are dataclasses, which pydantic fills from a YAML file (`recipes/configs/`) and checks."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Stage:
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     gradient_checkpointing: bool = False
     lora: Count | None = None
-    """Rank of adapters beside the matrices of the language model, which alone train in stage 2. None: everything trains."""
+    """Rank of adapters beside the matrices of the language model. In stage 2 only these train; with None everything trains."""
     load_in_4bit: bool = False
     """Hold the language model in 4 bits while `lora` trains (QLoRA)."""
 
@@ -80,7 +80,7 @@ class Stage:
 
 @dataclass(config=EXACT)
 class Scenes:
-    """Numbers of scenes of the miniature world that are drawn, in place of files (`mof.miniature.write_dataset`)."""
+    """Scenes says how many scenes of the miniature world are drawn in place of files (`mof.miniature.write_dataset`)."""
 
     align: CountOrZero
     finetune: CountOrZero
@@ -101,7 +101,7 @@ class Scenes:
 
 @dataclass(config=EXACT)
 class Data:
-    """LLaVA-format records. Paths are relative to the run's data folder."""
+    """The records, in LLaVA's format. Paths are relative to the run's data folder."""
 
     align: list[str] = field(default_factory=list)
     """Record files of stage 1 (captions)."""
@@ -121,7 +121,7 @@ class Data:
     finetune_records: Count | None = None
     """Expected number of stage 2 records."""
     text_records: CountOrZero = 0
-    """Number of `finetune_records` without an image: VIG keeps all of them, whatever `keep` says. For planning."""
+    """Number of `finetune_records` without an image, for planning: VIG keeps all of them, whatever `keep` says."""
 
     def __post_init__(self) -> None:
         if self.finetune_records is not None and self.text_records > self.finetune_records:
@@ -129,7 +129,7 @@ class Data:
 
 
 def _check_encoder(options: dict[str, Any]) -> dict[str, Any]:
-    keywords = inspect.signature(build_encoder).parameters.keys() - {"pretrained"}  # frozen random features are no use
+    keywords = inspect.signature(build_encoder).parameters.keys() - {"pretrained"}  # frozen random features are useless
     if "name" not in options:
         raise ValueError("expected the keywords of build_encoder, such as {name: mini-clip}")
     for unknown in options.keys() - keywords:
@@ -210,9 +210,10 @@ def identity(setting: Setting) -> dict[str, Any]:
 
 
 def renewed(stored: Any) -> Any:
-    """Return the `identity` that an earlier version stored, with the fields that came later, at their defaults.
+    """Return the `identity` that an earlier version stored, with later fields at their defaults.
 
-    So a default must keep what the run did without the field. A setting that this version does not take is returned as it is.
+    So the default of a later field must do the same as runs without the field. A setting that this version does not take is returned
+    as it is.
     """
     try:
         return identity(TypeAdapter(Setting).validate_json(to_json(stored)))

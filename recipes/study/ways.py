@@ -1,4 +1,4 @@
-"""The ways to choose the tokens of stage 2, and the noise in its records."""
+"""A way chooses the tokens of stage 2. Noise is in its records. A study compares ways and noises."""
 
 from __future__ import annotations
 

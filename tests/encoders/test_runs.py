@@ -76,7 +76,7 @@ def test_what_is_no_runs_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match="thesis.tex"):
         run_file(tmp_path).claim({})
-    run_file(tmp_path).claim({}, own=["*.tex"])
+    RunFile(tmp_path / "run.json", "test run", 1, "give another folder", own=["*.tex"]).claim({})
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
@@ -107,8 +107,10 @@ def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
             RunLock(tmp_path).take()
         holder.kill()
         holder.wait()
+    unfinished = tmp_path / ".tmp-x-run.json"
+    unfinished.write_text("{")
     with RunLock(tmp_path):
-        pass
+        assert not unfinished.exists()
 
 
 def test_unfinished_files_of_killed_processes_go(tmp_path: Path) -> None:

@@ -78,5 +78,12 @@ def test_turns_that_were_cut_at_the_longest_length_are_left_out():
     assert table["swapped"]["token vig"] == 0.5  # 2 against 1 and 3
 
 
+def test_records_whose_truth_names_no_words_are_compared_whole():
+    scores = [score(id, ["It is red."], [value], ["red"], 1.0) for id, value in (("a", 2.0), ("b", 1.0))]
+    truth = {"a": {"noise": None}, "b": {"noise": "swapped"}}
+    table = separation(Scores(scores, MANIFEST), [record(id, ["It is red."]) for id in "ab"], truth)
+    assert table == {"swapped": {"vig": 1.0, "lowest loss": 0.5, "highest null loss": 0.5}}
+
+
 def test_without_the_truth_there_is_nothing_to_compare():
     assert separation(Scores([], MANIFEST), [], {}) == {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import multiprocessing
 import os
 import subprocess
@@ -52,6 +53,7 @@ def start(script: str, *arguments: object, count: int = 1, by: BaseContext = SER
 
 
 def _execute(script: str, arguments: list[str], variables: dict[str, str], files: list[str]) -> None:
+    gc.freeze()  # each training runs the garbage collector, which would look through all libraries
     for descriptor, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY), descriptor)
     os.environ.clear()

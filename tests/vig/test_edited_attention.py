@@ -205,3 +205,15 @@ def test_models_without_edited_layers_are_refused(tiny_model: Any, tiny_processo
         tiny_model.generate(**inputs, max_new_tokens=2, custom_generate=PAI(gamma=1))
     with pytest.raises(ValueError, match="32 wide.*5.7.*tau than 20"):
         tiny_model.generate(**inputs, max_new_tokens=2, custom_generate=VAR(first_layer=0))
+
+
+def test_a_prompt_in_parts_is_refused(tiny_model: Any, tiny_processor: Any) -> None:
+    inputs = encoder(tiny_processor)(chats((1,)))
+    asked = {**inputs, **settings(tiny_processor)}
+    with pytest.raises(ValueError, match="pai.*prefill_chunk_size=4"):
+        tiny_model.generate(**asked, prefill_chunk_size=4, custom_generate=ATTENTION_ONLY)
+    first = tiny_model.generate(**asked)
+    longer = torch.cat([first.sequences, first.sequences[:, -1:]], dim=1)
+    again = asked | {"input_ids": longer, "attention_mask": torch.ones_like(longer), "past_key_values": first.past_key_values}
+    with pytest.raises(ValueError, match="var.*whole prompt.*layer 0.*llama"):
+        tiny_model.generate(**again, custom_generate=SINKS)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from vig import score
-from vig.scoring.scores import Score
+from vig.scoring.score_table import Score
 from vig.words import Mean, answer_words, parts_of_speech, token_texts, turns, vig_by_word_class, word_class
 
 

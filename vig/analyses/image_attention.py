@@ -1,4 +1,4 @@
-"""How much a model looks at the image while it answers: attention from the answers to the image tokens, layer by layer."""
+"""These functions measure how much a model looks at the image while it answers: attention from answers to image tokens, by layer."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ def report(
 def _explainer(model: Path, images: Path | None, decoding: str | None) -> Callable[[RawRecord], Explanation]:
     from vig.decoding import build_decoding
     from vig.report.explanation import explain, first_question
-    from vig.saved_models import load_model  # slow, with torch: reports without answers do without
+    from vig.saved_models import load_model  # slow, because it needs torch; reports without answers do not need it
 
     method = None if decoding is None else build_decoding(decoding)
     network, processor = load_model(model)

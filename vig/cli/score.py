@@ -19,7 +19,7 @@ from vig.saved_models import load_network, load_processor, stored_images
 from vig.scoring import run
 from vig.scoring.calibration import diagnosis
 from vig.scoring.folder import RECORDS_DIGEST, REJECTED, file_of
-from vig.scoring.scores import MEASURES
+from vig.scoring.score_table import MEASURES
 
 
 @resumes

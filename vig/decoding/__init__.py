@@ -1,4 +1,4 @@
-"""Decoding that looks at the image: contrasts with a null image, and edited attention, for any image-text-to-text model."""
+"""vig.decoding makes decoding look at the image, by contrasts with a null image or edited attention, for any image-text-to-text model."""
 
 import lazy_loader
 

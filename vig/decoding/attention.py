@@ -1,7 +1,7 @@
-"""Attention of the language model, edited for one pass: scores before the softmax, or weights after it, of image tokens.
+"""EditedAttention edits the language model's attention to image tokens: its scores before the softmax, or its weights after it.
 
-The language model takes its attention by the name "vig-decoding" while a pass runs, and by its own name before and after. The edited
-rows of queries are computed densely; all other rows by torch's fused attention.
+The language model gets its attention under the name "vig-decoding" while a pass runs, and under its own name before and after. The
+edited query tokens are computed densely, all others by torch's fused attention.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def image_tokens(model: PreTrainedModel, input_ids: Tensor) -> Tensor | None:
-    """Return [R, P] whether a token of a prompt is an image token; None for a model with no image tokens between the tokens of text."""
+    """Return a mask [R, P] of the image tokens in the prompts; None for a model that puts no image tokens between the tokens of text."""
     config = model.config
     token = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
     aside = config.is_encoder_decoder or hasattr(config.get_text_config(decoder=True), "cross_attention_layers")
@@ -42,7 +42,7 @@ def image_tokens(model: PreTrainedModel, input_ids: Tensor) -> Tensor | None:
 
 
 class EditedAttention:
-    """The attention of one generation. This class changes nothing, but lets the weights of the last token be seen.
+    """EditedAttention is the attention during a generation. This class edits nothing, but returns the weights of the last token.
 
     Args:
         method: the name of the method, for messages.
@@ -58,7 +58,7 @@ class EditedAttention:
     ) -> None:
         image, mask = image_tokens(model, input_ids), inputs.get("attention_mask")
         if image is None or inputs.get("inputs_embeds") is not None:
-            raise ValueError(f"{method} needs image tokens between the tokens of the text, which {type(model).__name__} has not")
+            raise ValueError(f"{method} needs image tokens between the tokens of the text, and {type(model).__name__} has none")
         self.model, self.method, self.image, self.length = model, method, image, image.shape[1]
         self.text = ~image if mask is None else ~image & mask.bool()  # [R, P]
         self.decoder = model.config.get_text_config(decoder=True)
@@ -79,16 +79,16 @@ class EditedAttention:
         return self.image.new_full((len(self.image),), self.length, dtype=torch.long)
 
     def edit_scores(self, scores: Tensor, image: Tensor, layer: int) -> Tensor:
-        """Return the edited scores [R, H, Q, K] before the mask and the softmax; `image` [R, 1, Q, K] marks what is to be edited."""
+        """Return the edited scores [R, H, Q, K] before mask and softmax. The mask `image` [R, 1, Q, K] marks the scores to edit."""
         return scores
 
     def edit_weights(self, weights: Tensor, image: Tensor, layer: int) -> Tensor:
-        """Return the edited weights [R, H, Q, K]; `image` [R, 1, Q, K] marks what is to be edited."""
+        """Return the edited weights [R, H, Q, K]. The mask `image` [R, 1, Q, K] marks the weights to edit."""
         return weights
 
     @contextmanager
     def on(self, length: int) -> Iterator[None]:
-        """Edit the attention of passes on sequences of `length` tokens (with those in the cache)."""
+        """Edit the attention of passes in this context. Their sequences have `length` tokens, cached tokens included."""
         self.length = length
         names = [config._attn_implementation for config in self._configs]
         token = _active.set(self)
@@ -110,9 +110,9 @@ class EditedAttention:
     def __call__(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
     ) -> tuple[Tensor, Tensor]:
-        """Attend as transformers asks: query [R, H, S, E], key and value [R, G, K, E].
+        """Compute attention as transformers calls it, with query [R, H, S, E], key and value [R, G, K, E].
 
-        The result is [R, S, H, E], and the weights [R, H, Q, K] of the last tokens, at least of the last token.
+        Return the output [R, S, H, E], and the weights [R, H, Q, K] of the last tokens, at least of the last token.
         """
         if unknown := [name for name in ("s_aux", "position_bias") if options.get(name) is not None]:
             raise ValueError(
@@ -154,10 +154,13 @@ class EditedAttention:
         return (_by_group(weights.to(value), key) @ value).view(*query.shape[:3], -1).transpose(1, 2), weights
 
     def at_keys(self, marks: Tensor, keys: int) -> Tensor:
-        """Return marks [R, P] as [R, 1, 1, K] at the keys: a sliding window keeps the last tokens, a static cache has room behind them."""
+        """Return the marks [R, P] of tokens as marks [R, 1, 1, K] of their keys.
+
+        With a sliding window there are keys of the last tokens only; a static cache has empty places at the end.
+        """
         return F.pad(marks, (0, max(keys, self.length) - marks.shape[1]))[:, None, None, -keys:]
 
 
 def _by_group(rows: Tensor, key: Tensor) -> Tensor:
-    """Return rows [R, H, Q, X] as [R, G, H / G * Q, X], beside the key-value heads that they share."""
+    """Return rows [R, H, Q, X] as [R, G, H / G * Q, X], grouped by the key-value head that they share."""
     return rows.reshape(len(rows), key.shape[1], -1, rows.shape[-1])

@@ -1,4 +1,4 @@
-"""Two branches of one generation: the model with the images, and the same model with null inputs, which follows token by token."""
+"""A generation has two branches: the model with the images, and the same model with null inputs, which follows token by token."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 # Shapes: R rows of a batch (records times beams), P tokens of a prompt, N generated tokens, V the vocabulary.
 
 READ, UNREAD = {"pooler_output", "deepstack_features"}, {"last_hidden_state", "hidden_states", "attentions"}
-"""Image features that models read in generation, of all images and of each layer, and those that they do not read."""
+"""The image features that models read in generation (of all images, and of each layer), and the features that they do not read."""
 
 
 class Branch:
-    """Prompts [R, P] with the model's other inputs and a cache, as transformers prepares them, which grow token by token."""
+    """A branch holds prompts [R, P], the model's other inputs and a cache, as transformers prepares them. They grow token by token."""
 
     def __init__(self, model: PreTrainedModel, ids: Tensor, kwargs: dict[str, Any], config: GenerationConfig) -> None:
         self.model, self.ids, self.kwargs, self.config, self.begun = model, ids, kwargs, config, False
 
     def step(self, generated: Tensor) -> Any:
-        """Return the model's output behind the prompt and the generated tokens [R, N]."""
+        """Return the model's output for the token that follows the prompt and the generated tokens [R, N]."""
         if self.begun:
             new = 1 if self.kwargs["use_cache"] else None
             ids = torch.cat([self.ids, generated], dim=1)  # [R, P + N]
@@ -44,12 +44,12 @@ class Branch:
 
     @property
     def caches(self) -> dict[str, Cache]:
-        """The cache under its name; empty for a model without."""
+        """Return name -> cache; empty for a model without a cache."""
         return {name: value for name, value in self.kwargs.items() if isinstance(value, Cache)}
 
     def reorder(self, beams: Tensor) -> None:
-        """Let the cache follow the beams [R]."""
-        own = getattr(self.model, "_reorder_cache", None)  # transformers asks likewise
+        """Put the rows of the cache in the order of the beams [R]."""
+        own = getattr(self.model, "_reorder_cache", None)  # transformers looks for it, too
         for name, cache in self.caches.items():
             if own is None:
                 cache.reorder_cache(beams)
@@ -78,15 +78,15 @@ def null_branch(clean: Branch, inputs: Mapping[str, Any]) -> Branch:
 
 
 def _prepared(model: Any, input_ids: Tensor, logits_processor: Any, stopping_criteria: Any, generation_config: Any, **kwargs: Any) -> Any:
-    """Return what `generate` has prepared, in place of generating."""
+    """Return the inputs that `generate` has prepared, without generating anything."""
     return input_ids, kwargs, generation_config
 
 
 def joined(clean: Branch, null: Branch) -> Branch | None:
-    """Return a branch of 2R rows, those with the images first; None where both branches cannot share a batch.
+    """Return a branch of 2R rows, first the rows with the images; None where the two branches cannot share a batch.
 
-    They cannot in an encoder-decoder, with a cache that the caller gave, where attention or hidden states are asked for, and where the
-    null inputs have other names or shapes, such as prompts of another length or without images.
+    They cannot share it in an encoder-decoder, with a cache that the caller gave, when attention or hidden states are asked for, or
+    when the null inputs have other names or shapes, for example prompts of another length or without images.
     """
     given = any(getattr(cache, "_is_user_defined", False) or cache.get_seq_length() for cache in clean.caches.values())
     asked = clean.config.output_attentions or clean.config.output_hidden_states
@@ -106,7 +106,7 @@ class _ApartError(Exception):
 
 
 def _both(clean: Any, null: Any, rows: int = 0) -> Any:
-    """Return an input of both branches in a batch: tensors (whose dimension `rows` is given), lists of images, or image features."""
+    """Return an input of both branches as one batch. It is a tensor (with its rows in dimension `rows`), images, or image features."""
     if isinstance(clean, Tensor) and isinstance(null, Tensor):
         if clean.shape[rows + 1 :] == null.shape[rows + 1 :]:
             return torch.cat([clean, null], dim=rows)
@@ -125,10 +125,10 @@ def _both(clean: Any, null: Any, rows: int = 0) -> Any:
 
 
 class Branches:
-    """Stands in for the model in transformers' loops of generation: each pass runs all branches and gives the logits to decode from.
+    """Branches replaces the model in transformers' loops of generation: each pass runs all branches and returns the logits to decode from.
 
-    The branches are the model with the images alone, or that and the null branch, or both joined in a batch. The model itself is not
-    changed.
+    The branches are the branch with the images alone, or this branch and the null branch, or both joined in a batch. The model itself
+    is not changed.
     """
 
     def __init__(self, method: Decoding, branches: Sequence[Branch], prompt: int, attention: EditedAttention | None) -> None:
@@ -168,7 +168,7 @@ class Branches:
 
 @contextmanager
 def kept_offsets(model: PreTrainedModel) -> Iterator[None]:
-    """Give back the offsets of positions that models with places in the image (Qwen-VL) remember of their last prompt.
+    """Restore the position offsets after the context. Models with positions in the image (Qwen-VL) remember them from the last prompt.
 
     The null branch's prompt may have another offset, which a conversation that goes on with its cache must not read.
     """

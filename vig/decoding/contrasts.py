@@ -1,4 +1,4 @@
-"""Contrasts: each is a formula of the logits with the images, l, and the logits with the null images, l'."""
+"""A contrast is a formula of the logits with the images, l, and the logits with the null images, l'."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def plausible(scores: Tensor, logits: Tensor, beta: float) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast(Decoding):
-    """A method with a second branch that sees null images."""
+    """A contrast is a method with a second branch, which sees null images."""
 
     plain: ClassVar[tuple[str, float]] = ("null", math.nan)
     """The option that measures the strength, and its value for plain decoding."""
     null: str = "drop"
     """The name of the null image (`vig.nulls`); "shuffle", which needs other records, and "attention" are refused."""
     seed: int = 0
-    """It seeds null images, together with the image's pixels."""
+    """The seed of the null images, together with the image's pixels."""
 
     def __post_init__(self) -> None:
         known = [name for name in NULL_NAMES if name not in ("shuffle", ATTENTION)]
@@ -98,7 +98,7 @@ class M3ID(Contrast):
 class LACING(Contrast):
     """LACING's guidance (arXiv 2411.14279): l' + scale (l - l'). Scale 1 is plain decoding.
 
-    The null image should be the one that the model was trained with, beside its images.
+    The null image should be the null image that the model saw in training, beside its images.
     """
 
     name: ClassVar[str] = "lacing"

@@ -1,4 +1,4 @@
-"""Edits of attention: PAI adds to the scores of image tokens, VAR takes weight from image tokens that are attention sinks."""
+"""Two methods edit attention: PAI adds to the scores of image tokens, VAR takes weight from image tokens that are attention sinks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vig.decoding.method import Decoding
 
 @dataclass(frozen=True, kw_only=True)
 class PAI(Contrast):
-    """Paying attention to the image (arXiv 2407.21771): attention, then guidance. alpha 0 or gamma 1 leaves out a part.
+    """Paying attention to the image (arXiv 2407.21771): attention (alpha 0 leaves it out), then guidance (gamma 1 leaves it out).
 
     Attention: the scores w of image tokens become w + alpha |w|, for the last token of the prompt and all generated tokens, in the
     layers from `first_layer` on (counted from 0).
@@ -61,11 +61,11 @@ class VAR(Decoding):
     """Visual attention redistribution (arXiv 2503.03321): image tokens that are attention sinks give to the other image tokens.
 
     An image token is a sink if |RMSNorm(h)| exceeds `tau` in a sink dimension. Sinks keep `keep` of their weight in heads that look at
-    the image: image tokens have at least `mass` of the attention, and sinks at most `rho` of that. Edited are all tokens behind the
-    last image, in all layers from `first_layer` on (counted from 0) but the last.
+    the image: image tokens have at least `mass` of the attention, and sinks at most `rho` of that. All tokens behind the last image are
+    edited, in all layers from `first_layer` on (counted from 0) except the last.
 
-    Sink dimensions are found in each layer and prompt: those in which a token of the text exceeds tau, as the first token of most
-    language models does.
+    The sink dimensions of a layer and prompt are those in which a token of the text exceeds tau, as the first token does in most
+    language models.
     """
 
     name: ClassVar[str] = "var"
@@ -112,18 +112,22 @@ class _Redistributed(EditedAttention):
             states = args[0] if args else kwargs["hidden_states"]  # [R, S, D]
             if states.shape[1] == self.length:  # the whole sequence, with all images
                 self._sinks[layer] = self.find_sinks(states[:, : self.image.shape[1]].float())
+            elif layer not in self._sinks:
+                raise ValueError(
+                    f"{self.method} looks for sinks in the whole prompt, but layer {layer} of the language model "
+                    f"({self.decoder.model_type}) reads only the end of it: give the whole prompt without a cache, and no model that "
+                    "leaves tokens out in its last layers"
+                )
 
         return find
 
     def find_sinks(self, states: Tensor) -> Tensor:
-        """Return [R, P] whether a token is an image token and an attention sink, by a layer's input [R, P, D]."""
+        """Return a mask [R, P] of the image tokens that are attention sinks, given a layer's input [R, P, D]."""
         large = (states * (states.square().mean(dim=-1, keepdim=True) + 1e-6).rsqrt()).abs() > self._options.tau  # [R, P, D]
         dimensions = (large & self.text[..., None]).any(dim=1, keepdim=True)  # [R, 1, D]
         return (large & dimensions).any(dim=-1) & self.image
 
     def edit_weights(self, weights: Tensor, image: Tensor, layer: int) -> Tensor:
-        if layer not in self._sinks:
-            raise ValueError(f"{self.method} looks for sinks in the prompt, so it cannot go on from a cache: give the whole prompt")
         sinks = self.at_keys(self._sinks[layer], weights.shape[-1]) & image  # [R, 1, Q, K]
         taken, others = weights * sinks, weights * (image & ~sinks)  # [R, H, Q, K]
         sunk, rest = taken.sum(dim=-1, keepdim=True), others.sum(dim=-1, keepdim=True)  # [R, H, Q, 1]

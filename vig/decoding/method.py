@@ -1,4 +1,4 @@
-"""What a decoding method is: a formula of two logits, an edit of attention, or both, given to `model.generate(custom_generate=...)`."""
+"""A decoding method is a formula of two logits, an edit of attention, or both. `model.generate(custom_generate=method)` uses it."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ class Decoding:
 
     `model.generate(**inputs, custom_generate=method, null_inputs=null)` decodes with it: greedily, by sampling or with beams, as the
     other arguments of `generate` say. A method that contrasts needs `null_inputs`, the model's inputs for the same conversations
-    without the right images; `options` makes them. Prompts with as many tokens are read in one batch, and grow in it;
-    `vig.decoding.branches.joined` tells where the null prompts have passes of their own. A method of strength 0 is plain decoding,
-    bit for bit. `stop_strings` are refused, as transformers keeps the tokenizer back.
+    without the right images; `options` makes them. Prompts and null prompts of the same length share a batch;
+    `vig.decoding.branches.joined` says when null prompts have passes of their own. A method of strength 0 is plain decoding, bit for
+    bit. `stop_strings` are refused, because transformers does not pass on the tokenizer.
     """
 
     name: ClassVar[str]
 
     @property
     def contrasts(self) -> bool:
-        """Whether the method needs a second pass with null inputs."""
+        """Return whether the method needs a second pass with null inputs."""
         return False
 
     def attention(self, model: PreTrainedModel, input_ids: Tensor, inputs: Mapping[str, Any]) -> EditedAttention | None:
-        """Return the edited attention for prompts [R, P], given the model's other inputs; None for a method without."""
+        """Return the edited attention for prompts [R, P] with the model's other inputs; None for a method that edits no attention."""
         return None
 
     def combine(self, logits: Tensor, null_logits: Tensor, step: int) -> Tensor:
@@ -57,10 +57,10 @@ class Decoding:
         return chat
 
     def options(self, chats: Sequence[Chat], encode: Callable[[list[Chat]], Mapping[str, Any]]) -> dict[str, Any]:
-        """Return the further arguments of `model.generate` for conversations; none for conversations without images.
+        """Return the further arguments of `model.generate` for conversations; empty for conversations without images.
 
         Args:
-            encode: makes the model's inputs of conversations, as for the conversations themselves.
+            encode: returns the model's inputs for conversations.
         """
         if not any(map(has_image, chats)):
             return {}
@@ -82,7 +82,7 @@ class Decoding:
 
         Raises:
             ValueError: for a contrast without null inputs, for another search than greedy, sampling and beams, for `stop_strings`, and
-                for a model whose attention cannot be edited.
+                for a model whose attention cannot be edited, or a prompt in chunks where it is edited.
         """
         loop, further = _search(self.name, model, generation_config, inspect.currentframe())
         if stop_strings is not None:
@@ -93,6 +93,8 @@ class Decoding:
         arguments = {"logits_processor": logits_processor, "stopping_criteria": stopping_criteria, "generation_config": generation_config}
         arguments |= further
         attention = self.attention(model, input_ids, model_kwargs)
+        if attention is not None and (size := generation_config.prefill_chunk_size):
+            raise ValueError(f"{self.name} edits attention in one pass over the prompt; leave out prefill_chunk_size={size}")
         if not self.contrasts and attention is None:
             return getattr(model, loop)(input_ids, **arguments, **model_kwargs)
         branches = [Branch(model, input_ids, model_kwargs, generation_config)]
@@ -111,9 +113,9 @@ class Decoding:
 
 
 def _search(name: str, model: PreTrainedModel, config: GenerationConfig, frame: FrameType | None) -> tuple[str, dict[str, Any]]:
-    """Return the name of transformers' loop, and its arguments that transformers (5.24) hands on to its own loops only.
+    """Return the name of transformers' loop, and the arguments that transformers (5.24) passes to its own loops only.
 
-    The frame of `generate`, which has them, is behind the given frame.
+    They are variables of `generate`, whose frame called the given frame.
     """
     given = {} if frame is None or frame.f_back is None else frame.f_back.f_locals
     mode = config.get_generation_mode(given.get("assistant_model"))

@@ -1,4 +1,4 @@
-"""Decoding methods by name, for command lines: "vcd", or "vcd:alpha=0.5:null=blur"."""
+"""Command lines name decoding methods: "vcd", or "vcd:alpha=0.5:null=blur"."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ METHODS: dict[str, type[Decoding]] = {method.name: method for method in (VCD, IC
 
 
 def build_decoding(text: str) -> Decoding:
-    """Return the method of a text NAME[:OPTION=VALUE...], with its published options where none are given.
+    """Return the method that a text NAME[:OPTION=VALUE...] names. Options that it does not give have their published values.
 
     Raises:
         ValueError: for an unknown name, option or value.

@@ -1,4 +1,4 @@
-"""Conversations of the null branch: with null images, without images, or with an instruction that disturbs."""
+"""A conversation of the null branch has null images, no images, or an instruction that disturbs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One page about the scores: the distribution of VIG, the words that the image tells, and the samples at both ends."""
+"""vig.report writes a page about the scores: the distribution of VIG, the words that the image tells, and the samples at both ends."""
 
 from vig.report.page import write_report
 

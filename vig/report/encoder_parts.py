@@ -20,7 +20,7 @@ from vig.scoring.encoder_branches import FUSED, PIXELS
 def encoder_parts(
     model: PreTrainedModel, inputs: Mapping[str, Any], null_inputs: Mapping[str, Any], answer: Tensor, losses: Tensor
 ) -> dict[str, list[float]]:
-    """Return encoder -> what the image adds to each token through this encoder alone, in nats.
+    """Return encoder -> how much the image helps each token through this encoder alone, in nats.
 
     That is the token's loss when this encoder sees the null images and the others see the images, minus its loss with the images. It is
     `vig.score(..., per_encoder=True)` for an answer of the model itself.

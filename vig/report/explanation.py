@@ -1,4 +1,4 @@
-"""The explanation of a model's answers, by plain decoding and by a method: the help of the image to each token, and the attention to it."""
+"""explain compares a model's answer with the answer of a decoding method: how much the image helps each token, and where tokens look."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from vig.report.samples import THUMBNAIL
 
 # Shapes: P tokens of the prompt, K keys, H heads, Y layers, T tokens of an image, N tokens of the answer, V the vocabulary.
 
-UNIT = 1e-5  # of attention: the page holds whole numbers
+UNIT = 1e-5  # share of attention that the page counts as 1, because it holds whole numbers
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class AnswerToken:
 
 @dataclass(frozen=True)
 class Panel:
-    """An image, for the attention to the tokens that an encoder made of it."""
+    """A panel is an image on which the page draws the attention to the tokens that an encoder made of it."""
 
     picture: str
     """The image as the model sees it, as a data URI."""
@@ -91,7 +91,7 @@ class Explanation:
 
 @dataclass(frozen=True, kw_only=True)
 class _Recorded(Decoding):
-    """Decoding by a method, or plain decoding for None, that keeps the logits of both branches."""
+    """_Recorded decodes by a method (None: plain decoding) and keeps the logits of both branches."""
 
     name: ClassVar[str] = "explanation"
     method: Decoding | None
@@ -165,10 +165,8 @@ def explain(
     return Explanation(text_of(chat[-1]), null.null, instruction, pictures, answers, panels, even)
 
 
-def _encode(model: PreTrainedModel, processor: Any, chats: Sequence[Chat]) -> dict[str, Any]:
-    """Return the model's inputs on its device, and floats (pixels) in its dtype."""
-    inputs = prompt_inputs(processor, chats, add_generation_prompt=True)
-    return {name: x.to(model.device, model.dtype if x.is_floating_point() else None) for name, x in inputs.items()}
+def _encode(model: PreTrainedModel, processor: Any, chats: Sequence[Chat]) -> Any:
+    return prompt_inputs(processor, chats, add_generation_prompt=True).to(model.device, model.dtype)
 
 
 def _answer(tokenizer: Any, recorded: _Recorded, made: Any, places: Sequence[Tensor], parts: Callable[..., dict[str, Any]]) -> Answer:

@@ -1,4 +1,4 @@
-"""A comparison of null images: scores of the same records, each made with another null image."""
+"""compare_nulls compares null images by the scores of the same records, each run with another null image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAME_RUN = ("weights", "config", "tokenizer", "chat_template", "max_length")  # 
 
 @dataclass(frozen=True)
 class NullRow:
-    """The scores with one null image, compared with the reference."""
+    """A row compares the scores of a run with one null image with the scores of the reference."""
 
     name: str
     mean: Mean

@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 from encoders.pages import colour_scale, signed, write_page
 from encoders.pages.charts import Bar, column_edges, histogram, interval_bars, to_svg
 from encoders.progress import tracked
-from mof.data.rows import RawRecord, UnreadableRow, rows_by_id
+from mof.data.record_files import UnreadableRow
+from mof.data.rows import RawRecord, rows_by_id
 from vig.report.null_comparison import compare_nulls, null_name, reference_of
 from vig.report.samples import SampleReader
 from vig.scoring.calibration import diagnosis
-from vig.scoring.scores import ENCODER, Score, Scores
+from vig.scoring.score_table import ENCODER, Score
+from vig.scoring.scores import Scores
 from vig.selection.selected import Selection
 from vig.words import Mean, answer_words, can_tag, parts_of_speech, word_class
 
@@ -30,9 +32,9 @@ if TYPE_CHECKING:
 
 # Shapes: N = values, A = answer tokens of all records, B = columns of a histogram.
 
-MOST_SOURCES = 12  # with a histogram of their own
+MOST_SOURCES = 12  # the largest sources have a histogram each
 EXPLAINED = 3  # records of either end whose question the model answers
-WORD_RECORDS = 10_000  # whose words are looked at; more would take minutes and change no digit
+WORD_RECORDS = 10_000  # the words of more records would take minutes and change no digit
 
 
 def write_report(
@@ -110,7 +112,10 @@ def write_report(
 
 
 def _tokens(selection: Selection, threshold: float | None) -> dict[str, int] | None:
-    """Count tokens that "reach" the threshold, that are "lost" all the same, and that are kept "below" it. None without a threshold."""
+    """Return the number of tokens that "reach" the threshold, that reach it but are "lost", and that are kept "below" it.
+
+    The result is None without a threshold.
+    """
     if threshold is None:
         return None
     reach, kept = selection.scores.token_vig >= np.float32(threshold), selection.token_masks.flat  # [A], [A]
@@ -131,7 +136,7 @@ def _sides(selection: Selection, threshold: float | None) -> list[dict[str, floa
 
 
 def _by_encoder(scores: Scores) -> dict[str, Mean]:
-    """Return encoder -> mean over all answer tokens of the VIG of this encoder alone, and the rest; {} for scores without these."""
+    """Return encoder -> mean VIG of this encoder alone over all answer tokens, and "the rest" of VIG; {} for scores without them."""
     columns = {name: scores.column(ENCODER + name) for name in scores.encoders}
     if not columns:
         return {}
@@ -187,7 +192,7 @@ def _histogram(
 
 @dataclass(frozen=True)
 class Words:
-    """Mean VIG by kind of word."""
+    """Words holds charts of the mean VIG by kind of word."""
 
     records: int
     words: int

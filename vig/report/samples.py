@@ -1,4 +1,4 @@
-"""Single records for the page: their images, questions, and answers token by token."""
+"""SampleReader reads single records for the page: their images, questions, and answers token by token."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from encoders.pages.thumbnails import thumbnail_uri
 from mof.data.digests import digest
 from mof.data.records import RecordError, images_of, texts_of, to_record
 from mof.data.rows import RawRecord
-from vig.scoring.scores import Score
+from vig.scoring.score_table import Score
 from vig.selection.selected import Selection, was_scored
 from vig.words import token_texts, turns
 
 THUMBNAIL = 320  # pixels of the longer side, at most
-MOST_IMAGES = 4  # that are shown for a record
+MOST_IMAGES = 4  # the most images that are shown of a record
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class Token:
     text: str
     vig: float
     supervised: bool
-    """Whether the selection spends loss on it."""
+    """Whether the selection gives this token a loss."""
     end_of_turn: bool
     by_encoder: dict[str, float]
-    """Encoder -> VIG of this encoder alone, for scores that have it."""
+    """Encoder -> VIG of this encoder alone; empty for scores without it."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Sample:
 
 
 class SampleReader:
-    """Makes samples from scores.
+    """SampleReader makes samples from scores.
 
     Args:
         records: id -> record, as it was scored.

@@ -16,13 +16,13 @@ import numpy as np
 
 from mof.data.records import RecordError, digest, images_of, to_record
 from mof.data.rows import Row
-from vig.scoring.scores import Score
+from vig.scoring.score_table import Score
 from vig.words import answer_words, word_class
 
 SHARE, FEWEST, MOST = 0.01, 50, 1000  # share and number of the records that are scored with swapped images too
 NO_GAIN = 0.6
 """Limit of AUROC. In the miniature, VIG tells right from swapped images with AUROC .50 before stage 1, .70 after 2,000 captions and .72
-after 8,000 captions, on records of which 40 % are ungrounded (.75 and .79 on records without noise). Answers that no image supports lower
+after 8,000 captions, on records with 40 % ungrounded answers (.75 and .79 on records without noise). Answers that no image supports lower
 it, so a high limit would tell noise in the records from a bad scorer no better than chance."""
 FEW, TOO_MANY = 0.25, 0.75
 """Limits of the share of records that look as if their image was swapped (`calibration`, "alike"). In the miniature it was .41 where 36 %
@@ -30,7 +30,7 @@ of the records with an image were ungrounded, and selection gained 12 to 26 poin
 lost 39. With 50 records, the standard deviation of this estimate is .12 and .06. A scorer that reads nothing finds all
 records alike (.99 after a stage 1 on swapped images). With mixed noise it was .42, but VIG did not find these: a selection warns."""
 ENOUGH = 30
-"""Number of records from which on there is a verdict. With fewer, the standard deviation of "alike" is .15 or more where it is .41."""
+"""The smallest number of records for a verdict. With fewer, the standard deviation of "alike" is .15 or more where it is .41."""
 
 
 class Sample:
@@ -92,8 +92,8 @@ def calibration(right: Sequence[Score], swapped: Sequence[Score]) -> dict[str, A
     Returns:
         A JSON-able dict. "records": number of records. "auroc": the chance that VIG is higher for a record with its own image than for
         a record with a swapped image; None for fewer than two records. "alike": the estimated share of records that look as if their
-        image was swapped. It is above the share whose answers no image supports where good answers fit other images too, and below it
-        where such answers have a high VIG by accident. "classes": the measure "auroc" for the words of each class, with the number of
+        image was swapped. It is too high for the share of unsupported answers where good answers fit other images too, and too low where
+        unsupported answers have a high VIG by accident. "classes": the measure "auroc" for the words of each class, with the number of
         words, and whether the model "reads" this class (Mann-Whitney, p < .05).
     """
     auroc, _ = _higher([score.vig for score in right], [score.vig for score in swapped])

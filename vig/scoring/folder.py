@@ -1,7 +1,7 @@
 """A scoring run fills a folder with parquet shards, a manifest and the lists of the records without a score.
 
     _manifest.json                  format, identity of the run, whether it is complete, and the numbers of records with and without score
-    shard-PROCESS-NUMBER.parquet    a row per record, columns as in `vig.scoring.scores.SCHEMA`
+    shard-PROCESS-NUMBER.parquet    a row per record, columns as in `vig.scoring.score_table.SCHEMA`
     _rejected.jsonl                 {"id", "reason"} of every record that could not be scored
     _text_only.jsonl                {"id"} of every record without an image
     _lock-PROCESS                   locked while a run is alive (`encoders.runs`); a file that is left behind locks nothing
@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from encoders.digests import DamagedError, damaged, file_digest
-from encoders.runs import LOCKS, RunFile, RunLock, remove_unfinished, run_digest, write_text
+from encoders.runs import RunFile, RunLock, run_digest, write_text
 from encoders.storage import fetched, located, remove
 from encoders.tables import ForeignError, read_table, run_of
 from vig.processes import Processes
@@ -57,7 +57,7 @@ class ScoreFolder:
         try:
             processes.on_first(lambda: self._open(identity))
             if self._rank:
-                fetched(self.path).mkdir(parents=True, exist_ok=True)
+                fetched(self.path)
                 self._lock.take()
             manifest = self._manifest.read()
             self._complete: bool = manifest.get("complete", False)
@@ -80,14 +80,12 @@ class ScoreFolder:
 
     def _open(self, identity: Mapping[str, Any]) -> None:
         fetched(self.path)
-        self._manifest.refuse_foreign([LOCKS])
-        self.path.mkdir(parents=True, exist_ok=True)
+        self._manifest.refuse_foreign()
         self._lock.take()
-        remove_unfinished(self.path)
         self._remove_damaged()
         self._mend_manifest(identity)
         begun = any(self.path.glob(SHARDS)) or file_of(self.path, REJECTED).is_file()  # False if, say, the chat template was refused
-        self._manifest.claim(identity, begun=begun, own=[LOCKS])
+        self._manifest.claim(identity, begun=begun)
 
     def _remove_damaged(self) -> None:
         """Delete shards that cannot be read any more, so that their records are scored again."""

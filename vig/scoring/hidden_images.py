@@ -30,8 +30,8 @@ def image_token_of(model: PreTrainedModel) -> int:
 def refuse_seeing(losses: AnswerLosses, example: Example) -> None:
     """Raise a CannotHideError if a loss of the example, whose image tokens are hidden, depends on the pixels.
 
-    So it is in models that attend to images from the side (Llama 3.2 Vision), and in models with recurrent layers, which a mask does
-    not reach.
+    This is the case in models that attend to images from the side (Llama 3.2 Vision), and in models with recurrent layers, which no mask
+    reaches.
     """
     other = replace(example, images={name: _others(name, value) for name, value in example.images.items()})
     difference = (losses([[example]], 0) - losses([[other]], 0)).abs()  # [A] or [A, M]

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 from encoders.runs import versions
 from encoders.store.fingerprints import weights_digest
 from mof.data.digests import digest
-from vig.scoring.scores import IMAGE_COLUMNS
+from vig.scoring.score_table import IMAGE_COLUMNS
 
 # Entries of a config that saving, loading or training fill in. No forward pass depends on them.
 _LABELS = {"_name_or_path", "transformers_version", "architectures", "dtype", "use_cache"}

@@ -19,7 +19,7 @@ from vig.scoring.answer_losses import AnswerLosses
 from vig.scoring.encoder_branches import EncoderBranches
 from vig.scoring.pairs import PairReader
 from vig.scoring.passes import TwoPasses
-from vig.scoring.scores import Score, to_table
+from vig.scoring.score_table import Score, to_table
 
 LANES = 2
 """Items that are scored side by side: the records of one are read and their images decoded while the model works on the other."""
@@ -33,7 +33,7 @@ class ScoreItem:
     number: int | None
     """The number of their shard; None returns their scores and writes nothing."""
     swapped: bool = False
-    """Whether they have the images of other records, for the calibration."""
+    """Whether the records have the images of other records, for the calibration."""
     part: int = 1
     """1 for a whole item; the halves of part n are 2n and 2n + 1."""
 

@@ -23,7 +23,7 @@ from vig.scoring.batches import Batch, make_batches, windows
 from vig.scoring.encoder_branches import EncoderBranches
 from vig.scoring.hidden_images import CannotHideError, refuse_seeing
 from vig.scoring.pairs import Pair, PairReader
-from vig.scoring.scores import MEASURES, Score, columns_of
+from vig.scoring.score_table import MEASURES, Score, columns_of
 
 # Shapes: N = answer tokens in a batch, T = answer tokens of one record, M = measures of a token, the loss first, E = encoders.
 

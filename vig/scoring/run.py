@@ -18,8 +18,9 @@ from encoders import StoredImages
 from encoders.cluster import Cluster, grown, worked
 from encoders.progress import progress_bar
 from mof.data.digests import digest
+from mof.data.record_files import UnreadableRow
 from mof.data.records import ImageSource, RecordError, images_of, refuse_missing_images, to_record
-from mof.data.rows import RawRecord, Row, UnreadableRow, id_of, opened, rows, rows_by_id
+from mof.data.rows import RawRecord, Row, id_of, opened, rows, rows_by_id
 from vig.nulls import NullImages
 from vig.processes import Processes
 from vig.scoring.batches import by_image
@@ -31,7 +32,8 @@ from vig.scoring.identity import scoring_identity
 from vig.scoring.items import LANES, ItemScorer, ScoreItem, Total
 from vig.scoring.pairs import PairReader
 from vig.scoring.passes import WINDOW_BATCHES
-from vig.scoring.scores import MEASURES, Part, Score, Scores, schema_of, to_table
+from vig.scoring.score_table import MEASURES, Score, schema_of, to_table
+from vig.scoring.scores import Part, Scores
 
 logger = logging.getLogger(__name__)
 
@@ -110,13 +112,7 @@ def score(
         raise ValueError(f"unknown measures {', '.join(unknown)}; expected some of {', '.join(MEASURES)}")
     measures = [name for name in MEASURES if name in measures]
     records = opened(records)
-    if null == "shuffle" and isinstance(records, Iterator):
-        raise ValueError("null='shuffle' draws from the images of all records, which an iterator gives only once: give a list")
-    nulls = NullImages(null, seed, _donors(records, image_folder) if null == "shuffle" else (), only_image)
-    if stored_images is not None:
-        if null != "blur" or only_image is not None or [store.view.blurred for store in stored_images] != [False, True]:
-            raise ValueError("stored_images are those of the images and of all of them blurred, in this order, for null='blur'")
-        nulls.description["stored"] = [store.description for store in stored_images]
+    nulls = _null_images(records, null, seed, only_image, image_folder, stored_images)
     encoders = list(mixture_of(model).encoders) if per_encoder else []
     if per_encoder and (nulls.drops or nulls.hides):
         raise ValueError(f"per_encoder shows a null image to an encoder, and null={null!r} has none; take 'blur' or another null image")
@@ -172,6 +168,25 @@ def score(
                 advance(seen, f"mean VIG {result.sum_of_vig / result.number:.3f}" if result.number else "")
         manifest = {"identity": dict(identity), "about": {"model": model.name_or_path, **(about or {})}, "calibration": known}
         return _together(processes, folder, result, swapped.scores, ids, manifest)
+
+
+def _null_images(
+    records: Iterable[RawRecord],
+    null: str | Callable[[Image.Image], Image.Image],
+    seed: int,
+    only_image: int | None,
+    image_folder: str | os.PathLike[str] | None,
+    stored_images: tuple[StoredImages, StoredImages] | None,
+) -> NullImages:
+    """Return the object that makes the null images of a run. The arguments are as in `score`, which raises the same errors."""
+    if null == "shuffle" and isinstance(records, Iterator):
+        raise ValueError("null='shuffle' draws from the images of all records, which an iterator gives only once: give a list")
+    nulls = NullImages(null, seed, _donors(records, image_folder) if null == "shuffle" else (), only_image)
+    if stored_images is not None:
+        if null != "blur" or only_image is not None or [store.view.blurred for store in stored_images] != [False, True]:
+            raise ValueError("stored_images are those of the images and of all of them blurred, in this order, for null='blur'")
+        nulls.description["stored"] = [store.description for store in stored_images]
+    return nulls
 
 
 def _together(

@@ -17,7 +17,7 @@ def is_data_set(records: Any, kind: str) -> bool:
 
 
 def with_numbered_ids(data_set: Any) -> Any:
-    """Return the data set with ids that are numbered like those of `mof.data.rows.rows`, if texts in its column "id" repeat."""
+    """Return the data set with ids that are numbered as in `mof.data.rows.rows`, if texts in its column "id" repeat."""
     ids = data_set["id"][:] if "id" in data_set.column_names else []
     numbered = [id_of(row) for row in rows([{"id": id} for id in ids if isinstance(id, str) and id])]
     if len(numbered) < len(ids) or numbered == ids:

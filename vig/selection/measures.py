@@ -1,4 +1,4 @@
-"""Published measures of the help that an image gives to an answer, and one of ours. All come from the two passes of a score file.
+"""These measures say how much an image helps an answer. Most are published, one is ours. All come from the two passes of a score file.
 
 Each is a function from scores to a value of every answer token, [A], or of every record, [N]. `vig.select(..., by=NAME)` takes the
 records (and tokens) with the highest values.
@@ -25,9 +25,9 @@ class Measure:
     """A measure gives the values by which records and tokens are chosen."""
 
     tokens: Callable[[Scores], Values] | None
-    """Gives [A]; None for a measure of whole records."""
+    """This function returns [A]; None for a measure of whole records."""
     records: Callable[[Scores], Values] | None = None
-    """Gives [N]; None for the mean over the tokens of each record."""
+    """This function returns [N]; None takes the mean over the tokens of each record."""
     neutral: float | None = None
     """The value of a record whose image changes nothing, for a measure that tells help from harm."""
     nulls: tuple[str, ...] = ()

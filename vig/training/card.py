@@ -18,8 +18,8 @@ def training_facts(records: Path, count: int, settings: Mapping[str, Any], facts
     Args:
         records: the file of the records; the card beside it, if there is any, tells how they were selected.
         count: number of the records.
-        settings: what identifies the run, with the arguments of the training.
-        facts: what `finetune` returned.
+        settings: the identity of the run, with the arguments of the training.
+        facts: the facts that `finetune` returned.
     """
     rows = {"records": f"{count:,} of {records.name}", "steps": f"{facts['steps']:,}", "supervised tokens": f"{facts['active_tokens']:,}"}
     for name, losses in (("loss", facts["losses"]), ("evaluation loss", facts.get("eval_losses"))):

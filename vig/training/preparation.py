@@ -25,7 +25,7 @@ from mof.data.rows import read_records
 NAMES = sorted(field.name for field in dataclasses.fields(TrainingArguments) if field.init)
 logger = logging.getLogger(__name__)
 NAMED = 3  # problems in a message
-MOST_MISSED = 0.5  # of the weights in the blocks, without adapters
+MOST_MISSED = 0.5  # share of the weights in the blocks that have no adapters
 
 
 class _Parser(HfArgumentParser):
@@ -70,7 +70,7 @@ def _require_installed(reporters: str | Sequence[str]) -> None:
 
 
 def require_apart(training: Sequence[Mapping[str, Any]], evaluation: Sequence[Mapping[str, Any]]) -> None:
-    """Raise a ValueError for records that are trained on and evaluated on, also if other tokens of them are selected."""
+    """Raise a ValueError for records that are in training and in evaluation, even if other tokens are selected there."""
     trained = {digest(unselected(record)) for record in training}
     if both := [record_id(record) for record in evaluation if digest(unselected(record)) in trained]:
         raise ValueError(f"{len(both)} of the {len(evaluation)} records of --eval-records are in --records, too, the first is {both[0]!r}")

@@ -149,7 +149,7 @@ class Endpoint:
         return replace(answer, text=without_key(answer.text, self._key))
 
     def _excerpt(self, text: str) -> str:
-        """Return the beginning of a text in one line, without the key, which some servers echo."""
+        """Return the beginning of a text in one line, without the key, which a few servers echo."""
         printable = "".join(letter if letter.isprintable() else " " for letter in without_key(text, self._key))
         return " ".join(printable.split())[:300]
 
@@ -209,7 +209,7 @@ def _messages(prompt: Prompt) -> list[dict[str, Any]]:
     """Return the prompt's messages, with their images as data URLs."""
     messages = prompt.filled(lambda image: {"type": "image_url", "image_url": {"url": data_url(image)}})
     for message in messages:
-        if all(part["type"] == "text" for part in message["content"]):  # some servers take only plain text in system messages
+        if all(part["type"] == "text" for part in message["content"]):  # a few servers take only plain text in system messages
             message["content"] = "".join(part["text"] for part in message["content"])
     return messages
 

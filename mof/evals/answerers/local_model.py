@@ -133,7 +133,7 @@ class LocalModel:
         further = {} if self.decoding is None else self.decoding.options(chats, self.encode)
         ids = inputs["input_ids"]  # [B, L]
         tokens = self.model.generate(**inputs, **further, generation_config=self._generation)
-        if tokens.shape[1] >= ids.shape[1] and torch.equal(tokens[:, : ids.shape[1]], ids):  # some models give the prompt back
+        if tokens.shape[1] >= ids.shape[1] and torch.equal(tokens[:, : ids.shape[1]], ids):  # a few models give the prompt back
             tokens = tokens[:, ids.shape[1] :]  # [B, new]
         texts = self._tokenizer.batch_decode(tokens, skip_special_tokens=True)
         used = inputs["attention_mask"].sum(dim=1).tolist()

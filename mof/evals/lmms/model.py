@@ -58,7 +58,7 @@ class MofLmms(lmms):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that can change an answer, except its length, which each task sets."""
+        """Return everything that can change an answer, except its length, which each task sets."""
         return {name: value for name, value in self._loaded.settings.items() if name != "max_new_tokens"}
 
     def _answerer(self, max_new_tokens: int) -> LocalModel:

@@ -1,1 +1,1 @@
-"""The training of the miniature's networks, which `recipes/train_miniature.py` runs."""
+"""This package trains the miniature's networks, for `recipes/train_miniature.py`."""

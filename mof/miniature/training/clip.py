@@ -1,4 +1,4 @@
-"""mini-clip: contrastive training on captions as sparse as web captions, hence blind to much."""
+"""mini-clip is trained contrastively on captions as sparse as web captions, so it is blind to much."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""mini-dino: self-distillation on pictures alone."""
+"""mini-dino is trained by self-distillation on pictures alone."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ import encoders.miniature  # noqa: F401  registers mof_mini_vit
 from mof.miniature.training.fitting import Log, fit, save_half
 from mof.miniature.training.pictures import BURST, burst_pool, light, normalised, view
 
-BURSTS = 16  # in a batch
+BURSTS = 16  # bursts in a batch
 
 
 class DinoNet(nn.Module):
-    """A vision transformer with heads for the class token and for patches, as in DINOv2, and one for the mean of the patches."""
+    """DinoNet is a vision transformer with heads for the class token and for patches, as in DINOv2, and for the mean of the patches."""
 
     def __init__(self, vit: nn.Module) -> None:
         super().__init__()
@@ -44,9 +44,9 @@ class DinoNet(nn.Module):
 def dino_loss(student: DinoNet, teacher: DinoNet, here: Tensor, there: Tensor) -> dict[str, Tensor]:
     """Return the losses of a student that sees a part and must recognise the teacher's vector of the same picture or patch.
 
-    A picture is searched in the whole batch, a patch among the patches at its place in the burst. The pictures of a burst differ
-    in a single field, so the background does not help. (With DINO's own clustering of a whole batch, this network learned little
-    but backgrounds.)
+    The student looks for a picture in the whole batch, and for a patch among the patches at its place in the burst. The pictures of a
+    burst differ in a single field, so the background does not help. (With DINO's own clustering of a whole batch, this network learned
+    almost only backgrounds.)
 
     Args:
         here, there: the same bursts [N, BURST, 3, 40, 40], as the student and as the teacher see them.
@@ -93,9 +93,9 @@ def distil(vit: nn.Module, bursts: Tensor, steps: int, losses: tuple[str, ...], 
 def train_dino(out: Path, scale: float) -> None:
     """Train mini-dino in two phases, on pictures alone, and write it to `out`/mini-dino.
 
-    In the first phase, the teacher sees the student's pictures in other light: each picture becomes something of its own, with its
-    background. In the second phase, the teacher sees the same scenes drawn again, as a camera sees them a while later: only the
-    scene stays the same. The mean of the patch tokens is then compared as well, through a linear map, so that the patches
+    In the first phase, the teacher sees the student's pictures in other light, so that mini-dino learns to tell every picture from all
+    others, also by its background. In the second phase, the teacher sees the same scenes drawn again, like a camera a while later, so
+    that only the scene is the same. Then the mean of the patch tokens is compared as well, through a linear map, so that the patches
     themselves hold the scene.
     """
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The training loop that the three networks share: AdamW, a warm-up and a cosine, a log; and their weights on disk."""
+"""The three networks share this training loop (AdamW, a warm-up and a cosine, a log) and the form of their weights on disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 
 class Log:
-    """Logs the losses, the speed and the time left, once in a hundred steps. The last step writes a file for the network's card."""
+    """Log logs the losses, the speed and the time left, once in a hundred steps. The last step writes a file for the network's card."""
 
     def __init__(self, folder: Path, steps: int, batch: int) -> None:
         self.folder, self.steps, self.batch, self.start = folder, steps, batch, time.monotonic()

@@ -1,4 +1,4 @@
-"""mini-lm: next-word training on text alone, so that it has language habits to overcome. Its tokenizer is mini-clip's, too."""
+"""mini-lm is trained to predict the next word of text alone, so that it has language habits to overcome. mini-clip shares its tokenizer."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def train_lm(out: Path, scale: float) -> None:
 
     A quarter of the talks have nothing before them: there the model can only learn what is usual, its habits. The other talks
     begin with the scene in soft tokens, sums of word embeddings with noise, where an image will stand later. A large language
-    model comes with the ability to read what stands between words; this model is too small to get it from text.
+    model can read vectors between words from the start; this model is too small to learn this from text.
     """
     torch.manual_seed(0)
     rng = np.random.default_rng(3)
@@ -99,7 +99,7 @@ def train_lm(out: Path, scale: float) -> None:
 def told_embeddings(
     model: PreTrainedModel, ids: Tensor, told: list[Tensor], tokenizer: PreTrainedTokenizerBase, noise: float = 0.0
 ) -> Tensor:
-    """Return the embeddings of ids [B, L], with the soft tokens (in order, each [K, V]) at the image tokens.
+    """Return the embeddings of ids [B, L]. Soft tokens [K, V], in their order, take the place of the image tokens.
 
     Args:
         noise: the soft tokens of each scene get noise of up to this many standard deviations of the embeddings.

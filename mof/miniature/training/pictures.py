@@ -1,4 +1,4 @@
-"""Pictures to train on, and their augmentation: cropping, light, noise."""
+"""This module draws pictures to train on, and augments them by cropping, light and noise."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def burst_pool(count: int, drawings: int, seed: int) -> Tensor:
 
 
 def view(pixels: Tensor, smallest: float) -> Tensor:
-    """Return random crops that keep at least `smallest` of the area, resized to the old size; never mirrored or turned."""
+    """Return random crops with at least the share `smallest` of the area, resized to the old size, never mirrored or turned."""
     side = torch.empty(len(pixels)).uniform_(smallest, 1).sqrt()
     theta = torch.zeros(len(pixels), 2, 3)
     theta[:, 0, 0], theta[:, 1, 1] = side, side

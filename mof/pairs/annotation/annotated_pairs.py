@@ -112,7 +112,7 @@ class AnnotatedPairs:
         return self._by_content.get(next(images.journal_keys())[0], [])
 
     def _readable(self, number: int) -> bool:
-        """Return whether both images of a pair can be read. The content of others tells nothing: they may be damaged."""
+        """Return whether both images of a pair can be read. The content of unreadable images tells nothing: they may be damaged."""
         damaged = []
         for file in (self.table.image(number, side) for side in (0, 1)):
             try:

@@ -1,4 +1,4 @@
-"""Functions by which the task amber_d of lmms-eval shows a row and scores an answer."""
+"""With these functions, the task amber_d of lmms-eval shows a row and scores an answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Functions by which the task mmhal_bench of lmms-eval shows a row and rates an answer."""
+"""With these functions, the task mmhal_bench of lmms-eval shows a row and rates an answer."""
 
 from __future__ import annotations
 

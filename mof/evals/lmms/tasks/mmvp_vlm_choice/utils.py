@@ -1,4 +1,4 @@
-"""Functions by which the task mmvp_vlm_choice of lmms-eval shows a photo with its pair's statements, and counts right pairs."""
+"""With these functions, the task mmvp_vlm_choice of lmms-eval shows a photo with its pair's statements, and counts right pairs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, Any]:
 
 
 def right_pairs(results: Sequence[tuple[int, bool]]) -> float:
-    """Return the share of pairs with both photos right. A pair of which a photo was not asked does not count."""
+    """Return the share of pairs with both photos right. A pair does not count if only one of its photos was asked."""
     pairs: dict[int, list[bool]] = {}
     for pair, right in results:
         pairs.setdefault(pair, []).append(right)

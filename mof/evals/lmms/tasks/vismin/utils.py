@@ -1,4 +1,4 @@
-"""Functions by which the task vismin of lmms-eval asks four questions about a pair of photos, and counts pairs with right answers."""
+"""With these functions, the task vismin of lmms-eval asks four questions about a pair of photos, and counts pairs with right answers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def group_accuracy(results: Sequence[Result]) -> float:
 
 
 def _accuracy(results: Sequence[Result], kinds: tuple[str, ...]) -> float:
-    """Return the share of pairs with all questions of these kinds right, among the pairs of which all were asked."""
+    """Return the share of pairs with all questions of these kinds right, among the pairs whose questions were all asked."""
     pairs: dict[int, list[bool]] = {}
     for pair, kind, right in results:
         if kind in kinds:
