@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from glob import escape
 from importlib.metadata import PackageNotFoundError, version
@@ -52,7 +52,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     number of the process for `remove_leftovers`, and random digits: other users with access to the folder cannot put a link there in
     advance, and machines that share the folder write different files.
     """
-    temporary = path.with_name(f"{TEMPORARY}{_machine()}-{os.getpid()}-{token_hex(8)}-{path.name}")
+    temporary = _temporary(path)
     if url_of(path):
         path.parent.mkdir(parents=True, exist_ok=True)  # another machine may have made it in its own copy
     try:
@@ -66,6 +66,26 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             raise OSError(error.errno, error.strerror, str(path)) from error  # a full disk's error names no file
         raise
     _flush(path.parent)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{TEMPORARY}{_machine()}-{os.getpid()}-{token_hex(8)}-{path.name}")
+
+
+@contextmanager
+def unfinished_folder(folder: Path) -> Iterator[Path]:
+    """Yield a new folder beside `folder`, in which its content is made. It is deleted at the end.
+
+    Such folders that killed processes left are deleted first, as in `remove_leftovers`.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_dead(folder.parent.glob(f"{TEMPORARY}*-{escape(folder.name)}"))
+    temporary = _temporary(folder)
+    temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -158,16 +178,22 @@ def remove_leftovers(path: Path) -> None:
 
     Whether a process on another machine lives is unknown here, so its file goes only after a day without a change.
     """
+    _remove_dead(path.parent.glob(f"{TEMPORARY}*-{escape(path.stem)}.*"))
+
+
+def _remove_dead(leftovers: Iterable[Path]) -> None:
     from psutil import pid_exists  # only commands that write single files need it
 
-    for leftover in path.parent.glob(f"{TEMPORARY}*-{escape(path.stem)}.*"):
+    for leftover in leftovers:
         machine, process, *_ = leftover.name.removeprefix(TEMPORARY).split("-")
         with suppress(OSError):  # it is gone by now, or another user's
             if machine == _machine() and process.isdecimal():
                 dead = not pid_exists(int(process))
             else:
                 dead = time.time() - leftover.stat().st_mtime > DAY
-            if dead and leftover.is_file():
+            if dead and leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            elif dead:
                 leftover.unlink()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from encoders.digests import DamagedError, checks, damaged, file_digest
 from encoders.model_cards import CARD
 from encoders.runs import read_sealed, write_sealed
 from encoders.text_files import one_line, parse_json, read_utf8
+
+logger = logging.getLogger(__name__)
 
 DIGESTS = "digests.json"
 WEIGHTS = ".safetensors"
@@ -42,19 +45,22 @@ def record(folder: Path, written: Iterable[str], deleted: Collection[str] = ()) 
     write_sealed(folder / DIGESTS, {"files": {name: digest for name, digest in (known | digests).items() if name not in deleted}})
 
 
-def check_folder(folder: str | os.PathLike[str], without: str = "") -> None:
+def check_folder(folder: str | os.PathLike[str], without: str = "", *, expected: bool = False) -> None:
     """Raise a DamagedError that names the damaged files of a folder. A folder without `digests.json`, or a missing folder, passes.
 
     Args:
         without: suffix of files that are not checked.
+        expected: warn of a folder without `digests.json`.
     """
     path = Path(folder) / DIGESTS
+    if checks() and expected and Path(folder).is_dir() and not path.is_file():
+        logger.warning("%s is missing, so damage to the files beside it is not noticed; saving the model again writes it", path)
     if not checks() or not path.is_file():
         return
     listed = {name: digest for name, digest in read_sealed(path)["files"].items() if not (without and name.endswith(without))}
     if faults := damaged(Path(folder), listed):
         raise DamagedError(
-            f"{'; '.join(faults.values())}. Save the model again, or put back a copy; after changes of your own, delete {path}"
+            f"{'; '.join(faults.values())}. Write the folder again, or put back a copy; after changes of your own, delete {path}"
         )
 
 

@@ -116,7 +116,7 @@ class StrictCheckpoints(OpenedByCode, PreTrainedModel):
             ValueError: for missing or unexpected keys; the message lists them.
         """
         path = pretrained_model_name_or_path
-        check_folder(path)
+        check_folder(path, expected=True)
         # torch_dtype is the older name. Neither goes to the config, whose own dtype is the dtype of "auto".
         dtypes = [kwargs.pop(name) for name in ("torch_dtype", "dtype") if name in kwargs]
         hub = {key: kwargs.pop(key) for key in HUB_OPTIONS if key in kwargs}

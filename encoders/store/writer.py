@@ -17,15 +17,17 @@ from encoders.images.opening import ImageError, ImageLimits
 from encoders.images.sources import ImageSources, exists
 from encoders.preprocessing import View
 from encoders.progress import Advance, progress_bar
-from encoders.runs import RunLock
+from encoders.runs import RunFile, RunLock
 from encoders.storage import fetched
-from encoders.store.files import TOKEN_FORMATS, ImageIndex, TokenFormat, read_view, write_failures, write_view
+from encoders.store.files import FAILURES, TOKEN_FORMATS, VIEW, ImageIndex, TokenFormat, read_view, write_failures, write_view
 from encoders.store.items import ItemEncoder
-from encoders.store.manifest import complete, declare, shards_of
+from encoders.store.manifest import FORMAT, MANIFEST, complete, declare, shards_of
 from encoders.store.new_images import NewImages
 from encoders.store.shards import int8_errors
 from encoders.store.view import join_embeddings, prune_store
 
+OWN = (FAILURES, VIEW, "images-*.parquet", "features-*.safetensors", "*.npy")
+"""Files of a store, which may have lost its manifest."""
 LANES = 2
 """Items that are encoded side by side: one computes while another waits, for a GPU or for cores. Each takes memory."""
 INDEXED = 1024
@@ -114,6 +116,7 @@ def encode_images(
         raise ValueError(f"batch_size and workers must be at least 1, got {batch_size} and {workers}")
     limits = limits or ImageLimits()
     sources, store = ImageSources(images, limits), fetched(out).absolute()
+    RunFile(store / MANIFEST, "feature store", FORMAT, "give a new folder", OWN).refuse_foreign()
     with RunLock(store):
         manifest = declare(store, encoders, view, embeddings=embeddings, tokens=tokens, dtype=dtype, sources=sources.given)
 

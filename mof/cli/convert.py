@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -11,7 +10,7 @@ import typer
 from encoders.command_groups import starts_over
 from encoders.command_options import output_option
 from encoders.names import first_names
-from encoders.runs import replace_folder, write_json
+from encoders.runs import replace_folder, unfinished_folder, write_json
 from encoders.terminal import say
 from encoders.text_files import parse_json, read_utf8
 
@@ -59,11 +58,7 @@ def convert(
     towers = {"vision_tower": vision_tower, "dino_tower": dino_tower}
     loaded = load_checkpoint(source, base=base, layout=layout, **towers, released_preprocessing=released)
     say(_describe(loaded))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # A conversion that is cut off must not look whole.
-    with TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.partial-") as temporary:
-        partial = Path(temporary, "whole")
-        partial.mkdir()
+    with unfinished_folder(folder) as partial:  # a conversion that is cut off must not look whole
         save_checkpoint(loaded, partial, to)
         files = [*_files(partial), RECORD]
         record = {"format": 1, "source": str(source), "layout": loaded.layout, "to": to, "unused": loaded.unused, "files": files}

@@ -11,6 +11,7 @@ from PIL import Image
 from encoders import read_image
 from encoders.csv_cells import write_csv
 from encoders.images.opening import read_file
+from encoders.saved_folders import DIGESTS, record
 from mof.evals.mmvp import IMAGE_FOLDERS as MMVP_IMAGES
 from mof.evals.mmvp_vlm import IMAGE_FOLDERS as MMVP_VLM_IMAGES
 from mof.evals.option_matching import parse_options
@@ -75,6 +76,7 @@ def write_mmvp(folder: Path, pairs: Iterable[DescribedPair], suffix: str = ".jpg
         rows.append((number, pair.question, pair.options_text, answer, pair.pattern, answer))
     header = ("lndex", "Question", "Options", "Correct Answer", "Category", "Corrected Answer")
     write_csv(folder / "Questions.csv", [header, *rows])
+    _record(folder)
 
 
 def write_mmvp_vlm(folder: Path, pairs: Sequence[DescribedPair]) -> None:
@@ -88,6 +90,12 @@ def write_mmvp_vlm(folder: Path, pairs: Sequence[DescribedPair]) -> None:
         save_image(pair.images[k], place / f"{number}.jpg")
         rows.append((number, pair.pattern, pair.statements[k]))
     write_csv(folder / "Questions.csv", [("Question ID", "Type", "Statement"), *rows])
+    _record(folder)
+
+
+def _record(folder: Path) -> None:
+    """Record the digests of all files, which `mof.evals.question_files.find_files` compares."""
+    record(folder, [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file() and file.name != DIGESTS])
 
 
 def save_image(image: ImageOrFile, file: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from encoders.csv_cells import plain_cell
+from encoders.saved_folders import check_folder
 from encoders.text_files import parse_json, read_utf8
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG")
@@ -41,12 +42,14 @@ def find_files(folder: Path, benchmark: str, image_folders: Sequence[str], image
 
     Raises:
         ValueError: for a folder that is not the benchmark's.
+        DamagedError: for a folder of `mof blind-pairs export` or of the miniature that was changed since.
     """
     questions = folder / "Questions.csv"
     place = next((folder / name for name in image_folders if (folder / name).is_dir()), None)
     if not questions.is_file() or (images and place is None):
         wanted = f" and an image folder called {' or '.join(image_folders)}" if images else ""
         raise ValueError(f"{folder} is not {benchmark}: expected Questions.csv{wanted}")
+    check_folder(folder)  # files that we wrote; those of others have no digests
     return questions, place
 
 

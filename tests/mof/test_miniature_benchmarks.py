@@ -157,7 +157,7 @@ def test_each_ball_is_an_instance_of_its_own(drawn):
 def test_a_seed_draws_the_same_again_in_jpeg_close_to_the_renderer(drawn, tmp_path):
     write_benchmarks(tmp_path / "again", pairs=PAIRS, scenes=SCENES)
     files = sorted(path.relative_to(drawn) for path in drawn.rglob("*") if path.is_file())
-    assert len(files) == 9 * PAIRS * 4 + SCENES + 2 + 3 + 3
+    assert len(files) == 9 * PAIRS * 4 + SCENES + 2 + 3 + 3 + 2
     assert all((drawn / file).read_bytes() == (tmp_path / "again" / file).read_bytes() for file in files)
     picture = described_pair("Orientation", np.random.default_rng(0)).images[0]
     saved = Image.open(drawn / "MMVP/MMVP Images/1.jpg")

@@ -9,12 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from support.commands import mof
 
+from encoders import Encoder, encode_images
+from encoders.digests import DamagedError
+from encoders.runs import unfinished_folder
 from encoders.saved_folders import loading, require_config
 from mof.cli.convert import RECORD, _refuse_foreign
 from mof.evals.answerers import AnswersFile
+from mof.evals.benchmark_folders import DescribedPair, write_mmvp, write_mmvp_vlm
 from mof.evals.chair import CocoWords, photos, read_coco, read_objects
+from mof.evals.mmvp import read_mmvp
+from mof.evals.mmvp_vlm import read_mmvp_vlm as read_pairs
 from mof.evals.outcomes import read_outcome
 from mof.evals.pope import read_pope
 from mof.evals.question_files import read_patterns
@@ -123,3 +130,51 @@ def test_mistakes_are_told_before_any_work(arguments: tuple[str, ...], words: st
     monkeypatch.chdir(tmp_path)
     result = mof(*arguments)
     assert result.exit_code == 2 and words in result.output and not list(tmp_path.iterdir())
+
+
+def test_damage_to_a_benchmark_that_we_wrote_is_named(tmp_path: Path) -> None:
+    pair = DescribedPair(
+        "State",
+        (Image.new("RGB", (20, 20), "red"), Image.new("RGB", (20, 20), "blue")),
+        ("open wings", "closed wings"), "Open or closed?", ("Open", "Closed"), ("a", "b"),
+    )  # fmt: skip
+    write_mmvp(tmp_path / "MMVP", [pair])
+    write_mmvp_vlm(tmp_path / "VLM", [pair])
+    for folder, read, names in ((tmp_path / "MMVP", read_mmvp, ("Questions.csv", "1.jpg")), (tmp_path / "VLM", read_pairs, ("2.jpg",))):
+        read(folder)
+        for name in names:
+            [file] = folder.rglob(name)
+            sound = file.read_bytes()
+            file.write_bytes(sound[:-3] + bytes([sound[-3] ^ 1]) + sound[-2:])
+            with pytest.raises(DamagedError, match=name):
+                read(folder)
+            file.write_bytes(sound)
+        (folder / "digests.json").unlink()  # as in folders of others
+        read(folder)
+
+
+def test_a_folder_of_something_else_gets_no_features(tmp_path: Path, tiny_encoders: dict[str, Encoder]) -> None:
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"holds a\.png and no feature store; give a new folder"):
+        encode_images(tmp_path / "a.png", tiny_encoders, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_the_unfinished_folder_of_a_killed_process_is_deleted_and_that_of_a_living_one_is_not(tmp_path: Path) -> None:
+    with unfinished_folder(tmp_path / "out") as living:
+        (living / "model.safetensors").touch()
+        number = living.name.split("-")[2]
+        dead = living.with_name(living.name.replace(f"-{number}-", "-999999999-"))
+        dead.mkdir()
+        with unfinished_folder(tmp_path / "out"):
+            assert living.is_dir() and not dead.exists()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_without_its_digests_is_told(tmp_path: Path, tiny_model: Any, caplog: pytest.LogCaptureFixture) -> None:
+    tiny_model.save_pretrained(tmp_path)
+    type(tiny_model).from_pretrained(tmp_path)
+    assert "digests.json" not in caplog.text
+    (tmp_path / "digests.json").unlink()
+    type(tiny_model).from_pretrained(tmp_path)
+    assert f"{tmp_path / 'digests.json'} is missing" in caplog.text

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from encoders import ImageError, read_image
 from encoders.progress import tracked
-from encoders.runs import write_text
+from encoders.runs import unfinished_folder, write_text
 from mof.evals.benchmark_folders import DescribedPair, write_mmvp, write_mmvp_vlm
 from mof.evals.mmvp_vlm import OWN_PAIRS
 from mof.pairs.annotation.annotated_pairs import AnnotatedPairs
@@ -66,9 +65,7 @@ def export_annotations(folder: str | Path, out: str | Path, *, progress: bool = 
 
 def _write(pairs: list[DescribedPair], out: Path) -> None:
     """Write both folders aside and rename them, so that an interrupted export never looks whole."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.partial-") as scratch:
-        whole = Path(scratch, "whole")
+    with unfinished_folder(out) as whole:
         write_mmvp(whole / MMVP, pairs)
         write_mmvp_vlm(whole / MMVP_VLM, pairs)
         write_text(whole / MMVP_VLM / OWN_PAIRS, f"{len(pairs)} pairs in the layout of MMVP-VLM, which a person described with mof-vig.\n")
