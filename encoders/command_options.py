@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from encoders.images.opening import ImageLimits
 
 T = TypeVar("T")
+PICTURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")
+"""Suffixes of drawings that matplotlib writes."""
 MODEL_HELP = "Folder of a saved image-text-to-text model with its processor."
 IMAGES_HELP = "Folder that relative image paths of the records start from. Absolute paths must lie in it; / allows all."
 
@@ -31,12 +33,25 @@ def output_option(help: str, *, urls: bool = False) -> Any:
         from encoders.runs import local_path
         from encoders.storage import located
 
+        if not text.strip():
+            raise typer.BadParameter("expected a path, got an empty text")
         try:
             return located(text) if urls else local_path(text)
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
 
     return typer.Option("--output", "-o", help=help, parser=parsed, metavar="PATH|URL" if urls else "PATH")
+
+
+def plot_option(help: str) -> Any:
+    """Return the option of a picture to draw. Another format is refused when the option is parsed, and not after hours of work."""
+
+    def parsed(text: str) -> Path:
+        if Path(text).suffix.lower() not in PICTURES:
+            raise typer.BadParameter(f"{text!r}: expected a name that ends in {', '.join(PICTURES)}")
+        return Path(text)
+
+    return typer.Option("--plot", help=help, parser=parsed, metavar="PATH")
 
 
 def images_option(help: str = IMAGES_HELP) -> Any:

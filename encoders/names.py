@@ -8,7 +8,8 @@ from collections.abc import Iterable, Sequence
 
 def near_names(name: str, known: Iterable[str]) -> str:
     """Return ' Did you mean a, b?' for error messages, or '' when no known name is similar."""
-    near = difflib.get_close_matches(name, list(known), n=5, cutoff=0.5)
+    lower = {key.lower(): key for key in known}
+    near = [lower[key] for key in difflib.get_close_matches(name.lower(), lower, n=5, cutoff=0.5)]
     return f" Did you mean {', '.join(near)}?" if near else ""
 
 

@@ -132,8 +132,8 @@ def build_from_backend(name: str, **options: Any) -> Encoder:
     if not (colon and model and backend in BACKENDS):
         known = available_encoders()
         raise ValueError(
-            f"unknown encoder {name!r}.{near_names(name, known)} Known: {', '.join(known)}; or backend:model with a "
-            f"backend of {', '.join(BACKENDS)}"
+            f"unknown encoder {name!r}.{near_names(name, known)} `mof encode --list` or available_encoders() lists the {len(known)} known "
+            f"names; or give backend:model with a backend of {', '.join(BACKENDS)}"
         )
     with torch.device("cpu"):  # modules that make tensors when they are imported fail on the meta device
         module = importlib.import_module(BACKENDS[backend])

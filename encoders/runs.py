@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from encoders.digests import DamagedError, open_json, seal_json
 from encoders.storage import LOCKS, TEMPORARY, URL, fetched, upload, url_of
 from encoders.storage_lock import StorageLock
+from encoders.text_files import read_regular
 
 DAY = 24 * 3600
 
@@ -123,7 +124,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
         DamagedError: for a file that was changed since; the message names it.
         ValueError: for a file that holds no JSON object.
     """
-    return open_json(path.read_bytes(), path)
+    return open_json(read_regular(path), path)
 
 
 def write_sealed_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

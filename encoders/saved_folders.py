@@ -10,6 +10,7 @@ from pathlib import Path
 from encoders.digests import DamagedError, checks, damaged, file_digest
 from encoders.model_cards import CARD
 from encoders.runs import read_sealed, write_sealed
+from encoders.text_files import one_line, parse_json, read_utf8
 
 DIGESTS = "digests.json"
 WEIGHTS = ".safetensors"
@@ -58,9 +59,24 @@ def check_folder(folder: str | os.PathLike[str], without: str = "") -> None:
 
 
 def require_config(folder: Path) -> None:
-    """Raise a ValueError for a folder without config.json: transformers takes a mistyped folder for the name of a model on the hub."""
-    if not (folder / "config.json").is_file():
+    """Raise a ValueError for a folder without the config.json of a model: transformers takes a mistyped folder for a name on the hub."""
+    file = folder / "config.json"
+    if not file.is_file():
         raise ValueError(f"{folder} holds no config.json: expected a folder that save_pretrained wrote")
+    config = parse_json(read_utf8(file), file)
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ValueError(f"{file} names no model_type: expected a folder that save_pretrained wrote")
+
+
+@contextmanager
+def loading(folder: Path) -> Iterator[None]:
+    """Turn a ValueError of transformers about a folder into a ValueError of ours, which names the folder and is cut to a sane length."""
+    try:
+        yield
+    except DamagedError:
+        raise
+    except (OSError, ValueError, KeyError, RecursionError) as error:
+        raise ValueError(f"{folder} cannot be loaded as an image-text-to-text model: {one_line(error)}") from error
 
 
 def card_path(file: Path) -> Path:

@@ -44,7 +44,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None, run: str | None
     try:
         content = path.read_bytes()
         check(content, path)
-        file = pq.ParquetFile(pa.BufferReader(content))  # threads, and all that comes with `read_table`, cost three times the CPU
+        file = pq.ParquetFile(pa.BufferReader(content))  # the threads of `read_table` cost three times the CPU
         table = file.read(use_threads=False) if columns is None else file.read(list(columns), use_threads=False).select(list(columns))
     except (pa.ArrowException, OSError, KeyError) as error:
         raise DamagedError(f"{path} cannot be read ({error})") from error

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from mof.base_model import MoFModel
 from mof.config import MoFConfig
+from mof.image_processor import MoFImageProcessor
 from mof.model import MoFForConditionalGeneration
-from mof.processor import MoFImageProcessor, MoFProcessor
+from mof.processor import MoFProcessor
 
 __all__ = ["MoFConfig", "MoFForConditionalGeneration", "MoFImageProcessor", "MoFModel", "MoFProcessor", "register_auto_classes"]
 

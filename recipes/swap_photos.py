@@ -3,20 +3,20 @@
     python recipes/swap_photos.py --data-dir DATA --output runs/swapped --figures swapped.json
     python recipes/swap_photos.py --data-dir DATA --output runs/swapped --resume --seeds 1 2
 
-Stage 1 is the short one of recipes/configs/smollm2_swapped.yaml. In stage 2, each seed takes 40 % of the COCO records and shifts their
+Stage 1 is the short stage of recipes/configs/smollm2_swapped.yaml. In stage 2, each seed takes 40 % of the COCO records and shifts their
 photos among them, and draws another order of the records. Records of a fifth of the photos are held out. Each way of `study.ways` trains
-from the same stage 1. It is measured on the held-out records: their loss with their photo, with another photo, and the difference. Rows
+from the same stage 1. It is measured on the held-out records, by their loss with their photo, with another photo, and by the difference. Rows
 are trained seed by seed, and a run that is interrupted goes on with --resume.
 
 Predictions, written before the first run:
-1. On the captions of held-out photos of Flickr8k, AUROC of VIG (own against other photo, `analyse_photos.py`) is between .6 and .8 for
-   photos at random. It is at least .05 lower for photos whose captions share the most words.
+1. On the captions of held-out photos of Flickr8k, AUROC of VIG (own against other photo) is between .6 and .8 for photos at random. It is
+   at least .05 lower for photos whose captions share the most words.
 2. On the COCO records, AUROC of VIG against swapped records is below .65. Most answers are lists of "Yes" and "No", which fit many photos.
 3. `grounded`, which knows the truth, has the largest difference between other and own photo, by less than .1 nats over `everything`.
 4. The paper's rule (`vig`) does not beat `random` in the loss with the own photo, because it learns from fewer forms of answers, but
    its difference between both photos is larger in the mean of the seeds.
 5. `vig-samples` lies between `everything` and `grounded` in that difference.
-6. `lowest-loss` keeps swapped records, because "Yes" and "No" are easy to guess: its difference is not larger than the one of `random`.
+6. `lowest-loss` keeps swapped records, because "Yes" and "No" are easy to guess: its difference is not larger than the difference of `random`.
 """
 
 import dataclasses
@@ -28,15 +28,22 @@ from typing import Any
 import numpy as np
 from scipy.stats import ttest_1samp
 
+from analyse_photos import one_per_image
 from encoders.console import Console
 from encoders.runs import write_json
+from mof.data.records import images_of
+from mof.data.rows import RawRecord
 from mof.evals.text_tables import TextTable
 from study.command import Options, run_recipe
 from study.rows import Row
 from study.run_data import RunData, read_run_data, spaced
 from study.run_folder import RunFolder
-from study.settings import identity, read_setting
-from train_llava_mof_vig import RowRun
+from study.settings import Setting, identity, read_setting
+from train_llava_mof_vig import RowRun, load
+from vig import load_scores
+from vig.analyses.comparison import match_table
+from vig.analyses.image_match import auroc, image_match, right_against_other_image, with_other_images
+from vig.scoring.calibration import with_swapped_images
 
 WAYS = ("vig", "everything", "random", "grounded", "vig-samples", "lowest-loss")
 SHARE, HELD_OUT = 0.4, 0.2
@@ -62,6 +69,45 @@ def with_swaps(data: RunData, seed: int) -> RunData:
     truth = {record["id"]: {"noise": "swapped" if record["id"] in swapped else None} for record in records}
     mixed = [records[i] for i in np.random.default_rng([seed, 4]).permutation(len(records))]
     return dataclasses.replace(data, align=[], finetune=mixed, held_out=held_out, truth=truth)
+
+
+def measure_aligned(folder: Path, captions: Sequence[RawRecord], held_out: Sequence[RawRecord], setting: Setting) -> dict[str, Any]:
+    """Return the figures of the model of stage 1: the VIG of captions, and the losses of held-out records of stage 2.
+
+    A caption of each photo is scored with this photo, with another photo at random, and with a photo that has alike captions.
+    """
+    model, processor = load(folder)
+    groups = one_per_image(with_other_images(captions))
+    shown = at_random(groups["matching"]) | {"alike": groups["partly matching"]}
+    rows = image_match(model, processor, shown, **options(setting))
+    Console().print(match_table(rows, folder.name))
+    held = right_against_other_image(model, processor, held_out, **options(setting))
+    return {"captions": {name: dataclasses.asdict(row) for name, row in rows.items()}, "held_out": held}
+
+
+def measure_records(folder: Path, records: Sequence[RawRecord], output: Path, setting: Setting) -> dict[str, Any]:
+    """Return AUROC of the VIG of records with their photo against the same records with another photo, for each kind of record.
+
+    The kind is the last part of the id: a caption, questions about objects, or a question where an object is. Every second photo counts.
+    """
+    half = set(spaced(sorted({image for record in records for image in images_of(record)}), 0.5))
+    shown = at_random([record for record in records if not half.isdisjoint(images_of(record))])
+    rows = image_match(*load(folder), shown, output, **options(setting))
+    Console().print(match_table(rows, folder.name))
+    own, other = ({score.id: score.vig for score in load_scores(output / name)} for name in shown)
+    kinds = {id: id.rpartition("-")[2] for id in sorted(own.keys() & other.keys())}
+    ids = {kind: [id for id in kinds if kinds[id] == kind] for kind in sorted(set(kinds.values()))} | {"all": list(kinds)}
+    return {kind: auroc(np.array([own[id] for id in same]), np.array([other[id] for id in same])) for kind, same in ids.items()}
+
+
+def at_random(records: Sequence[RawRecord]) -> dict[str, Sequence[RawRecord]]:
+    """Return the records with their own photos, and with photos of other records that are drawn."""
+    order = np.random.default_rng(0).permutation(len(records))
+    return {"own": records, "at random": with_swapped_images([records[i] for i in order], None)}
+
+
+def options(setting: Setting) -> dict[str, int]:
+    return {"batch_size": setting.score_batch_size, "max_length": setting.max_length}
 
 
 def tables(rows: Sequence[Mapping[str, Any]]) -> Iterator[TextTable]:
@@ -93,21 +139,24 @@ def _mean(values: np.ndarray) -> str:
 
 
 def main() -> None:
-    options = Options(__doc__)
-    options.add_argument("--config", type=Path, default=Path(__file__).parent / "configs/smollm2_swapped.yaml")
-    options.data_folder("folder to which the paths in the config are relative")
-    options.output("folder of the run", default=Path("runs/swapped"))
-    options.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
-    options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the swaps and of the order of the records")
-    options.add_argument("--figures", type=Path, help="JSON file for the figures")
-    options.add_argument("--resume", action="store_true", help="go on with the run in --output")
-    args = options.parse_args()
+    line = Options(__doc__)
+    line.add_argument("--config", type=Path, default=Path(__file__).parent / "configs/smollm2_swapped.yaml")
+    line.data_folder("folder to which the paths in the config are relative")
+    line.output("folder of the run", default=Path("runs/swapped"))
+    line.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    line.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the swaps and of the order of the records")
+    line.add_argument("--figures", type=Path, help="JSON file for the figures")
+    line.add_argument("--resume", action="store_true", help="go on with the run in --output")
+    args = line.parse_args()
     setting, console = read_setting(args.config), Console()
     data = read_run_data(setting.data, args.data_dir)
     folder = RunFolder(args.output, {"setting": identity(setting), "data_dir": str(args.data_dir.resolve())}, resume=args.resume)
     fused = Row(setting.fusion, tuple(setting.encoders), setting.fusion)
-    aligned = RowRun(fused, setting, data, folder, 0)
+    aligned = RowRun(fused, setting, dataclasses.replace(data, held_out=[]), folder, 0)
     aligned.stage("align", fused.aligned, aligned.align)
+    own = aligned.path("align", fused.aligned)
+    before = folder.stage("before", lambda _: measure_aligned(own, data.held_out, with_swaps(data, 0).held_out, setting))
+    records = folder.stage("records", lambda stage: measure_records(own, data.finetune, stage, setting))
     rows: list[dict[str, Any]] = folder.read("results.json", {"rows": []})["rows"]
     for seed in args.seeds:
         swapped, noise = with_swaps(data, seed), f"swapped-{seed}"
@@ -116,12 +165,11 @@ def main() -> None:
             rows = [old for old in rows if old["name"] != row.name] + [RowRun(row, setting, swapped, folder, 0)()]
             folder.write("results.json", {"rows": rows})
     console.print(*tables(rows))
-    aurocs = {
-        noise: folder.read(f"seed-0/score-{fused.aligned}-{noise}/stage.json", {}).get("auroc") for noise in {r["noise"] for r in rows}
-    }
+    scored = {row["noise"]: f"seed-0/score-{fused.aligned}-{row['noise']}/stage.json" for row in rows}
+    aurocs = {noise: folder.read(file, {}).get("auroc") for noise, file in scored.items()}
     console.print("AUROC against swapped records:", aurocs)
     if args.figures:
-        write_json(args.figures, {"rows": rows, "auroc": aurocs})
+        write_json(args.figures, {"before": before, "records": records, "rows": rows, "auroc": aurocs})
 
 
 if __name__ == "__main__":

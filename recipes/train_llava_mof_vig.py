@@ -17,88 +17,7 @@ These commands plan and run it on a single GPU of 24 GiB, with LoRA on a languag
     python recipes/train_llava_mof_vig.py --config recipes/configs/llava15_7b_qlora.yaml --dry-run --devices 1 --gpu-memory 24
     python recipes/train_llava_mof_vig.py --config recipes/configs/llava15_7b_qlora.yaml --data-dir DATA --rows interleaved+vig
 
-The study of noise asks whether VIG keeps the records whose answers the image supports. These predictions were written down before the
-first run, after a trial with three seeds on other held-out pairs. The primary contrast is `vig 0.4` minus `random 0.4` in pair accuracy,
-paired over seeds:
-    1. With 40 % ungrounded records, the paper's rule (`vig`) gains more than 10 points over the same number of random tokens.
-    2. Without noise, `vig` stays within 3 points of `everything`. (The trial's single seed lost 13.6 points: expected to fail.)
-    3. The gain of `vig` over `everything` grows with the share of noise.
-    4. `grounded`, which knows the truth, is the upper bound; `vig` and `vig-samples` come within 5 points of it at 40 %.
-    5. `vig-floor`, which drops only records and tokens with a negative VIG, loses at most 3 points without noise and gains less than
-       `vig` at 40 %.
-    6. `lowest-loss` keeps the ungrounded records, because a language model can guess them: it is not better than `everything`.
-The first run (3 seeds at 40 %, two at 0 %, 4,500 records without questions to answer by yes or no) is in docs/results/noise.md:
-prediction 1 held in the mean; 2, 4 and 6 failed. Written down before the second run, with 3,600 records:
-    7. `vig` again gains more than 10 points over `random` at 40 %; `vig-shuffled` stays within 3 points of `random`.
-    8. `lowest-loss` again comes within 3 points of `vig` at 40 % ungrounded records.
-    9. With the noise `mixed` (15 % guessable, 10 % boilerplate, 15 % plausible records), answers can be guessed from the question or
-       the other words of the answer. `lowest-loss` keeps most of these records and `vig` drops most of them, so `vig` is at least 5 points
-       better than `lowest-loss` on misled questions, and not worse in pairs.
-    10. With the noise `mixed`, `vig` gains less over `random` in pairs than at 40 % ungrounded, because true answers are not wrong to
-       learn from, and `plausible` answers may have a positive VIG.
-Written down before the third run, for the rows that the second run did not reach (seed 0):
-    11. At 40 %, `vig-samples` comes within 5 points of `vig` in pairs, `vig-tokens` stays at least 5 points below `vig`, and
-        `vig-steps` is at most 3 points below `vig`: fewer steps are not why `vig` gains.
-    12. At 20 %, `vig` gains more than 5 points over `random`, at 60 % more than 10. Its gain over `everything` grows with the share.
-    13. Without noise, `vig` loses more than 10 points to `everything` and `vig-floor` from 3 to 10. `random` loses more than both.
-After the failure with the noise `mixed` (docs/results/noise.md), the scores of 500 training records of seed 0 were looked at: unseen words
-have a large VIG by accident, their shared threshold drops nine tenths of the tokens of true records, and the rise of a token's
-probability (`gain`) tells true records from boilerplate with AUROC .81, guessable .65, plausible .71 (VIG: .50, .58, .46). Without labels,
-AUROC against swapped images says the same: .78 against .69. A scorer warmed on a tenth of stage 2 tells them no better. Hence, seed 0:
-    14. With the noise `mixed`, `gain-samples` comes within 4 points of `everything` in pairs: it does no harm. Misled questions stay within
-        10 points of `everything`, because guessable records are not found.
-    15. With the noise `mixed`, `vig-samples` is at least 30 points better than `vig`, but below `gain-samples`.
-    16. At 40 % ungrounded, `gain-samples` comes within 4 points of `vig-samples`.
-Written down before the fourth run (20 and 60 % with seed 0, more seeds of `vig-samples`, whole samples without noise), pairs in points:
-    17. At 20 %, the threshold of `vig` lies above 0, so `vig` stays below `everything`. `vig-samples` is at least 2 points above
-        `everything` and at least 5 above `vig`. (Prediction 12 expects `vig` to gain 5 points over `random`.)
-    18. At 60 %, 0.7 of the samples hold many ungrounded records: `vig` gains from 5 to 16 points over `random`, less than with seed 0 at
-        40 % (16.7). `vig-samples` comes within 4 points of `vig`.
-    19. At 40 %, `vig-samples` comes within 5 points of `vig` in the mean of three seeds, and is at least 5 better with seed 1.
-    20. Without noise, `vig-samples` comes within 6 points of `everything`, also on misled questions. `random` is at least 20 points below
-        `everything`, but at least 3 above `vig`.
-
-Written down before the fifth run (20 and 60 % and no noise with seeds 1 and 2; `vig-samples` with seed 2 at 40 %), while the first row of
-seed 0 at 60 % was in training; pairs in points, means over the seeds:
-    23. `vig` minus `everything` grows from 0 to 20 and to 40 % (prediction 3), but is not larger at 60 than at 40 %. At 60 % `vig` is above
-        `random` with each seed. At 20 % `vig` is below `everything` with each seed.
-    24. `vig-samples` is never more than 6 points below `everything`, at no share and with no seed.
-    25. Without noise, `vig` loses more than 10 points with each seed, and `vig-floor` loses more than `vig-samples` in the mean.
-    26. At 40 % with seed 2, nothing is warned of, and `vig-samples` is at most 5 points of pairs above or below `vig`, and at least 3
-        points of misled questions below.
-    27. The rule of the default run (`vig`, or `vig-samples` where `vig` warns) is at least as good as `everything` in the mean at 20, 40
-        and 60 %, and as `vig` in the mean at each share.
-Written down after `vig 0.6` and `random 0.6` with seed 0 (30.8 points apart, against prediction 18), before other rows of the fifth run:
-    28. `lowest-loss` with seed 0 stays within 4 points of `vig` at 60 %, and from 0 to 6 points below `everything` without noise.
-
-The default run with seed 1 warned: 63 % of the tokens that the image helped got no loss. `interleaved+vig` was 3.3 points of pairs above
-`interleaved` [-1.9, +8.6], and 13 % of its answers named no option. In the study with seed 1, which warned too, `vig-samples` was 4.7
-points above `vig`. So the default run now heeds the warning and takes whole samples (`heed_warning`). Written down before it was run again:
-    21. With seed 1, `interleaved+vig` gains at least 5 points of pairs over `interleaved`, and is at least 8 above `interleaved+random`. On
-        misled questions it is above both.
-    22. With seed 2 and other scenes, noise and pairs (`scenes: {..., seed: 2}`), `interleaved+vig` is above `interleaved` and
-        `interleaved+random` in pairs and on misled questions.
-
-The study of fusions asks which way to join two encoders is best, with each fusion's own number of tokens and with equal numbers
-(`-equal`), on records without noise. These predictions were written down after a trial of `clip` (15.8 % of other held-out pairs) and
-`interleaved` (37.5 %), before any other fusion was run:
-    1. Every fusion gains more than 10 points of pair accuracy over `clip`, and `clipx2` gains less than 3.
-    2. `sequence` is within 3 points of `interleaved`. The order of tokens matters little, because attention finds them in any order.
-    3. `concat` is within 5 points of `interleaved` with half as many tokens (Eagle), and better than `additive`, which mixes two spaces.
-    4. `cross_attention` is the worst fusion: its queries and its attention must be learnt in few steps.
-    5. Tokens without new information change little: each `-equal` row is within 3 points of the row without it.
-    6. The curve of `additive` as published (arXiv 2401.06209, table 2): pair accuracy rises with DINOv2's share up to 0.75, and fewer
-       answers name an option of the question, by more than 3 points from a share of 0.25 to 0.875. (The second is expected to fail:
-       mini-dino sees nearly all that mini-clip sees.)
-    7. In every fusion, DINOv2's utilisation rate is above CLIP's, and neither is negative.
-
-The study of layers asks which layers of mini-clip a model should read, on records without noise. `clip-3` is the layer of all other runs,
-the last but one. These predictions were written down before its first run, after the linear probes in docs/results/layers.md:
-    1. `clip-1` or `clip-2` is the best layer by itself, as in the probes, but not by more than 5 points over `clip-3`.
-    2. `clip-joined` is at least as good as every single layer. `clip-weighed` is within 3 points of `clip-3`.
-    3. The learnt weights stay between 0.15 and 0.35: each starts at 0.25, and a step of the optimizer moves it by less than 0.001.
-    4. `clip-1` has at least 5 points less in colour than `clip-3`, and more in text or viewpoint.
-    5. No row comes within 10 points of `interleaved` (32.4 % in docs/results/fusion.md): mini-dino sees what no layer of mini-clip holds.
+recipes/predictions.md holds the predictions for each study, which were written down before its rows were run.
 """
 
 import argparse
@@ -133,7 +52,8 @@ from study.page import example_pairs, write_run_page
 from study.plan import plan
 from study.plan_tables import plan_tables
 from study.plots import plot_noise, plot_selection, plot_study
-from study.rows import COMPARISONS, Row, bars, contrasts, study_tables, table_rows
+from study.result_tables import bars, contrasts, study_tables
+from study.rows import COMPARISONS, Row, table_rows
 from study.run_data import RunData, read_run_data
 from study.run_folder import RunFolder
 from study.separation import separation
@@ -250,7 +170,12 @@ class RowRun:
             selection = select_by(way, scores, keep, self.seed)
             summary = selection.summary()
             console.print(f"{row.name}: {summary}")
-            told = {"threshold": summary.threshold, "helped_left_out": summary.helped_left_out, "auroc": facts[-1].get("auroc", {})}
+            told = {
+                "threshold": summary.threshold,
+                "helped_left_out": summary.helped_left_out,
+                "negative": float((scores.vig < 0).mean()),
+                "auroc": facts[-1].get("auroc", {}),
+            }
             records = selection.apply(records)
         facts.append(self.stage("finetune", row.name, lambda folder: self.finetune(folder, records)))
         measured = {key: value for key, value in facts[-1].items() if key not in ("seconds", "active_tokens", "losses")}

@@ -5,12 +5,15 @@
     tiny_llm         Llama of 2 layers, 32 wide
     tiny_model       MoFForConditionalGeneration: tiny_encoders interleaved into tiny_llm
     tiny_processor   its MoFProcessor
+    tiny_folder      the folder model/ of tmp_path, into which both are saved
 
+    browser          a running chromium
     shared_data      the folder of real photos, captions and benchmark files beside the project; tests are skipped without it
 
 Each test gets fresh ones. `tiny_model` adds <image> to the tokenizer. `support/tiny.py` holds what builds them.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
 
 import gc
@@ -22,6 +25,8 @@ gc.disable()  # until all tests are collected: imports leave no garbage, and loo
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from shutil import which
+from typing import Any
 
 import pytest
 import torch
@@ -89,6 +94,26 @@ def tiny_model(tiny_llm: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFa
 @pytest.fixture
 def tiny_processor(tiny_model: MoFForConditionalGeneration, tiny_tokenizer: PreTrainedTokenizerFast) -> MoFProcessor:
     return MoFProcessor.from_parts(tiny_model, tiny_tokenizer)
+
+
+@pytest.fixture
+def tiny_folder(tmp_path: Path, tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor) -> Path:
+    tiny_model.save_pretrained(tmp_path / "model")
+    tiny_processor.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A running chromium. Its tests are skipped without it, or without playwright; the environment variable CHROMIUM names its file."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="pages are tested with playwright: pip install playwright")
+    chromium = os.environ.get("CHROMIUM") or next(filter(None, map(which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("pages are tested in chromium, which is not installed (or set CHROMIUM)")
+    with sync_api.sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield running
+        running.close()
 
 
 @pytest.fixture(scope="session")

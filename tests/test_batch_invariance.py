@@ -57,6 +57,7 @@ def test_images_encoded_in_any_batch(records: list[dict[str, Any]], tmp_path: Pa
             torch.testing.assert_close(*stored, atol=0.25 if dtype == torch.bfloat16 else 2e-3, rtol=2**-9)  # a step of float16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_records_scored_in_any_batch(records: list[dict[str, Any]], tmp_path: Path, dtype: torch.dtype) -> None:
     """Also for records of two images beside records of an image, in buckets of few and of many tokens, padded on either side."""
@@ -127,6 +128,7 @@ def test_prompts_with_any_number_of_images_answered_in_any_batch(records: list[d
             assert answer.log_likelihoods == other.log_likelihoods and (answer.text == other.text or not is_sure)
 
 
+@pytest.mark.slow
 def test_pairs_answered_in_any_batch(tmp_path: Path) -> None:
     write_benchmarks(tmp_path / "drawn", pairs=2, scenes=1)
     questions = mmvp.read_mmvp(tmp_path / "drawn/MMVP")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import random
@@ -24,8 +23,9 @@ import psutil
 import pytest
 import torch
 from PIL import Image
-from support.cluster_jobs import JOBS, both_embeddings, picture, results, tar_of, write_data
+from support.cluster_jobs import JOBS, both_embeddings, files_of, numbered_tar, picture, results, write_data
 from support.killing_encoder import KillingEncoder
+from support.pictures import encoded
 from support.tiny import TinyEncoder
 from support.tiny_llava import build_llava
 
@@ -103,6 +103,7 @@ def test_a_dead_cluster_is_found_out_at_once(tmp_path: Path, monkeypatch: pytest
         Cluster().reachable()
 
 
+@pytest.mark.slow
 def test_a_model_that_has_run_works_in_another_process(tmp_path: Path) -> None:
     """Transformers keeps hooks on it, which record hidden states, and a registry of the hidden states that it can give."""
     cloudpickle = pytest.importorskip("ray.cloudpickle")
@@ -248,11 +249,6 @@ def nodes() -> Iterator[Nodes]:
     nodes.cluster.shutdown()
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
-    """Return the content of every file by its path, without locks."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file() and "lock" not in path.name}
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_data(tmp_path_factory.mktemp("data"))
@@ -334,10 +330,8 @@ def test_a_killed_driver_goes_on_from_the_finished_files(nodes: Nodes, alone: tu
 def test_an_image_that_kills_every_process_is_listed_and_costs_itself_alone(nodes: Nodes, tmp_path: Path) -> None:
     """It stands beside images that only cannot be read: damaged, far too large, empty, a pipe; and beside sound images."""
     sound = [picture(number) for number in range(4)]
-    grey, huge = io.BytesIO(), io.BytesIO()
-    Image.new("RGB", (40, 40), "grey").save(grey, "PNG")
-    Image.new("1", (20_000, 20_000)).save(huge, "PNG")
-    tar = tar_of(tmp_path / "photos.tar", [*sound[:2], grey.getvalue(), sound[2][:90], huge.getvalue(), b"", *sound[2:]])
+    grey, huge = encoded(Image.new("RGB", (40, 40), "grey")), encoded(Image.new("1", (20_000, 20_000)))
+    tar = numbered_tar(tmp_path / "photos.tar", [*sound[:2], grey, sound[2][:90], huge, b"", *sound[2:]])
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "folder/pipe.png")
     images = [tar, tmp_path / "folder"]

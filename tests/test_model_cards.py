@@ -8,17 +8,14 @@ from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import ModelCard
+from support.commands import mof
 from support.tiny import build_model
 from support.tiny_llava import build_records
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import hub
-from typer.testing import CliRunner
 
-import vig.cli.app
 from encoders.model_cards import CARD, write_section
 from mof import MoFForConditionalGeneration, MoFProcessor
-from mof.cli.app import build_app
-from vig.cli.train import train
 
 HEAD = {"library_name": "x", "tags": ["y"]}
 
@@ -87,10 +84,9 @@ def test_trained_model_has_a_card_with_its_selection(tiny_tokenizer: PreTrainedT
     model.save_pretrained(tmp_path / "model")
     MoFProcessor.from_parts(model, tiny_tokenizer).save_pretrained(tmp_path / "model")
     (tmp_path / "records.json").write_text(json.dumps(build_records(tmp_path / "images", 8)))
-    app = build_app({"train": train, "vig": vig.cli.app.app})
 
     def call(*words: str) -> None:
-        result = CliRunner().invoke(app, [word.replace("@", f"{tmp_path}/") for word in words])
+        result = mof(*(word.replace("@", f"{tmp_path}/") for word in words))
         assert result.exit_code == 0, result.output
 
     records = ("--records", "@records.json")

@@ -10,17 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from support.commands import mof
 
 from encoders import build_encoder
 from mof import MoFConfig
 from mof.checkpoints import build_configured_mixer
-from mof.cli.app import build_app
 from mof.evals.answerers import LocalModel
 from mof.language_models import load_language_model
 from vig.saved_models import load_network, load_processor
 
-APP = build_app({"train": "vig.cli.train:train"})
 CODE = """
 from pathlib import Path
 Path(__file__).with_name("ran").touch()
@@ -71,9 +69,9 @@ def test_no_code_of_the_folder_runs(name: str, folder: Path) -> None:
 TRUSTING: dict[str, Callable[[Path], Any]] = {
     "network": lambda folder: load_network(folder, trust_remote_code=True),
     "evaluation": lambda folder: LocalModel.load(folder, trust_remote_code=True),
-    "mof chat": lambda folder: CliRunner().invoke(APP, ["chat", "--model", str(folder), "Hi", "--trust-remote-code"]),
-    "mof train": lambda folder: CliRunner().invoke(
-        APP, ["train", "--model", str(folder), "--records", "r.json", "--images", ".", "--output", str(folder / "o"), "--trust-remote-code"]
+    "mof chat": lambda folder: mof("chat", "--model", folder, "Hi", "--trust-remote-code"),
+    "mof train": lambda folder: mof(
+        "train", "--model", folder, "--records", "r.json", "--images", ".", "--output", folder / "o", "--trust-remote-code"
     ),
 }
 

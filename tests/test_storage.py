@@ -12,16 +12,15 @@ from typing import Any
 
 import pytest
 from fsspec.registry import _registry
-from support.cluster_jobs import JOBS, write_data
+from support.cluster_jobs import JOBS, files_of, write_data
+from support.commands import mof
 from support.tiny import TinyEncoder
 from support.tiny_llava import build_llava
-from typer.testing import CliRunner
 
 from encoders import FeatureStore, encode_images, storage
 from encoders.cluster import Cluster, worked
 from encoders.runs import write_text
 from encoders.storage import fetched, located
-from mof.cli.app import build_app
 from mof.evals.answerers import LocalModel
 from mof.evals.answering import Answer, AnswerCache, Prompt
 from mof.evals.run import Run
@@ -76,10 +75,6 @@ def alone(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.T
     out = tmp_path_factory.mktemp(request.param) / "alone"
     result = JOBS[request.param][0](data, out, None)
     return request.param, files_of(out), result
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file() and "lock" not in path.name}
 
 
 def objects(s3: Any, folder: str) -> dict[str, bytes]:
@@ -139,10 +134,6 @@ def test_files_that_other_machines_wrote_are_fetched(
         monkeypatch.setattr(f"{module}.worked", elsewhere)
     result = JOBS[name][0](data, folder, None)
     assert result == expected and objects(s3, f"bucket/others-{name}") == expected_files == files_of(folder)
-
-
-def mof(*arguments: Any) -> Any:
-    return CliRunner().invoke(build_app({"vig": "vig.cli.app:app"}), [str(argument) for argument in arguments])
 
 
 def damage(s3: Any, file: str) -> None:

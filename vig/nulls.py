@@ -115,7 +115,7 @@ class NullImages:
 
         Raises:
             RecordError: for a record with fewer images than `only_image` asks for.
-            ValueError: for a null image that has not the size of its image.
+            ValueError: for a null image of another size than its image.
         """
         nulls = list(images)
         for index in self._replaced(record_id, len(images)):

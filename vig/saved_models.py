@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, PreTrainedModel, ProcessorMixin
 
 from encoders import FeatureStore, StoredImages
-from encoders.saved_folders import WEIGHTS, check_folder, require_config
+from encoders.saved_folders import WEIGHTS, check_folder, loading, require_config
 
 
 def load_model(folder: Path, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -36,10 +36,8 @@ def load_network(folder: Path, **options: Any) -> PreTrainedModel:
         ValueError: for a folder that holds another kind of model.
     """
     check_folder(folder)
-    try:
+    with loading(folder):
         return AutoModelForImageTextToText.from_pretrained(folder, **{"trust_remote_code": False, **options})
-    except ValueError as error:
-        raise ValueError(f"{folder} cannot be loaded as an image-text-to-text model: {error}") from error
 
 
 def load_in_4bit(folder: Path, *, bf16: bool = False, **options: Any) -> PreTrainedModel:
@@ -94,7 +92,8 @@ def load_processor(folder: Path, *, trust_remote_code: bool = False) -> Processo
     for point in entry_points(group="mof.auto_classes"):
         point.load()()  # transformers' Auto classes learn the models of this package
     check_folder(folder, without=WEIGHTS)
-    return AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    with loading(folder):
+        return AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
 def stored_images(model: PreTrainedModel, processor: ProcessorMixin, store: Path, blurred: bool = False) -> StoredImages:

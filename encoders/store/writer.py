@@ -1,4 +1,4 @@
-"""Images are encoded into a feature store: the program reads them and makes items of the new ones, `ItemEncoder` encodes the items."""
+"""Images are encoded into a feature store: the program reads them and makes items of the new images, `ItemEncoder` encodes the items."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from encoders.store.view import join_embeddings, prune_store
 LANES = 2
 """Items that are encoded side by side: one computes while another waits, for a GPU or for cores. Each takes memory."""
 INDEXED = 1024
-"""Names that are not in the index on disk yet, at most, or a fraction of all: after a kill, their files are read again."""
+"""The most names that are not in the index on disk yet, or a fraction of all: after a kill, their files are read again."""
 
 
 @dataclass(frozen=True)

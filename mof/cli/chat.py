@@ -15,6 +15,7 @@ from encoders import read_image
 from encoders.command_options import DecodingName, Device, MaxNewTokens, Model, TrustRemoteCode, usable_device
 from encoders.saved_folders import require_config
 from encoders.terminal import plain, say
+from encoders.text_files import one_line
 from mof.auto_classes import register_auto_classes
 from mof.data.prompts import prompt_inputs, ready_for_prompts
 from mof.evals.decoding import Decoding, load_decoding, load_explainer
@@ -82,7 +83,7 @@ def _named(model: Path) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{model} cannot be used as an image-text-to-text model with a chat template: {error}") from error
+        raise ValueError(f"{model} cannot be used as an image-text-to-text model with a chat template: {one_line(error)}") from error
 
 
 def _questions() -> Iterator[str]:
@@ -105,13 +106,11 @@ def _further(method: Decoding | None, processor: Any, messages: list[dict[str, A
     return {} if method is None else method.options([messages], lambda chats: _inputs(processor, chats[0], network))
 
 
-def _inputs(processor: Any, messages: list[dict[str, Any]], network: Any) -> dict[str, Any]:
-    """Return the model's inputs on its device, and floats (pixels) in its dtype."""
-    inputs = prompt_inputs(processor, [messages], add_generation_prompt=True)
-    return {name: x.to(network.device, network.dtype if x.is_floating_point() else None) for name, x in inputs.items()}
+def _inputs(processor: Any, messages: list[dict[str, Any]], network: Any) -> Any:
+    return prompt_inputs(processor, [messages], add_generation_prompt=True).to(network.device, network.dtype)
 
 
-def _answer(network: Any, processor: Any, inputs: dict[str, Any], max_new_tokens: int, further: dict[str, Any]) -> str:
+def _answer(network: Any, processor: Any, inputs: Any, max_new_tokens: int, further: dict[str, Any]) -> str:
     """Print the answer while the model gives it, and return it."""
     streamer = _Printed(processor, skip_prompt=True, skip_special_tokens=True)
     tokens = network.generate(**inputs, **further, do_sample=False, num_beams=1, max_new_tokens=max_new_tokens, streamer=streamer)

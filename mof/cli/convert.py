@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -14,6 +13,7 @@ from encoders.command_options import output_option
 from encoders.names import first_names
 from encoders.runs import replace_folder, write_json
 from encoders.terminal import say
+from encoders.text_files import parse_json, read_utf8
 
 if TYPE_CHECKING:
     from mof.llava.loading import Loaded
@@ -99,10 +99,13 @@ def _refuse_foreign(source: Path, out: Path, overwrite: bool) -> None:
         raise ValueError(f"{out} is not empty, and not the work of `mof convert`: choose another folder")
     if not overwrite:
         raise ValueError(f"{out} holds an earlier conversion: choose another folder, or give --overwrite")
-    if foreign := sorted(set(present) - set(json.loads((out / RECORD).read_text())["files"])):
-        raise ValueError(
-            f"{out} holds {len(foreign)} files that `mof convert` did not write: {first_names(foreign, 5)}; choose another folder"
-        )
+    try:
+        written = set(parse_json(read_utf8(out / RECORD), out / RECORD)["files"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{out / RECORD} is damaged ({error}): delete {out}, or choose another folder") from error
+    if foreign := sorted(set(present) - written):
+        names = first_names(foreign, 5)
+        raise ValueError(f"{out} holds {len(foreign)} files that `mof convert` did not write: {names}; choose another folder")
 
 
 def _files(folder: Path) -> list[str]:

@@ -103,16 +103,17 @@ def of_model(folder: Path, blurred: bool = False) -> tuple[dict[str, encoders.En
     """
     from transformers import AutoImageProcessor  # slow, and the following import it
 
-    from encoders.saved_folders import WEIGHTS, check_folder, require_config
+    from encoders.saved_folders import WEIGHTS, check_folder, loading, require_config
     from mof import MoFForConditionalGeneration, register_auto_classes
     from mof.checkpoints import build_configured_mixer
     from mof.config import MoFConfig
-    from mof.processor import MoFImageProcessor
+    from mof.image_processor import MoFImageProcessor
 
     require_config(folder)
     register_auto_classes()
     check_folder(folder, without=WEIGHTS)
-    processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+    with loading(folder):
+        processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     if not isinstance(processor, MoFImageProcessor):
         raise ValueError(f"the processor in {folder} is a {type(processor).__name__}: expected a model of MoFForConditionalGeneration")
     config = MoFConfig.from_pretrained(folder)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from encoders.command_groups import command_group, starts_over
-from encoders.command_options import output_option
+from encoders.command_options import output_option, plot_option
 from mof.evals.text_tables import TextTable
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def mmvp_vlm(
     data: Annotated[Path, typer.Option(help="Folder with Questions.csv and the images.")],
     encoder: Annotated[list[str], typer.Option(help="Name of an encoder, as build_encoder takes it. Can be given several times.")],
     output: Annotated[Path | None, output_option("Folder for a .json and a .csv per encoder.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Picture of the table, .png or .svg.")] = None,
+    plot: Annotated[Path | None, plot_option("Picture of the table, .png or .svg.")] = None,
 ) -> None:
     """Measure the share of the MMVP-VLM pairs that an image-text encoder tells apart, beside published shares; chance is 25 %.
 
@@ -73,7 +73,7 @@ def layers(
     patterns: Annotated[Path | None, typer.Option(help="File of ids and patterns, if Questions.csv has no category.")] = None,
     cells: Annotated[int, typer.Option(min=1, help="Tokens are averaged over so many rows and columns; 1 forgets places.")] = 4,
     output: Annotated[Path | None, output_option("Folder for a .json and a .csv per encoder.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Picture of the shares by layer, .png or .svg.")] = None,
+    plot: Annotated[Path | None, plot_option("Picture of the shares by layer, .png or .svg.")] = None,
 ) -> None:
     """Probe every layer of an encoder: the share of pairs that a linear probe gets right, by pattern; chance is 25 %.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from encoders.command_options import output_option
+from encoders.command_options import output_option, plot_option
 from encoders.console import Console
 from encoders.model_cards import CARD, HEAD, write_section
 from encoders.runs import write_text
@@ -67,7 +67,7 @@ def report(
 
 def correlation(
     runs: Runs,
-    plot: Annotated[Path | None, typer.Option(help="Picture of the shares by pattern, .png or .svg.")] = None,
+    plot: Annotated[Path | None, plot_option("Picture of the shares by pattern, .png or .svg.")] = None,
 ) -> None:
     """Show whether models fail on the patterns on which encoders fail, by Pearson's r beside published correlations.
 

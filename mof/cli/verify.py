@@ -38,6 +38,8 @@ def verify(folder: Annotated[Path, typer.Argument(help="Folder that a command of
         raise ValueError(f"{folder} is no folder: expected a folder that a command of mof wrote")
     os.environ.pop("MOF_CHECK", None)
     done = FolderCheck(folder)
+    if not done.files:
+        raise ValueError(f"{folder} holds no files: expected a folder that a command of mof wrote")
     for fault in done.faults.values():
         say(fault)
     plain = len(done.files) - len(done.checked & set(done.files))

@@ -1,7 +1,7 @@
 """mof.data turns records into batches.
 
-`rows` reads raw records, `forms` and `records` parse them, `templates` renders the conversations, `answer_tokens` finds the answers,
-and `collator` pads. `vig` imports only this part of `mof`. It knows no model.
+`record_files` and `rows` read raw records, `forms` and `records` parse them, `templates` renders the conversations, `answer_tokens`
+finds the answers, and `collator` pads. `vig` imports only this part of `mof`. It knows no model.
 """
 
 import lazy_loader

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from mof.data.answer_tokens import CROSS_MASK
 from mof.data.cross_attention import keep_to_own_images
@@ -27,15 +27,17 @@ def ready_for_prompts(processor: ProcessorMixin) -> None:
         keep_to_own_images()
 
 
-def prompt_inputs(processor: ProcessorMixin, chats: Sequence[Sequence[Mapping[str, Any]]], **options: Any) -> Any:
+def prompt_inputs(processor: ProcessorMixin, chats: Sequence[Sequence[Mapping[str, Any]]], **options: Any) -> BatchFeature:
     """Return the model's inputs for conversations, by the processor's `apply_chat_template` with these options.
+
+    `.to(device, dtype)` moves them, and casts floats (pixels) only.
 
     Raises:
         TemplateBoundsError: for a conversation with which the chat template does not come to an end.
     """
     for chat in chats:
         refuse_endless(template_of(processor), chat)
-    return processor.apply_chat_template(chats, tokenize=True, return_dict=True, return_tensors="pt", **options)
+    return BatchFeature(processor.apply_chat_template(chats, tokenize=True, return_dict=True, return_tensors="pt", **options))
 
 
 def append_nothing(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from encoders.images.opening import ImageError
+from mof.data.record_files import UnreadableRow
 from mof.data.records import RecordError, to_record
-from mof.data.rows import RawRecord, UnreadableRow, rows_by_id
+from mof.data.rows import RawRecord, rows_by_id
 from mof.evals.answering import Answer, Prompt
 from mof.evals.benchmark import Measure, Measured, Row
 from mof.evals.intervals import Tally

@@ -13,7 +13,6 @@ Words are split as by nltk's `word_tokenize`, which also splits forms such as "d
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import re
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from encoders.images.opening import inside
+from encoders.text_files import parse_json, read_utf8
 from mof.evals.answering import Answer, Prompt
 from mof.evals.benchmark import Measure, Measured, Row
 from mof.evals.intervals import Figure, Given, Tally
@@ -62,7 +62,7 @@ class CocoWords:
     """
 
     def __init__(self, synonyms: str | Path) -> None:
-        lines = Path(synonyms).read_text(encoding="utf-8-sig").split("\n")
+        lines = read_utf8(Path(synonyms)).split("\n")
         rows = [[" ".join(entry.lower().split()) for entry in line.split(",") if entry.strip()] for line in lines if line.strip()]
         if not rows or not all(rows):
             raise ValueError(f"{synonyms}: expected a line for each class, with its synonyms separated by commas")
@@ -115,8 +115,9 @@ def read_objects(words: CocoWords, instances: Sequence[str | Path], captions: Se
         objects |= {str(image["id"]): set() for image in document.get("images", []) if str(image["id"]) not in objects}
         names = {category["id"]: category["name"].lower() for category in document.get("categories", [])}
         for annotation in document["annotations"]:
-            name = names.get(annotation["category_id"], annotation["category_id"])
-            if name not in words.object_of:
+            name = names.get(annotation["category_id"]) if isinstance(annotation["category_id"], int | str) else None
+            name = annotation["category_id"] if name is None else name
+            if not isinstance(name, str) or name not in words.object_of:
                 raise ValueError(f"{file}: the category {name!r} is not in the synonyms file")
             objects.setdefault(str(annotation["image_id"]), set()).add(words.object_of[name])
     for file in captions:
@@ -131,14 +132,20 @@ def read_objects(words: CocoWords, instances: Sequence[str | Path], captions: Se
 
 def read_coco(file: str | Path, field: str) -> dict[str, Any]:
     """Return the content of an annotation file whose annotations have `field`. ValueError for any other file."""
+    wanted = {"annotations": ("image_id", field), "images": ("id",), "categories": ("id", "name")}
     try:
-        document = json.loads(Path(file).read_text(encoding="utf-8-sig"))
-        annotations = document["annotations"]
-        good = isinstance(annotations, list) and all(field in annotation and "image_id" in annotation for annotation in annotations)
-    except (ValueError, KeyError, TypeError):
+        document = parse_json(read_utf8(Path(file)), file)
+        lists = {name: document[name] if name == "annotations" else document.get(name, []) for name in wanted}
+        good = all(keys <= entry.keys() for name, entries in lists.items() for keys in [set(wanted[name])] for entry in entries)
+        good = good and all(isinstance(entry[wanted[name][0]], int | str) for name, entries in lists.items() for entry in entries)
+        good = good and all(isinstance(category["name"], str) for category in lists["categories"])
+    except (ValueError, KeyError, TypeError, AttributeError):
         good = False
     if not good:
-        raise ValueError(f"{file} is no annotation file of COCO: expected 'annotations' with image_id and {field}")
+        raise ValueError(
+            f"{file} is no annotation file of COCO: expected 'annotations' with image_id and {field}, 'images' with id and 'categories' "
+            "with id and name"
+        )
     return document
 
 
@@ -149,6 +156,8 @@ def photos(instances: Sequence[Path], folder: Path, count: int | None) -> dict[s
         ValueError: for a folder with fewer of these photos.
     """
     listed = [image for file in instances for image in read_coco(file, "category_id").get("images", [])]
+    if not all(isinstance(image.get("file_name"), str) for image in listed):
+        raise ValueError(f"{instances[0]}: expected a file_name for each of its 'images'")
     files = {str(image["id"]): Path(inside(folder, image["file_name"])) for image in listed}
     present = {id: file for id, file in files.items() if file.is_file()}
     if not present or (count is not None and count > len(present)):

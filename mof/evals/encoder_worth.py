@@ -145,7 +145,7 @@ class EncoderWorth:
 
     @property
     def information_gap(self) -> float:
-        """Return the largest utilisation rate of an encoder minus the smallest. NaN where a rate is NaN."""
+        """Return the largest utilisation rate of an encoder minus the smallest; it is NaN where a rate is NaN."""
         return float(np.ptp([worth.rate for worth in self.encoders.values()]))
 
 

@@ -6,6 +6,7 @@ pair: the same question about two photos, with different answers. Only pairs wit
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -107,8 +108,8 @@ def read_mmvp(folder: str | Path, patterns: str | Path | None = None, *, images:
 def _question(
     file: Path, row: Sequence[str], header: Mapping[str, int], patterns: Mapping[str, str] | None, images: Path | None
 ) -> Question:
-    if len(row) <= max(header.values()) or not row[0].strip().isdecimal():
-        raise ValueError(f"{file}: expected a number and {len(header) - 1} more cells in each row, got {list(row)}")
+    if len(row) <= max(header.values()) or not re.fullmatch("[0-9]{1,9}", row[0].strip()):
+        raise ValueError(f"{file}: expected a number and {len(header) - 1} more cells in each row, got {str(list(row))[:200]}")
     id = int(row[0])
     cells = {name: " ".join(row[position].split()) for name, position in header.items()}
     try:

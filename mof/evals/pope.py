@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import statistics
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from encoders.images.opening import inside
+from encoders.text_files import parse_json, read_utf8
 from mof.evals.answering import Answer, Prompt
 from mof.evals.benchmark import Measure, Measured, Row
 from mof.evals.intervals import Counts, Figure, Tally, mean_interval
@@ -61,14 +61,17 @@ def read_pope(folder: str | Path) -> list[PopeQuestion]:
 
 def _read(file: Path, strategy: str) -> list[PopeQuestion]:
     questions = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), start=1):
+    for number, line in enumerate(read_utf8(file).split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line, "the line")
             id, image, text, label = (row[name] for name in ("question_id", "image", "text", "label"))
+            good = isinstance(id, int | str) and isinstance(image, str) and isinstance(text, str)
         except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{file}, line {number}: expected question_id, image, text and label, got {line[:200]!r}") from None
+            good = False
+        if not good:
+            raise ValueError(f"{file}, line {number}: expected question_id, image, text and label, got {line[:200]!r}")
         if label not in ("yes", "no") or id in questions:
             raise ValueError(f"{file}, line {number}: expected a label yes or no and an id of its own, got {line[:200]!r}")
         questions[id] = PopeQuestion(f"{strategy}/{id}", strategy, image, text, label == "yes")

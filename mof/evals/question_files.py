@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import csv
-import json
+import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from encoders.csv_cells import plain_cell
+from encoders.text_files import parse_json, read_utf8
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG")
 
 
 def read_rows(file: Path) -> list[list[str]]:
     """Return the rows of a CSV file that are not empty. ValueError for any other file."""
+    lines = io.StringIO(read_utf8(file), newline="")
     try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            return [[plain_cell(cell) for cell in row] for row in csv.reader(stream) if any(cell.strip() for cell in row)]
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise ValueError(f"{file}: cannot be read as CSV in UTF-8 ({error})") from None
+        return [[plain_cell(cell) for cell in row] for row in csv.reader(lines) if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise ValueError(f"{file}: cannot be read as CSV ({error})") from None
 
 
 def read_patterns(file: Path) -> dict[str, str]:
     """Return id -> pattern from a .json object or a .csv of ids and patterns. ValueError for any other file."""
     if file.suffix == ".json":
-        try:
-            mapping = json.loads(file.read_text(encoding="utf-8-sig"))
-        except ValueError as error:
-            raise ValueError(f"{file}: not JSON ({error})") from None
+        mapping = parse_json(read_utf8(file), file, unique=True)
         if not isinstance(mapping, dict) or not all(isinstance(pattern, str) for pattern in mapping.values()):
             raise ValueError(f"{file}: expected an object of ids and patterns")
         return mapping

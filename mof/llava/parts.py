@@ -120,7 +120,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{file} is missing: expected the folder of a checkpoint, with its config.json")
     try:
         config = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{file} should hold a JSON object, not {type(config).__name__}")

@@ -19,7 +19,7 @@ from mof.llava.towers import VISION
 from mof.mixer import Mixer
 
 if TYPE_CHECKING:
-    from mof.processor import MoFImageProcessor
+    from mof.image_processor import MoFImageProcessor
 
 # Shapes: D the width of a tower.
 

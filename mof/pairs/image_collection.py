@@ -83,6 +83,7 @@ def encode_collection(
         ValueError: for an encoder without embeddings of whole images, for images none of which can be read or all of which are
             left out, and as `build_encoder` and `encode_images` do.
     """
+    sources = ImageSources(images)  # a wrong path is told before encoders are built
     encoders = {name: build_encoder(name, image_size=image_size) for name in dict.fromkeys([*clip, *dino])}
     if without := [name for name, encoder in encoders.items() if encoder.embed_dim is None]:
         raise ValueError(f"{', '.join(without)} has no embedding of a whole image, which the search compares; choose another encoder")
@@ -98,7 +99,7 @@ def encode_collection(
     key_of = dict(zip(index["name"].to_pylist(), index["key"].to_pylist(), strict=True))  # the last key of a changed file
     name_of: dict[int, str] = {}
     seen = read_view(store) or set()
-    names = ImageSources(images).among(name for name in key_of if name in seen)
+    names = sources.among(name for name in key_of if name in seen)
     for name in names:
         name_of.setdefault(opened.row_of(key_of[name]), name)
     rows = np.array(sorted(name_of))  # [N]

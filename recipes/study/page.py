@@ -12,7 +12,7 @@ from encoders.pages.charts import to_svg
 from encoders.pages.thumbnails import thumbnail_uri
 from mof.evals.mmvp import Question
 from study.plots import accuracy_bars
-from study.rows import grouped, spread
+from study.result_tables import grouped, spread
 
 SIDE = 160  # pixels of a shown picture
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from encoders.pages.charts import COLOURS, LINES, figure, save
 from mof.evals.plots import plot_probe
-from study.rows import grouped
+from study.result_tables import grouped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -119,7 +119,7 @@ def gains(rows: Sequence[Mapping[str, Any]]) -> Figure:
                     _line(axes, [[(share, row["gain"]) for row in seeds] for share, seeds in sorted(points.items())], number, way)
             axes.axhline(0, color=COLOURS["soft"], linestyle="--", linewidth=1)
             axes.set_xlabel("ungrounded records, % (dots: seeds)")
-            axes.set_ylabel(f"right pairs minus `{control}`, points")
+            axes.set_ylabel(f"right pairs, points above {control}")
         handles = {label: handle for axes in drawn.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
         drawn.legend(handles.values(), handles, loc="outside upper center", ncols=6)
     return drawn

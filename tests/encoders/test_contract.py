@@ -61,7 +61,7 @@ def test_layer_is_that_blocks_output_and_no_later_block_runs(build: Build, layer
     assert torch.equal(tokens, whole[wanted][:, -16:])
 
 
-@pytest.mark.parametrize("options", [{}, {"norm": True, "layer": [-2, 0, 1]}], ids=str)
+@pytest.mark.parametrize("options", [{}, pytest.param({"norm": True, "layer": [-2, 0, 1]}, marks=pytest.mark.slow)], ids=str)
 @torch.no_grad()
 def test_compiled_in_one_graph(build: Build, options: dict) -> None:
     """Without an eager pass before, and again after other passes; `fullgraph` refuses a graph break."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import warnings
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support.pictures import encoded
 
 from encoders import ImageError, read_image
 
@@ -18,9 +18,7 @@ from encoders import ImageError, read_image
 def encode(format: str, mode: str = "RGB", **options) -> bytes:
     rng = np.random.default_rng(0)
     small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
-    buffer = io.BytesIO()
-    small.resize((40, 30), Image.Resampling.BICUBIC).convert(mode).save(buffer, format, **options)
-    return buffer.getvalue()
+    return encoded(small.resize((40, 30), Image.Resampling.BICUBIC).convert(mode), format, **options)
 
 
 HEALTHY = {

@@ -151,6 +151,7 @@ def equal(left: list[Any], right: list[Any]) -> bool:
     return left[:2] == right[:2] and all(np.array_equal(a, b) for a, b in zip(left[2:], right[2:], strict=True))
 
 
+@pytest.mark.slow
 def test_every_file_of_a_store(photos: Path, tmp_path: Path, tiny_encoders: dict[str, Encoder]) -> None:
     store = tmp_path / "store"
     encode(photos, store, tiny_encoders)

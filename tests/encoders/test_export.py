@@ -23,6 +23,7 @@ class Tokens(nn.Module):
         return self.encoder(pixels).tokens
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_torch_export() -> None:
     encoder = build_encoder("mini-clip")  # it is left before its last block, which a trace cannot follow

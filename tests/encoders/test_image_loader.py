@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import sys
 import threading
 import time
@@ -15,15 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from support.pictures import encoded
 
 from encoders import ImageError, ImageLoader, read_image
 from encoders.images.resizing import _compiled_resize, compiled_resize
 
 
 def png(value: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (4, 3), (value, value, value)).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encoded(Image.new("RGB", (4, 3), (value, value, value)))
 
 
 def value(image: Image.Image) -> int:

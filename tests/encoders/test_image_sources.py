@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support.pictures import tar_of
 
 from encoders import Encoder, ImageError, encode_images
 from encoders.images.opening import ImageLimits
@@ -34,12 +35,7 @@ def names(*images: str | Path) -> list[str]:
 
 
 def make_tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
-    with tarfile.open(path, mode) as archive:
-        for name, data in members.items():
-            header = tarfile.TarInfo(name)
-            header.size = len(data)
-            archive.addfile(header, io.BytesIO(data))
-    return path
+    return tar_of(path, members.items(), mode)
 
 
 MEMBERS = {f"{i}.{suffix}": bytes([i]) * 3000 for i in range(4) for suffix in ("jpg", "json")}
@@ -326,15 +322,6 @@ def test_what_is_no_tar_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "t.tar").write_bytes(content)
     ((name, error),) = ImageSources(tmp_path / "t.tar")
     assert name == str(tmp_path / "t.tar") and isinstance(error, ImageError)
-
-
-def tar_of(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, data in members:
-            header = tarfile.TarInfo(name)
-            header.size = len(data)
-            archive.addfile(header, io.BytesIO(data))
-    return path
 
 
 def test_members_of_one_name_are_all_read_under_names_of_their_own(tmp_path: Path) -> None:

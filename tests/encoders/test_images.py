@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from support.pictures import encoded
 from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 from torchvision.transforms.functional import gaussian_blur, pil_to_tensor, to_pil_image
 
@@ -34,19 +35,13 @@ def smooth(width: int, height: int) -> Image.Image:
     return noise(7, 5).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def encode(image: Image.Image, format: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
-
-
 # --- read_image ---
 
 
 def test_grey_with_premultiplied_transparency() -> None:
     grey = Image.new("LA", (2, 1), (100, 255))
     grey.putpixel((1, 0), (100, 0))
-    assert list(read_image(grey.convert("La")).getdata()) == [(100, 100, 100), (255, 255, 255)]
+    assert list(read_image(grey.convert("La")).get_flattened_data()) == [(100, 100, 100), (255, 255, 255)]
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "RGBA", "LA", "I;16", "YCbCr"])
@@ -60,7 +55,7 @@ def test_every_mode_becomes_rgb_of_the_same_size(mode: str, size: tuple[int, int
 
 
 def test_content_is_read_as_the_file_is(tmp_path: Path) -> None:
-    content = encode(smooth(30, 20), "JPEG")
+    content = encoded(smooth(30, 20), "JPEG")
     (tmp_path / "image.jpg").write_bytes(content)
     assert np.array_equal(read_image(content), read_image(tmp_path / "image.jpg"))
     with pytest.raises(ImageError, match="tar/17.jpg"):
@@ -108,7 +103,7 @@ def test_exif_rotation_of_a_jpeg(orientation: int) -> None:
     upright = np.asarray(smooth(48, 32))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    content = encode(Image.fromarray(lying(upright, orientation)), "JPEG", quality=95, exif=exif)
+    content = encoded(Image.fromarray(lying(upright, orientation)), "JPEG", quality=95, exif=exif)
     got = np.asarray(read_image(content))
     assert got.shape == upright.shape
     assert np.abs(got.astype(int) - upright).mean() < 4  # a wrong turn is off by tens
@@ -120,12 +115,12 @@ def test_rotated_palette_keeps_its_transparency() -> None:
     image.putdata([0, 1])
     exif = Image.Exif()
     exif[0x0112] = 6
-    got = np.asarray(read_image(encode(image, "PNG", transparency=0, exif=exif)))
+    got = np.asarray(read_image(encoded(image, "PNG", transparency=0, exif=exif)))
     assert got.tolist() == [[[255, 255, 255]], [[40, 50, 60]]]
 
 
 def test_damaged_exif_leaves_the_pixels() -> None:
-    content = encode(smooth(48, 32), "JPEG")
+    content = encoded(smooth(48, 32), "JPEG")
     damaged = content[:2] + b"\xff\xe1\x00\x10Exif\x00\x00not TIFF" + content[2:]
     assert np.array_equal(read_image(damaged), read_image(content))
 
@@ -169,7 +164,7 @@ WIDE = {
 @pytest.mark.parametrize("kind", WIDE)
 def test_wide_grey_keeps_its_values(kind: str, form: str) -> None:
     image = Image.fromarray(WIDE[kind])
-    assert np.array_equal(np.asarray(read_image(image if form == "open" else encode(image, form)))[..., 1], GREY)
+    assert np.array_equal(np.asarray(read_image(image if form == "open" else encoded(image, form)))[..., 1], GREY)
 
 
 def test_missing_pixels_of_floats_are_white_and_the_others_stay() -> None:
@@ -185,13 +180,13 @@ def test_missing_pixels_of_floats_are_white_and_the_others_stay() -> None:
 )
 def test_floats_of_another_range_are_refused(pixels: list[list[float]], message: str) -> None:
     with pytest.raises(ImageError, match=f"depth.tiff: .*{message}"):
-        read_image(encode(Image.fromarray(np.array(pixels, np.float32)), "TIFF"), name="depth.tiff")
+        read_image(encoded(Image.fromarray(np.array(pixels, np.float32)), "TIFF"), name="depth.tiff")
 
 
 def test_dark_16_bit_files_stay_dark() -> None:
     """Their format says which value is white."""
     dark = np.array([[0, 100, 200]], np.uint16)
-    assert np.asarray(read_image(encode(Image.fromarray(dark), "PNG"))).max() == 1
+    assert np.asarray(read_image(encoded(Image.fromarray(dark), "PNG"))).max() == 1
     assert np.asarray(read_image(b"P5 3 1 65535\n" + dark.astype(">u2").tobytes())).max() == 1
 
 
@@ -199,7 +194,7 @@ def test_an_image_that_was_turned_by_hand_is_not_turned_again() -> None:
     upright = np.asarray(noise(6, 4))
     exif = Image.Exif()
     exif[0x0112] = 6
-    opened = Image.open(io.BytesIO(encode(Image.fromarray(lying(upright, 6)), "PNG", exif=exif)))
+    opened = Image.open(io.BytesIO(encoded(Image.fromarray(lying(upright, 6)), "PNG", exif=exif)))
     by_hand = (opened.transpose(Image.Transpose.ROTATE_270), opened.rotate(-90, expand=True), ImageOps.exif_transpose(opened))
     for image in (opened, *by_hand, by_hand[0].copy(), by_hand[0].convert("RGBA")):
         assert np.array_equal(read_image(image), upright)
@@ -209,7 +204,7 @@ def test_an_image_that_was_turned_by_hand_is_not_turned_again() -> None:
 def test_first_frame_of_an_animation(format: str) -> None:
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "lime")]
     options = {"lossless": True} if format == "WEBP" else {}
-    content = encode(frames[0], format, save_all=True, append_images=frames[1:], **options)
+    content = encoded(frames[0], format, save_all=True, append_images=frames[1:], **options)
     assert np.asarray(read_image(content))[8, 8].tolist() == [255, 0, 0]
 
 
@@ -245,15 +240,15 @@ def test_jpegs_of_every_kind_are_what_pillow_reads(kind: str) -> None:
     if kind in ("L", "CMYK"):
         image = image.convert(kind)
     if kind == "MPO":
-        content = encode(image, "MPO", save_all=True, append_images=[noise(50, 34)])
+        content = encoded(image, "MPO", save_all=True, append_images=[noise(50, 34)])
     else:
-        content = encode(image, "JPEG", **options)
+        content = encoded(image, "JPEG", **options)
     assert np.array_equal(read_image(content), Image.open(io.BytesIO(content)).convert("RGB"))
 
 
 def test_cmyk_jpeg_has_the_colours_that_went_in() -> None:
     """Adobe's programs, and Pillow, store CMYK inverted in a JPEG."""
-    content = encode(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95)
+    content = encoded(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95)
     assert np.abs(np.asarray(read_image(content)).astype(int) - [255, 0, 0]).max() <= 3
 
 
@@ -263,10 +258,10 @@ def test_cmyk_jpeg_has_the_colours_that_went_in() -> None:
         b"",
         b"no image at all",
         b"<!DOCTYPE html><html>404</html>",
-        encode(noise(64, 64), "JPEG")[:2000],
-        encode(noise(64, 64), "PNG")[:2000],
-        encode(noise(64, 64), "PNG")[:40],
-        encode(noise(64, 64), "JPEG")[:10],
+        encoded(noise(64, 64), "JPEG")[:2000],
+        encoded(noise(64, 64), "PNG")[:2000],
+        encoded(noise(64, 64), "PNG")[:40],
+        encoded(noise(64, 64), "JPEG")[:10],
         b"GIF89a\x01\x00\x01\x00",
     ],
     ids=["empty", "text", "html", "half a jpeg", "half a png", "png header", "jpeg header", "gif header"],
@@ -293,7 +288,7 @@ def test_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_jpeg_that_claims_billions_of_pixels_is_refused() -> None:
-    content = bytearray(encode(noise(64, 64), "JPEG"))
+    content = bytearray(encoded(noise(64, 64), "JPEG"))
     frame = content.index(b"\xff\xc0")
     content[frame + 5 : frame + 9] = b"\xff\xdc\xff\xdc"  # height and width
     with pytest.raises(ImageError, match="bomb.jpg: .*DecompressionBomb"):

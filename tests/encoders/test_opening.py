@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import base64
-import io
 import os
 import re
 import struct
@@ -17,20 +16,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
+from support.pictures import encoded
 
 from encoders import ImageError, read_image
 from encoders.images.opening import ImageLimits, inside, open_image, read_address, read_file, suffixes
 
-
-def encode(image: Image.Image, format: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format, **options)
-    return buffer.getvalue()
-
-
 ROOT = Path(__file__).parents[2]
 RED = Image.new("RGB", (40, 30), "red")
-EPS = encode(RED, "EPS")
+EPS = encoded(RED, "EPS")
 
 
 # --- files ---
@@ -112,7 +105,7 @@ def test_limits_of_bytes_and_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_small_file_of_many_pixels_is_refused_by_default_and_read_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
-    content = encode(Image.new("1", (13_000, 13_000)), "PNG")
+    content = encoded(Image.new("1", (13_000, 13_000)), "PNG")
     with pytest.raises(ImageError, match="13000 x 13000 pixels"):
         read_image(content)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 80_000_000)  # below half of them, Pillow refuses itself
@@ -151,7 +144,7 @@ def test_no_format_that_starts_a_program_is_opened(name: str, tmp_path: Path, mo
 )
 def test_formats_of_pillow_are_read(suffix: str, format: str) -> None:
     assert f".{suffix}" in suffixes()
-    image = read_image(encode(Image.new("RGB", (32, 32), "red"), format), name=f"x.{suffix}")
+    image = read_image(encoded(Image.new("RGB", (32, 32), "red"), format), name=f"x.{suffix}")
     assert image.size == (32, 32)
     if format != "PPM":
         assert max(abs(a - b) for a, b in zip(image.getpixel((9, 9)), (255, 0, 0), strict=True)) < 6  # type: ignore[arg-type]
@@ -219,7 +212,7 @@ def test_paths_inside_the_folder_and_any_path_under_the_root() -> None:
 
 
 def test_addresses() -> None:
-    content = encode(RED, "PNG")
+    content = encoded(RED, "PNG")
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

@@ -86,7 +86,8 @@ MMVP_VLM = {
 }
 
 MINE = {name for name, preset in PRESETS.items() if name.startswith("mini-") or preset.model.startswith("package:")}
-PUBLISHED = sorted(set(PRESETS) - MINE)
+LONG = {"mobileclip2-s2", "mobileclip2-s3", "mobileclip2-s4"}  # to build
+PUBLISHED = [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in sorted(set(PRESETS) - MINE)]
 
 
 @pytest.fixture(scope="module", params=PUBLISHED)

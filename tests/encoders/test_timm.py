@@ -245,6 +245,7 @@ def test_weights_from_a_folder_load_strictly(tmp_path: Path) -> None:
     assert "norm.weight" in str(error.value) and "extra.weight" in str(error.value)
 
 
+@pytest.mark.slow
 def test_moco_v3_checkpoint_gives_its_encoder(tmp_path: Path) -> None:
     """Keys as in Meta's vit-s-300ep.pth.tar: encoder, moving average, predictor, and projection heads on both."""
     generator = torch.Generator().manual_seed(3)

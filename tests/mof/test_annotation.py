@@ -15,12 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from support.annotation_folder import COMPLETE, EMPTY, write_folder
-from typer.testing import CliRunner
+from support.commands import mof
 
 from encoders import build_encoder
 from encoders.csv_cells import csv_cell, plain_cell
 from mof import probe_mmvp_vlm
-from mof.cli.app import build_app
 from mof.evals.mmvp import read_mmvp
 from mof.evals.mmvp_vlm import read_mmvp_vlm
 from mof.evals.patterns import PATTERNS
@@ -353,7 +352,7 @@ def test_where_a_session_goes_on(tmp_path):
 
 # --- export
 def export(folder, out):
-    return CliRunner().invoke(build_app({}), ["blind-pairs", "export", str(folder), "-o", str(out)])
+    return mof("blind-pairs", "export", folder, "-o", out)
 
 
 def test_what_was_annotated_is_what_the_probes_read(tmp_path):

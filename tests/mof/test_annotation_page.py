@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import time
 from pathlib import Path
 
@@ -14,19 +12,7 @@ from support.annotation_folder import COMPLETE, EMPTY, ask, port_of, serving, wr
 from mof.pairs.annotation.journal import JOURNAL
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="the page is tested with playwright: pip install playwright")
-BROWSER = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(BROWSER is None, reason="the page is tested in chromium, which is not installed (or set CHROMIUM)"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield running
-        running.close()
+pytestmark = pytest.mark.browser
 
 
 @pytest.fixture
@@ -71,6 +57,7 @@ def type_all(page):
     page.keyboard.press("a")
 
 
+@pytest.mark.slow
 def test_a_person_walks_through_the_pairs_by_keyboard(tmp_path, open_page):
     folder = write_folder(tmp_path / "pairs", 4)
     with serving(folder) as server:
@@ -131,6 +118,7 @@ def test_the_mouse_does_the_same(tmp_path, open_page):
         wait(page, "#title", "Pair 3 of 3")
 
 
+@pytest.mark.slow
 def test_two_windows_do_not_lose_work_in_silence(tmp_path, open_page):
     folder = write_folder(tmp_path / "pairs")
     with serving(folder) as server, serving(folder) as second:
@@ -154,6 +142,7 @@ def test_two_windows_do_not_lose_work_in_silence(tmp_path, open_page):
         assert theirs.input_value("#question") == "Mine?" and len(saved(folder)) == 2
 
 
+@pytest.mark.slow
 def test_what_a_dead_server_did_not_confirm_is_kept_and_saved_later(tmp_path, open_page):
     folder = write_folder(tmp_path / "pairs")
     with serving(folder) as server:
@@ -171,6 +160,7 @@ def test_what_a_dead_server_did_not_confirm_is_kept_and_saved_later(tmp_path, op
         assert page.is_hidden("#trouble") and saved(folder)[-1]["question"] == "Lost?"
 
 
+@pytest.mark.slow
 def test_fast_typing_while_saving_is_slow_loses_nothing(tmp_path, open_page):
     folder = write_folder(tmp_path / "pairs")
     with serving(folder) as server:

@@ -12,10 +12,9 @@ import sys
 import pytest
 from PIL import Image
 from support.annotation_folder import COMPLETE, EMPTY, TOKEN, ask, port_of, serving, write_folder
-from typer.testing import CliRunner
+from support.commands import mof
 
 from mof import local_server
-from mof.cli.app import build_app
 from mof.pairs.annotation.journal import JOURNAL
 from mof.pairs.annotation.server import LONGEST_REQUEST, AnnotationServer
 
@@ -207,10 +206,10 @@ def test_the_command_says_where_and_how_far(tmp_path, monkeypatch):
     monkeypatch.setattr("typer.launch", opened.append)
     folder = write_folder(tmp_path / "pairs")
     for more, pages in ((["--no-browser"], 0), ([], 1)):
-        shown = CliRunner().invoke(build_app({}), ["blind-pairs", "annotate", str(folder), *more])
+        shown = mof("blind-pairs", "annotate", folder, *more)
         assert shown.exit_code == 0 and "3 pairs" in shown.output and "0 of 3 pairs are done" in shown.output
         assert len(opened) == pages
-    refused = CliRunner().invoke(build_app({}), ["blind-pairs", "annotate", str(tmp_path)])
+    refused = mof("blind-pairs", "annotate", tmp_path)
     assert refused.exit_code == 2 and "expected a folder that `mof blind-pairs` wrote" in refused.output
 
 
@@ -254,5 +253,5 @@ def test_a_missing_library_is_named(tmp_path, monkeypatch):
     for module in ("mof.pairs.annotation.server", "mof.local_server"):
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "uvicorn", None)  # as if it were not installed
-    refused = CliRunner().invoke(build_app({}), ["blind-pairs", "annotate", str(write_folder(tmp_path))])
+    refused = mof("blind-pairs", "annotate", write_folder(tmp_path))
     assert refused.exit_code == 2 and "uvicorn" in refused.output and "mof-vig[annotate]" in refused.output

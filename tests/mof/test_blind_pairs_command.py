@@ -8,6 +8,7 @@ import io
 import json
 import re
 import tarfile
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,11 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from support.commands import mof
 from support.half_encoders import RUNS
-from typer.testing import CliRunner, Result
 
 from encoders import FeatureStore
 from encoders.digests import DamagedError
-from mof.cli.app import build_app
 from mof.pairs.pair_table import PairTable
 
 COLOURS = {"red": (230, 30, 30), "green": (30, 230, 30), "blue": (30, 30, 230)}
@@ -29,8 +29,7 @@ EVIL_DAMAGE = "<img src=y onerror=alert(2)>.png"
 HALVES = ("--clip", "left-half", "--dino", "right-half")
 
 
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(build_app({}), ["blind-pairs", *map(str, arguments)])
+run = partial(mof, "blind-pairs")
 
 
 def picture(left: str, right: str, size: tuple[int, int] = (64, 48)) -> Image.Image:

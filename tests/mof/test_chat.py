@@ -8,16 +8,15 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from support.commands import mof
 from support.families import build
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from mof import MoFForConditionalGeneration, MoFProcessor
-from mof.cli.app import build_app
+from mof import MoFProcessor
 
 
 def chat(model: Path, *arguments: str | Path, typed: str | None = None) -> Result:
-    words = ("chat", "--model", model, "--max-new-tokens", "5", *arguments)
-    return CliRunner().invoke(build_app({}), [str(word) for word in words], input=typed)
+    return mof("chat", "--model", model, "--max-new-tokens", "5", *arguments, typed=typed)
 
 
 @pytest.fixture
@@ -30,13 +29,10 @@ def image(tmp_path: Path) -> Path:
 def test_a_conversation(
     with_image: bool,
     image: Path,
-    tiny_model: MoFForConditionalGeneration,
-    tiny_processor: MoFProcessor,
+    tiny_folder: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    tiny_model.save_pretrained(tmp_path / "model")
-    tiny_processor.save_pretrained(tmp_path / "model")
     asked: list[Any] = []
     original = MoFProcessor.apply_chat_template
 

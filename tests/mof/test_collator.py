@@ -23,7 +23,7 @@ from mof.data.answer_tokens import encode_record
 from mof.data.collator import SupervisedCollator, collate
 from mof.data.records import RecordError, to_record
 from mof.data.rows import read_records
-from mof.processor import MoFImageProcessor
+from mof.image_processor import MoFImageProcessor
 
 SPECIALS = ["<pad>", "<s>", "</s>", "<image>", "<|im_start|>", "<|im_end|>"]
 CORPUS = [

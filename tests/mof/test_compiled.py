@@ -16,6 +16,7 @@ def batch(tiny_processor: MoFProcessor) -> BatchFeature:
     return tiny_processor(images=pixels, text=texts, padding=True, return_tensors="pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [False, True])
 def test_one_graph_for_a_batch(tiny_model: MoFForConditionalGeneration, batch: BatchFeature, training: bool) -> None:
     tiny_model.train(training)

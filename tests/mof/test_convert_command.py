@@ -13,28 +13,22 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from support.commands import mof
 from support.tiny import build_llm
 from support.tiny_checkpoints import LLAMA, SIZE, build_parts, llava_state, mof_state, randomise, write_hf_llava, write_original
 from torch import Tensor
 from transformers import AutoProcessor, LlavaForConditionalGeneration, PreTrainedTokenizerFast
-from typer.testing import CliRunner, Result
 
 from encoders import build_encoder
 from encoders.backends.timm import TimmEncoder
 from mof import InterleavedMoF, MoFForConditionalGeneration, MoFProcessor
-from mof.cli.app import build_app
 from mof.llava.loading import Loaded, load_checkpoint, save_checkpoint
 
-APP = build_app({})
 IMAGE = Image.radial_gradient("L").convert("RGB")
 
 
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(APP, [str(argument) for argument in arguments])
-
-
 def convert(*arguments: object) -> str:
-    result = run("convert", *arguments)
+    result = mof("convert", *arguments)
     assert result.exit_code == 0, result.output
     return " ".join(result.output.split())
 
@@ -181,7 +175,7 @@ def test_chat_on_the_result(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: P
     convert(tmp_path / "source", tmp_path / "ours", "--own-preprocessing")
     shutil.rmtree(tmp_path / "source")
     IMAGE.save(tmp_path / "image.png")
-    result = run("chat", "--model", tmp_path / "ours", "--image", tmp_path / "image.png", "--max-new-tokens", 4, "What?")
+    result = mof("chat", "--model", tmp_path / "ours", "--image", tmp_path / "image.png", "--max-new-tokens", 4, "What?")
     assert result.exit_code == 0, result.output
     spec = MoFForConditionalGeneration.from_pretrained(tmp_path / "ours").config.encoders["dinov2"]
     assert "mean" not in spec  # its own
@@ -195,7 +189,7 @@ def test_folders_that_are_refused(tiny_tokenizer: PreTrainedTokenizerFast, tmp_p
 
     def refused(*arguments: object, match: str) -> None:
         before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
-        result = run("convert", *arguments)
+        result = mof("convert", *arguments)
         assert result.exit_code == 2 and match in result.output, result.output
         assert before == {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
 

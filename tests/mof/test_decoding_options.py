@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import mof
 from support.two_passes import chats, encoder
-from typer.testing import CliRunner
 
 from encoders.terminal import plain as shown
-from mof import MoFForConditionalGeneration, MoFProcessor
-from mof.cli.app import build_app
 from mof.evals.answerers import LocalModel
 from mof.evals.answering import Prompt
 from vig.decoding import VCD
@@ -33,22 +31,11 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(folder.parent))
 
 
-@pytest.fixture
-def saved(tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor, tmp_path: Path) -> Path:
-    tiny_model.save_pretrained(tmp_path / "model")
-    tiny_processor.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
-def mof(*words: str | Path) -> Any:
-    return CliRunner().invoke(build_app({}), [str(word) for word in words])
-
-
-def test_chat_prints_the_answer_of_the_method(saved: Path, tmp_path: Path, tiny_model: Any, tiny_processor: Any) -> None:
+def test_chat_prints_the_answer_of_the_method(tiny_folder: Path, tmp_path: Path, tiny_model: Any, tiny_processor: Any) -> None:
     (chat,) = chats((1,))
     chat[0]["content"][0]["image"].save(tmp_path / "photo.png")
     question = chat[0]["content"][1]["text"]
-    asked = ("chat", "--model", saved, "--image", tmp_path / "photo.png", "--max-new-tokens", "8")
+    asked = ("chat", "--model", tiny_folder, "--image", tmp_path / "photo.png", "--max-new-tokens", "8")
     plain, made = mof(*asked, question), mof(*asked, "--decoding", "vcd:null=noise:alpha=3", question)
     assert plain.exit_code == made.exit_code == 0, made.output
     encode = encoder(tiny_processor)
@@ -57,7 +44,7 @@ def test_chat_prints_the_answer_of_the_method(saved: Path, tmp_path: Path, tiny_
     )
     expected = tiny_processor.decode(tokens[0, encode([chat])["input_ids"].shape[1] :], skip_special_tokens=True).strip()
     assert made.stdout.strip() == shown(expected) != plain.stdout.strip()
-    without_image = [mof("chat", "--model", saved, "--max-new-tokens", "8", *more, "Hello?") for more in ((), ("--decoding", "vcd"))]
+    without_image = [mof("chat", "--model", tiny_folder, "--max-new-tokens", "8", *more, "Hello?") for more in ((), ("--decoding", "vcd"))]
     assert without_image[0].stdout == without_image[1].stdout
     refused = mof(*asked, "--decoding", "vcdd", question)
     assert refused.exit_code == 2 and "'vcdd'" in refused.output
@@ -71,14 +58,14 @@ def test_answers_of_a_batch(tiny_model: Any, tiny_processor: Any) -> None:
     assert made[0] == made[1] != plain and not any(answer.error for answer in made[0].values())
 
 
-def test_eval_names_the_method_everywhere(saved: Path, tmp_path: Path) -> None:
+def test_eval_names_the_method_everywhere(tiny_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (chat,) = chats((1,))
     chat[0]["content"][0]["image"].save(tmp_path / "photos" / "a.png")
     (tmp_path / "pope").mkdir()
     question = {"question_id": 1, "image": "a.png", "text": "Is there a dog?", "label": "no"}
     (tmp_path / "pope" / "coco_pope_random.json").write_text(json.dumps(question))
-    asked = ("eval", "pope", "--data", tmp_path / "pope", "--images", tmp_path / "photos", "--model", saved, "--name", "tiny")
+    asked = ("eval", "pope", "--data", tmp_path / "pope", "--images", tmp_path / "photos", "--model", tiny_folder, "--name", "tiny")
     asked = (*asked, "--max-new-tokens", "4")
     run = mof(*asked, "--output", tmp_path / "run", "--decoding", "vcd:null=noise:alpha=3")
     assert run.exit_code == 0, run.output

@@ -4,49 +4,32 @@ from __future__ import annotations
 
 import base64
 import html
-import io
-import os
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from support.annotation_folder import TOKEN, ask, port_of, running
+from support.commands import mof
 from support.families import build
+from support.pictures import encoded, noise
 from support.tiny_llava import build_llava
 from torch.nn.functional import cosine_similarity
 from transformers import GenerationConfig
-from typer.testing import CliRunner
 
 from encoders import build_encoder
 from mof import InterleavedMoF, MoFForConditionalGeneration
-from mof.cli.app import build_app
 from mof.demo import LONGEST_QUESTION, Demo, DemoServer, own_encoders
 from mof.pairs.image_collection import encode_collection
 from vig.report.explanation import explain, write_explanation
 
-BROWSER = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-def picture(seed: int, size: tuple[int, int] = (40, 32)) -> Image.Image:
-    rng = np.random.default_rng(seed)
-    return Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
-
-
-def content(image: Image.Image) -> bytes:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
-
 
 def given(image: Image.Image | bytes, name: str = "photo.png") -> dict[str, str]:
-    data = image if isinstance(image, bytes) else content(image)
+    data = image if isinstance(image, bytes) else encoded(image)
     return {"name": name, "content": base64.b64encode(data).decode()}
 
 
@@ -66,7 +49,7 @@ def server(tiny_model: Any, tiny_processor: Any) -> Iterator[DemoServer]:
 
 
 def test_an_answer_is_explained(server: DemoServer, tiny_model: Any, tiny_processor: Any) -> None:
-    image, question = picture(0), "Is the <b>door</b> open?"
+    image, question = noise(0), "Is the <b>door</b> open?"
     status, page, _ = ask(port_of(server), "/ask", {"question": f" {question} ", "image": given(image)})
     assert status == 200
     (shown,) = re.findall(r'<p class="answer">(.*?)</p>', page.decode())
@@ -79,7 +62,7 @@ def test_an_answer_is_explained(server: DemoServer, tiny_model: Any, tiny_proces
 
 @pytest.mark.parametrize("above", [-0.5, 0.9999])
 def test_two_images_are_compared_as_by_mof_blind_pairs(tmp_path: Path, tiny_model: Any, tiny_processor: Any, above: float) -> None:
-    images = [picture(1), picture(2)]
+    images = [noise(1), noise(2)]
     for place, image in enumerate(images):
         image.save(tmp_path / f"{place}.png")
     collection = encode_collection(tmp_path, ["tiny-a"], ["tiny-b"], tmp_path / "store")
@@ -93,7 +76,7 @@ def test_two_images_are_compared_as_by_mof_blind_pairs(tmp_path: Path, tiny_mode
 
 
 def test_two_copies_of_a_picture_are_told(server: DemoServer) -> None:
-    image = picture(3, (64, 64)).resize((256, 256))
+    image = noise(3, (64, 64)).resize((256, 256))
     smaller = image.resize((128, 128))
     assert ask(port_of(server), "/compare", {"images": [given(image), given(smaller)]})[1]["copies"]
 
@@ -102,16 +85,16 @@ def test_two_copies_of_a_picture_are_told(server: DemoServer) -> None:
     ("path", "body", "status", "reason"),
     [
         ("/ask", {"question": "Colour?", "image": given(b"nothing", "cat.png")}, 422, "cat.png"),
-        ("/ask", {"question": "Colour?", "image": given(content(picture(0))[:500], "torn.png")}, 422, "torn.png"),
+        ("/ask", {"question": "Colour?", "image": given(encoded(noise(0))[:500], "torn.png")}, 422, "torn.png"),
         ("/ask", {"question": "Colour?", "image": given(b"", "empty.png")}, 422, "empty.png: the file is empty"),
         ("/ask", {"question": "Colour?", "image": {"name": "x", "content": "no base64!"}}, 400, "base64"),
         ("/ask", {"question": "Colour?", "image": "/etc/passwd"}, 400, "name"),
         ("/ask", {"question": "Colour?"}, 400, "name"),
-        ("/ask", {"question": "  ", "image": given(picture(0))}, 400, "question"),
-        ("/ask", {"question": "x" * (LONGEST_QUESTION + 1), "image": given(picture(0))}, 400, "10,001"),
+        ("/ask", {"question": "  ", "image": given(noise(0))}, 400, "question"),
+        ("/ask", {"question": "x" * (LONGEST_QUESTION + 1), "image": given(noise(0))}, 400, "10,001"),
         ("/ask", [], 400, "question"),
-        ("/compare", {"images": [given(picture(0))]}, 400, "two images, got 1"),
-        ("/compare", {"images": [given(picture(0)), given(b"GIF89a", "b.gif")]}, 422, "b.gif"),
+        ("/compare", {"images": [given(noise(0))]}, 400, "two images, got 1"),
+        ("/compare", {"images": [given(noise(0)), given(b"GIF89a", "b.gif")]}, 422, "b.gif"),
         ("/compare", {}, 400, "images"),
         ("/nowhere", {}, 404, "nowhere"),
     ],
@@ -124,7 +107,7 @@ def test_what_cannot_be_answered_is_told(server: DemoServer, path: str, body: An
 def test_images_have_the_limits_of_all_images(monkeypatch: pytest.MonkeyPatch, tiny_model: Any, tiny_processor: Any) -> None:
     monkeypatch.setenv("MOF_MAX_IMAGE_PIXELS", "100")
     with pytest.raises(ValueError, match=r"photo\.png: its 40 x 32 pixels"):
-        demo_of(tiny_model, tiny_processor).compare({"images": [given(picture(0)), given(picture(1))]})
+        demo_of(tiny_model, tiny_processor).compare({"images": [given(noise(0)), given(noise(1))]})
     monkeypatch.setenv("MOF_MAX_IMAGE_BYTES", "1000")
     server = DemoServer(demo_of(tiny_model, tiny_processor), token=TOKEN)
     with running(server):
@@ -133,7 +116,7 @@ def test_images_have_the_limits_of_all_images(monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_only_the_page_of_this_server_may_ask(server: DemoServer) -> None:
-    body = {"images": [given(picture(0)), given(picture(1))]}
+    body = {"images": [given(noise(0)), given(noise(1))]}
     for headers in ({"Cookie": ""}, {"Origin": "http://evil.example"}, {"Host": "evil.example"}):
         assert ask(port_of(server), "/compare", body, headers)[0] == 403
     assert "`mof demo`" in ask(port_of(server), "/", headers={"Cookie": ""})[1]["error"]
@@ -145,24 +128,24 @@ def test_a_model_that_fails_is_told(server: DemoServer, tiny_model: Any, error: 
         raise error
 
     hook = tiny_model.language_model.lm_head.register_forward_hook(fail)
-    status, reply, _ = ask(port_of(server), "/ask", {"question": "Colour?", "image": given(picture(0))})
+    status, reply, _ = ask(port_of(server), "/ask", {"question": "Colour?", "image": given(noise(0))})
     hook.remove()
     assert status == 500 and f"the model failed: {error}" in reply["error"]
-    assert ask(port_of(server), "/ask", {"question": "Colour?", "image": given(picture(0))})[0] == 200
+    assert ask(port_of(server), "/ask", {"question": "Colour?", "image": given(noise(0))})[0] == 200
 
 
 def test_a_single_encoder(tiny_llm: Any, tiny_tokenizer: Any, tiny_processor: Any) -> None:
     mixer = InterleavedMoF({"only": build_encoder("tiny-a")}, hidden_size=32)
     model = MoFForConditionalGeneration.from_parts(mixer, tiny_llm, tiny_tokenizer).eval()
     demo = demo_of(model, type(tiny_processor).from_parts(model, tiny_tokenizer))
-    seen = demo.compare({"images": [given(picture(0)), given(picture(1))]})
+    seen = demo.compare({"images": [given(noise(0)), given(noise(1))]})
     assert [encoder["name"] for encoder in seen["encoders"]] == ["only"] and seen["blind"] == []
-    assert demo.ask({"question": "Colour?", "image": given(picture(0))}).count("<canvas") == 1
+    assert demo.ask({"question": "Colour?", "image": given(noise(0))}).count("<canvas") == 1
 
 
 def test_a_llava_of_transformers() -> None:
     model, processor = build_llava()
-    demo, images = demo_of(model, processor), [picture(5), picture(6)]
+    demo, images = demo_of(model, processor), [noise(5), noise(6)]
     before = demo.ask({"question": "Colour?", "image": given(images[0])})
     pixels = processor.image_processor(images, return_tensors="pt").pixel_values
     with torch.no_grad():
@@ -176,20 +159,13 @@ def test_a_llava_of_transformers() -> None:
 def test_a_model_without_a_known_tower_answers_without_a_comparison() -> None:
     model, processor = build("qwen2_5_vl")
     demo = demo_of(model, processor)
-    assert demo.encoders == {} and "Colour?" in demo.ask({"question": "Colour?", "image": given(picture(0))})
+    assert demo.encoders == {} and "Colour?" in demo.ask({"question": "Colour?", "image": given(noise(0))})
     server = DemoServer(demo, token=TOKEN)
     with running(server):
         assert b"--encoder NAME" in ask(port_of(server), "/")[1]
 
 
-@pytest.fixture
-def saved(tmp_path: Path, tiny_model: Any, tiny_processor: Any) -> Path:
-    tiny_model.save_pretrained(tmp_path / "model")
-    tiny_processor.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
-
-
-def test_the_command(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[DemoServer] = []
 
     def serve(server: DemoServer) -> None:
@@ -200,59 +176,58 @@ def test_the_command(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DemoServer, "serve_forever", serve)
     monkeypatch.setattr("mof.evals.decoding.load_explainer", lambda: write_explanation)
     monkeypatch.setattr("typer.launch", opened.append)
-    shown = CliRunner().invoke(build_app({}), ["demo", str(saved), "--encoder", "mini-dino"])
+    shown = mof("demo", tiny_folder, "--encoder", "mini-dino")
     assert shown.exit_code == 0 and served[0].url in shown.output and opened == [served[0].url] and "127.0.0.1" in opened[0]
-    CliRunner().invoke(build_app({}), ["demo", str(saved), "--no-browser"])
+    mof("demo", tiny_folder, "--no-browser")
     assert len(served) == 2 and len(opened) == 1
-    refused = CliRunner().invoke(build_app({}), ["demo", str(saved.parent)])
+    refused = mof("demo", tiny_folder.parent)
     assert refused.exit_code == 2 and "config.json" in refused.output
 
 
-def test_a_missing_library_is_named(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_named(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "mof.local_server")
     monkeypatch.setitem(sys.modules, "uvicorn", None)  # as if it were not installed
-    refused = CliRunner().invoke(build_app({}), ["demo", str(saved)])
+    refused = mof("demo", tiny_folder)
     assert refused.exit_code == 2 and "uvicorn" in refused.output and 'pip install "mof-vig[web]"' in refused.output
 
 
+@pytest.mark.slow
 @pytest.mark.browser
-@pytest.mark.skipif(BROWSER is None, reason="the page is tested in chromium, which is not installed (or set CHROMIUM)")
 @pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_in_a_browser(server: DemoServer, tmp_path: Path, width: int) -> None:
-    sync_api = pytest.importorskip("playwright.sync_api")
+def test_the_page_in_a_browser(browser: Any, server: DemoServer, tmp_path: Path, width: int) -> None:
+    from playwright.sync_api import expect
+
     for place in range(2):
-        picture(place).save(tmp_path / f"{place}.png")
-    (tmp_path / "torn.png").write_bytes(content(picture(0))[:500])
+        noise(place).save(tmp_path / f"{place}.png")
+    (tmp_path / "torn.png").write_bytes(encoded(noise(0))[:500])
     errors, fetched = [], []
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": width, "height": 800})
-        page.set_default_timeout(20_000)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("request", lambda request: fetched.append(request.url))
-        page.goto(server.url)
-        asking, comparing = page.locator("#asking"), page.locator("#comparing")
-        asking.locator("button").click()
-        sync_api.expect(asking.locator("[role=status]")).to_have_text("Choose an image first.")
-        asking.locator("[type=file]").set_input_files(tmp_path / "torn.png")
-        asking.locator("[type=text]").fill("Which <b>colour?")
-        asking.locator("button").click()
-        sync_api.expect(asking.locator("[role=status]")).to_contain_text("torn.png")
-        asking.locator("[type=file]").set_input_files(tmp_path / "0.png")
-        asking.locator("[type=text]").press("Enter")
-        answer = page.frame_locator("iframe")
-        sync_api.expect(answer.locator(".question")).to_have_text("Which <b>colour?")
-        sync_api.expect(answer.locator(".t.shown")).to_have_count(0)
-        answer.locator("[data-looks]").first.hover()
-        sync_api.expect(answer.locator(".t.shown")).to_have_count(1)  # its script runs
-        inner, outer = (answer.locator("html").evaluate("html => html.scrollHeight"), page.locator("iframe").bounding_box())
-        widths = [page.evaluate("document.documentElement.scrollWidth")]
-        page.click("#tab-comparing")
-        for place in range(2):
-            comparing.locator("[type=file]").nth(place).set_input_files(tmp_path / f"{place}.png")
-        sync_api.expect(comparing.locator(".seen")).to_have_count(2)
-        sync_api.expect(comparing.locator(".verdict")).to_contain_text("lind pair")
-        widths.append(page.evaluate("document.documentElement.scrollWidth"))
-        browser.close()
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    page.set_default_timeout(20_000)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("request", lambda request: fetched.append(request.url))
+    page.goto(server.url)
+    asking, comparing = page.locator("#asking"), page.locator("#comparing")
+    asking.locator("button").click()
+    expect(asking.locator("[role=status]")).to_have_text("Choose an image first.")
+    asking.locator("[type=file]").set_input_files(tmp_path / "torn.png")
+    asking.locator("[type=text]").fill("Which <b>colour?")
+    asking.locator("button").click()
+    expect(asking.locator("[role=status]")).to_contain_text("torn.png")
+    asking.locator("[type=file]").set_input_files(tmp_path / "0.png")
+    asking.locator("[type=text]").press("Enter")
+    answer = page.frame_locator("iframe")
+    expect(answer.locator(".question")).to_have_text("Which <b>colour?")
+    expect(answer.locator(".t.shown")).to_have_count(0)
+    answer.locator("[data-looks]").first.hover()
+    expect(answer.locator(".t.shown")).to_have_count(1)  # its script runs
+    inner, outer = (answer.locator("html").evaluate("html => html.scrollHeight"), page.locator("iframe").bounding_box())
+    widths = [page.evaluate("document.documentElement.scrollWidth")]
+    page.click("#tab-comparing")
+    for place in range(2):
+        comparing.locator("[type=file]").nth(place).set_input_files(tmp_path / f"{place}.png")
+    expect(comparing.locator(".seen")).to_have_count(2)
+    expect(comparing.locator(".verdict")).to_contain_text("lind pair")
+    widths.append(page.evaluate("document.documentElement.scrollWidth"))
+    page.close()
     assert not errors and widths == [width, width] and outer is not None and outer["height"] >= inner - 1
     assert all(url.startswith((f"http://127.0.0.1:{port_of(server)}/", "data:", "about:")) for url in fetched)

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import tarfile
+from functools import partial
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner, Result
+from support.commands import mof
 
 from encoders import FeatureStore, build_encoder
 from encoders.images.reading import blur, read_image
@@ -21,14 +22,11 @@ from encoders.images.resizing import to_pixels
 from encoders.presets import PRESETS
 from encoders.store.files import TOKEN_FORMATS
 from mof import InterleavedMoF, MoFForConditionalGeneration, MoFProcessor, blind_pairs
-from mof.cli.app import build_app
 from mof.cli.encode import encode, of_model
 from mof.cli.encoder_sizes import measure
 from mof.cli.encoder_table import SIZES
 
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(build_app({}), ["encode", *map(str, arguments)])
+run = partial(mof, "encode")
 
 
 @pytest.fixture
@@ -210,5 +208,5 @@ def test_the_list_is_filtered(options: tuple[str, ...], shown: set[str], left_ou
 
 def test_filters_that_leave_nothing_or_have_no_list_are_refused() -> None:
     for options, word in ((("--list", "nothing*"), "no encoder matches"), (("--text-tower",), "--list")):
-        result = CliRunner().invoke(build_app({}), ["encode", *options])
+        result = run(*options)
         assert result.exit_code != 0 and word in result.output + str(result.exception)

@@ -11,16 +11,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.commands import mof
 from support.tiny import build_llm, build_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, MambaConfig, PreTrainedTokenizerFast
-from typer.testing import CliRunner
 
 import vig
 from encoders.images.reading import blur
 from encoders.runs import read_sealed_lines
 from mof import ConcatMoF, MoFForConditionalGeneration, MoFProcessor
-from mof.cli.app import build_app
 from mof.cli.encoder_worth import worth_tables
 from mof.evals.answerers import LocalModel
 from mof.evals.answering import Answer, Prompt
@@ -233,14 +232,12 @@ def test_vig_of_captions_is_that_of_the_scorer(local: LocalModel, images: list[s
 
 @pytest.mark.slow
 def test_a_useless_encoder_is_worth_nothing_on_every_benchmark(
-    tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: MoFForConditionalGeneration, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Encoder b has random weights that its adapter ignores. Without it, nothing changes."""
     monkeypatch.setenv("COLUMNS", "200")
     with torch.no_grad():
         tiny_model.mixer.adapters["b"][0].weight.zero_()
-    tiny_model.save_pretrained(tmp_path / "model")
-    tiny_processor.save_pretrained(tmp_path / "model")
     data = tmp_path / "data"
     write_benchmarks(data, pairs=1, scenes=3)
     files = [file.name for file in sorted((data / "images").iterdir())]
@@ -255,7 +252,7 @@ def test_a_useless_encoder_is_worth_nothing_on_every_benchmark(
     }
     for number, (title, options) in enumerate(benchmarks.items()):
         command = ["eval", "encoders", "--model", tmp_path / "model", "-o", tmp_path / str(number), "--max-new-tokens", "2", *options]
-        result = CliRunner().invoke(build_app({}), list(map(str, command)))
+        result = mof(*command)
         assert result.exit_code == 0, result.output
         assert title in result.output
         useless = [line.split() for line in result.output.splitlines() if line.strip().startswith("without b")]
@@ -359,25 +356,17 @@ def test_nothing_is_a_share_of_a_score_that_is_not_above_zero() -> None:
     assert (lost.loss.value, lost.rate, lost.rate_interval) == (2, 1, (1, 1))
 
 
-def test_the_command(
-    tiny_model: MoFForConditionalGeneration,
-    tiny_processor: MoFProcessor,
-    images: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_command(images: list[str], tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    tiny_model.save_pretrained(tmp_path / "model")
-    tiny_processor.save_pretrained(tmp_path / "model")
     lines = [f'{{"question_id": {i}, "image": "{i}.png", "text": "Is it?", "label": "yes"}}\n' for i in range(6)]
     (tmp_path / "coco_pope_random.json").write_text("".join(lines))
     common = ["eval", "encoders", "--model", str(tmp_path / "model"), "-o", str(tmp_path / "out"), "--max-new-tokens", "3"]
-    result = CliRunner().invoke(build_app({}), [*common, "--pope", str(tmp_path), "--images", str(tmp_path / "photos"), "--name", "tiny"])
+    result = mof(*common, "--pope", tmp_path, "--images", tmp_path / "photos", "--name", "tiny")
     assert result.exit_code == 0, result.output
     for line in ("without a", "without b", "blurred images", "swapped images", "information gap: 0.00"):
         assert line in result.output
     assert sorted(folder.name for folder in (tmp_path / "out").iterdir()) == ["all", "blurred", "swapped", "without-a", "without-b"]
-    refused = CliRunner().invoke(build_app({}), [*common, "--pope", str(tmp_path)])
+    refused = mof(*common, "--pope", tmp_path)
     assert refused.exit_code != 0 and "--images" in refused.output + str(refused.exception)
 
 

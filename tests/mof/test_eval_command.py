@@ -12,19 +12,19 @@ import signal
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from support.commands import mof
 from support.stand_in import Body, question_of, serve
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from encoders import ImageError
 from encoders.runs import read_sealed, read_sealed_lines
-from mof import MoFForConditionalGeneration, MoFProcessor
-from mof.cli.app import build_app
 from mof.evals.chair import photos
 from mof.evals.pope import PopeQuestion, eval_pope
 
@@ -53,8 +53,7 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(build_app({}), ["eval", *map(str, arguments)])
+run = partial(mof, "eval")
 
 
 def done(result: Result, out: Path) -> Any:
@@ -67,9 +66,7 @@ def answer_right(body: Body) -> str:
     return "(a)" if number % 2 else "The wings are closed."
 
 
-def test_a_model(tmp_path: Path, tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor, data: Path) -> None:
-    tiny_model.save_pretrained(tmp_path / "model")
-    tiny_processor.save_pretrained(tmp_path / "model")
+def test_a_model(tiny_folder: Path, tmp_path: Path, data: Path) -> None:
     out, arguments = tmp_path / "run", ("mmvp", "--data", data, "--model", tmp_path / "model", "--max-new-tokens", "6")
     first = done(run(*arguments, "--output", out), out)
     assert first["usage"]["asked"] == first["questions"] == 2 * PAIRS and first["pairs"] == PAIRS

@@ -14,8 +14,9 @@ from PIL import Image
 
 from mof.data.collator import SupervisedCollator
 from mof.data.digests import digest, record_id
+from mof.data.record_files import UnreadableRow
 from mof.data.records import RecordError, images_of, texts_of, to_record
-from mof.data.rows import UnreadableRow, id_of, rows
+from mof.data.rows import id_of, rows
 from mof.processor import MoFProcessor
 
 FILE = io.BytesIO()

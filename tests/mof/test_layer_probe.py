@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
+from support.commands import mof
 
 from encoders import build_encoder
-from mof.cli.app import build_app
 from mof.evals.layer_probe import STRENGTHS, _encoded, _groups, probe_layers, ridge, right_pairs
 from mof.evals.mmvp import Question, read_mmvp
 
@@ -118,8 +117,8 @@ def test_features_of_each_layer_are_its_tokens_averaged_over_cells(tmp_path: Pat
 def test_the_command_writes_table_files_and_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     write_pairs(tmp_path / "data")
-    options = ["--encoder", "mini-clip", "--output", str(tmp_path / "out"), "--plot", str(tmp_path / "layers.png")]
-    result = CliRunner().invoke(build_app({}), ["probe", "layers", "--data", str(tmp_path / "data"), *options])
+    options = ["--encoder", "mini-clip", "--output", tmp_path / "out", "--plot", tmp_path / "layers.png"]
+    result = mof("probe", "layers", "--data", tmp_path / "data", *options)
     assert result.exit_code == 0, result.output
     assert "best layer" in result.output and "1 of 25 pairs are left out" in result.output
     document = json.loads((tmp_path / "out" / "mini-clip.layers.json").read_text())

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from support.commands import mof
 from support.stand_in import Body, question_of, serve
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from mof import MoFForConditionalGeneration, MoFProcessor
-from mof.cli.app import build_app
 from mof.evals.answerers import LocalModel
 from mof.evals.answering import Answer, Prompt
 
@@ -29,13 +28,6 @@ from mof.evals.lmms.model import MofLmms, cut
 
 COUNT = 6
 ORIGIN = "lmms-lab-encoder"  # where lmms-eval takes most data sets from
-
-
-@pytest.fixture
-def folder(tmp_path: Path, tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor) -> Path:
-    tiny_model.save_pretrained(tmp_path / "model")
-    tiny_processor.save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
 
 
 def photos() -> list[Image.Image]:
@@ -74,9 +66,9 @@ def instances(count: int, length: int, until: list[str], target: Callable[[Any],
     return made, {"t": {"test": documents}}
 
 
-def test_a_batch_size_is_a_number(folder: Path) -> None:
+def test_a_batch_size_is_a_number(tiny_folder: Path) -> None:
     with pytest.raises(ValueError, match=r"batch_size.*'auto:4'"):
-        MofLmms(str(folder), batch_size="auto:4")
+        MofLmms(str(tiny_folder), batch_size="auto:4")
 
 
 def test_the_entry_point_is_what_lmms_eval_expects(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,12 +83,12 @@ def test_the_entry_point_is_what_lmms_eval_expects(monkeypatch: pytest.MonkeyPat
     assert registry.get_model_class("mof") is MofLmms
 
 
-def test_texts_are_those_of_the_answerer(folder: Path) -> None:
-    model = MofLmms.create_from_arg_string(f"pretrained={folder}", {"batch_size": 4, "max_batch_size": None})
+def test_texts_are_those_of_the_answerer(tiny_folder: Path) -> None:
+    model = MofLmms.create_from_arg_string(f"pretrained={tiny_folder}", {"batch_size": 4, "max_batch_size": None})
     requests, model.task_dict = instances(5, 7, ["\n\n"])
     results = model.generate_until(requests)
     for i, (request, result) in enumerate(zip(requests, results, strict=True)):
-        answerer = LocalModel.load(folder, batch_size=1, max_new_tokens=7 + i % 2)
+        answerer = LocalModel.load(tiny_folder, batch_size=1, max_new_tokens=7 + i % 2)
         prompt = Prompt.about("x", model.task_dict["t"]["test"][i]["image"], request.args[0])
         (_, alone), *_ = answerer.answer([prompt])
         assert result.text == alone.text.split("\n\n")[0].strip()
@@ -111,11 +103,11 @@ def test_answers_end_at_stops(text: str, stops: Any, left: str) -> None:
     assert cut(text, stops) == left
 
 
-def test_losses_are_negative_log_likelihoods(folder: Path) -> None:
-    model = MofLmms(str(folder), batch_size=2)
+def test_losses_are_negative_log_likelihoods(tiny_folder: Path) -> None:
+    model = MofLmms(str(tiny_folder), batch_size=2)
     requests, model.task_dict = instances(3, 0, [], target=lambda document: f"answer {len(document['text'])}")
     for request, (loss, greedy) in zip(requests, model.loglikelihood(requests), strict=True):
-        answerer = LocalModel.load(folder, batch_size=1, max_new_tokens=1)
+        answerer = LocalModel.load(tiny_folder, batch_size=1, max_new_tokens=1)
         document = model.document(request)
         option = f"answer {len(document['text'])}"
         (_, alone), *_ = answerer.answer([Prompt.about("x", document["image"], request.args[0], (option,))])
@@ -126,29 +118,29 @@ def test_losses_are_negative_log_likelihoods(folder: Path) -> None:
     assert model.loglikelihood(requests)[0][1] is True and model.loglikelihood([]) == []
 
 
-def test_answers_are_kept(folder: Path, tmp_path: Path) -> None:
+def test_answers_are_kept(tiny_folder: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache.jsonl"
-    first = MofLmms(str(folder), cache=str(cache))
+    first = MofLmms(str(tiny_folder), cache=str(cache))
     requests, first.task_dict = instances(4, 5, [])
     texts = first.generate_until(requests)
     cache.write_bytes(b"\n".join(cache.read_bytes().splitlines()[:-1]) + b'\n{"key": "to')  # killed while the last was written
-    second = MofLmms(str(folder), cache=str(cache))
+    second = MofLmms(str(tiny_folder), cache=str(cache))
     second.task_dict = first.task_dict
     assert second.generate_until(requests) == texts
     assert cache.read_bytes().count(b'"answer"') == 4
 
 
-def test_what_it_does_not_take(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = MofLmms(str(folder))
+def test_what_it_does_not_take(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MofLmms(str(tiny_folder))
     model.task_dict = instances(1, 5, [])[1]
     video = Instance("generate_until", ("?", {}, lambda _: ["film.mp4"], 0, "t", "test"), 0, {"task": "t", "doc_id": 0, "repeats": 1})
     with pytest.raises(ValueError, match="task t "):
         model.generate_until([video])
     with pytest.raises(ValueError, match=r"config.json"):
-        MofLmms(str(folder / "nothing"))
+        MofLmms(str(tiny_folder / "nothing"))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="one process"):
-        MofLmms(str(folder))
+        MofLmms(str(tiny_folder))
 
 
 @pytest.fixture
@@ -202,10 +194,10 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def suite(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(build_app({}), ["eval", *map(str, arguments)], env={"COLUMNS": "250"})
+    return mof("eval", *arguments, COLUMNS="250")
 
 
-def test_a_suite(folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_suite(tiny_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Right answers are counted here from the answers that were written; the model's own are nonsense, so some are put in."""
     genuine = LocalModel.answer
 
@@ -235,7 +227,7 @@ def test_a_suite(folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.M
     out = tmp_path / "out"
     with serve(judge) as server:
         monkeypatch.setenv("OPENAI_API_URL", server.url)
-        shown = suite("--suite", "vig", "--model", folder, "--output", out, "--name", "tiny", "--seed", "3")
+        shown = suite("--suite", "vig", "--model", tiny_folder, "--output", out, "--name", "tiny", "--seed", "3")
     assert shown.exit_code == 0, shown.output
     result = json.loads((out / "result.json").read_text())
     values = {f"{figure['task']} {figure['metric']}": figure["value"] for figure in result["figures"]}
@@ -259,7 +251,7 @@ def test_a_suite(folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.M
     assert cells["model"] == "tiny" and "33.3333" in line[1] and "16.6667" in line[1]
 
 
-def test_without_data_or_judge_every_task_says_why(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_data_or_judge_every_task_says_why(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model is built, lmms-eval is set going, and what is missing is the data."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
@@ -267,7 +259,7 @@ def test_without_data_or_judge_every_task_says_why(folder: Path, tmp_path: Path,
     built = []
     genuine = MofLmms.__init__
     monkeypatch.setattr(MofLmms, "__init__", lambda self, *a, **b: (genuine(self, *a, **b), built.append(self))[0])
-    shown = suite("--suite", "mof", "--model", folder, "--output", tmp_path / "out")
+    shown = suite("--suite", "mof", "--model", tiny_folder, "--output", tmp_path / "out")
     assert shown.exit_code == 2 and "no task of the suite mof could be run" in shown.stderr and len(built) == 1
     failed = json.loads((tmp_path / "out" / "result.json").read_text())["failed"]
     assert "set OPENAI_API_KEY" in failed["llava_in_the_wild"] and "nyu-visionx/CV-Bench" in failed["cv_bench"]
@@ -275,18 +267,18 @@ def test_without_data_or_judge_every_task_says_why(folder: Path, tmp_path: Path,
     assert joined.exit_code == 2 and "no figures" in joined.stderr
 
 
-def test_a_judge_that_does_not_reply_is_no_judge(folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_judge_that_does_not_reply_is_no_judge(tiny_folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
     monkeypatch.setattr("mof.evals.lmms.suites.SUITES", {"mof": ("mmhal_bench",)})
     with serve(lambda _: (401, {}, b"{}")) as server:
         monkeypatch.setenv("OPENAI_API_URL", server.url)
-        shown = suite("--suite", "mof", "--model", folder, "--output", tmp_path / "out")
+        shown = suite("--suite", "mof", "--model", tiny_folder, "--output", tmp_path / "out")
     assert shown.exit_code == 2
     assert "the judge does not reply" in json.loads((tmp_path / "out" / "result.json").read_text())["failed"]["mmhal_bench"]
 
 
-def test_the_command_needs_what_it_needs(folder: Path) -> None:
-    refused = suite("--suite", "vig", "--model", folder)
+def test_the_command_needs_what_it_needs(tiny_folder: Path) -> None:
+    refused = suite("--suite", "vig", "--model", tiny_folder)
     assert refused.exit_code == 2 and "--suite with --model and --output" in refused.stderr
 
 
@@ -298,19 +290,19 @@ SOURCES = {
 }  # fmt: skip
 
 
-def test_every_task_of_the_suite_vision_gets_as_far_as_its_data(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_task_of_the_suite_vision_gets_as_far_as_its_data(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mof.evals.lmms.suites import SUITES
 
     assert tuple(SOURCES) == SUITES["vision"]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("mof.evals.lmms.suites._check_judge", lambda: None)
-    shown = suite("--suite", "vision", "--model", folder, "--output", tmp_path / "out")
+    shown = suite("--suite", "vision", "--model", tiny_folder, "--output", tmp_path / "out")
     assert shown.exit_code == 2 and "no task of the suite vision could be run" in shown.stderr
     failed = json.loads((tmp_path / "out" / "result.json").read_text())["failed"]
     assert {task: place for task, place in SOURCES.items() if place not in failed[task]} == {}, failed
 
 
-def test_our_own_tasks_of_the_suite_vision(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_our_own_tasks_of_the_suite_vision(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Right answers are known here: the answerer below sees only the photo's number in its width."""
     place = tmp_path / "data"
     (place / "MMVP_VLM" / "MLLM_VLM Images" / "State").mkdir(parents=True)
@@ -352,7 +344,7 @@ def test_our_own_tasks_of_the_suite_vision(folder: Path, tmp_path: Path, monkeyp
             yield i, Answer(text)
 
     monkeypatch.setattr(LocalModel, "answer", answer)
-    shown = suite("--suite", "vision", "--model", folder, "--output", tmp_path / "out")
+    shown = suite("--suite", "vision", "--model", tiny_folder, "--output", tmp_path / "out")
     assert shown.exit_code == 0, shown.output
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     values = {f"{figure['task']} {figure['metric']}": figure["value"] for figure in result["figures"]}

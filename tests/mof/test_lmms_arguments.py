@@ -10,10 +10,9 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from support.commands import mof
 from support.two_passes import chats
-from typer.testing import CliRunner
 
-from mof.cli.app import build_app
 from mof.evals.answerers import LocalModel
 from mof.evals.answering import Prompt
 from vig.decoding import VCD, build_decoding
@@ -57,9 +56,7 @@ def model_class(monkeypatch: pytest.MonkeyPatch) -> Any:
     sys.modules.pop("mof.evals.lmms.model", None)  # a later test may want the real lmms-eval
 
 
-def test_decoding_is_a_model_argument(model_class: Any, tiny_model: Any, tiny_processor: Any, tmp_path: Path) -> None:
-    tiny_model.save_pretrained(tmp_path / "model")
-    tiny_processor.save_pretrained(tmp_path / "model")
+def test_decoding_is_a_model_argument(model_class: Any, tiny_model: Any, tiny_processor: Any, tiny_folder: Path, tmp_path: Path) -> None:
     further = {"max_batch_size": None}
     plain, made = (
         model_class.create_from_arg_string(f"pretrained={tmp_path / 'model'},batch_size=2{more}", further)
@@ -92,5 +89,5 @@ def test_the_suite_gets_the_method(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     runs: list[Any] = []
     monkeypatch.setattr("mof.evals.lmms.suites.run_suite", lambda suite, run, console: runs.append(run) or {"figures": []})
     words = ("eval", "--suite", "vig", "--model", tmp_path, "--output", tmp_path / "out", "--decoding", "m3id:decay=0.1")
-    CliRunner().invoke(build_app({}), [str(word) for word in words])
+    mof(*words)
     assert [run.decoding for run in runs] == ["m3id:decay=0.1"]

@@ -178,10 +178,8 @@ def test_no_options_no_likelihoods(make: Callable[..., LocalModel]) -> None:
 
 
 def test_a_saved_model_is_loaded_and_known_by_its_weights_and_files(
-    tmp_path: Path, tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor, prompts: list[Prompt]
+    tiny_folder: Path, tmp_path: Path, tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor, prompts: list[Prompt]
 ) -> None:
-    tiny_model.save_pretrained(tmp_path / "model")
-    tiny_processor.save_pretrained(tmp_path / "model")
     loaded = LocalModel.load(tmp_path / "model", max_new_tokens=12)
     expected = answers_of(LocalModel(tiny_model, tiny_processor, "tiny", max_new_tokens=12), prompts)
     assert [answer.text for answer in answers_of(loaded, prompts)] == [answer.text for answer in expected]

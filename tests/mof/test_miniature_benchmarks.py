@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
+from support.commands import mof
 
 from encoders import build_encoder
-from mof import MoFForConditionalGeneration, MoFProcessor, probe_mmvp_vlm
-from mof.cli.app import build_app
+from mof import probe_mmvp_vlm
 from mof.evals.answering import Answer
 from mof.evals.chair import CocoWords, read_objects, score_chair
 from mof.evals.mmvp import eval_mmvp, read_mmvp
@@ -183,9 +182,7 @@ def test_the_probe_sees_what_mini_clip_was_told_and_not_what_it_was_not(drawn):
     assert sum(result.image_similarity.values()) > sum(images_only.image_similarity.values())
 
 
-def test_the_commands_run_on_the_folders(tmp_path, tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor):
-    tiny_model.save_pretrained(tmp_path / "model")
-    tiny_processor.save_pretrained(tmp_path / "model")
+def test_the_commands_run_on_the_folders(tiny_folder, tmp_path):
     write_benchmarks(drawn := tmp_path / "drawn", pairs=1, scenes=3)
     chair = drawn / "CHAIR"
     calls = {
@@ -196,6 +193,6 @@ def test_the_commands_run_on_the_folders(tmp_path, tiny_model: MoFForConditional
     }  # fmt: skip
     for name, call in calls.items():
         arguments = ["eval", name, *call, "--model", tmp_path / "model", "--out", tmp_path / name, "--max-new-tokens", "2"]
-        done = CliRunner().invoke(build_app({}), [str(argument) for argument in arguments])
+        done = mof(*arguments)
         assert done.exit_code == 0, done.output
         assert json.loads((tmp_path / name / "result.json").read_text())["benchmark"] == name

@@ -14,12 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support.commands import mof
 from torch import Tensor
-from typer.testing import CliRunner
 
 from encoders import FeatureStore, build_encoder, encode_images
 from mof import probe_mmvp_vlm
-from mof.cli.app import build_app
 from mof.evals.mmvp_vlm import IMAGE_FOLDERS, read_mmvp_vlm, why_not_official
 from mof.evals.patterns import PATTERNS
 from mof.evals.published import MMVP_VLM, MMVP_VLM_REPAIRED, mmvp_vlm_average
@@ -211,9 +210,9 @@ def test_the_official_folder_is_recognised_by_its_content(tmp_path: Path) -> Non
 
 def test_command(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "data", TYPES, pairs=1)
-    arguments = ["probe", "mmvp-vlm", "--data", str(folder), "--encoder", "mini-clip", "--encoder", "mini-dino"]
-    arguments += ["--output", str(tmp_path / "out"), "--plot", str(tmp_path / "out" / "table.svg")]
-    outcome = CliRunner().invoke(build_app({}), arguments, env={"COLUMNS": "160"})
+    arguments = ["probe", "mmvp-vlm", "--data", folder, "--encoder", "mini-clip", "--encoder", "mini-dino"]
+    arguments += ["--output", tmp_path / "out", "--plot", tmp_path / "out" / "table.svg"]
+    outcome = mof(*arguments, COLUMNS="160")
     assert outcome.exit_code == 0, outcome.output
     line = next(line for line in outcome.stdout.splitlines() if "OpenAI ViT-L/14 224" in line)
     assert line.split()[-10:] == ["13.3", "13.3", "20.0", "20.0", "13.3", "53.3", "20.0", "6.7", "13.3", "19.3"]
@@ -222,7 +221,7 @@ def test_command(tmp_path: Path) -> None:
     assert "arXiv 2503.19480, table 1" in outcome.stdout
     drawn = (tmp_path / "out" / "table.svg").read_text()
     assert "published, on MMVP-VLM, which these pairs are not: right pairs, %" in outcome.stdout
-    narrow = CliRunner().invoke(build_app({}), arguments[:6], env={"COLUMNS": "60"}).stdout
+    narrow = mof(*arguments[:6], COLUMNS="60").stdout
     words = {word for line in narrow.splitlines() for word in line.split()}
     assert {"Orientation", "Perspective", "Structural", "(continued)", "378", "Text"} <= words and max(map(len, narrow.splitlines())) <= 60
     assert "right pairs, %; chance 25" in drawn and "cosine of a pair" in drawn  # both tables, as comments beside their outlines
@@ -230,7 +229,7 @@ def test_command(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "mini-clip.json", "mini-clip.csv", "mini-dino.json", "mini-dino.csv", "table.svg",
     }  # fmt: skip
-    outcome = CliRunner().invoke(build_app({}), ["probe", "mmvp-vlm", "--data", str(tmp_path), "--encoder", "mini-clip"])
+    outcome = mof("probe", "mmvp-vlm", "--data", tmp_path, "--encoder", "mini-clip")
     assert outcome.exit_code == 2 and "is not MMVP-VLM" in outcome.stderr
 
 

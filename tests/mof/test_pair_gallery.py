@@ -6,10 +6,10 @@ import functools
 import io
 import json
 import re
-import shutil
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,8 +25,6 @@ from mof.pairs import similarity_sample
 from mof.pairs.gallery import Gallery, share_text, similarity_chart
 from mof.pairs.image_collection import SAME_PICTURE, ThumbnailEncoder
 from mof.pairs.similarity_sample import sample_similarities
-
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 def photo(seed: int, side: int = 200) -> Image.Image:
@@ -129,10 +127,9 @@ def test_no_axis_goes_beyond_what_a_cosine_can_be() -> None:
         assert max(ends) <= 1 and min(ends) >= -1 and "log scale" in chart
 
 
+@pytest.mark.slow
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
-def test_full_photos_are_shown_where_the_folder_is_served(tmp_path: Path) -> None:
-    sync_api = pytest.importorskip("playwright.sync_api")
+def test_full_photos_are_shown_where_the_folder_is_served(browser: Any, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     names = [str(tmp_path / f"photos/{n} #%?.png") for n in range(4)]
     for n, name in enumerate(names):
@@ -143,24 +140,21 @@ def test_full_photos_are_shown_where_the_folder_is_served(tmp_path: Path) -> Non
     gallery.write(tmp_path / "out.html", tmp_path / "photos")
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(SimpleHTTPRequestHandler, directory=tmp_path))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.goto(f"http://127.0.0.1:{server.server_port}/out.html")
-        page.click(".photos")
-        page.wait_for_load_state("networkidle")
-        widths = page.evaluate("[...document.querySelectorAll('#viewer img')].map((img) => img.naturalWidth)")
-        browser.close()
+    page = browser.new_page()
+    page.goto(f"http://127.0.0.1:{server.server_port}/out.html")
+    page.click(".photos")
+    page.wait_for_load_state("networkidle")
+    widths = page.evaluate("[...document.querySelectorAll('#viewer img')].map((img) => img.naturalWidth)")
+    page.close()
     server.shutdown()
     server.server_close()
     assert widths == [666, 666]
 
 
+@pytest.mark.slow
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
-def test_the_page_in_a_browser(tmp_path: Path) -> None:
+def test_the_page_in_a_browser(browser: Any, tmp_path: Path) -> None:
     """1,000 pairs: drawn as one scrolls, sorted, filtered, enlarged, blinked; a name with markup in it is text."""
-    sync_api = pytest.importorskip("playwright.sync_api")
     count = 46
     names = [str(tmp_path / f"photos/{n:02d}<img src=q onerror=alert(1)>&amp;.png") for n in range(count)]
     (tmp_path / "photos").mkdir()
@@ -173,60 +167,58 @@ def test_the_page_in_a_browser(tmp_path: Path) -> None:
     sample = sample_similarities([clip], [dino])
     gallery = Gallery(pairs, names, "left </script>", "right", -1.0, 1.1, sample, None, 0, {})
     gallery.write(tmp_path / "gallery.html", tmp_path / "photos")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1200, "height": 800})
-        trouble: list[str] = []
-        page.on("pageerror", lambda error: trouble.append(str(error)))
-        page.on("dialog", lambda dialog: (trouble.append(dialog.message), dialog.dismiss()))
-        page.goto((tmp_path / "gallery.html").as_uri())
-        used: set[int] = set()
-        for pair in zip(pairs.i.tolist(), pairs.j.tolist(), strict=True):
-            used |= set(pair) if not used & set(pair) else set()
-        assert page.inner_text("#count") == f"{len(used) // 2} of 1,035 pairs"  # each image once
-        page.uncheck("#once")
-        assert page.inner_text("#count") == f"{len(pairs):,} pairs" == "1,035 pairs"
-        assert page.evaluate("['clip', 'dino'].map((id) => document.getElementById(id).nextElementSibling.value)") == ["-1", "1.1"]
-        assert page.locator("article").count() < 300
-        for _ in range(100):
-            page.evaluate("scrollTo(0, 1e9)")
-            page.wait_for_timeout(20)
-            if page.locator("article").count() == len(pairs):
-                break
-        assert page.locator("article").count() == len(pairs)
-        assert page.locator("article img:not([src])").count() == sum(5 in pair for pair in zip(pairs.i, pairs.j, strict=True)), "no file"
-        page.select_option("#sort", "dino")
-        first = float(page.locator("article b.dino").first.text_content())
-        assert first == pytest.approx(pairs.dino_similarity.min(), abs=1e-3)
-        page.fill("#search", "07<IMG")
-        assert page.inner_text("#count") == f"{count - 1} of 1,035 pairs"
-        page.fill("#search", "")
-        page.evaluate("Object.assign(document.getElementById('clip'), {value: 0.9}).dispatchEvent(new Event('input'))")
-        assert page.inner_text("#count") == f"{int((pairs.clip_similarity.round(4) >= 0.9).sum())} of 1,035 pairs"
-        page.locator("article .tick input").nth(1).check()
-        page.locator("article .tick select").nth(1).select_option("Text")
-        page.click(".photos")
-        assert page.inner_text("#place").startswith("1 of ")
-        page.keyboard.press("t")
-        sources = "[...document.querySelectorAll('#viewer img')].map((img) => img.src)"
-        one, other = page.evaluate(sources)
-        assert one.startswith("file:///") and one.endswith(".png")
-        page.keyboard.press("Space")
-        page.keyboard.press("Space")
-        assert page.evaluate(sources) == [other, one] and page.locator("#viewer figure:visible").count() == 1
-        page.keyboard.press("ArrowRight")
-        assert page.evaluate(sources) != [one, other]
-        page.keyboard.press("Escape")
-        assert not page.locator("#viewer").is_visible()
-        assert page.locator("article").first.get_attribute("class") == "card ticked"
-        page.check("#only")
-        assert page.inner_text("#count") == "2 of 1,035 pairs"
-        with page.expect_download() as saved:
-            page.click("#save")
-        rows = json.loads(Path(saved.value.path()).read_text())
-        assert sorted(str(row["pattern"]) for row in rows) == ["None", "Text"] and {row["image_i"] for row in rows} <= set(names)
-        before = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        page.click("#theme")
-        assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
-        assert trouble == []
-        browser.close()
+    page = browser.new_page(viewport={"width": 1200, "height": 800})
+    trouble: list[str] = []
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    page.on("dialog", lambda dialog: (trouble.append(dialog.message), dialog.dismiss()))
+    page.goto((tmp_path / "gallery.html").as_uri())
+    used: set[int] = set()
+    for pair in zip(pairs.i.tolist(), pairs.j.tolist(), strict=True):
+        used |= set(pair) if not used & set(pair) else set()
+    assert page.inner_text("#count") == f"{len(used) // 2} of 1,035 pairs"  # each image once
+    page.uncheck("#once")
+    assert page.inner_text("#count") == f"{len(pairs):,} pairs" == "1,035 pairs"
+    assert page.evaluate("['clip', 'dino'].map((id) => document.getElementById(id).nextElementSibling.value)") == ["-1", "1.1"]
+    assert page.locator("article").count() < 300
+    for _ in range(100):
+        page.evaluate("scrollTo(0, 1e9)")
+        page.wait_for_timeout(20)
+        if page.locator("article").count() == len(pairs):
+            break
+    assert page.locator("article").count() == len(pairs)
+    assert page.locator("article img:not([src])").count() == sum(5 in pair for pair in zip(pairs.i, pairs.j, strict=True)), "no file"
+    page.select_option("#sort", "dino")
+    first = float(page.locator("article b.dino").first.text_content())
+    assert first == pytest.approx(pairs.dino_similarity.min(), abs=1e-3)
+    page.fill("#search", "07<IMG")
+    assert page.inner_text("#count") == f"{count - 1} of 1,035 pairs"
+    page.fill("#search", "")
+    page.evaluate("Object.assign(document.getElementById('clip'), {value: 0.9}).dispatchEvent(new Event('input'))")
+    assert page.inner_text("#count") == f"{int((pairs.clip_similarity.round(4) >= 0.9).sum())} of 1,035 pairs"
+    page.locator("article .tick input").nth(1).check()
+    page.locator("article .tick select").nth(1).select_option("Text")
+    page.click(".photos")
+    assert page.inner_text("#place").startswith("1 of ")
+    page.keyboard.press("t")
+    sources = "[...document.querySelectorAll('#viewer img')].map((img) => img.src)"
+    one, other = page.evaluate(sources)
+    assert one.startswith("file:///") and one.endswith(".png")
+    page.keyboard.press("Space")
+    page.keyboard.press("Space")
+    assert page.evaluate(sources) == [other, one] and page.locator("#viewer figure:visible").count() == 1
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate(sources) != [one, other]
+    page.keyboard.press("Escape")
+    assert not page.locator("#viewer").is_visible()
+    assert page.locator("article").first.get_attribute("class") == "card ticked"
+    page.check("#only")
+    assert page.inner_text("#count") == "2 of 1,035 pairs"
+    with page.expect_download() as saved:
+        page.click("#save")
+    rows = json.loads(Path(saved.value.path()).read_text())
+    assert sorted(str(row["pattern"]) for row in rows) == ["None", "Text"] and {row["image_i"] for row in rows} <= set(names)
+    before = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.click("#theme")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
+    page.close()
+    assert trouble == []

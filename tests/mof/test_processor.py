@@ -18,7 +18,7 @@ from mof import MoFForConditionalGeneration, MoFProcessor
 from mof.chat_templates import CHATML, VICUNA, choose_chat_template
 from mof.data.answer_tokens import encode_record
 from mof.data.records import to_record
-from mof.processor import MoFImageProcessor
+from mof.image_processor import MoFImageProcessor
 
 RED = Image.new("RGB", (40, 20), (200, 0, 0))
 GENERATE = {"tokenize": True, "return_dict": True, "add_generation_prompt": True, "return_tensors": "pt"}

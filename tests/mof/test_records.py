@@ -17,8 +17,9 @@ from support.odd_records import ODD_RECORDS
 
 from encoders import read_image
 from mof.data.digests import digest, record_id
+from mof.data.record_files import list_items
 from mof.data.records import RecordError, images_of, texts_of, to_record
-from mof.data.rows import _items, read_records, read_rows
+from mof.data.rows import read_records, read_rows
 
 
 def image_part() -> dict[str, str]:
@@ -315,18 +316,18 @@ def test_the_digest_of_an_array_sees_its_middle() -> None:
 @pytest.mark.parametrize("text", ["[]", "[1, 2.5, null]", '[{"a": "]"}, [1]]', '[ {"a": 1}\n,\n{"b": "x, [y]"} ] \n', '["😀 \u2028", "z"]'])
 @pytest.mark.parametrize("piece", [1, 2, 3, 7, 1000])
 def test_a_list_is_read_in_pieces(text: str, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mof.data.rows.PIECE", piece)
+    monkeypatch.setattr("mof.data.record_files.PIECE", piece)
     (tmp_path / "a.json").write_text(text, encoding="utf-8")
     if text == "[]":
         assert read_rows(tmp_path / "a.json") == []
     else:
-        assert list(_items(tmp_path / "a.json")) == json.loads(text)
+        assert list(list_items(tmp_path / "a.json")) == json.loads(text)
 
 
 @pytest.mark.parametrize("text", ["[1 2]", "[1,]", "[,1]", "[1,,2]", "[1] x", "[1", '["a', "[1}", "[nul]"])
 @pytest.mark.parametrize("piece", [1, 3, 1000])
 def test_a_damaged_list_is_refused(text: str, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mof.data.rows.PIECE", piece)
+    monkeypatch.setattr("mof.data.record_files.PIECE", piece)
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(RecordError, match=r"a\.json.*not JSON"):
         read_rows(tmp_path / "a.json")

@@ -5,17 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import re
-import shutil
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
+from support.commands import mof
 from support.stand_in import question_of, serve
-from typer.testing import CliRunner, Result
 
 from encoders.runs import read_sealed
-from mof.cli.app import build_app
 from mof.evals.intervals import Difference
 from mof.evals.mmvp_vlm import MMVPVLMResult, PairResult
 from mof.evals.outcomes import MEASURES
@@ -24,7 +24,6 @@ from mof.evals.report import Cell, Report
 from mof.evals.report_page import write_html
 
 PAIRS = 27
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.fixture(autouse=True)
@@ -32,8 +31,7 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "300")
 
 
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(build_app({}), ["eval", *map(str, arguments)])
+run = partial(mof, "eval")
 
 
 def done(*arguments: str | Path) -> str:
@@ -283,21 +281,18 @@ def test_wrong_pairs_are_shown_with_both_answers(tmp_path: Path, data: Path) -> 
     assert (tmp_path / "r.html").read_text().count("no photo") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
-def test_no_table_is_cut_at_1280_pixels(tmp_path: Path) -> None:
-    sync_api = pytest.importorskip("playwright.sync_api")
+def test_no_table_is_cut_at_1280_pixels(browser: Any, tmp_path: Path) -> None:
     cells = {key: Cell(100.0, (91.1, 100.0), 3, 11.1) for key in MEASURES}
     rows = dict.fromkeys(["llava-1.5-13b-interleaved-vig-selected-70", "runs/a/folder/with/a/long/name/checkpoint-1200"], cells)
     write_html(Report([], dict(MEASURES), rows, [], [], {}, {}, []), tmp_path / "r.html")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 800})
-        page.goto((tmp_path / "r.html").as_uri())
-        cut = page.evaluate(
-            "[...document.querySelectorAll('table.main')].map((table) => table.parentNode.scrollWidth - table.parentNode.clientWidth)"
-        )
-        browser.close()
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.goto((tmp_path / "r.html").as_uri())
+    cut = page.evaluate(
+        "[...document.querySelectorAll('table.main')].map((table) => table.parentNode.scrollWidth - table.parentNode.clientWidth)"
+    )
+    page.close()
     assert len(cut) > 1 and max(cut) <= 0
 
 

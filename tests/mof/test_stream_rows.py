@@ -11,20 +11,23 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mof.data import rows
+from mof.data import record_files
+from mof.data.record_files import UnreadableRow, decoded
 from mof.data.records import RecordError
-from mof.data.rows import UnreadableRow, _decoded, read_rows, stream_rows
+from mof.data.rows import read_rows, stream_rows
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
 JSON = st.recursive(
-    st.none() | st.integers() | st.floats(allow_nan=False) | TEXT, lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner)
+    st.none() | st.integers() | st.floats(allow_nan=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
+    max_leaves=12,
 )
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.lists(JSON, max_size=6), st.sampled_from([None, 1]), st.booleans(), st.integers(1, 40))
 def test_a_list_in_any_pieces(tmp_path: Path, monkeypatch, items, indent, ascii, piece) -> None:
-    monkeypatch.setattr(rows, "PIECE", piece)
+    monkeypatch.setattr(record_files, "PIECE", piece)
     file = tmp_path / "x.json"
     file.write_text(json.dumps(items, indent=indent, ensure_ascii=ascii), encoding="utf-8-sig" if piece % 2 else "utf-8")
     assert list(stream_rows(file)) == read_rows(file) == items
@@ -41,7 +44,7 @@ def test_a_list_in_any_pieces(tmp_path: Path, monkeypatch, items, indent, ascii,
 def test_what_is_no_list_has_the_error_of_the_whole_file(tmp_path: Path, monkeypatch, content, piece) -> None:
     if len(content) > 1000 and piece < 1000:
         pytest.skip("slow")
-    monkeypatch.setattr(rows, "PIECE", piece)
+    monkeypatch.setattr(record_files, "PIECE", piece)
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(RecordError) as whole:
         read_rows(tmp_path / "x.json")
@@ -78,9 +81,9 @@ def test_the_fast_parser_says_what_json_says(value: Any, ascii: bool) -> None:
         expected = json.loads(text.decode())
     except ValueError:
         with pytest.raises(ValueError):
-            _decoded(text)
+            decoded(text)
     else:
-        assert repr(_decoded(text)) == repr(expected)  # NaN is not equal to itself
+        assert repr(decoded(text)) == repr(expected)  # NaN is not equal to itself
 
 
 @settings(deadline=None)
@@ -90,9 +93,9 @@ def test_the_fast_parser_takes_nothing_that_json_refuses(text: bytes) -> None:
         expected = repr(json.loads(text.removeprefix(codecs.BOM_UTF8).decode()))
     except ValueError:
         with pytest.raises(ValueError):
-            _decoded(text)
+            decoded(text)
     else:
-        assert repr(_decoded(text)) == expected
+        assert repr(decoded(text)) == expected
 
 
 def test_items_whose_joints_stand_within_them_too(tmp_path: Path) -> None:

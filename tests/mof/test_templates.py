@@ -34,6 +34,9 @@ TRIMMED = "{%- for m in messages -%} {{ m.role }} : {% if m.role == 'assistant' 
         VICUNA,
         CHATML,
         TRIMMED,
+        "{{ 2**-3 }}{{ 'a' * -1 }}{{ '%s-%d' % ('a', 3) }}{{ '{:>4}'.format(1) }}{{ [1, 2] | join(',') }}{{ 'a-b' | replace('-', '+') }}"
+        "{{ {'a': 1} | tojson(indent=2) }}{{ [{'a': 1}, {'a': 2}] | selectattr('a', 'equalto', 2) | list }}{{ ' a ' | trim ~ 1 ~ none }}"
+        "{{ 'a,b'.split(',') | last }}{{ [1, 2] | join(',', attribute='real') }}{{ 1.5 * 2 }}{{ x | default('d') }}{{ 'x' | e }}",
         "{% if tools %}t{% endif %}{{ tools is none }}{{ documents }}{{ 3 * 4 }}{{ add_generation_prompt == false }}",
     ],
 )
@@ -56,16 +59,37 @@ def test_every_spelling_of_the_mark(left: str, space: str, right: str) -> None:
         NESTED,
         NESTED.replace("TEXT", ""),
         "{{ 'x' * 10**10 }}",
-        "{{ 10**10**9 }}",
+        "{{ 10 ** (10 ** 9) }}",
         "{{ [0] * 10**12 }}",
         "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}",
         "{% set ns = namespace(x='ab') %}{% for i in range(60) %}{% set ns.x %}{{ ns.x }}{{ ns.x }}{% endset %}{% endfor %}",
+        "{{ 'x' | center(10**8) }}",
+        "{{ 'x'.ljust(10**8) }}{{ 'x'.zfill(10**8) }}",
+        "{{ '%0100000000d' % 1 }}",
+        "{{ '{:>{}}'.format(1, 10**8) }}",
+        "{{ 'x' | indent(10**8, true) }}",
+        "{{ [1] | tojson(indent=10**8) }}",
+        "{{ ('x' * 9999).replace('x', 'y' * 9999) }}",
+        "{{ ('x' * 9999) | replace('', 'y' * 9999) }}",
+        "{{ range(999) | join('x' * 9999) }}",
+        "{{ ('x' * 9999).join('y' * 999) }}",
+        "{{ '\t'.expandtabs(10**8) }}",
+        "{{ ('x' * 9999).translate({120: 'y' * 9999}) }}",
+        "{% set x = 'x' * 90000 %}{{ (x ~ x) | length }}",
+        "{% set x = 'x' * 90000 %}{{ (x + x) | length }}",
+        "{{ ['x' * 9999] * 99 }}",
+        "{{ '%s' % [['x' * 9999] * 99] }}",
+        "{{ 10**999 * 10**9999 }}",
+        "{{ [1] | batch(10**8, 0) | list }}",
+        "{{ range(9999) | map('string') | list | length }}",
+        "{% macro f() %}{% for i in range(999) %}{{ 'x' * 9999 }}{% endfor %}{% endmacro %}{{ f() | length }}",
+        "{{ lipsum(10**8) }}",
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(50) }}",
     ],
 )
 def test_a_template_without_end_is_refused(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mof.data.templates.MOST_STEPS", 1000)
-    monkeypatch.setattr("mof.data.templates.MOST_CHARACTERS", 100_000)
+    monkeypatch.setattr("mof.data.template_bounds.MOST_STEPS", 1000)
+    monkeypatch.setattr("mof.data.template_bounds.MOST_CHARACTERS", 100_000)
     with pytest.raises(TemplateBoundsError, match="chat template"):
         render(template, TALK)
 
@@ -73,7 +97,7 @@ def test_a_template_without_end_is_refused(template: str, monkeypatch: pytest.Mo
 def test_a_processor_with_a_template_without_end_is_refused(
     tiny_model: MoFForConditionalGeneration, tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mof.data.templates.MOST_STEPS", 1000)
+    monkeypatch.setattr("mof.data.template_bounds.MOST_STEPS", 1000)
     with pytest.raises(TemplateBoundsError, match="1000 steps"):
         MoFProcessor.from_parts(tiny_model, tiny_tokenizer, chat_template=NESTED)
 
@@ -81,7 +105,7 @@ def test_a_processor_with_a_template_without_end_is_refused(
 def test_a_conversation_that_makes_a_template_endless_is_refused_at_generation(
     tiny_processor: MoFProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mof.data.templates.MOST_STEPS", 1000)
+    monkeypatch.setattr("mof.data.template_bounds.MOST_STEPS", 1000)
     loops = "{% for i in range(100) %}{% for j in range(100) %}{% endfor %}{% endfor %}"
     tiny_processor.chat_template = "{% if 'xyzzy' in messages[0].content[0].text %}" + loops + "{% endif %}" + VICUNA
     chats = [[{"role": "user", "content": [{"type": "text", "text": text}]}] for text in ("Hello", "xyzzy")]

@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support.commands import mof
 from support.tiny import build_model, build_tokenizer
-from typer.testing import CliRunner
 
 from encoders import Encoder, View, encode_images
 from encoders.digests import DamagedError, seal_json
 from encoders.model_cards import CARD
 from mof import MoFProcessor
-from mof.cli.app import build_app
 from mof.evals.answerers import AnswersFile
 from mof.evals.answering import Answer, AnswerCache
 from mof.evals.mmvp_vlm import MMVPVLMResult, PairResult
@@ -29,7 +28,7 @@ from mof.pairs.pair_table import BlindPairs
 
 def verify(folder: Path) -> tuple[int, list[str]]:
     """The exit code and the lines without the summary."""
-    result = CliRunner().invoke(build_app({}), ["verify", str(folder)])
+    result = mof("verify", folder)
     return result.exit_code, result.output.splitlines()[:-1]
 
 
@@ -120,7 +119,7 @@ def test_swapped_shards(stores: Path) -> None:
 
 
 def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
-    result = CliRunner().invoke(build_app({}), ["verify", str(tmp_path / "nowhere")])
+    result = mof("verify", tmp_path / "nowhere")
     assert result.exit_code == 2 and "nowhere is no folder" in result.output
 
 

@@ -12,7 +12,7 @@ from support.tiny import build_model, build_tokenizer
 from transformers import LlamaConfig
 
 from mof import MoFConfig, MoFForConditionalGeneration, MoFModel, MoFProcessor
-from mof.processor import MoFImageProcessor
+from mof.image_processor import MoFImageProcessor
 
 pytestmark = pytest.mark.slow
 ABSENT: dict[str, dict[str, Any]] = {

@@ -55,6 +55,7 @@ def small(**changes: object) -> Setting:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "llm", "hidden"), [("7b", 6_738_415_616, 4096), ("13b", 13_015_864_320, 5120)])
 def test_published_sizes(llava: dict[str, Plan], size: str, llm: int, hidden: int):
     llava_plan = llava[size]
@@ -66,6 +67,7 @@ def test_published_sizes(llava: dict[str, Plan], size: str, llm: int, hidden: in
     assert llava_plan.total == sum(llava_plan.encoders.values()) + llava_plan.adapters + llm
 
 
+@pytest.mark.slow
 def test_published_visual_tokens_and_steps(llava: dict[str, Plan]):
     for llava_plan in llava.values():
         assert llava_plan.tokens_per_image == 1152
@@ -74,6 +76,7 @@ def test_published_visual_tokens_and_steps(llava: dict[str, Plan]):
         assert llava_plan.steps == {"align": 2181, "finetune": 5198, "finetune, VIG": 3734}
 
 
+@pytest.mark.slow
 def test_memory_of_the_published_setting(llava: dict[str, Plan]):
     llava_plan = llava["7b"]
     states = 16 * (6_738_415_616 + llava_plan.adapters)  # fp32 weights, gradients and two moments
@@ -94,12 +97,14 @@ def test_memory_of_the_published_setting(llava: dict[str, Plan]):
     assert llava_plan.memory("align", False, checkpointed=False)["optimizer"] == 8 * llava_plan.adapters
 
 
+@pytest.mark.slow
 def test_operations_of_the_encoders_are_those_published(llava: dict[str, Plan]):
     """timm counts 191.1 GMACs for CLIP ViT-L/14-336's 24 blocks, of which LLaVA runs 23, and 0.6 for its patches; DINOv2's are alike."""
     clip, dino = 2e9 * ((191.1 - 0.6) * 23 / 24 + 0.6), 2e9 * 191.1
     assert llava["7b"].image_operations == pytest.approx(clip + dino, rel=0.02)
 
 
+@pytest.mark.slow
 def test_hours_of_llava_as_published():
     """LLaVA-1.5 7B took 3.5 and 10 hours on 8 A100: stage 2 ran at a third of their peak of 312 TFLOP/s, stage 1 a little faster."""
     values = yaml.safe_load((CONFIGS / "llava15_7b.yaml").read_text())
@@ -111,6 +116,7 @@ def test_hours_of_llava_as_published():
     assert [stage.records for stage in stages] == [558_128, 624_610, 665_298, 477_915]
 
 
+@pytest.mark.slow
 def test_measured_shares_take_the_place_of_assumed_shares(llava: dict[str, Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     lines = [{"part": part, "name": name, "share": 0.2} for part, name in LINES.values()]
     facts = {"about": {"device": "NVIDIA H200"}, "lines": [*lines[:2], lines[2] | {"share": None}]}
@@ -135,6 +141,7 @@ def test_the_benchmark_has_the_lines_that_give_shares(monkeypatch: pytest.Monkey
     assert {name for _, name in LINES.values()} <= set(bench.lines)
 
 
+@pytest.mark.slow
 def test_nothing_is_looked_up(llava: dict[str, Plan], monkeypatch: pytest.MonkeyPatch):
     def refuse(*_: object) -> None:
         raise AssertionError("a plan needs no network")
@@ -143,6 +150,7 @@ def test_nothing_is_looked_up(llava: dict[str, Plan], monkeypatch: pytest.Monkey
     assert plan(small()).tokens_per_image > 0
 
 
+@pytest.mark.slow
 def test_the_tables_show_the_numbers(llava: dict[str, Plan]):
     console = Console(width=140, record=True, file=io.StringIO())
     console.print(plan_tables(llava["7b"]))
@@ -249,6 +257,7 @@ def test_a_layer_with_lora_saves_what_autograd_saves():
     assert trained == 4 * rank * sum(map(sum, layer.matrices))
 
 
+@pytest.mark.slow
 def test_the_plan_for_a_gpu_of_24_gib():
     setting = read_setting(CONFIGS / "llava15_7b_qlora.yaml")
     qlora = plan(setting, devices=1)

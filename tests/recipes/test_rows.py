@@ -7,7 +7,8 @@ import pytest
 
 from encoders import build_encoder
 from mof.adapter import FUSIONS, build_mixer
-from study.rows import COMPARISONS, contrasts, spread, study_tables, table_rows
+from study.result_tables import contrasts, spread, study_tables
+from study.rows import COMPARISONS, table_rows
 from study.settings import read_setting
 from study.ways import KEEPS, NOISE, NOISE_WAYS, WAYS
 

@@ -1,8 +1,12 @@
 """The study of swapped photos: which records are swapped and held out, and its tables."""
 
+import json
 from collections import Counter
 
+import numpy as np
 import pytest
+import yaml
+from PIL import Image
 
 import swap_photos
 from study.run_data import RunData
@@ -47,3 +51,32 @@ def test_differences_are_paired_over_seeds():
     assert means.rows["vig"][0] == "2.250" and means.rows["vig"][3:] == ["15", "2"]
     assert minus_random.rows.keys() == {"vig"} and minus_random.rows["vig"][0] == "+0.750 [-2.427, +3.927]"  # .75 +- 12.706 * .25
     assert not minus_everything.rows
+
+
+@pytest.mark.slow
+def test_the_study_end_to_end(tmp_path, monkeypatch, capsys):
+    colours = ["red", "blue", "green", "white", "black"]
+    records, rng = [], np.random.default_rng(0)
+    for i in range(20):
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+        turns = [{"from": "human", "value": "<image>\nSay."}, {"from": "gpt", "value": f"A {colours[i % 5]} dog {'runs' * (i % 3)}"}]
+        records.append({"id": str(i), "image": f"{i}.png", "conversations": turns})
+    for name, part in (("captions", records[:10]), ("mix", records[10:])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(part))
+    stage = {"learning_rate": 1e-2, "batch_size": 2}
+    setting = {
+        "name": "tiny", "encoders": {"clip": {"name": "mini-clip"}}, "llm": "mini-lm", "align": stage, "finetune": {**stage, "lora": 2},
+        "data": {"align": ["captions.json"], "finetune": ["mix.json"], "held_out": 0.5}, "workers": 0,
+    }  # fmt: skip
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(setting))
+    options = ["--config", tmp_path / "tiny.yaml", "--data-dir", tmp_path, "--output", tmp_path / "run", "--figures", tmp_path / "x.json"]
+    monkeypatch.setattr("sys.argv", ["recipe", *map(str, options), "--seeds", "0", "--ways", "vig", "random", "grounded"])
+    swap_photos.main()
+    figures = json.loads((tmp_path / "x.json").read_text())
+    vig, random, grounded = figures["rows"]
+    assert vig["active_tokens"] == random["active_tokens"] > 0 and grounded["active_tokens"] > 0
+    assert vig["held_out"]["loss_right_photo"] != random["held_out"]["loss_right_photo"]
+    assert figures["auroc"]["swapped-0"]["swapped"].keys() == {"vig", "lowest loss", "highest null loss"}
+    captions = figures["before"]["captions"]
+    assert captions["at random"]["auroc"] and captions["own"]["auroc"] is None
+    assert "minus random" in capsys.readouterr().out

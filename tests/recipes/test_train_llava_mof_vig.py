@@ -14,12 +14,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 from support import launch
-from typer.testing import CliRunner
+from support.commands import mof
 
 import train_llava_mof_vig
-import vig.cli.app
 from encoders import FeatureStore
-from mof.cli.app import build_app
 from study.command import current_spelling
 
 ROOT = Path(__file__).parents[2]
@@ -80,8 +78,7 @@ def test_the_default_rows_are_measured_and_printed(finished):
 def test_the_page_of_a_run_can_be_made_again(finished, tmp_path):
     folder, _ = finished
     scores, records = folder / "seed-0/score-interleaved", folder / "finetune.json"
-    arguments = ["vig", "report", *map(str, (scores, "--records", records, "--images", folder, "-o", tmp_path / "x.html"))]
-    result = CliRunner().invoke(build_app({"vig": vig.cli.app.app}), arguments)
+    result = mof("vig", "report", scores, "--records", records, "--images", folder, "-o", tmp_path / "x.html")
     assert result.exit_code == 0, result.output
     assert (tmp_path / "x.html").read_bytes() == (folder / "seed-0/vig-interleaved.html").read_bytes()
 
@@ -213,10 +210,13 @@ def test_the_study_of_noise_compares_ways_on_the_same_records(config, tmp_path):
     assert noisy and grounded == pytest.approx(everything * (1 - noisy / len(truth)), rel=0.1)
     assert lowest < everything and shuffled < everything and floor < everything
     assert steps > shuffled  # it goes through its records more than once
-    assert results["vig-floor 0"]["threshold"] == 0 and "threshold" not in results["grounded 0.4"]
+    assert (
+        results["vig-floor 0"]["threshold"] == 0 <= results["vig-floor 0"]["negative"] <= 1 and "threshold" not in results["grounded 0.4"]
+    )
     assert set(results["vig-steps mixed"]["auroc"]) == {"guessable", "boilerplate", "plausible"}
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_llava_prints_1152_visual_tokens_and_needs_no_network():
     printed, _ = run("--config", ROOT / "recipes/configs/llava15_7b.yaml", "--dry-run")
     assert "1,152" in printed

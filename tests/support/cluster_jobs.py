@@ -5,10 +5,8 @@ python -m support.cluster_jobs JOB DATA OUTPUT [ADDRESS]
 
 from __future__ import annotations
 
-import io
 import json
 import sys
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from mof.evals.answerers import LocalModel
 from mof.evals.answerers.cluster_model import ClusterModel
 from mof.evals.answering import AnswerCache, Prompt, answer_all
 from mof.pairs import ledger as pair_ledger
+from support.pictures import encoded, tar_of
 from support.spectra import embeddings
 from support.tiny import TinyEncoder
 from support.tiny_llava import build_llava, many_records
@@ -37,18 +36,11 @@ SIDE, IMAGES = 64, 1200
 
 def picture(seed: int) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).resize((40, 40)).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encoded(Image.fromarray(pixels).resize((40, 40)))
 
 
-def tar_of(path: Path, contents: list[bytes]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for number, content in enumerate(contents):
-            member = tarfile.TarInfo(f"{number:04d}.png")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return path
+def numbered_tar(path: Path, contents: list[bytes]) -> Path:
+    return tar_of(path, [(f"{number:04d}.png", content) for number, content in enumerate(contents)])
 
 
 def write_data(folder: Path) -> Path:
@@ -56,7 +48,7 @@ def write_data(folder: Path) -> Path:
     contents = [picture(number % 140) for number in range(150)]  # the last ten are doubles
     for number in (3, 64, 65, 120):
         contents[number] = contents[number][:120] if number % 2 else b"no image"
-    tar_of(folder / "photos.tar", contents)
+    numbered_tar(folder / "photos.tar", contents)
     (folder / "bad.png").write_bytes(b"no image")
     (folder / "records.json").write_text(json.dumps(many_records(folder / "images")))
     return folder
@@ -104,6 +96,11 @@ JOBS: dict[str, tuple[Job, str, int]] = {
     "answer": (answer, "cache.jsonl", 5),
 }
 """Name -> the job, the pattern of its results, and how many of them there are in the middle of the job."""
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Return the content of every file by its path, without locks."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file() and "lock" not in path.name}
 
 
 def results(name: str, out: Path) -> int:

@@ -23,14 +23,12 @@ from typing import Any
 
 import pytest
 from typer.core import TyperCommand
-from typer.testing import CliRunner
 
 from encoders import registry
-from mof.cli.app import build_app
+from support.commands import mof
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^(?:<!-- only checked: ([^\n]+) -->\n)?```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-APP = build_app({"train": "vig.cli.train:train", "vig": "vig.cli.app:app"})
 LAUNCHERS = re.compile(r"torchrun --no-python --nproc_per_node \d+ |accelerate launch --config_file (\S+) ")
 SCRIPTS = ("recipes/", "benchmarks/", "docs/scripts/", "examples/")
 LESS = {"train_llava_mof_vig.py": ["--quick", "--rows", "interleaved+vig"], "draw_benchmarks.py": ["--pairs", "2", "--scenes", "10"]}
@@ -110,7 +108,7 @@ def _run_mof(words: list[str], only_check: bool, patch: pytest.MonkeyPatch) -> N
     with patch.context() as inner:
         if only_check:
             inner.setattr(TyperCommand.__base__, "invoke", lambda command, context: None)  # the words were parsed before
-        result = CliRunner().invoke(APP, words[1:])
+        result = mof(*words[1:])
     assert result.exit_code == 0, f"{shlex.join(words)}\n{result.output}"
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from support.tiny_llava import build_llava, build_records
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
@@ -25,6 +27,15 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def records(image_folder: Path) -> list[dict[str, Any]]:
     return build_records(image_folder)
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums in one order, here and in other processes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from mof.data.records import images_of, to_record
 from vig import score
 from vig.analyses.comparison import attention_table, match_table, misleading_table
 from vig.analyses.image_attention import image_attention
-from vig.analyses.image_match import image_match, right_against_other_image, with_other_images
+from vig.analyses.image_match import auroc, image_match, right_against_other_image, with_other_images
 from vig.analyses.misleading_text import misleading_text, named_option
 
 Llava = tuple[LlavaForConditionalGeneration, LlavaProcessor]
@@ -105,13 +105,30 @@ def test_image_match_is_the_mean_of_the_scores(llava: Llava, records: list[dict[
     swapped = [one | {"image": f"{(i + 1) % 5}.png"} for i, one in enumerate(records)]
     swapped[2] = records[2] | {"image": "missing.png"}  # then record 2 counts in neither group
     rows = image_match(model, processor, {"own": records, "other": swapped[::-1]}, tmp_path, image_folder=image_folder)
+    vigs = {}
     for name, group in (("own", records), ("other", swapped)):
-        vig = [score(model, processor, [one], image_folder=image_folder)[0].vig for i, one in enumerate(group) if i != 2]
+        vig = vigs[name] = [score(model, processor, [one], image_folder=image_folder)[0].vig for i, one in enumerate(group) if i != 2]
         assert rows[name].vig.mean == pytest.approx(np.mean(vig), abs=1e-5) and rows[name].vig.n == 4
         assert rows[name].vig.error == pytest.approx(np.std(vig, ddof=1) / 2, abs=1e-5)
         assert rows[name].positive == np.mean(np.array(vig) > 0)
         assert (tmp_path / name / "_manifest.json").is_file()
     assert match_table(rows, "m").row_count == 2
+    higher = [own > other for own in vigs["own"] for other in vigs["other"]]
+    assert rows["own"].auroc is None and rows["other"].auroc is not None and rows["other"].auroc.mean == np.mean(higher)
+
+
+def test_the_error_of_auroc_is_the_spread_over_samples_of_records() -> None:
+    rng = np.random.default_rng(0)
+
+    def draw() -> np.ndarray:  # two values of each record that have much in common
+        own = rng.normal(size=(1, 100))
+        return np.round(np.concatenate([own + 0.3, own + rng.normal(scale=0.5, size=(1, 100))]), 1)  # with ties
+
+    drawn = [auroc(*draw()) for _ in range(300)]
+    assert np.mean([result.error for result in drawn]) == pytest.approx(np.std([result.mean for result in drawn]), rel=0.15)
+    own, other = draw()
+    by_hand = np.mean((own[:, None] > other) + 0.5 * (own[:, None] == other))
+    assert auroc(own, other).mean == pytest.approx(by_hand)
 
 
 def test_groups_of_other_records_are_refused(llava: Llava, records: list[dict[str, Any]], text_only: dict[str, Any]) -> None:

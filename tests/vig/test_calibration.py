@@ -111,6 +111,7 @@ def test_records_with_equal_vig_look_as_if_their_image_was_swapped() -> None:
     assert calibration([], [])["alike"] is None
 
 
+@pytest.mark.slow
 def test_a_model_without_stage_1_is_said_to_be_unfit(tmp_path) -> None:
     """mini-lm reads soft tokens, but its adapter is random."""
     torch.manual_seed(0)

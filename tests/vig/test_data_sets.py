@@ -11,11 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from support.commands import mof
 from transformers import TrainingArguments
-from typer.testing import CliRunner
 
 from encoders.storage import LOCKS
-from mof.cli.app import build_app
 from mof.data import SupervisedCollator, read_records
 from mof.data.records import require_unchanged, to_record
 from vig import SelectiveTrainer, load_scores, score, select
@@ -123,8 +122,7 @@ def test_parquet_files(llava, rows, records, image_folder, tmp_path) -> None:
     scores = score(*llava, tmp_path / "records.parquet", output_dir=tmp_path / "scores")
     assert_equal(scores, expected)
     given = ["--scores", tmp_path / "scores", "--records", tmp_path / "records.parquet", "--keep", "0.6"]
-    app = build_app({"vig": "vig.cli.app:app"})
-    result = CliRunner().invoke(app, ["vig", "select", *map(str, given), "--output", str(tmp_path / "selected.parquet")])
+    result = mof("vig", "select", *given, "--output", tmp_path / "selected.parquet")
     assert result.exit_code == 0, result.output
     chosen = read_records(tmp_path / "selected.parquet")
     assert [record["id"] for record in chosen] == select(scores, 0.6).sample_ids

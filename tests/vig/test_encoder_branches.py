@@ -12,17 +12,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from support.commands import mof
 from support.same_scores import assert_same
 from torch.nn import functional as F
-from typer.testing import CliRunner
 
 from encoders.images.reading import blur, read_image
 from encoders.pages import signed
 from mof import AdditiveMoF, ConcatMoF, GatedMoF, InterleavedMoF, MoFForConditionalGeneration, MoFProcessor, SequenceMoF
-from mof.cli.app import build_app
 from mof.data.collator import SupervisedCollator
 from vig import load_scores, score, select
-from vig.cli.app import app
 
 
 def losses_by_hand(model: Any, batch: Any, features: dict[str, torch.Tensor]) -> np.ndarray:
@@ -134,19 +132,18 @@ def test_folder(
         score(*parts, tmp_path / "plain", per_encoder=True, **options)
 
 
+@pytest.mark.slow
 def test_the_commands_write_a_page_that_colours_tokens_by_encoder(
-    tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor, records: list[Any], image_folder: Path, tmp_path: Path
+    records: list[Any], image_folder: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
-    tiny_model.save_pretrained(tmp_path / "model")
-    tiny_processor.save_pretrained(tmp_path / "model")
     (tmp_path / "records.json").write_text(json.dumps(records))
-    inputs = ["--records", str(tmp_path / "records.json"), "--images", str(image_folder), "--output"]
+    inputs = ["--records", tmp_path / "records.json", "--images", image_folder, "--output"]
     commands = (
-        ["score", "--model", str(tmp_path / "model"), *inputs, str(tmp_path / "scores"), "--per-encoder", "--no-calibrate"],
-        ["report", str(tmp_path / "scores"), *inputs, str(tmp_path / "x.html")],
+        ["score", "--model", tmp_path / "model", *inputs, tmp_path / "scores", "--per-encoder", "--no-calibrate"],
+        ["report", tmp_path / "scores", *inputs, tmp_path / "x.html"],
     )
     for command in commands:
-        result = CliRunner().invoke(build_app({"vig": app}), ["vig", *command])
+        result = mof("vig", *command)
         assert result.exit_code == 0, result.output
     page, scores = (tmp_path / "x.html").read_text(), load_scores(tmp_path / "scores")
     assert page.count("a alone:") == page.count("b alone:") > 0

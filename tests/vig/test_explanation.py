@@ -5,32 +5,27 @@ from __future__ import annotations
 import copy
 import html
 import json
-import os
 import re
-import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.commands import mof
 from support.families import build
 from support.tiny import build_model, build_tokenizer
 from support.two_passes import TOKENS, chats, encoder, next_logits, settings
 from transformers import AutoModelForCausalLM, GenerationConfig, MambaConfig
-from typer.testing import CliRunner
 
-import vig.cli.app
 from encoders.terminal import plain
 from mof import MoFProcessor
 from mof.chat_templates import VICUNA
-from mof.cli.app import build_app
 from vig import score
 from vig.decoding import PAI, VAR, VCD, Decoding, build_decoding
 from vig.report.encoder_parts import encoder_parts
 from vig.report.explanation import UNIT, Explanation, explain, write_explanation
 
-CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 METHODS = {"vcd": VCD(null="noise", alpha=3.0), "pai": PAI(alpha=0.7, gamma=2, first_layer=1), "var": VAR(tau=2, first_layer=0, mass=0)}
 
 
@@ -154,27 +149,24 @@ def test_what_is_left_behind_and_refused(tiny_model: Any, tiny_processor: Any) -
         explain(tiny_model, tiny_processor, [{"role": "user", "content": "Hello?"}])
 
 
+@pytest.mark.slow
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
-def test_the_page_in_a_browser(tiny_model: Any, tiny_processor: Any, tmp_path: Path) -> None:
-    sync_api = pytest.importorskip("playwright.sync_api")
+def test_the_page_in_a_browser(browser: Any, tiny_model: Any, tiny_processor: Any, tmp_path: Path) -> None:
     (chat,), errors = chats((1,)), []
     chat[0]["content"][1]["text"] = "Which <b>& </script>one?"
     quiet(tiny_model, tiny_processor)
     write_explanation(tmp_path / "page.html", tiny_model, tiny_processor, chat, METHODS["vcd"], model_name="tiny", max_new_tokens=TOKENS)
     drawn = "[...document.querySelectorAll('canvas')].map(canvas => canvas.toDataURL())"
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 390, "height": 800})
-        page.on("pageerror", lambda error: errors.append(error))
-        page.goto(f"file://{tmp_path}/page.html")
-        mean = page.evaluate(drawn)
-        page.locator(".given >> nth=0 >> .t >> nth=0").hover()
-        token, shown = page.evaluate(drawn), page.locator(".t.shown").count()
-        page.mouse.move(0, 0)
-        again, width = page.evaluate(drawn), page.evaluate("document.documentElement.scrollWidth")
-        question = page.locator(".question").text_content()
-        browser.close()
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.on("pageerror", lambda error: errors.append(error))
+    page.goto(f"file://{tmp_path}/page.html")
+    mean = page.evaluate(drawn)
+    page.locator(".given >> nth=0 >> .t >> nth=0").hover()
+    token, shown = page.evaluate(drawn), page.locator(".t.shown").count()
+    page.mouse.move(0, 0)
+    again, width = page.evaluate(drawn), page.evaluate("document.documentElement.scrollWidth")
+    question = page.locator(".question").text_content()
+    page.close()
     assert not errors and width == 390 and question == "Which <b>& </script>one?"
     assert len(mean) == 4 and len(set(mean)) > 1 and shown == 1 and again == mean
     assert token[:2] != mean[:2] and token[2:] == mean[2:]
@@ -191,10 +183,6 @@ def folder(tmp_path: Path, tiny_model: Any, tiny_processor: Any) -> Path:
     records = [{"id": name, "image": "photo.png", "conversations": [*turns, {"from": "gpt", "value": name}]} for name in "abcd"]
     (tmp_path / "records.json").write_text(json.dumps(records))
     return tmp_path
-
-
-def mof(*words: str | Path) -> Any:
-    return CliRunner().invoke(build_app({"vig": vig.cli.app.app}), [str(word) for word in words])
 
 
 @pytest.mark.parametrize("decoding", [None, VCD(null="noise", alpha=3.0)])

@@ -11,32 +11,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support import families
+from support.commands import mof
 from support.tiny import build_llm
 from support.tiny_llava import build_llava, build_records
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, LlamaConfig, LlavaForConditionalGeneration
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from encoders import build_encoder
 from mof import InterleavedMoF, MoFForConditionalGeneration, MoFProcessor
-from mof.cli.app import build_app
 from study.memory import FOUR_BITS
 from vig import saved_models
-from vig.cli.train import train
 from vig.saved_models import load_in_4bit, load_network, load_processor
 from vig.training.finetuning import training_file
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32}  # 4 bits on a CPU need multiples of 64
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 needs_bitsandbytes = pytest.mark.skipif("not __import__('importlib.util').util.find_spec('bitsandbytes')", reason="needs bitsandbytes")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums in one order."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +51,7 @@ def saved(model: Any, processor: Any, folder: Path) -> Path:
 def run(folder: Path, out: Path, *more: object, model: Path | None = None) -> Result:
     words = ["train", "--model", model or folder / "model", "--records", folder / "records.json", "--images", folder / "images"]
     words += ["--output", out, "--batch-size", 1, "--accumulate", 1, "--learning-rate", 0.01, "--set", "dataloader_num_workers=0", *more]
-    return CliRunner().invoke(build_app({"train": train}), [str(word) for word in words])
+    return mof(*words)
 
 
 def trained(*args: Any, **options: Any) -> dict[str, torch.Tensor]:

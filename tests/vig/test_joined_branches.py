@@ -14,6 +14,7 @@ from support.two_passes import chats, encoder, next_logits, settings
 from torch import Tensor
 
 from vig.decoding import ICD, M3ID, PAI, VCD
+from vig.scoring.prefix_cache import cache_name
 
 IMAGE, TOKENS = 98, 4
 TEXT = {**SIZES, "vocab_size": 99, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -130,7 +131,8 @@ def test_a_conversation_goes_on_with_the_cache_of_the_rows_with_images(family: s
     first = model.generate(**inputs, **settings(processor), **VCD().options(asked, encode))
     longer = torch.cat([first.sequences, torch.full((2, 3), 120)], dim=1)
     kinds = {"mm_token_type_ids": torch.zeros_like(longer)} if "mm_token_type_ids" in inputs else {}
-    again = {"input_ids": longer, "attention_mask": torch.ones_like(longer), "past_key_values": first.past_key_values, **kinds}
+    cache = {cache_name(first): first[cache_name(first)]}
+    again = {"input_ids": longer, "attention_mask": torch.ones_like(longer), **cache, **kinds}
     made = model.generate(**again, **settings(processor))
     for step in range(2):
         generated = made.sequences[:, inputs["input_ids"].shape[1] : longer.shape[1] + step]

@@ -35,6 +35,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_train_killed_and_resumed_equals_one_run(tiny_model, tiny_processor, records, image_folder, text_only, tmp_path) -> None:
     scores = score(tiny_model, tiny_processor, records, tmp_path / "scores", image_folder=image_folder)
     chosen = select(load_scores(tmp_path / "scores"), keep=0.5).apply([*records, text_only])

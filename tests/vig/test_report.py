@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
-import os
 import re
-import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,6 @@ from vig.selection.selected import Selection
 
 TOKENIZER = tiny.build_tokenizer()
 END = TOKENIZER.eos_token_id
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>"
 
 
@@ -327,17 +324,14 @@ def test_labels_of_the_axes_are_whole(tmp_path: Path) -> None:
             assert float(x or moved) > 0.5 * size * len(text)
 
 
+@pytest.mark.slow
 @pytest.mark.browser
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium")
-def test_search_in_a_browser(tmp_path: Path, records: list[dict[str, Any]]) -> None:
-    sync_api = pytest.importorskip("playwright.sync_api")
+def test_search_in_a_browser(browser: Any, tmp_path: Path, records: list[dict[str, Any]]) -> None:
     write(tmp_path / "x.html", select(scores_of([score_of(record) for record in records])), records)
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        shown = browser.new_page()
-        shown.goto((tmp_path / "x.html").as_uri())
-        for words, names in (("TWO men", ["b"]), ("it", ["a", "c"]), ("nothing of the kind", [])):
-            shown.fill("#search", words)
-            assert sorted(shown.locator("article:visible header span:first-of-type").all_inner_texts()) == names
-            assert shown.inner_text("#shown") == f"{len(names)} of 4 records"
-        browser.close()
+    shown = browser.new_page()
+    shown.goto((tmp_path / "x.html").as_uri())
+    for words, names in (("TWO men", ["b"]), ("it", ["a", "c"]), ("nothing of the kind", [])):
+        shown.fill("#search", words)
+        assert sorted(shown.locator("article:visible header span:first-of-type").all_inner_texts()) == names
+        assert shown.inner_text("#shown") == f"{len(names)} of 4 records"
+    shown.close()

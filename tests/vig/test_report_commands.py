@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import xxhash
 from PIL import Image
-from typer.testing import CliRunner, Result
+from support.commands import mof, refused
 
-import vig.cli.app
 from encoders.digests import DamagedError
-from mof import MoFForConditionalGeneration, MoFProcessor
-from mof.cli.app import build_app
 from mof.data import read_records
 from vig import load_scores
 
-APP = build_app({"vig": vig.cli.app.app})
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
 
-def run(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(APP, ["vig", *map(str, arguments)])
+run = partial(mof, "vig")
 
 
 @pytest.fixture
-def folder(tmp_path: Path, tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor) -> Path:
+def folder(tiny_folder: Path, tmp_path: Path) -> Path:
     """model/, records.json, questions.json and the images."""
-    tiny_model.save_pretrained(tmp_path / "model")
-    tiny_processor.save_pretrained(tmp_path / "model")
     records, questions = [], []
     for name, colour in COLOURS.items():
         image = Image.new("RGB", (32, 32), colour)
@@ -49,12 +43,6 @@ def score(folder: Path, null: str, records: str = "records.json", exit_code: int
     result = run("score", *inputs, "--output-dir", output, "--null", null)
     assert result.exit_code == exit_code, result.output
     return output
-
-
-def refused(result: Result, *words: str) -> None:
-    assert result.exit_code == 2 and "Traceback" not in result.stderr, result.output
-    last = result.stderr.splitlines()[-1]
-    assert last.startswith("mof: ") and all(word in last for word in words), last
 
 
 def test_report(folder: Path) -> None:

@@ -10,11 +10,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from support.commands import mof
 from transformers import TrainingArguments
-from typer.testing import CliRunner
 
 from encoders import FeatureStore, ImageError, StoredImages, View, encode_images, read_image
-from mof.cli.app import build_app
 from mof.data.collator import SupervisedCollator
 from vig import SelectiveTrainer, score
 
@@ -120,23 +119,18 @@ def test_stored_and_read_images_do_not_mix(tiny_processor, records, image_folder
         tiny_processor.image_processor([images(file), file])
 
 
-def test_from_the_command_line(tiny_model, tiny_processor, records, image_folder, tmp_path) -> None:
+def test_from_the_command_line(records, image_folder, tiny_folder, tmp_path) -> None:
     """`mof encode --model` writes what `mof vig score --features --blurred-features` reads."""
-    tiny_model.save_pretrained(tmp_path / "model")
-    tiny_processor.save_pretrained(tmp_path / "model")
     (tmp_path / "records.json").write_text(json.dumps(records))
-    run = CliRunner()
 
-    def mof(*arguments: str) -> str:
-        from vig.cli.app import app as vig
-
-        outcome = run.invoke(build_app({"vig": vig}), [str(argument) for argument in arguments])
-        assert outcome.exit_code == 0, outcome.output
-        return outcome.output
+    def done(*words: object) -> str:
+        result = mof(*words)
+        assert result.exit_code == 0, result.output
+        return result.output
 
     encode = ("encode", "--model", tmp_path / "model", "--images", image_folder, "--tokens", "int8", "--device", "cpu")
-    mof(*encode, "--output", tmp_path / "features")
-    mof(*encode, "--blurred", "--output", tmp_path / "blurred")
+    done(*encode, "--output", tmp_path / "features")
+    done(*encode, "--blurred", "--output", tmp_path / "blurred")
     common = ("vig", "score", "--model", tmp_path / "model", "--records", tmp_path / "records.json", "--images", image_folder)
     features = ("--features", tmp_path / "features", "--blurred-features", tmp_path / "blurred")
-    assert f"{len(records)} of {len(records)} records scored" in mof(*common, "--output", tmp_path / "scores", *features)
+    assert f"{len(records)} of {len(records)} records scored" in done(*common, "--output", tmp_path / "scores", *features)

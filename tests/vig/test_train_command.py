@@ -11,25 +11,22 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from support import families, launch
+from support.commands import mof, refused
 from support.tiny import build_model
 from support.tiny_llava import build_llava, build_records
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GPT2Config, MixtralConfig, Trainer, TrainingArguments
-from typer.testing import CliRunner, Result
 
-import vig.cli.app
 from encoders.runs import RunLock
 from encoders.saved_folders import card_path
 from mof import MoFProcessor
-from mof.cli.app import build_app
 from mof.data.collator import SupervisedCollator
 from mof.data.records import RecordError
 from mof.data.rows import read_records
 from vig import SelectiveTrainer, load_scores
-from vig.cli.train import train
 from vig.training.checkpoints import last_checkpoint
 from vig.training.finetuning import training_file
 
-APP = build_app({"train": train, "vig": vig.cli.app.app})
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SCRIPT = """
 import sys
@@ -61,28 +58,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Sums in one order, here and in other processes."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def arguments(folder: Path, out: Path, *more: object, **changes: object) -> list[str]:
     given = {"model": folder / "model", "records": folder / "records.json", "images": folder / "images", "output": out, **changes}
     options = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
     return [str(word) for word in ("train", *options, "--set", "dataloader_num_workers=0", *more)]
 
 
-def run(*words: object) -> Result:
-    return CliRunner().invoke(APP, [str(word) for word in words])
-
-
 def trained(folder: Path, out: Path, *more: object, **changes: object) -> dict[str, torch.Tensor]:
     """The weights that the command wrote, by the names that they have on disk."""
-    result = run(*arguments(folder, out, *more, **changes))
+    result = mof(*arguments(folder, out, *more, **changes))
     assert result.exit_code == 0, result.output
     return load_file(out / "model.safetensors")
 
@@ -111,16 +95,16 @@ def select(folder: Path, tmp_path: Path, *more: str) -> Path:
     inputs = ("--records", folder / "records.json")
     if not (folder / "scores").exists():
         score = ("vig", "score", "--model", folder / "model", "--images", folder / "images", "--output", folder / "scores")
-        result = run(*score, *inputs)
+        result = mof(*score, *inputs)
         assert result.exit_code == 0, (result.output, result.exception)
-    result = run("vig", "select", "--scores", folder / "scores", *inputs, *more, "--output", tmp_path / "selected.json")
+    result = mof("vig", "select", "--scores", folder / "scores", *inputs, *more, "--output", tmp_path / "selected.json")
     assert result.exit_code == 0, result.output
     return tmp_path / "selected.json"
 
 
 def test_from_scores_to_a_model_that_chats_and_is_scored(folder, tmp_path) -> None:
     selected = select(folder, tmp_path, "--keep", "0.5")
-    result = run(*arguments(folder, tmp_path / "tuned", "--learning-rate", "0.01", records=selected, epochs=3, batch_size=2))
+    result = mof(*arguments(folder, tmp_path / "tuned", "--learning-rate", "0.01", records=selected, epochs=3, batch_size=2))
     assert result.exit_code == 0, result.output
     assert "it/s" in result.stderr or "s/it" in result.stderr  # a bar with rate and time left
     supervised = 3 * sum(sum(record["token_mask"]) for record in json.loads(selected.read_text()))
@@ -130,9 +114,9 @@ def test_from_scores_to_a_model_that_chats_and_is_scored(folder, tmp_path) -> No
     before, after = start(folder), load_file(tmp_path / "tuned" / "model.safetensors")
     assert all(torch.equal(before[name], after[name]) == ("vision_tower" in name) for name in before if "lm_head" not in name)
     chat = ("chat", "--model", tmp_path / "tuned", "--image", folder / "images/0.png", "--max-new-tokens", "3", "What is it?")
-    assert run(*chat).exit_code == 0
+    assert mof(*chat).exit_code == 0
     score = ("vig", "score", "--model", tmp_path / "tuned", "--records", selected, "--images", folder / "images")
-    assert run(*score, "--output", tmp_path / "scores").exit_code == 0
+    assert mof(*score, "--output", tmp_path / "scores").exit_code == 0
     assert len(load_scores(tmp_path / "scores")) == 4
 
 
@@ -179,7 +163,7 @@ def test_two_processes_train_as_one_does(folder, tmp_path) -> None:
     told = launch.run(SCRIPT, 0, *words, count=2)
     assert "".join(told).count("the trained model is in") == 1
     assert distance(load_file(tmp_path / "two" / "model.safetensors"), one) < 1e-6
-    refused(run(*arguments(folder, tmp_path / "two", *SGD, "--batch-size", 1)), "processes: 2 there, 1 now")
+    refused(mof(*arguments(folder, tmp_path / "two", *SGD, "--batch-size", 1)), "processes: 2 there, 1 now")
 
 
 @pytest.mark.parametrize("step", [2, 4])
@@ -206,7 +190,7 @@ def test_a_second_run_at_once_is_refused(folder, tmp_path) -> None:
     (tmp_path / "out/checkpoints").mkdir(parents=True)
     lock = RunLock(tmp_path / "out/checkpoints", 0)
     lock.take()
-    refused(run(*arguments(folder, tmp_path / "out", *STEPS)), "still alive")
+    refused(mof(*arguments(folder, tmp_path / "out", *STEPS)), "still alive")
     lock.release()
     trained(folder, tmp_path / "out", *STEPS)
 
@@ -226,13 +210,13 @@ def test_killed_and_resumed_is_the_undisturbed_run(folder, tmp_path, lora) -> No
     assert not (out / "model.safetensors").exists()
     (checkpoints / "checkpoint-9999").mkdir()  # as a kill in the middle of writing leaves it
     shutil.copy(next(checkpoints.glob("checkpoint-*/trainer_state.json")), checkpoints / "checkpoint-9999")
-    resumed = run(*arguments(folder, out, *more))
+    resumed = mof(*arguments(folder, out, *more))
     assert 0 < resumed.stdout.count("'loss'") < 16, resumed.output  # steps of the whole run
     assert distance(load_file(out / "model.safetensors"), whole) == 0
     tokens = [json.loads((tmp_path / name / "training.json").read_text())["result"]["active_tokens"] for name in ("whole", "killed")]
     assert tokens[0] == tokens[1]
     written = (out / "model.safetensors").stat().st_mtime_ns
-    again = run(*arguments(folder, out, *more))
+    again = mof(*arguments(folder, out, *more))
     assert again.exit_code == 0 and "done already" in again.stdout
     assert (out / "model.safetensors").stat().st_mtime_ns == written
 
@@ -305,25 +289,16 @@ def test_a_model_in_half_precision_is_trained_in_bfloat16(folder, tmp_path, dtyp
     assert torch.cosine_similarity(step, full, dim=0) > 0.9
 
 
-def test_a_model_of_this_library_on_stored_features(tiny_model, tiny_processor, folder, tmp_path) -> None:
+def test_a_model_of_this_library_on_stored_features(folder, tiny_folder, tmp_path) -> None:
     """Encoders run, or features out of a store: the same training, up to the float16 of the store."""
-    tiny_model.save_pretrained(tmp_path / "model")
-    tiny_processor.save_pretrained(tmp_path / "model")
     encode = ("encode", "--model", tmp_path / "model", "--images", folder / "images", "--tokens", "float16", "--device", "cpu")
-    assert run(*encode, "--output", tmp_path / "features").exit_code == 0
+    assert mof(*encode, "--output", tmp_path / "features").exit_code == 0
     read = trained(folder, tmp_path / "read", *SGD, model=tmp_path / "model")
     stored = trained(folder, tmp_path / "stored", *SGD, "--features", tmp_path / "features", model=tmp_path / "model")
     assert not any("encoders" in name for name in read)
     step = distance(read, load_file(tmp_path / "model/model.safetensors"))
     assert 0 < distance(read, stored) < 0.02 * step
-    refused(run(*arguments(folder, tmp_path / "x", "--features", tmp_path / "features")), "not a llava model")
-
-
-def refused(result: Result, *words: str) -> None:
-    """One line that says these words, exit code 2."""
-    assert result.exit_code == 2, result.output
-    last = result.stderr.splitlines()[-1]
-    assert last.startswith("mof: ") and all(word in last for word in words), last
+    refused(mof(*arguments(folder, tmp_path / "x", "--features", tmp_path / "features")), "not a llava model")
 
 
 def changed(folder: Path, tmp_path: Path, change) -> Path:
@@ -344,42 +319,42 @@ def changed(folder: Path, tmp_path: Path, change) -> Path:
     ],
 )
 def test_records_that_cannot_be_trained_on_are_named_at_once(folder, tmp_path, change, words) -> None:
-    refused(run(*arguments(folder, tmp_path / "out", records=changed(folder, tmp_path, change))), *words)
+    refused(mof(*arguments(folder, tmp_path / "out", records=changed(folder, tmp_path, change))), *words)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_selection_that_does_not_fit_is_refused_at_once(folder, tmp_path) -> None:
     selected = select(folder, tmp_path)
-    refused(run(*arguments(folder, tmp_path / "out", "--max-length", 14, records=selected)), "answer tokens", "--max-length")
+    refused(mof(*arguments(folder, tmp_path / "out", "--max-length", 14, records=selected)), "answer tokens", "--max-length")
     records = json.loads(selected.read_text())
     for record in records:
         record["token_mask"].append(True)
     selected.write_text(json.dumps(records))
     card = card_path(selected)
-    refused(run(*arguments(folder, tmp_path / "out", records=selected)), "selected.json", f"delete {card.name}")
+    refused(mof(*arguments(folder, tmp_path / "out", records=selected)), "selected.json", f"delete {card.name}")
     card.unlink()
-    refused(run(*arguments(folder, tmp_path / "out", records=selected)), "token_mask", "another tokenizer")
+    refused(mof(*arguments(folder, tmp_path / "out", records=selected)), "token_mask", "another tokenizer")
     assert not (tmp_path / "out").exists()
 
 
 def test_wrong_folders_and_files(folder, tmp_path) -> None:
     out = tmp_path / "out"
-    refused(run(*arguments(folder, out, model=tmp_path / "nothing")), "nothing", "config.json")
-    refused(run(*arguments(folder, out, records=tmp_path / "no.json")), "no.json")
-    refused(run(*arguments(folder, out, images=tmp_path / "nowhere")), "nowhere", "--images")
-    refused(run(*arguments(folder, out, images=tmp_path)), "8 of 8 records", str(tmp_path))
+    refused(mof(*arguments(folder, out, model=tmp_path / "nothing")), "nothing", "config.json")
+    refused(mof(*arguments(folder, out, records=tmp_path / "no.json")), "no.json")
+    refused(mof(*arguments(folder, out, images=tmp_path / "nowhere")), "nowhere", "--images")
+    refused(mof(*arguments(folder, out, images=tmp_path)), "8 of 8 records", str(tmp_path))
     (tmp_path / "empty.json").write_text("[]")
-    refused(run(*arguments(folder, out, records=tmp_path / "empty.json")), "no records")
+    refused(mof(*arguments(folder, out, records=tmp_path / "empty.json")), "no records")
     assert not out.exists()
-    refused(run(*arguments(folder, folder / "model")), "no training", "new --output")
+    refused(mof(*arguments(folder, folder / "model")), "no training", "new --output")
 
 
 def test_the_folder_of_another_run_is_refused(folder, tmp_path) -> None:
     trained(folder, tmp_path / "out")
-    refused(run(*arguments(folder, tmp_path / "out", "--learning-rate", 1e-3)), "another training", "learning_rate: 2e-05 there, 0.001 now")
+    refused(mof(*arguments(folder, tmp_path / "out", "--learning-rate", 1e-3)), "another training", "learning_rate: 2e-05 there, 0.001 now")
     fewer = tmp_path / "fewer.json"
     fewer.write_text(json.dumps(json.loads((folder / "records.json").read_text())[:4]))
-    refused(run(*arguments(folder, tmp_path / "out", records=fewer)), "another training", "records")
+    refused(mof(*arguments(folder, tmp_path / "out", records=fewer)), "another training", "records")
 
 
 @pytest.mark.parametrize(
@@ -395,12 +370,12 @@ def test_the_folder_of_another_run_is_refused(folder, tmp_path) -> None:
     ],
 )
 def test_arguments_that_will_not_do(folder, tmp_path, words, told) -> None:
-    refused(run(*arguments(folder, tmp_path / "out", *words)), *told)
+    refused(mof(*arguments(folder, tmp_path / "out", *words)), *told)
 
 
 def test_a_run_that_was_refused_does_not_hold_the_folder(folder, tmp_path) -> None:
-    refused(run(*arguments(folder, tmp_path / "out", "--set", "lr_scheduler_type=cosin")), "cosin")
-    refused(run(*arguments(folder, tmp_path / "out", "--set", "label_smoothing_factor=0.1")), "label smoothing")
+    refused(mof(*arguments(folder, tmp_path / "out", "--set", "lr_scheduler_type=cosin")), "cosin")
+    refused(mof(*arguments(folder, tmp_path / "out", "--set", "label_smoothing_factor=0.1")), "label smoothing")
     trained(folder, tmp_path / "out")
 
 
@@ -408,13 +383,13 @@ def test_lists_of_messages_are_records(folder, tmp_path) -> None:
     image = {"type": "image", "image": "0.png"}
     messages = [{"role": "user", "content": [image, {"type": "text", "text": "What?"}]}, {"role": "assistant", "content": "A dog."}]
     (tmp_path / "records.jsonl").write_text(json.dumps(messages) + "\n")
-    assert "1 steps" in run(*arguments(folder, tmp_path / "out", records=tmp_path / "records.jsonl")).stdout
+    assert "1 steps" in mof(*arguments(folder, tmp_path / "out", records=tmp_path / "records.jsonl")).stdout
 
 
 # --- a training that diverges, damaged checkpoints
 def test_a_diverged_training_saves_no_model(folder, tmp_path) -> None:
     more = ("--batch-size", 1, "--accumulate", 1, "--set", "save_steps=1", "--set", "warmup_steps=0", "--set", "max_grad_norm=0")
-    result = run(*arguments(folder, tmp_path / "out", "--learning-rate", 1e30, *more, "--set", "optim=sgd"))
+    result = mof(*arguments(folder, tmp_path / "out", "--learning-rate", 1e30, *more, "--set", "optim=sgd"))
     refused(result, "diverged", "step 2", "'r", "last good checkpoint", "checkpoint-1")
     assert not (tmp_path / "out/model.safetensors").exists()
     assert [path.name for path in (tmp_path / "out/checkpoints").glob("checkpoint-*")] == ["checkpoint-1"]
@@ -475,7 +450,7 @@ def test_a_full_disk_is_named(folder, tmp_path, monkeypatch) -> None:
         raise RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 704 vs 598")
 
     monkeypatch.setattr(SelectiveTrainer, "_save_optimizer_and_scheduler", full)
-    refused(run(*arguments(folder, tmp_path / "out", *STEPS)), "checkpoint-1", "cannot be written")
+    refused(mof(*arguments(folder, tmp_path / "out", *STEPS)), "checkpoint-1", "cannot be written")
 
 
 # --- records to evaluate on, records that were changed
@@ -484,7 +459,7 @@ def test_evaluation_records(folder, tmp_path) -> None:
     for name, part in (("train", records[:5]), ("held", records[5:]), ("mixed", [*records[5:], {**records[0], "token_mask": None}])):
         (tmp_path / f"{name}.json").write_text(json.dumps(part))
     more = ("--learning-rate", 0.01, "--batch-size", 1, "--accumulate", 1, "--set", "save_steps=2")
-    result = run(*arguments(folder, tmp_path / "out", *more, "--eval-records", tmp_path / "held.json", records=tmp_path / "train.json"))
+    result = mof(*arguments(folder, tmp_path / "out", *more, "--eval-records", tmp_path / "held.json", records=tmp_path / "train.json"))
     assert result.exit_code == 0, result.output
     assert "evaluation loss" in result.stdout
     losses = json.loads((tmp_path / "out/training.json").read_text())["result"]["eval_losses"]
@@ -494,8 +469,8 @@ def test_evaluation_records(folder, tmp_path) -> None:
     trainer = SelectiveTrainer(model, args, processing_class=processor, image_folder=folder / "images")
     assert losses[-1] == pytest.approx(trainer.evaluate(records[5:])["eval_loss"], rel=1e-5)
     mixed = arguments(folder, tmp_path / "x", "--eval-records", tmp_path / "mixed.json", records=tmp_path / "train.json")
-    refused(run(*mixed), "1 of the 4 records", "'r0'")
-    refused(run(*arguments(folder, tmp_path / "x", "--set", "eval_strategy=epoch")), "eval_strategy", "--eval-records")
+    refused(mof(*mixed), "1 of the 4 records", "'r0'")
+    refused(mof(*arguments(folder, tmp_path / "x", "--set", "eval_strategy=epoch")), "eval_strategy", "--eval-records")
     assert not (tmp_path / "x").exists() or not list((tmp_path / "x").glob("*.json"))
 
 
@@ -505,7 +480,7 @@ def test_records_that_changed_after_the_selection_are_refused(folder, tmp_path) 
     records[1]["conversations"][1]["value"] = records[1]["conversations"][1]["value"].swapcase()
     selected.write_text(json.dumps(records))
     card_path(selected).unlink()  # it would refuse any edit
-    refused(run(*arguments(folder, tmp_path / "out", records=selected)), "'r1'", "has changed")
+    refused(mof(*arguments(folder, tmp_path / "out", records=selected)), "'r1'", "has changed")
     processor = build_llava()[1]
     with pytest.raises(RecordError, match="'r1' has changed"):
         SelectiveTrainer(
@@ -517,12 +492,12 @@ def test_select_refuses_records_that_were_not_scored(folder, tmp_path) -> None:
     selected = select(folder, tmp_path)
     before = selected.read_bytes()
     inputs = ("vig", "select", "--scores", folder / "scores", "--output", selected, "--records")
-    refused(run(*inputs, changed(folder, tmp_path, lambda record: record["conversations"][1].update(value="Something else."))), "'r2'")
+    refused(mof(*inputs, changed(folder, tmp_path, lambda record: record["conversations"][1].update(value="Something else."))), "'r2'")
     (tmp_path / "other.json").write_text(json.dumps([{"id": "x", "image": "0.png", "conversations": []}]))
-    refused(run(*inputs, tmp_path / "other.json"), "met none of these records")
+    refused(mof(*inputs, tmp_path / "other.json"), "met none of these records")
     assert selected.read_bytes() == before
     lines = ("vig", "select", "--scores", folder / "scores", "--records", folder / "records.json", "--output", tmp_path / "selected.jsonl")
-    assert run(*lines).exit_code == 0
+    assert mof(*lines).exit_code == 0
     assert read_records(tmp_path / "selected.jsonl") == json.loads(before)
 
 
@@ -539,7 +514,7 @@ def test_select_refuses_records_that_were_not_scored(folder, tmp_path) -> None:
     ],
 )
 def test_what_is_not_installed_or_has_another_name_is_one_line(folder, tmp_path, option, told) -> None:
-    refused(run(*arguments(folder, tmp_path / "out", "--set", option)), *told)
+    refused(mof(*arguments(folder, tmp_path / "out", "--set", option)), *told)
 
 
 def test_batches_of_like_length(folder, tmp_path) -> None:

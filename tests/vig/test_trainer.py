@@ -100,7 +100,7 @@ def test_lora_step(llava, records, image_folder, text_only, tmp_path) -> None:
     chosen = masked_records(llava[1], records, image_folder, text_only)
     loss, gradient = explicit_gradient(model, llava[1], chosen, image_folder)
     before = copy.deepcopy(model.state_dict())
-    args = arguments(tmp_path, gradient_checkpointing=True, gradient_checkpointing_kwargs={"use_reentrant": False})
+    args = arguments(tmp_path, activation_checkpointing=True, activation_checkpointing_kwargs={"use_reentrant": False})
     trainer = SelectiveTrainer(model, args, train_dataset=chosen, processing_class=llava[1], image_folder=image_folder)
     assert trainer.train().training_loss == pytest.approx(loss, abs=1e-5)
     assert_step_was(before, model.state_dict(), gradient)

@@ -60,11 +60,12 @@ def compare_models(folders: Sequence[Path], groups: Groups, questions: Sequence[
 
 
 def match_table(rows: Mapping[str, MatchRow], model: str) -> Table:
-    """Return a table with one line per kind of image."""
-    table = _table(f"mean sample VIG of the same answers, nats; {model}", "image", "VIG", "+- (95 %)", "VIG above 0", "records")
+    """Return a table with one line per kind of image. AUROC tells the images of the first line from those of the other lines."""
+    table = _table(f"mean sample VIG of the same answers, nats; {model}", "image", "VIG", "+- (95 %)", "VIG above 0", "AUROC", "records")
     for name, row in rows.items():
         error = "-" if row.vig.error is None else f"{1.96 * row.vig.error:.3f}"
-        table.add_row(name, f"{row.vig.mean:+.3f}", error, _percent(row.positive), f"{row.vig.n:,}")
+        auroc = "" if row.auroc is None else f"{row.auroc.mean:.2f}"
+        table.add_row(name, f"{row.vig.mean:+.3f}", error, _percent(row.positive), auroc, f"{row.vig.n:,}")
     return table
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -34,6 +35,9 @@ class MatchRow:
     """Sample VIG."""
     positive: float
     """Share of the records that the image helped."""
+    auroc: Mean | None = None
+    """Chance that VIG is higher for a record with an image of the first group than for a record of this group, with the standard error by
+    DeLong's method, which knows that both groups hold the same answers. None for the first group."""
 
 
 def image_match(
@@ -67,7 +71,24 @@ def image_match(
         reasons = [reason for run in runs.values() for reason in run.failures.values()]
         raise ValueError(f"no record could be scored with each of its images; {reasons[0] if reasons else 'all are text-only'}")
     values = {name: np.array([scored[id] for id in common]) for name, scored in vig.items()}  # [records] each
-    return {name: MatchRow(Mean.of(x), float((x > 0).mean())) for name, x in values.items()}
+    aurocs = {name: None if name == first else auroc(values[first], x) for name, x in values.items()}
+    return {name: MatchRow(Mean.of(x), float((x > 0).mean()), aurocs[name]) for name, x in values.items()}
+
+
+def auroc(own: NDArray[np.floating], other: NDArray[np.floating]) -> Mean:
+    """Return the chance that a value of `own` [records] is above a value of `other` [the same records], with its standard error.
+
+    Equal values count half. The error is DeLong's.
+    """
+    below = _share_below(other, own)  # [records]: for each record with its own image
+    above = 1 - _share_below(own, other)  # [records]: for each record with its other image
+    return Mean.of(below + above)._replace(mean=float(below.mean()))
+
+
+def _share_below(values: NDArray[np.floating], limits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return for each limit the share of the values below it; equal values count half."""
+    ordered = np.sort(values)
+    return (np.searchsorted(ordered, limits, "left") + np.searchsorted(ordered, limits, "right")) / (2 * len(values))
 
 
 def right_against_other_image(model: PreTrainedModel, processor: ProcessorMixin, records: Sequence[Any], **options: Any) -> dict[str, Any]:

@@ -58,7 +58,9 @@ def image_match(
     def measure() -> None:
         network, processor = load_model(model, trust_remote_code=trust_remote_code)
         rows = matching.image_match(network, processor, chosen, score_dir, null=null, image_folder=images, seed=seed)
-        figures = {name: {**row.vig._asdict(), "positive": row.positive} for name, row in rows.items()}
+        figures = {
+            name: {**row.vig._asdict(), "positive": row.positive, "auroc": row.auroc and row.auroc.mean} for name, row in rows.items()
+        }
         _show(match_table(rows, model.name), output, {"model": model.name, "null": null, "seed": seed, "groups": figures})
 
     (starts_over if score_dir is None else resumes)(measure)()

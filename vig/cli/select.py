@@ -173,7 +173,7 @@ def _write_table(path: Path, records: list[Mapping[str, Any]]) -> int:
     names = dict.fromkeys(name for record in records for name in record)
     table = pa.table({name: [record.get(name) for record in records] for name in names})
     if [unselected(row) for row in table.to_pylist()] != [unselected(record) for record in records]:  # their digests would not fit
-        raise ValueError(f"{path}: a table has the same entries in all rows, these records have not; write a .jsonl file")
+        raise ValueError(f"{path}: a table has the same entries in all rows, but these records differ; write a .jsonl file")
     write_whole(path, lambda temporary: pq.write_table(table, temporary))
     return len(records)
 

@@ -58,7 +58,7 @@ class EditedAttention:
     ) -> None:
         image, mask = image_tokens(model, input_ids), inputs.get("attention_mask")
         if image is None or inputs.get("inputs_embeds") is not None:
-            raise ValueError(f"{method} needs image tokens between the tokens of the text, which {type(model).__name__} has not")
+            raise ValueError(f"{method} needs image tokens between the tokens of the text, and {type(model).__name__} has none")
         self.model, self.method, self.image, self.length = model, method, image, image.shape[1]
         self.text = ~image if mask is None else ~image & mask.bool()  # [R, P]
         self.decoder = model.config.get_text_config(decoder=True)

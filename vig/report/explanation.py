@@ -165,10 +165,8 @@ def explain(
     return Explanation(text_of(chat[-1]), null.null, instruction, pictures, answers, panels, even)
 
 
-def _encode(model: PreTrainedModel, processor: Any, chats: Sequence[Chat]) -> dict[str, Any]:
-    """Return the model's inputs on its device, and floats (pixels) in its dtype."""
-    inputs = prompt_inputs(processor, chats, add_generation_prompt=True)
-    return {name: x.to(model.device, model.dtype if x.is_floating_point() else None) for name, x in inputs.items()}
+def _encode(model: PreTrainedModel, processor: Any, chats: Sequence[Chat]) -> Any:
+    return prompt_inputs(processor, chats, add_generation_prompt=True).to(model.device, model.dtype)
 
 
 def _answer(tokenizer: Any, recorded: _Recorded, made: Any, places: Sequence[Tensor], parts: Callable[..., dict[str, Any]]) -> Answer:

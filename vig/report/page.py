@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from encoders.pages import colour_scale, signed, write_page
 from encoders.pages.charts import Bar, column_edges, histogram, interval_bars, to_svg
 from encoders.progress import tracked
-from mof.data.rows import RawRecord, UnreadableRow, rows_by_id
+from mof.data.record_files import UnreadableRow
+from mof.data.rows import RawRecord, rows_by_id
 from vig.report.null_comparison import compare_nulls, null_name, reference_of
 from vig.report.samples import SampleReader
 from vig.scoring.calibration import diagnosis

@@ -19,8 +19,9 @@ from encoders import StoredImages
 from encoders.images.reading import ImageError, read_image
 from mof.data.answer_tokens import ATTENTION_MASK, Example, encode_record
 from mof.data.digests import digest
+from mof.data.record_files import UnreadableRow
 from mof.data.records import ImageSource, Record, RecordError, shortened, to_record
-from mof.data.rows import Row, UnreadableRow, id_of
+from mof.data.rows import Row, id_of
 from vig.nulls import NullImages, pixel_digest
 from vig.scoring.prefix_cache import part
 

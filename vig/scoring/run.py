@@ -18,8 +18,9 @@ from encoders import StoredImages
 from encoders.cluster import Cluster, grown, worked
 from encoders.progress import progress_bar
 from mof.data.digests import digest
+from mof.data.record_files import UnreadableRow
 from mof.data.records import ImageSource, RecordError, images_of, refuse_missing_images, to_record
-from mof.data.rows import RawRecord, Row, UnreadableRow, id_of, opened, rows, rows_by_id
+from mof.data.rows import RawRecord, Row, id_of, opened, rows, rows_by_id
 from vig.nulls import NullImages
 from vig.processes import Processes
 from vig.scoring.batches import by_image

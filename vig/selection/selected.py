@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mof.data.digests import SCORED, digest, unselected
+from mof.data.record_files import UnreadableRow
 from mof.data.records import RecordError, to_record
-from mof.data.rows import RawRecord, UnreadableRow, opened, rows_by_id
+from mof.data.rows import RawRecord, opened, rows_by_id
 from vig.scoring.scores import Scores
 from vig.selection.data_sets import is_data_set, with_entries, with_numbered_ids
 from vig.selection.measures import MEASURES

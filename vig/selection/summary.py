@@ -6,17 +6,18 @@ from dataclasses import dataclass, field
 
 MUCH = 0.4
 """The summary warns if at least this share of the helped tokens has no loss. In the study of noise (docs/results/noise.md), the share was
-47, 68 and 57 % in the three selections that lost 44 points, gained least, and lost 39 points; it was 0 in those that gained most."""
+from 47 to 69 % in four selections that lost from 19 to 44 points and in the selection that gained least; it was 0 in the selections that
+gained most."""
 
 ACCIDENTS = 0.1
 """The summary warns if at least this share of the samples is kept for words that the scorer cannot predict. In the same study, the share
-was 18 and 12 % in the selections that lost 44 and 39 points, and from 0 to 3 % in those that gained. It was 16 and 17 % where two fifths of
-the answers were an unseen sentence, or in another language: VIG then kept most of these."""
+was 18 and 12 % in the selections that lost 44 and 39 points, and from 0 to 3 % in the selections that gained. It was 16 and 17 % where two
+fifths of the answers were an unseen sentence, or in another language: VIG then kept most of these."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Counts holds the numbers of scored records and answer tokens, and of those that are kept."""
+    """Counts holds the numbers of scored and of kept records and answer tokens."""
 
     samples_kept: int
     samples_total: int
@@ -61,7 +62,7 @@ class Summary(Counts):
         if self.helped_left_out >= MUCH:
             text += (
                 f"\n{self.helped_left_out:.0%} of the kept samples' tokens that the image helped get no loss (their threshold is high). "
-                "In the\nminiature study two of three such selections did harm; --token-threshold none keeps whole samples, --floor drops "
+                "In the\nminiature study four of five such selections did harm; --token-threshold none keeps whole samples, --floor drops "
                 "what\nthe image harmed"
             )
         if self.by_accident >= ACCIDENTS:

@@ -68,7 +68,7 @@ def named(records: Sequence[str]) -> str:
 
 @torch.no_grad()
 def not_finite(weights: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """Return the names of the weights that hold a number which is not finite; of a sharded weight, this process looks at its shard."""
+    """Return the names of the weights with a number that is not finite. This process looks at its own shards of sharded weights."""
     own = [(name, weight.to_local() if isinstance(weight, DTensor) else weight) for name, weight in weights]
     finite = [(name, weight.isfinite().all()) for name, weight in own]
     return [name for name, good in finite if not bool(good)]

@@ -28,7 +28,7 @@ DEFAULTS: dict[str, Any] = {
     "save_steps": 0.1,  # as a share of the steps
     "save_total_limit": 2,  # the earlier checkpoint is needed if the last is damaged
     "logging_steps": 0.01,
-    "logging_nan_inf_filter": False,  # it hides a loss that is not a number, and waits for the device in every step
+    "logging_nan_inf_filter": False,  # this filter hides a loss that is not a number, and waits for the device in every step
     "dataloader_num_workers": min(4, os.cpu_count() or 1),
     "report_to": "none",
 }
@@ -87,9 +87,8 @@ def finetune(
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
-    if gradient_checkpointing:  # the older name is deprecated from transformers 5.24 on
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+    if gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
     device: dict[str, Any] = {"use_cpu": not torch.accelerator.is_available(), "dataloader_pin_memory": False}
     if torch.cuda.is_available():
         device |= ON_GPU

@@ -25,7 +25,7 @@ from mof.data.rows import read_records
 NAMES = sorted(field.name for field in dataclasses.fields(TrainingArguments) if field.init)
 logger = logging.getLogger(__name__)
 NAMED = 3  # problems in a message
-MOST_MISSED = 0.5  # of the weights in the blocks, without adapters
+MOST_MISSED = 0.5  # share of the weights in the blocks that have no adapters
 
 
 class _Parser(HfArgumentParser):

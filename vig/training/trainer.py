@@ -53,7 +53,7 @@ class SupervisedPass(HeadPass):
 
 
 class _Count(TrainerCallback, ExportableState):
-    """_Count is the number of supervised tokens so far. It is a callback, as checkpoints save and restore the state of callbacks."""
+    """_Count is the number of supervised tokens so far. It is a callback, because checkpoints save and restore the state of callbacks."""
 
     def __init__(self) -> None:
         self.tokens: Tensor | int = 0  # added up where the batches are, so that no step waits for the device
@@ -160,7 +160,7 @@ class SelectiveTrainer(WatchedTrainer):
         return result
 
     def _refuse_unusable_records(self) -> None:
-        """Raise the error of the first record that cannot be used, where an epoch had no supervised token."""
+        """Raise the error of the first record that cannot be used if an epoch had no supervised token."""
         collator = copy.copy(getattr(self.data_collator, "collator", self.data_collator))
         collator.strict = True
         for record in self.train_dataset:

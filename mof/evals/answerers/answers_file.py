@@ -5,11 +5,11 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from encoders.text_files import parse_json, read_regular
 from mof.evals.answering import Answer, Prompt
 
 SUFFIXES = (".json", ".jsonl", ".csv")
@@ -43,6 +43,8 @@ class AnswersFile:
             digest.update(content)
             prefix = f"{path.stem}/" if self.file.is_dir() else ""
             self.answers |= {prefix + id: text for id, text in answers.items()}
+        if not self.answers:
+            raise ValueError(f"{self.file} holds no answers: expected rows in {', '.join(SUFFIXES)}, or a folder of these files")
         self.settings: dict[str, Any] = {"kind": "answers file", "sha256": digest.hexdigest()}
 
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
@@ -60,7 +62,7 @@ class AnswersFile:
 def _read(file: Path) -> tuple[dict[str, str | None], bytes]:
     """Return the answers and the file's content."""
     try:
-        content = file.read_bytes()
+        content = read_regular(file)
     except OSError as error:
         raise ValueError(f"{file}: cannot be read ({error.strerror}); expected a file of answers, {', '.join(SUFFIXES)}") from None
     try:
@@ -76,13 +78,19 @@ def _read(file: Path) -> tuple[dict[str, str | None], bytes]:
 def _read_rows(text: str, suffix: str) -> list[Any] | dict[str, Any]:
     if suffix == ".csv":
         rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        return [{name: cell for name, cell in row.items() if cell is not None} for row in rows]
+        names = rows.fieldnames or []
+        if len(set(names)) < len(names):
+            raise ValueError(f"two columns have the same name: {', '.join(names)}")
+        found = list(rows)
+        if long := [number for number, row in enumerate(found, start=1) if row.get(None)]:  # type: ignore[call-overload]
+            raise ValueError(f"row {long[0]} has more cells than the {len(names)} columns: put quotes around an answer with a comma")
+        return [{name: cell for name, cell in row.items() if cell is not None} for row in found]
     if suffix not in SUFFIXES:
         raise ValueError(f"{suffix or 'no suffix'}; expected {', '.join(SUFFIXES)}")
     lines = [line for line in text.split("\n") if line.strip()]
     if suffix == ".jsonl" or (len(lines) > 1 and all(line.startswith("{") and line.rstrip().endswith("}") for line in lines)):
-        return [json.loads(line) for line in lines]  # POPE's files are called .json, too
-    document = json.loads(text)
+        return [parse_json(line, f"line {number}") for number, line in enumerate(lines, 1)]  # POPE's files are called .json, too
+    document = parse_json(text, "the file", unique=True)
     if isinstance(document, dict) and isinstance(document.get("imgToEval"), dict):
         return list(document["imgToEval"].values())
     if not isinstance(document, (list, dict)):

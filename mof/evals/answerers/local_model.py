@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
 
 from encoders import read_image
-from encoders.saved_folders import check_folder, require_config
+from encoders.saved_folders import check_folder, loading, require_config
 from encoders.store.fingerprints import weights_digest
 from mof.auto_classes import register_auto_classes
 from mof.data.prompts import prompt_inputs, ready_for_prompts
@@ -89,7 +89,9 @@ class LocalModel:
         require_config(folder)
         check_folder(folder)
         register_auto_classes()
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code)
+        with loading(folder):
+            model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code)
+            processor = AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
         for parameter_name, weights in model.named_parameters():
             if weights.is_floating_point() and not weights.isfinite().all():
                 raise ValueError(
@@ -97,10 +99,7 @@ class LocalModel:
                 )
         model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         identity = f"weights {weights_digest(model)}, files {_files_digest(folder)}"
-        return cls(
-            model, AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code), str(folder),
-            identity=identity, **options,
-        )  # fmt: skip
+        return cls(model, processor, str(folder), identity=identity, **options)
 
     def answer(self, prompts: Sequence[Prompt]) -> Iterator[tuple[int, Answer]]:
         """Yield the answers. A prompt whose image, template or pass raises gets an answer with the error."""

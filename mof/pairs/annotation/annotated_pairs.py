@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ from threading import RLock
 
 from encoders import ImageError, read_image
 from encoders.digests import file_digest
+from encoders.text_files import parse_json, read_utf8
 from mof.evals.patterns import PATTERNS
 from mof.pairs.annotation.annotation import Annotation, State
 from mof.pairs.annotation.journal import JOURNAL, Images, Journal, Saved
@@ -142,7 +142,7 @@ class AnnotatedPairs:
 def _read_ticked(file: Path) -> dict[tuple[str, str], str | None]:
     """Return the names of the pairs, and the pattern with which each was tagged, or None."""
     try:
-        rows = json.loads(file.read_text(encoding="utf-8-sig"))
+        rows = parse_json(read_utf8(file), file)
         return {(row["image_i"], row["image_j"]): row["pattern"] if row["pattern"] in PATTERNS else None for row in rows}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ValueError(

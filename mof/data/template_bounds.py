@@ -1,0 +1,248 @@
+"""A chat template comes with a checkpoint, so it is code from strangers. This module bounds its steps, time and memory.
+
+Jinja's sandbox keeps a template away from files and programs, but does not stop endless loops and huge texts. Here each round of a loop
+is counted, each value is measured before it is made, and filters that no chat template needs are left out.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from functools import lru_cache, wraps
+from typing import Any
+
+from jinja2 import nodes
+
+MOST_STEPS = 300_000  # rounds of loops, calls of macros, and items that filters take
+MOST_CHARACTERS = 50_000_000  # in a value, and in everything that a template writes
+MOST_ITEMS = 1_000_000  # in a list
+MOST_DIGITS = 10_000  # in an integer, in base 2
+MOST_SECONDS = 20  # the computing time of this thread
+MOST_INDENT = 100  # spaces of JSON
+ITEMS_A_STEP = 100  # a filter that makes a list takes a step for each 100 items
+
+LISTS = (list, tuple, dict)
+OF_LISTS = frozenset((
+    "count", "dictsort", "first", "items", "join", "last", "length", "list", "map", "max", "min", "reject", "rejectattr", "select",
+    "selectattr", "sort", "unique",
+))  # fmt: skip
+FILTERS = OF_LISTS | {
+    "abs", "attr", "capitalize", "d", "default", "e", "escape", "float", "indent", "int", "lower", "replace", "reverse", "round", "safe",
+    "string", "title", "tojson", "trim", "upper",
+}  # fmt: skip
+WIDE = re.compile(r"%[^%a-zA-Z]*(\*|\d{5})|\{[^{}]*(\{|\d{5})")  # formats that pad a value to any width
+
+
+class TemplateBoundsError(ValueError):
+    """TemplateBoundsError says that a chat template needs too many steps, too much time or too many characters."""
+
+
+@dataclass
+class _Spent:
+    """_Spent holds the costs of a conversation so far."""
+
+    steps: int = 0
+    characters: int = 0
+    until: float = field(default_factory=lambda: time.thread_time() + MOST_SECONDS)
+
+
+_spent: ContextVar[_Spent] = ContextVar("spent")
+
+
+@contextmanager
+def counted() -> Iterator[None]:
+    """Count what a template does in this context, from 0."""
+    token = _spent.set(_Spent())
+    try:
+        yield
+    finally:
+        _spent.reset(token)
+
+
+def bounded(environment: Any) -> Any:
+    """Change an `ImmutableSandboxedEnvironment` of Jinja so that everything its templates do within `counted` is bounded; return it."""
+    call, operators = environment.call, environment.binop_table
+
+    def called(context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
+        text = getattr(getattr(function, "__wrapped__", function), "__self__", None)  # of a method; "format" is wrapped by Jinja
+        if isinstance(text, str):
+            args = _measured(function.__name__, text, *args, **kwargs)
+        return call(context, function, *args, **kwargs)
+
+    environment.intercepted_binops = frozenset(("*", "**", "+", "%"))
+    environment.call_binop = lambda _, name, left, right: operators[name](*_operands(name, left, right))
+    environment.call = called
+    environment.count_step, environment.joined = _count, _joined
+    environment.filters = {
+        name: _limited(name, filter) if name in FILTERS else _refused(name) for name, filter in environment.filters.items()
+    }
+    environment.filters |= {"bounded": _bounded, "written": _written}
+    # both renderings of a conversation show the same time
+    own = {"lipsum": _refused("lipsum"), "strftime_now": lru_cache(maxsize=64)(environment.globals["strftime_now"])}
+    environment.globals = {**environment.globals, **own}
+    return environment
+
+
+def with_checks(tree: Any) -> Any:
+    """Put the checks into a parsed template (`jinja2.nodes.Template`), and return it."""
+    for node in list(tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock))):
+        node.body.insert(0, nodes.ExprStmt(_call("count_step")).set_lineno(node.lineno))
+    for node in list(tree.find_all(nodes.Assign)):
+        node.node = _filtered(node.node, "bounded").set_lineno(node.lineno)
+    for node in list(tree.find_all(nodes.AssignBlock)):
+        node.filter = _filtered(node.filter, "bounded").set_lineno(node.lineno)
+    for node in list(tree.find_all(nodes.Concat)):
+        node.nodes = [_call("joined", *node.nodes)]
+    for node in list(tree.find_all(nodes.Output)):
+        node.nodes = [
+            _filtered(nodes.Const(part.data) if isinstance(part, nodes.TemplateData) else part, "written").set_lineno(node.lineno)
+            for part in node.nodes
+        ]
+    return tree
+
+
+def _call(name: str, *args: nodes.Expr) -> nodes.Expr:
+    return nodes.Call(nodes.EnvironmentAttribute(name), list(args), [], None, None)
+
+
+def _filtered(node: Any, name: str) -> nodes.Filter:
+    return nodes.Filter(node, name, [], [], None, None)
+
+
+def _count(steps: int = 1) -> None:
+    spent = _spent.get()
+    spent.steps += steps
+    if spent.steps > MOST_STEPS:
+        raise TemplateBoundsError(f"the chat template takes more than {MOST_STEPS} steps")
+    if spent.steps % 64 == 0 and time.thread_time() > spent.until:  # not each time, since the clock is slow
+        raise TemplateBoundsError(f"the chat template takes more than {MOST_SECONDS} seconds")
+
+
+def _require(size: int, most: int | None = None, unit: str = "characters") -> None:
+    most = MOST_CHARACTERS if most is None else most
+    if size > most:
+        raise TemplateBoundsError(f"the chat template makes a value of more than {most} {unit}")
+
+
+def _bounded(value: Any) -> Any:
+    if isinstance(value, (str, *LISTS)):
+        _require(len(value), *_limit(value))
+    return value
+
+
+def _limit(value: Any) -> tuple[int, str]:
+    """Return the limit of the size of a value that is like this text or list."""
+    return (MOST_CHARACTERS, "characters") if isinstance(value, str) else (MOST_ITEMS, "items")
+
+
+def _written(value: Any) -> Any:
+    spent = _spent.get()
+    spent.characters += len(_text(value))
+    if spent.characters > MOST_CHARACTERS:
+        raise TemplateBoundsError(f"the chat template writes more than {MOST_CHARACTERS} characters")
+    return value
+
+
+def _joined(*values: Any) -> str:
+    texts = [_text(value) for value in values]
+    _require(sum(map(len, texts)))
+    return "".join(texts)
+
+
+def _text(value: Any) -> str:
+    """Return a value as text, unless the lists and texts in it are huge together: a list may hold a text many times."""
+    if isinstance(value, LISTS):
+        waiting, items, size = [value], 0, 0
+        while waiting:
+            each = waiting.pop()
+            for item in [*each, *each.values()] if isinstance(each, dict) else each:
+                items, size = items + 1, size + (len(item) if isinstance(item, str) else 0)
+                waiting += [item] if isinstance(item, LISTS) else []
+                _require(items, MOST_ITEMS, "items")
+                _require(size)
+    return str(value)
+
+
+def _operands(name: str, left: Any, right: Any) -> tuple[Any, Any]:
+    """Return the operands of left + right, left * right, left ** right or left % right, unless the result would be huge."""
+    sized = [value for value in (left, right) if isinstance(value, (str, *LISTS))]
+    whole = [value for value in (left, right) if isinstance(value, int)]
+    if name == "+" and len(sized) == 2:
+        _require(len(left) + len(right), *_limit(left))
+    elif name == "*" and sized and whole:
+        _require(len(sized[0]) * whole[0], *_limit(sized[0]))
+    elif name in ("*", "**") and len(whole) == 2:
+        bits = left.bit_length() + right.bit_length() if name == "*" else left.bit_length() * right
+        _require(bits, MOST_DIGITS, "binary digits")
+    elif name == "%" and isinstance(left, str):
+        _refuse_wide(left)
+        _text(right)
+    return left, right
+
+
+def _refuse_wide(text: str) -> int:
+    if WIDE.search(text):
+        raise TemplateBoundsError(f"the chat template pads values to a width without bounds, by the format {text[:80]!r}")
+    return 0
+
+
+GROWTH: dict[str, Callable[..., int]] = {
+    **dict.fromkeys(("center", "ljust", "rjust", "zfill"), lambda text, width, *_: width),
+    **dict.fromkeys(("format", "format_map"), lambda text, *args, **named: _refuse_wide(text) + len(_text([*args, named]))),
+    "expandtabs": lambda text, tabsize=8: text.count("\t") * tabsize,
+    "indent": lambda text, width=4, *_, **__: (text.count("\n") + 1) * (len(width) if isinstance(width, str) else width),
+    "join": lambda text, parts, *_: len(text) * len(parts) + sum(map(len, parts)),
+    "replace": lambda text, old, new, *_, **__: text.count(old) * len(new),
+    "tojson": lambda text, *args, **named: max(
+        (MOST_CHARACTERS * value // MOST_INDENT for value in (*args, *named.values()) if isinstance(value, int)), default=0
+    ),
+    "translate": lambda text, table: len(text) * max(len(str(value)) for value in table.values()),
+}
+"""Name of a method of text (or of a filter) whose result may be much longer than the text -> function that returns its size."""
+
+
+def _measured(name: str, text: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+    """Return the arguments of a method of text, unless its result would be huge. Items that are joined become a list."""
+    if name == "join":
+        args = (list(_stepping(args[0])), *args[1:])
+    if name in GROWTH:
+        _require(GROWTH[name](text, *args, **kwargs))
+    return args
+
+
+def _limited(name: str, filter: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a filter that refuses to make a huge result, and counts the items that it takes."""
+    own = int(hasattr(filter, "jinja_pass_arg"))  # Jinja passes its context or environment first
+
+    @wraps(filter)
+    def limited(*args: Any, **kwargs: Any) -> Any:
+        value, *rest = args[own:]
+        if name == "join" and not kwargs and len(rest) < 2:
+            (value,) = _measured(name, _text(rest[0]) if rest else "", map(_text, value))
+        elif name not in OF_LISTS:
+            _measured(name, _text(value), *rest, **kwargs)
+        result = filter(*args[:own], value, *rest, **kwargs)
+        if isinstance(result, Iterator):
+            return _stepping(result)
+        if isinstance(result, LISTS):
+            _count(len(result) // ITEMS_A_STEP)
+        return _bounded(result)
+
+    return limited
+
+
+def _refused(name: str) -> Callable[..., Any]:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise TemplateBoundsError(f"the chat template uses {name}, whose result has no bounds; no conversation needs it")
+
+    return refuse
+
+
+def _stepping(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        _count()
+        yield value

@@ -1,0 +1,141 @@
+"""Answers in the styles of released templates that think, number, date, join or drop texts. The marked texts are written by hand."""
+
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+from support.tiny import build_tokenizer
+
+from mof.data.answer_spans import render_answers
+from mof.data.records import RecordError, to_record
+
+ENDS = [
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|eot|>",
+    "<|end_of_sentence|>",
+    "<|media_start|>",
+    "<|END_RESPONSE|>",
+    "<|END_OF_TURN|>",
+]
+EACH = "{%- for m in messages -%}"
+PARTS = "{%- for c in m.content -%}{{ '<image>' if c.type == 'image' else c.text }}{%- endfor -%}"
+THINKING = (
+    "{%- set content = m.content if m.content is string else m.content[0].text -%}{%- set thought = '' -%}{%- if '</think>' in content -%}"
+    "{%- set thought = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') -%}"
+    "{%- set content = content.split('</think>')[-1].lstrip('\n') -%}{%- endif -%}"
+)
+QWEN3 = (
+    EACH + "{%- if m.role != 'assistant' -%}{{ '<|im_start|>' + m.role + '\n' }}" + PARTS + "{{ '<|im_end|>\n' }}{%- else -%}" + THINKING
+    + "{{ '<|im_start|>assistant\n' }}{%- if loop.last -%}{{ '<think>\n' + thought.strip('\n') + '\n</think>\n\n' }}{%- endif -%}"
+    "{{ content.lstrip('\n') + '<|im_end|>\n' }}{%- endif -%}{%- endfor -%}"
+)  # fmt: skip
+GLM45V = (
+    EACH + "{%- if m.role == 'user' -%}{{ '<|user|>\n' }}" + PARTS + "{%- else -%}<|assistant|>" + THINKING
+    + "{{ '\n<think>' + thought.strip() + '</think>' if loop.last and thought else '\n<think></think>' }}"
+    "{%- if content.strip() -%}{{ '\n' + content.strip() }}{%- endif -%}{%- endif -%}{%- endfor -%}"
+)  # fmt: skip
+QWEN3_TEXT = QWEN3.replace(PARTS, "{{ m.content if m.content is string else '' }}").replace("else m.content[0].text", "else ''")
+JANUS = (
+    EACH + "{{ {'user': '<|User|>: ', 'assistant': '<|Assistant|>: '}[m.role] }}{%- for c in m.content -%}{%- if c.type == 'image' -%}"
+    "{{ '' if loop.first else '\n' }}<image>{{ '' if loop.last else '\n' }}{%- else -%}{%- set text = c.text -%}"
+    "{%- if loop.first -%}{%- set text = text.lstrip() -%}{%- endif -%}{%- if loop.last -%}{%- set text = text.rstrip() -%}{%- endif -%}"
+    "{{ ' ' + text if not loop.first and m.content[loop.index0 - 1].type == 'text' else text }}{%- endif -%}{%- endfor -%}"
+    "{%- if not loop.last -%}{{ '\n\n' if m.role == 'user' else '</s>' }}{%- endif -%}{%- endfor -%}"
+)  # fmt: skip
+NUMBERED = EACH + "{%- if m.role == 'user' -%}[Round {{ loop.index0 // 2 + 1 }}, {{ strftime_now('%H:%M:%S.%f') }}]\n" + PARTS
+NUMBERED += "{%- else -%}{{ '\nA: ' }}" + PARTS + "{%- endif -%}{%- endfor -%}"
+COMMAND_A = EACH + "{%- if m.role == 'user' -%}<|USER|>" + PARTS + "<|END_OF_TURN|>{%- else -%}<|CHATBOT|><|START_RESPONSE|>" + PARTS
+COMMAND_A += "<|END_RESPONSE|><|END_OF_TURN|>{%- endif -%}{%- endfor -%}"
+LLAMA4 = (
+    EACH + "<|header_start|>{{ m.role }}<|header_end|>\n\n{%- for c in m.content -%}{{ '<image>' if c.type == 'image' else c.text | trim }}"
+)
+LLAMA4 = LLAMA4.replace("\n\n{%- for", "{{ '\n\n' }}{%- for") + "{%- endfor -%}<|eot|>{%- endfor -%}"
+NEWLINES_CUT = (
+    EACH
+    + "{{ m.role }}:{%- for c in m.content -%}{{ '<image>' if c.type == 'image' else c.text.lstrip('\n') }}{%- endfor -%};{%- endfor -%}"
+)
+COMMENT = "{# put {% generation %} around the answers #}" + LLAMA4
+MARKED_WITH_TOOLS = "{%- if tools -%}{%- generation -%}{%- endgeneration -%}{%- endif -%}" + LLAMA4
+
+THOUGHT = "<think>\nIt has ears.\n</think>\n\nA cat."
+CASES = {
+    "a thought in the last answer": (QWEN3, [THOUGHT], "<|im_start|>user\nQ0<|im_end|>\n<|im_start|>assistant\n[<think>\nIt has ears.\n</think>\n\nA cat.<|im_end|>]\n"),
+    "thoughts cut from past answers": (QWEN3, [THOUGHT, THOUGHT], "<|im_start|>user\nQ0<|im_end|>\n<|im_start|>assistant\n[A cat.<|im_end|>]\n<|im_start|>user\nQ1<|im_end|>\n<|im_start|>assistant\n[<think>\nIt has ears.\n</think>\n\nA cat.<|im_end|>]\n"),
+    "an empty thought": (QWEN3, ["<think>\n\n</think>\n\nA cat."], "<|im_start|>user\nQ0<|im_end|>\n<|im_start|>assistant\n[<think>\n\n</think>\n\nA cat.<|im_end|>]\n"),
+    "a thought that the prompt opened": (QWEN3, ["It has ears.\n</think>\n\nA cat."], "<|im_start|>user\nQ0<|im_end|>\n<|im_start|>assistant\n<think>\n[It has ears.\n</think>\n\nA cat.<|im_end|>]\n"),
+    "a thought that the template adds": (QWEN3, ["A cat."], "<|im_start|>user\nQ0<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n[A cat.<|im_end|>]\n"),
+    "glm-4.5v": (GLM45V, [THOUGHT, THOUGHT], "<|user|>\nQ0<|assistant|>\n<think></think>\n[A cat.<|user|>]\nQ1<|assistant|>\n[<think>It has ears.</think>\nA cat.]"),
+    "thoughts kept as they are": (LLAMA4, [THOUGHT], "<|header_start|>user<|header_end|>\n\nQ0<|eot|><|header_start|>assistant<|header_end|>\n\n[<think>\nIt has ears.\n</think>\n\nA cat.<|eot|>]"),
+    "strings only, lists are dropped in silence": (QWEN3_TEXT, ["No.", "No."], "<|im_start|>user\nQ0<|im_end|>\n<|im_start|>assistant\n[No.<|im_end|>]\n<|im_start|>user\nQ1<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n[No.<|im_end|>]\n"),
+    "janus joins parts by a space": (JANUS, [[" A", "cat. "], "No"], "<|User|>: Q0\n\n<|Assistant|>: [A cat.</s>]<|User|>: Q1\n\n<|Assistant|>: [No]"),
+    "command a": (COMMAND_A, ["A cat."], "<|USER|>Q0<|END_OF_TURN|><|CHATBOT|><|START_RESPONSE|>[A cat.<|END_RESPONSE|>]<|END_OF_TURN|>"),
+    "an empty answer": (COMMAND_A, [""], "<|USER|>Q0<|END_OF_TURN|><|CHATBOT|><|START_RESPONSE|>[<|END_RESPONSE|>]<|END_OF_TURN|>"),
+    "llama 4": (LLAMA4, [" <|eot|> \ue0000\ue001", " 🐈\n"], "<|header_start|>user<|header_end|>\n\nQ0<|eot|><|header_start|>assistant<|header_end|>\n\n[<|eot|> \ue0000\ue001<|eot|>]<|header_start|>user<|header_end|>\n\nQ1<|eot|><|header_start|>assistant<|header_end|>\n\n[🐈<|eot|>]"),
+    "only some white space is cut": (NEWLINES_CUT, ["\n a\n", "\n \n"], "user:Q0;assistant:[ a\n];user:Q1;assistant:[ \n];"),
+    "marks in a comment": (COMMENT, ["No"], "<|header_start|>user<|header_end|>\n\nQ0<|eot|><|header_start|>assistant<|header_end|>\n\n[No<|eot|>]"),
+    "marks that are not reached": (MARKED_WITH_TOOLS, ["No"], "<|header_start|>user<|header_end|>\n\nQ0<|eot|><|header_start|>assistant<|header_end|>\n\n[No<|eot|>]"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    tokenizer = build_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ENDS})
+    return tokenizer
+
+
+def rendered(tokenizer, template, answers, questions=("Q0", "Q1", "Q2")):
+    messages = []
+    for question, answer in zip(questions, answers, strict=False):
+        parts = [{"type": "text", "text": text} for text in ([answer] if isinstance(answer, str) else answer)]
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": parts}]
+    record = to_record({"id": "x", "messages": messages})
+    return render_answers(SimpleNamespace(tokenizer=tokenizer, chat_template=template), record)
+
+
+def marked(text, spans):
+    for start, end in reversed(spans):
+        text = f"{text[:start]}[{text[start:end]}]{text[end:]}"
+    return text
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_answers_of_released_styles(tokenizer, name):
+    template, answers, expected = CASES[name]
+    assert marked(*rendered(tokenizer, template, answers)) == expected
+
+
+def test_both_renderings_show_the_same_time(tokenizer):
+    text, spans = rendered(tokenizer, NUMBERED, ["a", "b"])
+    assert [text[start:end] for start, end in spans] == ["a", "b"] and "[Round 2, " in text
+
+
+def test_sentinels_in_questions_are_text(tokenizer):
+    text, spans = rendered(tokenizer, LLAMA4, ["a"], ["\ue0000\ue001 and <|eot|>?"])
+    assert [text[start:end] for start, end in spans] == ["a<|eot|>"]
+
+
+@pytest.mark.parametrize("template", [QWEN3_TEXT, EACH + "{{ m.role + ': ' + m.content }}{%- endfor -%}"], ids=["dropped", "joined"])
+def test_templates_of_language_models_are_refused_with_images(tokenizer, template):
+    talk = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "No"}]
+    record = {"id": "x", "image": Image.new("RGB", (2, 2)), "conversations": talk}
+    processor = SimpleNamespace(tokenizer=tokenizer, chat_template=template)
+    with pytest.raises(RecordError, match=r"'x'.*knows no images; set another processor.chat_template"):
+        render_answers(processor, to_record(record))
+
+
+def test_a_template_that_drops_the_system_text_is_used(tokenizer):
+    messages = [("system", "Be brief."), ("user", "Q"), ("assistant", "A")]
+    record = to_record({"id": "x", "messages": [{"role": role, "content": text} for role, text in messages]})
+    template = EACH + "{%- if m.role != 'system' -%}|" + PARTS + "{%- endif -%}{%- endfor -%}"
+    assert marked(*render_answers(SimpleNamespace(tokenizer=tokenizer, chat_template=template), record)) == "|Q|[A]"
+
+
+def test_the_end_of_a_turn_is_looked_up_once(tokenizer, monkeypatch):
+    """Gemma 3 has 6,414 special tokens, whose pattern takes 0.2 s."""
+    rendered(tokenizer, LLAMA4, ["a"])
+    monkeypatch.setattr(type(tokenizer), "added_tokens_decoder", property(lambda self: pytest.fail("looked up again")))
+    rendered(tokenizer, LLAMA4, ["b"])
