@@ -20,7 +20,11 @@ class WeightsError(ValueError):
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """Return the tensors of a .safetensors file, or of a torch file, which is read with weights_only=True (no code of it runs)."""
+    """Return the tensors of a .safetensors file, or of a torch file, which is read with weights_only=True (no code of it runs).
+
+    A checkpoint of training code may hold mappings of tensors: those under a name of `WRAPPERS` are returned, or else all of them, with
+    their name as a prefix.
+    """
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"no weight file at {path}; expected a .safetensors or .pt file")
@@ -30,7 +34,15 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
             raise ValueError(f"expected a mapping of names to tensors, got a {type(state).__name__}")
         while wrappers := [name for name in WRAPPERS if isinstance(state.get(name), Mapping)]:
             state = state[wrappers[0]]
-        return state
+        return dict(_tensors(state))
+
+
+def _tensors(state: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            yield f"{prefix}{name}", value
+        elif isinstance(value, Mapping):
+            yield from _tensors(value, f"{prefix}{name}.")
 
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")

@@ -28,6 +28,7 @@ from encoders.weight_files import (
     read_state,
     refuse_misfit,
     warn_of_activation,
+    without_prefix,
 )
 
 # Shapes: B, S, h, w, D, E as in base.py; C = channels of a feature map, P = prefix tokens (class and register tokens), L = P + h*w.
@@ -233,7 +234,8 @@ def _load(trunk: Any, model_name: str, file: str) -> None:
     wanted = {key: value.shape for key, value in trunk.state_dict().items()}
     if {key: getattr(value, "shape", None) for key, value in state.items()} != wanted and (convert := _converter(model_name)):
         with refuse_misfit(file):
-            state = _without_classifier(trunk, convert(state, trunk))
+            state = convert(state, trunk)
+    state = _without_classifier(trunk, without_prefix(state, wanted, file))
     load_strict(trunk, state, file)
 
 

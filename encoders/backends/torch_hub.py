@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from encoders.base import Encoder
 from encoders.names import near_names
-from encoders.weight_files import WeightsError, explain_download, load_strict, read_state
+from encoders.weight_files import WeightsError, explain_download, load_strict, read_state, without_prefix
 
 # Shapes: B, S, h, w, D as in base.py; n = side of the grid of the position table.
 
@@ -109,7 +109,8 @@ def build(model: str, *, pretrained: bool, weights: str | None, config: Mapping[
     facts = MODELS[model] if config is None else dict(config)
     tower = DinoV2(**facts)
     if pretrained:
-        load_strict(tower, read_state(weights) if weights else _download(model), weights or model)
+        state = without_prefix(read_state(weights), tower.state_dict(), weights) if weights else _download(model)
+        load_strict(tower, state, weights or model)
     return TorchHubEncoder(tower, facts, **options)
 
 

@@ -247,6 +247,7 @@ LAYOUTS: dict[str, Any] = {
     "model": lambda state: {"model": state, "step": 7},
     "several processes": lambda state: {f"module.{name}": value for name, value in state.items()},
     "clip of a larger model": lambda state: {"model": {f"module.clip.{name}": value for name, value in state.items()}},
+    "module, as DeepSpeed saves it": lambda state: {"module": {f"clip.{name}": value for name, value in state.items()}, "step": 7},
     "clip_model beside others": lambda state: (
         {"denoiser.weight": torch.ones(2)} | {f"clip_model.{name}": value for name, value in state.items()}
     ),

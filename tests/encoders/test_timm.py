@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from support.tiny_towers import block_outputs, randomised
 from timm.models import eva, vision_transformer
 from torch import nn
@@ -48,6 +48,22 @@ def name(request: pytest.FixtureRequest) -> str:
 def weights(name: str, tmp_path: Path, tiny_timm: Create) -> Path:
     save_file(randomised(tiny_timm(name, num_classes=0)).state_dict(), tmp_path / "vit.safetensors")
     return tmp_path / "vit.safetensors"
+
+
+def test_weights_in_the_layouts_of_training_code(name: str, weights: Path, tmp_path: Path) -> None:
+    state = load_file(weights)
+    layouts: dict[str, Any] = {
+        "processes": {f"module.{key}": value for key, value in state.items()},
+        "classifier": {"model": {f"backbone.{key}": value for key, value in state.items()} | {"backbone.head.weight": torch.ones(3, 2)}},
+        "teacher": {"teacher": {f"backbone.{key}": value for key, value in state.items()}, "iteration": 9},
+    }
+    for layout, content in layouts.items():
+        torch.save(content, tmp_path / f"{layout}.pth")
+        loaded = build_encoder(f"timm:{name}", weights=tmp_path / f"{layout}.pth").tower.state_dict()
+        assert all(torch.equal(value, state[key]) for key, value in loaded.items()) and loaded, layout
+    torch.save({"teacher": state, "student": layouts["processes"]}, tmp_path / "both.pth")
+    with pytest.raises(ValueError, match=r"both\.pth holds this network 2 times, under teacher\., student\.module\."):
+        build_encoder(f"timm:{name}", weights=tmp_path / "both.pth")
 
 
 @pytest.mark.parametrize("side", [4, 2, 6])

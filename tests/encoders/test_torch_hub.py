@@ -70,6 +70,9 @@ def test_weights_and_spec(tmp_path: Path) -> None:
     again = build_encoder(**encoder.spec)
     pixels = torch.rand(1, 3, 42, 42)
     assert torch.equal(again(pixels).tokens, encoder(pixels).tokens)
+    torch.save({"teacher": {f"backbone.{key}": value for key, value in state.items()}}, tmp_path / "training.pth")
+    trained = build_encoder("torch_hub:tiny", config=TINY, weights=tmp_path / "training.pth", image_size=42, mean=(0.5, 0.5, 0.5))
+    assert torch.equal(trained(pixels).tokens, encoder(pixels).tokens)
     with pytest.raises(ValueError, match=r"blocks.2.norm1.weight"):
         build_encoder("torch_hub:tiny", config=TINY | {"depth": 3}, weights=tmp_path / "dino.pth")
 
