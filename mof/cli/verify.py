@@ -11,7 +11,7 @@ from zipfile import is_zipfile
 
 import typer
 
-from encoders.digests import MARK, check, damaged, open_json
+from encoders.digests import MARK, DamagedError, check, damaged, open_json
 from encoders.runs import LOCKS, TEMPORARY, read_sealed, run_digest
 from encoders.storage import fetched
 from encoders.terminal import say
@@ -95,6 +95,7 @@ class FolderCheck:
     def _check_stores(self) -> None:
         """Open the feature stores, which compares their files with each other, and read all embeddings."""
         from encoders.store.feature_store import FeatureStore
+        from encoders.tables import ForeignError
 
         for manifest in (path for path in self.files if path.name == MANIFEST and _describes_encoders(path)):
             try:
@@ -104,7 +105,8 @@ class FolderCheck:
                         self.checked |= {store.joined(name)} & set(self.files)  # it is there only if shards are several
                         store.embeddings(name)
             except ValueError as error:
-                self.faults[manifest] = str(error)
+                if isinstance(error, (DamagedError, ForeignError)):  # a store without an image, which a run has just begun, is sound
+                    self.faults[manifest] = str(error)
 
     def _lines(self, path: Path) -> None:
         for number, line in enumerate(path.read_bytes().split(b"\n"), 1):

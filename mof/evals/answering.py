@@ -16,11 +16,11 @@ from typing import Any, Protocol
 from filelock import FileLock
 from PIL import Image
 
-from encoders.digests import open_json, seal_json
+from encoders.digests import MARK, open_json, seal_json
 from encoders.images.opening import ImageError, read_file
 from encoders.images.reading import pixels_of
 from encoders.progress import progress_bar
-from encoders.runs import local_path
+from encoders.runs import local_path, write_bytes
 from encoders.storage import upload, url_of
 from mof.data.forms import whole_characters
 from mof.data.records import ImageSource
@@ -118,17 +118,19 @@ class AnswerCache:
     """AnswerCache is a file of answers by key, a JSON line with a digest for each. A line is on disk before its answer is used.
 
     On other storage, the file is uploaded every 30 seconds and at the end of a run. Damaged and incomplete lines are left out, with a
-    warning. Several runs may share a file. Lines without a digest or a format version, which older releases wrote, are read as well.
-    Lines of a later version are left alone.
+    warning, and deleted when the next answer is written. Several runs may share a file. Lines without a digest or a format version,
+    which older releases wrote, are read as well. Lines of a later version are left alone.
     """
 
     FORMAT = 1
+    BEGINNING = b'{"format": '  # of each line
 
     def __init__(self, file: str | Path) -> None:
         self.file = local_path(file)
         self._answers: dict[str, Answer] = {}
         self._lock = FileLock(self.file.with_name(f"{self.file.name}.lock"), poll_interval=0.005)
         self._uploaded, self._unsent, self._inode = time.monotonic(), list[bytes](), 0
+        self._damaged = set[bytes]()  # lines
         content = self.file.read_bytes() if self.file.exists() else b""
         for number, line in ((number, line) for number, line in enumerate(content.split(b"\n"), 1) if line):
             try:
@@ -137,6 +139,8 @@ class AnswerCache:
                     self._answers[entry["key"]] = _to_answer(entry["answer"])
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 logger.warning("%s, line %d holds no whole answer, which will be asked for again: %s", self.file, number, error)
+                if isinstance(error, ValueError) and (MARK in line or self.BEGINNING.startswith(line[: len(self.BEGINNING)])):
+                    self._damaged.add(line)  # only lines that we wrote: somebody may name a file of other content as the cache
 
     def get(self, key: str) -> Answer | None:
         return self._answers.get(key)
@@ -145,6 +149,7 @@ class AnswerCache:
         self._unsent.append(seal_json({"format": self.FORMAT, "key": key, "answer": dataclasses.asdict(answer)}, indent=None) + b"\n")
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self._lock:
+            self._drop_damaged()
             self._append(self._unsent[-1:])
         self._answers[key] = answer
         if time.monotonic() - self._uploaded > BETWEEN:
@@ -159,7 +164,20 @@ class AnswerCache:
             self._unsent.clear()
         self._uploaded = time.monotonic()
 
+    def _drop_damaged(self) -> None:
+        """Write the file without the damaged lines. Lines that other runs have added since stay."""
+        if self._damaged:
+            lines = [line for line in self.file.read_bytes().split(b"\n") if line and line not in self._damaged]
+            write_bytes(self.file.resolve(), b"".join(line + b"\n" for line in lines))  # the file may be a link to a shared cache
+            self._damaged.clear()
+
     def _append(self, lines: Sequence[bytes]) -> None:
+        try:
+            self._write(lines)
+        except OSError as error:  # a full disk's error names no file
+            raise OSError(error.errno, error.strerror, str(self.file)) from error
+
+    def _write(self, lines: Sequence[bytes]) -> None:
         with self.file.open("a+b") as file:
             inode = os.fstat(file.fileno()).st_ino
             if url_of(self.file) and inode != self._inode:  # a reader on this machine made the copy equal to the storage

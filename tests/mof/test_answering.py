@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from resource import RLIMIT_FSIZE, getrlimit, setrlimit
 from typing import Any
 
 import pytest
@@ -147,6 +148,32 @@ def test_a_damaged_line_is_named_and_its_prompt_asked_again(tmp_path: Path, capl
         cache = AnswerCache(file)
         assert cache.get("k1") == Answer("yes") and cache.get("k2") is None
         assert f"{file}, line 2 holds no whole answer" in caplog.text
+        cache.put("k2", Answer("yes"))
+        assert file.read_bytes() == sound, "the next answer mends the file"
+
+
+def test_lines_of_others_stay_in_the_file_and_torn_lines_do_not(tmp_path: Path) -> None:
+    others = b'{"id": 1, "answer": "yes"}\nno JSON\n'
+    torn = b'{"format": 1, "key": "lo'
+    for position, content in enumerate((others + torn, others + torn + b"\n", others + torn[:3])):
+        file = tmp_path / f"{position}.jsonl"
+        file.write_bytes(content)
+        link = tmp_path / f"link-{position}.jsonl"
+        link.symlink_to(file)
+        AnswerCache(link).put("k", Answer("yes"))
+        assert file.read_bytes().startswith(others) and file.read_bytes().count(b"\n") == 3 and link.is_symlink()
+        assert AnswerCache(file).get("k") == Answer("yes")
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
+    cache, (_, hard) = AnswerCache(tmp_path / "cache.jsonl"), getrlimit(RLIMIT_FSIZE)
+    (tmp_path / "cache.jsonl").write_bytes(b"\n" * 90)
+    setrlimit(RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*cache\.jsonl'"):
+            cache.put("k", Answer("yes"))
+    finally:
+        setrlimit(RLIMIT_FSIZE, (hard, hard))
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

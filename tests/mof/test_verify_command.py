@@ -16,6 +16,7 @@ from support.tiny import build_model, build_tokenizer
 from encoders import Encoder, View, encode_images
 from encoders.digests import DamagedError, seal_json
 from encoders.model_cards import CARD
+from encoders.runs import read_sealed, write_sealed
 from mof import MoFProcessor
 from mof.evals.answerers import AnswersFile
 from mof.evals.answering import Answer, AnswerCache
@@ -109,6 +110,15 @@ def test_stores(stores: Path) -> None:
     files = [path for path in stores.glob("plain/**/*") if path.suffix in (".json", ".parquet", ".safetensors", ".npy")]
     assert len(files) == 1 + 3 + 4 + 2
     assert_found(stores, files)
+
+
+def test_a_store_that_a_killed_run_has_begun_is_sound(stores: Path) -> None:
+    plain = stores / "plain"
+    manifest = {name: value for name, value in read_sealed(plain / "manifest.json").items() if name not in ("files", "shards")}
+    write_sealed(plain / "manifest.json", manifest)
+    for path in [*plain.glob("*.parquet"), *plain.glob("*.npy")]:
+        path.unlink()
+    assert verify(stores) == (0, [])
 
 
 def test_swapped_shards(stores: Path) -> None:
