@@ -30,6 +30,8 @@ OF_LISTS = frozenset((
     "batch", "count", "dictsort", "first", "groupby", "items", "last", "length", "list", "map", "max", "min", "random", "reject",
     "rejectattr", "select", "selectattr", "slice", "sort", "sum", "unique",
 ))  # fmt: skip
+OF_COMPARED = ("dictsort", "groupby", "max", "min", "sort", "unique")
+COMPARISONS = frozenset(("==", "!=", "<", "<=", ">", ">=", "eq", "equalto", "ge", "gt", "greaterthan", "in", "le", "lessthan", "lt", "ne"))
 SLOW = ("pprint", "striptags", "urlize", "wordwrap")  # their time grows with the square of the text or so
 MOST_FOR_SLOW = 10_000  # characters
 GROWING = frozenset(("batch", "center", "expandtabs", "indent", "ljust", "rjust", "slice", "tojson", "translate", "zfill"))
@@ -77,9 +79,10 @@ def bounded(environment: Any) -> Any:
     environment.intercepted_binops = frozenset(("*", "**", "+", "%"))
     environment.call_binop = lambda _, name, left, right: operators[name](*_operands(name, left, right))
     environment.call, environment.finalize, environment.concat = called, _written, _joined
-    environment.count_step, environment.tilde = _count, lambda *values: _joined(map(_text, values))
+    environment.count_step, environment.small, environment.tilde = _count, _small, lambda *values: _joined(map(_text, values))
     environment.filters = {name: _limited(name, filter) for name, filter in environment.filters.items()}
     environment.filters["join"] = _join
+    environment.tests = {name: _compared(test) if name in COMPARISONS else test for name, test in environment.tests.items()}
     # both renderings of a conversation show the same time
     own = {"lipsum": _no_lipsum, "strftime_now": lru_cache(maxsize=64)(environment.globals["strftime_now"])}
     environment.globals = {**environment.globals, **own}
@@ -92,6 +95,13 @@ def with_checks(tree: Any) -> Any:
         node.body.insert(0, nodes.ExprStmt(_call("count_step")).set_lineno(node.lineno))
     for node in list(tree.find_all(nodes.Concat)):
         node.nodes = [_call("tilde", *node.nodes)]
+    for node in list(tree.find_all(nodes.Compare)):
+        if not any(isinstance(side, nodes.Const) for side in (node.expr, *(operand.expr for operand in node.ops))):
+            for part in (node, *node.ops):
+                part.expr = _call("small", part.expr)
+    for node in list(tree.find_all(nodes.Tuple)):  # its hash takes time
+        if node.ctx == "load":
+            node.items = [_call("small", item) for item in node.items]
     return tree
 
 
@@ -154,7 +164,11 @@ def _join(environment: Any, value: Iterable[Any], d: Any = "", attribute: str | 
 
 
 def _text(value: Any) -> str:
-    """Return a value as text, unless the lists and texts in it are huge together: a list may hold a text many times."""
+    return str(_small(value))
+
+
+def _small(value: Any) -> Any:
+    """Return a value, unless the lists and texts in it are huge together: a list may hold a list or a text many times."""
     if isinstance(value, LISTS):
         waiting, items, size = [value], 0, 0
         while waiting:
@@ -164,7 +178,7 @@ def _text(value: Any) -> str:
                 waiting += [item] if isinstance(item, LISTS) else []
                 _require(items, MOST_ITEMS, "items")
                 _require(size)
-    return str(value)
+    return value
 
 
 def _operands(name: str, left: Any, right: Any) -> tuple[Any, Any]:
@@ -199,6 +213,10 @@ def _measure(name: str, text: str, *args: Any, **named: Any) -> None:
         _require((len(text) + 1) * max((value if isinstance(value, int) else len(_text(value)) for value in given), default=1))
 
 
+def _compared(test: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
+    return lambda left, right: test(_small(left), _small(right))
+
+
 def _no_lipsum(*args: Any, **kwargs: Any) -> None:
     raise TemplateBoundsError("the chat template uses lipsum, whose result has no bounds; no conversation needs it")
 
@@ -211,6 +229,8 @@ def _limited(name: str, filter: Callable[..., Any]) -> Callable[..., Any]:
     def limited(*args: Any, **kwargs: Any) -> Any:
         value, *rest = args[own:]
         _measure(name, "" if name in OF_LISTS else _text(value), *rest, **kwargs)
+        if name in OF_COMPARED:
+            _small(value)
         result = filter(*args[:own], _stepping(value) if name == "sum" else value, *rest, **kwargs)
         if isinstance(result, Iterator):
             return _stepping(result)

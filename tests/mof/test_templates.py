@@ -25,6 +25,7 @@ TALK: list[dict[str, Any]] = [
     {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]},
 ]
 NESTED = "{% for i in range(99999) %}" * 2 + "TEXT" + "{% endfor %}" * 2
+TOWERS = "{% set ns = namespace(a=[1], b=[1]) %}{% for i in range(60) %}{% set ns.a, ns.b = [ns.a] * 2, [ns.b] * 2 %}{% endfor %}"
 TRIMMED = "{%- for m in messages -%} {{ m.role }} : {% if m.role == 'assistant' %} {%- generation -%} x {%- endgeneration -%} {% endif %}{% endfor %}"
 
 
@@ -103,12 +104,17 @@ def test_every_spelling_of_the_mark(left: str, space: str, right: str) -> None:
         "{{ 'x' | center(width=10**8) }}",
         "{{ ('<' * 99999) | striptags }}",
         "{% set x = [[0]] * 9999 %}{{ x | sum(start=[]) | length }}",
+        TOWERS + "{{ ns.a == ns.b }}",
+        TOWERS + "{{ ns.a is eq(ns.b) }}",
+        TOWERS + "{{ [ns.a, ns.b] | max }}",
+        "{% set ns = namespace(a=(1,)) %}{% for i in range(60) %}{% set ns.a = (ns.a, ns.a) %}{% endfor %}{{ ns.a in {1: 2} }}",
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(50) }}",
     ],
 )
 def test_a_template_without_end_is_refused(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mof.data.template_bounds.MOST_STEPS", 1000)
     monkeypatch.setattr("mof.data.template_bounds.MOST_CHARACTERS", 100_000)
+    monkeypatch.setattr("mof.data.template_bounds.MOST_ITEMS", 10_000)
     with pytest.raises(TemplateBoundsError, match="chat template"):
         render(template, TALK)
 
