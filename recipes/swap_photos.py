@@ -8,15 +8,7 @@ photos among them, and draws another order of the records. Records of a fifth of
 from the same stage 1. It is measured on the held-out records, by their loss with their photo, with another photo, and by the difference. Rows
 are trained seed by seed, and a run that is interrupted goes on with --resume.
 
-Predictions, written before the first run:
-1. On the captions of held-out photos of Flickr8k, AUROC of VIG (own against other photo) is between .6 and .8 for photos at random. It is
-   at least .05 lower for photos whose captions share the most words.
-2. On the COCO records, AUROC of VIG against swapped records is below .65. Most answers are lists of "Yes" and "No", which fit many photos.
-3. `grounded`, which knows the truth, has the largest difference between other and own photo, by less than .1 nats over `everything`.
-4. The paper's rule (`vig`) does not beat `random` in the loss with the own photo, because it learns from fewer forms of answers, but
-   its difference between both photos is larger in the mean of the seeds.
-5. `vig-samples` lies between `everything` and `grounded` in that difference.
-6. `lowest-loss` keeps swapped records, because "Yes" and "No" are easy to guess: its difference is not larger than the difference of `random`.
+recipes/predictions.md holds the predictions, which were written down before the first run.
 """
 
 import dataclasses
