@@ -45,3 +45,14 @@ def test_the_fusions():
             assert name == "interleaved" or written[3].split()[0] == f"{mean - statistics.fmean(pairs['interleaved']):+.1f}"
             checked.append(name)
     assert sorted(checked) == sorted(name for name, rows in by_name.items() if len(rows) == 3)
+
+
+@pytest.mark.parametrize(("study", "page"), [("noise", "noise"), ("fusions", "fusion"), ("layers", "layers"), ("decoding", "decoding")])
+def test_each_prediction_has_an_outcome(study, page):
+    [section] = re.findall(
+        rf"^## The study of {study}\n(.*?)(?=^## |\Z)", (ROOT / "recipes/predictions.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    predicted = set(re.findall(r"^(\d+)\. ", section, re.MULTILINE))
+    told = {number for first, *_ in lines((RESULTS / f"{page}.md").read_text()) for number in re.findall(r"(?<!\d)(\d+)\.(?= |,)", first)}
+    assert predicted <= told | ({"1"} if study == "noise" else set())  # number 7 predicts the same, for the second run
+    assert len(predicted) >= 5
