@@ -10,7 +10,7 @@ from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
 from mof.data.answer_tokens import CROSS_MASK
 from mof.data.cross_attention import keep_to_own_images
-from mof.data.templates import refuse_endless, template_of
+from mof.data.templates import refuse_endless
 
 
 def ready_for_prompts(processor: ProcessorMixin) -> None:
@@ -22,7 +22,7 @@ def ready_for_prompts(processor: ProcessorMixin) -> None:
         ValueError: for a chat template that does not come to an end (`mof.data.templates`).
     """
     append_nothing(processor.tokenizer)
-    refuse_endless(template_of(processor))
+    refuse_endless(processor)
     if CROSS_MASK in processor.model_input_names:
         keep_to_own_images()
 
@@ -36,7 +36,7 @@ def prompt_inputs(processor: ProcessorMixin, chats: Sequence[Sequence[Mapping[st
         TemplateBoundsError: for a conversation with which the chat template does not come to an end.
     """
     for chat in chats:
-        refuse_endless(template_of(processor), chat)
+        refuse_endless(processor, chat)
     return BatchFeature(processor.apply_chat_template(chats, tokenize=True, return_dict=True, return_tensors="pt", **options))
 
 

@@ -1,7 +1,7 @@
 """A chat template comes with a checkpoint, so it is code from strangers. This module bounds its steps, time and memory.
 
 Jinja's sandbox keeps a template away from files and programs, but does not stop endless loops and huge texts. Here each round of a loop
-is counted, each value is measured before it is made, and filters that no chat template needs are left out.
+is counted, and each text is measured before it is made.
 """
 
 from __future__ import annotations
@@ -15,25 +15,26 @@ from dataclasses import dataclass, field
 from functools import lru_cache, wraps
 from typing import Any
 
-from jinja2 import nodes
+from jinja2 import nodes, pass_environment
+from jinja2.filters import make_attrgetter
 
 MOST_STEPS = 300_000  # rounds of loops, calls of macros, and items that filters take
 MOST_CHARACTERS = 50_000_000  # in a value, and in everything that a template writes
 MOST_ITEMS = 1_000_000  # in a list
 MOST_DIGITS = 10_000  # in an integer, in base 2
 MOST_SECONDS = 20  # the computing time of this thread
-MOST_INDENT = 100  # spaces of JSON
 ITEMS_A_STEP = 100  # a filter that makes a list takes a step for each 100 items
 
 LISTS = (list, tuple, dict)
 OF_LISTS = frozenset((
-    "count", "dictsort", "first", "items", "join", "last", "length", "list", "map", "max", "min", "reject", "rejectattr", "select",
-    "selectattr", "sort", "unique",
+    "batch", "count", "dictsort", "first", "groupby", "items", "last", "length", "list", "map", "max", "min", "random", "reject",
+    "rejectattr", "select", "selectattr", "slice", "sort", "sum", "unique",
 ))  # fmt: skip
-FILTERS = OF_LISTS | {
-    "abs", "attr", "capitalize", "d", "default", "e", "escape", "float", "indent", "int", "lower", "replace", "reverse", "round", "safe",
-    "string", "title", "tojson", "trim", "upper",
-}  # fmt: skip
+OF_COMPARED = ("dictsort", "groupby", "max", "min", "sort", "unique")
+COMPARISONS = frozenset(("==", "!=", "<", "<=", ">", ">=", "eq", "equalto", "ge", "gt", "greaterthan", "in", "le", "lessthan", "lt", "ne"))
+SLOW = ("pprint", "striptags", "urlize", "wordwrap")  # their time grows with the square of the text or so
+MOST_FOR_SLOW = 10_000  # characters
+GROWING = frozenset(("batch", "center", "expandtabs", "indent", "ljust", "rjust", "slice", "tojson", "translate", "zfill"))
 WIDE = re.compile(r"%[^%a-zA-Z]*(\*|\d{5})|\{[^{}]*(\{|\d{5})")  # formats that pad a value to any width
 
 
@@ -70,19 +71,20 @@ def bounded(environment: Any) -> Any:
     def called(context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
         text = getattr(getattr(function, "__wrapped__", function), "__self__", None)  # of a method; "format" is wrapped by Jinja
         if isinstance(text, str):
-            args = _measured(function.__name__, text, *args, **kwargs)
-        return call(context, function, *args, **kwargs)
+            if function.__name__ == "join":
+                return _joined(args[0], text)
+            _measure(function.__name__, text, *args, **kwargs)
+        return _bounded(call(context, function, *args, **kwargs))
 
     environment.intercepted_binops = frozenset(("*", "**", "+", "%"))
     environment.call_binop = lambda _, name, left, right: operators[name](*_operands(name, left, right))
-    environment.call = called
-    environment.count_step, environment.joined = _count, _joined
-    environment.filters = {
-        name: _limited(name, filter) if name in FILTERS else _refused(name) for name, filter in environment.filters.items()
-    }
-    environment.filters |= {"bounded": _bounded, "written": _written}
+    environment.call, environment.finalize, environment.concat = called, _written, _joined
+    environment.count_step, environment.small, environment.tilde = _count, _small, lambda *values: _joined(map(_text, values))
+    environment.filters = {name: _limited(name, filter) for name, filter in environment.filters.items()}
+    environment.filters["join"] = _join
+    environment.tests = {name: _compared(test) if name in COMPARISONS else test for name, test in environment.tests.items()}
     # both renderings of a conversation show the same time
-    own = {"lipsum": _refused("lipsum"), "strftime_now": lru_cache(maxsize=64)(environment.globals["strftime_now"])}
+    own = {"lipsum": _no_lipsum, "strftime_now": lru_cache(maxsize=64)(environment.globals["strftime_now"])}
     environment.globals = {**environment.globals, **own}
     return environment
 
@@ -91,17 +93,15 @@ def with_checks(tree: Any) -> Any:
     """Put the checks into a parsed template (`jinja2.nodes.Template`), and return it."""
     for node in list(tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock))):
         node.body.insert(0, nodes.ExprStmt(_call("count_step")).set_lineno(node.lineno))
-    for node in list(tree.find_all(nodes.Assign)):
-        node.node = _filtered(node.node, "bounded").set_lineno(node.lineno)
-    for node in list(tree.find_all(nodes.AssignBlock)):
-        node.filter = _filtered(node.filter, "bounded").set_lineno(node.lineno)
     for node in list(tree.find_all(nodes.Concat)):
-        node.nodes = [_call("joined", *node.nodes)]
-    for node in list(tree.find_all(nodes.Output)):
-        node.nodes = [
-            _filtered(nodes.Const(part.data) if isinstance(part, nodes.TemplateData) else part, "written").set_lineno(node.lineno)
-            for part in node.nodes
-        ]
+        node.nodes = [_call("tilde", *node.nodes)]
+    for node in list(tree.find_all(nodes.Compare)):
+        if not any(isinstance(side, nodes.Const) for side in (node.expr, *(operand.expr for operand in node.ops))):
+            for part in (node, *node.ops):
+                part.expr = _call("small", part.expr)
+    for node in list(tree.find_all(nodes.Tuple)):  # its hash takes time
+        if node.ctx == "load":
+            node.items = [_call("small", item) for item in node.items]
     return tree
 
 
@@ -109,17 +109,19 @@ def _call(name: str, *args: nodes.Expr) -> nodes.Expr:
     return nodes.Call(nodes.EnvironmentAttribute(name), list(args), [], None, None)
 
 
-def _filtered(node: Any, name: str) -> nodes.Filter:
-    return nodes.Filter(node, name, [], [], None, None)
-
-
 def _count(steps: int = 1) -> None:
     spent = _spent.get()
     spent.steps += steps
     if spent.steps > MOST_STEPS:
         raise TemplateBoundsError(f"the chat template takes more than {MOST_STEPS} steps")
-    if spent.steps % 64 == 0 and time.thread_time() > spent.until:  # not each time, since the clock is slow
+    if (steps > 1 or spent.steps % 64 == 0) and time.thread_time() > spent.until:  # not each time, since the clock is slow
         raise TemplateBoundsError(f"the chat template takes more than {MOST_SECONDS} seconds")
+
+
+def _stepping(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        _count()
+        yield value
 
 
 def _require(size: int, most: int | None = None, unit: str = "characters") -> None:
@@ -139,22 +141,34 @@ def _limit(value: Any) -> tuple[int, str]:
     return (MOST_CHARACTERS, "characters") if isinstance(value, str) else (MOST_ITEMS, "items")
 
 
-def _written(value: Any) -> Any:
-    spent = _spent.get()
-    spent.characters += len(_text(value))
+def _written(value: Any) -> str:
+    """Return a value as the text that a template writes, and count its characters."""
+    text, spent = _text(value), _spent.get()
+    spent.characters += len(text)
     if spent.characters > MOST_CHARACTERS:
         raise TemplateBoundsError(f"the chat template writes more than {MOST_CHARACTERS} characters")
-    return value
+    return text
 
 
-def _joined(*values: Any) -> str:
-    texts = [_text(value) for value in values]
-    _require(sum(map(len, texts)))
-    return "".join(texts)
+def _joined(texts: Iterable[str], separator: str = "") -> str:
+    texts = list(texts)
+    _require(sum(map(len, texts)) + len(separator) * len(texts))
+    return separator.join(texts)
+
+
+@pass_environment
+def _join(environment: Any, value: Iterable[Any], d: Any = "", attribute: str | int | None = None) -> str:
+    """Do what Jinja's filter of this name does, within bounds."""
+    items = value if attribute is None else map(make_attrgetter(environment, attribute), value)
+    return _joined(map(_text, _stepping(items)), _text(d))
 
 
 def _text(value: Any) -> str:
-    """Return a value as text, unless the lists and texts in it are huge together: a list may hold a text many times."""
+    return str(_small(value))
+
+
+def _small(value: Any) -> Any:
+    """Return a value, unless the lists and texts in it are huge together: a list may hold a list or a text many times."""
     if isinstance(value, LISTS):
         waiting, items, size = [value], 0, 0
         while waiting:
@@ -164,7 +178,7 @@ def _text(value: Any) -> str:
                 waiting += [item] if isinstance(item, LISTS) else []
                 _require(items, MOST_ITEMS, "items")
                 _require(size)
-    return str(value)
+    return value
 
 
 def _operands(name: str, left: Any, right: Any) -> tuple[Any, Any]:
@@ -179,39 +193,32 @@ def _operands(name: str, left: Any, right: Any) -> tuple[Any, Any]:
         bits = left.bit_length() + right.bit_length() if name == "*" else left.bit_length() * right
         _require(bits, MOST_DIGITS, "binary digits")
     elif name == "%" and isinstance(left, str):
-        _refuse_wide(left)
-        _text(right)
+        _measure("format", left, right)
     return left, right
 
 
-def _refuse_wide(text: str) -> int:
-    if WIDE.search(text):
-        raise TemplateBoundsError(f"the chat template pads values to a width without bounds, by the format {text[:80]!r}")
-    return 0
+def _measure(name: str, text: str, *args: Any, **named: Any) -> None:
+    """Refuse a method of text, or a filter, whose result would be huge."""
+    given = [*args, *named.values()]
+    if name == "format" or name == "format_map":
+        if WIDE.search(text):
+            raise TemplateBoundsError(f"the chat template pads values to a width without bounds, by the format {text[:80]!r}")
+        _require(len(text) + max(text.count("%"), text.count("{")) * len(_text(given)))
+    elif name == "replace" and len(given) > 1:
+        old, new = (str(value) for value in given[:2])
+        _require(text.count(old) * len(new))
+    elif name in SLOW:
+        _require(len(text), MOST_FOR_SLOW)
+    elif name in GROWING:
+        _require((len(text) + 1) * max((value if isinstance(value, int) else len(_text(value)) for value in given), default=1))
 
 
-GROWTH: dict[str, Callable[..., int]] = {
-    **dict.fromkeys(("center", "ljust", "rjust", "zfill"), lambda text, width, *_: width),
-    **dict.fromkeys(("format", "format_map"), lambda text, *args, **named: _refuse_wide(text) + len(_text([*args, named]))),
-    "expandtabs": lambda text, tabsize=8: text.count("\t") * tabsize,
-    "indent": lambda text, width=4, *_, **__: (text.count("\n") + 1) * (len(width) if isinstance(width, str) else width),
-    "join": lambda text, parts, *_: len(text) * len(parts) + sum(map(len, parts)),
-    "replace": lambda text, old, new, *_, **__: text.count(old) * len(new),
-    "tojson": lambda text, *args, **named: max(
-        (MOST_CHARACTERS * value // MOST_INDENT for value in (*args, *named.values()) if isinstance(value, int)), default=0
-    ),
-    "translate": lambda text, table: len(text) * max(len(str(value)) for value in table.values()),
-}
-"""Name of a method of text (or of a filter) whose result may be much longer than the text -> function that returns its size."""
+def _compared(test: Callable[[Any, Any], bool]) -> Callable[[Any, Any], bool]:
+    return lambda left, right: test(_small(left), _small(right))
 
 
-def _measured(name: str, text: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-    """Return the arguments of a method of text, unless its result would be huge. Items that are joined become a list."""
-    if name == "join":
-        args = (list(_stepping(args[0])), *args[1:])
-    if name in GROWTH:
-        _require(GROWTH[name](text, *args, **kwargs))
-    return args
+def _no_lipsum(*args: Any, **kwargs: Any) -> None:
+    raise TemplateBoundsError("the chat template uses lipsum, whose result has no bounds; no conversation needs it")
 
 
 def _limited(name: str, filter: Callable[..., Any]) -> Callable[..., Any]:
@@ -221,11 +228,10 @@ def _limited(name: str, filter: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(filter)
     def limited(*args: Any, **kwargs: Any) -> Any:
         value, *rest = args[own:]
-        if name == "join" and not kwargs and len(rest) < 2:
-            (value,) = _measured(name, _text(rest[0]) if rest else "", map(_text, value))
-        elif name not in OF_LISTS:
-            _measured(name, _text(value), *rest, **kwargs)
-        result = filter(*args[:own], value, *rest, **kwargs)
+        _measure(name, "" if name in OF_LISTS else _text(value), *rest, **kwargs)
+        if name in OF_COMPARED:
+            _small(value)
+        result = filter(*args[:own], _stepping(value) if name == "sum" else value, *rest, **kwargs)
         if isinstance(result, Iterator):
             return _stepping(result)
         if isinstance(result, LISTS):
@@ -233,16 +239,3 @@ def _limited(name: str, filter: Callable[..., Any]) -> Callable[..., Any]:
         return _bounded(result)
 
     return limited
-
-
-def _refused(name: str) -> Callable[..., Any]:
-    def refuse(*args: Any, **kwargs: Any) -> Any:
-        raise TemplateBoundsError(f"the chat template uses {name}, whose result has no bounds; no conversation needs it")
-
-    return refuse
-
-
-def _stepping(values: Iterable[Any]) -> Iterator[Any]:
-    for value in values:
-        _count()
-        yield value

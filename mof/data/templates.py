@@ -44,7 +44,7 @@ def render(template: str, messages: Sequence[Mapping[str, Any]], **context: Any)
     """
     context = {"tools": _no_tools(), "documents": None, "add_generation_prompt": False, **context}  # as in transformers
     with counted():
-        return _without_marks("".join(_compiled(template).generate(messages=messages, **context)))
+        return _without_marks(_compiled(template).render(messages=messages, **context))
 
 
 def _without_marks(marked: str) -> tuple[str, list[Span]]:
@@ -94,12 +94,13 @@ def _no_tools() -> Any:
     return None if text == "True" else []
 
 
-def refuse_endless(template: str | None, messages: Sequence[Mapping[str, Any]] = SHORT_CHAT) -> None:
+def refuse_endless(processor: ProcessorMixin, messages: Sequence[Mapping[str, Any]] = SHORT_CHAT) -> None:
     """Render a conversation. A TemplateBoundsError refuses a template without end; other faults show where the text is used."""
+    template = template_of(processor)
     try:
         if template is not None:
-            render(template, messages, add_generation_prompt=True)
+            render(template, messages, add_generation_prompt=True, **processor.tokenizer.special_tokens_map)
     except TemplateBoundsError:
         raise
-    except Exception:  # for example, the template needs a system message, or a variable that the tokenizer would give
+    except Exception:  # for example, the template needs a system message
         return

@@ -25,6 +25,7 @@ TALK: list[dict[str, Any]] = [
     {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]},
 ]
 NESTED = "{% for i in range(99999) %}" * 2 + "TEXT" + "{% endfor %}" * 2
+TOWERS = "{% set ns = namespace(a=[1], b=[1]) %}{% for i in range(60) %}{% set ns.a, ns.b = [ns.a] * 2, [ns.b] * 2 %}{% endfor %}"
 TRIMMED = "{%- for m in messages -%} {{ m.role }} : {% if m.role == 'assistant' %} {%- generation -%} x {%- endgeneration -%} {% endif %}{% endfor %}"
 
 
@@ -37,6 +38,14 @@ TRIMMED = "{%- for m in messages -%} {{ m.role }} : {% if m.role == 'assistant' 
         "{{ 2**-3 }}{{ 'a' * -1 }}{{ '%s-%d' % ('a', 3) }}{{ '{:>4}'.format(1) }}{{ [1, 2] | join(',') }}{{ 'a-b' | replace('-', '+') }}"
         "{{ {'a': 1} | tojson(indent=2) }}{{ [{'a': 1}, {'a': 2}] | selectattr('a', 'equalto', 2) | list }}{{ ' a ' | trim ~ 1 ~ none }}"
         "{{ 'a,b'.split(',') | last }}{{ [1, 2] | join(',', attribute='real') }}{{ 1.5 * 2 }}{{ x | default('d') }}{{ 'x' | e }}",
+        "{{ messages | tojson(indent=4) }}{% for role, turns in messages | groupby('role') %}{{ role }}{{ turns | length }}{% endfor %}"
+        "{{ [1, 2, 3] | batch(2, '-') | list }}{{ [1, 2, 3] | slice(2) | list }}{{ [1, 2] | sum }}{{ '%s:%(a)s' | replace('%s:', '') | format(a=1) }}"
+        "{{ 'a b' | wordcount }}{{ 'abcdef' | truncate(3, true, '.', 0) }}{{ 'a b' | urlencode }}{{ '<b>x</b>' | striptags }}{{ [1] | pprint }}"
+        "{{ 'x' | center(9) }}{{ messages | join('|', attribute='role') }}{{ 12 | replace(1, 3) }}{{ messages[::-1] | map(attribute='role') | list }}",
+        "{% for key, value in {'b': 1, 'a': [1]} | dictsort %}{{ key }}={{ value }}{{ loop.cycle('x', 'y') }}{{ loop.nextitem }}{% endfor %}"
+        "{% macro tag(x, y=2) %}[{{ x }}{{ y }}{{ varargs }}{{ caller('u') if caller else '' }}]{% endmacro %}{{ tag(1) }}{{ tag(1, 3, 4) }}"
+        "{% set text %}a{{ 1 }}{% endset %}{% filter upper %}{{ text }}{% endfilter %}{{ cycler('a', 'b').next() }}{{ 'a,b'.split(',', 1) }}"
+        "{% for row in [1, [2, [3]]] recursive %}{{ '<' ~ loop(row) ~ '>' if row is iterable else row }}{% endfor %}{{ dict(a=1) | items | list }}",
         "{% if tools %}t{% endif %}{{ tools is none }}{{ documents }}{{ 3 * 4 }}{{ add_generation_prompt == false }}",
     ],
 )
@@ -83,13 +92,29 @@ def test_every_spelling_of_the_mark(left: str, space: str, right: str) -> None:
         "{{ [1] | batch(10**8, 0) | list }}",
         "{{ range(9999) | map('string') | list | length }}",
         "{% macro f() %}{% for i in range(999) %}{{ 'x' * 9999 }}{% endfor %}{% endmacro %}{{ f() | length }}",
+        "{{ ('{0}' * 999).format('x' * 9999) }}",
+        "{{ ('%(a)s' * 999) % {'a': 'x' * 9999} }}",
+        "{{ '%09999999d' | format(1) }}",
+        "{{ ('%s' * 9 ~ 'x' * 9999) | format(*['y' * 9999] * 9) }}",
+        "{{ ([{'a': 'x' * 9999}] * 99) | join(attribute='a') }}",
+        "{{ range(999) | join(d='x' * 9999) }}",
         "{{ lipsum(10**8) }}",
+        "{{ [1, 2] | tojson(separators=('x' * 99999, 'x')) }}",
+        "{{ [1] | slice(10**8) | list }}",
+        "{{ 'x' | center(width=10**8) }}",
+        "{{ ('<' * 99999) | striptags }}",
+        "{% set x = [[0]] * 9999 %}{{ x | sum(start=[]) | length }}",
+        TOWERS + "{{ ns.a == ns.b }}",
+        TOWERS + "{{ ns.a is eq(ns.b) }}",
+        TOWERS + "{{ [ns.a, ns.b] | max }}",
+        "{% set ns = namespace(a=(1,)) %}{% for i in range(60) %}{% set ns.a = (ns.a, ns.a) %}{% endfor %}{{ ns.a in {1: 2} }}",
         "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(50) }}",
     ],
 )
 def test_a_template_without_end_is_refused(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mof.data.template_bounds.MOST_STEPS", 1000)
     monkeypatch.setattr("mof.data.template_bounds.MOST_CHARACTERS", 100_000)
+    monkeypatch.setattr("mof.data.template_bounds.MOST_ITEMS", 10_000)
     with pytest.raises(TemplateBoundsError, match="chat template"):
         render(template, TALK)
 
@@ -107,7 +132,9 @@ def test_a_conversation_that_makes_a_template_endless_is_refused_at_generation(
 ) -> None:
     monkeypatch.setattr("mof.data.template_bounds.MOST_STEPS", 1000)
     loops = "{% for i in range(100) %}{% for j in range(100) %}{% endfor %}{% endfor %}"
-    tiny_processor.chat_template = "{% if 'xyzzy' in messages[0].content[0].text %}" + loops + "{% endif %}" + VICUNA
+    tiny_processor.chat_template = (
+        "{% if eos_token is defined and 'xyzzy' in messages[0].content[0].text %}" + loops + "{% endif %}" + VICUNA
+    )
     chats = [[{"role": "user", "content": [{"type": "text", "text": text}]}] for text in ("Hello", "xyzzy")]
     assert prompt_inputs(tiny_processor, chats[:1], add_generation_prompt=True)["input_ids"].shape[0] == 1
     with pytest.raises(TemplateBoundsError, match="1000 steps"):
