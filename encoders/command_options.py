@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from encoders.images.opening import ImageLimits
 
 T = TypeVar("T")
-PICTURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp")
+PICTURES = (".png", ".svg", ".pdf", ".jpg", ".jpeg", ".webp", ".eps", ".tif", ".tiff")
 """Suffixes of drawings that matplotlib writes."""
 MODEL_HELP = "Folder of a saved image-text-to-text model with its processor."
 IMAGES_HELP = "Folder that relative image paths of the records start from. Absolute paths must lie in it; / allows all."

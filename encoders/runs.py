@@ -170,7 +170,8 @@ def read_sealed_lines(path: Path) -> list[dict[str, Any]]:
 def remove_unfinished(folder: Path) -> None:
     """Delete the unfinished files of a killed process. Only the process that holds the folder's lock may call this."""
     for path in folder.glob(f"{TEMPORARY}*"):
-        path.unlink(missing_ok=True)
+        if not path.is_dir():  # `unfinished_folder` makes folders, perhaps in a process that is alive
+            path.unlink(missing_ok=True)
 
 
 def remove_leftovers(path: Path) -> None:
@@ -240,7 +241,7 @@ class RunFile:
         what: the name of the kind of run, for messages: "scoring run".
         format: version of everything in the folder; a folder of another version is refused.
         remedy: advice for a user who gave the folder of another run, for messages: "give a new --output".
-        own: patterns of files, besides locks, that may be in the folder before the first run.
+        own: patterns of files, besides locks and hidden files, that may be in the folder before the first run.
     """
 
     def __init__(self, path: Path, what: str, format: int, remedy: str, own: Sequence[str] = ()) -> None:
@@ -300,8 +301,10 @@ class RunFile:
         folder = self.path.parent
         files = () if self.path.is_file() else (path for path in folder.rglob("*") if path.is_file())
         for path in files:
-            if not (path.name.startswith(TEMPORARY) or any(path.match(pattern) for pattern in self._own)):
-                raise ValueError(f"{folder} holds {path.relative_to(folder)} and no {self.what}; {self.remedy}")
+            inside = path.relative_to(folder)
+            hidden = any(part.startswith(".") for part in inside.parts)  # unfinished files, or a desktop's own
+            if not (hidden or any(path.match(pattern) for pattern in self._own)):
+                raise ValueError(f"{folder} holds {inside} and no {self.what}; {self.remedy}")
 
 
 class RunLock:

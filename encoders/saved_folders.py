@@ -76,12 +76,14 @@ def require_config(folder: Path) -> None:
 
 @contextmanager
 def loading(folder: Path) -> Iterator[None]:
-    """Turn a ValueError of transformers about a folder into a ValueError of ours, which names the folder and is cut to a sane length."""
+    """Turn an error of transformers about a folder into a ValueError of ours, which names the folder and is cut to a sane length."""
     try:
         yield
-    except DamagedError:
-        raise
     except (OSError, ValueError, KeyError, RecursionError) as error:
+        from encoders.weight_files import WeightsError  # slow, unless a model was loaded
+
+        if isinstance(error, (DamagedError, WeightsError)):  # they end in advice
+            raise
         raise ValueError(f"{folder} cannot be loaded as an image-text-to-text model: {one_line(error)}") from error
 
 

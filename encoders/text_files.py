@@ -11,6 +11,8 @@ from typing import Any
 
 LONGEST = 300
 """Characters of an error of a library."""
+LARGEST = 2**32
+"""Bytes of a file, which is read into memory whole."""
 
 
 def read_regular(path: Path) -> bytes:
@@ -18,11 +20,14 @@ def read_regular(path: Path) -> bytes:
 
     Raises:
         OSError: for a file that cannot be opened.
-        ValueError: for a pipe or a device, which may never end.
+        ValueError: for a pipe or a device, which may never end, and for a file of more than `LARGEST` bytes.
     """
     with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError(f"{path}: it is no regular file")
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path}: it is no regular file, but a pipe or a device; write its content to a file first")
+        if status.st_size > LARGEST:
+            raise ValueError(f"{path}: its {status.st_size:,} bytes are more than the allowed {LARGEST:,}")
         return file.read()
 
 

@@ -93,7 +93,7 @@ def refuse_misfit(source: str | Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise WeightsError(f"the weights of {source} cannot be loaded: {error or type(error).__name__}") from error
+        raise WeightsError(f"the weights of {source} cannot be loaded: {str(error) or type(error).__name__}") from error
 
 
 def warn_of_activation(source: str | Path, quickgelu: str, tagged: str) -> None:

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from encoders import Encoder, build_encoder
 from encoders.model_cards import write_section
 from encoders.saved_folders import check_folder, recording
+from encoders.weight_files import WeightsError
 from mof.adapter import build_mixer
 from mof.auto_map import OpenedByCode
 from mof.config import MoFConfig
@@ -113,7 +114,7 @@ class StrictCheckpoints(OpenedByCode, PreTrainedModel):
 
         Raises:
             DamagedError: for files of a folder that were changed since they were saved; the message names them.
-            ValueError: for missing or unexpected keys; the message lists them.
+            WeightsError: for missing or unexpected keys; the message lists them.
         """
         path = pretrained_model_name_or_path
         check_folder(path, expected=True)
@@ -184,6 +185,6 @@ def _copy_unsaved_buffers(built: nn.Module, loaded: nn.Module) -> None:
 
 
 def _refuse_stray_keys(info: dict[str, Any], source: object) -> None:
-    """Raise a ValueError that lists the missing and the unexpected keys of the checkpoint `source`."""
+    """Raise a WeightsError that lists the missing and the unexpected keys of the checkpoint `source`."""
     if faults := list_faults({"missing": info["missing_keys"], "unexpected": info["unexpected_keys"]}):
-        raise ValueError(f"the checkpoint {source} does not fit its config.json: {faults}")
+        raise WeightsError(f"the checkpoint {source} does not fit its config.json: {faults}")

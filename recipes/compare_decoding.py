@@ -13,15 +13,7 @@ VAR's published tau of 20 is above every |RMSNorm(h)| of a model 192 wide: 4.3 i
 LACING's models were trained with blank images in some records, and these were not. mini-lm has 4 layers, so PAI edits two and VAR one.
 PAI's attention alone (gamma=1) and its guidance alone (alpha=0) were added after the first run.
 
-Predictions, written before the first run:
-1. At their defaults, VCD and ICD gain at least 3 points of pairs on the model that was trained on everything: 40 % of its records
-   follow habits, which a contrast subtracts.
-2. The gain of VIG and a method together is smaller than the sum of both gains, for VCD and ICD: VIG has removed the same habits.
-3. On yes-or-no questions, no method at its default is more than 2 points above the best `yes +c`, on any model.
-4. Sampled, the cut alone gains at least 80 % of what VCD gains over plain sampling, in pairs and in yes-or-no questions.
-5. PAI and M3ID at their defaults change every figure by less than 2 points; VAR at its default changes nothing at all.
-6. With a strength of 2 or more, VCD and ICD are below their best weaker strength in pairs.
-7. Misled questions gain more from contrasts than pairs do, since the false statement stands in both branches.
+recipes/predictions.md holds the predictions, which were written down before the first run.
 """
 
 import json

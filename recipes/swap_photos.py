@@ -4,19 +4,12 @@
     python recipes/swap_photos.py --data-dir DATA --output runs/swapped --resume --seeds 1 2
 
 Stage 1 is the short stage of recipes/configs/smollm2_swapped.yaml. In stage 2, each seed takes 40 % of the COCO records and shifts their
-photos among them, and draws another order of the records. Records of a fifth of the photos are held out. Each way of `study.ways` trains
-from the same stage 1. It is measured on the held-out records, by their loss with their photo, with another photo, and by the difference. Rows
-are trained seed by seed, and a run that is interrupted goes on with --resume.
+photos among them, and draws another order of the records. Records of a fifth of the photos are held out. Each way to select (--ways)
+trains from the same stage 1. It is measured on the held-out records, by their loss with their photo, with another photo, and by the
+difference. Rows are trained seed by seed, and a run that is interrupted goes on with --resume. `--seeds` without a number measures stage 1
+only.
 
-Predictions, written before the first run:
-1. On the captions of held-out photos of Flickr8k, AUROC of VIG (own against other photo) is between .6 and .8 for photos at random. It is
-   at least .05 lower for photos whose captions share the most words.
-2. On the COCO records, AUROC of VIG against swapped records is below .65. Most answers are lists of "Yes" and "No", which fit many photos.
-3. `grounded`, which knows the truth, has the largest difference between other and own photo, by less than .1 nats over `everything`.
-4. The paper's rule (`vig`) does not beat `random` in the loss with the own photo, because it learns from fewer forms of answers, but
-   its difference between both photos is larger in the mean of the seeds.
-5. `vig-samples` lies between `everything` and `grounded` in that difference.
-6. `lowest-loss` keeps swapped records, because "Yes" and "No" are easy to guess: its difference is not larger than the difference of `random`.
+recipes/predictions.md holds the predictions, which were written down before the first run.
 """
 
 import dataclasses
@@ -144,8 +137,10 @@ def main() -> None:
     line.add_argument("--config", type=Path, default=Path(__file__).parent / "configs/smollm2_swapped.yaml")
     line.data_folder("folder to which the paths in the config are relative")
     line.output("folder of the run", default=Path("runs/swapped"))
-    line.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
-    line.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="of the swaps and the order of records; none: no stage 2")
+    line.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="selections of stage 2, as in study/ways.py")
+    line.add_argument(
+        "--seeds", type=int, nargs="*", default=[0, 1, 2], help="draw swaps and the order of records; without a number: no stage 2"
+    )
     line.add_argument("--figures", type=Path, help="JSON file for the figures")
     line.add_argument("--resume", action="store_true", help="go on with the run in --output")
     args = line.parse_args()

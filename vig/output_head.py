@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 IGNORED = -100  # label of every token without loss
 CHUNK = 256  # number of positions whose logits are in memory at a time
+CACHED = 2**20  # number of logits whose losses a CPU computes at a time: more do not fit into its cache, which takes three times as long
 GRADIENT_CHUNK = 1024  # this number when gradients are needed; the logits of more positions are computed again for the gradient
 
 Forward = Callable[[Tensor], Tensor]
@@ -135,7 +136,9 @@ def token_losses(rows: Tensor, targets: Tensor, logits_of: Forward | None = None
 
     def chunk_losses(rows: Tensor, targets: Tensor) -> Tensor:
         logits = rows if logits_of is None else logits_of(rows[None])[0]  # [CHUNK, V]
-        return values(logits.float(), targets.to(logits.device))
+        targets = targets.to(logits.device)
+        few = max(1, CACHED // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+        return torch.cat([values(part.float(), aims) for part, aims in zip(logits.split(few), targets.split(few), strict=True)])
 
     targets, gradient = sent(targets, rows.device), torch.is_grad_enabled()
     size = GRADIENT_CHUNK if gradient else CHUNK

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import os
@@ -15,8 +16,9 @@ from typing import Any
 
 from braceexpand import braceexpand
 
-from encoders.images.opening import ImageError, ImageLimits, read_file, suffixes
+from encoders.images.opening import ImageError, ImageLimits, suffixes
 from encoders.images.remote import is_url, opened_url, remote_files, remote_image
+from encoders.text_files import read_regular
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 CHUNK = 2**20  # bytes that are read at a time to skip a tar member
@@ -111,7 +113,16 @@ def exists(name: str) -> bool:
     if is_url(name):
         return True
     path = re.sub(rb"\\x(5c|[89a-f][0-9a-f])", lambda match: bytes.fromhex(match[1].decode()), name.encode())
-    return os.path.lexists(name) or os.path.lexists(path) or any(_is_tar(parent) for parent in Path(name).parents)
+    return _may_be_there(name) or _may_be_there(path) or any(_is_tar(parent) for parent in Path(name).parents)
+
+
+def _may_be_there(path: str | bytes) -> bool:
+    """Return whether a file exists, or cannot be looked for (no permission, a server that fails): its features are not to be deleted."""
+    try:
+        os.lstat(path)
+    except (OSError, ValueError) as error:
+        return getattr(error, "errno", None) not in (None, errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+    return True
 
 
 def _is_tar(path: Path) -> bool:
@@ -133,7 +144,7 @@ def _listed(path: Path) -> list[Path]:
         raise ValueError(
             f"{path} is no source of images; expected a folder, a list of paths (.txt), an image, or {', '.join(TAR_SUFFIXES)}"
         )
-    content = read_file(path)
+    content = read_regular(path)
     if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
         raise ValueError(f"{path} is written in UTF-16; save it in UTF-8")
     lines = content.decode("utf-8-sig", "surrogateescape").split("\n")  # other separators may stand in a name

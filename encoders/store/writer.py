@@ -119,7 +119,6 @@ def encode_images(
     RunFile(store / MANIFEST, "feature store", FORMAT, "give a new folder", OWN).refuse_foreign()
     with RunLock(store):
         manifest = declare(store, encoders, view, embeddings=embeddings, tokens=tokens, dtype=dtype, sources=sources.given)
-
         run = _Run(store, manifest, list(encoders), strict, limits)
         options: dict[str, Any] = {
             "batch_size": batch_size,

@@ -148,6 +148,13 @@ def test_a_line_with_a_zero_byte_costs_itself_alone(tmp_path: Path, tiny_encoder
     assert (report.encoded, report.unreadable) == (1, 1)
 
 
+def test_a_file_that_cannot_be_looked_for_is_not_gone(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")  # lstat fails, as on a server that is down
+    write(tmp_path, "a.png")
+    assert exists(str(tmp_path / "loop/b.png")) and exists(str(tmp_path / "a.png"))
+    assert not any(exists(str(tmp_path / name)) for name in ("b.png", "a.png/c.png", "c" * 300, "d\0.png"))
+
+
 def test_spaces_belong_to_a_name_if_there_is_a_file_with_them(tmp_path: Path) -> None:
     write(tmp_path, "a.png", " a.png", "b.png")
     (tmp_path / "list.txt").write_bytes(b"a.png\n a.png\r\n b.png \n")

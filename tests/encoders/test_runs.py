@@ -109,6 +109,7 @@ def test_a_lock_dies_with_its_process(tmp_path: Path) -> None:
         holder.wait()
     unfinished = tmp_path / ".tmp-x-run.json"
     unfinished.write_text("{")
+    (tmp_path / ".tmp-x-1-00-conversion").mkdir()  # of another command, which may be alive
     with RunLock(tmp_path):
         assert not unfinished.exists()
 

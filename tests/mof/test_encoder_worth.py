@@ -232,12 +232,14 @@ def test_vig_of_captions_is_that_of_the_scorer(local: LocalModel, images: list[s
 
 @pytest.mark.slow
 def test_a_useless_encoder_is_worth_nothing_on_every_benchmark(
-    tiny_model: MoFForConditionalGeneration, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Encoder b has random weights that its adapter ignores. Without it, nothing changes."""
     monkeypatch.setenv("COLUMNS", "200")
     with torch.no_grad():
         tiny_model.mixer.adapters["b"][0].weight.zero_()
+    tiny_model.save_pretrained(tmp_path / "model")
+    tiny_processor.save_pretrained(tmp_path / "model")
     data = tmp_path / "data"
     write_benchmarks(data, pairs=1, scenes=3)
     files = [file.name for file in sorted((data / "images").iterdir())]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from encoders import Encoder, encode_images
 from encoders.digests import DamagedError
 from encoders.runs import unfinished_folder
 from encoders.saved_folders import loading, require_config
+from encoders.weight_files import WeightsError, explain_download, refuse_misfit
 from mof.cli.convert import RECORD, _refuse_foreign
 from mof.evals.answerers import AnswersFile
 from mof.evals.benchmark_folders import DescribedPair, write_mmvp, write_mmvp_vlm
@@ -112,10 +114,17 @@ def test_a_damaged_note_of_an_earlier_conversion_is_named(content: str, tmp_path
         _refuse_foreign(tmp_path / "source", tmp_path / "out", True)
 
 
+def test_empty_columns_of_a_spreadsheet_are_no_answers(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("id,response,,\n1,Yes,,\n2,No,,,\n")
+    assert AnswersFile(tmp_path / "a.csv").answers == {"1": "Yes", "2": "No"}
+
+
 def test_errors_of_transformers_name_the_folder_and_are_short(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"^{tmp_path} cannot be loaded .*\.\.\.$") as error, loading(tmp_path):
         raise ValueError("Model type should be one of\n" + "ThisConfig, " * 1000)
     assert len(str(error.value)) < 500 and "\n" not in str(error.value)
+    with pytest.raises(WeightsError, match="give a local file"), loading(tmp_path), explain_download("weights of x"):
+        raise OSError("the hub does not answer " * 100)  # the advice at its end stays
 
 
 @pytest.mark.parametrize(
@@ -153,8 +162,18 @@ def test_damage_to_a_benchmark_that_we_wrote_is_named(tmp_path: Path) -> None:
         read(folder)
 
 
+def test_an_error_without_a_text_is_named(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="cannot be loaded: MemoryError$"), refuse_misfit(tmp_path):
+        raise MemoryError
+
+
 def test_a_folder_of_something_else_gets_no_features(tmp_path: Path, tiny_encoders: dict[str, Encoder]) -> None:
     Image.new("RGB", (40, 30), "red").save(tmp_path / "a.png")
+    (tmp_path / "new").mkdir()
+    for name in (".DS_Store", "_lock-0000", ".tmp-1a2b3c4d-1-00-manifest.json"):  # of a desktop, and of a run that was killed early
+        (tmp_path / "new" / name).touch()
+    assert encode_images(tmp_path / "a.png", tiny_encoders, tmp_path / "new").encoded == 1
+    shutil.rmtree(tmp_path / "new")
     with pytest.raises(ValueError, match=r"holds a\.png and no feature store; give a new folder"):
         encode_images(tmp_path / "a.png", tiny_encoders, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

@@ -13,7 +13,7 @@ from PIL import Image
 
 
 def noise(seed: int, size: tuple[int, int] = (40, 32)) -> Image.Image:
-    """Return a picture whose pixels are drawn one by one. `size` is (width, height)."""
+    """Return a picture in which each colour of each pixel is drawn. `size` is (width, height)."""
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
 
 

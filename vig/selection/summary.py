@@ -62,8 +62,8 @@ class Summary(Counts):
         if self.helped_left_out >= MUCH:
             text += (
                 f"\n{self.helped_left_out:.0%} of the kept samples' tokens that the image helped get no loss (their threshold is high). "
-                "In the\nminiature study four of five such selections did harm; --token-threshold none keeps whole samples, --floor drops "
-                "what\nthe image harmed"
+                "In the\nminiature study four of five such selections did harm; whole samples that the image did not harm did less "
+                "(--floor\n--token-threshold none)"
             )
         if self.by_accident >= ACCIDENTS:
             text += (

@@ -78,11 +78,11 @@ def _read(file: Path) -> tuple[dict[str, str | None], bytes]:
 def _read_rows(text: str, suffix: str) -> list[Any] | dict[str, Any]:
     if suffix == ".csv":
         rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        names = rows.fieldnames or []
+        names = [name for name in rows.fieldnames or [] if name]  # spreadsheets write empty columns behind the others
         if len(set(names)) < len(names):
             raise ValueError(f"two columns have the same name: {', '.join(names)}")
         found = list(rows)
-        if long := [number for number, row in enumerate(found, start=1) if row.get(None)]:  # type: ignore[call-overload]
+        if long := [number for number, row in enumerate(found, start=1) if any(row.get(None, []))]:  # type: ignore[call-overload]
             raise ValueError(f"row {long[0]} has more cells than the {len(names)} columns: put quotes around an answer with a comma")
         return [{name: cell for name, cell in row.items() if cell is not None} for row in found]
     if suffix not in SUFFIXES:
