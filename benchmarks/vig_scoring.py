@@ -10,12 +10,12 @@ reading them is not measured) and return the VIG of every answer token. The plai
 default number of tokens. Each method first scores the records of an image before the clock starts; our check of the first record against
 a plain forward pass falls into this time, because a run does it once. The methods take turns, each time in a new process, which prints a
 line. The shortest time of --repeats counts, and the peak memory beyond the model and the records (Linux). Compare the ratios, because
-absolute times mean little on shared cores. A run with --measures on one core (commit c863db6, one repeat) printed these ratios of the plain
-method to ours:
+absolute times mean little on shared cores. A run with --measures on one core (commit 9453ad9, one repeat; tests ran on the other core)
+printed these ratios of the plain method to ours:
 
     vocabulary     vig.score: time, memory     with measures: time, memory
-        32,000                   2.7,  7.5                       2.6,  7.2
-       128,000                   5.0, 20.4                       4.4, 12.9
+        32,000                   2.9,  7.5                       2.7,  7.5
+       128,000                   5.1, 28.2                       4.6, 27.5
 """
 
 import argparse

@@ -14,7 +14,7 @@ def most_tokens(config: Any, max_length: int) -> int:
     Models with rotary embeddings (Llama, Qwen) have no such end, and others (Bloom, Mamba) name none.
     """
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    if getattr(text, "rope_parameters", None):
+    if getattr(text, "rope_parameters", None) or getattr(text, "rope_theta", None):  # the second in configs of remote code
         return max_length
     places = getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)
     if not places or places >= max_length:

@@ -21,6 +21,7 @@ from jinja2.filters import make_attrgetter
 MOST_STEPS = 300_000  # rounds of loops, calls of macros, and items that filters take
 MOST_CHARACTERS = 50_000_000  # in a value, and in everything that a template writes
 MOST_ITEMS = 1_000_000  # in a list
+MOST_LEVELS = 50  # of lists in lists; JSON is indented at each
 MOST_DIGITS = 10_000  # in an integer, in base 2
 MOST_SECONDS = 20  # the computing time of this thread
 ITEMS_A_STEP = 100  # a filter that makes a list takes a step for each 100 items
@@ -132,13 +133,13 @@ def _require(size: int, most: int | None = None, unit: str = "characters") -> No
 
 def _bounded(value: Any) -> Any:
     if isinstance(value, (str, *LISTS)):
-        _require(len(value), *_limit(value))
+        _fits(value, len(value))
     return value
 
 
-def _limit(value: Any) -> tuple[int, str]:
-    """Return the limit of the size of a value that is like this text or list."""
-    return (MOST_CHARACTERS, "characters") if isinstance(value, str) else (MOST_ITEMS, "items")
+def _fits(value: Any, size: int) -> None:
+    """Refuse the size of a text or a list that is like this value."""
+    _require(size, *(() if isinstance(value, str) else (MOST_ITEMS, "items")))
 
 
 def _written(value: Any) -> str:
@@ -168,16 +169,18 @@ def _text(value: Any) -> str:
 
 
 def _small(value: Any) -> Any:
-    """Return a value, unless the lists and texts in it are huge together: a list may hold a list or a text many times."""
-    if isinstance(value, LISTS):
-        waiting, items, size = [value], 0, 0
-        while waiting:
-            each = waiting.pop()
+    """Return a value, unless the lists and texts in it are deep, or huge together: a list may hold a list or a text many times."""
+    level, levels, items, size = [value] if isinstance(value, LISTS) else [], 0, 0, 0
+    while level:
+        below = []
+        for each in level:
             for item in [*each, *each.values()] if isinstance(each, dict) else each:
                 items, size = items + 1, size + (len(item) if isinstance(item, str) else 0)
-                waiting += [item] if isinstance(item, LISTS) else []
+                below += [item] if isinstance(item, LISTS) else []
                 _require(items, MOST_ITEMS, "items")
                 _require(size)
+        level, levels = below, levels + 1
+        _require(levels, MOST_LEVELS, "levels")
     return value
 
 
@@ -186,9 +189,9 @@ def _operands(name: str, left: Any, right: Any) -> tuple[Any, Any]:
     sized = [value for value in (left, right) if isinstance(value, (str, *LISTS))]
     whole = [value for value in (left, right) if isinstance(value, int)]
     if name == "+" and len(sized) == 2:
-        _require(len(left) + len(right), *_limit(left))
+        _fits(left, len(left) + len(right))
     elif name == "*" and sized and whole:
-        _require(len(sized[0]) * whole[0], *_limit(sized[0]))
+        _fits(sized[0], len(sized[0]) * whole[0])
     elif name in ("*", "**") and len(whole) == 2:
         bits = left.bit_length() + right.bit_length() if name == "*" else left.bit_length() * right
         _require(bits, MOST_DIGITS, "binary digits")

@@ -104,6 +104,7 @@ def test_every_spelling_of_the_mark(left: str, space: str, right: str) -> None:
         "{{ 'x' | center(width=10**8) }}",
         "{{ ('<' * 99999) | striptags }}",
         "{% set x = [[0]] * 9999 %}{{ x | sum(start=[]) | length }}",
+        "{% set ns = namespace(a=[1]) %}{% for i in range(60) %}{% set ns.a = [ns.a] %}{% endfor %}{{ ns.a | tojson(indent=4) }}",
         TOWERS + "{{ ns.a == ns.b }}",
         TOWERS + "{{ ns.a is eq(ns.b) }}",
         TOWERS + "{{ [ns.a, ns.b] | max }}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from support.tiny_llava import build_records
 from encoders.images.reading import blur, read_image
 from mof.data.answer_tokens import encode_record
 from mof.data.records import to_record
-from vig import load_scores, score, select
+from vig import Scores, load_scores, score, select
 from vig.output_head import loss_logit_entropy
 
 ALL = ("loss", "logit", "entropy")
@@ -159,6 +160,12 @@ def test_loss_above_a_reference(llava, image_folder, measured) -> None:
     excess = np.concatenate([s.token_loss - reference[s.id].token_loss for s in measured])
     kept = np.concatenate(list(selection.token_masks.values()))
     assert (kept == (excess >= np.sort(excess)[-math.ceil(0.6 * len(excess))])).all()
+    others = [replace(s, token_ids=s.token_ids[::-1] if s.id == "r2" else s.token_ids) for s in reference]
+    with pytest.raises(ValueError, match=r"'r2' has other answer tokens"):
+        select(measured, reference=Scores(others, reference.manifest))
+    others = [replace(s, token_ids=s.token_ids[1:], token_vig=s.token_vig[1:]) if s.id == "r3" else s for s in reference]
+    with pytest.raises(ValueError, match=r"'r3' has other answer tokens"):
+        select(measured, reference=Scores(others, reference.manifest))
     with pytest.raises(ValueError, match=r"no score of 1 records, the first is 'r4'"):
         select(measured, reference=score(*llava, raws[:4], image_folder=image_folder, measures=["loss"]))
     with pytest.raises(ValueError, match=r"measures=\('loss',\)"):

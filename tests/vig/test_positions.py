@@ -19,6 +19,7 @@ from transformers import (
     MptForCausalLM,
     OPTConfig,
     OPTForCausalLM,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     TrainingArguments,
@@ -62,5 +63,6 @@ def test_scoring_and_training_cut_where_the_positions_end(
 
 
 def test_models_without_such_an_end_keep_max_length() -> None:
-    for config in (LlavaConfig(), BloomConfig(), GPT2Config(n_positions=4096)):
+    remote = PreTrainedConfig(max_position_embeddings=128, rope_theta=1e6)
+    for config in (LlavaConfig(), BloomConfig(), GPT2Config(n_positions=4096), remote):
         assert most_tokens(config, 2048) == 2048
