@@ -29,11 +29,11 @@ IMAGES_HELP = "Folder that relative image paths of the records start from. Absol
 def output_option(help: str, *, urls: bool = False) -> Any:
     """Return the option of a file or folder that the command writes. Without `urls`, a URL is refused when the option is parsed."""
 
-    def parsed(text: str) -> Path:
+    def parsed(text: str | Path) -> Path:  # a default is a path
         from encoders.runs import local_path
         from encoders.storage import located
 
-        if not text.strip():
+        if not str(text).strip():
             raise typer.BadParameter("expected a path, got an empty text")
         try:
             return located(text) if urls else local_path(text)

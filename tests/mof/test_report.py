@@ -250,7 +250,7 @@ def test_results_stand_in_the_card_of_the_model(tmp_path: Path, data: Path) -> N
     options = ("-o", tmp_path / "r.html", "--card", model)
     assert "no config.json" in str(run("report", one, *options).output)
     model.mkdir()
-    (model / "config.json").write_text("{}")
+    (model / "config.json").write_text('{"model_type": "llava"}')
     (model / "README.md").write_text("mine\n")
     assert "one, other" in str(run("report", one, other, *options).output)
     for _ in range(2):  # the second report replaces the first
