@@ -123,7 +123,7 @@ def test_a_single_run_writes_to_a_folder(monkeypatch: pytest.MonkeyPatch) -> Non
             other.take()
         other.release()
         assert MEMORY.exists("/run/_lock-0000"), "only its own lock is deleted"
-    assert not MEMORY.exists("/run/_lock-0000") and (folder / "_lock-0000").is_file() and not files(fetched(folder))["_lock-0000"]
+    assert not MEMORY.exists("/run/_lock-0000") and not files(fetched(folder)).get("_lock-0000")  # in the copy, an empty file may stay
 
 
 @pytest.mark.parametrize(("machine", "process", "age", "taken"), [

@@ -34,7 +34,7 @@ PLACES = 150
 
 def language_model(name: str, vocabulary: int) -> PreTrainedModel:
     sizes = {"vocab_size": vocabulary}
-    gpt = {"n_positions": PLACES, "n_embd": 32, "n_layer": 1, "n_head": 2}
+    gpt = {"n_positions": PLACES, "n_embd": 32, "n_layer": 1, "n_head": 4}
     opt = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     return {
         "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**sizes, **gpt)),
