@@ -76,6 +76,7 @@ def test_records_scored_in_any_batch(records: list[dict[str, Any]], tmp_path: Pa
                 np.testing.assert_allclose(getattr(many[expected.id], name), getattr(expected, name), atol=bound, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoding", [None, "vcd", "pai:first_layer=0"])
 def test_prompts_answered_in_any_batch(records: list[dict[str, Any]], tmp_path: Path, decoding: str | None) -> None:
     questions = [record["conversations"][0]["value"].removeprefix("<image>\n") * (1 + n % 4) for n, record in enumerate(records)]

@@ -81,6 +81,7 @@ def assert_true(store: FeatureStore, encoders: dict[str, Encoder], tolerance: fl
 # --- what is stored ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tokens", ["float16", "bfloat16", "int8"])
 def test_features_are_the_encoders(photos: Path, encoders: dict[str, Encoder], tokens: str, tmp_path: Path) -> None:
     report = encode_images(photos, encoders, tmp_path / "store", tokens=tokens, batch_size=5)
@@ -366,6 +367,7 @@ def assert_same(store: FeatureStore, expected: FeatureStore) -> None:
         assert torch.equal(store.tokens(name, slice(None)), expected.tokens(name, slice(None)))
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_killed_and_resumed_is_as_never_killed(tmp_path: Path) -> None:
     for i in range(120):

@@ -125,6 +125,7 @@ def first_block_input(encoder: Encoder) -> torch.Size:
     return left.value.args[0]
 
 
+@pytest.mark.slow
 def test_is_what_the_papers_say(preset: tuple[str, Encoder]) -> None:
     name, encoder = preset
     side = encoder.image_size // encoder.patch_size

@@ -49,6 +49,7 @@ def stage_outputs(name: str, trunk: Any, x: Tensor) -> list[Tensor]:
     return [(maps if channels_last else maps.permute(0, 2, 3, 1)).flatten(1, 2) for maps in seen]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("native", [True, False])
 def test_stages_equal_timm_at_any_size(name: str, native: bool, tmp_path: Path) -> None:
     size = {True: 224, False: 160}[native] if name.startswith("swin") else {True: 128, False: 96}[native]

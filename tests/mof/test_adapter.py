@@ -287,6 +287,7 @@ def test_fused_tokens_are_of_all_encoders(fusion: str) -> None:
     assert mixer.token_places == {"clip + dino": range(16)} and mixer.token_grid == (4, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fusion", FUSIONS)
 @torch.no_grad()
 def test_every_fusion_compiles_to_a_single_graph(fusion: str, pixels: Tensor) -> None:

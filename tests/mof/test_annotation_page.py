@@ -90,6 +90,7 @@ def test_a_person_walks_through_the_pairs_by_keyboard(tmp_path, open_page):
         assert page.inner_text("#title") == "Pair 4 of 4"
 
 
+@pytest.mark.slow
 def test_letters_in_a_field_are_letters(tmp_path, open_page):
     folder = write_folder(tmp_path / "pairs")
     with serving(folder) as server:
@@ -101,6 +102,7 @@ def test_letters_in_a_field_are_letters(tmp_path, open_page):
         assert saved(folder)[-1]["question"] == 's f 1 a <b> "ü"'
 
 
+@pytest.mark.slow
 def test_the_mouse_does_the_same(tmp_path, open_page):
     folder = write_folder(tmp_path / "pairs")
     with serving(folder) as server:
@@ -220,6 +222,7 @@ def test_a_pair_is_enlarged_and_shown_in_turn(tmp_path, open_page):
         assert not page.is_visible("#viewer") and page.inner_text("#title") == "Pair 1 of 3" and not (folder / JOURNAL).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [360, 1280])
 def test_nothing_sticks_out_sideways(tmp_path, open_page, width):
     with serving(write_folder(tmp_path / "pairs")) as server:

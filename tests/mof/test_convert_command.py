@@ -54,6 +54,7 @@ def same_logits(model: MoFForConditionalGeneration, processor: MoFProcessor, fol
     assert (expected - actual)[..., :rows].abs().max() < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", ["llava", "released-mof"])
 def test_original_round_trip(layout: str, dtype: torch.dtype, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
@@ -79,6 +80,7 @@ def test_original_round_trip(layout: str, dtype: torch.dtype, tiny_tokenizer: Pr
     assert_equal(weights(tmp_path / "again"), weights(tmp_path / "ours"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spelling", ["transformers 5", "transformers 4"])
 @pytest.mark.parametrize("vision", ["clip", "siglip"])
 def test_hf_round_trip(vision: str, spelling: str, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:

@@ -81,6 +81,7 @@ def test_two_copies_of_a_picture_are_told(server: DemoServer) -> None:
     assert ask(port_of(server), "/compare", {"images": [given(image), given(smaller)]})[1]["copies"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "body", "status", "reason"),
     [

@@ -86,6 +86,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 def test_faults_pass(fault: object) -> None:
     with serve(echo, [fault, fault]) as server:
@@ -94,6 +95,7 @@ def test_faults_pass(fault: object) -> None:
     assert len(server.requests) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["stall", "drip"])
 def test_an_attempt_ends_after_its_timeout(fault: str) -> None:
     with serve(echo, [fault, fault]) as server:
@@ -156,6 +158,7 @@ def test_a_refused_prompt_is_an_answer_with_an_error_and_is_asked_again_next_tim
             ask(Endpoint(server.url, "m"), texts(2)[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [401, 403, 404, 302])
 def test_what_is_wrong_for_all_prompts_stops_at_once(status: int) -> None:
     with serve(lambda _: (status, {"Location": "/elsewhere"}, b"no such model")) as server:
@@ -238,6 +241,7 @@ def test_without_a_key_of_its_own_none_is_sent(monkeypatch: pytest.MonkeyPatch) 
     assert "authorization" not in map(str.lower, headers) and KEY not in str(headers)
 
 
+@pytest.mark.slow
 def test_the_key_is_written_nowhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -94,6 +94,7 @@ def test_a_model(tiny_folder: Path, tmp_path: Path, data: Path) -> None:
     assert shared["usage"]["asked"] == 0 and shared["scores"] == first["scores"]
 
 
+@pytest.mark.slow
 def test_an_endpoint_and_a_judge(tmp_path: Path, data: Path) -> None:
     def judge(body: Body) -> str:
         number = int(re.search(r"Number (\d+)", question_of(body))[1])
@@ -196,6 +197,7 @@ def test_a_run_that_got_no_answer_leaves_the_folder_free(tmp_path: Path, data: P
         assert done(run("mmvp", "--data", data, "--endpoint", server.url, "--model-name", "m", "--output", out), out)["pair_accuracy"] == 1
 
 
+@pytest.mark.slow
 def test_a_judge_of_nonsense_agrees_with_nobody(tmp_path: Path, data: Path) -> None:
     out = tmp_path / "run"
     with serve(answer_right) as server, serve(lambda _: "\u00bfqu\u00e9? {}") as court:
@@ -302,6 +304,7 @@ def test_captions_of_real_photos_by_an_endpoint(tmp_path: Path, shared_data: Pat
     assert result["chair_i"] == wrong / 14 and result["mean_length"] == 5 and result["captions"] == 7
 
 
+@pytest.mark.slow
 def test_pope_by_an_endpoint(tmp_path: Path, data: Path) -> None:
     lines = [{"question_id": i, "image": f"{i}.jpg", "text": f"Number {i}: open?", "label": "yes" if i % 2 else "no"} for i in range(1, 9)]
     (tmp_path / "coco_pope_random.json").write_text("\n".join(map(json.dumps, lines)))

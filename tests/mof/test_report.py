@@ -264,6 +264,7 @@ def test_results_stand_in_the_card_of_the_model(tmp_path: Path, data: Path) -> N
     )
 
 
+@pytest.mark.slow
 def test_wrong_pairs_are_shown_with_both_answers(tmp_path: Path, data: Path) -> None:
     (data / "MMVP Images").mkdir()
     for i in range(1, 2 * PAIRS + 1):

@@ -79,6 +79,7 @@ class Reference:
         return moved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [ATTENTION_ONLY, SINKS], ids=["pai", "var"])
 @pytest.mark.parametrize(
     ("family", "cached"), [("ours", True), ("ours", False), ("llava", True), ("internvl", True), ("qwen2_5_vl", True), ("gemma3", True)]
