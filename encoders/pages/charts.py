@@ -99,7 +99,7 @@ def short(name: str) -> str:
 # --- histograms
 def column_edges(low: float, high: float, cut: float | None = None) -> NDArray[np.float64]:
     """Return [B + 1] the edges of equally wide columns from `low` to `high`, or a little further so that two columns meet at the cut."""
-    low, high = (low, high) if low < high else (low - 0.5, high + 0.5)
+    low, high = (low, high) if high - low > 1e-9 else (low - 0.5, high + 0.5)  # narrower columns would have equal edges
     if cut is None or not low < cut < high:
         return np.linspace(low, high, COLUMNS + 1)
     width = (high - low) / (COLUMNS - 1)  # one column more, as the first is moved to the left

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -40,6 +40,8 @@ def test_each_colour_has_a_light_value_of_its_own() -> None:
     assert max(Counter(charts.COLOURS.values()).values()) == 1
 
 
+@example(low=1.0, width=3e-15, cut=None, values=[0.0])
+@example(low=1.0, width=3e-9, cut=1.0 + 1e-9, values=[0.0])
 @given(low=st.floats(-10, 10), width=st.floats(0, 10), cut=st.none() | st.floats(-20, 20), values=st.lists(st.floats(-30, 30), min_size=1))
 def test_columns_count_every_value_once_and_part_at_the_cut(low: float, width: float, cut: float | None, values: list[float]) -> None:
     edges = column_edges(low, low + width, cut)
