@@ -26,6 +26,7 @@ NOISE_WAYS = {
     "grounded": "the samples without noise, which an oracle knows",
     "vig-floor": "the samples and tokens with a VIG that is not negative",
     "floor-samples": "whole samples with a VIG that is not negative",
+    "random-floor": "whole samples drawn at random, with as many tokens as `floor-samples` has",
     "vig-shuffled": "as `vig`, but each sample has the VIG of another sample, and its tokens have each other's",
     "vig-samples": WAYS["vig-samples"],
     "vig-tokens": WAYS["vig-tokens"],
@@ -51,8 +52,9 @@ def select_by(way: str, scores: Scores, keep: float, seed: int) -> Selection:
         return select(scores, keep=keep, by="gain", token_threshold=None)
     if way == "vig-floor":
         return select(scores, floor=True)
-    if way == "floor-samples":
-        return select(scores, floor=True, token_threshold=None)
+    if way in ("floor-samples", "random-floor"):
+        selection = select(scores, floor=True, token_threshold=None)
+        return selection if way == "floor-samples" else random_selection(scores, selection, seed, "samples")
     if way == "lowest-loss":
         by_loss = Scores([replace(score, vig=-score.loss) for score in scores], scores.manifest)
         return select(by_loss, keep=keep, token_threshold=None)
