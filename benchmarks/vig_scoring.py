@@ -139,8 +139,7 @@ def measure(method: str, vocabulary: int, file: str) -> None:
 def run(method: str, vocabulary: int, file: Path) -> tuple[float, float]:
     """Return what `measure` prints in a new process."""
     command = [sys.executable, __file__, "--measure", method, str(vocabulary), str(file)]
-    at_once = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**18)}  # freed memory goes back to the system
-    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=at_once).stdout.splitlines()[-1]
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
     seconds, memory = map(float, printed.split())
     print(f"vocabulary {vocabulary:>7,}  {method:<18} {seconds:7.2f} s  {memory:5.2f} GB", flush=True)
     return seconds, memory

@@ -3,7 +3,7 @@
     python recipes/swap_photos.py --data-dir DATA --output runs/swapped --figures swapped.json
     python recipes/swap_photos.py --data-dir DATA --output runs/swapped --resume --seeds 1 2
 
-Stage 1 is the short stage of recipes/configs/smollm2_swapped.yaml. In stage 2, each seed takes 40 % of the COCO records and shifts their
+Stage 1 is that of recipes/configs/smollm2_swapped.yaml. In stage 2, each seed takes 40 % of the COCO records and shifts their
 photos among them, and draws another order of the records. Records of a fifth of the photos are held out. Each way to select (--ways)
 trains from the same stage 1. It is measured on the held-out records, by their loss with their photo, with another photo, and by the
 difference. Rows are trained seed by seed, and a run that is interrupted goes on with --resume. `--seeds` without a number measures stage 1
