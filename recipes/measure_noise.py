@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from encoders.console import Console
-from encoders.runs import write_json
+from encoders.whole_files import write_json
 from mof import register_auto_classes
 from mof.data import read_records
 from mof.miniature import write_dataset

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from encoders import runs
+from encoders import whole_files
 
 
 def folders(tmp_path: Path) -> tuple[Path, Path]:
@@ -19,21 +19,21 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 @pytest.mark.parametrize("exchanges", [True, False])
 def test_replaced(tmp_path, monkeypatch, exchanges) -> None:
     if not exchanges:
-        monkeypatch.setattr(runs, "_exchange", lambda *_: False)
+        monkeypatch.setattr(whole_files, "_exchange", lambda *_: False)
     folder, new = folders(tmp_path)
-    runs.replace_folder(folder, new)
+    whole_files.replace_folder(folder, new)
     assert [path.name for path in tmp_path.iterdir()] == ["old"] and (folder / "file").read_text() == "new"
     _, new = tmp_path, tmp_path / "first"
     new.mkdir()
-    runs.replace_folder(tmp_path / "fresh", new)  # where no folder is
+    whole_files.replace_folder(tmp_path / "fresh", new)  # where no folder is
     assert (tmp_path / "fresh").is_dir()
 
 
 def test_stopped_while_the_old_folder_is_deleted(tmp_path, monkeypatch) -> None:
     folder, new = folders(tmp_path)
-    monkeypatch.setattr(runs.shutil, "rmtree", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(whole_files.shutil, "rmtree", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        runs.replace_folder(folder, new)
+        whole_files.replace_folder(folder, new)
     assert (folder / "file").read_text() == "new"
 
 
@@ -41,10 +41,10 @@ def test_stopped_between_the_two_names(tmp_path, monkeypatch) -> None:
     """Where the system cannot exchange names, the old folder comes back."""
     folder, new = folders(tmp_path)
     rename = Path.rename
-    monkeypatch.setattr(runs, "_exchange", lambda *_: False)
+    monkeypatch.setattr(whole_files, "_exchange", lambda *_: False)
     monkeypatch.setattr(Path, "rename", lambda path, to: rename(path, to) if path != new else (_ for _ in ()).throw(OSError("stopped")))
     with pytest.raises(OSError, match="stopped"):
-        runs.replace_folder(folder, new)
+        whole_files.replace_folder(folder, new)
     assert (folder / "file").read_text() == "old"
 
 
@@ -59,6 +59,6 @@ def test_a_file_that_cannot_be_written_is_named_and_stays(tmp_path) -> None:
 
     for write, named in ((full, file), (lambda _: (tmp_path / "gone").read_text(), tmp_path / "gone")):
         with pytest.raises(OSError) as refused:
-            runs.write_whole(file, write)
+            whole_files.write_whole(file, write)
         assert str(refused.value.filename) == str(named)
         assert [path.name for path in tmp_path.iterdir()] == ["x.json"] and file.read_text() == "old"

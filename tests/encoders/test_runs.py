@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from encoders.command_groups import starts_over
-from encoders.runs import RunFile, RunLock, differences, local_path, remove_unfinished, versions, write_json, write_whole
+from encoders.runs import RunFile, RunLock, differences, versions
+from encoders.whole_files import local_path, remove_unfinished, write_json, write_whole
 
 SCALARS = st.none() | st.integers() | st.text(max_size=3)
 IDENTITIES = st.dictionaries(st.text(max_size=3), SCALARS | st.dictionaries(st.text(max_size=3), SCALARS, max_size=3), max_size=4)
@@ -125,7 +126,7 @@ def test_unfinished_files_of_killed_processes_go(tmp_path: Path) -> None:
     }
     for path in there:
         path.write_text("of an earlier release, or of another machine, where its process may live")
-    code = f"from pathlib import Path; from encoders.runs import write_whole; write_whole(Path({str(output)!r}), lambda path: (path.write_text('['), print(path, flush=True), input()))"
+    code = f"from pathlib import Path; from encoders.whole_files import write_whole; write_whole(Path({str(output)!r}), lambda path: (path.write_text('['), print(path, flush=True), input()))"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
         unfinished = Path(writer.stdout.readline().removesuffix("\n"))
         write = starts_over(lambda output: write_json(output, []))
