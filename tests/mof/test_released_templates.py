@@ -139,7 +139,9 @@ def test_questions_in_upper_case(tokenizer):
 
 
 def test_a_question_that_the_answer_repeats_is_not_left_out(tokenizer):
-    template = EACH + "|{%- if m.role == 'assistant' or m.content is string -%}{{ m.content if m.content is string else m.content[0].text }}"
+    template = (
+        EACH + "|{%- if m.role == 'assistant' or m.content is string -%}{{ m.content if m.content is string else m.content[0].text }}"
+    )
     text, _ = rendered(tokenizer, template + "{%- endif -%}{%- endfor -%}", ["What?"], ["What?"])
     assert text == "|What?|What?"
 
