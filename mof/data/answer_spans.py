@@ -20,7 +20,7 @@ from mof.data.records import Message, Record, RecordError
 from mof.data.template_bounds import TemplateBoundsError
 from mof.data.templates import Span, render, template_of
 
-_KEY = secrets.token_hex(8)  # random, so that no text of a record holds a sentinel
+_KEY = f"{secrets.randbelow(10**20):020}"  # random, so that no text of a record holds a sentinel; digits have no upper case
 _SENTINEL = re.compile(f"\ue000{_KEY}-([0-9]+)\ue001")
 _SPACE = re.compile(r"\s*")
 _THOUGHT_OPENS = re.compile(r"<think>\s*$")
@@ -49,8 +49,8 @@ def render_answers(processor: ProcessorMixin, record: Record) -> tuple[str, list
     If a template without marks writes special tokens after an answer, the answer includes them up to the end-of-sequence token. If
     there is no end-of-sequence token, it includes the first special token, which ends the turn (and with GLM-4V also opens the next).
 
-    Some templates want the texts as strings: for a text that is a list of parts, they raise an error, write the list as Python does, or
-    write nothing. They get strings.
+    Some templates want the texts as strings: for a text that is a list of parts, they raise an error, write the list as Python or JSON
+    does, or write nothing. They get strings.
 
     Raises:
         RecordError: for a record without an answer, or in which the template does not write each answer once and unchanged, or leaves
@@ -66,7 +66,7 @@ def render_answers(processor: ProcessorMixin, record: Record) -> tuple[str, list
     for roles in _FORMS:
         try:
             text, spans = _located(processor.tokenizer, str(getattr(processor, "image_token", "")), record, write, roles)
-            lacking = _left_out(record, text, write, roles)
+            lacking = _left_out(record, _outside(text, spans), write, roles)
         except TemplateBoundsError:
             raise
         except Exception as error:  # templates raise errors of any kind
@@ -85,7 +85,7 @@ def render_answers(processor: ProcessorMixin, record: Record) -> tuple[str, list
 
 def _most_helpful(record: Record, errors: Sequence[Exception]) -> Exception:
     """Return the most helpful error: the error of the template's author, about the record, or about lists in place of strings."""
-    if not isinstance(errors[0], (TypeError, RecordError)):
+    if not isinstance(errors[0], (TypeError, RecordError)) and "'list object'" not in str(errors[0]):
         return errors[0]
     refused = [error for error in errors if isinstance(error, RecordError)]
     joined = f"record {record.id!r}: the chat template cannot join the parts of a message ({errors[0]}): {_NO_IMAGES}"
@@ -100,10 +100,9 @@ def _located(
     Args:
         roles: their texts are given as strings in place of parts.
     """
-    given = _as_strings(record.messages, roles)
-    text, spans = write(given)
-    if "[{'type': '" in text and any(str(message["content"]) in text for message in given if not isinstance(message["content"], str)):
-        raise RecordError(f"record {record.id!r}: the chat template writes the parts of a message as a Python list: {_NO_IMAGES}")
+    text, spans = write(_as_strings(record.messages, roles))
+    if _KEY in text:
+        raise RecordError(f"record {record.id!r}: the chat template writes the parts of a message as a list: {_NO_IMAGES}")
     answers = len(record.answers)
     if not spans:  # no marks, or marks in a part that was not reached
         messages, pieces = _with_sentinels(record.messages)
@@ -117,11 +116,21 @@ def _located(
     return text, spans
 
 
-def _left_out(record: Record, text: str, write: Writer, roles: Sequence[str]) -> set[str]:
-    """Return the roles "user" and "system" if the template leaves out a text of theirs."""
+def _outside(text: str, spans: Sequence[Span]) -> str:
+    """Return the text without the answers."""
+    bounds = [0, *(place for span in spans for place in span), len(text)]
+    return "\n".join(text[start:end] for start, end in zip(bounds[::2], bounds[1::2], strict=True))
+
+
+def _left_out(record: Record, outside: str, write: Writer, roles: Sequence[str]) -> set[str]:
+    """Return the roles "user" and "system" if the template leaves out a text of theirs.
+
+    Args:
+        outside: the conversation as the template writes it, without the answers, which may repeat a question.
+    """
     given = [(message["role"], part["text"].strip()) for message in record.messages for part in message["content"] if "text" in part]
     questions = [(role, words) for role, words in given if role != "assistant" and words]
-    if not roles and all(words in text for _, words in questions):
+    if not roles and all(words in outside for _, words in questions):
         return set()
     sentinels = iter(range(len(questions)))
 
@@ -138,11 +147,14 @@ def _left_out(record: Record, text: str, write: Writer, roles: Sequence[str]) ->
 
 
 def _as_strings(messages: Iterable[Message], roles: Sequence[str]) -> list[Message]:
-    """Return the messages; those of these roles with a string in place of their parts, unless a part is an image."""
+    """Return the messages; those of these roles with a string in place of their parts, unless a part is an image.
+
+    All other parts hold the key, which shows in the text of a template that writes a list instead of its texts.
+    """
     return [
         {**message, "content": "\n".join(part["text"] for part in message["content"])}
         if message["role"] in roles and all(part["type"] == "text" for part in message["content"])
-        else message
+        else {**message, "content": [{**part, _KEY: True} for part in message["content"]]}
         for message in messages
     ]
 
@@ -197,12 +209,17 @@ def _between_sentinels(record: Record, text: str, with_sentinels: str, pieces: S
 
 
 def _end_of(piece: str, text: str, start: int, after: str) -> int | None:
-    """Return where a piece ends that starts there, with `after` behind it, or None. White space around the piece may be cut off."""
+    """Return where a piece ends that starts there, with `after` behind it, or None.
+
+    White space around the piece may be cut off, and words at its start: a template may leave out a thought in its own marks.
+    """
     core = piece.strip()
     leading, trailing = piece[: len(piece) - len(piece.lstrip())], piece[len(piece.rstrip()) :]
     begin = _SPACE.match(text, start).end() if core else start  # type: ignore[union-attr]  # it matches "" too
     if not (leading.endswith(text[start:begin]) and text.startswith(core, begin)):
-        return None
+        end = text.find(after, start) if after else len(text)
+        kept = text[start : max(end, start)].strip()
+        return end if kept and core.endswith(kept) else None
     middle = begin + len(core)
     spaces = _SPACE.match(text, middle).end() - _SPACE.match(after).end()  # type: ignore[union-attr]
     for end in (middle + len(trailing), spaces, middle):

@@ -28,7 +28,8 @@ MOST_MISSING = 20  # if the first image files, in this number, are all missing, 
 IMAGE_PLACEHOLDER = "<image>"
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 ROLES |= dict.fromkeys(("chatgpt", "bard", "bing", "model"), "assistant")  # roles of ShareGPT and Gemma
-TOOL_ROLES = ("tool", "function", "function_call", "function_response", "observation", "ipython")
+TOOL_ROLES = ("tool", "function", "observation", "ipython")  # and all that begin so, for example "tool_response" and "function_call"
+TOOL_CALLS = ("tool_calls", "function_call")  # keys of a message
 LONGEST_MESSAGE = 600  # characters of an error's message; an image in base64 may be kilobytes of text
 BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4}\s*){32,}(?:[A-Za-z0-9+/]{2,3}={1,2}\s*)?")
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # a lone surrogate: JSON can write it, UTF-8 cannot
@@ -186,7 +187,8 @@ def _to_message(name: str, turn: Any) -> Message:
         raise RecordError(f"record {name!r}: expected a dict for each message, got {shown(turn)}")
     role = first_of(turn, "from", "role")
     given, role = role, role.strip().lower() if isinstance(role, str) else None
-    if role in TOOL_ROLES or turn.get("tool_calls"):
+    calls = [value.values() if isinstance(value, Mapping) else [value] for key in TOOL_CALLS if (value := turn.get(key))]
+    if (role or "").startswith(TOOL_ROLES) or not all(is_empty(value) for values in calls for value in values):
         raise RecordError(f"record {name!r}: calls of tools and their results are not supported; take the record out ({shown(given)} turn)")
     if role not in ROLES:
         raise RecordError(f"record {name!r}: unknown role {shown(given)}; expected one of {', '.join(ROLES)}")

@@ -85,6 +85,14 @@ TOLD: dict[str, tuple[Any, str]] = {
         {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "tool_calls": [{"function": {}}]}]},
         "tools",
     ),
+    "call of a function": (
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "function_call": {"name": "f"}}]},
+        "tools",
+    ),
+    "result in ms-swift": (
+        {"messages": [{"role": "user", "content": "q"}, {"role": "tool_response", "content": "5"}]},
+        "tools.*'tool_resp",
+    ),
 }
 
 

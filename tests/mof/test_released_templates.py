@@ -57,6 +57,23 @@ NEWLINES_CUT = (
     EACH
     + "{{ m.role }}:{%- for c in m.content -%}{{ '<image>' if c.type == 'image' else c.text.lstrip('\n') }}{%- endfor -%};{%- endfor -%}"
 )
+CONTENT = "{%- set said = m.content if m.content is string else m.content[0].text -%}"
+KIMI = (
+    EACH + "<|im_{{ m.role }}|>{%- if m.role == 'user' -%}" + PARTS + "{%- else -%}" + CONTENT
+    + "{{ said if loop.last else said.split('◁/think▷')[-1] }}{%- endif -%}<|im_end|>{%- endfor -%}"
+)  # fmt: skip
+GEMMA4 = (
+    EACH + "<|turn>{{ m.role + '\n' }}{%- if m.role == 'user' -%}" + PARTS + "{%- else -%}" + CONTENT
+    + "{{ said.split('<channel|>')[-1] | trim }}{%- endif -%}{{ '<|im_end|>\n' }}{%- endfor -%}"
+)  # fmt: skip
+NEMOTRON = (  # the last answer is written behind the loop, with its thought; thoughts are cut from past answers
+    "{%- for m in messages[:-1] -%}{%- if m.role == 'user' -%}{{ '<|user|>\n' }}" + PARTS + "{%- else -%}" + CONTENT
+    + "{{ '<|assistant|>\n' + said.split('</think>')[-1].strip() + '\n<|eot|>\n\n' }}{%- endif -%}{%- endfor -%}"
+    "{%- set m = messages[-1] -%}" + CONTENT + "{{ '<|assistant|>\n<think>\n\n' + said.strip() + '\n<|eot|>\n\n' }}"
+)  # fmt: skip
+SHOUTED = EACH + "{{ m.role | upper + ': ' }}{%- if m.role == 'user' -%}{%- for c in m.content -%}{{ c.text | upper + ' ' }}{%- endfor -%}"
+SHOUTED += "{%- else -%}" + PARTS + "</s>{%- endif -%}{%- endfor -%}"
+JSON = EACH + "<|im_start|>{{ m.content if m.content is string else m.content | tojson }}<|im_end|>{%- endfor -%}"
 COMMENT = "{# put {% generation %} around the answers #}" + LLAMA4
 MARKED_WITH_TOOLS = "{%- if tools -%}{%- generation -%}{%- endgeneration -%}{%- endif -%}" + LLAMA4
 
@@ -74,6 +91,10 @@ CASES = {
     "command a": (COMMAND_A, ["A cat."], "<|USER|>Q0<|END_OF_TURN|><|CHATBOT|><|START_RESPONSE|>[A cat.<|END_RESPONSE|>]<|END_OF_TURN|>"),
     "an empty answer": (COMMAND_A, [""], "<|USER|>Q0<|END_OF_TURN|><|CHATBOT|><|START_RESPONSE|>[<|END_RESPONSE|>]<|END_OF_TURN|>"),
     "llama 4": (LLAMA4, [" <|eot|> \ue0000\ue001", " 🐈\n"], "<|header_start|>user<|header_end|>\n\nQ0<|eot|><|header_start|>assistant<|header_end|>\n\n[<|eot|> \ue0000\ue001<|eot|>]<|header_start|>user<|header_end|>\n\nQ1<|eot|><|header_start|>assistant<|header_end|>\n\n[🐈<|eot|>]"),
+    "kimi-vl, thoughts cut from past answers": (KIMI, ["◁think▷Ears.◁/think▷A cat."] * 2, "<|im_user|>Q0<|im_end|><|im_assistant|>[A cat.<|im_end|>]<|im_user|>Q1<|im_end|><|im_assistant|>[◁think▷Ears.◁/think▷A cat.<|im_end|>]"),
+    "gemma 4, channels of thought cut": (GEMMA4, ["<|channel>thought\nEars.<channel|>\nA cat.", "No"], "<|turn>user\nQ0<|im_end|>\n<|turn>assistant\n[A cat.<|im_end|>]\n<|turn>user\nQ1<|im_end|>\n<|turn>assistant\n[No<|im_end|>]\n"),
+    "nemotron nano vl": (NEMOTRON, [THOUGHT, "No"], "<|user|>\nQ0<|assistant|>\n[A cat.\n<|eot|>]\n\n<|user|>\nQ1<|assistant|>\n<think>\n\n[No\n<|eot|>]\n\n"),
+    "lists are written as JSON": (JSON, ["A \"cat\"."], "<|im_start|>Q0<|im_end|><|im_start|>[A \"cat\".<|im_end|>]"),
     "only some white space is cut": (NEWLINES_CUT, ["\n a\n", "\n \n"], "user:Q0;assistant:[ a\n];user:Q1;assistant:[ \n];"),
     "marks in a comment": (COMMENT, ["No"], "<|header_start|>user<|header_end|>\n\nQ0<|eot|><|header_start|>assistant<|header_end|>\n\n[No<|eot|>]"),
     "marks that are not reached": (MARKED_WITH_TOOLS, ["No"], "<|header_start|>user<|header_end|>\n\nQ0<|eot|><|header_start|>assistant<|header_end|>\n\n[No<|eot|>]"),
@@ -113,12 +134,33 @@ def test_both_renderings_show_the_same_time(tokenizer):
     assert [text[start:end] for start, end in spans] == ["a", "b"] and "[Round 2, " in text
 
 
+def test_questions_in_upper_case(tokenizer):
+    assert marked(*rendered(tokenizer, SHOUTED, ["No"], ["what?"])) == "USER: WHAT? ASSISTANT: [No</s>]"
+
+
+def test_a_question_that_the_answer_repeats_is_not_left_out(tokenizer):
+    template = (
+        EACH + "|{%- if m.role == 'assistant' or m.content is string -%}{{ m.content if m.content is string else m.content[0].text }}"
+    )
+    text, _ = rendered(tokenizer, template + "{%- endif -%}{%- endfor -%}", ["What?"], ["What?"])
+    assert text == "|What?|What?"
+
+
 def test_sentinels_in_questions_are_text(tokenizer):
     text, spans = rendered(tokenizer, LLAMA4, ["a"], ["\ue0000\ue001 and <|eot|>?"])
     assert [text[start:end] for start, end in spans] == ["a<|eot|>"]
 
 
-@pytest.mark.parametrize("template", [QWEN3_TEXT, EACH + "{{ m.role + ': ' + m.content }}{%- endfor -%}"], ids=["dropped", "joined"])
+WANTS_STRINGS = {
+    "dropped": QWEN3_TEXT,
+    "joined": EACH + "{{ m.role + ': ' + m.content }}{%- endfor -%}",
+    "JSON": JSON,
+    "indented JSON": JSON.replace("tojson", "tojson(indent=2)"),
+    "cut": EACH + "{{ m.content.strip() }}{%- endfor -%}",
+}
+
+
+@pytest.mark.parametrize("template", WANTS_STRINGS.values(), ids=WANTS_STRINGS)
 def test_templates_of_language_models_are_refused_with_images(tokenizer, template):
     talk = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "No"}]
     record = {"id": "x", "image": Image.new("RGB", (2, 2)), "conversations": talk}
