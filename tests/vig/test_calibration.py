@@ -54,7 +54,7 @@ def test_auroc_is_that_of_records_scored_with_other_images(llava, records, image
     assert found["records"] == 5
     assert found["auroc"] == pytest.approx(mannwhitneyu(scores.vig, other.vig).statistic / 25)
     assert found == load_scores(tmp_path).manifest["calibration"]
-    assert diagnosis(found) in repr(scores) and "swapped" not in repr(other)
+    assert all(f"\n  {line}" in repr(scores) for line in diagnosis(found).splitlines()) and "swapped" not in repr(other)
     monkeypatch.setattr(run, "with_swapped_images", lambda *_: pytest.fail("it is calibrated already"))
     assert score(*llava, records, tmp_path, image_folder=image_folder, calibrate=True).manifest["calibration"] == found
     assert score(*llava, records, image_folder=image_folder).manifest["calibration"] == {}
@@ -86,7 +86,7 @@ def test_diagnosis_names_what_the_model_reads() -> None:
     assert found["classes"]["colour"] == {"auroc": 1.0, "words": 8, "reads": True}
     assert found["classes"]["number"] == {"auroc": 0.5, "words": 30, "reads": False}
     said = diagnosis(found)
-    assert "it reads: colour 1.00; does not read, or the question tells: number 0.50; too few words: spatial" in said
+    assert "it reads: colour 1.00; does not read, or the question tells: number 0.50; uncertain: spatial" in said
     assert "miniature study" in said
     assert "uncertain use: 14 records are too few" in diagnosis({**found, "records": 14})
     assert "to gain nothing or to hurt" in diagnosis({**found, "auroc": 0.55})

@@ -28,14 +28,15 @@ after 8,000 captions, on records with 40 % ungrounded answers (.75 and .79 on re
 it, so a high limit would tell noise in the records from a bad scorer no better than chance."""
 FEW, TOO_MANY = 0.25, 0.75
 """Limits of the share of records that look as if their image was swapped (`calibration`, "alike"). In the miniature (seed 0, 160 swapped
-records) it was .05, .21, .41 and .61 where 0, 18, 36 and 53 % of the records with an image were ungrounded; whole records with VIG >= 0
+records) it was .05, .22, .40 and .61 where 0, 18, 36 and 53 % of the records with an image were ungrounded; whole records with VIG >= 0
 gained -6, 5, 11 and 22 points of pairs there. With 100 swapped records, the standard deviation of this estimate is .01, .02, .05 and .05.
-A scorer that reads nothing finds all records alike. With mixed noise it was .21. On clean records it was .26 and .38 for scorers whose
+A scorer that reads nothing finds all records alike. With mixed noise it was .21, too. On clean records it was .26 and .38 for scorers whose
 adapters had been disturbed: a scorer that reads little cannot be told from unsupported answers without a look at the records."""
 ENOUGH = 30
 """The smallest number of records for a verdict, and of words for saying that a class is not read."""
-CHANCE = 0.01
-"""The limit of p of a class that the model reads, so that a scorer that reads nothing rarely reads one of six classes by chance."""
+CHANCE, UNREAD = 0.01, 0.55
+"""Limits of a class of words: of p if the model reads it, so that a scorer that reads nothing rarely reads one of six classes by chance,
+and of AUROC if the model does not read it. All other classes are uncertain."""
 
 
 class Sample:
@@ -170,7 +171,7 @@ def _higher(right: Any, swapped: Any) -> tuple[float | None, float]:
 
 
 def diagnosis(result: Mapping[str, Any]) -> str:
-    """Return a text that says whether the scores are fit for a selection, or "" without a calibration.
+    """Return a text of three lines that says whether the scores are fit for a selection, or "" without a calibration.
 
     Args:
         result: the return value of `calibration`, as in the manifest of the scores.
@@ -182,10 +183,8 @@ def diagnosis(result: Mapping[str, Any]) -> str:
         return "Not calibrated: fewer than two records could be scored with the image of another record too."
     error = f" ± {1.96 * result['error']:.2f}" if result.get("error") is not None else ""  # calibrations of earlier versions lack it
     gain = f", {result['gain']:.2f} by `gain`" if result.get("gain") is not None else ""
-    return (
-        f"AUROC {auroc:.2f}{error}{gain} of right against swapped images ({result['records']} records). {_classes(result['classes'])}. "
-        f"{verdict(result)}"
-    )
+    compared = f"AUROC {auroc:.2f}{error}{gain} of right against swapped images ({result['records']} records)."
+    return f"{compared}\n{_classes(result['classes'])}.\n{verdict(result)}"
 
 
 def _classes(classes: Mapping[str, Mapping[str, Any]]) -> str:
@@ -193,14 +192,14 @@ def _classes(classes: Mapping[str, Mapping[str, Any]]) -> str:
     if not classes:
         return "The answers hold no word of the (English) word classes"
 
-    def named(*, reads: bool, enough: bool = True) -> str:
-        rows = [(kind, row) for kind, row in classes.items() if row["reads"] is reads and (reads or (row["words"] >= ENOUGH) is enough)]
-        return ", ".join(kind if row["auroc"] is None else f"{kind} {row['auroc']:.2f}" for kind, row in rows)
-
-    few = named(reads=False, enough=False)
-    return f"Word classes it reads: {named(reads=True) or 'none'}; does not read, or the question tells: {named(reads=False) or 'none'}" + (
-        f"; too few words: {few}" if few else ""
-    )
+    names: dict[str, list[str]] = {"reads": [], "unread": [], "uncertain": []}
+    for kind, row in classes.items():
+        silent = row["words"] >= ENOUGH and row["auroc"] < UNREAD
+        group = "reads" if row["reads"] else "unread" if silent else "uncertain"
+        names[group].append(kind if row["auroc"] is None else f"{kind} {row['auroc']:.2f}")
+    reads, unread, uncertain = (", ".join(group) for group in names.values())
+    more = f"; uncertain: {uncertain}" if uncertain else ""
+    return f"Word classes it reads: {reads or 'none'}; does not read, or the question tells: {unread or 'none'}{more}"
 
 
 def verdict(result: Mapping[str, Any]) -> str:

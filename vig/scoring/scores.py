@@ -98,8 +98,7 @@ class Scores(Sequence[Score]):
         if len(self):
             low, middle, high = np.quantile(self.vig, [0, 0.5, 1])
             lines.append(f"  VIG in nats: mean {self.vig.mean():.3f}, median {middle:.3f}, from {low:.3f} to {high:.3f}")
-        if said := diagnosis(self.manifest.get("calibration", {})):
-            lines.append(f"  {said}")
+        lines += [f"  {line}" for line in diagnosis(self.manifest.get("calibration", {})).splitlines()]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
