@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from encoders.console import Console
-from encoders.runs import write_json
+from encoders.whole_files import write_json
 from mof import register_auto_classes
 from mof.data import read_records
 from mof.miniature import write_dataset
@@ -24,6 +24,7 @@ from study.run_data import read_truth
 from study.separation import separation, separation_tables
 from vig import score
 from vig.nulls import NULL_NAMES
+from vig.selection.measures import MEASURES
 
 console = Console()
 
@@ -48,8 +49,18 @@ def main() -> None:
             model, processor = AutoModelForImageTextToText.from_pretrained(path).to(device), AutoProcessor.from_pretrained(path)
             for null in args.nulls:
                 target = Path(folder) / f"scores-{number}-{null}"
-                scores = score(model, processor, records, target, null, image_folder=data / "images", batch_size=64)
-                rows.append({"model": str(path), "null": null, "table": separation(scores, records, truth)})
+                scores = score(
+                    model,
+                    processor,
+                    records,
+                    target,
+                    null,
+                    image_folder=data / "images",
+                    batch_size=64,
+                    measures=("loss", "logit", "entropy"),
+                )
+                named = [name for name, measure in MEASURES.items() if not measure.nulls or null in measure.nulls]
+                rows.append({"model": str(path), "null": null, "table": separation(scores, records, truth, named)})
     console.print(*separation_tables(rows))
     if args.output:
         write_json(args.output, rows)

@@ -17,9 +17,9 @@ from pydantic_core import to_json
 from encoders.command_groups import starts_over
 from encoders.command_options import Records, output_option, seed_option
 from encoders.digests import file_digest
-from encoders.runs import write_whole
 from encoders.saved_folders import card_path
 from encoders.terminal import say
+from encoders.whole_files import write_whole
 from mof.data.digests import unselected
 from mof.data.rows import stream_rows
 from vig.scoring.calibration import verdict
