@@ -115,7 +115,7 @@ def threshold_cells(cells: Cells, noise: str, seed: int) -> list[str]:
     """Return the cells that follow the name of noise and seed: threshold, shares, AUROC, and gains over all tokens."""
     row = cells["vig", noise, seed]
     auroc = f"{row['auroc']['ungrounded']:.2f}" if "ungrounded" in row["auroc"] else "-"
-    gains = [gain_cell(cells, way, "everything", noise, seed) for way in ("vig", "vig-samples")]
+    gains = [gain_cell(cells, way, "everything", noise, seed) for way in ("vig", "floor-samples")]
     shares = [f"{row[name]:.0%}".replace("%", " %") for name in ("negative", "helped_left_out")]
     return [f"{row['threshold']:.4f}", *shares, auroc, *gains]
 
