@@ -113,7 +113,7 @@ def test_the_error_of_auroc_is_the_standard_deviation_over_samples() -> None:
     assert found[0]["error"] == pytest.approx(np.std([row["auroc"] for row in found]), rel=0.2)
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0.0, "to hurt: only"), (0.4, "to help"), (1.0, "to gain nothing or to hurt")])
+@pytest.mark.parametrize(("share", "expected"), [(0.0, "to hurt with --keep: only"), (0.4, "to help"), (1.0, "to gain nothing or to hurt")])
 def test_diagnosis_estimates_the_share_of_records_that_no_image_supports(share, expected) -> None:
     """Records whose answers no image supports have the distribution of swapped records."""
     rng = np.random.default_rng(0)

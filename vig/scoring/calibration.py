@@ -228,7 +228,10 @@ def _expected(result: Mapping[str, Any]) -> str:
         return "of uncertain use; --floor is safer"
     looks = f"about {alike:.0%}{_between(result)} of the records look as if they had another image"
     if alike < FEW:
-        return f"expected to hurt: only {looks}, so there is little to drop, and all records teach. Train on all of them"
+        return (
+            f"expected to hurt with --keep: only {looks}, so it would drop records that teach. Train on all of them; "
+            "--floor --token-threshold none changes little"
+        )
     return (
         f"expected to help where `mof vig select` does not warn: {looks}. Read those with the lowest VIG (`mof vig report`). If their "
         "answers are wrong, drop them, safest by --floor --token-threshold none; if they are right, the model reads too little: align it "
