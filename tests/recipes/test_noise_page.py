@@ -32,12 +32,12 @@ Cells = dict[tuple[str, str, int], dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def cells() -> Cells:
-    """The rows of the figures, and the rule of the default run: `vig`, or `floor-samples` where the paper's rule warns."""
+    """The rows of the figures, and the rule of the default run: `vig`, or `vig-samples` where the paper's rule warns."""
     rows = json.loads((RESULTS / "noise.json").read_text())["rows"]
     figures = {(row["selection"], row["noise"], row["seed"]): row for row in rows}
     for way, noise, seed in list(figures):
         if way == "vig":
-            heeded = "floor-samples" if figures[way, noise, seed]["helped_left_out"] >= MUCH else "vig"
+            heeded = "vig-samples" if figures[way, noise, seed]["helped_left_out"] >= MUCH else "vig"
             if (heeded, noise, seed) in figures:
                 figures["default", noise, seed] = figures[heeded, noise, seed]
     return figures
