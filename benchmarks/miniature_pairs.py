@@ -25,7 +25,7 @@ from rich.progress import track
 from rich.table import Table
 
 from encoders import Encoder, build_encoder
-from encoders.runs import write_whole
+from encoders.whole_files import write_whole
 from mof import blind_pairs
 from mof.miniature.scenes import PATTERNS, VALUES, Scene, render, sample_scene
 from mof.pairs.gallery import SHOWN, Gallery

@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 
 from encoders.digests import file_digest
-from encoders.runs import write_text
 from encoders.tables import write_table
+from encoders.whole_files import write_text
 from mof.data.digests import digest
 from vig.processes import Processes
 from vig.scoring.folder import RECORDS_DIGEST, ScoreFolder

@@ -10,12 +10,16 @@ reading them is not measured) and return the VIG of every answer token. The plai
 default number of tokens. Each method first scores the records of an image before the clock starts; our check of the first record against
 a plain forward pass falls into this time, because a run does it once. The methods take turns, each time in a new process, which prints a
 line. The shortest time of --repeats counts, and the peak memory beyond the model and the records (Linux). Compare the ratios, because
-absolute times mean little on shared cores. A run with --measures on one core (commit 9453ad9, one repeat; tests ran on the other core)
+absolute times mean little on shared cores. A run with --measures on one core (commit 07830ac, one repeat; a study ran on the other core)
 printed these ratios of the plain method to ours:
 
     vocabulary     vig.score: time, memory     with measures: time, memory
-        32,000                   2.9,  7.5                       2.7,  7.5
-       128,000                   5.1, 28.2                       4.6, 27.5
+        32,000                   3.4,  5.6                       3.5,  6.5
+       128,000                   5.7, 13.7                       5.4, 22.4
+
+The time of the measures is less than the differences between runs. With MALLOC_MMAP_THRESHOLD_=262144 each array gets new memory from
+the system, as earlier versions of this benchmark had it. This costs our method more: it was 2.9 and 4.7 times faster (2.7 and 4.3 with
+measures), with 7.5 and 28 times less memory.
 """
 
 import argparse

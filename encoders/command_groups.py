@@ -108,7 +108,7 @@ def starts_over(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(*args: Any, **options: Any) -> None:
-        from encoders.runs import remove_leftovers  # slow for `mof --help`
+        from encoders.whole_files import remove_leftovers  # slow for `mof --help`
 
         if isinstance(options.get("output"), Path):
             remove_leftovers(options["output"])

@@ -30,8 +30,8 @@ def output_option(help: str, *, urls: bool = False) -> Any:
     """Return the option of a file or folder that the command writes. Without `urls`, a URL is refused when the option is parsed."""
 
     def parsed(text: str | Path) -> Path:  # a default is a path
-        from encoders.runs import local_path
         from encoders.storage import located
+        from encoders.whole_files import local_path
 
         if not str(text).strip():
             raise typer.BadParameter("expected a path, got an empty text")

@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from encoders.runs import write_bytes
+from encoders.whole_files import write_bytes
 
 CARD = "README.md"
 HEAD = {"library_name": "transformers", "pipeline_tag": "image-text-to-text", "tags": ["mof-vig"]}

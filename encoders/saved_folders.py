@@ -10,8 +10,8 @@ from pathlib import Path
 
 from encoders.digests import DamagedError, checks, damaged, file_digest
 from encoders.model_cards import CARD
-from encoders.runs import read_sealed, write_sealed
 from encoders.text_files import one_line, parse_json, read_utf8
+from encoders.whole_files import read_sealed, write_sealed
 
 logger = logging.getLogger(__name__)
 

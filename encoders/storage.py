@@ -1,9 +1,9 @@
 """A folder may lie on storage that fsspec knows, such as "s3://bucket/features". Each machine works in a copy on a disk of its own.
 
 A job first makes the copy equal to the storage (`fetched`). Each file that it finishes is uploaded whole before it gets its name in the
-copy (`encoders.runs.write_whole`), so a file counts only if it is in the storage. The path of a copy holds the URL, so that a process on
-any machine knows where a file belongs: <MOF_COPIES>/mof-vig-copies/s3/bucket/features. The environment variable MOF_COPIES names a disk
-with room for the whole folder; by default it is ~/.cache.
+copy (`encoders.whole_files.write_whole`), so a file counts only if it is in the storage. The path of a copy holds the URL, so that a
+process on any machine knows where a file belongs: <MOF_COPIES>/mof-vig-copies/s3/bucket/features. The environment variable MOF_COPIES
+names a disk with room for the whole folder; by default it is ~/.cache.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from encoders.digests import BLANK, DamagedError, check, seal
-from encoders.runs import write_bytes
+from encoders.whole_files import write_bytes
 
 RUN, FILE, DIGEST = b"mof_run", b"mof_file", b"mof_digest"
 

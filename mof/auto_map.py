@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from encoders.runs import write_bytes
+from encoders.whole_files import write_bytes
 
 CODE = Path(__file__).with_name("modeling_mof.py")
 """The file that transformers runs if a user sets `trust_remote_code=True`. Every saved folder has a copy."""

@@ -32,7 +32,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LogitsProce
 
 from encoders.console import Console
 from encoders.images.reading import read_image
-from encoders.runs import versions, write_json
+from encoders.runs import versions
+from encoders.whole_files import write_json
 from mof import register_auto_classes
 from mof.data.prompts import ready_for_prompts
 from mof.evals.chair import CocoWords, read_objects, score_chair

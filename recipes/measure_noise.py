@@ -3,8 +3,8 @@
     python recipes/measure_noise.py runs/noise/seed-0/align-interleaved runs/noise/seed-1/align-interleaved --nulls blur drop
 
 Each model scores the same records. Each of the six kinds of noise of `mof.miniature.noise` is in an eighth of the records, and a quarter
-has no noise. The measure is the area under the ROC curve: the probability that a record (or word) that the image supports has a higher
-score than a record (or word) that the image does not support.
+has no noise. Records that ask for a yes or no are left out, because none of them has noise. The measure is the area under the ROC curve:
+the probability that a record (or word) that the image supports has a higher score than a record (or word) that the image does not support.
 """
 
 import tempfile
@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from encoders.console import Console
-from encoders.runs import write_json
+from encoders.whole_files import write_json
 from mof import register_auto_classes
 from mof.data import read_records
 from mof.miniature import write_dataset
@@ -24,8 +24,10 @@ from study.run_data import read_truth
 from study.separation import separation, separation_tables
 from vig import score
 from vig.nulls import NULL_NAMES
+from vig.selection.measures import MEASURES
 
 console = Console()
+YES_NO = frozenset(("Yes.", "No."))
 
 
 def main() -> None:
@@ -43,13 +45,24 @@ def main() -> None:
         data = Path(folder) / "data"
         mixes = {"finetune": dict.fromkeys(KINDS, 0.125)}
         write_dataset(data, align=0, finetune=args.records, pairs=0, seed=args.seed, mixes=mixes, progress=True)
-        records, truth = list(read_records(data / "finetune.json")), read_truth(data / "finetune.json")
+        drawn, truth = read_records(data / "finetune.json"), read_truth(data / "finetune.json")
+        records = [record for record in drawn if YES_NO.isdisjoint(turn["value"] for turn in record["conversations"])]
         for number, path in enumerate(args.models):
             model, processor = AutoModelForImageTextToText.from_pretrained(path).to(device), AutoProcessor.from_pretrained(path)
             for null in args.nulls:
                 target = Path(folder) / f"scores-{number}-{null}"
-                scores = score(model, processor, records, target, null, image_folder=data / "images", batch_size=64)
-                rows.append({"model": str(path), "null": null, "table": separation(scores, records, truth)})
+                scores = score(
+                    model,
+                    processor,
+                    records,
+                    target,
+                    null,
+                    image_folder=data / "images",
+                    batch_size=64,
+                    measures=("loss", "logit", "entropy"),
+                )
+                named = [name for name, measure in MEASURES.items() if not measure.nulls or null in measure.nulls]
+                rows.append({"model": str(path), "null": null, "table": separation(scores, records, truth, named)})
     console.print(*separation_tables(rows))
     if args.output:
         write_json(args.output, rows)

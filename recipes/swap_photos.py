@@ -24,7 +24,7 @@ from scipy.stats import ttest_1samp
 
 from analyse_photos import one_per_image
 from encoders.console import Console
-from encoders.runs import write_json
+from encoders.whole_files import write_json
 from mof.data.records import images_of
 from mof.data.rows import RawRecord
 from mof.evals.text_tables import TextTable

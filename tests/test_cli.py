@@ -120,6 +120,7 @@ def test_score_then_select(folder: Path) -> None:
     result = mof("vig", "select", *inputs, "--keep", "0.3", "--output", output)
     assert result.exit_code == 0, result.output
     assert "1 of 3 samples" in result.output and f"1 of 3 records written to {output}" in result.output
+    assert "Selection is of uncertain use: 3 records are too few" in result.output
     result = mof("vig", "select", *inputs, "--output", folder / "records.json")
     assert result.exit_code == 2 and "would overwrite the --records" in result.output
     assert len(json.loads((folder / "records.json").read_text())) == 3

@@ -19,8 +19,8 @@ from support.tiny_llava import build_llava
 
 from encoders import FeatureStore, encode_images, storage
 from encoders.cluster import Cluster, worked
-from encoders.runs import write_text
 from encoders.storage import fetched, located
+from encoders.whole_files import write_text
 from mof.evals.answerers import LocalModel
 from mof.evals.answering import Answer, AnswerCache, Prompt
 from mof.evals.run import Run

@@ -18,7 +18,8 @@ from requirements import required, too_old
 from rich.console import Console
 from rich.table import Table
 
-from encoders.runs import versions, write_text
+from encoders.runs import versions
+from encoders.whole_files import write_text
 
 INTRODUCTION = """# Speed and memory on a GPU
 

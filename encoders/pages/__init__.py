@@ -15,7 +15,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from numpy.typing import NDArray
 
-from encoders.runs import write_whole
+from encoders.whole_files import write_whole
 
 
 def render(template: Path, **values: Any) -> str:

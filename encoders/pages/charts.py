@@ -19,7 +19,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from encoders.runs import write_whole
+from encoders.whole_files import write_whole
 
 if TYPE_CHECKING:  # slow to import, and not needed by commands that draw nothing
     from matplotlib.axes import Axes

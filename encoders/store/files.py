@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from encoders.digests import DamagedError
-from encoders.runs import write_text
 from encoders.storage import remove
 from encoders.tables import read_table, write_table
+from encoders.whole_files import write_text
 
 # Shapes: n = keys, B = images of a batch, T = patch tokens of an image, D = width of a patch token.
 

@@ -14,10 +14,11 @@ import torch
 from encoders.base import Encoder
 from encoders.digests import DamagedError, file_digest
 from encoders.preprocessing import View
-from encoders.runs import read_sealed, run_digest, versions, write_sealed
+from encoders.runs import run_digest, versions
 from encoders.store.files import FAILURES, VIEW, TokenFormat, index_files, numbered
 from encoders.store.fingerprints import describe, refuse_other
 from encoders.tables import run_of as table_run
+from encoders.whole_files import read_sealed, write_sealed
 
 MANIFEST, FORMAT = "manifest.json", 1
 KINDS = ("embeddings", "tokens", "dtype")

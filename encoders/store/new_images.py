@@ -14,11 +14,11 @@ from encoders.images.loader import in_order
 from encoders.images.opening import ImageError, ImageLimits, read_file
 from encoders.images.sources import Content as Source
 from encoders.images.sources import ImageSources, content_key
-from encoders.runs import remove_unfinished
 from encoders.store.files import ImageIndex, file_state, next_number
 from encoders.store.items import Content, EncodeItem
 from encoders.store.manifest import run_of, shards_of
 from encoders.store.shards import sound_keys
+from encoders.whole_files import remove_unfinished
 
 SHARD_BYTES, SHARD_IMAGES, READ_BYTES = 2**28, 65_536, 2**27
 """An item ends when its shard holds this many bytes or images, or when the files of its images have this many bytes."""

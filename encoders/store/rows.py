@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from encoders.digests import DamagedError
-from encoders.runs import write_whole
 from encoders.store.shards import AGAIN, Shard
+from encoders.whole_files import write_whole
 
 # Shapes: N = rows of the view, n = rows that are read, E = width of an embedding.
 

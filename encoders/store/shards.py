@@ -20,10 +20,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from encoders.digests import DamagedError, checks
-from encoders.runs import write_bytes
 from encoders.storage import remove
 from encoders.store.files import KEY_TYPE, pack_keys, unpack_keys
 from encoders.tables import refuse_foreign
+from encoders.whole_files import write_bytes
 
 # Shapes: n = rows of a shard, m = rows that are checked, B = images of a batch.
 

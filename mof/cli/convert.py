@@ -10,9 +10,9 @@ import typer
 from encoders.command_groups import starts_over
 from encoders.command_options import output_option
 from encoders.names import first_names
-from encoders.runs import replace_folder, unfinished_folder, write_json
 from encoders.terminal import say
 from encoders.text_files import parse_json, read_utf8
+from encoders.whole_files import replace_folder, unfinished_folder, write_json
 
 if TYPE_CHECKING:
     from mof.llava.loading import Loaded

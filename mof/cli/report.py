@@ -11,8 +11,8 @@ import typer
 from encoders.command_options import output_option, plot_option
 from encoders.console import Console
 from encoders.model_cards import CARD, HEAD, write_section
-from encoders.runs import write_text
 from encoders.saved_folders import require_config
+from encoders.whole_files import write_text
 from mof.evals.published import MMVP_CORRELATION
 from mof.evals.text_tables import TextTable
 

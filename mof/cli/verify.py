@@ -12,9 +12,10 @@ from zipfile import is_zipfile
 import typer
 
 from encoders.digests import MARK, DamagedError, check, damaged, open_json
-from encoders.runs import LOCKS, TEMPORARY, read_sealed, run_digest
-from encoders.storage import fetched
+from encoders.runs import run_digest
+from encoders.storage import LOCKS, TEMPORARY, fetched
 from encoders.terminal import say
+from encoders.whole_files import read_sealed
 
 LARGEST = 2**26  # bytes of a file without a digest that is read as JSON
 MANIFEST = "manifest.json"

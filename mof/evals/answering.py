@@ -20,8 +20,8 @@ from encoders.digests import MARK, open_json, seal_json
 from encoders.images.opening import ImageError, read_file
 from encoders.images.reading import pixels_of
 from encoders.progress import progress_bar
-from encoders.runs import local_path, write_bytes
 from encoders.storage import upload, url_of
+from encoders.whole_files import local_path, write_bytes
 from mof.data.forms import whole_characters
 from mof.data.records import ImageSource
 from mof.evals.second_thoughts import without_thoughts

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from encoders import Encoder, build_encoder
 from encoders.progress import tracked
-from encoders.runs import write_json, write_text
+from encoders.whole_files import write_json, write_text
 from mof.evals.intervals import Tally, mean_interval
 from mof.evals.mmvp import Question
 

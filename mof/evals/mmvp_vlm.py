@@ -26,7 +26,7 @@ from encoders import Encoder, FeatureStore, read_image
 from encoders.csv_cells import write_csv
 from encoders.images.opening import inside, open_image, read_file
 from encoders.progress import tracked
-from encoders.runs import write_sealed
+from encoders.whole_files import write_sealed
 from mof.evals.benchmark import Measure, Measured, Row
 from mof.evals.intervals import Figure, Given, Tally
 from mof.evals.patterns import PATTERNS, pattern_type

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from encoders.digests import DamagedError, damaged
-from encoders.runs import read_sealed, read_sealed_lines
 from encoders.storage import fetched
+from encoders.whole_files import read_sealed, read_sealed_lines
 from mof.evals import captions, chair, mmvp, mmvp_vlm, pope
 from mof.evals.benchmark import Benchmark, Measured, Row
 from mof.evals.intervals import Tally

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from encoders.csv_cells import write_csv
-from encoders.runs import write_text
+from encoders.whole_files import write_text
 from mof.evals.report import Cell, Report
 
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {sign: f"\\{sign}" for sign in "&%$#_{}"}

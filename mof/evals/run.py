@@ -17,8 +17,9 @@ from typing import Any
 
 from encoders.digests import file_digest
 from encoders.images.opening import ImageError
-from encoders.runs import RunFile, RunLock, versions, write_sealed, write_sealed_lines
+from encoders.runs import RunFile, RunLock, versions
 from encoders.storage import fetched, located
+from encoders.whole_files import write_sealed, write_sealed_lines
 from mof.evals.answerers import AnswersFile
 from mof.evals.answering import Answer, AnswerCache, Answerer, Prompt, Usage, answer_all, image_hash
 from mof.evals.benchmark import Row

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from encoders.progress import tracked
-from encoders.runs import write_json
+from encoders.whole_files import write_json
 from mof.evals.benchmark_folders import write_mmvp
 from mof.miniature.benchmarks import described_pair
 from mof.miniature.language import DESCRIBE, Turn, description, dialogue, yes_or_no

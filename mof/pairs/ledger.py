@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from encoders.cluster import Cluster, GivenUp, worked
 from encoders.digests import BLANK, DamagedError, check, seal
-from encoders.runs import RunFile, RunLock, run_digest, write_bytes
+from encoders.runs import RunFile, RunLock, run_digest
 from encoders.storage import fetched, remove
+from encoders.whole_files import write_bytes
 from mof.pairs.choice import BestPairs
 from mof.pairs.comparison import PairComparison, pair_progress, pairs_in
 from mof.pairs.sieve import tiles

@@ -13,8 +13,8 @@ import transformers
 
 from encoders.command_groups import OLD_SPELLINGS
 from encoders.console import Console
-from encoders.runs import write_json
 from encoders.terminal import plain
+from encoders.whole_files import write_json
 from vig.analyses.comparison import compare_models
 from vig.analyses.image_match import Groups
 from vig.analyses.misleading_text import Question

@@ -9,7 +9,8 @@ from typing import Any
 
 from accelerate import PartialState
 
-from encoders.runs import RunFile, remove_unfinished, write_json
+from encoders.runs import RunFile
+from encoders.whole_files import remove_unfinished, write_json
 from study.settings import renewed
 
 FORMAT = 1

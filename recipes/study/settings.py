@@ -19,7 +19,7 @@ from encoders import build_encoder
 from encoders.registry import near_names
 from mof.adapter import FUSIONS
 from mof.miniature.noise import draw_kind
-from vig.nulls import NULLS
+from vig.nulls import NULL_NAMES
 
 EXACT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Count = Annotated[int, Field(ge=1)]
@@ -179,8 +179,8 @@ class Setting:
     keep: Share = 0.7
     """Share of the samples that VIG selects."""
     heed_warning: bool = False
-    """Train on whole samples where the selection warns that many tokens that the image helped would get no loss. False: the paper's rule."""
-    null: Literal[tuple(NULLS)] = "blur"
+    """Where the paper's rule warns that many tokens that the image helped get no loss, train on the whole samples whose VIG is not negative."""
+    null: Literal[NULL_NAMES] = "blur"
     """VIG's image without information."""
     score_batch_size: Count = 16
     max_length: Count = 2048
@@ -232,8 +232,8 @@ def read_setting(path: str | Path, **overrides: Any) -> Setting:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
-    if isinstance(values, dict):
-        values |= overrides
+    if isinstance(values, dict):  # YAML reads the key of `null: drop` as None
+        values = {"null" if name is None else name: value for name, value in values.items()} | overrides
     try:
         # Strict about types as JSON has them: a mapping fills a dataclass, but a text is no number.
         return TypeAdapter(Setting).validate_json(to_json(values, inf_nan_mode="constants"))

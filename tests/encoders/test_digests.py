@@ -20,11 +20,11 @@ from safetensors.torch import save_file
 
 from encoders import Encoder, FeatureStore, View, encode_images
 from encoders.digests import DamagedError, open_json, seal_json
-from encoders.runs import read_sealed, write_sealed
 from encoders.saved_folders import check_folder, recording
 from encoders.store import new_images
 from encoders.store.shards import Shard
 from encoders.tables import ForeignError, read_table, write_table
+from encoders.whole_files import read_sealed, write_sealed
 
 TABLE = pa.table({"id": [f"r{i}" for i in range(40)], "value": [i / 7 for i in range(40)], "ids": [[i, 2 * i] for i in range(40)]})
 

@@ -32,10 +32,10 @@ from encoders import Encoder, FeatureStore, ImageError, View, build_encoder, enc
 from encoders.images.opening import read_file
 from encoders.images.reading import blur
 from encoders.images.resizing import to_pixels
-from encoders.runs import read_sealed, write_sealed
 from encoders.store import feature_store, new_images
 from encoders.store.files import pack, unpack
 from encoders.store.fingerprints import fingerprint, weights_digest
+from encoders.whole_files import read_sealed, write_sealed
 
 
 def photo(path: Path, seed: int, size: tuple[int, int] = (60, 45)) -> Path:

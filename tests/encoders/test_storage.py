@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from encoders import runs, storage_lock
-from encoders.runs import RunLock, write_bytes, write_text
+from encoders import storage_lock, whole_files
+from encoders.runs import RunLock
 from encoders.storage import fetched, located, remove, url_of
 from encoders.storage_lock import StorageLock
+from encoders.whole_files import write_bytes, write_text
 
 MEMORY = fsspec.filesystem("memory")
 
@@ -150,7 +151,7 @@ def test_the_lock_of_a_dead_run_counts_no_more(
 
 def test_a_living_run_renews_its_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage_lock, "BEAT", 0.01)
-    lock = StorageLock(located("memory://run/_lock-0000"), runs._machine())
+    lock = StorageLock(located("memory://run/_lock-0000"), whole_files.this_machine())
     lock.take()
     first = MEMORY.cat_file("/run/_lock-0000")
     for _ in range(1000):

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, MambaConfig, PreTrainedTokenizerF
 
 import vig
 from encoders.images.reading import blur
-from encoders.runs import read_sealed_lines
+from encoders.whole_files import read_sealed_lines
 from mof import ConcatMoF, MoFForConditionalGeneration, MoFProcessor
 from mof.cli.encoder_worth import worth_tables
 from mof.evals.answerers import LocalModel

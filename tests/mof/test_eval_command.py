@@ -24,7 +24,7 @@ from support.stand_in import Body, question_of, serve
 from typer.testing import Result
 
 from encoders import ImageError
-from encoders.runs import read_sealed, read_sealed_lines
+from encoders.whole_files import read_sealed, read_sealed_lines
 from mof.evals.chair import photos
 from mof.evals.pope import PopeQuestion, eval_pope
 

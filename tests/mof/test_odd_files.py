@@ -15,9 +15,9 @@ from support.commands import mof
 
 from encoders import Encoder, encode_images
 from encoders.digests import DamagedError
-from encoders.runs import unfinished_folder
 from encoders.saved_folders import loading, require_config
 from encoders.weight_files import WeightsError, explain_download, refuse_misfit
+from encoders.whole_files import unfinished_folder
 from mof.cli.convert import RECORD, _refuse_foreign
 from mof.evals.answerers import AnswersFile
 from mof.evals.benchmark_folders import DescribedPair, write_mmvp, write_mmvp_vlm

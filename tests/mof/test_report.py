@@ -15,7 +15,7 @@ from PIL import Image
 from support.commands import mof
 from support.stand_in import question_of, serve
 
-from encoders.runs import read_sealed
+from encoders.whole_files import read_sealed
 from mof.evals.intervals import Difference
 from mof.evals.mmvp_vlm import MMVPVLMResult, PairResult
 from mof.evals.outcomes import MEASURES

@@ -16,7 +16,7 @@ from support.tiny import build_model, build_tokenizer
 from encoders import Encoder, View, encode_images
 from encoders.digests import DamagedError, seal_json
 from encoders.model_cards import CARD
-from encoders.runs import read_sealed, write_sealed
+from encoders.whole_files import read_sealed, write_sealed
 from mof import MoFProcessor
 from mof.evals.answerers import AnswersFile
 from mof.evals.answering import Answer, AnswerCache

@@ -8,10 +8,7 @@ import pytest
 
 import analyse_miniature
 import analyse_photos
-from encoders import build_encoder
-from mof import InterleavedMoF, MoFForConditionalGeneration, MoFProcessor
 from mof.data.records import images_of
-from mof.language_models import load_language_model
 from mof.miniature.misleading import misleading_questions
 from mof.miniature.scenes import PATTERNS, sample_scene
 
@@ -77,17 +74,6 @@ def test_one_record_per_image(key: str) -> None:
     assert all(images_of(record) == ["z"] for record in kept["conflicting"])
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("saved") / "model"
-    llm, tokenizer = load_language_model("mini-lm")
-    mixer = InterleavedMoF({"clip": build_encoder("mini-clip")}, hidden_size=llm.config.hidden_size)
-    untrained = MoFForConditionalGeneration.from_parts(mixer, llm, tokenizer)
-    untrained.save_pretrained(folder)
-    MoFProcessor.from_parts(untrained, tokenizer).save_pretrained(folder)
-    return folder
-
-
 def analyse(recipe: object, arguments: list[object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> dict:
     """The recipe's figures. Its tables must hold a row of each analysis."""
     *_, output = arguments
@@ -99,20 +85,20 @@ def analyse(recipe: object, arguments: list[object], monkeypatch: pytest.MonkeyP
 
 
 def test_the_recipe_of_the_miniature(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    figures = analyse(analyse_miniature, [model, "--scenes", 3, "--pairs", 1, "--output", tmp_path / "x.json"], monkeypatch, capsys)
-    assert figures["image match"]["model"]["conflicting"]["vig"][1] == 3
-    assert figures["attention"]["model"]["records"] == 3 and len(figures["attention"]["model"]["layers"]) == 4
-    assert figures["misleading text"]["model"]["misled"]["questions"] == 2 * len(PATTERNS)
+    figures = analyse(analyse_miniature, [untrained, "--scenes", 3, "--pairs", 1, "--output", tmp_path / "x.json"], monkeypatch, capsys)
+    assert figures["image match"]["untrained"]["conflicting"]["vig"][1] == 3
+    assert figures["attention"]["untrained"]["records"] == 3 and len(figures["attention"]["untrained"]["layers"]) == 4
+    assert figures["misleading text"]["untrained"]["misled"]["questions"] == 2 * len(PATTERNS)
 
 
 @pytest.mark.slow
 @pytest.mark.data
 def test_the_recipe_of_photos(
-    model: Path, tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    untrained: Path, tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    figures = analyse(analyse_photos, [model, "--data_dir", shared_data, "-o", tmp_path / "x.json"], monkeypatch, capsys)
-    matches, misled = figures["image match"]["model"], figures["misleading text"]["model"]["misled"]
-    assert matches["matching"]["vig"][1] == matches["conflicting"]["vig"][1] == figures["attention"]["model"]["records"] > 70
+    figures = analyse(analyse_photos, [untrained, "--data_dir", shared_data, "-o", tmp_path / "x.json"], monkeypatch, capsys)
+    matches, misled = figures["image match"]["untrained"], figures["misleading text"]["untrained"]["misled"]
+    assert matches["matching"]["vig"][1] == matches["conflicting"]["vig"][1] == figures["attention"]["untrained"]["records"] > 70
     assert misled["questions"] > 60 and misled["pair_accuracy"] is not None

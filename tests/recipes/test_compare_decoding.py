@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from compare_decoding import YesBias, draw, gain_in_pairs, known_rows, remember, table_of, ways
-from encoders.runs import write_json
+from encoders.whole_files import write_json
 from study.decoding_plot import plot_decoding
 from vig.decoding import build_decoding
 

@@ -1,4 +1,4 @@
-"""The tables of docs/results/noise.md hold the figures of docs/results/noise.json, recomputed here."""
+"""The tables of docs/results/noise.md hold the figures of noise.json and separation.json in the same folder, recomputed here."""
 
 from __future__ import annotations
 
@@ -18,6 +18,13 @@ from vig.selection.summary import MUCH
 RESULTS = ROOT / "docs/results"
 NOISE = {"No noise": "0", "20 %": "0.2", "40 %": "0.4", "60 %": "0.6", "Mixed noise": "mixed"}
 """Begin of a heading or cell -> name of the noise."""
+MEASURES = {
+    "VIG": "vig", "VIC": "vic", "`gain`": "gain", "CAL": "cal", "entropy": "entropy", "VPPO": "vppo", "null loss": "highest null loss",
+    "lowest loss": "lowest loss", "shuffled VIG": "shuffled vig",
+}  # fmt: skip
+"""Head of a column -> measure in separation.json."""
+SCORERS = {"2,000": "short-125", "4,000": "short-250", "8,000": "aligned", "then 5 %": "warmed", "`everything`": "everything"}
+"""Begin of a cell -> scorer in separation.json."""
 
 Cells = dict[tuple[str, str, int], dict[str, Any]]
 """(way, noise, seed) -> row of results.json."""
@@ -25,12 +32,12 @@ Cells = dict[tuple[str, str, int], dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def cells() -> Cells:
-    """The rows of the figures, and the rule of the default run: `vig`, or `vig-samples` where the paper's rule warns."""
+    """The rows of the figures, and the rule of the default run: `vig`, or `floor-samples` where the paper's rule warns."""
     rows = json.loads((RESULTS / "noise.json").read_text())["rows"]
     figures = {(row["selection"], row["noise"], row["seed"]): row for row in rows}
     for way, noise, seed in list(figures):
         if way == "vig":
-            heeded = "vig-samples" if figures[way, noise, seed]["helped_left_out"] >= MUCH else "vig"
+            heeded = "floor-samples" if figures[way, noise, seed]["helped_left_out"] >= MUCH else "vig"
             if (heeded, noise, seed) in figures:
                 figures["default", noise, seed] = figures[heeded, noise, seed]
     return figures
@@ -108,9 +115,26 @@ def threshold_cells(cells: Cells, noise: str, seed: int) -> list[str]:
     """Return the cells that follow the name of noise and seed: threshold, shares, AUROC, and gains over all tokens."""
     row = cells["vig", noise, seed]
     auroc = f"{row['auroc']['ungrounded']:.2f}" if "ungrounded" in row["auroc"] else "-"
-    gains = [gain_cell(cells, way, "everything", noise, seed) for way in ("vig", "vig-samples")]
+    gains = [gain_cell(cells, way, "everything", noise, seed) for way in ("vig", "floor-samples")]
     shares = [f"{row[name]:.0%}".replace("%", " %") for name in ("negative", "helped_left_out")]
     return [f"{row['threshold']:.4f}", *shares, auroc, *gains]
+
+
+def separated(scorer: str, null: str, kind: str, measure: str) -> str:
+    """Return the mean AUROC over the models of a scorer, in %."""
+    rows = json.loads((RESULTS / "separation.json").read_text())["rows"]
+    values = [row["table"][kind][measure] for row in rows if (row["scorer"], row["null"]) == (scorer, null)]
+    return f"{100 * statistics.fmean(values):.0f}"
+
+
+def separation_cells(head: list[str], name: str) -> list[str]:
+    """Return the cells of a table of AUROC: of a kind of noise with each measure (null images blur and drop), or of a scorer's VIG."""
+    if head[0] == "scorer":
+        scorer = next(scorer for begin, scorer in SCORERS.items() if name.startswith(begin))
+        return [separated(scorer, "blur", kind, "vig") for kind in head[1:]]
+    unit = "token " if head[0].startswith("words") else ""
+    both = ([separated("aligned", null, name, f"{unit}{MEASURES[column]}") for null in ("blur", "drop")] for column in head[1:])
+    return [" / ".join(cell) for cell in both]
 
 
 def expected(cells: Cells, heading: str, head: list[str], name: str) -> list[str] | None:
@@ -120,6 +144,8 @@ def expected(cells: Cells, heading: str, head: list[str], name: str) -> list[str
         if head[0] not in ("stage 2", "difference"):
             return None
         return difference_cells(cells, *ways, noise=noise) if len(ways) == 2 else way_cells(cells, *ways, noise=noise)
+    if head[0] in ("records and noise", "words and noise", "scorer"):
+        return separation_cells(head, name)
     noise = named(name)
     if heading.startswith("What selection gains") and noise:
         return [gain_cell(cells, *ways_of(column), noise=noise) for column in head[1:]]
@@ -133,9 +159,9 @@ def test_the_tables_are_computed_from_the_figures(cells):
     for heading, (head, _, *lines) in tables((RESULTS / "noise.md").read_text()):
         for name, *written in lines:
             if (right := expected(cells, heading, head, name)) is not None:
-                checked[heading, name] = (written, right)
+                checked[heading, head[0], name] = (written, right)
     assert {place: written for place, (written, _) in checked.items()} == {place: right for place, (_, right) in checked.items()}
-    assert {named(heading) for heading, _ in checked} >= {noise for _, noise, _ in cells} and len(checked) > 40
+    assert {named(heading) for heading, *_ in checked} >= {noise for _, noise, _ in cells} and len(checked) > 40
 
 
 def test_a_line_of_means_and_intervals_against_hand_worked_numbers():

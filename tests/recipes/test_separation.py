@@ -69,6 +69,11 @@ def test_each_kind_is_compared_with_what_the_picture_decides():
     assert table["span"]["token vig"] == 1.0 and table["span"]["lowest loss"] == 0.5
     assert table["boilerplate"]["token vig"] == 1.0
 
+    more = separation(Scores(scores, MANIFEST), records, truth, ["vig", "vic", "vppo"])
+    assert all(more[kind].items() >= figures.items() for kind, figures in table.items())
+    assert more["swapped"].keys() - table["swapped"].keys() == {"vic", "vppo", "shuffled vig", "token vppo"}  # vic is of records only
+    assert more["span"]["token vppo"] == 1.0  # exp(-2) + 2 - 1 of "red" is above exp(1) - 1 - 1 of "plain"
+
 
 def test_turns_that_were_cut_at_the_longest_length_are_left_out():
     answers, words = ["It is red.", "It is plain."], ["red", "plain"]

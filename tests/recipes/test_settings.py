@@ -50,6 +50,11 @@ def test_the_published_hyperparameters(name: str):
     assert setting.llm == ("lmsys/vicuna-7b-v1.5" if "7b" in name else "lmsys/vicuna-13b-v1.5")
 
 
+def test_yaml_reads_the_key_null_as_nothing(tmp_path):
+    (tmp_path / "own.yaml").write_text((CONFIGS / "miniature.yaml").read_text() + "null: drop\n")
+    assert read_setting(tmp_path / "own.yaml").null == "drop"
+
+
 @pytest.mark.parametrize("size", ["7b", "13b"])
 def test_the_sharegpt4v_variant_differs_in_its_data_only(size: str):
     plain, variant = (dataclasses.asdict(read_setting(CONFIGS / f"llava15_{size}{end}.yaml")) for end in ("", "_sharegpt4v"))

@@ -19,12 +19,12 @@ from mof.language_models import load_language_model
 from mof.miniature import write_dataset
 from vig import load_scores, score
 from vig.scoring import run
-from vig.scoring.calibration import Sample, calibration, diagnosis, with_swapped_images
+from vig.scoring.calibration import Sample, calibration, diagnosis, verdict, with_swapped_images
 from vig.selection.measures import measure_named
 
 
 def test_sample_is_one_per_cent_of_the_records_with_images() -> None:
-    for count, expected in ((20, 20), (3_000, 50), (20_000, 200), (150_000, 1_000)):
+    for count, expected in ((20, 20), (3_000, 100), (20_000, 200), (150_000, 1_000)):
         sample, again = Sample(), Sample()
         for index in range(count):
             sample.add(str(index), {"image": "a.png"})
@@ -54,6 +54,7 @@ def test_auroc_is_that_of_records_scored_with_other_images(llava, records, image
     assert found["records"] == 5
     assert found["auroc"] == pytest.approx(mannwhitneyu(scores.vig, other.vig).statistic / 25)
     assert found == load_scores(tmp_path).manifest["calibration"]
+    assert all(f"\n  {line}" in repr(scores) for line in diagnosis(found).splitlines()) and "swapped" not in repr(other)
     monkeypatch.setattr(run, "with_swapped_images", lambda *_: pytest.fail("it is calibrated already"))
     assert score(*llava, records, tmp_path, image_folder=image_folder, calibrate=True).manifest["calibration"] == found
     assert score(*llava, records, image_folder=image_folder).manifest["calibration"] == {}
@@ -78,30 +79,51 @@ def made(vig: list[float], word: str) -> list:
 
 
 def test_diagnosis_names_what_the_model_reads() -> None:
-    right = made([1, 2, 3, 4, 5, 6, 7, 8], "red") + made([0, 1, 0, 1, 0, 1], "two")
-    swapped = made([-1, 0, -1, 0, -1, 0, 0, 0], "red") + made([1, 0, 1, 0, 1, 0], "two")
+    numbers = made([0, 1, 0, 1, 0, 1] * 5, "two")
+    right = made([1, 2, 3, 4, 5, 6, 7, 8], "red") + numbers + made([0.0], "left")
+    swapped = made([-1, 0, -1, 0, -1, 0, 0, 0], "red") + numbers + made([0.0], "left")
     found = calibration(right, swapped)
     assert found["classes"]["colour"] == {"auroc": 1.0, "words": 8, "reads": True}
-    assert found["classes"]["number"] == {"auroc": 0.5, "words": 6, "reads": False}
+    assert found["classes"]["number"] == {"auroc": 0.5, "words": 30, "reads": False}
     said = diagnosis(found)
-    assert "it reads: colour; does not read: number" in said and "miniature study" in said
-    assert "uncertain use: 14 records are too few" in said
-    found["records"] = 50
+    assert "it reads: colour 1.00; does not read, or the question tells: number 0.50; uncertain: spatial" in said
+    assert "miniature study" in said
+    assert "uncertain use: 14 records are too few" in diagnosis({**found, "records": 14})
     assert "to gain nothing or to hurt" in diagnosis({**found, "auroc": 0.55})
-    assert "of uncertain use; --floor" in diagnosis({key: value for key, value in found.items() if key != "alike"})  # of an earlier version
-    assert diagnosis({}) == ""
+    earlier = {key: value for key, value in found.items() if not key.startswith("alike") and key != "error"}  # of an earlier version
+    assert "of uncertain use; --floor" in diagnosis({**earlier, "auroc": 0.7})
+    assert diagnosis({}) == verdict({}) == ""
 
 
-@pytest.mark.parametrize(("share", "verdict"), [(0.0, "to hurt: only"), (0.4, "to help"), (1.0, "to gain nothing or to hurt")])
-def test_diagnosis_estimates_the_share_of_records_that_no_image_supports(share, verdict) -> None:
+def test_a_scorer_is_judged_by_its_records_where_no_word_is_in_a_list() -> None:
+    """Answers in other languages, and bare letters of options, hold no word of the English classes."""
+    rng = np.random.default_rng(0)
+    found = calibration(made(rng.normal(1, 1, 200).tolist(), "rot"), made(rng.normal(0, 1, 200).tolist(), "rot"))
+    assert "hold no word of the (English) word classes" in diagnosis(found) and "expected to help" in diagnosis(found)
+    blind = calibration(made(rng.normal(0, 1, 40).tolist(), "rot"), made(rng.normal(0, 1, 40).tolist(), "rot"))
+    assert "to gain nothing or to hurt: align the model longer and score again (the" in verdict(blind)
+    weak = calibration(made(rng.normal(0.3, 1, 400).tolist(), "rot"), made(rng.normal(0, 1, 400).tolist(), "rot"))
+    assert "unless the answers of most records are wrong" in verdict(weak)  # both lower AUROC
+
+
+def test_the_error_of_auroc_is_the_standard_deviation_over_samples() -> None:
+    rng = np.random.default_rng(0)
+    sides = [[made(rng.normal(shift, 1, 80).tolist(), "rot") for _ in range(60)] for shift in (0.6, 0)]
+    found = [calibration(right, swapped) for right, swapped in zip(*sides, strict=True)]
+    assert found[0]["error"] == pytest.approx(np.std([row["auroc"] for row in found]), rel=0.2)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, "to hurt with --keep: only"), (0.4, "to help"), (1.0, "to gain nothing or to hurt")])
+def test_diagnosis_estimates_the_share_of_records_that_no_image_supports(share, expected) -> None:
     """Records whose answers no image supports have the distribution of swapped records."""
     rng = np.random.default_rng(0)
-    supported, swapped = rng.normal(3, 1, 400), rng.normal(0, 1, 400)
-    right = np.where(np.arange(400) < 400 * share, rng.normal(0, 1, 400), supported)
-    found = calibration(made(right.tolist(), "red"), made(swapped.tolist(), "red"))
-    assert found["alike"] == pytest.approx(share, abs=0.08)
-    assert f"expected {verdict}" in diagnosis(found)
-    assert share == 1 or f"{found['alike']:.0%} of the records look as if" in diagnosis(found)
+    every = np.where(np.arange(4000) < 4000 * share, rng.normal(0, 1, 4000), rng.normal(3, 1, 4000))
+    right, swapped = rng.choice(every, 100), rng.normal(0, 1, 100)
+    found = calibration(made(right.tolist(), "red"), made(swapped.tolist(), "red"), every)
+    low, high = found["alike_interval"]
+    assert low - 0.01 <= share <= high + 0.01 and low <= found["alike"] <= high and high - low < 0.25
+    assert f"expected {expected}" in diagnosis(found)
+    assert share == 1 or f"{found['alike']:.0%} ({low:.0%} to {high:.0%}) of the records look as if" in diagnosis(found)
 
 
 def test_records_with_equal_vig_look_as_if_their_image_was_swapped() -> None:

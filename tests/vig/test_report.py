@@ -129,6 +129,14 @@ def write(file: Path, selection: Selection, records: list[dict[str, Any]], **opt
     return Page(file.read_text(encoding="utf-8"))
 
 
+def test_the_page_says_what_speaks_against_the_selection(tmp_path: Path, records: list[dict[str, Any]]) -> None:
+    scores = scores_of([score_of(records[0], [0.1] * 9 + [9.0, 0.0]), score_of(records[3], [-1.0] * 6)])
+    page = write(tmp_path / "x.html", select(scores, keep=0.5), records)
+    assert "90% of the kept samples' tokens that the image helped get no loss" in page.text and "--token-threshold none)." in page.text
+    assert re.search(r" 1 records \(50\.0.?%\) have a VIG below 0\.", page.text)
+    assert "helped get no loss" not in write(tmp_path / "y.html", select(scores, floor=True), records).text
+
+
 def test_every_token_of_the_samples_is_there(tmp_path: Path, photos: Path, records: list[dict[str, Any]]) -> None:
     selection = select(scores_of([score_of(record, seed=i) for i, record in enumerate(records)]), keep=0.5)
     written = write(tmp_path / "x.html", selection, records, image_folder=photos)

@@ -274,6 +274,27 @@ def test_samples_kept_for_words_that_the_model_cannot_predict_are_said() -> None
     assert select(Scores(likely, ordinary.manifest), 0.5).summary().by_accident == 0
     for selection in (select(strange, floor=True), random_selection(strange, select(strange, 0.7))):
         assert selection.summary().by_accident == 0
+    both = str(replace(warned, helped_left_out=0.5))  # two warnings name one command
+    assert "hold words" in both and "--floor" in both and "--by gain" not in both
+
+
+def test_the_warning_of_unlikely_words_is_for_every_measure_and_with_sources() -> None:
+    rng = np.random.default_rng(0)
+    scores = make_scores([*rng.normal(0.06, 0.05, (60, 5)).tolist(), *rng.normal(0.5, 0.6, (40, 5)).tolist()])
+    losses = [0.08] * 60 + [12.0] * 40
+    items = [replace(score, loss=loss, null_loss=loss + score.vig) for score, loss in zip(scores, losses, strict=True)]
+    strange = Scores(items, {**scores.manifest, "identity": {"null": {"name": "drop"}}})
+    expected = select(strange, 0.7).summary().by_accident
+    assert expected > 0.1
+    visnec = select(strange, 0.7, by="visnec").summary()  # the same records
+    assert visnec.by_accident == expected and "so visnec is large by accident" in str(visnec)
+    half = {score.id: "ab"[place % 2] for place, score in enumerate(strange)}
+    assert select(strange, 0.7, sources=half).summary().by_accident == expected
+    unlike = {score.id: "known" if place < 60 else "unknown" for place, score in enumerate(strange)}
+    assert select(strange, 0.7, sources=unlike).summary().by_accident == expected
+    by_quota = select(strange, 0.7, sources=unlike, quota=0.7)  # in each source, the image made the kept samples most probable
+    kept = [sum(by_quota.token_masks.chosen[side]) for side in (slice(60), slice(60, None))]
+    assert kept == [42, 28] and by_quota.summary().by_accident < 0.05
 
 
 @given(TOKENS, KEEP, st.sampled_from(["shared", None, 0.3]), st.integers(0, 5))

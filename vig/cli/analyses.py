@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from encoders.command_groups import resumes, starts_over
 from encoders.command_options import Images, Limit, Model, Models, Records, TrustRemoteCode, evenly, output_option, seed_option
 from encoders.console import Console
-from encoders.runs import write_json
+from encoders.whole_files import write_json
 from mof.data.rows import read_records
 from vig.analyses import image_match as matching
 from vig.analyses.comparison import attention_table, match_table, misleading_table

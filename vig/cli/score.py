@@ -45,7 +45,7 @@ def score(
         typer.Option("--per-encoder", help="For a mixture: also measure each encoder's VIG, by a pass where it alone sees the null image."),
     ] = False,
     calibrate: Annotated[
-        bool, typer.Option(help="Score 1 % of the records with swapped images too (50 to 1,000), and say whether the scorer is fit.")
+        bool, typer.Option(help="Score 1 % of the records with swapped images too (100 to 1,000), and say whether the scorer is fit.")
     ] = True,
     features: Annotated[Path | None, typer.Option(help="Store of `mof encode --model`, read in place of running the encoders.")] = None,
     blurred_features: Annotated[Path | None, typer.Option(help="Store of `mof encode --model --blurred`, with --features.")] = None,

@@ -17,11 +17,12 @@ from pydantic_core import to_json
 from encoders.command_groups import starts_over
 from encoders.command_options import Records, output_option, seed_option
 from encoders.digests import file_digest
-from encoders.runs import write_whole
 from encoders.saved_folders import card_path
 from encoders.terminal import say
+from encoders.whole_files import write_whole
 from mof.data.digests import unselected
 from mof.data.rows import stream_rows
+from vig.scoring.calibration import verdict
 from vig.scoring.folder import RECORDS_DIGEST
 from vig.scoring.scores import Scores, load_scores
 from vig.selection import thresholds
@@ -117,6 +118,8 @@ def select(
         "reference": None if reference is None else str(reference),
     }  # fmt: skip
     write_card(output, selection, settings, kept)
+    if random is None and (said := verdict(loaded.manifest["calibration"])):
+        say(said)
     say(f"{selection.summary()}\n{kept} of {given[None]} records written to {output}, their card to {card_path(output)}")
 
 

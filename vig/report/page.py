@@ -93,6 +93,7 @@ def write_report(
         diagnosis=diagnosis(scores.manifest.get("calibration", {})),
         about={"model": "", **scores.manifest.get("about", {}), "records": records_name or ""},
         every=Mean.of(scores.vig),
+        harmed=int((scores.vig < 0).sum()),
         means={source: Mean.of(values) for source, values in sources.items()},
         histogram=_histogram(scores.vig, scores.vig, threshold, "record"),
         token_histogram=_histogram(token_vig, token_vig, threshold, "token", log=True),

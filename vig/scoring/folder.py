@@ -24,9 +24,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from encoders.digests import DamagedError, damaged, file_digest
-from encoders.runs import RunFile, RunLock, run_digest, write_text
+from encoders.runs import RunFile, RunLock, run_digest
 from encoders.storage import fetched, located, remove, url_of
 from encoders.tables import ForeignError, read_table, run_of
+from encoders.whole_files import write_text
 from vig.processes import Processes
 
 MANIFEST, REJECTED, TEXT_ONLY = "_manifest.json", "_rejected.jsonl", "_text_only.jsonl"

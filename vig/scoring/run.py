@@ -96,7 +96,7 @@ def score(
         per_encoder: measure the VIG of each encoder of a mixture too: the loss when this encoder alone sees the null image, minus the
             loss with the image (`Score.encoder_vig`). Each encoder costs a further pass of the language model, and no encoder runs
             more often.
-        calibrate: score 1 % of the records (50 to 1,000) with swapped images too, and keep in the manifest how well VIG tells right
+        calibrate: score 1 % of the records (100 to 1,000) with swapped images too, and keep in the manifest how well VIG tells right
             from swapped images (`vig.scoring.calibration`).
         cluster: Ray's actors that score (`encoders.cluster`), in place of this process. They see the images and the folder of the
             scores; the model, which may lie in the memory of the CPU here, is sent to them.
@@ -212,7 +212,7 @@ def _together(
     scores = Scores([], {**outcome, **manifest}, parts=[Part(in_order, in_order.slice)])
     if scores.manifest["calibration"].keys() == {"digest"}:  # a new calibration: all records of its sample have their scores now
         others = [score for _, mine, *_ in parts for score in mine if score.id in scores.places]
-        scores.manifest["calibration"] |= calibration([scores[score.id] for score in others], others)
+        scores.manifest["calibration"] |= calibration([scores[score.id] for score in others], others, scores.vig)
     if folder is not None:
         processes.on_first(lambda: folder.finish(*lists, manifest["about"], scores.manifest["calibration"]))
     return scores

@@ -18,6 +18,7 @@ from encoders.runs import run_digest
 from encoders.storage import fetched
 from encoders.tables import write_table
 from vig.processes import Processes
+from vig.scoring.calibration import diagnosis
 from vig.scoring.folder import SHARDS, ScoreFolder, manifest_file, read_lists, read_shard
 from vig.scoring.score_table import ENCODER, LIGHT, SCHEMA, Score, flat, from_table, row_bounds, schema_of, to_table
 
@@ -97,6 +98,7 @@ class Scores(Sequence[Score]):
         if len(self):
             low, middle, high = np.quantile(self.vig, [0, 0.5, 1])
             lines.append(f"  VIG in nats: mean {self.vig.mean():.3f}, median {middle:.3f}, from {low:.3f} to {high:.3f}")
+        lines += [f"  {line}" for line in diagnosis(self.manifest.get("calibration", {})).splitlines()]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from encoders.digests import file_digest
-from encoders.runs import versions, write_sealed
+from encoders.runs import versions
 from encoders.saved_folders import card_path
+from encoders.whole_files import write_sealed
 from vig.selection.selected import Selection
 
 

@@ -76,6 +76,8 @@ class Selection:
     """The measure by which it was selected."""
     values: NDArray[np.float32] | None = None
     """[A] the measure of every answer token; None for VIG."""
+    by_quota: bool = False
+    """Whether a source may be kept by its quota, so that sources have different thresholds."""
 
     def __repr__(self) -> str:
         lines = [f"Selection from {len(self.scores):,} scored records", *str(self.summary()).splitlines()]
@@ -128,14 +130,21 @@ class Selection:
         return float(left_out_count / max(helped_count, 1))
 
     def _by_accident(self) -> float:
-        """Return the share of the samples kept by VIG whose words are unlikely, and not among as many samples that became most probable."""
-        chosen = self.token_masks.chosen  # [N]
-        if self.threshold is None or self.by != "vig" or self.sources or len(chosen) < FEWEST:
+        """Return the share of the kept samples whose words are unlikely, and not among as many samples that became most probable.
+
+        The result is 0 for a measure without a zero. With quotas, as many samples of each source are compared.
+        """
+        chosen, loss = self.token_masks.chosen, self.scores.loss  # [N], [N]
+        measure = MEASURES.get(self.by)
+        if self.threshold is None or measure is None or measure.neutral is None or len(chosen) < FEWEST:
             return 0.0
-        rise = np.exp(-self.scores.loss) * -np.expm1(-self.scores.vig)  # [N], of the geometric mean of a sample's probabilities
-        left_out = np.argsort(rise, kind="stable")[: len(chosen) - int(chosen.sum())]
-        accidents = chosen[left_out] & (self.scores.loss[left_out] >= UNLIKELY)
-        return float(accidents.sum() / max(chosen.sum(), 1))
+        rise = np.exp(-loss) - np.exp(-(loss + self.scores.vig))  # [N], of the geometric mean of a sample's probabilities
+        codes = self.source_codes[1] if self.by_quota else np.zeros(len(chosen), np.int64)  # [N]
+        order = np.lexsort((rise, codes))  # the lowest rise of each source first
+        codes, chosen, loss = codes[order], chosen[order], loss[order]
+        place = np.arange(len(codes)) - np.searchsorted(codes, codes)  # [N] place in the source
+        left_out = place < np.bincount(codes, ~chosen)[codes]
+        return float((chosen & left_out & (loss >= UNLIKELY)).sum() / max(chosen.sum(), 1))
 
     def weighted(self, low: float, high: float) -> Selection:
         """Return this selection with token weights in place of a hard mask: each token counts by its VIG, or by the measure `by`.

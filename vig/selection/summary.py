@@ -48,8 +48,9 @@ class Summary(Counts):
     """Share of the kept samples' answer tokens that the image helped and that get no loss; 0 for a random selection, and for a measure that
     does not tell help from harm."""
     by_accident: float = 0.0
-    """Share of the samples kept by VIG whose words have a mean loss of at least 3 nats, and that would not be among as many samples whose
-    words the image made most probable; 0 with sources, for fewer than 50 records, for other measures and for a random selection."""
+    """Share of the kept samples whose words have a mean loss of at least 3 nats, and that would not be among as many samples whose words
+    the image made most probable; 0 for fewer than 50 records, for a random selection, and for a measure that does not tell help from
+    harm."""
 
     def __str__(self) -> str:
         rule = "at random" if self.threshold is None else f"with {self.measure} >= {self.threshold:.4f}"
@@ -59,18 +60,7 @@ class Summary(Counts):
         )
         text += f"; {self.text_only} text-only kept whole" if self.text_only else ""
         text += f"; {self.failed} failed left out" if self.failed else ""
-        if self.helped_left_out >= MUCH:
-            text += (
-                f"\n{self.helped_left_out:.0%} of the kept samples' tokens that the image helped get no loss (their threshold is high). "
-                "In the\nminiature study four of five such selections did harm; whole samples that the image did not harm did less "
-                "(--floor\n--token-threshold none)"
-            )
-        if self.by_accident >= ACCIDENTS:
-            text += (
-                f"\n{self.by_accident:.0%} of the kept samples hold words that the model can hardly predict, so VIG is large by accident.\n"
-                "In the miniature study this did harm; align on such answers, or score with --measures loss and select with --by gain\n"
-                "--token-threshold none"
-            )
+        text += "".join(f"\n{warning}" for warning in self.warnings)
         width = max(map(len, self.sources), default=0)
         for source, counts in self.sources.items():
             text += (
@@ -78,3 +68,21 @@ class Summary(Counts):
                 f"{counts.tokens_kept:>9} of {counts.tokens_total:>9} answer tokens  sparsity {counts.sparsity:6.1%}"
             )
         return text
+
+    @property
+    def warnings(self) -> list[str]:
+        """Return what speaks against this selection, and what to do; texts of a few lines."""
+        texts, much = [], self.helped_left_out >= MUCH
+        if much:
+            texts.append(
+                f"{self.helped_left_out:.0%} of the kept samples' tokens that the image helped get no loss (their threshold is high). "
+                "In the\nminiature study four of five such selections did harm; whole samples that the image did not harm did less "
+                "(--floor\n--token-threshold none)"
+            )
+        if self.by_accident >= ACCIDENTS:
+            gain = "" if much else ", or score with --measures loss and select with\n--by gain --token-threshold none"
+            texts.append(
+                f"{self.by_accident:.0%} of the kept samples hold words that the model can hardly predict, so {self.measure} is large by "
+                f"accident.\nIn the miniature study this did harm; align on such answers and score again{gain}"
+            )
+        return texts

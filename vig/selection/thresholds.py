@@ -78,7 +78,8 @@ def select(
     tokens, values = measure.of(scores)  # [A] or None, [N]
     if tokens is None and (token_keep is not None or token_threshold not in ("shared", None)):
         raise ValueError(f"{name} chooses whole records; leave token_keep and token_threshold out")
-    taus = np.array(_thresholds(values, keep, threshold, codes, _quotas(quota, names)), np.float32)  # [sources]
+    quotas = _quotas(quota, names)
+    taus = np.array(_thresholds(values, keep, threshold, codes, quotas), np.float32)  # [sources]
     lengths = np.diff(scores.bounds)  # [N]
     chosen = values >= taus[codes]  # [N]
     in_chosen = np.repeat(chosen, lengths)  # [A]
@@ -91,7 +92,8 @@ def select(
     mask = tokens >= np.repeat(np.broadcast_to(np.float32(floors), len(scores)), lengths)  # [A]
     if keep_end_of_turn:
         mask[scores.turn_ends] = True
-    return Selection(float(taus.max()), PerToken(scores, chosen, mask & in_chosen), scores, sources or {}, None, name, tokens)
+    masks = PerToken(scores, chosen, mask & in_chosen)
+    return Selection(float(taus.max()), masks, scores, sources or {}, None, name, tokens, any(quotas))
 
 
 def check_scores(scores: Scores) -> None:

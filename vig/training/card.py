@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from encoders.runs import read_sealed
 from encoders.saved_folders import card_path
+from encoders.whole_files import read_sealed
 
 SETTINGS = ("num_train_epochs", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "lora", "load_in_4bit")
 

@@ -13,8 +13,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 
-from encoders.runs import read_sealed
 from encoders.saved_folders import DIGESTS, check_folder, record
+from encoders.whole_files import read_sealed
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ import torch
 from accelerate import PartialState
 from transformers import PreTrainedModel, ProcessorMixin, ProgressCallback, TrainingArguments
 
-from encoders.runs import RunFile, RunLock, remove_unfinished
+from encoders.runs import RunFile, RunLock
+from encoders.whole_files import remove_unfinished
 from vig.training.checkpoints import last_checkpoint, writing
 from vig.training.divergence import DivergenceError, not_finite
 from vig.training.trainer import SelectiveTrainer

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from encoders.console import Console
-from encoders.runs import versions, write_sealed_lines
+from encoders.runs import versions
+from encoders.whole_files import write_sealed_lines
 from mof.evals.answerers.api_keys import OPENAI_KEY, key_for, without_key
 from mof.evals.benchmark import Measure, Measured, Row
 from mof.evals.intervals import Given

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from encoders import ImageError, read_image
 from encoders.progress import tracked
-from encoders.runs import unfinished_folder, write_text
+from encoders.whole_files import unfinished_folder, write_text
 from mof.evals.benchmark_folders import DescribedPair, write_mmvp, write_mmvp_vlm
 from mof.evals.mmvp_vlm import OWN_PAIRS
 from mof.pairs.annotation.annotated_pairs import AnnotatedPairs
