@@ -190,14 +190,11 @@ class RowRun:
         } | ({"aligned": facts[0]["held_out"]} if "held_out" in facts[0] else {})  # fmt: skip
 
     def heeded(self, rule: Selection) -> str:
-        """Return the row's way to select, or whole samples above a floor (and their random control) where the paper's rule warns."""
+        """Return the row's way to select, or the same way with whole samples where the paper's rule warns."""
         if (summary := rule.summary()).helped_left_out < MUCH:
             return str(self.row.selection)
-        console.print(
-            f"the paper's rule: {summary}\n"
-            f"so {self.row.name} takes whole samples, as many as have a VIG that is not negative (heed_warning in the config)"
-        )
-        return {"vig": "floor-samples", "random": "random-floor"}[self.row.selection]
+        console.print(f"the paper's rule: {summary}\nso {self.row.name} takes whole samples (heed_warning in the config)")
+        return f"{self.row.selection}-samples"
 
     @property
     def scored(self) -> str:

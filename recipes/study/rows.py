@@ -27,7 +27,7 @@ class Row:
     keep: float | None = None
     """The share that the selection keeps; None keeps the share in the setting."""
     heeds: bool = False
-    """Whether the selection takes whole samples above a floor where the paper's rule warns (the setting's `heed_warning`)."""
+    """Whether the selection takes whole samples where the paper's rule warns (the setting's `heed_warning`)."""
     misled: bool = False
     """Whether the model is also asked questions after false statements."""
     noise: str | None = None

@@ -179,7 +179,7 @@ class Setting:
     keep: Share = 0.7
     """Share of the samples that VIG selects."""
     heed_warning: bool = False
-    """Where the paper's rule warns that many tokens that the image helped get no loss, train on the whole samples whose VIG is not negative."""
+    """Train on whole samples where the selection warns that many tokens that the image helped would get no loss. False: the paper's rule."""
     null: Literal[NULL_NAMES] = "blur"
     """VIG's image without information."""
     score_batch_size: Count = 16

@@ -30,8 +30,8 @@ def test_a_way_does_not_depend_on_the_order_of_the_scores(way):
     assert chosen[0] and chosen[0] == chosen[1]
 
 
-@pytest.mark.parametrize(("middle", "way"), [(0.1, "random-floor"), (-0.1, "random")])
-def test_a_row_takes_whole_samples_above_a_floor_where_the_rule_leaves_out_what_the_image_helped(middle, way):
+@pytest.mark.parametrize(("middle", "way"), [(0.1, "random-samples"), (-0.1, "random")])
+def test_a_row_takes_whole_samples_where_the_rule_leaves_out_what_the_image_helped(middle, way):
     """In each sample a word has a large VIG, and all other tokens a small VIG of the same sign."""
     loss = np.ones(5, np.float32)
     made = [score(f"talk-{i}", loss, loss + np.array([2, *[middle] * 4], np.float32) * (i + 1) / 40) for i in range(40)]
