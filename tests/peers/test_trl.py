@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from mof import MoFForConditionalGeneration, MoFProcessor
+from mof.data import SupervisedCollator, read_records
 
 trl = pytest.importorskip("trl", exc_type=ImportError)
 datasets = pytest.importorskip("datasets")
@@ -66,3 +68,26 @@ def test_training(
         assert {name.split(".")[0] for name in changed} == {"mixer", "language_model"}
         assert not any("encoders" in name for name in changed)
     assert all(torch.isfinite(torch.tensor(entry["loss"])) for entry in trainer.state.log_history if "loss" in entry)
+
+
+def test_labels_of_selected_records(tiny_model: MoFForConditionalGeneration, tiny_processor: MoFProcessor, tmp_path: Path) -> None:
+    """trl's SFTTrainer with our collator trains on the supervised tokens of a file that `mof vig select` wrote."""
+    records = []
+    for row, image in enumerate(IMAGES):
+        image.save(tmp_path / f"{row}.png")
+        talk = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "A cat."}]
+        mask = [place % 2 == row % 2 for place in range(8)]  # " A cat." has a token for each byte, and "</s>" has another
+        records.append({"id": str(row), "image": f"{row}.png", "conversations": talk, "token_mask": mask})
+    (tmp_path / "selected.json").write_text(json.dumps(records))
+    options: dict[str, Any] = {"output_dir": str(tmp_path / "out"), "report_to": [], "use_cpu": True, "bf16": False, "max_length": None}
+    trainer = trl.SFTTrainer(
+        tiny_model,
+        args=trl.SFTConfig(**options, per_device_train_batch_size=ROWS, max_steps=1, save_strategy="no", remove_unused_columns=False),
+        train_dataset=datasets.Dataset.from_list(read_records(tmp_path / "selected.json")),
+        data_collator=SupervisedCollator(tiny_processor, image_folder=tmp_path),
+        processing_class=tiny_processor,
+    )
+    labels = next(iter(trainer.get_train_dataloader()))["labels"]
+    kept = sorted(tiny_processor.tokenizer.decode(row[row != -100]) for row in labels)
+    assert kept == ["  a.", "  a.", "Act</s>", "Act</s>"]  # of " A cat.</s>"
+    assert trainer.train().training_loss > 0

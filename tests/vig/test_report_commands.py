@@ -6,6 +6,7 @@ import json
 from functools import partial
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import xxhash
 from PIL import Image
@@ -159,6 +160,9 @@ def test_calibration_floor_and_card(folder: Path) -> None:
     assert card["counts"]["samples_kept"] == len(chosen) == card["data"]["records"]
     assert {name: row["samples_kept"] for name, row in card["counts"]["sources"].items()} == {s.id: int(s.vig >= 0) for s in scores}
     assert card["data"]["xxh3"] == xxhash.xxh3_128_hexdigest((folder / "chosen.json").read_bytes())
+    names = [raw["id"] for raw in json.loads((folder / "records.json").read_text())]  # scores may have another order
+    kept = [row for row, name in enumerate(names) if scores[name].vig >= 0]
+    assert pq.read_table(folder / "chosen.rows.parquet").to_pydict() == {"row": kept, "id": [names[row] for row in kept]}
     for record in chosen:  # what LLaVA's trainer reads
         assert (folder / record["image"]).is_file() and [turn["from"] for turn in record["conversations"]] == ["human", "gpt"]
     refused(run("select", "--scores", output, *inputs, "--by", "entropy", "--output", folder / "x.json"), "--measures entropy")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -20,13 +21,13 @@ from encoders.digests import file_digest
 from encoders.saved_folders import card_path
 from encoders.terminal import say
 from encoders.whole_files import write_whole
-from mof.data.digests import unselected
+from mof.data.digests import record_id, unselected
 from mof.data.rows import stream_rows
 from vig.scoring.calibration import verdict
 from vig.scoring.folder import RECORDS_DIGEST
 from vig.scoring.scores import Scores, load_scores
 from vig.selection import thresholds
-from vig.selection.card import write_card
+from vig.selection.card import Index, index_path, write_card, write_index
 from vig.selection.measures import MEASURES
 from vig.selection.random_control import Level, random_selection
 from vig.selection.sources import record_sources
@@ -110,17 +111,22 @@ def select(
         selection = selection.weighted(*weights)
     given = Counter[None]()
     as_scored = records.is_file() and loaded.manifest["about"].get(RECORDS_DIGEST) == file_digest(records)
-    kept = write_records(output, selection.applied(_counted(stream_rows(records), given), as_scored=as_scored))
+    chosen, index = selection.applied(_counted(stream_rows(records), given), as_scored=as_scored), Index(array("q"), [])
+    kept = write_records(output, _noted(chosen, given, index))
     settings = {
         "keep": keep, "threshold": threshold, "floor": floor, "token_threshold": token_threshold, "token_keep": token_keep,
         "end_of_turn": end_of_turn, "source_key": source_key, "quota": quota or [], "clusters": clusters, "random": random,
         "seed": seed, "weights": weights,
         "reference": None if reference is None else str(reference),
     }  # fmt: skip
+    write_index(output, index)
     write_card(output, selection, settings, kept)
     if random is None and (said := verdict(loaded.manifest["calibration"])):
         say(said)
-    say(f"{selection.summary()}\n{kept} of {given[None]} records written to {output}, their card to {card_path(output)}")
+    say(
+        f"{selection.summary()}\n{kept} of {given[None]} records written to {output}, their rows to {index_path(output)}, "
+        f"their card to {card_path(output)}"
+    )
 
 
 def _clusters(scores: Scores, records: Path, count: int, seed: int) -> dict[str, str]:
@@ -138,6 +144,14 @@ def _clusters(scores: Scores, records: Path, count: int, seed: int) -> dict[str,
 def _counted(records: Iterable[Any], counter: Counter[None]) -> Iterator[Any]:
     for record in records:
         counter[None] += 1
+        yield record
+
+
+def _noted(chosen: Iterable[dict[str, Any]], given: Counter[None], index: Index) -> Iterator[dict[str, Any]]:
+    """Yield the chosen records, and note the row and the id of each. The last row that was given is that of the record."""
+    for record in chosen:
+        index.rows.append(given[None] - 1)
+        index.ids.append(record_id(record))
         yield record
 
 
