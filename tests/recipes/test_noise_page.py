@@ -1,4 +1,4 @@
-"""The tables of docs/results/noise.md hold the figures of noise.json and separation.json in the same folder, recomputed here."""
+"""The tables of docs/results/noise.md hold the figures of noise*.json and separation.json in the same folder, recomputed here."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ MEASURES = {
     "lowest loss": "lowest loss", "shuffled VIG": "shuffled vig",
 }  # fmt: skip
 """Head of a column -> measure in separation.json."""
+IMAGES = ("matching", "partly matching", "conflicting")
 SCORERS = {"2,000": "short-125", "4,000": "short-250", "8,000": "aligned", "then 5 %": "warmed", "`everything`": "everything"}
 """Begin of a cell -> scorer in separation.json."""
 
@@ -137,6 +138,22 @@ def separation_cells(head: list[str], name: str) -> list[str]:
     return [" / ".join(cell) for cell in both]
 
 
+def analysis_cells(name: str) -> list[str]:
+    """Return the cells of a model of the analyses, means over the seeds: mean VIG with three images, and four shares in %."""
+    seeds = json.loads((RESULTS / "noise_analyses.json").read_text())["seeds"].values()
+    model = "align-interleaved" if name == "stage 1" else f"finetune-{ways_of(name)[0]} 0.4"
+    vig = [statistics.fmean(seed["image match"][model][image]["vig"][0] for seed in seeds) for image in IMAGES]
+    attention = statistics.fmean(statistics.fmean(seed["attention"][model]["layers"]) for seed in seeds)
+    alone, misled = ([seed["misleading text"][model][asked] for seed in seeds] for asked in ("alone", "misled"))
+    shares = [
+        attention,
+        statistics.fmean(row["question_accuracy"] for row in alone),
+        statistics.fmean(row["question_accuracy"] for row in misled),
+        statistics.fmean(row["wrong_option"] for row in misled),
+    ]
+    return [" / ".join(f"{value:+.2f}" for value in vig), *(f"{100 * share:.1f}" for share in shares)]
+
+
 def expected(cells: Cells, heading: str, head: list[str], name: str) -> list[str] | None:
     """Return the cells that must follow the first cell of a line; None for a table of other figures."""
     if noise := named(heading):
@@ -146,6 +163,8 @@ def expected(cells: Cells, heading: str, head: list[str], name: str) -> list[str
         return difference_cells(cells, *ways, noise=noise) if len(ways) == 2 else way_cells(cells, *ways, noise=noise)
     if head[0] in ("records and noise", "words and noise", "scorer"):
         return separation_cells(head, name)
+    if head[0] == "model":
+        return analysis_cells(name)
     noise = named(name)
     if heading.startswith("What selection gains") and noise:
         return [gain_cell(cells, *ways_of(column), noise=noise) for column in head[1:]]
@@ -162,6 +181,21 @@ def test_the_tables_are_computed_from_the_figures(cells):
                 checked[heading, head[0], name] = (written, right)
     assert {place: written for place, (written, _) in checked.items()} == {place: right for place, (_, right) in checked.items()}
     assert {named(heading) for heading, *_ in checked} >= {noise for _, noise, _ in cells} and len(checked) > 40
+
+
+def test_the_table_in_the_readme(cells):
+    text = (ROOT / "README.md").read_text()
+    lines = re.search(r"^\| answers written without looking.*\n\|.*\n((?:\|.*\n)+)", text, re.MULTILINE)[1].splitlines()
+    for line in lines:
+        name, *written = [cell.strip() for cell in line.strip("|").split("|")]
+        noise = "0" if name == "none" else NOISE[name]
+        for way, cell in zip(("vig", "floor-samples", "drop-samples", "lowest-loss"), written, strict=True):
+            gains = [
+                100 * (cells[way, noise, seed]["pair_accuracy"] - cells["everything", noise, seed]["pair_accuracy"])
+                for seed in seeds(cells, way, noise=noise)
+            ]
+            right = f"{round(statistics.fmean(gains)):+d} ({len(gains)} seed{'s'[: len(gains) > 1]})" if gains else "-"
+            assert cell == right.replace("+0", "0"), (name, way)
 
 
 def test_a_line_of_means_and_intervals_against_hand_worked_numbers():
