@@ -64,7 +64,9 @@ def separation(
 def separation_tables(rows: Sequence[dict[str, Any]]) -> Iterator[Table]:
     """Yield a table of records and a table of tokens for each null image, from entries {"model", "null", "table"}: mean AUROC in %."""
     for null in dict.fromkeys(row["null"] for row in rows):
-        measured = [row["table"] for row in rows if row["null"] == null]
+        measured = [row["table"] for row in rows if row["null"] == null and row["table"]]
+        if not measured:
+            continue  # no record has noise
         names = list(next(iter(measured[0].values())))
         for unit, columns in (
             ("records", [n for n in names if not n.startswith("token ")]),

@@ -112,16 +112,18 @@ def select(
     given = Counter[None]()
     as_scored = records.is_file() and loaded.manifest["about"].get(RECORDS_DIGEST) == file_digest(records)
     chosen, index = selection.applied(_counted(stream_rows(records), given), as_scored=as_scored), Index(array("q"), [])
+    index_path(output).unlink(missing_ok=True)  # after a crash, no old index lies beside new records
     kept = write_records(output, _noted(chosen, given, index))
     settings = {
-        "keep": keep, "threshold": threshold, "floor": floor, "token_threshold": token_threshold, "token_keep": token_keep,
+        "keep": None if floor or threshold is not None else keep, "threshold": threshold, "floor": floor,
+        "token_threshold": token_threshold, "token_keep": token_keep,
         "end_of_turn": end_of_turn, "source_key": source_key, "quota": quota or [], "clusters": clusters, "random": random,
         "seed": seed, "weights": weights,
         "reference": None if reference is None else str(reference),
     }  # fmt: skip
     write_index(output, index)
     write_card(output, selection, settings, kept)
-    if random is None and (said := verdict(loaded.manifest["calibration"])):
+    if random is None and by == "vig" and reference is None and (said := verdict(loaded.manifest["calibration"])):
         say(said)
     say(
         f"{selection.summary()}\n{kept} of {given[None]} records written to {output}, their rows to {index_path(output)}, "

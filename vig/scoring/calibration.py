@@ -40,9 +40,9 @@ and of AUROC if the model does not read it. All other classes are uncertain."""
 
 
 class Sample:
-    """A sample holds the records whose ids have the lowest checksums: about 1 % of the records with images, from 100 to 1,000.
+    """A sample holds the records whose ids have the lowest checksums: about 1 % of all records, from 100 to 1,000, if they have images.
 
-    Every process and every resumed run takes the same records.
+    Every process and every resumed run takes the same records, because all read them in the same order.
     """
 
     def __init__(self) -> None:
