@@ -68,10 +68,8 @@ def separation_tables(rows: Sequence[dict[str, Any]]) -> Iterator[Table]:
         if not measured:
             continue  # no record has noise
         names = list(next(iter(measured[0].values())))
-        for unit, columns in (
-            ("records", [n for n in names if not n.startswith("token ")]),
-            ("tokens", [n for n in names if n.startswith("token ")]),
-        ):
+        for unit in ("records", "tokens"):
+            columns = [name for name in names if name.startswith("token ") == (unit == "tokens")]
             title = f"AUROC of {unit}, null image {null}, mean of {len(measured)} models, %: 50 is chance"
             table = Table("noise", *(column.removeprefix("token ") for column in columns), title=title, box=SIMPLE)
             for kind in measured[0]:
