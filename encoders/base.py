@@ -245,11 +245,14 @@ class Encoder(nn.Module, ABC):
             raise ValueError(f"{have}: encoders take square images, so grids are square")
         if not self.flexible or height < 1:
             raise ValueError(f"{have}: its input size is fixed at {self.image_size} pixels")
+        before = self.image_size
         for side in range(height, height + MOST_LOST + 1):
             self.set_image_size(side * self.patch_size)
             if self.grid == (height, width):
                 return
-        raise ValueError(f"{have}: no size up to {self.image_size} pixels does")
+        tried = self.image_size
+        self.set_image_size(before)
+        raise ValueError(f"{have}: no size up to {tried} pixels does")
 
     def set_image_size(self, image_size: int) -> None:
         """Take square inputs of `image_size` pixels from now on. Positions are interpolated in the way of the backend.

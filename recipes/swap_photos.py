@@ -57,6 +57,8 @@ def with_swaps(data: RunData, seed: int) -> RunData:
     drawn = sorted(drawn[: round(SHARE * len(drawn))], key=lambda record: record["images"])
     shifted = [drawn[(i + len(drawn) // 2) % len(drawn)]["images"] for i in range(len(drawn))]  # half a round away lies another photo
     for record, images in zip(drawn, shifted, strict=True):
+        if record["images"] == images:
+            raise ValueError(f"more than half of the {len(drawn)} drawn records show {images[0]}, so it cannot be swapped in all of them")
         record["images"] = images
     swapped = {record["id"] for record in drawn}
     truth = {record["id"]: {"noise": "swapped" if record["id"] in swapped else None} for record in records}

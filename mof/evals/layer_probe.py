@@ -76,7 +76,7 @@ def probe_layers(
         cells: tokens are averaged over `cells` x `cells` parts of the image; 1 averages over the whole image, which forgets places.
 
     Raises:
-        ValueError: if no pair has answers that occur in other pairs too, or `cells` is below 1.
+        ValueError: if no pair has answers that occur in other pairs too, `cells` is below 1, or tokens of an image are not finite.
     """
     if cells < 1:
         raise ValueError(f"cells should be at least 1, got {cells}")
@@ -142,6 +142,8 @@ def _encoded(encoder: Encoder, images: Sequence[str], cells: int, progress: bool
     for image in tracked(images, f"images of {encoder.name}", shown=progress):
         tokens, grid = encoder(encoder.pixels(image)[None])  # [1, h*w, channels of all layers]
         maps = tokens.transpose(1, 2).unflatten(2, grid).float()  # [1, channels, h, w]
+        if not maps.isfinite().all():
+            raise ValueError(f"{image}: tokens of {encoder.name} are not finite")
         rows.append(F.adaptive_avg_pool2d(maps, (min(cells, grid[0]), min(cells, grid[1])))[0].cpu())
     split = torch.stack(rows).split(encoder.layer_widths, dim=1)  # L of [N, C, G, G]
     return [part.flatten(1).double().numpy() for part in split]

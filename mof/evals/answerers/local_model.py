@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -156,6 +157,8 @@ class LocalModel:
         targets = ids[:, -longest:]  # [B, N]
         scores = logits.log_softmax(dim=-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)  # [B, N]
         sums = tuple(float(row[longest - length :].double().sum()) for row, length in zip(scores, lengths, strict=True))
+        if any(map(math.isnan, sums)):
+            raise ValueError(f"the logits hold NaN: {self.model.dtype} may overflow, so load the model as float32 or bfloat16")
         return sums, tuple(lengths)
 
     def encode(self, chats: Sequence[Any]) -> Any:
