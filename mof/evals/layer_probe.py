@@ -65,10 +65,8 @@ class LayerProbe:
         write_text(folder / f"{stem}.layers.csv", "\n".join(lines) + "\n")
 
 
-def probe_layers(
-    name: str, questions: Sequence[Question], *, cells: int = 4, device: str | None = None, progress: bool = False
-) -> LayerProbe:
-    """Probe every layer of an encoder.
+def probe_layers(name: str, questions: Sequence[Question], *, cells: int = 4, progress: bool = False) -> LayerProbe:
+    """Probe every layer of an encoder, on the GPU if there is a GPU.
 
     Args:
         name: the encoder, as `build_encoder` takes it.
@@ -85,7 +83,7 @@ def probe_layers(
     if not kept:
         raise ValueError(f"none of the {len(questions) // 2} pairs has two answers that occur in other pairs of its pattern too")
     images = [str(question.image) for pair in kept for question in pair]
-    layers, features = _features(name, images, cells, device, progress)
+    layers, features = _features(name, images, cells, progress)
     bounds = np.cumsum([0, *(len(pairs) for pairs in groups.values())])
     right = np.empty((len(layers), len(kept)), bool)  # [L, U]
     for place, of_layer in enumerate(features):  # [N, D]
@@ -122,10 +120,10 @@ def _learnable(pairs: list[tuple[Question, Question]]) -> list[tuple[Question, Q
 
 
 def _features(
-    name: str, images: Sequence[str], cells: int, device: str | None, progress: bool
+    name: str, images: Sequence[str], cells: int, progress: bool
 ) -> tuple[tuple[int, ...], Iterator[Array] | list[Array]]:
     """Return the layers, and the features [N, D] of each. Layers on one grid come out of a single pass."""
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     deepest = build_encoder(name, layer=-1)
     layers = tuple(range(1, deepest.blocks + 1))
     try:
