@@ -38,6 +38,8 @@ class Encoder(nn.Module, ABC):
     its models can do this, `text_embedding` and `change_input_size`.
 
     Attributes:
+        name: the name that `build_encoder` was given.
+        weights, config: the weight file and the values for the config that `build_encoder` was given; None without them.
         tower: the backend's own model, with its text tower if it has one.
         width, patch_size: D, and the side of a patch in pixels.
         preprocessing: the steps of the backend's own processor, with `image_size`, `mean` and `std`.
@@ -89,8 +91,8 @@ class Encoder(nn.Module, ABC):
         self.layers = _counted(layer, depth, widths, bool(norm))
         if len({strides[number] for number in self.layers}) > 1:
             raise ValueError(f"layers {layer} lie on grids of different strides ({strides}): their tokens cannot stand side by side")
-        self.name = type(self).__name__  # build_encoder replaces it by the given name
-        self.weights: str | None = None  # build_encoder sets the weight file and the config, if they are given
+        self.name = type(self).__name__  # build_encoder replaces name, weights and config
+        self.weights: str | None = None
         self.config: dict[str, Any] | None = None
         self.layer_widths = tuple(widths[number] for number in self.layers)
         self.width, self.patch_size = sum(self.layer_widths), strides[self.layers[0]]

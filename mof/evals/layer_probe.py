@@ -119,9 +119,7 @@ def _learnable(pairs: list[tuple[Question, Question]]) -> list[tuple[Question, Q
     return kept if len(kept) == len(pairs) else _learnable(kept)  # a pair that is left out takes its answers along
 
 
-def _features(
-    name: str, images: Sequence[str], cells: int, progress: bool
-) -> tuple[tuple[int, ...], Iterator[Array] | list[Array]]:
+def _features(name: str, images: Sequence[str], cells: int, progress: bool) -> tuple[tuple[int, ...], Iterator[Array] | list[Array]]:
     """Return the layers, and the features [N, D] of each. Layers on one grid come out of a single pass."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     deepest = build_encoder(name, layer=-1)

@@ -30,7 +30,7 @@ RowsAndColumns = tuple[Count, Count]
 
 @dataclass(config=EXACT)
 class Stage:
-    """A stage of training, in the words of `transformers.TrainingArguments`."""
+    """Stage holds the options of a stage of training, in the words of `transformers.TrainingArguments`."""
 
     learning_rate: Annotated[float, Field(gt=0)]
     """Peak of the cosine schedule."""
@@ -101,7 +101,7 @@ class Scenes:
 
 @dataclass(config=EXACT)
 class Data:
-    """The records, in LLaVA's format. Paths are relative to the run's data folder."""
+    """Data says where the records lie, in LLaVA's format. Paths are relative to the run's data folder."""
 
     align: list[str] = field(default_factory=list)
     """Record files of stage 1 (captions)."""
@@ -150,7 +150,7 @@ Architecture = Annotated[dict[str, Any], AfterValidator(_check_architecture)]
 
 @dataclass(config=EXACT)
 class Setting:
-    """A model, its data and its two stages of training."""
+    """Setting holds a model, its data and its two stages of training."""
 
     name: str
     encoders: Annotated[dict[str, EncoderOptions], Field(min_length=1)]

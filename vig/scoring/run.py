@@ -104,8 +104,8 @@ def score(
 
     Raises:
         ValueError: for a list whose first records all lack their images, an unknown null image, `per_encoder` with a model that is no
-            mixture or a null image that no encoder sees, a chat template without generation spans, an output folder that holds another
-            run or to which another run is writing, or a record that has changed since it was scored.
+            mixture or a null image that no encoder sees, a processor without a chat template, an output folder that holds another run or
+            to which another run is writing, or a record that has changed since it was scored.
     """
     if min(batch_size, batch_tokens) < 1:
         raise ValueError(f"batch_size and batch_tokens must be at least 1, got {batch_size} and {batch_tokens}")
