@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, TextStreame
 
 from encoders import read_image
 from encoders.command_options import DecodingName, Device, MaxNewTokens, Model, TrustRemoteCode, usable_device
-from encoders.saved_folders import require_config
+from encoders.saved_folders import check_folder, require_config
 from encoders.terminal import plain, say
 from encoders.text_files import one_line
 from mof.auto_classes import register_auto_classes
@@ -66,9 +66,11 @@ def load_saved(model: Path, device: str, trust_remote_code: bool = False) -> tup
     """Return the model of a folder, on a device, and its processor, ready for prompts.
 
     Raises:
+        DamagedError: for files that were changed since the model was saved; the message names them.
         ValueError: for a folder without an image-text-to-text model, or whose chat template does not come to an end.
     """
     require_config(model)
+    check_folder(model)
     register_auto_classes()
     with _named(model):
         network = AutoModelForImageTextToText.from_pretrained(model, trust_remote_code=trust_remote_code)
