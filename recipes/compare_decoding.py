@@ -33,6 +33,7 @@ from transformers import LogitsProcessor
 from encoders.console import Console
 from encoders.images.reading import read_image
 from encoders.runs import versions
+from encoders.saved_models import load_network, load_processor
 from encoders.whole_files import write_json
 from mof.data.prompts import ready_for_prompts
 from mof.evals.chair import CocoWords, read_objects, score_chair
@@ -48,7 +49,6 @@ from study.command import Options, run_recipe
 from study.decoding_plot import plot_decoding
 from vig.analyses.misleading_text import named_option
 from vig.decoding import build_decoding
-from vig.saved_models import load_network, load_processor
 
 console = Console()
 Row = dict[str, Any]

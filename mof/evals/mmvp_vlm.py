@@ -185,13 +185,12 @@ def probe_mmvp_vlm(
     for index in tracked(range(0, len(items), 2), "pairs", shown=progress):
         pair = items[index], items[index + 1]
         images = torch.cat([embed(item.image) for item in pair])  # [2, E]
+        ids, statements = (pair[0].id, pair[1].id), (pair[0].statement, pair[1].statement)
         similarities = None
         if with_text:
-            statements = [item.statement for item in pair]
             texts = _unit(encoder.embed_text([PROMPT + statement for statement in statements]), f"statements {statements}")  # [2, E]
             (a, b), (c, d) = (texts @ images.T).tolist()
             similarities = (a, b), (c, d)
-        ids, statements = (pair[0].id, pair[1].id), (pair[0].statement, pair[1].statement)
         results.append(PairResult(pair[0].type, ids, statements, float(images[0] @ images[1]), similarities))
     return MMVPVLMResult(name, results, Path(folder).resolve().name, why_not_official(Path(folder), items))
 

@@ -17,6 +17,7 @@ from transformers import set_seed
 
 from encoders import FeatureStore, StoredImages, build_encoder, encode_images
 from encoders.console import Console
+from encoders.saved_models import load_network, load_processor
 from mof import MoFForConditionalGeneration, MoFProcessor
 from mof.adapter import build_mixer
 from mof.evals import mmvp
@@ -37,7 +38,7 @@ from vig import Selection, load_scores, score, select
 from vig.analyses.image_match import right_against_other_image
 from vig.analyses.misleading_text import misleading_text
 from vig.report import write_report
-from vig.saved_models import load_in_4bit, load_network, load_processor
+from vig.saved_models import load_in_4bit
 from vig.selection.summary import MUCH
 from vig.training import finetune
 from vig.training.preparation import add_lora
