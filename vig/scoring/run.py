@@ -154,7 +154,8 @@ def score(
             if known.get("digest") != sample.digest:  # known when all records are read
                 known = {"digest": sample.digest} if calibrate else {}
             if known.keys() == {"digest"}:
-                mine = with_swapped_images(sample.records, image_folder)[processes.rank :: processes.count]
+                donors = filter(new_reader().has_images, sample.records)  # a broken image would cost another record its place
+                mine = with_swapped_images(donors, image_folder)[processes.rank :: processes.count]
                 yield from (ScoreItem(share, None, swapped=True) for share in _cut(mine, batch_size))
 
         result, swapped, seen = Total(), Total(), 0
