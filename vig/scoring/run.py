@@ -166,7 +166,7 @@ def score(
             for item, parts in work:
                 (swapped if item.swapped else result).add(parts)
                 seen += 0 if item.swapped else len(item.records)
-                advance(seen, f"mean VIG {result.sum_of_vig / result.number:.3f}" if result.number else "")
+                advance(seen, f"mean VIG {result.sum_of_vig / result.number:.3f} nats" if result.number else "")
         manifest = {"identity": dict(identity), "about": {"model": model.name_or_path, **(about or {})}, "calibration": known}
         return _together(processes, folder, result, swapped.scores, ids, manifest)
 

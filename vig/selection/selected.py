@@ -31,7 +31,7 @@ MOST_CHOICES = 256  # sets of entries that are tried: each may have been added t
 FEWEST = 50  # records; fewer would be warned of by chance
 UNLIKELY = 3.0  # nats; words with this mean loss have a probability of a twentieth, which a model can hardly predict
 BLOCK = 1 << 16  # records whose tokens are counted at a time
-AS_SCORED = "give the records as they were scored, or score these"
+AS_SCORED = "give the records as they were scored (in their order, as equal ids are numbered), or score these"
 logger = logging.getLogger(__name__)
 
 
