@@ -37,9 +37,9 @@ from vig.selection.sources import sources_by_key
 def select(
     scores: Annotated[Path, typer.Option(help="Folder that `mof vig score` wrote.")],
     records: Records,
-    output: Annotated[Path, output_option("JSON file (or .jsonl, a record a line) for the selected records, each with its token_mask.")],
+    output: Annotated[Path, output_option("File for the selected records, each with its token_mask: .json, .jsonl or .parquet.")],
     keep: Annotated[float, typer.Option(help="Share of the samples to keep, in [0, 1].")] = 0.7,
-    threshold: Annotated[float | None, typer.Option(help="Keep samples from this VIG on, in place of --keep.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Keep samples from this VIG on, in nats, in place of --keep.")] = None,
     floor: Annotated[
         bool, typer.Option("--floor", help="Drop only the samples and tokens with a negative VIG, in place of --keep and --threshold.")
     ] = False,
