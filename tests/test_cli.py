@@ -213,7 +213,7 @@ def test_refused_input_is_one_line(folder: Path) -> None:
     select = (*select, "--records", folder / "records.json")
     refused(mof(*select, "--quota", "0.5"), "--source-key")
     refused(mof(*select, "--source-key", "source", "--quota", "0.5", "--quota", "a=1"), "0.5 a=1")
-    refused(mof(*select, "--source-key", "source", "--quota", "a=1"), "'a'", "(none)")
+    refused(mof(*select, "--source-key", "image", "--quota", "a=1"), "'a'", "(none)")
     refused(mof(*select, "--token-threshold", "all"), "'all'")
     refused(mof("encode"), "--list")
 
