@@ -146,6 +146,8 @@ def test_score_then_select(folder: Path) -> None:
     sparse = ("--keep", "1", "--token-keep", "0", "--no-end-of-turn", "--source-key", "image", "--quota", "0.1", "--output", output)
     result = mof("vig", "select", *inputs, *sparse)
     assert "sparsity 100.0%" in result.output, result.output
+    refused(mof("vig", "select", *inputs, "--source-key", "sorce", "--output", output), "--source-key='sorce'", "no record")
+    refused(mof("vig", "select", *inputs, "--token-threshold", "sharde", "--output", output), "a number, 'shared' or 'none', got 'sharde'")
     drawn = [mof("vig", "select", *inputs, "--random", "tokens", "--seed", seed, "--output", output) for seed in "01"]
     assert all("at random" in result.output for result in drawn) and len(json.loads(output.read_text())) == 3
 
@@ -211,7 +213,7 @@ def test_refused_input_is_one_line(folder: Path) -> None:
     select = (*select, "--records", folder / "records.json")
     refused(mof(*select, "--quota", "0.5"), "--source-key")
     refused(mof(*select, "--source-key", "source", "--quota", "0.5", "--quota", "a=1"), "0.5 a=1")
-    refused(mof(*select, "--source-key", "source", "--quota", "a=1"), "'a'", "(none)")
+    refused(mof(*select, "--source-key", "image", "--quota", "a=1"), "'a'", "(none)")
     refused(mof(*select, "--token-threshold", "all"), "'all'")
     refused(mof("encode"), "--list")
 

@@ -137,9 +137,11 @@ def _encode_suffix(
         raise RecordError(
             f"record {record.id!r} has {len(spans)} answers, but {type(processor).__name__} takes one question and one answer"
         )
+    if not images:
+        raise RecordError(f"record {record.id!r} has no image, but {type(processor).__name__} takes an image with each question")
     start, end = spans[0]
     answer = text[start:end].removesuffix(processor.tokenizer.eos_token)  # the processor adds it
-    question = {"text": [text[:start]], "images": [images] if images else None}
+    question = {"text": [text[:start]], "images": [images]}
     outputs = dict(processor(**question, suffix=[answer], return_offsets_mapping=True, return_tensors="pt"))
     input_ids, types = outputs.pop("input_ids")[0], outputs["token_type_ids"][0]  # [T], [T]
     characters = outputs.pop("offset_mapping")[0][types == 1]  # [A, 2]
@@ -166,10 +168,9 @@ def _cut(example: Example, max_length: int) -> Example:
         per_token[CROSS_MASK] = example.images[CROSS_MASK][:, :max_length]
     ids, mask = example.input_ids[:max_length], example.answer_mask[:max_length]  # [T], [T]
     if not mask.any():
-        raise RecordError(
-            f"record {example.id!r}: none of its {int(example.answer_mask.sum())} answer tokens lies within max_length={max_length}; "
-            "raise max_length, or take the record out"
-        )
+        answers = int(example.answer_mask.sum())
+        late = f": none of its {answers} answer tokens lies within max_length={max_length}; raise max_length, or"
+        raise RecordError(f"record {example.id!r}{late if answers else ' has only empty answers;'} take the record out")
     characters = example.characters[: int(mask.sum())]  # [A, 2]
     answer = example.answer[: int(characters[-1, 1]) if len(characters) else 0]
     return Example(example.id, ids, mask, example.images | per_token, answer, characters, example.images_end)

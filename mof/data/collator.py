@@ -34,6 +34,10 @@ BLANK_TURNS = [
 logger = logging.getLogger(__name__)
 
 
+class OtherTokensError(RecordError):
+    """An OtherTokensError says that a token mask was made for other answer tokens than the record has."""
+
+
 def collate(
     examples: Sequence[Example], pad_token_id: int, padding_side: str = "right", keep: Sequence[Tensor] | None = None
 ) -> dict[str, Tensor]:
@@ -183,7 +187,7 @@ def _token_weights(example: Example, raw: Mapping[str, Any]) -> Tensor:
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise RecordError(f"record {example.id!r}: {key} must be a list of numbers, got {shown(raw[key])}") from error
         if values.shape != (answers,):
-            raise RecordError(
+            raise OtherTokensError(
                 f"record {example.id!r}: {key} has {' x '.join(map(str, values.shape)) or 1} values for {answers} answer tokens; "
                 "scores made with another tokenizer, chat template or max_length do not fit"
             )

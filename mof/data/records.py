@@ -28,6 +28,7 @@ MOST_MISSING = 20  # if the first image files, in this number, are all missing, 
 IMAGE_PLACEHOLDER = "<image>"
 ROLES = {"human": "user", "gpt": "assistant", "user": "user", "assistant": "assistant", "system": "system"}
 ROLES |= dict.fromkeys(("chatgpt", "bard", "bing", "model"), "assistant")  # roles of ShareGPT and Gemma
+OTHER_MEDIA = ("video", "videos", "audio", "audios")
 TOOL_ROLES = ("tool", "function", "observation", "ipython")  # and all that begin so, for example "tool_response" and "function_call"
 TOOL_CALLS = ("tool_calls", "function_call")  # keys of a message
 LONGEST_MESSAGE = 600  # characters of an error's message; an image in base64 may be kilobytes of text
@@ -100,7 +101,7 @@ def to_record(raw: Any, image_folder: str | os.PathLike[str] | None = None) -> R
 
     Raises:
         RecordError: for another form, unknown or misplaced roles, an image in an answer, different numbers of placeholders and
-            images, or an image file that does not exist or lies outside of `image_folder`.
+            images, an image file that does not exist or lies outside of `image_folder`, or a video or sound without an image.
     """
     name = record_id(raw)
     messages = _messages_of(name, raw)
@@ -115,6 +116,8 @@ def to_record(raw: Any, image_folder: str | os.PathLike[str] | None = None) -> R
             f"record {name!r}: {placeholders} {IMAGE_PLACEHOLDER} placeholder(s) but {len(images)} image(s); "
             "write one placeholder per image into the user's text"
         )
+    if not images and (media := [key for key in OTHER_MEDIA if isinstance(to_mapping(raw).get(key), (str, list, Mapping)) and raw[key]]):
+        raise RecordError(f"record {name!r}: the {media[0]} would not be seen, since only images and texts are read; take the record out")
     return Record(name, messages, images)
 
 

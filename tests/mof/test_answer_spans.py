@@ -10,6 +10,7 @@ from PIL import Image
 from support.tiny import build_tokenizer
 
 from mof.data.answer_spans import render_answers
+from mof.data.answer_tokens import encode_record
 from mof.data.records import RecordError, to_record
 
 PARTS = "{% for c in m.content %}{% if c.type == 'image' %}<image>{% else %}{{ c.text }}{% endif %}{% endfor %}"
@@ -177,3 +178,10 @@ def test_a_record_without_an_answer_is_refused(tokenizer):
     with pytest.raises(RecordError, match="'q'"):
         record = to_record({"id": "q", "messages": [{"role": "user", "content": "What?"}]})
         render_answers(processor(tokenizer, TEMPLATES["pixtral"][0]), record)
+
+
+def test_empty_answers_are_not_told_as_too_long(tiny_processor):
+    tiny_processor.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content[0].text }}; {% endfor %}"  # with no end of a turn
+    turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": ""}]
+    with pytest.raises(RecordError, match="^record 'q' has only empty answers; take the record out$"):
+        encode_record(tiny_processor, to_record({"id": "q", "messages": turns}))

@@ -206,6 +206,7 @@ def test_leading_answer_is_dropped_as_llava_does() -> None:
         (llava("<image>", "A cat.", image=7), "'r1'.*7"),
         (llava("<image>", "A cat.", image=[None]), "'r1'.*None"),
         (llava("<image>", "A cat.", messages=None), "'r1'.*1 .*0 "),
+        (llava("<video>\nWhat?", "A cat.", video="cat.mp4"), "'r1'.*video"),
         (llava("What?", "half a smiley: \ud83d"), "'r1'.*gpt"),
         (None, "'[0-9a-f]{16}'.*None"),
         ("hi", "'[0-9a-f]{16}'.*'hi'"),

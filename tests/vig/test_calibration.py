@@ -60,6 +60,14 @@ def test_auroc_is_that_of_records_scored_with_other_images(llava, records, image
     assert score(*llava, records, image_folder=image_folder).manifest["calibration"] == {}
 
 
+def test_records_that_cannot_be_scored_cost_the_calibration_no_other_record(llava, records, image_folder, caplog) -> None:
+    cut = {**records[1], "id": "cut", "image": {"bytes": (image_folder / "0.png").read_bytes()[:60], "path": None}}
+    mute = {"id": "mute", "image": "1.png", "conversations": [{"from": "human", "value": "<image>\nWhat?"}]}
+    scores = score(*llava, [records[0], mute, cut, *records[1:]], image_folder=image_folder, calibrate=True)
+    assert scores.manifest["calibration"]["records"] == len(scores) == len(records)  # none got the broken image
+    assert [message.split("'")[1] for message in caplog.messages if "is not scored" in message] == list(scores.failures) == ["mute", "cut"]
+
+
 def test_auroc_of_the_rise_of_probability_needs_the_losses(llava, records, image_folder) -> None:
     scores = score(*llava, records, image_folder=image_folder, calibrate=True, measures=["loss"])
     swapped = [raw | {"image": records[(place + 1) % 5]["image"]} for place, raw in enumerate(records)]

@@ -155,4 +155,7 @@ def test_records_that_a_file_cannot_hold(rows: list[dict[str, Any]], tmp_path: P
         write_records(tmp_path / "a.json", rows)
     with pytest.raises(ValueError, match=r"a\.parquet.*same entries.*\.jsonl"):
         write_records(tmp_path / "a.parquet", [rows[0], {**rows[1], "source": "x"}])
+    for odd in ({"id": 7, "image": "1.png"}, {"id": "b", "image": ["1.png", "2.png"]}):
+        with pytest.raises(ValueError, match=r"a\.parquet.*same types.*\.jsonl"):
+            write_records(tmp_path / "a.parquet", [{"id": "a", "image": "1.png"}, odd])
     assert not list(tmp_path.iterdir())

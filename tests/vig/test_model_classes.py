@@ -84,6 +84,12 @@ def test_images_attended_to_from_the_side(first: int, caplog: pytest.LogCaptureF
         np.testing.assert_allclose(s.token_vig, np.array(null_loss) - np.array(loss), atol=1e-4)
 
 
+def test_a_processor_that_needs_images_says_so_without_them() -> None:
+    model, processor = build("paligemma")
+    failures = score(model, processor, make_records(turns=1)[:1], null="drop").failures
+    assert failures == {"0": "record '0' has no image, but PaliGemmaProcessor takes an image with each question"}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_batches_order_and_sharing_change_nothing(family: str) -> None:
     model, processor = build(family)

@@ -55,7 +55,7 @@ def test_report(folder: Path) -> None:
     assert "x.html: 3 records; 2 of 3 samples" in result.stdout
     page = (folder / "x.html").read_text()
     assert page.count("<article") == 2 and page.count("data:image/png;base64,") == 4
-    assert "<td>drop</td>" in page and "<td>green</td>" in page
+    assert "<td>drop</td>" in page and "<td>green</td>" in page and "nats with the image, " in page
     assert run("report", blurred, *inputs, "--floor", "-o", folder / "y.html").exit_code == 0
     page = (folder / "y.html").read_text()
     assert "made without images" in page and "At or above +0.000 nats" in page

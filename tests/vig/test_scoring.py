@@ -241,7 +241,7 @@ def test_progress_bar(llava, records, image_folder, monkeypatch) -> None:
     last = [line for line in plain.replace("\r", "\n").splitlines() if line.strip()][-1]
     assert "5/5" in last
     assert "records/s" in last
-    assert f"mean VIG {scores.vig.mean():.3f}" in last
+    assert f"mean VIG {scores.vig.mean():.3f} nats" in last
 
 
 def test_an_iterator_is_read_once_and_shows_progress_without_a_total(llava, records, image_folder, monkeypatch, tmp_path) -> None:

@@ -136,9 +136,10 @@ def test_refused() -> None:
         for quota in (share, {"(none)": share}):
             with pytest.raises(ValueError, match=r"'\(none\)'"):
                 select(scores, quota=quota)
-    for threshold in (math.nan, math.inf):
-        with pytest.raises(ValueError, match="token_threshold"):
+    for threshold in (math.nan, math.inf, "none"):
+        with pytest.raises(ValueError, match=f"token_threshold.* {threshold!r}"):
             select(scores, token_threshold=threshold)
+    for threshold in (math.nan, math.inf):
         with pytest.raises(ValueError, match="^threshold"):
             select(scores, threshold=threshold)
     with pytest.raises(ValueError, match="'ocr'.* a, b"):
@@ -239,6 +240,10 @@ def test_quota_saves_a_rare_source() -> None:
     lines = str(saved.summary()).splitlines()
     assert [line.split()[:6] for line in lines[1:]] == [["coco", "4", "of", "8", "samples", "4"], ["ocr", "1", "of", "2", "samples", "1"]]
     assert lines[2].endswith("sparsity  50.0%") and "5 of 10 samples" in lines[0]
+    assert "with VIG >= -1.0000 to 3.4000 nats (by source), " in lines[0]  # a threshold of all would not be true
+    assert "with VIG >= 3.3000 nats, " in str(select(scores, 0.5).summary())
+    measured = select(scores, 0.5, by="vppo").summary()
+    assert f"with vppo >= {measured.threshold:.4f}, " in str(measured)  # it has no unit
 
 
 def test_a_token_threshold_above_0_is_said_to_drop_helped_tokens() -> None:
@@ -413,7 +418,7 @@ def test_other_records_are_refused() -> None:
     for changed in (records[0] | {"image": "1.png"}, records[0] | {"conversations": TURNS}, {"id": "s0"}):
         with pytest.raises(ValueError, match="'s0' is not what was scored"):
             selection.apply([changed, records[1]])
-    with pytest.raises(ValueError, match="'s1' is not what was scored"):  # though it was not chosen
+    with pytest.raises(ValueError, match="'s1' is not what was scored.* equal ids are numbered"):  # though it was not chosen
         selection.apply([records[0], record_of(1) | {"image": "x.png"}])
     for others in ([], [{"id": "x", "conversations": TURNS}], [{"id": "x", "image": "x.png"}], ["nothing"]):
         with pytest.raises(ValueError, match="met none of these records"):

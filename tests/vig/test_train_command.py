@@ -334,6 +334,9 @@ def test_a_selection_that_does_not_fit_is_refused_at_once(folder, tmp_path) -> N
     refused(mof(*arguments(folder, tmp_path / "out", records=selected)), "selected.json", f"delete {card.name}")
     card.unlink()
     refused(mof(*arguments(folder, tmp_path / "out", records=selected)), "token_mask", "another tokenizer")
+    text = {"id": "t", "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]}
+    selected.write_text(json.dumps([*records, text]))  # the shortest record fits
+    refused(mof(*arguments(folder, tmp_path / "out", records=selected)), "token_mask", "another tokenizer", "selected.json")
     assert not (tmp_path / "out").exists()
 
 

@@ -14,7 +14,7 @@ from encoders.terminal import say
 from mof.data.rows import RawRecord, rows_by_id, stream_rows
 from vig.report.page import shown_ids, write_report
 from vig.scoring.scores import Scores, load_scores
-from vig.selection.sources import record_sources
+from vig.selection.sources import sources_by_key
 from vig.selection.thresholds import select
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def report(
     sources = None
     if source_key is not None:  # the records are read once, and few of them are kept
         wanted, kept = shown_ids(runs[0], samples), list[Any]()
-        sources, rows = record_sources(_keeping(rows, wanted, kept), source_key), kept
+        sources, rows = sources_by_key(_keeping(rows, wanted, kept), source_key), kept
     selection = select(runs[0], keep, floor=floor, sources=sources)
     write_report(
         output,

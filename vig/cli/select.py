@@ -30,16 +30,16 @@ from vig.selection import thresholds
 from vig.selection.card import Index, index_path, write_card, write_index
 from vig.selection.measures import MEASURES
 from vig.selection.random_control import Level, random_selection
-from vig.selection.sources import record_sources
+from vig.selection.sources import sources_by_key
 
 
 @starts_over
 def select(
     scores: Annotated[Path, typer.Option(help="Folder that `mof vig score` wrote.")],
     records: Records,
-    output: Annotated[Path, output_option("JSON file (or .jsonl, a record a line) for the selected records, each with its token_mask.")],
+    output: Annotated[Path, output_option("File for the selected records, each with its token_mask: .json, .jsonl or .parquet.")],
     keep: Annotated[float, typer.Option(help="Share of the samples to keep, in [0, 1].")] = 0.7,
-    threshold: Annotated[float | None, typer.Option(help="Keep samples from this VIG on, in place of --keep.")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Keep samples from this VIG on, in nats, in place of --keep.")] = None,
     floor: Annotated[
         bool, typer.Option("--floor", help="Drop only the samples and tokens with a negative VIG, in place of --keep and --threshold.")
     ] = False,
@@ -91,7 +91,7 @@ def select(
             raise ValueError("--clusters has a quota of its own; leave out --source-key, --quota, --threshold and --floor")
         sources = _clusters(loaded, records, clusters, seed)
     else:
-        sources = {} if source_key is None else record_sources(stream_rows(records), source_key)
+        sources = {} if source_key is None else sources_by_key(stream_rows(records), source_key)
     selection = thresholds.select(
         loaded,
         keep,
@@ -190,9 +190,15 @@ def as_json(record: Mapping[str, Any], path: Path) -> bytes:
 
 def _write_table(path: Path, records: list[Mapping[str, Any]]) -> int:
     names = dict.fromkeys(name for record in records for name in record)
-    table = pa.table({name: [record.get(name) for record in records] for name in names})
-    if [unselected(row) for row in table.to_pylist()] != [unselected(record) for record in records]:  # their digests would not fit
-        raise ValueError(f"{path}: a table has the same entries in all rows, but these records differ; write a .jsonl file")
+    try:
+        table = pa.table({name: [record.get(name) for record in records] for name in names})
+    except pa.ArrowException:  # for example, numbers and texts are the ids
+        table = None
+    # Otherwise, the digests would not fit.
+    if table is None or [unselected(row) for row in table.to_pylist()] != [unselected(record) for record in records]:
+        raise ValueError(
+            f"{path}: a table has the same entries, of the same types, in all rows, but these records differ; write a .jsonl file"
+        )
     write_whole(path, lambda temporary: pq.write_table(table, temporary))
     return len(records)
 
@@ -204,7 +210,7 @@ def _refuse(path: Path, value: Any) -> None:
 def _token_threshold(text: str) -> float | Literal["shared"] | None:
     if text == "shared":
         return "shared"
-    return None if text == "none" else _number("--token-threshold", text)
+    return None if text == "none" else _number("--token-threshold", text, ", 'shared' or 'none'")
 
 
 def _quota(texts: list[str], source_key: str | None) -> float | dict[str, float]:
@@ -219,8 +225,8 @@ def _quota(texts: list[str], source_key: str | None) -> float | dict[str, float]
     return {name: _number("--quota", share) for name, _, share in pairs} if pairs else 0.0
 
 
-def _number(option: str, text: str) -> float:
+def _number(option: str, text: str, others: str = "") -> float:
     try:
         return float(text)
     except ValueError:
-        raise ValueError(f"{option}: {text!r} is no number") from None
+        raise ValueError(f"{option}: expected a number{others}, got {text!r}") from None

@@ -88,7 +88,7 @@ class ItemScorer:
     def __init__(
         self,
         model: PreTrainedModel,
-        new_reader: Callable[[], PairReader],
+        new_reader: Callable[..., PairReader],
         shard: tuple[str, str] | None,
         schema: pa.Schema,
         *,
@@ -108,7 +108,7 @@ class ItemScorer:
         self._passes = TwoPasses(losses, batch_tokens, batch_size, measures)
 
     def __call__(self, item: ScoreItem) -> Scored:
-        reader = self._new_reader()
+        reader = self._new_reader(quiet=item.swapped)  # the records have their own scores
         branches = None if item.swapped else self._branches  # swapped images calibrate the whole model
         scores = self._passes.scores(item.records, reader, branches)
         if item.number is not None and self._shard is not None and scores:

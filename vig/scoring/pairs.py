@@ -83,6 +83,8 @@ class PairReader:
     """Ids of records without an image that can be trained on."""
     failures: dict[str, str] = field(default_factory=dict)
     """id -> reason."""
+    quiet: bool = False
+    """Whether the failures are not logged."""
 
     def __post_init__(self) -> None:
         self._special_ids = _special_ids(self.processor.tokenizer)
@@ -151,6 +153,13 @@ class PairReader:
         except (RecordError, ImageError):
             return False
 
+    def has_images(self, raw: Row) -> bool:
+        """Return whether a record has images and all of them can be read."""
+        try:
+            return bool(self._shown(list(to_record(raw, self.image_folder).images)).shown)
+        except (RecordError, ImageError):
+            return False
+
     def _null(self, record: Record, clean: Example, images: _Images) -> Example:
         if self.nulls.drops:
             return self._encode_without(record, clean)
@@ -188,7 +197,8 @@ class PairReader:
 
     def fail(self, id: str, reason: str) -> None:
         reason = shortened(reason)
-        logger.warning("record %s is not scored: %s", shortened(repr(id)), reason)
+        if not self.quiet:
+            logger.warning("record %s is not scored: %s", shortened(repr(id)), reason)
         self.failures[id] = reason
 
 

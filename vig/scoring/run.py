@@ -146,7 +146,8 @@ def score(
         def items() -> Iterator[ScoreItem]:
             yield from _items(own, done, folder, batch_size)
             if _known_calibration(sample, folder, calibrate).keys() == {"digest"}:
-                mine = with_swapped_images(sample.records, image_folder)[processes.rank :: processes.count]
+                donors = filter(new_reader().has_images, sample.records)  # a broken image would cost another record its place
+                mine = with_swapped_images(donors, image_folder)[processes.rank :: processes.count]
                 yield from (ScoreItem(share, None, swapped=True) for share in _cut(mine, batch_size))
 
         result, swapped, seen = Total(), Total(), 0
@@ -157,7 +158,7 @@ def score(
             for item, parts in work:
                 (swapped if item.swapped else result).add(parts)
                 seen += 0 if item.swapped else len(item.records)
-                advance(seen, f"mean VIG {result.sum_of_vig / result.number:.3f}" if result.number else "")
+                advance(seen, f"mean VIG {result.sum_of_vig / result.number:.3f} nats" if result.number else "")
         known = _known_calibration(sample, folder, calibrate)
         manifest = {"identity": dict(identity), "about": {"model": model.name_or_path, **(about or {})}, "calibration": known}
         return _together(processes, folder, result, swapped.scores, ids, manifest)

@@ -31,7 +31,7 @@ MOST_CHOICES = 256  # sets of entries that are tried: each may have been added t
 FEWEST = 50  # records; fewer would be warned of by chance
 UNLIKELY = 3.0  # nats; words with this mean loss have a probability of a twentieth, which a model can hardly predict
 BLOCK = 1 << 16  # records whose tokens are counted at a time
-AS_SCORED = "give the records as they were scored, or score these"
+AS_SCORED = "give the records as they were scored (in their order, as equal ids are numbered), or score these"
 logger = logging.getLogger(__name__)
 
 
@@ -76,8 +76,8 @@ class Selection:
     """The measure by which it was selected."""
     values: NDArray[np.float32] | None = None
     """[A] the measure of every answer token; None for VIG."""
-    by_quota: bool = False
-    """Whether a source may be kept by its quota, so that sources have different thresholds."""
+    lowest: float | None = None
+    """The lowest threshold of a source, where quotas give the sources different thresholds; None without quotas."""
 
     def __repr__(self) -> str:
         lines = [f"Selection from {len(self.scores):,} scored records", *str(self.summary()).splitlines()]
@@ -111,6 +111,7 @@ class Selection:
             tokens_kept,
             tokens_total,
             threshold=self.threshold,
+            lowest=self.lowest,
             measure="VIG" if self.by == "vig" else self.by,
             failed=len(self.scores.failures),
             text_only=len(self.scores.manifest["text_only"]),
@@ -139,7 +140,7 @@ class Selection:
         if self.threshold is None or measure is None or measure.neutral is None or len(chosen) < FEWEST:
             return 0.0
         rise = np.exp(-loss) - np.exp(-(loss + self.scores.vig))  # [N], of the geometric mean of a sample's probabilities
-        codes = self.source_codes[1] if self.by_quota else np.zeros(len(chosen), np.int64)  # [N]
+        codes = self.source_codes[1] if self.lowest is not None else np.zeros(len(chosen), np.int64)  # [N]
         order = np.lexsort((rise, codes))  # the lowest rise of each source first
         codes, chosen, loss = codes[order], chosen[order], loss[order]
         place = np.arange(len(codes)) - np.searchsorted(codes, codes)  # [N] place in the source

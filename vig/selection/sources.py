@@ -28,6 +28,18 @@ def record_sources(records: Iterable[RawRecord], key: str = "source") -> dict[st
     return {id: _top_folder(path, shared) for id, path in paths.items()}
 
 
+def sources_by_key(records: Iterable[RawRecord], key: str) -> dict[str, str]:
+    """Return the sources as `record_sources` does, for a key that a user typed.
+
+    Raises:
+        ValueError: if no record has a value under the key.
+    """
+    sources = record_sources(records, key)
+    if key != "image" and sources and set(sources.values()) == {NO_SOURCE}:
+        raise ValueError(f"no record has a value under source_key={key!r}; give a key that names the source of a record, or 'image'")
+    return sources
+
+
 def _value(record: Any, key: str) -> str:
     value = record.get(key) if isinstance(record, Mapping) else None
     return NO_SOURCE if value is None else sys.intern(str(value))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+IN_NATS = ("VIG", "visnec", "entropy", "excess loss")
+"""The measures whose values are differences of losses or entropies."""
+
 MUCH = 0.4
 """The summary warns if at least this share of the helped tokens has no loss. In the study of noise (docs/results/noise.md), the share was
 from 47 to 69 % in nine selections that lost from 9 to 44 points and in one selection that gained 12; it was 0 in the seven selections that
@@ -40,6 +43,8 @@ class Summary(Counts):
     """Records that could not be scored; training leaves them out."""
     text_only: int
     """Records without an image that the scoring run met."""
+    lowest: float | None = None
+    """The lowest threshold of a source, where quotas give the sources different thresholds."""
     measure: str = "VIG"
     """The name of the measure to which the threshold belongs."""
     sources: dict[str, Counts] = field(default_factory=dict)
@@ -53,7 +58,7 @@ class Summary(Counts):
     harm."""
 
     def __str__(self) -> str:
-        rule = "at random" if self.threshold is None else f"with {self.measure} >= {self.threshold:.4f}"
+        rule = "at random" if self.threshold is None else f"with {self.measure} >= {self._thresholds()}"
         text = (
             f"{self.samples_kept} of {self.samples_total} samples and {self.tokens_kept} of {self.tokens_total} answer "
             f"tokens {rule}, sparsity {self.sparsity:.1%}"
@@ -68,6 +73,12 @@ class Summary(Counts):
                 f"{counts.tokens_kept:>9} of {counts.tokens_total:>9} answer tokens  sparsity {counts.sparsity:6.1%}"
             )
         return text
+
+    def _thresholds(self) -> str:
+        unit = " nats" if self.measure in IN_NATS else ""
+        if self.lowest in (None, self.threshold):
+            return f"{self.threshold:.4f}{unit}"
+        return f"{self.lowest:.4f} to {self.threshold:.4f}{unit} (by source)"
 
     @property
     def warnings(self) -> list[str]:

@@ -71,8 +71,8 @@ def select(
     _check_share("keep", keep)
     if threshold is not None and not math.isfinite(threshold):
         raise ValueError(f"threshold is None or a finite number of nats; got {threshold}")
-    if token_threshold != "shared" and token_threshold is not None and not math.isfinite(token_threshold):
-        raise ValueError(f"token_threshold is 'shared', None or a finite number; got {token_threshold}")
+    if token_threshold not in ("shared", None) and (isinstance(token_threshold, str) or not math.isfinite(token_threshold)):
+        raise ValueError(f"token_threshold is 'shared', None or a finite number; got {token_threshold!r}")
     names, codes = source_codes(scores, sources or {})
     tokens, values = measure.of(scores)  # [A] or None, [N]
     if tokens is None and (token_keep is not None or token_threshold not in ("shared", None)):
@@ -92,7 +92,8 @@ def select(
     if keep_end_of_turn:
         mask[scores.turn_ends] = True
     masks = PerToken(scores, chosen, mask & in_chosen)
-    return Selection(float(taus.max()), masks, scores, sources or {}, None, name, tokens, any(quotas))
+    lowest = float(taus.min()) if any(quotas) else None
+    return Selection(float(taus.max()), masks, scores, sources or {}, None, name, tokens, lowest)
 
 
 def check_scores(scores: Scores) -> None:

@@ -17,8 +17,8 @@ from transformers.integrations import get_available_reporting_integrations
 from transformers.pytorch_utils import Conv1D
 
 from encoders.images.reading import ImageError
-from mof.data.collator import SupervisedCollator
-from mof.data.digests import digest, record_id, unselected
+from mof.data.collator import OtherTokensError, SupervisedCollator
+from mof.data.digests import SELECTED, digest, record_id, unselected
 from mof.data.records import RecordError, require_unchanged, to_record
 from mof.data.rows import read_records
 
@@ -79,11 +79,12 @@ def require_apart(training: Sequence[Mapping[str, Any]], evaluation: Sequence[Ma
 def read_training_records(path: Path, processor: ProcessorMixin, image_folder: Path, max_length: int) -> list[dict[str, Any]]:
     """Return the raw records of a file, each with an answer and with images that exist.
 
-    The shortest, a middle and the longest record are tried. So a selection for another tokenizer, a chat template that changes the
-    answers, and a `max_length` that leaves no room for an image are found now and not hours later.
+    The shortest, a middle and the longest record are tried, of all and of the selected records. So a selection for another tokenizer, a
+    chat template that changes the answers, and a `max_length` that leaves no room for an image are found now and not hours later.
 
     Raises:
-        RecordError: naming the first records that cannot be used, with the reason, and their number.
+        RecordError: naming the first records that cannot be used, with the reason, and their number; or a record whose token mask is
+            for other tokens, because then most masks are.
         ValueError: for no records, or a folder that does not exist.
     """
     if not image_folder.is_dir():
@@ -102,11 +103,14 @@ def read_training_records(path: Path, processor: ProcessorMixin, image_folder: P
             f"{path}: {len(problems)} of {len(raw)} records cannot be used; correct them or take them out: {'; '.join(problems[:NAMED])}"
         )
     by_length = sorted(range(len(raw)), key=lambda index: lengths[index])
-    tried = {by_length[place] for place in (0, len(raw) // 2, -1)}
+    selected = [index for index in by_length if not raw[index].keys().isdisjoint(SELECTED)] or by_length
+    tried = {places[place] for places in (by_length, selected) for place in (0, len(places) // 2, -1)}
     collator, errors = SupervisedCollator(processor, max_length, image_folder, strict=True), []
     for index in tried:
         try:
             collator([raw[index]])
+        except OtherTokensError as error:
+            raise RecordError(f"{path}: {error}") from error
         except (RecordError, ImageError) as error:
             errors.append(str(error))
     if len(errors) == len(tried):
