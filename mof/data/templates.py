@@ -30,8 +30,8 @@ def marks_answers(template: object) -> bool:
 
 
 def template_of(processor: ProcessorMixin) -> str | None:
-    """Return the chat template of a processor. If it has several, return its default template."""
-    template = processor.chat_template
+    """Return the chat template of a processor, or else of its tokenizer. If there are several, return the default template."""
+    template = processor.chat_template or processor.tokenizer.chat_template
     return template.get("default") if isinstance(template, dict) else template
 
 
