@@ -116,13 +116,17 @@ def _left_out(record: Record, outside: str, write: Writer, roles: Sequence[str])
     Args:
         outside: the conversation as the template writes it, without the answers, which may repeat a question.
     """
-    given = [(message["role"], part["text"].strip()) for message in record.messages for part in message["content"] if "text" in part]
-    questions = [(role, words) for role, words in given if role != "assistant" and words]
+    questions = [
+        (message["role"], text.strip())
+        for message in record.messages
+        if message["role"] != "assistant"
+        for text in [part["text"] for part in message["content"] if "text" in part] or [""]
+    ]
     if not roles and all(words in outside for _, words in questions):
         return set()
     again, _ = write(_as_strings(with_hidden_questions(record.messages), roles))
     shown = {int(number) for number in SENTINEL.findall(again)}
-    return {role for number, (role, _) in enumerate(questions) if number not in shown}
+    return {role for number, (role, words) in enumerate(questions) if words and number not in shown}
 
 
 def _as_strings(messages: Iterable[Message], roles: Sequence[str]) -> list[Message]:

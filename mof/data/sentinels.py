@@ -52,16 +52,17 @@ def with_sentinels(messages: Sequence[Message]) -> tuple[list[Message], list[Pie
 
 
 def with_hidden_questions(messages: Iterable[Message], first: int = 0) -> list[Message]:
-    """Return the messages with sentinels, numbered from `first`, in place of the texts of the user and the system that are not empty."""
+    """Return the messages with a sentinel in place of each text of the user and the system, numbered from `first`.
+
+    A message without a text gets an additional sentinel.
+    """
     numbers = count(first)
 
-    def hide(part: Part) -> Part:
-        return {**part, "text": _sentinel(next(numbers))} if part.get("text", "").strip() else part
+    def hide(content: Sequence[Part]) -> list[Part]:
+        with_text = content if any("text" in part for part in content) else [*content, {"type": "text", "text": ""}]
+        return [{**part, "text": _sentinel(next(numbers))} if "text" in part else part for part in with_text]
 
-    return [
-        message if message["role"] == "assistant" else {**message, "content": [hide(part) for part in message["content"]]}
-        for message in messages
-    ]
+    return [message if message["role"] == "assistant" else {**message, "content": hide(message["content"])} for message in messages]
 
 
 def closings(hidden: str, pieces: Sequence[Piece], ending: re.Pattern[str]) -> dict[int, str]:

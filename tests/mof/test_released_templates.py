@@ -168,6 +168,15 @@ def test_a_question_that_begins_like_the_end_of_a_turn(tokenizer):
     assert text == "What?<|assistant|>[a<|eot|>]</s><|eot|>?<|assistant|>[b<|eot|>]"
 
 
+@pytest.mark.parametrize("question", ["", "</s>", "<image>"])
+def test_the_end_of_a_question_without_words_is_not_the_end_of_an_answer(tokenizer, question):
+    image = [Image.new("RGB", (2, 2))] * (question == "<image>")
+    turns = [("human", "What?"), ("gpt", "A"), ("human", question), ("gpt", "B")]
+    record = to_record({"id": "x", "images": image, "conversations": [{"from": role, "value": text} for role, text in turns]})
+    text = marked(*render_answers(SimpleNamespace(tokenizer=tokenizer, chat_template=END_AFTER_QUESTIONS), record))
+    assert text == f"user:What?</s>assistant:[A]\nuser:{question}</s>assistant:[B]\n"
+
+
 @pytest.mark.parametrize("change", ["escape", "replace('\n', ' / ')", "replace('<think>', '<reasoning>')", "upper"])
 def test_a_thought_whose_marks_are_rewritten_is_refused(tokenizer, change):
     with pytest.raises(RecordError, match="'x'.*once and unchanged"):
