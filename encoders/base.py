@@ -38,6 +38,8 @@ class Encoder(nn.Module, ABC):
     its models can do this, `text_embedding` and `change_input_size`.
 
     Attributes:
+        name: the name that `build_encoder` was given.
+        weights, config: the weight file and the values for the config that `build_encoder` was given; None without them.
         tower: the backend's own model, with its text tower if it has one.
         width, patch_size: D, and the side of a patch in pixels.
         preprocessing: the steps of the backend's own processor, with `image_size`, `mean` and `std`.
@@ -89,8 +91,8 @@ class Encoder(nn.Module, ABC):
         self.layers = _counted(layer, depth, widths, bool(norm))
         if len({strides[number] for number in self.layers}) > 1:
             raise ValueError(f"layers {layer} lie on grids of different strides ({strides}): their tokens cannot stand side by side")
-        self.name = type(self).__name__  # build_encoder replaces it by the given name
-        self.weights: str | None = None  # build_encoder sets the weight file and the config, if they are given
+        self.name = type(self).__name__  # build_encoder replaces name, weights and config
+        self.weights: str | None = None
         self.config: dict[str, Any] | None = None
         self.layer_widths = tuple(widths[number] for number in self.layers)
         self.width, self.patch_size = sum(self.layer_widths), strides[self.layers[0]]
@@ -245,11 +247,14 @@ class Encoder(nn.Module, ABC):
             raise ValueError(f"{have}: encoders take square images, so grids are square")
         if not self.flexible or height < 1:
             raise ValueError(f"{have}: its input size is fixed at {self.image_size} pixels")
+        before = self.image_size
         for side in range(height, height + MOST_LOST + 1):
             self.set_image_size(side * self.patch_size)
             if self.grid == (height, width):
                 return
-        raise ValueError(f"{have}: no size up to {self.image_size} pixels does")
+        tried = self.image_size
+        self.set_image_size(before)
+        raise ValueError(f"{have}: no size up to {tried} pixels does")
 
     def set_image_size(self, image_size: int) -> None:
         """Take square inputs of `image_size` pixels from now on. Positions are interpolated in the way of the backend.

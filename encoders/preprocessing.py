@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,7 +23,7 @@ class Preprocessing:
     """Preprocessing describes the steps before an encoder sees an image: it becomes a square of S x S pixels and is normalised.
 
     Raises:
-        ValueError: for statistics that are not three numbers, or a `std` that is not positive.
+        ValueError: for statistics that are not three finite numbers, or a `std` that is not positive.
     """
 
     image_size: int
@@ -47,9 +48,9 @@ class Preprocessing:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("mean", "std"):
             given = getattr(self, name)
-            if len(given) != 3 or (name == "std" and min(given) <= 0):
+            if len(given) != 3 or not all(map(math.isfinite, given)) or (name == "std" and min(given) <= 0):
                 positive = " (above 0)" if name == "std" else ""
-                raise ValueError(f"{name} takes three numbers, red, green and blue{positive}; got {list(given)}")
+                raise ValueError(f"{name} takes three finite numbers, red, green and blue{positive}; got {list(given)}")
 
     def pixels(self, image: Image.Image) -> Tensor:
         """Return the RGB image as [3, S, S] uint8, not normalised."""

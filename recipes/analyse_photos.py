@@ -13,7 +13,7 @@
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,12 @@ from mof.data.records import RecordError, images_of, texts_of
 from mof.data.rows import RawRecord
 from mof.evals.chair import read_coco
 from study.command import analyse, analysis_options, run_recipe
-from study.run_data import read_run_data
+from study.run_data import one_per_image, read_run_data
 from study.settings import read_setting
 from vig.analyses.image_match import with_other_images
 
 CONFIG = Path(__file__).parent / "configs/smollm2_photos.yaml"
 INSTANCES, PHOTOS = "coco/instances_train.json", "coco/train2017"
-
-
-def one_per_image(groups: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
-    """Return the groups with only the first record of each image."""
-    first = {images_of(record)[0]: i for i, record in reversed(list(enumerate(groups["matching"])))}
-    return {name: [records[i] for i in sorted(first.values())] for name, records in groups.items()}
 
 
 def object_questions(instances: Path, photos: Path, records: Sequence[RawRecord], rng: np.random.Generator) -> list[dict[str, Any]]:

@@ -28,13 +28,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, AutoProcessor, LogitsProcessor
+from transformers import LogitsProcessor
 
 from encoders.console import Console
 from encoders.images.reading import read_image
 from encoders.runs import versions
+from encoders.saved_models import load_network, load_processor
 from encoders.whole_files import write_json
-from mof import register_auto_classes
 from mof.data.prompts import ready_for_prompts
 from mof.evals.chair import CocoWords, read_objects, score_chair
 from mof.evals.mmvp import read_mmvp
@@ -120,8 +120,8 @@ class Answerer:
     """Answerer is a saved model of the miniature that answers questions about images in batches."""
 
     def __init__(self, folder: Path) -> None:
-        self.model = AutoModelForImageTextToText.from_pretrained(folder).eval()
-        self.processor = AutoProcessor.from_pretrained(folder)
+        self.processor = load_processor(folder)
+        self.model = load_network(folder).eval()
         self.processor.tokenizer.padding_side = "left"
         ready_for_prompts(self.processor)
         remember(self.model.mixer)
@@ -311,7 +311,6 @@ def main() -> None:
     options.add_argument("--plot", type=Path, help="PNG or SVG file")
     options.output("JSON file for the figures; answers that it has are not asked for again", required=True)
     args = options.parse_args()
-    register_auto_classes()
     drawn = {"pairs": args.pairs, "scenes": args.scenes, "seed": args.seed} | ({"photos": args.photos.name} if args.photos else {})
     rows = known_rows(args.output, drawn)
     with tempfile.TemporaryDirectory() as folder:

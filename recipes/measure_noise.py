@@ -10,12 +10,8 @@ the probability that a record (or word) that the image supports has a higher sco
 import tempfile
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
 from encoders.console import Console
 from encoders.whole_files import write_json
-from mof import register_auto_classes
 from mof.data import read_records
 from mof.miniature import write_dataset
 from mof.miniature.noise import KINDS
@@ -24,6 +20,7 @@ from study.run_data import read_truth
 from study.separation import separation, separation_tables
 from vig import score
 from vig.nulls import NULL_NAMES
+from vig.saved_models import load_model
 from vig.selection.measures import MEASURES
 
 console = Console()
@@ -38,8 +35,6 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=2, help="seed of the records; the recipe of training uses 0 and 1")
     options.output("JSON file for the figures")
     args = options.parse_args()
-    register_auto_classes()
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
@@ -48,7 +43,7 @@ def main() -> None:
         drawn, truth = read_records(data / "finetune.json"), read_truth(data / "finetune.json")
         records = [record for record in drawn if YES_NO.isdisjoint(turn["value"] for turn in record["conversations"])]
         for number, path in enumerate(args.models):
-            model, processor = AutoModelForImageTextToText.from_pretrained(path).to(device), AutoProcessor.from_pretrained(path)
+            model, processor = load_model(path)
             for null in args.nulls:
                 target = Path(folder) / f"scores-{number}-{null}"
                 scores = score(

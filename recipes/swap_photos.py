@@ -22,18 +22,17 @@ from typing import Any
 import numpy as np
 from scipy.stats import ttest_1samp
 
-from analyse_photos import one_per_image
 from encoders.console import Console
 from encoders.whole_files import write_json
 from mof.data.records import images_of
 from mof.data.rows import RawRecord
 from mof.evals.text_tables import TextTable
 from study.command import Options, run_recipe
+from study.row_run import RowRun, load
 from study.rows import Row
-from study.run_data import RunData, read_run_data, spaced
+from study.run_data import RunData, one_per_image, read_run_data, spaced
 from study.run_folder import RunFolder
 from study.settings import Setting, identity, read_setting
-from train_llava_mof_vig import RowRun, load
 from vig import load_scores
 from vig.analyses.comparison import match_table
 from vig.analyses.image_match import auroc, image_match, right_against_other_image, with_other_images
@@ -58,6 +57,8 @@ def with_swaps(data: RunData, seed: int) -> RunData:
     drawn = sorted(drawn[: round(SHARE * len(drawn))], key=lambda record: record["images"])
     shifted = [drawn[(i + len(drawn) // 2) % len(drawn)]["images"] for i in range(len(drawn))]  # half a round away lies another photo
     for record, images in zip(drawn, shifted, strict=True):
+        if record["images"] == images:
+            raise ValueError(f"more than half of the {len(drawn)} drawn records show {images[0]}, so it cannot be swapped in all of them")
         record["images"] = images
     swapped = {record["id"] for record in drawn}
     truth = {record["id"]: {"noise": "swapped" if record["id"] in swapped else None} for record in records}

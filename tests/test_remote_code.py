@@ -13,11 +13,11 @@ import pytest
 from support.commands import mof
 
 from encoders import build_encoder
+from encoders.saved_models import load_network, load_processor
 from mof import MoFConfig
 from mof.checkpoints import build_configured_mixer
 from mof.evals.answerers import LocalModel
 from mof.language_models import load_language_model
-from vig.saved_models import load_network, load_processor
 
 CODE = """
 from pathlib import Path

@@ -1,8 +1,8 @@
 """The model sees a null image in place of the image when VIG measures how much the image helped.
 
 A null image has the size of the image that it replaces, so both passes of the score have the same tokens. It depends only on that
-image (and the seed), so all records with an image share its null image too. There are two
-exceptions: "drop" leaves the image out of the conversation, and "attention" hides its tokens from the attention of all other tokens.
+image (and the seed), so all records with an image share its null image too. There are two exceptions: "drop" leaves the image out of
+the conversation, and "attention" hides its tokens from the attention of all other tokens.
 """
 
 from __future__ import annotations

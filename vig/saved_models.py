@@ -1,10 +1,9 @@
-"""These functions load any image-text-to-text model of transformers from a folder that save_pretrained wrote."""
+"""These functions load saved models onto the GPU or in 4 bits, open the stores of their features, and name them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, PreTrainedModel, ProcessorMixin
+from transformers import AutoConfig, AutoModelForImageTextToText, BitsAndBytesConfig, PreTrainedModel, ProcessorMixin
 
 from encoders import FeatureStore, StoredImages
-from encoders.saved_folders import WEIGHTS, check_folder, loading, require_config
+from encoders.saved_models import load_network, load_processor
 
 
 def load_model(folder: Path, **options: Any) -> tuple[PreTrainedModel, ProcessorMixin]:
@@ -26,18 +25,6 @@ def load_model(folder: Path, **options: Any) -> tuple[PreTrainedModel, Processor
     """
     processor = load_processor(folder, trust_remote_code=options.get("trust_remote_code", False))
     return load_network(folder, **options).to("cuda" if torch.cuda.is_available() else "cpu"), processor
-
-
-def load_network(folder: Path, **options: Any) -> PreTrainedModel:
-    """Load the model on the CPU. `load_processor` must have been called before.
-
-    Raises:
-        DamagedError: for files that were changed since the model was saved; the message names them.
-        ValueError: for a folder that holds another kind of model.
-    """
-    check_folder(folder)
-    with loading(folder):
-        return AutoModelForImageTextToText.from_pretrained(folder, **{"trust_remote_code": False, **options})
 
 
 def load_in_4bit(folder: Path, *, bf16: bool = False, **options: Any) -> PreTrainedModel:
@@ -77,23 +64,6 @@ def load_in_4bit(folder: Path, *, bf16: bool = False, **options: Any) -> PreTrai
         if getattr(module, "support_avx512bf16_for_cpu", False):  # after an evaluation, these layers on a CPU would pass no gradient on
             module.support_avx512bf16_for_cpu = False
     return small
-
-
-def load_processor(folder: Path, *, trust_remote_code: bool = False) -> ProcessorMixin:
-    """Load the processor of a saved model.
-
-    Args:
-        trust_remote_code: run Python files of the folder; without it, a folder that needs its own files is refused.
-
-    Raises:
-        ValueError: for a folder without a model, or with damaged files (`encoders.digests`).
-    """
-    require_config(folder)
-    for point in entry_points(group="mof.auto_classes"):
-        point.load()()  # transformers' Auto classes learn the models of this package
-    check_folder(folder, without=WEIGHTS)
-    with loading(folder):
-        return AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
 def stored_images(model: PreTrainedModel, processor: ProcessorMixin, store: Path, blurred: bool = False) -> StoredImages:

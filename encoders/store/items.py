@@ -206,6 +206,8 @@ class _Copied(NamedTuple):
 
 
 class _Loaded(NamedTuple):
+    """_Loaded holds an image as the encoders take it."""
+
     size: tuple[int, int]
     """Width and height."""
     pixels: dict[str, Tensor]

@@ -123,7 +123,6 @@ def sound_keys(files: Iterable[Path], run: str) -> set[str]:
 
     Args:
         run: as in `write_shard`.
-        encoder: the name that the shards carry in their metadata, for readers of single files.
 
     Raises:
         ForeignError: for a shard of another store or another encoder.

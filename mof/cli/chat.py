@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from transformers import AutoModelForImageTextToText, AutoProcessor, TextStreamer
+from transformers import TextStreamer
 
 from encoders import read_image
 from encoders.command_options import DecodingName, Device, MaxNewTokens, Model, TrustRemoteCode, usable_device
-from encoders.saved_folders import require_config
+from encoders.saved_models import load_network, load_processor
 from encoders.terminal import plain, say
 from encoders.text_files import one_line
-from mof.auto_classes import register_auto_classes
 from mof.data.prompts import prompt_inputs, ready_for_prompts
 from mof.evals.decoding import Decoding, load_decoding, load_explainer
 
@@ -66,13 +65,12 @@ def load_saved(model: Path, device: str, trust_remote_code: bool = False) -> tup
     """Return the model of a folder, on a device, and its processor, ready for prompts.
 
     Raises:
+        DamagedError: for files that were changed since the model was saved; the message names them.
         ValueError: for a folder without an image-text-to-text model, or whose chat template does not come to an end.
     """
-    require_config(model)
-    register_auto_classes()
+    processor = load_processor(model, trust_remote_code=trust_remote_code)
+    network = load_network(model, trust_remote_code=trust_remote_code)
     with _named(model):
-        network = AutoModelForImageTextToText.from_pretrained(model, trust_remote_code=trust_remote_code)
-        processor = AutoProcessor.from_pretrained(model, trust_remote_code=trust_remote_code)
         ready_for_prompts(processor)
     return network.eval().to(device), processor
 

@@ -65,10 +65,8 @@ class LayerProbe:
         write_text(folder / f"{stem}.layers.csv", "\n".join(lines) + "\n")
 
 
-def probe_layers(
-    name: str, questions: Sequence[Question], *, cells: int = 4, device: str | None = None, progress: bool = False
-) -> LayerProbe:
-    """Probe every layer of an encoder.
+def probe_layers(name: str, questions: Sequence[Question], *, cells: int = 4, progress: bool = False) -> LayerProbe:
+    """Probe every layer of an encoder, on the GPU if there is a GPU.
 
     Args:
         name: the encoder, as `build_encoder` takes it.
@@ -76,7 +74,7 @@ def probe_layers(
         cells: tokens are averaged over `cells` x `cells` parts of the image; 1 averages over the whole image, which forgets places.
 
     Raises:
-        ValueError: if no pair has answers that occur in other pairs too, or `cells` is below 1.
+        ValueError: if no pair has answers that occur in other pairs too, `cells` is below 1, or tokens of an image are not finite.
     """
     if cells < 1:
         raise ValueError(f"cells should be at least 1, got {cells}")
@@ -85,7 +83,7 @@ def probe_layers(
     if not kept:
         raise ValueError(f"none of the {len(questions) // 2} pairs has two answers that occur in other pairs of its pattern too")
     images = [str(question.image) for pair in kept for question in pair]
-    layers, features = _features(name, images, cells, device, progress)
+    layers, features = _features(name, images, cells, progress)
     bounds = np.cumsum([0, *(len(pairs) for pairs in groups.values())])
     right = np.empty((len(layers), len(kept)), bool)  # [L, U]
     for place, of_layer in enumerate(features):  # [N, D]
@@ -121,11 +119,9 @@ def _learnable(pairs: list[tuple[Question, Question]]) -> list[tuple[Question, Q
     return kept if len(kept) == len(pairs) else _learnable(kept)  # a pair that is left out takes its answers along
 
 
-def _features(
-    name: str, images: Sequence[str], cells: int, device: str | None, progress: bool
-) -> tuple[tuple[int, ...], Iterator[Array] | list[Array]]:
+def _features(name: str, images: Sequence[str], cells: int, progress: bool) -> tuple[tuple[int, ...], Iterator[Array] | list[Array]]:
     """Return the layers, and the features [N, D] of each. Layers on one grid come out of a single pass."""
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     deepest = build_encoder(name, layer=-1)
     layers = tuple(range(1, deepest.blocks + 1))
     try:
@@ -142,6 +138,8 @@ def _encoded(encoder: Encoder, images: Sequence[str], cells: int, progress: bool
     for image in tracked(images, f"images of {encoder.name}", shown=progress):
         tokens, grid = encoder(encoder.pixels(image)[None])  # [1, h*w, channels of all layers]
         maps = tokens.transpose(1, 2).unflatten(2, grid).float()  # [1, channels, h, w]
+        if not maps.isfinite().all():
+            raise ValueError(f"{image}: tokens of {encoder.name} are not finite")
         rows.append(F.adaptive_avg_pool2d(maps, (min(cells, grid[0]), min(cells, grid[1])))[0].cpu())
     split = torch.stack(rows).split(encoder.layer_widths, dim=1)  # L of [N, C, G, G]
     return [part.flatten(1).double().numpy() for part in split]

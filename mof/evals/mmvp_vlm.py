@@ -185,12 +185,12 @@ def probe_mmvp_vlm(
     for index in tracked(range(0, len(items), 2), "pairs", shown=progress):
         pair = items[index], items[index + 1]
         images = torch.cat([embed(item.image) for item in pair])  # [2, E]
+        ids, statements = (pair[0].id, pair[1].id), (pair[0].statement, pair[1].statement)
         similarities = None
         if with_text:
-            texts = _unit(encoder.embed_text([PROMPT + item.statement for item in pair]))  # [2, E]
+            texts = _unit(encoder.embed_text([PROMPT + statement for statement in statements]), f"statements {statements}")  # [2, E]
             (a, b), (c, d) = (texts @ images.T).tolist()
             similarities = (a, b), (c, d)
-        ids, statements = (pair[0].id, pair[1].id), (pair[0].statement, pair[1].statement)
         results.append(PairResult(pair[0].type, ids, statements, float(images[0] @ images[1]), similarities))
     return MMVPVLMResult(name, results, Path(folder).resolve().name, why_not_official(Path(folder), items))
 
@@ -213,21 +213,22 @@ def why_not_official(folder: Path, items: Sequence[Item]) -> str | None:
 
 @torch.inference_mode()
 def _embed(encoder: ImageTextEncoder, file: Path) -> Tensor:
-    """Return [1, E] float64 of unit norm: in float32 the order of a sum may decide a near tie. ValueError where it is not finite."""
+    """Return [1, E] float64 of unit norm."""
     pixels = encoder.pixels(file) if isinstance(encoder, Encoder) else pil_to_tensor(read_image(file))
-    embedding = _unit(encoder.embed_image(pixels[None]))
-    if not embedding.isfinite().all():
-        raise ValueError(f"{file}: its embedding is not finite")
-    return embedding
+    return _unit(encoder.embed_image(pixels[None]), str(file))
 
 
 def _stored(store: FeatureStore, embeddings: NDArray[np.float32], file: Path) -> Tensor:
     """Return the embedding from a store as `_embed` does."""
-    return _unit(torch.tensor(embeddings[store.row_of(file)])[None])
+    return _unit(torch.tensor(embeddings[store.row_of(file)])[None], str(file))
 
 
-def _unit(x: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(x.detach().double().cpu(), dim=-1)
+def _unit(x: Tensor, source: str) -> Tensor:
+    """Return float64 of unit norm: in float32 the order of a sum may decide a near tie. ValueError where it is not finite."""
+    unit = torch.nn.functional.normalize(x.detach().double().cpu(), dim=-1)
+    if not unit.isfinite().all():
+        raise ValueError(f"{source}: the embedding is not finite")
+    return unit
 
 
 def read_mmvp_vlm(folder: str | Path) -> list[Item]:

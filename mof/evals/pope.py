@@ -72,9 +72,10 @@ def _read(file: Path, strategy: str) -> list[PopeQuestion]:
             good = False
         if not good:
             raise ValueError(f"{file}, line {number}: expected question_id, image, text and label, got {line[:200]!r}")
-        if label not in ("yes", "no") or id in questions:
+        question_id = f"{strategy}/{id}"
+        if label not in ("yes", "no") or question_id in questions:
             raise ValueError(f"{file}, line {number}: expected a label yes or no and an id of its own, got {line[:200]!r}")
-        questions[id] = PopeQuestion(f"{strategy}/{id}", strategy, image, text, label == "yes")
+        questions[question_id] = PopeQuestion(question_id, strategy, image, text, label == "yes")
     return list(questions.values())
 
 

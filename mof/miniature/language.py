@@ -115,11 +115,11 @@ def web_caption(scene: Scene, rng: np.random.Generator) -> str:
     return _WEB[rng.integers(len(_WEB))].format(name)
 
 
-def dialogue(scene: Scene, rng: np.random.Generator, turns: int = 5) -> list[Turn]:
-    """Return questions about different patterns with their answers."""
+def dialogue(scene: Scene, rng: np.random.Generator) -> list[Turn]:
+    """Return five questions about different patterns with their answers."""
     return [
         Turn(question(scene, pattern, rng), answer(scene, pattern), pattern, word(pattern, getattr(scene, PATTERNS[pattern])))
-        for pattern in map(str, rng.permutation(patterns_of(scene))[:turns])
+        for pattern in map(str, rng.permutation(patterns_of(scene))[:5])
     ]
 
 
@@ -128,11 +128,11 @@ def things(scene: Scene) -> list[str]:
     return [scene.kind, *(["sign"] if scene.letter else [])]
 
 
-def yes_or_no(scene: Scene, rng: np.random.Generator, turns: int = 2) -> list[Turn]:
-    """Return POPE's questions, each about a thing that is in the scene or about a thing that is not, with the same probability."""
+def yes_or_no(scene: Scene, rng: np.random.Generator) -> list[Turn]:
+    """Return two of POPE's questions, each about a thing that is in the scene or about a thing that is not, with the same probability."""
     there = things(scene)
     asked = {"Yes": there, "No": [thing for thing in (*KINDS, "sign") if thing not in there]}
-    drawn = [str(said) for said in rng.choice(list(asked), turns)]
+    drawn = [str(said) for said in rng.choice(list(asked), 2)]
     return [Turn(IS_THERE.format(rng.choice(asked[said])), f"{said}.", "Thing", said) for said in drawn]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -209,14 +208,10 @@ def _adapter_bytes(mixer: Mixer, width: int) -> int:
 
 
 def _steps(setting: Setting) -> dict[str, int | None]:
-    """Return the optimizer steps. VIG keeps its share of the records with an image, and all records without an image."""
-    data = setting.data
-    steps = {"align": None if data.align_records is None else setting.align.steps(data.align_records)}
-    if data.finetune_records is None:
-        return steps | {"finetune": None, "finetune, VIG": None}
-    # Rounded before ceil: 0.7 of 10 records are 7, not 7.000000000000001.
-    chosen = math.ceil(round(setting.keep * (data.finetune_records - data.text_records), 6)) + data.text_records
-    return steps | {
-        "finetune": setting.finetune.steps(data.finetune_records),
-        "finetune, VIG": setting.finetune.steps(chosen),
+    """Return the optimizer steps by stage."""
+    records = {
+        "align": (setting.align, setting.data.align_records),
+        "finetune": (setting.finetune, setting.data.finetune_records),
+        "finetune, VIG": (setting.finetune, setting.selected_records),
     }
+    return {name: None if count is None else stage.steps(count) for name, (stage, count) in records.items()}

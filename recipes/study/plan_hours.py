@@ -43,7 +43,7 @@ class StageHours:
 
 def hours(plan: Plan, shares: Mapping[str, float], peak: float = PEAK) -> list[StageHours]:
     """Return the stages whose numbers of records are known, in the order in which they run."""
-    data, setting = plan.setting.data, plan.setting
+    setting, data = plan.setting, plan.setting.data
     stages: list[tuple[str, int, dict[str, float]]] = []
     image = plan.image_operations
     if data.align_records is not None:
@@ -54,7 +54,7 @@ def hours(plan: Plan, shares: Mapping[str, float], peak: float = PEAK) -> list[S
         tokens = plan.tokens_per_image / RECORDS_PER_IMAGE + TEXT["finetune"]
         clean_and_null = {"encoders": 2 * image / RECORDS_PER_IMAGE, "scoring": 2 * _forward(plan, TEXT["finetune"], computed=tokens)}
         stages.append(("score", shown, clean_and_null))
-        for name, records in (("finetune", data.finetune_records), ("finetune, VIG", round(setting.keep * shown) + data.text_records)):
+        for name, records in (("finetune", data.finetune_records), ("finetune, VIG", setting.selected_records)):
             with_image = shown / data.finetune_records
             work = _forward(plan, TEXT["finetune"]) * with_image + _forward(plan, TEXT["finetune"], visual=0) * (1 - with_image)
             stages.append((name, records, {"encoders": image * with_image, "training": work * _passes(plan, "finetune")}))

@@ -16,7 +16,7 @@ from study.ways import KEEPS, NOISE, NOISE_WAYS, WAYS
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the final table."""
+    """Row says what is trained for a row of the final table."""
 
     name: str
     encoders: tuple[str, ...]

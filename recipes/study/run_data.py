@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,6 +104,12 @@ def _with_paths(raw: Any, folders: Sequence[Path]) -> dict[str, Any]:
             )
         paths.append(str(path))
     return {key: value for key, value in to_mapping(raw).items() if key != "image"} | {"images": paths}
+
+
+def one_per_image(groups: Mapping[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    """Return the groups with only the first record of each image."""
+    first = {images_of(record)[0]: i for i, record in reversed(list(enumerate(groups["matching"])))}
+    return {name: [records[i] for i in sorted(first.values())] for name, records in groups.items()}
 
 
 def spaced(names: Sequence[str], share: float) -> list[str]:

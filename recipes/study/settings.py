@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import ErrorDetails, to_json
 
 from encoders import build_encoder
-from encoders.registry import near_names
+from encoders.names import near_names
 from mof.adapter import FUSIONS
 from mof.miniature.noise import draw_kind
 from vig.nulls import NULL_NAMES
@@ -30,7 +30,7 @@ RowsAndColumns = tuple[Count, Count]
 
 @dataclass(config=EXACT)
 class Stage:
-    """A stage of training, in the words of `transformers.TrainingArguments`."""
+    """Stage holds the options of a stage of training, in the words of `transformers.TrainingArguments`."""
 
     learning_rate: Annotated[float, Field(gt=0)]
     """Peak of the cosine schedule."""
@@ -101,7 +101,7 @@ class Scenes:
 
 @dataclass(config=EXACT)
 class Data:
-    """The records, in LLaVA's format. Paths are relative to the run's data folder."""
+    """Data says where the records lie, in LLaVA's format. Paths are relative to the run's data folder."""
 
     align: list[str] = field(default_factory=list)
     """Record files of stage 1 (captions)."""
@@ -150,7 +150,7 @@ Architecture = Annotated[dict[str, Any], AfterValidator(_check_architecture)]
 
 @dataclass(config=EXACT)
 class Setting:
-    """A model, its data and its two stages of training."""
+    """Setting holds a model, its data and its two stages of training."""
 
     name: str
     encoders: Annotated[dict[str, EncoderOptions], Field(min_length=1)]
@@ -200,6 +200,15 @@ class Setting:
         return {"pool": self.pool, "grid": self.grid, "unshuffle": self.unshuffle, "weigh_layers": self.weigh_layers}
 
     @property
+    def selected_records(self) -> int | None:
+        """Return the number of `finetune_records` that VIG selects: its share of those with an image, and all without an image."""
+        data = self.data
+        if data.finetune_records is None:
+            return None
+        # Rounded before ceil: 0.7 of 10 records are 7, not 7.000000000000001.
+        return math.ceil(round(self.keep * (data.finetune_records - data.text_records), 6)) + data.text_records
+
+    @property
     def stages(self) -> dict[str, Stage]:
         return {"align": self.align, "finetune": self.finetune}
 
@@ -221,8 +230,8 @@ def renewed(stored: Any) -> Any:
         return stored
 
 
-def read_setting(path: str | Path, **overrides: Any) -> Setting:
-    """Return the setting of a YAML file. `overrides` replace top-level fields.
+def read_setting(path: str | Path) -> Setting:
+    """Return the setting of a YAML file.
 
     Raises:
         ValueError: for a file that is no YAML mapping, for unknown, missing or ill-typed fields, and for values that the
@@ -233,7 +242,7 @@ def read_setting(path: str | Path, **overrides: Any) -> Setting:
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     if isinstance(values, dict):  # YAML reads the key of `null: drop` as None
-        values = {"null" if name is None else name: value for name, value in values.items()} | overrides
+        values = {"null" if name is None else name: value for name, value in values.items()}
     try:
         # Strict about types as JSON has them: a mapping fills a dataclass, but a text is no number.
         return TypeAdapter(Setting).validate_json(to_json(values, inf_nan_mode="constants"))

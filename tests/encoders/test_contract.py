@@ -175,6 +175,14 @@ def test_resize_to_another_grid(encoder: Encoder) -> None:
     assert encoder.embed_image(pixels()).shape == (2, encoder.embed_dim)
 
 
+def test_a_grid_that_no_size_gives_leaves_the_size_as_it_is(encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    size, grid = encoder.image_size, encoder.grid
+    monkeypatch.setattr(type(encoder), "measure_grid", lambda self: grid if self.image_size == size else (1, 1))
+    with pytest.raises(ValueError, match="no size up to"):
+        encoder.resize_to((6, 6))
+    assert (encoder.image_size, encoder.grid) == (size, grid)
+
+
 def test_resizing_twice_is_resizing_once(build: Build) -> None:
     torch.manual_seed(0)
     once = build()

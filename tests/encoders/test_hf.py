@@ -316,6 +316,15 @@ def test_folder_without_statistics_is_refused(hf_folder: Folder) -> None:
         build_encoder(f"hf:{folder}")
 
 
+@pytest.mark.parametrize("std", [[0.2, 0.3, float("nan")], [0.2, 0.3, 0.0], [0.2, 0.3]])
+def test_statistics_that_make_no_sense_are_refused(hf_folder: Folder, std: list[float]) -> None:
+    folder = Path(hf_folder("Dinov2Model"))
+    config = folder / "preprocessor_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"image_std": std}))
+    with pytest.raises(ValueError, match="std takes three finite numbers"):
+        build_encoder(f"hf:{folder}")
+
+
 def test_hook_is_gone_after_the_forward_pass(hf_folder: Folder) -> None:
     encoder = build_encoder(f"hf:{hf_folder('Dinov2Model')}", layer=1)
     before = hooks_of(encoder)

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from support.commands import mof
+from support.commands import mof, refused
 from support.families import build
 from typer.testing import Result
 
+from encoders.saved_folders import recording
 from mof import MoFProcessor
 
 
@@ -62,3 +63,13 @@ def test_half_precision(family: str, image: Path, tmp_path: Path) -> None:
     processor.save_pretrained(tmp_path / "half")
     result = chat(tmp_path / "half", "--image", image, "What?")
     assert result.exit_code == 0, result.output
+
+
+def test_a_trained_model_of_another_library_that_was_changed_is_refused(tmp_path: Path) -> None:
+    model, processor = build("llava")
+    with recording(tmp_path / "tuned"):  # as training does
+        model.save_pretrained(tmp_path / "tuned")
+        processor.save_pretrained(tmp_path / "tuned")
+    weights = tmp_path / "tuned" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+    refused(chat(tmp_path / "tuned", "What?"), "model.safetensors")

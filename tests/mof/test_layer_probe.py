@@ -114,6 +114,14 @@ def test_features_of_each_layer_are_its_tokens_averaged_over_cells(tmp_path: Pat
             np.testing.assert_allclose(row.reshape(-1, 25), tokens[0].T, atol=1e-5)
 
 
+def test_an_image_whose_tokens_are_not_finite_is_named(tmp_path: Path) -> None:
+    write_pairs(tmp_path)
+    encoder = build_encoder("mini-dino", layer=[1, 2])
+    encoder.tower.blocks[1].register_forward_hook(lambda module, inputs, output: output * torch.nan)
+    with pytest.raises(ValueError, match=r"1\.png.*mini-dino.*not finite"):
+        _encoded(encoder, [str(tmp_path / "MMVP Images/1.png")], 2, False)
+
+
 def test_the_command_writes_table_files_and_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     write_pairs(tmp_path / "data")

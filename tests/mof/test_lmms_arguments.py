@@ -14,7 +14,7 @@ from support.commands import mof
 from support.two_passes import chats
 
 from mof.evals.answerers import LocalModel
-from mof.evals.answering import Prompt
+from mof.evals.answering import Answer, Prompt
 from vig.decoding import VCD, build_decoding
 
 METHOD = "vcd:null=noise:seed=0:alpha=3.0:beta=0.1"
@@ -83,6 +83,18 @@ def test_decoding_is_a_model_argument(model_class: Any, tiny_model: Any, tiny_pr
     for text in ("vcd:alpha", "vcdd"):
         with pytest.raises(ValueError, match=f"'{text.rpartition(':')[2]}'"):
             model_class.create_from_arg_string(f"pretrained={tmp_path / 'model'},decoding={text}", {})
+
+
+def test_prompts_without_an_answer_are_counted_and_have_no_likelihood(
+    model_class: Any, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_class(str(tiny_folder))
+    monkeypatch.setattr(LocalModel, "answer", lambda self, prompts: enumerate([Answer("red", (-1.0,)), Answer("", error="cut off")]))
+    arguments = ("Which?", {"max_new_tokens": 6}, None, 0, "t", "test")
+    assert [result.text for result in model.generate_until([SimpleNamespace(args=arguments)] * 2)] == ["red", ""]
+    assert model.unanswered == {"t": ["cut off"]}
+    with pytest.raises(ValueError, match="a prompt has no answer: cut off"):
+        model.loglikelihood([SimpleNamespace(args=("Which?", "red", *arguments[2:]))] * 2)
 
 
 def test_the_suite_gets_the_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +120,15 @@ def test_weights_that_are_not_finite_are_refused_by_name(
     tiny_processor.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"(lm_head|embed_tokens).*not finite"):
         LocalModel.load(tmp_path)
+
+
+def test_options_without_a_likelihood_cost_their_own_prompt(make: Callable[..., LocalModel], prompts: list[Prompt]) -> None:
+    asked = make(batch_size=2)
+    head = asked.model.get_output_embeddings()
+    head.register_forward_hook(lambda module, inputs, logits: torch.where(torch.tensor(len(logits) == len(OPTIONS)), torch.nan, logits))
+    options, free = answers_of(asked, [prompts[0], dataclasses.replace(prompts[0], id="free", options=())])
+    assert "NaN" in str(options.error) and options.log_likelihoods is None
+    assert free.error is None
 
 
 def test_the_batch_size_changes_no_answer(make: Callable[..., LocalModel], prompts: list[Prompt]) -> None:

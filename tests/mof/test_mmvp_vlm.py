@@ -246,3 +246,10 @@ def test_an_image_without_a_finite_embedding_is_named(tmp_path: Path) -> None:
     encoder.tower.visual.register_forward_hook(lambda *_: torch.full((1, encoder.embed_dim or 0), torch.nan))
     with pytest.raises(ValueError, match=r"1\.jpg: .*not finite"):
         probe_mmvp_vlm(encoder, write_folder(tmp_path, TYPES[:1]))
+
+
+def test_statements_without_a_finite_embedding_are_named(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, TYPES[:1])
+    encoder = Table(np.eye(2), np.full((2, 2), np.nan))
+    with pytest.raises(ValueError, match="statements .*not finite"):
+        probe_mmvp_vlm(encoder, folder)

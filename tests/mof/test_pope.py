@@ -93,7 +93,9 @@ def line(**changes: object) -> str:
     return json.dumps({"question_id": 1, "image": "x.jpg", "text": "Is there a dog?", "label": "yes"} | changes)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", line(label="maybe"), line() + "\n" + line(), '{"question_id": 1}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", line(label="maybe"), line() + "\n" + line(), line() + "\n" + line(question_id="1"), '{"question_id": 1}']
+)
 def test_bad_lines_are_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "coco_pope_random.json").write_text(content)
     with pytest.raises(ValueError, match=r"coco_pope_random.json, line [12]"):

@@ -313,6 +313,13 @@ def test_the_digest_of_an_array_sees_its_middle() -> None:
     assert str(array) == str(other) and len({digest(array), digest(other), digest(array.reshape(-1)), digest(array.view(np.int8))}) == 4
 
 
+def test_the_digest_of_an_array_of_objects_is_that_of_what_they_hold() -> None:
+    def turns(*texts: str) -> np.ndarray:
+        return np.array([{"from": "gpt", "value": "".join(text)} for text in texts], dtype=object)
+
+    assert digest(turns("A cat", "A dog")) == digest(turns("A cat", "A dog")) != digest(turns("A dog", "A cat"))
+
+
 @pytest.mark.parametrize("text", ["[]", "[1, 2.5, null]", '[{"a": "]"}, [1]]', '[ {"a": 1}\n,\n{"b": "x, [y]"} ] \n', '["😀 \u2028", "z"]'])
 @pytest.mark.parametrize("piece", [1, 2, 3, 7, 1000])
 def test_a_list_is_read_in_pieces(text: str, piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

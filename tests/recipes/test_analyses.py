@@ -11,6 +11,7 @@ import analyse_photos
 from mof.data.records import images_of
 from mof.miniature.misleading import misleading_questions
 from mof.miniature.scenes import PATTERNS, sample_scene
+from study.run_data import one_per_image
 
 
 @pytest.mark.parametrize("count", [0, 1, 4, 9])
@@ -69,7 +70,7 @@ def test_questions_by_hand(tmp_path: Path) -> None:
 def test_one_record_per_image(key: str) -> None:
     matching = [{"id": str(i), key: image if key == "image" else [image]} for i, image in enumerate("abacb")]
     groups = {"matching": matching, "conflicting": [{"id": record["id"], "image": "z"} for record in matching]}
-    kept = analyse_photos.one_per_image(groups)
+    kept = one_per_image(groups)
     assert {name: [record["id"] for record in records] for name, records in kept.items()} == {name: ["0", "1", "3"] for name in groups}
     assert all(images_of(record) == ["z"] for record in kept["conflicting"])
 

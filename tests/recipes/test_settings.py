@@ -63,13 +63,6 @@ def test_the_sharegpt4v_variant_differs_in_its_data_only(size: str):
     assert changed == {"captions", "image_folders"}
 
 
-def test_overrides_replace_top_level_fields():
-    setting = read_setting(CONFIGS / "llava15_7b.yaml", keep=0.5, pool=[1, 2])
-    assert (setting.keep, setting.pool) == (0.5, (1, 2))
-    with pytest.raises(ValueError, match="kep.*keep"):
-        read_setting(CONFIGS / "llava15_7b.yaml", kep=0.5)
-
-
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -190,3 +183,10 @@ def test_a_split_makes_up_the_batch_or_is_refused(batch: int, per_device: int | 
 def test_steps_are_the_batches_of_a_loader_that_drops_nothing(records: int, batch: int, epochs: int):
     assert Stage(1e-3, batch, epochs=epochs).steps(records) == len(range(0, records, batch)) * epochs
     assert Stage(1e-3, batch, epochs=epochs, max_steps=7).steps(records) == 7
+
+
+@pytest.mark.parametrize(("records", "text", "selected"), [(10, 0, 7), (11, 0, 8), (11, 1, 8), (3, 3, 3)])
+def test_the_share_of_records_is_rounded_up_and_text_only_records_stay(records: int, text: int, selected: int):
+    setting = read_setting(CONFIGS / "llava15_7b.yaml")
+    data = dataclasses.replace(setting.data, finetune_records=records, text_records=text)
+    assert dataclasses.replace(setting, keep=0.7, data=data).selected_records == selected

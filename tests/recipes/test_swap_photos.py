@@ -33,6 +33,12 @@ def test_a_share_of_the_records_gets_another_photo(data, seed):
     assert {record["id"]: record["images"] for record in data.finetune} == own
 
 
+def test_a_photo_in_more_than_half_of_the_drawn_records_cannot_be_swapped():
+    records = [{"id": str(i), "images": [f"{min(i, 4):02}.jpg"]} for i in range(48)]
+    with pytest.raises(ValueError, match=r"more than half .* 04\.jpg"):
+        swap_photos.with_swaps(RunData([], records, [], [], {}), 0)
+
+
 def test_a_seed_draws_other_records_in_another_order(data):
     first, again, other = (swap_photos.with_swaps(data, seed) for seed in (0, 0, 1))
     assert first == again and first.truth != other.truth

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from study.row_run import RowRun
 from study.rows import Row
 from study.ways import NOISE_WAYS, WAYS, select_by
-from train_llava_mof_vig import RowRun
 from vig import Score, Scores, select
 
 MANIFEST = {"identity": {"measures": ["loss"]}, "complete": True, "text_only": [], "failures": {}}

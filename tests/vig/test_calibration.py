@@ -98,7 +98,7 @@ def test_diagnosis_names_what_the_model_reads() -> None:
 def test_a_scorer_is_judged_by_its_records_where_no_word_is_in_a_list() -> None:
     """Answers in other languages, and bare letters of options, hold no word of the English classes."""
     rng = np.random.default_rng(0)
-    found = calibration(made(rng.normal(1, 1, 200).tolist(), "rot"), made(rng.normal(0, 1, 200).tolist(), "rot"))
+    found = calibration(made(rng.normal(0.7, 1, 200).tolist(), "rot"), made(rng.normal(0, 1, 200).tolist(), "rot"))
     assert "hold no word of the (English) word classes" in diagnosis(found) and "expected to help" in diagnosis(found)
     blind = calibration(made(rng.normal(0, 1, 40).tolist(), "rot"), made(rng.normal(0, 1, 40).tolist(), "rot"))
     assert "to gain nothing or to hurt: align the model longer and score again (the" in verdict(blind)
@@ -113,8 +113,16 @@ def test_the_error_of_auroc_is_the_standard_deviation_over_samples() -> None:
     assert found[0]["error"] == pytest.approx(np.std([row["auroc"] for row in found]), rel=0.2)
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0.0, "to hurt with --keep: only"), (0.4, "to help"), (1.0, "to gain nothing or to hurt")])
-def test_diagnosis_estimates_the_share_of_records_that_no_image_supports(share, expected) -> None:
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [
+        (0.0, "expected to hurt with --keep: only"),
+        (0.22, "of uncertain use with --keep: about"),  # the interval holds the limit, 25 %
+        (0.4, "expected to help"),
+        (1.0, "expected to gain nothing or to hurt"),
+    ],
+)
+def test_diagnosis_estimates_the_share_of_records_that_no_image_supports(share, said) -> None:
     """Records whose answers no image supports have the distribution of swapped records."""
     rng = np.random.default_rng(0)
     every = np.where(np.arange(4000) < 4000 * share, rng.normal(0, 1, 4000), rng.normal(3, 1, 4000))
@@ -122,7 +130,7 @@ def test_diagnosis_estimates_the_share_of_records_that_no_image_supports(share, 
     found = calibration(made(right.tolist(), "red"), made(swapped.tolist(), "red"), every)
     low, high = found["alike_interval"]
     assert low - 0.01 <= share <= high + 0.01 and low <= found["alike"] <= high and high - low < 0.25
-    assert f"expected {expected}" in diagnosis(found)
+    assert said in diagnosis(found)
     assert share == 1 or f"{found['alike']:.0%} ({low:.0%} to {high:.0%}) of the records look as if" in diagnosis(found)
 
 

@@ -18,10 +18,11 @@ from transformers import AutoModelForImageTextToText, BitsAndBytesConfig, LlamaC
 from typer.testing import Result
 
 from encoders import build_encoder
+from encoders.saved_models import load_network, load_processor
 from mof import InterleavedMoF, MoFForConditionalGeneration, MoFProcessor
 from study.memory import FOUR_BITS
 from vig import saved_models
-from vig.saved_models import load_in_4bit, load_network, load_processor
+from vig.saved_models import load_in_4bit
 from vig.training.finetuning import training_file
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -56,8 +56,9 @@ def test_report(folder: Path) -> None:
     page = (folder / "x.html").read_text()
     assert page.count("<article") == 2 and page.count("data:image/png;base64,") == 4
     assert "<td>drop</td>" in page and "<td>green</td>" in page
-    assert run("report", blurred, *inputs, "-o", folder / "y.html").exit_code == 0
-    assert "made without images" in (folder / "y.html").read_text()
+    assert run("report", blurred, *inputs, "--floor", "-o", folder / "y.html").exit_code == 0
+    page = (folder / "y.html").read_text()
+    assert "made without images" in page and "At or above +0.000 nats" in page
 
 
 def test_report_of_nothing_or_of_the_wrong_things(folder: Path) -> None:

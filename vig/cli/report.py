@@ -31,6 +31,7 @@ def report(
     output: Annotated[Path, output_option("HTML file to write.")],
     images: Annotated[Path | None, images_option("Folder of the records' images. Default: no images are shown.")] = None,
     keep: Annotated[float, typer.Option(help="Share of the samples to keep, in [0, 1]. It sets the threshold that is drawn.")] = 0.7,
+    floor: Annotated[bool, typer.Option("--floor", help="Draw the threshold of `mof vig select --floor`, in place of --keep.")] = False,
     source_key: Annotated[
         str | None, typer.Option(help="Key of a record that names its source; 'image' takes the top folder of its image.")
     ] = None,
@@ -57,7 +58,7 @@ def report(
     if source_key is not None:  # the records are read once, and few of them are kept
         wanted, kept = shown_ids(runs[0], samples), list[Any]()
         sources, rows = record_sources(_keeping(rows, wanted, kept), source_key), kept
-    selection = select(runs[0], keep, sources=sources)
+    selection = select(runs[0], keep, floor=floor, sources=sources)
     write_report(
         output,
         selection,

@@ -12,10 +12,11 @@ from accelerate import PartialState
 from encoders.command_groups import resumes
 from encoders.command_options import ClusterOptions, Images, Model, Records, TrustRemoteCode, output_option, seed_option
 from encoders.digests import file_digest
+from encoders.saved_models import load_network, load_processor
 from encoders.terminal import say
 from mof.data.rows import read_rows
 from vig.nulls import NULL_NAMES
-from vig.saved_models import load_network, load_processor, stored_images
+from vig.saved_models import stored_images
 from vig.scoring import run
 from vig.scoring.calibration import diagnosis
 from vig.scoring.folder import RECORDS_DIGEST, REJECTED, file_of, refuse_occupied

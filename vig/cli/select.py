@@ -133,7 +133,7 @@ def select(
 
 def _clusters(scores: Scores, records: Path, count: int, seed: int) -> dict[str, str]:
     """Return id -> cluster, by the embeddings of the model that made the scores."""
-    from vig.saved_models import load_network, load_processor  # slow to import
+    from encoders.saved_models import load_network, load_processor  # slow to import
     from vig.selection.clusters import instruction_clusters
 
     folder = Path(scores.manifest["about"].get("model", ""))

@@ -18,12 +18,13 @@ from encoders.command_groups import resumes
 from encoders.command_options import Images, Model, Records, TrustRemoteCode, output_option
 from encoders.model_cards import HEAD, write_section
 from encoders.runs import RunLock
+from encoders.saved_models import load_network, load_processor
 from encoders.store.fingerprints import weights_digest
 from encoders.terminal import say
 from mof.data.digests import digest
 from vig.positions import most_tokens
 from vig.processes import Processes
-from vig.saved_models import load_in_4bit, load_network, load_processor, stored_images
+from vig.saved_models import load_in_4bit, stored_images
 from vig.scoring.identity import processor_identity
 from vig.training.card import training_facts
 from vig.training.finetuning import CHECKPOINTS, DEFAULTS, claim, finetune, finish, result, training_file

@@ -102,7 +102,7 @@ def joined(clean: Branch, null: Branch) -> Branch | None:
 
 
 class _ApartError(Exception):
-    """Two inputs have no common batch."""
+    """_ApartError says that two inputs have no common batch."""
 
 
 def _both(clean: Any, null: Any, rows: int = 0) -> Any:

@@ -52,7 +52,7 @@ class Contrast(Decoding):
 
 @dataclass(frozen=True, kw_only=True)
 class VCD(Contrast):
-    """Visual contrastive decoding (arXiv 2311.16922): (1 + alpha) l - alpha l', among tokens with p >= beta max p.
+    """VCD (arXiv 2311.16922) takes the logits (1 + alpha) l - alpha l', among tokens with p >= beta max p.
 
     The published null image is "diffusion".
     """
@@ -69,7 +69,7 @@ class VCD(Contrast):
 
 @dataclass(frozen=True, kw_only=True)
 class ICD(VCD):
-    """Instruction contrastive decoding (arXiv 2403.18715): VCD with a disturbing instruction in place of the null image."""
+    """ICD (arXiv 2403.18715) is VCD with a disturbing instruction in place of the null image."""
 
     name: ClassVar[str] = "icd"
     null: str = "same"

@@ -20,7 +20,7 @@ from vig.decoding.method import Decoding
 
 @dataclass(frozen=True, kw_only=True)
 class PAI(Contrast):
-    """Paying attention to the image (arXiv 2407.21771): attention (alpha 0 leaves it out), then guidance (gamma 1 leaves it out).
+    """PAI (arXiv 2407.21771) edits the attention, unless alpha is 0, and guides the logits, unless gamma is 1.
 
     Attention: the scores w of image tokens become w + alpha |w|, for the last token of the prompt and all generated tokens, in the
     layers from `first_layer` on (counted from 0).
@@ -43,7 +43,7 @@ class PAI(Contrast):
 
 
 class _Amplified(EditedAttention):
-    """PAI's attention."""
+    """_Amplified edits the attention for PAI."""
 
     def __init__(self, options: PAI, model: PreTrainedModel, input_ids: Tensor, inputs: Mapping[str, Any]) -> None:
         super().__init__(model, options.name, input_ids, inputs, slice(options.first_layer, None))
@@ -58,7 +58,7 @@ class _Amplified(EditedAttention):
 
 @dataclass(frozen=True, kw_only=True)
 class VAR(Decoding):
-    """Visual attention redistribution (arXiv 2503.03321): image tokens that are attention sinks give to the other image tokens.
+    """VAR (arXiv 2503.03321) redistributes visual attention: image tokens that are attention sinks give to the other image tokens.
 
     An image token is a sink if |RMSNorm(h)| exceeds `tau` in a sink dimension. Sinks keep `keep` of their weight in heads that look at
     the image: image tokens have at least `mass` of the attention, and sinks at most `rho` of that. All tokens behind the last image are
@@ -80,7 +80,7 @@ class VAR(Decoding):
 
 
 class _Redistributed(EditedAttention):
-    """VAR's attention."""
+    """_Redistributed edits the attention for VAR."""
 
     def __init__(self, options: VAR, model: PreTrainedModel, input_ids: Tensor, inputs: Mapping[str, Any]) -> None:
         super().__init__(model, options.name, input_ids, inputs, slice(options.first_layer, -1))

@@ -36,7 +36,7 @@ UNIT = 1e-5  # share of attention that the page counts as 1, because it holds wh
 
 @dataclass(frozen=True)
 class AnswerToken:
-    """One token of an answer."""
+    """AnswerToken holds a token of an answer, with its contrast and its attention to the images."""
 
     text: str
     contrast: float
@@ -60,7 +60,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer, token by token."""
+    """Answer holds an answer, token by token."""
 
     decoding: str
     tokens: list[AnswerToken]
@@ -72,7 +72,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Explanation:
-    """The answers to a question, with the images that they look at."""
+    """Explanation holds the answers to a question, with the images that they look at."""
 
     question: str
     null: str

@@ -25,7 +25,7 @@ MOST_IMAGES = 4  # the most images that are shown of a record
 
 @dataclass(frozen=True)
 class Picture:
-    """An image and the null image that took its place, as data URIs."""
+    """Picture holds an image and the null image that took its place, as data URIs."""
 
     name: str
     shown: str | None
@@ -36,7 +36,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Token:
-    """One answer token."""
+    """Token holds an answer token, with its VIG."""
 
     text: str
     vig: float
@@ -49,7 +49,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Turn:
-    """A question and its answer; either may be empty."""
+    """Turn holds a question and its answer; either may be empty."""
 
     question: str
     answer: list[Token]
@@ -57,7 +57,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Sample:
-    """One record with its score."""
+    """Sample holds a record with its score, as the page shows it."""
 
     score: Score
     source: str | None

@@ -226,7 +226,13 @@ def _expected(result: Mapping[str, Any]) -> str:
         return f"expected to gain nothing or to hurt: align the model longer and score again{unless}"
     if alike is None:
         return "of uncertain use; --floor is safer"
-    looks = f"about {alike:.0%}{_between(result)} of the records look as if they had another image"
+    low, high = result.get("alike_interval") or [alike, alike]
+    looks = f"about {alike:.0%} ({low:.0%} to {high:.0%}) of the records look as if they had another image"
+    if low < FEW < high:
+        return (
+            f"of uncertain use with --keep: {looks}, and selection by --keep hurt below {FEW:.0%} and helped above. "
+            "--floor --token-threshold none is safer"
+        )
     if alike < FEW:
         return (
             f"expected to hurt with --keep: only {looks}, so it would drop records that teach. Train on all of them; "
@@ -237,7 +243,3 @@ def _expected(result: Mapping[str, Any]) -> str:
         "answers are wrong, drop them, safest by --floor --token-threshold none; if they are right, the model reads too little: align it "
         "longer"
     )
-
-
-def _between(result: Mapping[str, Any]) -> str:
-    return "" if result.get("alike_interval") is None else " ({:.0%} to {:.0%})".format(*result["alike_interval"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from itertools import islice
@@ -104,8 +104,8 @@ def score(
 
     Raises:
         ValueError: for a list whose first records all lack their images, an unknown null image, `per_encoder` with a model that is no
-            mixture or a null image that no encoder sees, a chat template without generation spans, an output folder that holds another
-            run or to which another run is writing, or a record that has changed since it was scored.
+            mixture or a null image that no encoder sees, a processor without a chat template, an output folder that holds another run or
+            to which another run is writing, or a record that has changed since it was scored.
     """
     if min(batch_size, batch_tokens) < 1:
         raise ValueError(f"batch_size and batch_tokens must be at least 1, got {batch_size} and {batch_tokens}")
@@ -142,18 +142,10 @@ def score(
             own = by_image(list(own))
             total = sum(id_of(raw) not in done for raw in own)
             logger.info("%d of %d records are to be scored", total, len(records))
-        known: dict[str, Any] = {} if folder is None else folder.calibration
 
         def items() -> Iterator[ScoreItem]:
-            nonlocal known
-            for number, share in enumerate(_cut(own, batch_size)):
-                if todo := [raw for raw in share if id_of(raw) not in done]:
-                    if folder is not None:
-                        folder.begin()
-                    yield ScoreItem(todo, None if folder is None else folder.number(number))
-            if known.get("digest") != sample.digest:  # known when all records are read
-                known = {"digest": sample.digest} if calibrate else {}
-            if known.keys() == {"digest"}:
+            yield from _items(own, done, folder, batch_size)
+            if _known_calibration(sample, folder, calibrate).keys() == {"digest"}:
                 mine = with_swapped_images(sample.records, image_folder)[processes.rank :: processes.count]
                 yield from (ScoreItem(share, None, swapped=True) for share in _cut(mine, batch_size))
 
@@ -166,6 +158,7 @@ def score(
                 (swapped if item.swapped else result).add(parts)
                 seen += 0 if item.swapped else len(item.records)
                 advance(seen, f"mean VIG {result.sum_of_vig / result.number:.3f}" if result.number else "")
+        known = _known_calibration(sample, folder, calibrate)
         manifest = {"identity": dict(identity), "about": {"model": model.name_or_path, **(about or {})}, "calibration": known}
         return _together(processes, folder, result, swapped.scores, ids, manifest)
 
@@ -245,6 +238,26 @@ def _own_share(
                 raise ValueError(f"an image of record {id!r} was replaced by another since it was scored; give a new folder")
         if processes.count == 1 or int(digest(images_of(raw) or raw), 16) % processes.count == processes.rank:
             yield raw
+
+
+def _items(own: Iterable[Row], done: Collection[str], folder: ScoreFolder | None, batch_size: int) -> Iterator[ScoreItem]:
+    """Yield the items of the records that have no score yet."""
+    for number, share in enumerate(_cut(own, batch_size)):
+        if todo := [raw for raw in share if id_of(raw) not in done]:
+            if folder is not None:
+                folder.begin()
+            yield ScoreItem(todo, None if folder is None else folder.number(number))
+
+
+def _known_calibration(sample: Sample, folder: ScoreFolder | None, calibrate: bool) -> dict[str, Any]:
+    """Return the calibration that an earlier run made with this sample, only its "digest" if it is to be made now, or {}.
+
+    All records must have been read before.
+    """
+    known = {} if folder is None else folder.calibration
+    if known.get("digest") == sample.digest:
+        return known
+    return {"digest": sample.digest} if calibrate else {}
 
 
 def _cut(records: Iterable[Row], batch_size: int) -> Iterator[list[Row]]:

@@ -51,7 +51,6 @@ def select(
             predict them, and without them a model forgets how to stop.
         sources: id -> source of each record (`vig.record_sources`). A record that is missing here has the source "(none)".
         quota: the smallest share to keep of every source, or a dict from sources to their smallest shares, in [0, 1].
-
         by: the measure in place of VIG (`vig.selection.measures`): "vig", "cal", "visnec", "vic", "entropy", "vppo" or "gain". All
             thresholds are of this measure. "visnec" and "vic" choose whole records: all their tokens are supervised.
         reference: scores of the same records by another model. The measure is then the loss minus the reference's loss (RHO-1).

@@ -152,7 +152,7 @@ def add_lora(model: PreTrainedModel, rank: int) -> Any:
             blocks in another way (DBRX's experts).
     """
     if find_spec("peft") is None:
-        raise ValueError('LoRA needs peft: pip install -e ".[lora]"')
+        raise ValueError('LoRA needs peft: pip install "mof-vig[lora]"')
     from peft import LoraConfig, get_peft_model
 
     linear, own = _matrices(model)

@@ -32,9 +32,9 @@ class AnswersFile:
         ValueError: for a file that is none of these, a row without an answer, or two answers to one prompt.
     """
 
-    def __init__(self, file: str | Path, name: str | None = None) -> None:
+    def __init__(self, file: str | Path) -> None:
         self.file = Path(file)
-        self.name = name or self.file.stem
+        self.name = self.file.stem
         self.answers: dict[str, str | None] = {}
         digest = hashlib.sha256()
         files = sorted(path for path in self.file.iterdir() if path.suffix.lower() in SUFFIXES) if self.file.is_dir() else [self.file]

@@ -5,18 +5,18 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
+import math
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel, ProcessorMixin
 
 from encoders import read_image
-from encoders.saved_folders import check_folder, loading, require_config
+from encoders.saved_models import load_network, load_processor
 from encoders.store.fingerprints import weights_digest
-from mof.auto_classes import register_auto_classes
 from mof.data.prompts import prompt_inputs, ready_for_prompts
 from mof.evals.answering import Answer, Prompt
 from mof.evals.decoding import Decoding
@@ -86,12 +86,8 @@ class LocalModel:
             ValueError: for a folder without config.json, weights that are not finite, or a file that was changed since it was saved.
         """
         folder = Path(folder)
-        require_config(folder)
-        check_folder(folder)
-        register_auto_classes()
-        with loading(folder):
-            model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code)
-            processor = AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        processor = load_processor(folder, trust_remote_code=trust_remote_code)
+        model = load_network(folder, dtype=dtype, trust_remote_code=trust_remote_code)
         for parameter_name, weights in model.named_parameters():
             if weights.is_floating_point() and not weights.isfinite().all():
                 raise ValueError(
@@ -156,6 +152,8 @@ class LocalModel:
         targets = ids[:, -longest:]  # [B, N]
         scores = logits.log_softmax(dim=-1).gather(-1, targets.unsqueeze(-1)).squeeze(-1)  # [B, N]
         sums = tuple(float(row[longest - length :].double().sum()) for row, length in zip(scores, lengths, strict=True))
+        if any(map(math.isnan, sums)):
+            raise ValueError(f"the logits hold NaN: {self.model.dtype} may overflow, so load the model as float32 or bfloat16")
         return sums, tuple(lengths)
 
     def encode(self, chats: Sequence[Any]) -> Any:

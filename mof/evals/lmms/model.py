@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from lmms_eval.api.instance import GenerationResult, Instance, TokenCounts
 from lmms_eval.api.model import lmms
 from PIL import Image
@@ -51,9 +50,10 @@ class MofLmms(lmms):
             raise ValueError("mof runs in one process: start lmms-eval without accelerate or torchrun")
         if not str(batch_size).isdigit():  # lmms-eval also has "auto", which tries sizes out on models of its own
             raise ValueError(f"batch_size must be a number for mof, got {batch_size!r}: give the number of prompts in a batch, as in 8")
-        self._loaded = LocalModel.load(pretrained, dtype=dtype, batch_size=int(batch_size), decoding=load_decoding(decoding))
-        if device is not None:
-            self._loaded.model.to(torch.device(device))
+        size, method = int(batch_size), load_decoding(decoding)
+        self._loaded = LocalModel.load(pretrained, dtype=dtype, device=device, batch_size=size, decoding=method)
+        self.unanswered: dict[str, list[str]] = {}
+        """Task -> the reasons why prompts have no answer. lmms-eval takes each of them for an empty answer."""
         self._cache = None if cache is None else AnswerCache(Path(cache))
 
     @property
@@ -85,6 +85,8 @@ class MofLmms(lmms):
         for length, places in by_length.items():
             answers = self._answer([partial(self._prompt, requests[place]) for place in places], length)
             for place, answer in zip(places, answers, strict=True):
+                if answer.error is not None:
+                    self.unanswered.setdefault(requests[place].args[4], []).append(answer.error)
                 counts = TokenCounts(input_tokens=answer.input_tokens, output_tokens=answer.output_tokens)
                 results[place] = GenerationResult(cut(answer.text, requests[place].args[1].get("until")), counts)
         return [results[place] for place in range(len(requests))]
@@ -98,6 +100,8 @@ class MofLmms(lmms):
         prompts = [partial(self._prompt, request, (option,)) for request, option in zip(requests, options, strict=True)]
         losses = []
         for answer, option in zip(self._answer(prompts, longest), options, strict=True):
+            if answer.error is not None:
+                raise ValueError(f"a prompt has no answer: {answer.error}")
             if answer.log_likelihoods is None:
                 raise ValueError(f"{self._loaded.name} gives no log-likelihoods: choose tasks that generate")
             losses.append((-answer.log_likelihoods[0], answer.text.startswith(option.strip())))

@@ -141,6 +141,8 @@ def _measure(suite: str, run: SuiteRun, model: Any, judge: str, console: Console
     deviations += [DEVIATIONS[task] for task in ran if task in DEVIATIONS]
     deviations += [f"{', '.join(judged)}: judged by {judge}"] if judged else []
     deviations += [f"the first {run.limit} questions of each"] if run.limit is not None else []
+    unanswered = model.unanswered.items()
+    deviations += [f"{task}: {len(why)} prompts without an answer, counted as empty answers ({why[0][:200]})" for task, why in unanswered]
     deviations += [f"not run: {', '.join(failed)}"] if failed else []
     result = {
         "format": FORMAT, "benchmark": NAME, "suite": suite, "seed": run.seed,
