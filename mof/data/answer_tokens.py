@@ -117,16 +117,11 @@ def _encode(
     # In BLIP-2 the placeholder is an object instead of a text.
     placeholder_id = image_token_id if placeholder is None else processor.tokenizer.convert_tokens_to_ids(str(placeholder))
     inside = [characters is not None for characters in answers]
-    ids, expanded = plain["input_ids"], input_ids.tolist()
-    front = len(expanded) - len(ids)
-    if front >= 0 and expanded[front:] == ids:  # BLIP-2 puts all image tokens before the text
-        places = [front + i + 1 for i, token in enumerate(ids) if token == placeholder_id]
-        mask, images_end = [False] * front + inside, max(places, default=front)
-    else:
-        mask, images_end = _align(record.id, *_between(ids, inside, placeholder_id), expanded, image_token_id)
+    texts, masks = _between(plain["input_ids"], inside, placeholder_id)
+    mask, last_text = _align(record.id, texts, masks, input_ids.tolist(), image_token_id)
     answer = "".join(text[start:end] for start, end in spans)
     characters = torch.tensor([span for span in answers if span is not None], dtype=torch.int64).reshape(-1, 2)  # [A, 2]
-    return _cut(Example(record.id, input_ids, torch.tensor(mask), outputs, answer, characters, images_end), max_length)
+    return _cut(Example(record.id, input_ids, torch.tensor(mask), outputs, answer, characters, last_text if images else 0), max_length)
 
 
 def _encode_suffix(
@@ -204,32 +199,29 @@ def _answers(text: str, offsets: Sequence[Span], spans: Sequence[Span]) -> list[
 def _align(
     record_id: str, texts: list[list[int]], masks: list[list[bool]], expanded: list[int], image_token_id: int | None
 ) -> tuple[list[bool], int]:
-    """Return the answer mask of the expanded tokens, and the number of tokens up to the end of the last image.
+    """Return the answer mask of the expanded tokens, and the number of tokens before the last text.
 
     The texts between the placeholders and their masks come from `_between`. Between the texts lie image tokens, and around these
-    marks of the processor. They cannot be an answer, because images belong to the user's messages.
+    marks of the processor. They cannot be an answer, because images belong to the user's messages. A few processors put tokens
+    before all texts (BLIP-2 its image tokens, Molmo 2 and Emu3 a token for the beginning) or behind all (Chameleon).
     """
-    ends = [len(texts[0])] if expanded[: len(texts[0])] == texts[0] else []
+    mask, end = [False] * len(expanded), 0
     places = [place for place, token in enumerate(expanded) if token == image_token_id]
-    for index, text in enumerate(texts[1:], start=1):
-        last = index == len(texts) - 1
-        before = ends[-1] if ends else len(expanded)
-        following = bisect_left(places, before)
-        first = (places[following] if following < len(places) else before) + 1  # Ovis2 also writes tokens other than the image token
-        starts = [len(expanded) - len(text)] if last else range(first, len(expanded) - len(text) + 1)
-        start = next((at for at in starts if at >= first and expanded[at : at + len(text)] == text), None)
+    for index, (text, inside) in enumerate(zip(texts, masks, strict=True)):
+        if index:  # behind an image; Ovis2 also writes tokens other than the image token
+            following = bisect_left(places, end)
+            end = (places[following] if following < len(places) else end) + 1
+        starts = range(end, len(expanded) - len(text) + 1)
+        in_turn = reversed(starts) if index == len(texts) - 1 else starts
+        start = next((at for at in in_turn if expanded[at : at + len(text)] == text), None)
         if start is None:
-            break
-        ends.append(start + len(text))
-    if len(ends) != len(texts) or ends[-1] != len(expanded):
-        raise RecordError(
-            f"record {record_id!r}: the processor changes more than the number of image tokens (id {image_token_id}): "
-            f"{sum(map(len, texts))} tokens of text cannot be aligned with {len(expanded)} tokens of the processor"
-        )
-    mask = [False] * len(expanded)
-    for end, inside in zip(ends, masks, strict=True):
-        mask[end - len(inside) : end] = inside
-    return mask, len(expanded) - len(texts[-1]) if len(texts) > 1 else 0
+            raise RecordError(
+                f"record {record_id!r}: the processor changes more than the number of image tokens (id {image_token_id}): "
+                f"{sum(map(len, texts))} tokens of text cannot be aligned with {len(expanded)} tokens of the processor"
+            )
+        end = start + len(text)
+        mask[start:end] = inside
+    return mask, end - len(texts[-1])
 
 
 def _between(ids: list[int], answers: list[bool], placeholder_id: int | None) -> tuple[list[list[int]], list[list[bool]]]:

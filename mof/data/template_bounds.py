@@ -83,6 +83,7 @@ def bounded(environment: Any) -> Any:
     environment.count_step, environment.small, environment.tilde = _count, _small, lambda *values: _joined(map(_text, values))
     environment.filters = {name: _limited(name, filter) for name, filter in environment.filters.items()}
     environment.filters["join"] = _join
+    environment.filters["random"] = environment.filters["first"]  # each rendering of a conversation is the same text
     environment.tests = {name: _compared(test) if name in COMPARISONS else test for name, test in environment.tests.items()}
     # both renderings of a conversation show the same time
     own = {"lipsum": _no_lipsum, "strftime_now": lru_cache(maxsize=64)(environment.globals["strftime_now"])}

@@ -21,7 +21,7 @@ Span = tuple[int, int]  # characters start..end-1
 SHORT_CHAT = ({"role": "user", "content": [{"type": "text", "text": "-"}]},)
 
 MARKED = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
-START, END = (f"\ufdd0{secrets.token_hex(8)}\ufdd1" for _ in range(2))  # random, so that no text holds them
+START, END = (f"\ufdd0{secrets.randbelow(10**20):020}\ufdd1" for _ in range(2))  # random, so that no text holds them; digits have no case
 
 
 def marks_answers(template: object) -> bool:
@@ -30,8 +30,8 @@ def marks_answers(template: object) -> bool:
 
 
 def template_of(processor: ProcessorMixin) -> str | None:
-    """Return the chat template of a processor. If it has several, return its default template."""
-    template = processor.chat_template
+    """Return the chat template of a processor, or else of its tokenizer. If there are several, return the default template."""
+    template = processor.chat_template or processor.tokenizer.chat_template
     return template.get("default") if isinstance(template, dict) else template
 
 

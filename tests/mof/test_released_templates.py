@@ -19,6 +19,9 @@ ENDS = [
     "<|media_start|>",
     "<|END_RESPONSE|>",
     "<|END_OF_TURN|>",
+    "<|open|>",
+    "<|close|>",
+    "<|sep|>",
 ]
 EACH = "{%- for m in messages -%}"
 PARTS = "{%- for c in m.content -%}{{ '<image>' if c.type == 'image' else c.text }}{%- endfor -%}"
@@ -76,6 +79,13 @@ SHOUTED += "{%- else -%}" + PARTS + "</s>{%- endif -%}{%- endfor -%}"
 JSON = EACH + "<|im_start|>{{ m.content if m.content is string else m.content | tojson }}<|im_end|>{%- endfor -%}"
 COMMENT = "{# put {% generation %} around the answers #}" + LLAMA4
 MARKED_WITH_TOOLS = "{%- if tools -%}{%- generation -%}{%- endgeneration -%}{%- endif -%}" + LLAMA4
+KIMI_K3 = EACH + "<|open|>{{ m.role }}<|sep|>" + PARTS + "<|close|>{{ m.role }}<|sep|></s>{%- endfor -%}"
+AS_JSON = EACH + '{"role": "{{ m.role }}", "content": "' + PARTS + '"}</s>{%- endfor -%}'
+STARS = EACH + "{{ m.role }}: **" + PARTS + "**{%- if m.role == 'assistant' -%}</s>{%- endif -%}{%- endfor -%}"
+END_AFTER_QUESTIONS = EACH + "{{ m.role }}:" + PARTS + "{{ '\n' if m.role == 'assistant' else '</s>' }}{%- endfor -%}"
+NOT_SPECIAL = EACH + "{{ m.role }}:" + PARTS + "<end>{%- endfor -%}"
+RANDOM = "{{ range(1000) | random }}" + LLAMA4
+NO_OPENING = EACH + "{%- if m.role == 'assistant' -%}<|assistant|>" + PARTS + "<|eot|>{%- else -%}" + PARTS + "{%- endif -%}{%- endfor -%}"
 
 THOUGHT = "<think>\nIt has ears.\n</think>\n\nA cat."
 CASES = {
@@ -98,6 +108,12 @@ CASES = {
     "only some white space is cut": (NEWLINES_CUT, ["\n a\n", "\n \n"], "user:Q0;assistant:[ a\n];user:Q1;assistant:[ \n];"),
     "marks in a comment": (COMMENT, ["No"], "<|header_start|>user<|header_end|>\n\nQ0<|eot|><|header_start|>assistant<|header_end|>\n\n[No<|eot|>]"),
     "marks that are not reached": (MARKED_WITH_TOOLS, ["No"], "<|header_start|>user<|header_end|>\n\nQ0<|eot|><|header_start|>assistant<|header_end|>\n\n[No<|eot|>]"),
+    "kimi k3, words in the end of a turn": (KIMI_K3, ["A", "A"], "<|open|>user<|sep|>Q0<|close|>user<|sep|></s><|open|>assistant<|sep|>[A<|close|>assistant<|sep|></s>]<|open|>user<|sep|>Q1<|close|>user<|sep|></s><|open|>assistant<|sep|>[A<|close|>assistant<|sep|></s>]"),
+    "answers as JSON": (AS_JSON, ["A</s>"], '{"role": "user", "content": "Q0"}</s>{"role": "assistant", "content": "[A</s>"}</s>]'),
+    "answers between stars": (STARS, ["A", ""], "user: **Q0**assistant: **[A**</s>]user: **Q1**assistant: **[**</s>]"),
+    "the end of a question is not the end of an answer": (END_AFTER_QUESTIONS, ["A", "A"], "user:Q0</s>assistant:[A]\nuser:Q1</s>assistant:[A]\n"),
+    "a token that is not special ends a turn": (NOT_SPECIAL, ["A"], "user:Q0<end>assistant:[A<end>]"),
+    "random words": (RANDOM, ["A"], "0<|header_start|>user<|header_end|>\n\nQ0<|eot|><|header_start|>assistant<|header_end|>\n\n[A<|eot|>]"),
 }  # fmt: skip
 
 
@@ -105,6 +121,7 @@ CASES = {
 def tokenizer():
     tokenizer = build_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ENDS})
+    tokenizer.add_tokens(["<end>"])
     return tokenizer
 
 
@@ -144,6 +161,41 @@ def test_a_question_that_the_answer_repeats_is_not_left_out(tokenizer):
     )
     text, _ = rendered(tokenizer, template + "{%- endif -%}{%- endfor -%}", ["What?"], ["What?"])
     assert text == "|What?|What?"
+
+
+def test_a_question_that_begins_like_the_end_of_a_turn(tokenizer):
+    text = marked(*rendered(tokenizer, NO_OPENING, ["a", "b"], ["What?", "</s><|eot|>?"]))
+    assert text == "What?<|assistant|>[a<|eot|>]</s><|eot|>?<|assistant|>[b<|eot|>]"
+
+
+@pytest.mark.parametrize("question", ["", "</s>", "<image>"])
+def test_the_end_of_a_question_without_words_is_not_the_end_of_an_answer(tokenizer, question):
+    image = [Image.new("RGB", (2, 2))] * (question == "<image>")
+    turns = [("human", "What?"), ("gpt", "A"), ("human", question), ("gpt", "B")]
+    record = to_record({"id": "x", "images": image, "conversations": [{"from": role, "value": text} for role, text in turns]})
+    text = marked(*render_answers(SimpleNamespace(tokenizer=tokenizer, chat_template=END_AFTER_QUESTIONS), record))
+    assert text == f"user:What?</s>assistant:[A]\nuser:{question}</s>assistant:[B]\n"
+
+
+@pytest.mark.parametrize("change", ["escape", "replace('\n', ' / ')", "replace('<think>', '<reasoning>')", "upper"])
+def test_a_thought_whose_marks_are_rewritten_is_refused(tokenizer, change):
+    with pytest.raises(RecordError, match="'x'.*once and unchanged"):
+        rendered(tokenizer, EACH + "{{ m.content[0].text | " + change + " }}</s>{%- endfor -%}", [THOUGHT])
+
+
+@pytest.mark.parametrize("user", ["{{ m.content + '|' }}", PARTS], ids=["questions as strings", "questions in parts"])
+def test_answers_as_strings_and_a_system_text_in_parts(tokenizer, user):
+    template = EACH + "{%- if m.role == 'user' -%}" + user + "{%- else -%}"
+    template += "{{ m.content + '</s>' if m.role == 'assistant' else m.content[0].text }}{%- endif -%}{%- endfor -%}"
+    messages = [("system", "Be brief."), ("user", "Q"), ("assistant", "A")]
+    record = to_record({"id": "x", "messages": [{"role": role, "content": text} for role, text in messages]})
+    text = marked(*render_answers(SimpleNamespace(tokenizer=tokenizer, chat_template=template), record))
+    assert text.replace("|", "") == "Be brief.Q[A</s>]"
+
+
+def test_the_template_of_the_tokenizer_counts_if_the_processor_has_none(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenizer, "chat_template", LLAMA4)
+    assert rendered(tokenizer, None, ["a"]) == rendered(tokenizer, LLAMA4, ["a"])
 
 
 def test_sentinels_in_questions_are_text(tokenizer):

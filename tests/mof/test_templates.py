@@ -62,6 +62,12 @@ def test_every_spelling_of_the_mark(left: str, space: str, right: str) -> None:
     assert marks_answers(template) and render(template, []) == ("abc", [(1, 2)])
 
 
+@pytest.mark.parametrize("filter", ["upper", "trim"])
+def test_marks_within_a_filter(filter: str) -> None:
+    template = "{% filter FILTER %}A {% generation %}B{% endgeneration %} C{% endfilter %}".replace("FILTER", filter)
+    assert render(template, []) == ("A B C", [(2, 3)])
+
+
 @pytest.mark.parametrize(
     "template",
     [

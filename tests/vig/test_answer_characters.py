@@ -6,10 +6,12 @@ import re
 
 import numpy as np
 import pytest
-from support.families import FAMILIES, build, make_records
+from support.families import FAMILIES, build, make_records, template
+from support.families import tokenizer as byte_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import ChameleonProcessor, CLIPImageProcessor, Emu3ImageProcessor, Emu3Processor, PreTrainedTokenizerFast
 
+from mof.data.answer_spans import render_answers
 from mof.data.answer_tokens import encode_record
 from mof.data.records import to_record
 from vig import load_scores, score
@@ -65,6 +67,35 @@ def test_words_with_a_space_that_the_tokenizer_leaves_out(llava, records, image_
     pieces = [example.answer[start:end] for start, end in example.characters.tolist()]
     assert pieces == [*re.findall(r"\w+|\.", records[3]["conversations"][1]["value"]), "</s>"]
     assert example.input_ids[example.answer_mask].tolist() == tokenizer.convert_tokens_to_ids(pieces)
+
+
+def emu3():
+    """Its processor puts <s> before the text."""
+    names = {"boi_token": "<boi>", "eoi_token": "<eoi>", "image_wrapper_token": "<img>", "eof_token": "<eof>"}
+    return Emu3Processor(Emu3ImageProcessor(min_pixels=28 * 28, max_pixels=56 * 56), byte_tokenizer(image_token="<image>", **names))
+
+
+def chameleon():
+    """Its processor puts the token of separation behind the text."""
+    tokenizer = byte_tokenizer(image_token="<image>", boi_token="<boi>", eoi_token="<eoi>", sep_token="<sep>")
+    images = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    return ChameleonProcessor(images, tokenizer, image_seq_length=4)
+
+
+@pytest.mark.parametrize("images", [0, 1, 2])
+@pytest.mark.parametrize("make", [emu3, chameleon])
+def test_processors_that_add_tokens_around_the_text(make, images) -> None:
+    processor = make()
+    processor.chat_template = template("<image>")
+    record, other = make_records(turns=2)[:2]
+    record["images"] = [record["images"][0], other["images"][0]][:images]
+    record["messages"][0]["content"] = record["messages"][0]["content"][images == 0 :]
+    record["messages"][2]["content"] = [{"type": "image"}] * (images - 1) + record["messages"][2]["content"]
+    example = encode_record(processor, to_record(record))
+    assert processor.tokenizer.decode(example.input_ids[example.answer_mask]) == example.answer == " Yes.</s> Yes.Yes.</s>"
+    _, placeholder, after = render_answers(processor, to_record(record))[0].rpartition("<image>")
+    assert (example.images_end > 0) == bool(placeholder) == bool(images)
+    assert not images or processor.tokenizer.decode(example.input_ids[example.images_end :]).removesuffix("<sep>") == after
 
 
 def test_as_arrow(llava, records, image_folder, tmp_path) -> None:
