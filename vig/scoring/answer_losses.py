@@ -185,7 +185,7 @@ class AnswerLosses:
 
 
 def _few(groups: Groups) -> Groups:
-    """Return the shortest and the longest example of two groups: of the group with the shortest, which has the most padding, and another."""
+    """Return the shortest and the longest example of two groups, among them the batch's shortest, which has the most padding."""
     by_length = [sorted(group, key=lambda example: len(example.input_ids)) for group in groups]
     ends = [ordered if len(ordered) == 1 else [ordered[0], ordered[-1]] for ordered in by_length]
     ends.sort(key=lambda both: len(both[0].input_ids))
