@@ -1,4 +1,4 @@
-"""The tables of the default run and of fusions hold the figures of docs/results/default.json and fusion.json, recomputed here."""
+"""The tables of the default run, of fusions and of photos hold the figures of docs/results/*.json, recomputed here."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import statistics
 
 import pytest
+from scipy.stats import ttest_1samp
 from support.code_blocks import ROOT
 
 RESULTS = ROOT / "docs/results"
@@ -45,6 +46,26 @@ def test_the_fusions():
             assert name == "interleaved" or written[3].split()[0] == f"{mean - statistics.fmean(pairs['interleaved']):+.1f}"
             checked.append(name)
     assert sorted(checked) == sorted(name for name, rows in by_name.items() if len(rows) == 3)
+
+
+def test_the_photos():
+    by_way: dict[str, list[dict]] = {}
+    for row in sorted(json.loads((RESULTS / "photos.json").read_text())["rows"], key=lambda row: row["noise"]):
+        by_way.setdefault(row["selection"], []).append(row["held_out"] | {"tokens": row["active_tokens"]})
+    differences = {way: [held["loss_other_photo"] - held["loss_right_photo"] for held in rows] for way, rows in by_way.items()}
+    checked = []
+    for first, *written in lines((RESULTS / "photos.md").read_text()):
+        way = first.split(":")[0].strip("`")
+        if way in by_way and len(written) == 5:
+            losses = [statistics.fmean(held[key] for held in by_way[way]) for key in ("loss_right_photo", "loss_other_photo")]
+            seeds = ", ".join(f"{value:.3f}" for value in differences[way])
+            assert written[:3] == [*(f"{loss:.3f}" for loss in losses), f"{statistics.fmean(differences[way]):.3f} ({seeds})"]
+            gains = [value - other for value, other in zip(differences[way], differences["random"], strict=True)]
+            low, high = ttest_1samp(gains, 0).confidence_interval(0.95)
+            assert way == "random" or written[3] == f"{statistics.fmean(gains):+.3f} [{low:+.3f}, {high:+.3f}]"
+            assert written[4] == f"{statistics.fmean(held['tokens'] for held in by_way[way]):,.0f}"
+            checked.append(way)
+    assert sorted(checked) == sorted(by_way) and len(by_way) == 6 and {len(rows) for rows in by_way.values()} == {3}
 
 
 @pytest.mark.parametrize(("study", "page"), [("noise", "noise"), ("fusions", "fusion"), ("layers", "layers"), ("decoding", "decoding")])
