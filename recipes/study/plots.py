@@ -128,6 +128,7 @@ def gains(rows: Sequence[Mapping[str, Any]]) -> Figure:
 def _line(axes: Axes, points: Sequence[Sequence[tuple[float, float]]], number: int, label: str) -> None:
     """Draw a line through the means of points, each of which is a list of (x, y) with an entry for each seed; and a dot for each seed."""
     colour, mark = COLOURS[LINES[number % len(LINES)]], MARKS[number % len(MARKS)]
+    style = "-" if number < len(LINES) else "--"  # the colours come a second time
     means = [[statistics.fmean(values) for values in zip(*seeds, strict=True)] for seeds in points]
-    axes.plot(*zip(*means, strict=True), label=label, color=colour, marker=mark)
+    axes.plot(*zip(*means, strict=True), label=label, color=colour, marker=mark, linestyle=style)
     axes.plot(*zip(*itertools.chain(*points), strict=True), ".", color=colour, alpha=0.4)
