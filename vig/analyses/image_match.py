@@ -19,6 +19,7 @@ from mof.data.digests import digest, record_id
 from mof.data.forms import to_mapping
 from mof.data.records import RecordError, images_of, texts_of
 from mof.data.rows import RawRecord
+from vig.scoring.calibration import places
 from vig.scoring.run import score
 from vig.words import Mean, vig_by_word_class, word_class
 
@@ -80,15 +81,9 @@ def auroc(own: NDArray[np.floating], other: NDArray[np.floating]) -> Mean:
 
     Equal values count half. The error is DeLong's.
     """
-    below = _share_below(other, own)  # [records]: for each record with its own image
-    above = 1 - _share_below(own, other)  # [records]: for each record with its other image
+    below = places(own, other)  # [records]: for each record with its own image
+    above = 1 - places(other, own)  # [records]: for each record with its other image
     return Mean.of(below + above)._replace(mean=float(below.mean()))
-
-
-def _share_below(values: NDArray[np.floating], limits: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Return for each limit the share of the values below it; equal values count half."""
-    ordered = np.sort(values)
-    return (np.searchsorted(ordered, limits, "left") + np.searchsorted(ordered, limits, "right")) / (2 * len(values))
 
 
 def right_against_other_image(model: PreTrainedModel, processor: ProcessorMixin, records: Sequence[Any], **options: Any) -> dict[str, Any]:

@@ -129,10 +129,10 @@ def _error(right: NDArray[np.floating], swapped: NDArray[np.floating]) -> float 
     """Return the standard error of AUROC (DeLong), as if the sides were different records; None for fewer than two records."""
     if len(right) < 2:
         return None
-    return math.sqrt((_places(right, swapped).var(ddof=1) + _places(swapped, right).var(ddof=1)) / len(right))
+    return math.sqrt((places(right, swapped).var(ddof=1) + places(swapped, right).var(ddof=1)) / len(right))
 
 
-def _places(values: NDArray[np.floating], others: NDArray[np.floating]) -> NDArray[np.float64]:
+def places(values: NDArray[np.floating], others: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return, for each value, the share of the others that are lower; equal values count half."""
     ordered = np.sort(others)
     return (np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")) / (2 * len(ordered))
