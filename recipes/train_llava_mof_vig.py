@@ -74,6 +74,8 @@ def main() -> None:
             results.append(RowRun(row, setting, records[row.mix], folder, seed)())
             folder.write("results.json", {"rows": results})
     show(results, args.compare, folder)
+    if args.quick:
+        console.print("--quick trains on a twentieth of the miniature, to see that everything works: its figures mean nothing")
     if not args.compare and records["finetune"].pairs and PartialState().is_main_process:
         page = folder.path("run.html")
         write_run_page(page, results, records["finetune"].pairs, sorted(folder.folder.glob("seed-*/vig-*.html")))
